@@ -1,0 +1,215 @@
+"""The form to which every schedule lowers: what each CTA's tiles load, compute and store.
+
+A kernel is a grid of CTAs. A CTA runs one or more *items* (usually one); an item runs the kernel's
+loops one after the other, so that a prologue is a loop of one trip. A loop's ops are those of an
+algorithm box:
+
+    Load      brings a tile of a stream into one of the load's `stages` buffers, as soon as one is free
+    Compute   waits for the loads that it reads, then takes the SM's pipes for its amounts
+    Store     writes a tile of a stream
+
+The last compute of a trip that reads a load frees its buffer; the load of `stages` trips later is
+issued then. So prefetching is nothing but buffers, as in the real kernel.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import gcd, prod
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor in HBM: `groups` (such as batch x heads) matrices of `rows` x `cols` elements."""
+
+    name: str
+    groups: int
+    rows: int
+    cols: int
+    element_bytes: int
+    role: Literal["input", "output", "workspace"] = "workspace"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.groups * self.rows * self.cols * self.element_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The tiles of a tensor that one op touches, trip after trip.
+
+    Tiles of `tile_rows` x `tile_cols` cut each matrix; they are numbered row by row, group by group.
+    Trip i of an item touches tile base[item] + stride * i or, with a table,
+    base[item] + table[start[item] + i].
+    """
+
+    tensor: Tensor
+    tile_rows: int
+    tile_cols: int
+    base: IntArray
+    stride: int = 0
+    table: IntArray | None = None
+    start: IntArray | None = None
+
+    @property
+    def tiles_down(self) -> int:
+        """Rows of tiles in one matrix."""
+        return -(-self.tensor.rows // self.tile_rows)
+
+    @property
+    def tiles_across(self) -> int:
+        """Columns of tiles in one matrix."""
+        return -(-self.tensor.cols // self.tile_cols)
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a tile that no edge cuts."""
+        rows, cols = min(self.tile_rows, self.tensor.rows), min(self.tile_cols, self.tensor.cols)
+        return rows * cols * self.tensor.element_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """Bring the trip's tile of `stream` to SRAM, up to `stages` trips ahead."""
+
+    stream: Stream
+    stages: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Compute:
+    """Work of the whole CTA on its SM's pipes, all taken at once; done with the slowest.
+
+    `vector_ops` are lane operations (an FMA is one), `sram_bytes` what is read from or written to
+    shared memory. All amounts zero: only a wait for the loads it reads.
+    """
+
+    name: str
+    reads: tuple[Load, ...] = ()
+    mma_flops: int = 0
+    vector_ops: int = 0
+    exp_count: int = 0
+    sram_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Write the trip's tile of `stream`; `atomic` adds to what is there instead."""
+
+    stream: Stream
+    atomic: bool = False
+
+
+Op = Load | Compute | Store
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """`trips[item]` times the ops, in order."""
+
+    trips: IntArray
+    ops: tuple[Op, ...]
+
+    @property
+    def loads(self) -> list[Load]:
+        """The loop's loads, in program order."""
+        return [op for op in self.ops if isinstance(op, Load)]
+
+    @property
+    def steps(self) -> list[Compute | Store]:
+        """What the workers execute, in program order: all but the loads."""
+        return [op for op in self.ops if not isinstance(op, Load)]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one CTA takes of its SM. A worker is one warp on each sub-partition (4 warps)."""
+
+    sram_bytes: int
+    threads: int = 128
+    registers_per_thread: int = 255
+
+    @property
+    def workers(self) -> int:
+        """Warp groups that run the CTA's computes, each its share."""
+        return max(1, self.threads // 128)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A launch: CTAs in grid order; CTA c runs items first_item[c] .. first_item[c + 1] - 1."""
+
+    name: str
+    loops: tuple[Loop, ...]
+    footprint: Footprint
+    tensor_path: Literal["native", "mma_sync"] = "native"
+    first_item: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def items(self) -> int:
+        """Number of items over all CTAs."""
+        return len(self.loops[0].trips)
+
+    @cached_property
+    def cta_items(self) -> IntArray:
+        """first_item, or one item a CTA where none is given."""
+        if len(self.first_item):
+            return self.first_item
+        return np.arange(self.items + 1, dtype=np.int64)
+
+    @property
+    def ctas(self) -> int:
+        """Number of CTAs in the grid."""
+        return len(self.cta_items) - 1
+
+    @cached_property
+    def tile_steps(self) -> int:
+        """Trips over all loops and items."""
+        return sum(int(loop.trips.sum()) for loop in self.loops)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Every stream that an op of the kernel touches."""
+        return [op.stream for loop in self.loops for op in loop.ops if not isinstance(op, Compute)]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that the kernel touches, once each, in program order."""
+        return list(dict.fromkeys(stream.tensor for stream in self.streams))
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How the L2 cuts a tensor: the largest chunk that every kernel's tiles are made of."""
+
+    rows: int
+    cols: int
+    first: int
+    down: int
+    across: int
+
+
+def chunk_tensors(kernels: list[Kernel]) -> dict[Tensor, Chunking]:
+    """The chunks of all tensors of a schedule, numbered through from 0.
+
+    A tile that spans a whole side of its tensor is made of any chunks and so constrains none.
+    """
+    tiles: dict[Tensor, list[Stream]] = {}
+    for kernel in kernels:
+        for stream in kernel.streams:
+            tiles.setdefault(stream.tensor, []).append(stream)
+    chunkings: dict[Tensor, Chunking] = {}
+    first = 0
+    for tensor, streams in tiles.items():
+        rows = gcd(*(s.tile_rows for s in streams if s.tile_rows < tensor.rows)) or tensor.rows
+        cols = gcd(*(s.tile_cols for s in streams if s.tile_cols < tensor.cols)) or tensor.cols
+        down, across = -(-tensor.rows // rows), -(-tensor.cols // cols)
+        chunkings[tensor] = Chunking(rows, cols, first, down, across)
+        first += prod((tensor.groups, down, across))
+    return chunkings

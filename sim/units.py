@@ -1,0 +1,108 @@
+"""Quantities as people write them in files ("3.35 TB/s") to SI floats in code, by pint."""
+
+import math
+from functools import cache
+from typing import Annotated, Any
+
+import pint
+from pydantic import BeforeValidator
+
+# A registry of its own: in pint's default one bytes and bits are dimensionless, so that "50" would
+# pass for "50 B", and K would be a kelvin.
+_DEFINITIONS = """
+kilo- = 1e3 = k-
+mega- = 1e6 = M-
+giga- = 1e9 = G-
+tera- = 1e12 = T-
+peta- = 1e15 = P-
+kibi- = 1024 = Ki-
+mebi- = 1048576 = Mi-
+gibi- = 1073741824 = Gi-
+tebi- = 1099511627776 = Ti-
+milli- = 1e-3 = m-
+micro- = 1e-6 = u- = µ-
+nano- = 1e-9 = n-
+pico- = 1e-12 = p-
+second = [time] = s
+hertz = 1 / second = Hz
+byte = [information] = B
+flop = [operation] = FLOP
+joule = [energy] = J
+watt = joule / second = W
+"""
+
+
+@cache
+def _registry() -> pint.UnitRegistry[float]:
+    registry: pint.UnitRegistry[float] = pint.UnitRegistry(None, cache_folder=None)
+    registry.load_definitions(_DEFINITIONS.strip().splitlines())
+    return registry
+
+
+def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
+    """`value` in `unit`.
+
+    Raises ValueError unless it is a string with a unit of that kind, finite and not negative.
+    """
+    expected = f"{meaning} was expected, such as {example}"
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        raise ValueError(f"it has no unit; {expected}")
+    if not isinstance(value, str):
+        raise ValueError(expected)
+    try:
+        amount = float(_registry().Quantity(value).to(unit).magnitude)
+    except Exception:  # pint raises tokenizer, syntax and attribute errors of many types
+        raise ValueError(expected) from None
+    if not math.isfinite(amount):
+        raise ValueError(f"it must be finite; {expected}")
+    if amount < 0:
+        raise ValueError(f"it must not be negative; {expected}")
+    return amount
+
+
+def _positive(unit: str, meaning: str, example: str) -> BeforeValidator:
+    def parse(value: Any) -> float:
+        amount = parse_quantity(value, unit, meaning, example)
+        if amount == 0:
+            raise ValueError(f"it must be above zero; {meaning} was expected, such as {example}")
+        return amount
+
+    return BeforeValidator(parse)
+
+
+def _at_least_zero(unit: str, meaning: str, example: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse_quantity(value, unit, meaning, example))
+
+
+_BYTES = ("byte", "a number of bytes", '"50 MB" or "48 MiB"')
+Bytes = Annotated[float, _positive(*_BYTES)]
+BytesOrNone = Annotated[float, _at_least_zero(*_BYTES)]
+BytesPerSecond = Annotated[float, _positive("byte/second", "a bandwidth", '"3.35 TB/s"')]
+FlopsPerSecond = Annotated[float, _positive("flop/second", "a rate of FLOPs", '"989 TFLOP/s"')]
+Hertz = Annotated[float, _positive("hertz", "a clock rate", '"1830 MHz"')]
+Seconds = Annotated[float, _at_least_zero("second", "a time", '"560 ns"')]
+Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
+JoulesPerByte = Annotated[float, _positive("joule/byte", "an energy a byte", '"31 pJ/B"')]
+JoulesPerFlop = Annotated[float, _positive("joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')]
+
+_SHOWN_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SMALL_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
+
+
+def show(value: float, unit: str) -> str:
+    """`value` with three digits and a decimal prefix: show(3.35e12, "B/s") == "3.35 TB/s"."""
+    if value == 0:
+        return f"0 {unit}"
+    prefixes = _SHOWN_PREFIXES if abs(value) >= 1 else _SMALL_PREFIXES
+    for scale, prefix in prefixes:
+        if abs(value) >= scale * 0.9995:
+            return f"{value / scale:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def show_binary(value_bytes: float) -> str:
+    """A capacity with a binary prefix: show_binary(233472) == "228 KiB"."""
+    for scale, prefix in ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki")):
+        if value_bytes >= scale:
+            return f"{value_bytes / scale:.4g} {prefix}B"
+    return f"{value_bytes:.0f} B"
