@@ -174,6 +174,11 @@ class Kernel:
         return sum(int(loop.trips.sum()) for loop in self.loops)
 
     @property
+    def steps(self) -> list[Compute | Store]:
+        """What the workers execute, over all loops."""
+        return [step for loop in self.loops for step in loop.steps]
+
+    @property
     def streams(self) -> list[Stream]:
         """Every stream that an op of the kernel touches."""
         return [op.stream for loop in self.loops for op in loop.ops if not isinstance(op, Compute)]

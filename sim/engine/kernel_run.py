@@ -1,0 +1,46 @@
+"""What either engine says of one kernel that it ran."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.tile_program import Compute, Kernel, Store
+
+
+@dataclass(frozen=True)
+class KernelRun:
+    """Counters, times and timeline of one kernel, from its first CTA to its last.
+
+    `hbm_write_bytes` is what was written by the kernel's end, `l2_dirty_bytes` what was then still
+    dirty in L2 (of this kernel or an earlier one). `counts` says how often each step ran (a worker
+    each). `busy_s` holds each pipe's service time in the order of `machine.CAUSES`, summed over
+    SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins).
+    """
+
+    kernel: Kernel
+    time_s: float
+    ctas_per_sm: int
+    counts: dict[Compute | Store, int]
+    hbm_read_bytes: int
+    hbm_write_bytes: int
+    l2_read_bytes: int
+    l2_write_bytes: int
+    l2_hit_bytes: int
+    l2_dirty_bytes: int
+    busy_s: NDArray[np.float64]
+    path_s: NDArray[np.float64]
+    cta_sm: NDArray[np.int64]
+    cta_start_s: NDArray[np.float64]
+    cta_end_s: NDArray[np.float64]
+    bins: NDArray[np.float64]
+    bin_width_s: float
+
+    def executed(self, amount: str) -> int:
+        """Total of one amount of the computes (such as "mma_flops") over all that ran."""
+        workers = self.kernel.footprint.workers
+        return sum(
+            getattr(step, amount) * count // workers
+            for step, count in self.counts.items()
+            if isinstance(step, Compute)
+        )

@@ -1,0 +1,114 @@
+"""The machine both engines run on: a profile's pipes at the rates that kernels sustain.
+
+A pipe is a FIFO server. Each SM has its own tensor, vector, exp, SRAM and issue pipes and a port to
+L2; L2 and HBM are one pipe each for the device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.tile_program import Compute, Footprint, Kernel
+
+TENSOR, VECTOR, EXP, SRAM, ISSUE, PORT = range(6)
+SM_PIPES = 6
+L2, HBM = 6, 7
+# Causes to which critical time goes: the pipes by their numbers, then what no pipe serves.
+L2_LATENCY, HBM_LATENCY, OP_LATENCY, CTA_START = 8, 9, 10, 11
+CAUSES = (
+    "tensor",
+    "vector",
+    "exp",
+    "sram",
+    "issue",
+    "sm_port",
+    "l2",
+    "hbm",
+    "l2_latency",
+    "hbm_latency",
+    "op_latency",
+    "cta_start",
+)
+N_CAUSES = len(CAUSES)
+
+# An SM issues one warp instruction a clock on each of 4 sub-partitions: 4 x 32 lanes (CUDA C++
+# Programming Guide, sections "Compute Capability 7.x" to "9.0").
+ISSUE_LANES = 128
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Sustained rates and fixed times of a profile, in SI."""
+
+    sms: int
+    hbm_bytes_per_s: float
+    l2_bytes_per_s: float
+    port_bytes_per_s: float
+    l2_capacity_bytes: int
+    l2_latency_s: float
+    hbm_latency_s: float
+    op_latency_s: float
+    cta_start_s: float
+
+
+def machine_of(hw: HardwareProfile) -> Machine:
+    """The machine that a profile describes."""
+    calibration = hw.calibration
+    return Machine(
+        sms=hw.sm.count,
+        hbm_bytes_per_s=hw.hbm.bandwidth * calibration.hbm.sustained,
+        l2_bytes_per_s=hw.l2.bandwidth * calibration.l2.sustained,
+        port_bytes_per_s=hw.sm.l2_bytes_per_clock * hw.sm.clock,
+        l2_capacity_bytes=int(hw.l2.capacity * calibration.l2.effective_capacity),
+        l2_latency_s=calibration.l2.latency,
+        hbm_latency_s=calibration.hbm.latency,
+        op_latency_s=calibration.sm.op_latency,
+        cta_start_s=calibration.sm.cta_start,
+    )
+
+
+def service_times_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> NDArray[np.float64]:
+    """Seconds that one worker's share of `op` takes of each SM pipe.
+
+    A dtype without a tensor rate (fp32) has its matmuls on the vector pipe. Returns shape (6,).
+    """
+    sm, calibration = hw.sm, hw.calibration
+    service_s = np.zeros(SM_PIPES)
+    vector_ops = float(op.vector_ops)
+    tensor_rate = hw.tensor_flops_per_s(dtype)
+    if tensor_rate is None:
+        vector_ops += op.mma_flops / 2  # an FMA is two FLOPs
+    else:
+        sustained = getattr(calibration.tensor, kernel.tensor_path)
+        service_s[TENSOR] = op.mma_flops / (tensor_rate / sm.count * sustained)
+    service_s[VECTOR] = vector_ops / (sm.fp32_lanes * sm.clock * calibration.sm.vector)
+    service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
+    service_s[SRAM] = op.sram_bytes / (hw.sram.bytes_per_clock * sm.clock * calibration.sm.sram)
+    issued = (vector_ops + op.exp_count) / (ISSUE_LANES * sm.clock)
+    service_s[ISSUE] = issued + calibration.sm.mma_issue * service_s[TENSOR]
+    return service_s / kernel.footprint.workers
+
+
+def ctas_per_sm(footprint: Footprint, hw: HardwareProfile) -> int:
+    """How many such CTAs one SM holds at once: by SRAM, registers, threads and CTA slots.
+
+    Registers are dealt a warp in units of 256 (CUDA occupancy calculator). Raises InputError where
+    not even one fits.
+    """
+    warps = -(-footprint.threads // 32)
+    registers = warps * (-(-footprint.registers_per_thread * 32 // 256) * 256)
+    room = {
+        "SRAM": int(hw.sram.capacity // (footprint.sram_bytes + hw.sram.reserved_per_cta))
+        if footprint.sram_bytes + hw.sram.reserved_per_cta
+        else hw.sm.max_ctas,
+        "registers": hw.sm.registers // registers,
+        "threads": hw.sm.max_threads // footprint.threads,
+        "CTA slots": hw.sm.max_ctas,
+    }
+    limit = min(room, key=lambda name: room[name])
+    if room[limit] < 1:
+        raise InputError(f"one CTA does not fit an SM of {hw.name}: too little of its {limit}")
+    return room[limit]

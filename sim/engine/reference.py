@@ -1,0 +1,502 @@
+"""The reference engine: the semantics of `sim.engine.replay` as SimPy processes.
+
+For reading, extending and checking: one process a worker, one object a thing of the machine. Every
+counter equals the compiled engine's to the bit, every time to rounding.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from sim.engine import machine as mc
+from sim.engine.machine import Machine
+from sim.engine.kernel_run import KernelRun
+from sim.engine.timeline import (
+    HBM_BYTES,
+    HBM_IN_FLIGHT,
+    L2_BYTES,
+    L2_HIT_BYTES,
+    TENSOR_BUSY,
+    add,
+    new_timeline,
+)
+from sim.hardware import HardwareProfile
+from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
+
+Path = NDArray[np.float64]  # critical time so far, by cause
+Events = Generator[simpy.Event, Any, None]
+
+
+class Wake(simpy.Event):
+    """An event that wakes a worker; of two at the same time the lower rank is first."""
+
+    def __init__(self, env: simpy.Environment, rank: int) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        self.rank = rank
+
+    def at(self, time_s: float) -> "Wake":
+        """Let it happen at `time_s`."""
+        # 1: SimPy starts processes with priority 0, before anything else of that moment.
+        self.env.schedule(self, self.rank + 1, time_s - self.env.now)
+        return self
+
+
+@dataclass
+class Pipe:
+    """A FIFO server."""
+
+    cause: int
+    free_at_s: float = 0.0
+    busy_s: float = 0.0
+    path: Path = field(default_factory=lambda: np.zeros(mc.N_CAUSES))
+
+    def reserve(self, now_s: float, service_s: float, path: Path) -> float:
+        """Serve from `now_s` on; return when it is done. `path` is critical for who asks."""
+        if self.free_at_s <= now_s:
+            self.free_at_s = now_s
+            self.path = path.copy()
+        self.path[self.cause] += service_s
+        self.busy_s += service_s
+        self.free_at_s += service_s
+        return self.free_at_s
+
+
+@dataclass
+class Chunk:
+    """A chunk in L2."""
+
+    size: int
+    dirty: bool
+    arrival_s: float
+
+
+class L2Cache:
+    """Fully associative LRU over chunks, write-back; the oldest is first in `chunks`."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self.chunks: OrderedDict[int, Chunk] = OrderedDict()
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes that HBM does not have yet."""
+        return sum(chunk.size for chunk in self.chunks.values() if chunk.dirty)
+
+    def touch(self, number: int, size: int, write: bool, fetch: bool) -> tuple[int, int]:
+        """Use a chunk; return (bytes read from HBM, bytes written to HBM)."""
+        if number in self.chunks:
+            self.chunks.move_to_end(number)
+            self.chunks[number].dirty |= write
+            return 0, 0
+        read = size if fetch else 0
+        if size > self.capacity_bytes:
+            return read, (size if write else 0)
+        written = 0
+        while self.used_bytes + size > self.capacity_bytes:
+            _, victim = self.chunks.popitem(last=False)
+            self.used_bytes -= victim.size
+            written += victim.size if victim.dirty else 0
+        self.chunks[number] = Chunk(size, write, 0.0)
+        self.used_bytes += size
+        return read, written
+
+
+def chunks_of(stream: Stream, chunking: Chunking, tile: int) -> list[tuple[int, int]]:
+    """Number and bytes of every chunk that a tile is made of."""
+    tensor = stream.tensor
+    rest, across = divmod(tile, stream.tiles_across)
+    group, down = divmod(rest, stream.tiles_down)
+    rows = range(down * stream.tile_rows, min((down + 1) * stream.tile_rows, tensor.rows))
+    cols = range(across * stream.tile_cols, min((across + 1) * stream.tile_cols, tensor.cols))
+    found = []
+    for row in rows[:: chunking.rows]:
+        for col in cols[:: chunking.cols]:
+            line = group * chunking.down + row // chunking.rows
+            number = chunking.first + line * chunking.across + col // chunking.cols
+            height = min(chunking.rows, tensor.rows - row)
+            width = min(chunking.cols, tensor.cols - col)
+            found.append((number, height * width * tensor.element_bytes))
+    return found
+
+
+@dataclass
+class Buffer:
+    """Where one tile of a load waits in SRAM."""
+
+    trip: int = -1
+    arrival_s: float = 0.0
+    released: int = 0
+    path: Path = field(default_factory=lambda: np.zeros(mc.N_CAUSES))
+
+
+class Cta:
+    """A CTA on its SM: its buffers, and where its workers meet."""
+
+    def __init__(self, engine: "Engine", sm: int, slot: int, number: int) -> None:
+        self.engine, self.sm, self.slot, self.number = engine, sm, slot, number
+        self.start_s = engine.env.now
+        self.item = int(engine.kernel.cta_items[number])
+        self.last_item = int(engine.kernel.cta_items[number + 1]) - 1
+        self.buffers = {
+            load: [Buffer() for _ in range(load.stages)]
+            for loop in engine.kernel.loops
+            for load in loop.loads
+        }
+        self.stored = Buffer()
+        self.parked: list[Worker] = []
+        self.starved: list[Worker] = []
+        self.workers = [Worker(self, k) for k in range(engine.kernel.footprint.workers)]
+
+    def buffer(self, load: Load, trip: int) -> Buffer:
+        """The buffer that the load's trip uses."""
+        return self.buffers[load][trip % load.stages]
+
+    def issue(self, load: Load, trip: int, path: Path) -> None:
+        """Bring the trip's tile to its buffer."""
+        buffer = self.buffer(load, trip)
+        tile = tile_of(load.stream, self.item, trip)
+        buffer.arrival_s, buffer.path = self.engine.load(self.sm, load.stream, tile, path)
+        buffer.trip, buffer.released = trip, 0
+
+    def begin_item(self, path: Path) -> None:
+        """All buffers are free: issue the first loads of every loop, trip by trip."""
+        for loop in self.engine.kernel.loops:
+            for load in loop.loads:
+                self.buffers[load] = [Buffer() for _ in range(load.stages)]
+            deepest = max((load.stages for load in loop.loads), default=0)
+            for trip in range(min(deepest, int(loop.trips[self.item]))):
+                for load in loop.loads:
+                    if trip < load.stages:
+                        self.issue(load, trip, path)
+
+    def release(self, load: Load, trip: int, trips: int, path: Path) -> bool:
+        """One worker is done with a buffer; return whether it was the last and refilled it."""
+        buffer = self.buffer(load, trip)
+        buffer.released += 1
+        if buffer.released < len(self.workers) or trip + load.stages >= trips:
+            return False
+        self.issue(load, trip + load.stages, path)
+        return True
+
+    def wake_starved(self) -> None:
+        """Workers that waited for a load to be issued now know when it comes."""
+        for worker in list(self.starved):
+            latest = worker.awaited()
+            if latest is not None:
+                self.starved.remove(worker)
+                worker.path = latest.path.copy()
+                worker.wake.at(max(latest.arrival_s, self.engine.env.now))
+
+    def wake_parked(self, path: Path) -> None:
+        """All workers are here: those that waited go on now."""
+        for worker in self.parked:
+            worker.path = path.copy()
+            worker.wake.at(self.engine.env.now)
+        self.parked = []
+
+
+def tile_of(stream: Stream, item: int, trip: int) -> int:
+    """The tile that a stream touches in a trip of an item."""
+    if stream.table is not None and stream.start is not None:
+        return int(stream.base[item] + stream.table[stream.start[item] + trip])
+    return int(stream.base[item]) + stream.stride * trip
+
+
+class Worker:
+    """A warp group: walks its CTA's program; SimPy gives it the time it takes."""
+
+    def __init__(self, cta: Cta, number: int) -> None:
+        self.cta, self.number = cta, number
+        self.env, self.engine = cta.engine.env, cta.engine
+        self.rank = cta.slot * cta.engine.kernel.footprint.workers + number
+        self.path: Path = cta.engine.slot_paths[cta.slot].copy()
+        self.wake = Wake(self.env, self.rank)
+        self.reads: tuple[Load, ...] = ()
+        self.trip = 0
+
+    def until(self, time_s: float) -> simpy.Event:
+        """An event at `time_s`, with the worker's rank."""
+        return Wake(self.env, self.rank).at(time_s)
+
+    def sleep(self) -> simpy.Event:
+        """An event that another worker will time."""
+        self.wake = Wake(self.env, self.rank)
+        return self.wake
+
+    def run(self) -> Events:
+        """The whole life of the worker."""
+        cta, machine = self.cta, self.engine.machine
+        self.path[mc.CTA_START] += machine.cta_start_s
+        yield self.until(self.env.now + machine.cta_start_s)
+        while True:
+            if self.number == 0:
+                cta.begin_item(self.path)
+            for loop in self.engine.kernel.loops:
+                for trip in range(int(loop.trips[cta.item])):
+                    yield from self.run_trip(loop, trip)
+            if len(cta.parked) < len(cta.workers) - 1:
+                finished = cta.item == cta.last_item
+                cta.parked.append(self)
+                yield self.sleep()
+                if finished:
+                    return
+                continue
+            self.engine.steps += sum(int(loop.trips[cta.item]) for loop in self.engine.kernel.loops)
+            if cta.item == cta.last_item:
+                yield from self.wait_for_store()
+                cta.wake_parked(self.path)
+                self.engine.end_cta(cta, self.path)
+                return
+            cta.item += 1
+            cta.wake_parked(self.path)
+            yield self.until(self.env.now)
+
+    def run_trip(self, loop: Loop, trip: int) -> Events:
+        """The ops of one trip, in order."""
+        self.trip = trip
+        last_reader = {load: step for step in loop.steps if isinstance(step, Compute) for load in step.reads}
+        for step in loop.steps:
+            if isinstance(step, Store):
+                yield from self.store(step)
+                continue
+            yield from self.wait_for_loads(step.reads)
+            yield from self.compute(step)
+            refilled = [
+                self.cta.release(load, trip, int(loop.trips[self.cta.item]), self.path)
+                for load in loop.loads
+                if last_reader.get(load) is step
+            ]
+            if any(refilled):
+                self.cta.wake_starved()
+
+    def awaited(self) -> Buffer | None:
+        """The buffer that fills last of those read; None where a load is not issued yet."""
+        latest = Buffer()
+        for load in self.reads:
+            buffer = self.cta.buffer(load, self.trip)
+            if buffer.trip != self.trip:
+                return None
+            if buffer.arrival_s > latest.arrival_s:
+                latest = buffer
+        return latest
+
+    def wait_for_loads(self, reads: tuple[Load, ...]) -> Events:
+        """Until all tiles that the op reads are in SRAM."""
+        self.reads = tuple(sorted(reads, key=list(self.cta.buffers).index))
+        latest = self.awaited()
+        if latest is None:
+            self.cta.starved.append(self)
+            self.cta.starved.sort(key=lambda worker: worker.number)
+            yield self.sleep()
+        elif latest.arrival_s > self.env.now:
+            self.path = latest.path.copy()
+            yield self.until(latest.arrival_s)
+
+    def compute(self, op: Compute) -> Events:
+        """Take the SM's pipes, all at once, and wait for the slowest."""
+        self.engine.op_count[op] = self.engine.op_count.get(op, 0) + 1
+        now_s = done_s = self.env.now
+        slowest: Pipe | None = None
+        for pipe, service_s in zip(
+            self.engine.sm_pipes[self.cta.sm], self.engine.service_s[op], strict=True
+        ):
+            if service_s > 0:
+                pipe_done_s = pipe.reserve(now_s, float(service_s), self.path)
+                if pipe.cause == mc.TENSOR:
+                    self.engine.record(TENSOR_BUSY, pipe_done_s - service_s, pipe_done_s, service_s)
+                if pipe_done_s > done_s:
+                    done_s, slowest = pipe_done_s, pipe
+        if slowest is not None:
+            self.path = slowest.path.copy()
+            self.path[mc.OP_LATENCY] += self.engine.machine.op_latency_s
+            done_s += self.engine.machine.op_latency_s
+        yield self.until(done_s)
+
+    def store(self, op: Store) -> Events:
+        """All workers hand their parts to the store; the last one issues it."""
+        cta = self.cta
+        if len(cta.parked) < len(cta.workers) - 1:
+            cta.parked.append(self)
+            yield self.sleep()
+            return
+        yield from self.wait_for_store()
+        tile = tile_of(op.stream, cta.item, self.trip)
+        cta.stored.arrival_s, cta.stored.path = self.engine.store(cta.sm, op, tile, self.path)
+        self.engine.op_count[op] = self.engine.op_count.get(op, 0) + 1
+        cta.wake_parked(self.path)
+
+    def wait_for_store(self) -> Events:
+        """Until the CTA's last store has left its buffer."""
+        if self.cta.stored.arrival_s > self.env.now:
+            self.path = self.cta.stored.path.copy()
+            yield self.until(self.cta.stored.arrival_s)
+
+
+class Engine:
+    """One kernel on the machine."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        chunkings: dict[Tensor, Chunking],
+        hw: HardwareProfile,
+        machine: Machine,
+        l2: L2Cache,
+        dtype: str,
+    ) -> None:
+        self.env = simpy.Environment()
+        self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
+        self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
+        self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
+        self.service_s = {
+            op: mc.service_times_s(op, kernel, hw, dtype)
+            for loop in kernel.loops
+            for op in loop.steps
+            if isinstance(op, Compute)
+        }
+        self.ctas_per_sm = mc.ctas_per_sm(kernel.footprint, hw)
+        self.slot_paths = [np.zeros(mc.N_CAUSES) for _ in range(machine.sms * self.ctas_per_sm)]
+        self.op_count: dict[Compute | Store, int] = {}
+        self.hbm_read_bytes = self.hbm_write_bytes = 0
+        self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = 0
+        self.next_cta = self.steps = 0
+        self.bins, self.bin_width_s = new_timeline()
+        self.ctas = [(0, 0.0, 0.0)] * kernel.ctas
+        self.end_s = 0.0
+        self.path: Path = np.zeros(mc.N_CAUSES)
+
+    def run(self) -> None:
+        """Place the grid's first CTAs, one on every SM before a second one on any, and run."""
+        for level in range(self.ctas_per_sm):
+            for sm in range(self.machine.sms):
+                self.place(sm, sm * self.ctas_per_sm + level)
+        self.env.run()
+
+    def record(self, track: int, start_s: float, end_s: float, amount: float) -> None:
+        """Spread `amount` over a stretch of the timeline."""
+        add(self.bins, self.bin_width_s, track, start_s, end_s, float(amount))
+
+    def place(self, sm: int, slot: int) -> None:
+        """Give a free slot the grid's next CTA, if there is one left."""
+        if self.next_cta < self.kernel.ctas:
+            cta = Cta(self, sm, slot, self.next_cta)
+            self.next_cta += 1
+            for worker in cta.workers:
+                self.env.process(worker.run())
+
+    def end_cta(self, cta: Cta, path: Path) -> None:
+        """The CTA is over: its slot takes the next one."""
+        if self.env.now >= self.end_s:
+            self.end_s, self.path = self.env.now, path.copy()
+        self.ctas[cta.number] = (cta.sm, cta.start_s, self.env.now)
+        self.slot_paths[cta.slot] = path
+        self.place(cta.sm, cta.slot)
+
+    def cross(
+        self, sm: int, size: int, hbm_bytes: int, path: Path
+    ) -> tuple[float, Path]:
+        """Reserve every pipe between an SM and where the tile is; when the slowest is done."""
+        now_s, machine = self.env.now, self.machine
+        slowest = self.sm_pipes[sm][mc.PORT]
+        slowest.reserve(now_s, size / machine.port_bytes_per_s, path)
+        service_s = size / machine.l2_bytes_per_s
+        done_s = self.l2_pipe.reserve(now_s, service_s, path)
+        self.record(L2_BYTES, done_s - service_s, done_s, size)
+        if self.l2_pipe.free_at_s > slowest.free_at_s:
+            slowest = self.l2_pipe
+        if hbm_bytes:
+            service_s = hbm_bytes / machine.hbm_bytes_per_s
+            done_s = self.hbm_pipe.reserve(now_s, service_s, path)
+            self.record(HBM_BYTES, done_s - service_s, done_s, hbm_bytes)
+            if self.hbm_pipe.free_at_s > slowest.free_at_s:
+                slowest = self.hbm_pipe
+        return slowest.free_at_s, slowest.path.copy()
+
+    def touch(
+        self, stream: Stream, tile: int, write: bool, fetch: bool
+    ) -> tuple[int, int, int, float, list[int]]:
+        """Touch a tile's chunks: (bytes, HBM reads, HBM writes, last arrival of those present, fetched)."""
+        size = reads = writes = 0
+        in_flight_s, fetched = 0.0, []
+        for number, chunk_bytes in chunks_of(stream, self.chunkings[stream.tensor], tile):
+            read, written = self.l2.touch(number, chunk_bytes, write, fetch)
+            size, reads, writes = size + chunk_bytes, reads + read, writes + written
+            if read:
+                fetched.append(number)
+            elif number in self.l2.chunks:
+                in_flight_s = max(in_flight_s, self.l2.chunks[number].arrival_s)
+        self.hbm_read_bytes += reads
+        self.hbm_write_bytes += writes
+        return size, reads, writes, in_flight_s, fetched
+
+    def load(self, sm: int, stream: Stream, tile: int, path: Path) -> tuple[float, Path]:
+        """Load a tile; return when it is in SRAM, and the critical path of that."""
+        size, reads, writes, in_flight_s, fetched = self.touch(stream, tile, False, True)
+        done_s, path = self.cross(sm, size, reads + writes, path)
+        self.l2_read_bytes += size
+        self.l2_hit_bytes += size - reads
+        self.record(L2_HIT_BYTES, self.l2_pipe.free_at_s, self.l2_pipe.free_at_s, size - reads)
+        latency_s = self.machine.hbm_latency_s if reads else self.machine.l2_latency_s
+        done_s += latency_s
+        path[mc.HBM_LATENCY if reads else mc.L2_LATENCY] += latency_s
+        if in_flight_s > done_s:
+            path[mc.HBM_LATENCY] += in_flight_s - done_s
+            done_s = in_flight_s
+        if reads:
+            now_s = self.env.now
+            self.record(HBM_IN_FLIGHT, now_s, done_s, reads * (done_s - now_s))
+        for number in fetched:
+            if number in self.l2.chunks:
+                self.l2.chunks[number].arrival_s = done_s
+        return done_s, path
+
+    def store(self, sm: int, op: Store, tile: int, path: Path) -> tuple[float, Path]:
+        """Store a tile; return when it has left the SM, and the critical path of that."""
+        size, reads, writes, _, _ = self.touch(op.stream, tile, True, op.atomic)
+        self.l2_write_bytes += size
+        return self.cross(sm, size, reads + writes, path)
+
+
+def run_kernel(
+    kernel: Kernel,
+    chunkings: dict[Tensor, Chunking],
+    hw: HardwareProfile,
+    l2: L2Cache,
+    dtype: str,
+    progress: Callable[[int], None],
+) -> KernelRun:
+    """Run `kernel` as SimPy processes; `progress` is told at the end how many tile steps it took."""
+    for chunk in l2.chunks.values():  # what the last kernel left has arrived; times start anew
+        chunk.arrival_s = 0.0
+    engine = Engine(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)
+    engine.run()
+    progress(engine.steps)
+    busy_s = [sum(pipes[k].busy_s for pipes in engine.sm_pipes) for k in range(mc.SM_PIPES)]
+    sms, starts, ends = zip(*engine.ctas, strict=True)
+    return KernelRun(
+        kernel=kernel,
+        time_s=engine.end_s,
+        ctas_per_sm=engine.ctas_per_sm,
+        counts={step: engine.op_count.get(step, 0) for step in kernel.steps},
+        hbm_read_bytes=engine.hbm_read_bytes,
+        hbm_write_bytes=engine.hbm_write_bytes,
+        l2_read_bytes=engine.l2_read_bytes,
+        l2_write_bytes=engine.l2_write_bytes,
+        l2_hit_bytes=engine.l2_hit_bytes,
+        l2_dirty_bytes=l2.dirty_bytes,
+        busy_s=np.array([*busy_s, engine.l2_pipe.busy_s, engine.hbm_pipe.busy_s]),
+        path_s=engine.path,
+        cta_sm=np.array(sms),
+        cta_start_s=np.array(starts),
+        cta_end_s=np.array(ends),
+        bins=engine.bins,
+        bin_width_s=float(engine.bin_width_s[0]),
+    )
