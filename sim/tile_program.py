@@ -12,7 +12,8 @@ The last compute of a trip that reads a load frees its buffer; the load of `stag
 issued then. So prefetching is nothing but buffers, as in the real kernel.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
 from typing import Literal
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+OfItem = Callable[[IntArray], IntArray]  # an integer for each of the items asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +47,17 @@ class Stream:
     """The tiles of a tensor that one op touches, trip after trip.
 
     Tiles of `tile_rows` x `tile_cols` cut each matrix; they are numbered row by row, group by group.
-    Trip i of an item touches tile base[item] + stride * i or, with a table,
-    base[item] + table[start[item] + i].
+    Trip i of an item touches tile base(item) + stride * i or, with a table,
+    base(item) + table[start(item) + i].
     """
 
     tensor: Tensor
     tile_rows: int
     tile_cols: int
-    base: IntArray
+    base: OfItem
     stride: int = 0
     table: IntArray | None = None
-    start: IntArray | None = None
+    start: OfItem = np.zeros_like
 
     @property
     def tiles_down(self) -> int:
@@ -111,9 +113,9 @@ Op = Load | Compute | Store
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """`trips[item]` times the ops, in order."""
+    """`trips(item)` times the ops, in order."""
 
-    trips: IntArray
+    trips: OfItem
     ops: tuple[Op, ...]
 
     @property
@@ -141,37 +143,40 @@ class Footprint:
         return max(1, self.threads // 128)
 
 
+def once(items: IntArray) -> IntArray:
+    """Trips of a prologue or an epilogue."""
+    return np.ones_like(items)
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A launch: CTAs in grid order; CTA c runs items first_item[c] .. first_item[c + 1] - 1."""
+    """A launch: `ctas` CTAs in grid order, each running `items_per_cta` items one after the other.
+
+    CTA c runs items c * items_per_cta and those that follow. Items are numbers here; what they
+    touch is computed only when the kernel runs, so that lowering costs nothing.
+    """
 
     name: str
+    ctas: int
     loops: tuple[Loop, ...]
     footprint: Footprint
     tensor_path: Literal["native", "mma_sync"] = "native"
-    first_item: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-
-    @cached_property
-    def items(self) -> int:
-        """Number of items over all CTAs."""
-        return len(self.loops[0].trips)
-
-    @cached_property
-    def cta_items(self) -> IntArray:
-        """first_item, or one item a CTA where none is given."""
-        if len(self.first_item):
-            return self.first_item
-        return np.arange(self.items + 1, dtype=np.int64)
+    items_per_cta: int = 1
 
     @property
-    def ctas(self) -> int:
-        """Number of CTAs in the grid."""
-        return len(self.cta_items) - 1
+    def items(self) -> IntArray:
+        """Every item's number."""
+        return np.arange(self.ctas * self.items_per_cta, dtype=np.int64)
+
+    @cached_property
+    def trips(self) -> IntArray:
+        """Trips of every loop in every item: shape (loops, items)."""
+        return np.array([loop.trips(self.items) for loop in self.loops], np.int64)
 
     @cached_property
     def tile_steps(self) -> int:
         """Trips over all loops and items."""
-        return sum(int(loop.trips.sum()) for loop in self.loops)
+        return int(self.trips.sum())
 
     @property
     def steps(self) -> list[Compute | Store]:

@@ -143,8 +143,8 @@ class Cta:
     def __init__(self, engine: "Engine", sm: int, slot: int, number: int) -> None:
         self.engine, self.sm, self.slot, self.number = engine, sm, slot, number
         self.start_s = engine.env.now
-        self.item = int(engine.kernel.cta_items[number])
-        self.last_item = int(engine.kernel.cta_items[number + 1]) - 1
+        self.item = number * engine.kernel.items_per_cta
+        self.last_item = self.item + engine.kernel.items_per_cta - 1
         self.buffers = {
             load: [Buffer() for _ in range(load.stages)]
             for loop in engine.kernel.loops
@@ -162,7 +162,7 @@ class Cta:
     def issue(self, load: Load, trip: int, path: Path) -> None:
         """Bring the trip's tile to its buffer."""
         buffer = self.buffer(load, trip)
-        tile = tile_of(load.stream, self.item, trip)
+        tile = self.engine.tile(load.stream, self.item, trip)
         buffer.arrival_s, buffer.path = self.engine.load(self.sm, load.stream, tile, path)
         buffer.trip, buffer.released = trip, 0
 
@@ -172,7 +172,7 @@ class Cta:
             for load in loop.loads:
                 self.buffers[load] = [Buffer() for _ in range(load.stages)]
             deepest = max((load.stages for load in loop.loads), default=0)
-            for trip in range(min(deepest, int(loop.trips[self.item]))):
+            for trip in range(min(deepest, self.engine.trips(loop, self.item))):
                 for load in loop.loads:
                     if trip < load.stages:
                         self.issue(load, trip, path)
@@ -201,13 +201,6 @@ class Cta:
             worker.path = path.copy()
             worker.wake.at(self.engine.env.now)
         self.parked = []
-
-
-def tile_of(stream: Stream, item: int, trip: int) -> int:
-    """The tile that a stream touches in a trip of an item."""
-    if stream.table is not None and stream.start is not None:
-        return int(stream.base[item] + stream.table[stream.start[item] + trip])
-    return int(stream.base[item]) + stream.stride * trip
 
 
 class Worker:
@@ -240,7 +233,7 @@ class Worker:
             if self.number == 0:
                 cta.begin_item(self.path)
             for loop in self.engine.kernel.loops:
-                for trip in range(int(loop.trips[cta.item])):
+                for trip in range(self.engine.trips(loop, cta.item)):
                     yield from self.run_trip(loop, trip)
             if len(cta.parked) < len(cta.workers) - 1:
                 finished = cta.item == cta.last_item
@@ -249,7 +242,7 @@ class Worker:
                 if finished:
                     return
                 continue
-            self.engine.steps += sum(int(loop.trips[cta.item]) for loop in self.engine.kernel.loops)
+            self.engine.steps += sum(self.engine.trips(loop, cta.item) for loop in self.engine.kernel.loops)
             if cta.item == cta.last_item:
                 yield from self.wait_for_store()
                 cta.wake_parked(self.path)
@@ -270,7 +263,7 @@ class Worker:
             yield from self.wait_for_loads(step.reads)
             yield from self.compute(step)
             refilled = [
-                self.cta.release(load, trip, int(loop.trips[self.cta.item]), self.path)
+                self.cta.release(load, trip, self.engine.trips(loop, self.cta.item), self.path)
                 for load in loop.loads
                 if last_reader.get(load) is step
             ]
@@ -328,7 +321,7 @@ class Worker:
             yield self.sleep()
             return
         yield from self.wait_for_store()
-        tile = tile_of(op.stream, cta.item, self.trip)
+        tile = self.engine.tile(op.stream, cta.item, self.trip)
         cta.stored.arrival_s, cta.stored.path = self.engine.store(cta.sm, op, tile, self.path)
         self.engine.op_count[op] = self.engine.op_count.get(op, 0) + 1
         cta.wake_parked(self.path)
@@ -364,6 +357,8 @@ class Engine:
         }
         self.ctas_per_sm = mc.ctas_per_sm(kernel.footprint, hw)
         self.slot_paths = [np.zeros(mc.N_CAUSES) for _ in range(machine.sms * self.ctas_per_sm)]
+        self.bases = {stream: stream.base(kernel.items) for stream in kernel.streams}
+        self.starts = {stream: stream.start(kernel.items) for stream in kernel.streams}
         self.op_count: dict[Compute | Store, int] = {}
         self.hbm_read_bytes = self.hbm_write_bytes = 0
         self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = 0
@@ -372,6 +367,17 @@ class Engine:
         self.ctas = [(0, 0.0, 0.0)] * kernel.ctas
         self.end_s = 0.0
         self.path: Path = np.zeros(mc.N_CAUSES)
+
+    def trips(self, loop: Loop, item: int) -> int:
+        """How often the loop runs in the item."""
+        return int(self.kernel.trips[self.kernel.loops.index(loop), item])
+
+    def tile(self, stream: Stream, item: int, trip: int) -> int:
+        """The tile that a stream touches in a trip of an item."""
+        base = int(self.bases[stream][item])
+        if stream.table is not None:
+            return base + int(stream.table[self.starts[stream][item] + trip])
+        return base + stream.stride * trip
 
     def run(self) -> None:
         """Place the grid's first CTAs, one on every SM before a second one on any, and run."""

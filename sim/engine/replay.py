@@ -93,6 +93,7 @@ LIMITS = np.dtype(
         ("workers", "i8"),
         ("ring", "i8"),  # buffers of a CTA: those of its loads, and last the one that stores leave by
         ("loops", "i8"),
+        ("items_per_cta", "i8"),
         ("leaves", "i8"),
         ("port_bytes_per_s", "f8"),
         ("l2_bytes_per_s", "f8"),
@@ -149,7 +150,6 @@ class Replay(NamedTuple):
     start: NDArray[np.int64]
     table: NDArray[np.int64]
     trips: NDArray[np.int64]
-    first_item: NDArray[np.int64]
     loads: NDArray[np.void]
     loops: NDArray[np.void]
     ops: NDArray[np.void]
@@ -207,6 +207,7 @@ class _Arrays:
 
     def __init__(self, kernel: Kernel, chunkings: dict[Tensor, Chunking]) -> None:
         self.chunkings = chunkings
+        self.items = kernel.items
         self.streams: list[tuple[int, ...]] = []
         self.bases: list[NDArray[np.int64]] = []
         self.starts: list[NDArray[np.int64]] = []
@@ -230,8 +231,8 @@ class _Arrays:
             table_at = sum(len(table) for table in self.tables)
             self.tables.append(stream.table)
         self.streams.append(_stream_row(stream, self.chunkings[stream.tensor], table_at))
-        self.bases.append(stream.base)
-        self.starts.append(np.zeros_like(stream.base) if stream.start is None else stream.start)
+        self.bases.append(stream.base(self.items))
+        self.starts.append(stream.start(self.items))
         return len(self.streams) - 1
 
 
@@ -271,6 +272,7 @@ def new_replay(
         workers,
         ring,
         len(kernel.loops),
+        kernel.items_per_cta,
         leaves,
         machine.port_bytes_per_s,
         machine.l2_bytes_per_s,
@@ -292,8 +294,7 @@ def new_replay(
         base=np.array(arrays.bases, np.int64),
         start=np.array(arrays.starts, np.int64),
         table=np.concatenate(arrays.tables),
-        trips=np.array([loop.trips for loop in kernel.loops], np.int64),
-        first_item=kernel.cta_items,
+        trips=kernel.trips,
         loads=np.array(arrays.loads, LOAD),
         loops=np.array(arrays.loops, LOOP),
         ops=ops,
@@ -641,7 +642,8 @@ def place(r, sm, slot, now_s):
         total.next_cta += 1
         record = r.slots[slot]
         record.cta, record.arrived = cta, 0
-        record.item, record.last_item = r.first_item[cta], r.first_item[cta + 1] - 1
+        record.item = cta * limits.items_per_cta
+        record.last_item = record.item + limits.items_per_cta - 1
         r.buffers[(slot + 1) * limits.ring - 1].arrival_s = 0.0
         r.ctas[cta].sm, r.ctas[cta].start_s = sm, now_s
     for k in range(slot * limits.workers, (slot + 1) * limits.workers):
