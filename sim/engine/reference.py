@@ -14,8 +14,8 @@ import simpy
 from numpy.typing import NDArray
 
 from sim.engine import machine as mc
-from sim.engine.machine import Machine
 from sim.engine.kernel_run import KernelRun
+from sim.engine.machine import Machine
 from sim.engine.timeline import (
     HBM_BYTES,
     HBM_IN_FLIGHT,
@@ -26,7 +26,16 @@ from sim.engine.timeline import (
     new_timeline,
 )
 from sim.hardware import HardwareProfile
-from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
+from sim.tile_program import (
+    Chunking,
+    Compute,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+)
 
 Path = NDArray[np.float64]  # critical time so far, by cause
 Events = Generator[simpy.Event, Any, None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sim.engine.cache import Cache, touch
 from sim.engine.jit import called, entry, inlined
+from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import (
     CTA_START,
     HBM,
@@ -33,7 +34,6 @@ from sim.engine.machine import (
     machine_of,
     service_times_s,
 )
-from sim.engine.kernel_run import KernelRun
 from sim.engine.timeline import (
     HBM_BYTES,
     HBM_IN_FLIGHT,

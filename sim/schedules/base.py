@@ -1,0 +1,141 @@
+"""What every schedule is: options from a scenario file, and a lowering to kernels."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.tile_program import IntArray, Kernel, OfItem, Tensor
+from sim.units import show_binary
+from sim.workload import AttentionWorkload
+
+# fp32 lane operations of softmax per score: running maximum, scale and subtract (one FMA), sum, and
+# conversion of P to the tensor cores' dtype (FlashAttention-2, csrc/flash_attn/src/softmax.h).
+VECTOR_OPS_PER_SCORE = 4
+STATISTICS_BYTES = 4  # l, m and log-sum-exp are fp32
+
+
+class Tile(BaseModel):
+    """Query rows and keys that one step works on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    q: int = Field(ge=16, multiple_of=16)
+    kv: int = Field(ge=16, multiple_of=16)
+
+    def __str__(self) -> str:
+        return f"{self.q} x {self.kv}"
+
+
+class Schedule(BaseModel):
+    """A way to compute attention: one `[[schedule]]` table of a scenario.
+
+    `label` names it in tables and figures where the same schedule stands there twice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    label: str | None = None
+    tile: Tile | None = None
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call it."""
+        return self.label or self.name
+
+    @abstractmethod
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """The kernels that run, in order.
+
+        Raises InputError where tile or workload do not suit the schedule or the device.
+        """
+
+    def relative_to(self, folder: Path | None) -> "Schedule":
+        """The schedule with the paths in its options looked up from `folder`."""
+        return self
+
+    def fit_tile(
+        self, default: Tile, sram_bytes: "SramBytes", w: AttentionWorkload, hw: HardwareProfile
+    ) -> Tile:
+        """The tile asked for, else the default if it fits SRAM, else the largest that does."""
+        room = hw.sram.max_per_cta
+        largest = largest_tile(sram_bytes, room)
+        if self.tile is None:
+            return default if sram_bytes(default) <= room else self._or_none_fits(largest, w, hw)
+        needed = sram_bytes(self.tile)
+        if needed <= room:
+            return self.tile
+        most = f"the largest that fits is {largest}" if largest else "none fits"
+        raise InputError(
+            f"schedule {self.name}: tile = {self.tile}: needs {show_binary(needed)} of SRAM, "
+            f"{hw.name} has {show_binary(room)} a CTA; {most} (q x kv)"
+        )
+
+    def _or_none_fits(self, tile: Tile | None, w: AttentionWorkload, hw: HardwareProfile) -> Tile:
+        if tile is None:
+            raise InputError(
+                f"schedule {self.name}: no tile of head_dim {w.head_dim} in {w.dtype} fits the "
+                f"{show_binary(hw.sram.max_per_cta)} of SRAM that a CTA has on {hw.name}"
+            )
+        return tile
+
+
+class SramBytes:
+    """SRAM of a CTA that holds `q_matrices` tiles of query rows and `kv_matrices` of keys."""
+
+    def __init__(self, w: AttentionWorkload, q_matrices: int = 1, kv_matrices: int = 2) -> None:
+        self.row_bytes = w.head_dim * w.dtype_bytes
+        self.q_matrices, self.kv_matrices = q_matrices, kv_matrices
+
+    def __call__(self, tile: Tile) -> int:
+        return self.row_bytes * (self.q_matrices * tile.q + self.kv_matrices * tile.kv)
+
+
+def largest_tile(sram_bytes: SramBytes, room: float) -> Tile | None:
+    """The tile of most scores (then most query rows) that fits, of sides 16 to 128."""
+    sides = (128, 64, 32, 16)
+    tiles = [Tile(q=q, kv=kv) for q in sides for kv in sides]
+    fitting = [tile for tile in tiles if sram_bytes(tile) <= room]
+    return max(fitting, key=lambda tile: (tile.q * tile.kv, tile.q), default=None)
+
+
+def qkvo(w: AttentionWorkload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Q, K, V and O in HBM: a matrix of tokens x head_dim for each head of each sequence."""
+    heads, kv_heads = w.batch * w.heads, w.batch * w.kv_heads
+    return (
+        Tensor("Q", heads, w.seq_q, w.head_dim, w.dtype_bytes, "input"),
+        Tensor("K", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input"),
+        Tensor("V", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input"),
+        Tensor("O", heads, w.seq_q, w.head_dim, w.dtype_bytes, "output"),
+    )
+
+
+def kv_matrix(w: AttentionWorkload, q_matrix: IntArray) -> IntArray:
+    """The K/V matrix (batch x KV head) that goes with each query matrix (batch x head)."""
+    sequence, head = q_matrix // w.heads, q_matrix % w.heads
+    return sequence * w.kv_heads + head // (w.heads // w.kv_heads)
+
+
+def visible_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:
+    """For each block of query rows, the first and the end of the key blocks that the mask shows.
+
+    A block that the mask cuts counts whole. Returns two arrays of ceil(seq_q / tile.q).
+    """
+    ranges = [
+        w.visible_keys(row, min(row + tile.q, w.seq_q) - 1) for row in range(0, w.seq_q, tile.q)
+    ]
+    first = np.array([low // tile.kv for low, _ in ranges], np.int64)
+    end = np.array([-(-high // tile.kv) for _, high in ranges], np.int64)
+    return first, end
+
+
+def blocks(length: int, size: int) -> int:
+    """How many blocks of `size` cover `length`."""
+    return -(-length // size)
+
+
+def of_constant(trips: int) -> OfItem:
+    """The same number of trips for every item."""
+    return lambda items: np.full_like(items, trips)
