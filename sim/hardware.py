@@ -224,7 +224,10 @@ def find_toml(name: str, package: str, kind: str, beside: Path | None = None) ->
 
 
 def load_profile(
-    name: str, overrides: Mapping[str, Any] | None = None, where: str = "", beside: Path | None = None
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    where: str = "",
+    beside: Path | None = None,
 ) -> HardwareProfile:
     """The profile `name` (shipped name or path) with `overrides` laid over it.
 

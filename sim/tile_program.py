@@ -72,7 +72,10 @@ class Stream:
     @property
     def tile_bytes(self) -> int:
         """Bytes of a tile that no edge cuts."""
-        rows, cols = min(self.tile_rows, self.tensor.rows), min(self.tile_cols, self.tensor.cols)
+        rows, cols = (
+            min(self.tile_rows, self.tensor.rows),
+            min(self.tile_cols, self.tensor.cols),
+        )
         return rows * cols * self.tensor.element_bytes
 
 

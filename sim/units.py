@@ -85,7 +85,14 @@ Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
 JoulesPerByte = Annotated[float, _positive("joule/byte", "an energy a byte", '"31 pJ/B"')]
 JoulesPerFlop = Annotated[float, _positive("joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')]
 
-_SHOWN_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SHOWN_PREFIXES = (
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+)
 _SMALL_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
 
 

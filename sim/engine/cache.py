@@ -14,7 +14,13 @@ from sim.engine.jit import called, inlined
 
 ABSENT, CLEAN, DIRTY = 0, 1, 2
 CHUNK = np.dtype(
-    [("newer", "i4"), ("older", "i4"), ("size", "i4"), ("state", "i4"), ("arrival_s", "f8")]
+    [
+        ("newer", "i4"),
+        ("older", "i4"),
+        ("size", "i4"),
+        ("state", "i4"),
+        ("arrival_s", "f8"),
+    ]
 )
 LEVEL = np.dtype([("used", "i8"), ("capacity", "i8"), ("dirty", "i8"), ("sentinel", "i8")])
 

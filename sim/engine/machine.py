@@ -70,7 +70,9 @@ def machine_of(hw: HardwareProfile) -> Machine:
     )
 
 
-def service_times_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> NDArray[np.float64]:
+def service_times_s(
+    op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str
+) -> NDArray[np.float64]:
     """Seconds that one worker's share of `op` takes of each SM pipe.
 
     A dtype without a tensor rate (fp32) has its matmuls on the vector pipe. Returns shape (6,).

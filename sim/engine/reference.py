@@ -251,7 +251,9 @@ class Worker:
                 if finished:
                     return
                 continue
-            self.engine.steps += sum(self.engine.trips(loop, cta.item) for loop in self.engine.kernel.loops)
+            self.engine.steps += sum(
+                self.engine.trips(loop, cta.item) for loop in self.engine.kernel.loops
+            )
             if cta.item == cta.last_item:
                 yield from self.wait_for_store()
                 cta.wake_parked(self.path)
@@ -264,7 +266,9 @@ class Worker:
     def run_trip(self, loop: Loop, trip: int) -> Events:
         """The ops of one trip, in order."""
         self.trip = trip
-        last_reader = {load: step for step in loop.steps if isinstance(step, Compute) for load in step.reads}
+        last_reader = {
+            load: step for step in loop.steps if isinstance(step, Compute) for load in step.reads
+        }
         for step in loop.steps:
             if isinstance(step, Store):
                 yield from self.store(step)
@@ -355,7 +359,12 @@ class Engine:
         dtype: str,
     ) -> None:
         self.env = simpy.Environment()
-        self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
+        self.kernel, self.chunkings, self.machine, self.l2 = (
+            kernel,
+            chunkings,
+            machine,
+            l2,
+        )
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
         self.service_s = {
@@ -415,9 +424,7 @@ class Engine:
         self.slot_paths[cta.slot] = path
         self.place(cta.sm, cta.slot)
 
-    def cross(
-        self, sm: int, size: int, hbm_bytes: int, path: Path
-    ) -> tuple[float, Path]:
+    def cross(self, sm: int, size: int, hbm_bytes: int, path: Path) -> tuple[float, Path]:
         """Reserve every pipe between an SM and where the tile is; when the slowest is done."""
         now_s, machine = self.env.now, self.machine
         slowest = self.sm_pipes[sm][mc.PORT]

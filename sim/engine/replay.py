@@ -10,6 +10,7 @@ Only `begin` and `advance` are compiled and cached on their own; what they call 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,10 @@ STREAM = np.dtype(
         ("chunks_down", "i8"),
         ("chunks_across", "i8"),
         ("first_chunk", "i8"),
-        ("whole_bytes", "i8"),  # bytes of any tile where each is one whole chunk, else 0
+        (
+            "whole_bytes",
+            "i8",
+        ),  # bytes of any tile where each is one whole chunk, else 0
         ("stride", "i8"),
         ("table_at", "i8"),  # where its table begins in Program.table, or -1
     ]
@@ -91,7 +95,10 @@ LIMITS = np.dtype(
         ("sms", "i8"),
         ("ctas_per_sm", "i8"),
         ("workers", "i8"),
-        ("ring", "i8"),  # buffers of a CTA: those of its loads, and last the one that stores leave by
+        (
+            "ring",
+            "i8",
+        ),  # buffers of a CTA: those of its loads, and last the one that stores leave by
         ("loops", "i8"),
         ("items_per_cta", "i8"),
         ("leaves", "i8"),
@@ -243,7 +250,17 @@ def _op_rows(kernel: Kernel, arrays: _Arrays, hw: HardwareProfile, dtype: str) -
         for k, (step, frees) in enumerate(zip(steps, frees_of(loop.loads, steps), strict=True)):
             if isinstance(step, Store):
                 kind = ATOMIC if step.atomic else STORE
-                rows.append((kind, arrays.add_stream(step.stream), 0, 0, 1, 0, np.zeros(SM_PIPES)))
+                rows.append(
+                    (
+                        kind,
+                        arrays.add_stream(step.stream),
+                        0,
+                        0,
+                        1,
+                        0,
+                        np.zeros(SM_PIPES),
+                    )
+                )
                 continue
             reads = sum(1 << loop.loads.index(load) for load in step.reads)
             stores_next = isinstance(steps[(k + 1) % len(steps)], Store)
@@ -263,7 +280,11 @@ def new_replay(
     """`kernel` ready to run on the machine, with the L2 as its predecessor left it."""
     arrays = _Arrays(kernel, chunkings)
     ops = _op_rows(kernel, arrays, hw, dtype)
-    per_sm, workers, ring = ctas_per_sm(kernel.footprint, hw), kernel.footprint.workers, arrays.ring + 1
+    per_sm, workers, ring = (
+        ctas_per_sm(kernel.footprint, hw),
+        kernel.footprint.workers,
+        arrays.ring + 1,
+    )
     leaves = 1 << max(0, machine.sms - 1).bit_length()
     limits = np.zeros(1, LIMITS)
     limits[0] = (
@@ -392,7 +413,10 @@ def corners(stream, tile):
     rest = tile // stream.tiles_across
     group, down = rest // stream.tiles_down, rest % stream.tiles_down
     row, col = down * stream.tile_rows, across * stream.tile_cols
-    row_end, col_end = min(row + stream.tile_rows, stream.rows), min(col + stream.tile_cols, stream.cols)
+    row_end, col_end = (
+        min(row + stream.tile_rows, stream.rows),
+        min(col + stream.tile_cols, stream.cols),
+    )
     return group, row, row_end, col, col_end
 
 
@@ -443,9 +467,7 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
     if stream.whole_bytes:
         size, chunk = stream.whole_bytes, r.chunks[stream.first_chunk + tile]
         in_flight_s = chunk.arrival_s
-        read, written = touch(
-            r.chunks, r.level[0], stream.first_chunk + tile, size, write, fetch
-        )
+        read, written = touch(r.chunks, r.level[0], stream.first_chunk + tile, size, write, fetch)
     else:
         size, read, written, in_flight_s = touch_chunks(
             r.chunks, r.level[0], stream, tile, write, fetch
@@ -458,9 +480,19 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
     if l2_done_s > done_s:
         done_s, slowest = l2_done_s, l2
     if read + written:
-        hbm, service_s = r.pipes[limits.sms * SM_PIPES + 1], (read + written) / limits.hbm_bytes_per_s
+        hbm, service_s = (
+            r.pipes[limits.sms * SM_PIPES + 1],
+            (read + written) / limits.hbm_bytes_per_s,
+        )
         hbm_done_s = reserve(hbm, HBM, worker, now_s, service_s)
-        add(r.bins, r.bin_width_s, HBM_BYTES, hbm_done_s - service_s, hbm_done_s, read + written)
+        add(
+            r.bins,
+            r.bin_width_s,
+            HBM_BYTES,
+            hbm_done_s - service_s,
+            hbm_done_s,
+            read + written,
+        )
         if hbm_done_s > done_s:
             done_s, slowest = hbm_done_s, hbm
         total.hbm_read_bytes += read
@@ -824,3 +856,9 @@ def advance(r, events):
         r.matches[sm].next_s = run_sm(r, sm)
         play_off(r.matches, leaves, sm)
     return False
+
+
+def is_compiled() -> bool:
+    """Whether the compiled engine lies on disk already."""
+    folder = Path(advance.stats.cache_path)
+    return any(folder.glob("replay.advance-*.nbc"))

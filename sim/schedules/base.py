@@ -57,7 +57,11 @@ class Schedule(BaseModel):
         return self
 
     def fit_tile(
-        self, default: Tile, sram_bytes: "SramBytes", w: AttentionWorkload, hw: HardwareProfile
+        self,
+        default: Tile,
+        sram_bytes: "SramBytes",
+        w: AttentionWorkload,
+        hw: HardwareProfile,
     ) -> Tile:
         """The tile asked for, else the default if it fits SRAM, else the largest that does."""
         room = hw.sram.max_per_cta

@@ -105,7 +105,9 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except KeyError as error:
-        raise InputError(f"{path}: array {error} is missing; expected indptr, indices, tile") from None
+        raise InputError(
+            f"{path}: array {error} is missing; expected indptr, indices, tile"
+        ) from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         raise InputError(
             f"{path}: not a mask: an .npz with integer arrays indptr, indices and tile = [q, kv] "
@@ -119,7 +121,9 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
             f"{accepted[1]} (one for each head of each sequence too) were expected"
         )
     if indptr[0] != 0 or np.any(np.diff(indptr) < 0) or indptr[-1] != len(indices):
-        raise InputError(f"{path}: indptr must rise from 0 to the length of indices ({len(indices)})")
+        raise InputError(
+            f"{path}: indptr must rise from 0 to the length of indices ({len(indices)})"
+        )
     if len(indices) and (indices.min() < 0 or indices.max() >= across):
         raise InputError(f"{path}: indices must be key blocks 0 to {across - 1}")
     first, end = (np.resize(side, len(indptr) - 1) for side in visible_blocks(w, tile))

@@ -124,7 +124,12 @@ def _step(w: AttentionWorkload, tile: Tile, loads: tuple[Load, ...]) -> tuple[Co
     flops = 2 * scores * w.head_dim
     softmax_ops = VECTOR_OPS_PER_SCORE * scores + 2 * q_elements  # and rescale O, divide by l
     return (
-        Compute("S = Q K^T", loads[:1], mma_flops=flops, sram_bytes=2 * q_bytes + 4 * kv_bytes),
+        Compute(
+            "S = Q K^T",
+            loads[:1],
+            mma_flops=flops,
+            sram_bytes=2 * q_bytes + 4 * kv_bytes,
+        ),
         Compute("softmax", loads[1:], vector_ops=softmax_ops, exp_count=scores + 2 * tile.q),
         Compute("O += P V", mma_flops=flops, sram_bytes=2 * q_bytes + 4 * kv_bytes),
     )

@@ -42,7 +42,9 @@ from sim.workload import AttentionWorkload
 
 GEMM_DEPTH = 32
 GEMM_STAGES = 3
-SOFTMAX_WARP_ROW = 1024  # PersistentSoftmax.cuh: up to here one warp a row, 4 rows a block of 128 threads
+SOFTMAX_WARP_ROW = (
+    1024  # PersistentSoftmax.cuh: up to here one warp a row, 4 rows a block of 128 threads
+)
 ELEMENTS_A_BLOCK = 1024  # CUDALoops.cuh: 128 threads of 8 elements
 
 
@@ -95,7 +97,9 @@ def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Co
     return Compute(name, (a, b), mma_flops=2 * rows * cols * depth, sram_bytes=3 * operand_bytes)
 
 
-def _scores_kernel(w: AttentionWorkload, tile: Tile, q: Tensor, k: Tensor, scores: Tensor) -> Kernel:
+def _scores_kernel(
+    w: AttentionWorkload, tile: Tile, q: Tensor, k: Tensor, scores: Tensor
+) -> Kernel:
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
     depth = min(GEMM_DEPTH, w.head_dim)
     slices = blocks(w.head_dim, depth)
@@ -114,7 +118,10 @@ def _scores_kernel(w: AttentionWorkload, tile: Tile, q: Tensor, k: Tensor, score
         name="S = Q K^T",
         ctas=q.groups * down * across,
         loops=(
-            Loop(of_constant(slices), (a, b, _matmul("S += Q K^T", tile.q, tile.kv, depth, a, b))),
+            Loop(
+                of_constant(slices),
+                (a, b, _matmul("S += Q K^T", tile.q, tile.kv, depth, a, b)),
+            ),
             Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
         ),
         footprint=Footprint(_GemmSramBytes(w)(tile)),
@@ -139,7 +146,10 @@ def _output_kernel(w: AttentionWorkload, tile: Tile, p: Tensor, v: Tensor, o: Te
         name="O = P V",
         ctas=p.groups * down * across,
         loops=(
-            Loop(of_constant(steps), (a, b, _matmul("O += P V", tile.q, width, GEMM_DEPTH, a, b))),
+            Loop(
+                of_constant(steps),
+                (a, b, _matmul("O += P V", tile.q, width, GEMM_DEPTH, a, b)),
+            ),
             Loop(once, (Store(Stream(o, tile.q, width, lambda items: items)),)),
         ),
         footprint=Footprint(GEMM_STAGES * (a.stream.tile_bytes + b.stream.tile_bytes)),
@@ -147,7 +157,11 @@ def _output_kernel(w: AttentionWorkload, tile: Tile, p: Tensor, v: Tensor, o: Te
 
 
 def _pass(
-    name: str, source: Tensor, target: Tensor, hw: HardwareProfile, also: Tensor | None = None
+    name: str,
+    source: Tensor,
+    target: Tensor,
+    hw: HardwareProfile,
+    also: Tensor | None = None,
 ) -> Kernel:
     """An elementwise kernel: reads `source`, writes `target` (and `also`), in whole rows."""
     rows = min(source.rows, max(1, ELEMENTS_A_BLOCK // source.cols))
@@ -206,6 +220,8 @@ def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) 
         ctas=scores.groups * down,
         loops=loops,
         footprint=Footprint(
-            0 if in_registers or not resident else row_bytes, threads, registers_per_thread=40
+            0 if in_registers or not resident else row_bytes,
+            threads,
+            registers_per_thread=40,
         ),
     )

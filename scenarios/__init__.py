@@ -1,0 +1,1 @@
+"""Scenarios: one TOML a question that a person would ask."""

@@ -1,0 +1,26 @@
+"""attnsim: what attention schedules move on a GPU memory hierarchy, how long it takes, and why."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sim.api import simulate as simulate
+    from sim.files import InputError as InputError
+    from sim.hardware import load_profile as load_profile
+    from sim.result import Record as Record
+
+__all__ = ["InputError", "Record", "load_profile", "simulate"]
+_HOME = {
+    "simulate": "sim.api",
+    "InputError": "sim.files",
+    "load_profile": "sim.hardware",
+    "Record": "sim.result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that the command line starts at once."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sim' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,164 @@
+"""Results, profiles and scenarios as tables on a terminal, by rich."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sim.files import read_toml
+from sim.hardware import HardwareProfile, find_toml, load_profile, shipped_names
+from sim.result import Record
+from sim.units import show, show_binary
+
+
+def _table(title: str, *columns: str, numeric_from: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(
+            column, justify="right" if number >= numeric_from else "left", no_wrap=True
+        )
+    return table
+
+
+def _shown(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width to keep to
+        console = Console(width=200)
+    console.print(table)
+
+
+def point_text(record: Record) -> str:
+    """The swept values of a record, such as "seq_len 4096"."""
+    return ", ".join(f"{key.split('.', 1)[-1]} {value}" for key, value in record.point.items())
+
+
+def print_records(title: str, records: list[Record]) -> None:
+    """A row a record; below each schedule of several kernels, one a kernel where nothing is swept."""
+    table = _table(
+        title,
+        "schedule",
+        "point",
+        "time",
+        "HBM read",
+        "HBM write",
+        "L2 hits",
+        "peak memory",
+        "tensor",
+        "HBM",
+        "held back by",
+        numeric_from=2,
+    )
+    swept = any(record.point for record in records)
+    for record in records:
+        if record.status != "ok":
+            table.add_row(record.schedule, point_text(record), record.status, style="red")
+            continue
+        causes = [f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2]]
+        table.add_row(
+            record.schedule,
+            point_text(record),
+            show(record.time_s or 0, "s"),
+            show(record.hbm_read_bytes or 0, "B"),
+            show(record.hbm_write_bytes or 0, "B"),
+            f"{record.l2_hit_rate:.0%}",
+            show(record.peak_hbm_bytes or 0, "B"),
+            f"{record.tensor_utilisation:.0%}",
+            f"{record.hbm_utilisation:.0%}",
+            ", ".join(causes),
+        )
+        if len(record.kernels) > 1 and not swept:
+            for kernel in record.kernels:
+                table.add_row(
+                    f"  {kernel.name}",
+                    "",
+                    show(kernel.time_s, "s"),
+                    show(kernel.hbm_read_bytes, "B"),
+                    show(kernel.hbm_write_bytes, "B"),
+                    f"{kernel.l2_hit_rate:.0%}",
+                    "",
+                    f"{kernel.tensor_utilisation:.0%}",
+                    f"{kernel.hbm_utilisation:.0%}",
+                    f"{kernel.bottleneck} {kernel.critical_time_s[kernel.bottleneck] / kernel.time_s:.0%}",
+                    style="dim",
+                )
+    if not swept:
+        table.columns.pop(1)
+    _shown(table)
+    for record in records:
+        if record.reason:
+            print(f"{record.schedule} {point_text(record)}: {record.status}: {record.reason}")
+
+
+def print_profiles() -> None:
+    """A row a shipped profile, with the vendor's figures."""
+    table = _table(
+        "Hardware profiles (vendor's figures)",
+        "name",
+        "SMs",
+        "SRAM/SM",
+        "L2",
+        "HBM",
+        "bandwidth",
+        "fp16 tensor",
+        "TDP",
+    )
+    for name in shipped_names("hw_profiles"):
+        hw = load_profile(name)
+        table.add_row(
+            name,
+            str(hw.sm.count),
+            show_binary(hw.sram.capacity),
+            show_binary(hw.l2.capacity),
+            show_binary(hw.hbm.capacity),
+            show(hw.hbm.bandwidth, "B/s"),
+            show(hw.tensor.fp16, "FLOP/s") if hw.tensor.fp16 else "",
+            show(hw.power.tdp, "W") if hw.power else "",
+        )
+    _shown(table)
+
+
+def print_profile(hw: HardwareProfile) -> None:
+    """Every figure of a profile with its section's source below."""
+    console = Console()
+    console.print(f"[bold]{hw.name}[/bold]: {hw.title} ({hw.arch})")
+    _print_section(console, "", hw)
+
+
+def _print_section(console: Console, path: str, section: BaseModel) -> None:
+    for key, value in section:
+        if isinstance(value, BaseModel):
+            heading = f"{path}{key}"
+            if hasattr(value, "source"):
+                console.print(f"\n[bold]\\[{heading}][/bold]")
+            _print_section(console, f"{heading}.", value)
+        elif path and value is not None and key != "source":
+            console.print(f"  {key} = {_figure(key, value)}")
+    source = getattr(section, "source", None)
+    if source:
+        console.print(f"  [dim]{source}[/dim]")
+
+
+def _figure(key: str, value: Any) -> str:
+    """A figure in the unit that its key stands for."""
+    units = {
+        "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
+        "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
+        "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s",
+        "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",
+        "tensor_per_flop": "J/FLOP",
+    }  # fmt: skip
+    unit = units.get(key)
+    if unit is None:
+        return f"{value:g}"
+    return show_binary(value) if unit == "B" else show(value, unit)
+
+
+def print_scenarios() -> None:
+    """A row a shipped scenario."""
+    table = _table("Scenarios", "name", "question", numeric_from=2)
+    for name in shipped_names("scenarios"):
+        path = find_toml(name, "scenarios", "scenario")
+        table.add_row(name, read_toml(path).get("title", ""))
+    _shown(table)

@@ -1,0 +1,300 @@
+"""What a run says: one record a schedule and point, and their table."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sim.engine.device import DeviceRun, Launched, OutOfMemory
+from sim.engine.machine import CAUSES, TENSOR
+from sim.hardware import HardwareProfile
+from sim.workload import AttentionWorkload
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """One kernel of a schedule. Shares and utilisations are of the vendor's figures."""
+
+    name: str
+    start_s: float
+    time_s: float
+    ctas: int
+    ctas_per_sm: int
+    tile_steps: int
+    flops: int
+    vector_ops: int
+    exp_count: int
+    sram_bytes: int
+    hbm_read_bytes: int
+    hbm_write_bytes: int
+    l2_dirty_bytes: int
+    l2_read_bytes: int
+    l2_write_bytes: int
+    l2_hit_rate: float
+    tensor_utilisation: float
+    hbm_utilisation: float
+    occupancy: float
+    bottleneck: str
+    critical_time_s: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What the device did over time, in bins of `bin_width_s`, kernel by kernel.
+
+    Each track has one value a bin: shares of the vendor's HBM bandwidth and tensor rate, the hit
+    rate of L2 loads, and the HBM bytes on their way to SMs.
+    """
+
+    kernel: str
+    start_s: float
+    bin_width_s: float
+    hbm_utilisation: list[float]
+    tensor_utilisation: list[float]
+    l2_hit_rate: list[float]
+    hbm_bytes_in_flight: list[float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One schedule on one point of a scenario.
+
+    `hbm_write_bytes` counts all that the schedule makes dirty, also the `l2_dirty_bytes` that are
+    still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
+    counts the (query, key) pairs that the mask shows, `flops` what the tiles compute.
+    """
+
+    schedule: str
+    point: dict[str, Any]
+    workload: dict[str, Any]
+    hardware: str
+    status: Literal["ok", "out of memory"]
+    reason: str | None = None
+    time_s: float | None = None
+    flops: int | None = None
+    useful_flops: int | None = None
+    hbm_read_bytes: int | None = None
+    hbm_write_bytes: int | None = None
+    l2_dirty_bytes: int | None = None
+    l2_bytes: int | None = None
+    l2_hit_rate: float | None = None
+    sram_bytes: int | None = None
+    peak_hbm_bytes: int | None = None
+    tensor_utilisation: float | None = None
+    hbm_utilisation: float | None = None
+    occupancy: float | None = None
+    bottleneck: str | None = None
+    bottleneck_shares: dict[str, float] = field(default_factory=dict)
+    energy_j: float | None = None
+    kernels: list[KernelResult] = field(default_factory=list)
+    timeline: list[Timeline] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    engine: str = "replay"
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hbm_bytes(self) -> int | None:
+        """HBM reads and writes together."""
+        if self.hbm_read_bytes is None or self.hbm_write_bytes is None:
+            return None
+        return self.hbm_read_bytes + self.hbm_write_bytes
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of what determines a result."""
+    names = ("attnsim", "numba", "numpy", "simpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def record_of_oom(
+    schedule: str,
+    point: dict[str, Any],
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+    error: OutOfMemory,
+    engine: str,
+) -> Record:
+    """The record of a schedule whose tensors do not fit."""
+    reason = (
+        f"{error.tensor.name} needs {error.tensor.bytes / 1e9:.1f} GB, "
+        f"{error.free_bytes / 1e9:.1f} of {hw.hbm.capacity / 1e9:.1f} GB are free"
+    )
+    return Record(
+        schedule,
+        point,
+        asdict(w),
+        hw.name,
+        "out of memory",
+        reason,
+        engine=engine,
+        useful_flops=w.useful_flops,
+        versions=dict(versions()),
+    )
+
+
+def record_of(
+    schedule: str,
+    point: dict[str, Any],
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+    run: DeviceRun,
+    engine: str,
+) -> Record:
+    """The record of a schedule that ran."""
+    kernels = [kernel_result(launched, w, hw) for launched in run.kernels]
+    hbm_read_bytes = sum(k.hbm_read_bytes for k in kernels)
+    hbm_write_bytes = sum(k.hbm_write_bytes for k in kernels) + run.l2_dirty_bytes
+    l2_read_bytes = sum(k.l2_read_bytes for k in kernels)
+    l2_bytes = l2_read_bytes + sum(k.l2_write_bytes for k in kernels)
+    flops = sum(k.flops for k in kernels)
+    sram_bytes = sum(k.sram_bytes for k in kernels)
+    shares = _shares(kernels, run.time_s)
+    busy_s = sum(k.time_s for k in kernels)
+    return Record(
+        schedule=schedule,
+        point=point,
+        workload=asdict(w),
+        hardware=hw.name,
+        status="ok",
+        time_s=run.time_s,
+        flops=flops,
+        useful_flops=w.useful_flops,
+        hbm_read_bytes=hbm_read_bytes,
+        hbm_write_bytes=hbm_write_bytes,
+        l2_dirty_bytes=run.l2_dirty_bytes,
+        l2_bytes=l2_bytes,
+        l2_hit_rate=sum(k.l2_hit_rate * k.l2_read_bytes for k in kernels) / max(l2_read_bytes, 1),
+        sram_bytes=sram_bytes,
+        peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
+        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / run.time_s,
+        hbm_utilisation=(hbm_read_bytes + hbm_write_bytes - run.l2_dirty_bytes)
+        / hw.hbm.bandwidth
+        / run.time_s,
+        occupancy=sum(k.occupancy * k.time_s for k in kernels) / busy_s,
+        bottleneck=next(iter(shares)),
+        bottleneck_shares=shares,
+        energy_j=_energy_j(
+            hw,
+            run.time_s,
+            hbm_read_bytes + hbm_write_bytes,
+            l2_bytes,
+            sram_bytes,
+            flops,
+        ),
+        kernels=kernels,
+        timeline=[timeline_of(launched, w, hw) for launched in run.kernels],
+        memory=[asdict(change) for change in run.memory],
+        engine=engine,
+        versions=dict(versions()),
+    )
+
+
+def _peak_flops_per_s(w: AttentionWorkload, hw: HardwareProfile) -> float:
+    """The vendor's rate for the workload's matmuls: tensor cores, or fp32 lanes without them."""
+    return hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
+
+
+def kernel_result(launched: Launched, w: AttentionWorkload, hw: HardwareProfile) -> KernelResult:
+    """What is said of one kernel."""
+    run, kernel = launched.run, launched.run.kernel
+    critical = {c: float(s) for c, s in zip(CAUSES, run.path_s, strict=True) if s > 0}
+    resident_s = float((run.cta_end_s - run.cta_start_s).sum())
+    flops = run.executed("mma_flops")
+    return KernelResult(
+        name=kernel.name,
+        start_s=launched.start_s,
+        time_s=run.time_s,
+        ctas=kernel.ctas,
+        ctas_per_sm=run.ctas_per_sm,
+        tile_steps=kernel.tile_steps,
+        flops=flops,
+        vector_ops=run.executed("vector_ops"),
+        exp_count=run.executed("exp_count"),
+        sram_bytes=run.executed("sram_bytes"),
+        hbm_read_bytes=run.hbm_read_bytes,
+        hbm_write_bytes=run.hbm_write_bytes,
+        l2_dirty_bytes=run.l2_dirty_bytes,
+        l2_read_bytes=run.l2_read_bytes,
+        l2_write_bytes=run.l2_write_bytes,
+        l2_hit_rate=run.l2_hit_bytes / max(run.l2_read_bytes, 1),
+        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / run.time_s,
+        hbm_utilisation=(run.hbm_read_bytes + run.hbm_write_bytes) / hw.hbm.bandwidth / run.time_s,
+        occupancy=resident_s
+        * kernel.footprint.threads
+        / (hw.sm.count * hw.sm.max_threads * run.time_s),
+        bottleneck=max(critical, key=lambda cause: critical[cause]),
+        critical_time_s=critical,
+    )
+
+
+def _shares(kernels: list[KernelResult], time_s: float) -> dict[str, float]:
+    """Shares of the schedule's time by what was critical, largest first; launches are the rest."""
+    totals: dict[str, float] = {}
+    for kernel in kernels:
+        for cause, critical_s in kernel.critical_time_s.items():
+            totals[cause] = totals.get(cause, 0.0) + critical_s
+    totals["launch"] = time_s - sum(kernel.time_s for kernel in kernels)
+    ordered = sorted(totals.items(), key=lambda entry: -entry[1])
+    return {cause: critical_s / time_s for cause, critical_s in ordered}
+
+
+def _energy_j(
+    hw: HardwareProfile,
+    time_s: float,
+    hbm_bytes: int,
+    l2_bytes: int,
+    sram_bytes: int,
+    flops: int,
+) -> float | None:
+    if hw.energy is None:
+        return None
+    e = hw.energy
+    moved = hbm_bytes * e.hbm_per_byte + l2_bytes * e.l2_per_byte + sram_bytes * e.sram_per_byte
+    return moved + flops * e.tensor_per_flop + time_s * e.idle
+
+
+def timeline_of(launched: Launched, w: AttentionWorkload, hw: HardwareProfile) -> Timeline:
+    """The kernel's bins up to its end, as shares."""
+    from sim.engine import timeline as tl
+
+    run = launched.run
+    used = max(1, int(np.ceil(run.time_s / run.bin_width_s)))
+    bins, width_s = run.bins[:, :used], run.bin_width_s
+    peak = _peak_flops_per_s(w, hw)
+    flops_per_busy_s = run.executed("mma_flops") / run.busy_s[TENSOR] if run.busy_s[TENSOR] else 0.0
+    l2_bytes = np.maximum(bins[tl.L2_BYTES], 1.0)
+    return Timeline(
+        kernel=run.kernel.name,
+        start_s=launched.start_s,
+        bin_width_s=width_s,
+        hbm_utilisation=_rounded(bins[tl.HBM_BYTES] / width_s / hw.hbm.bandwidth),
+        tensor_utilisation=_rounded(bins[tl.TENSOR_BUSY] * flops_per_busy_s / width_s / peak),
+        l2_hit_rate=_rounded(np.minimum(bins[tl.L2_HIT_BYTES] / l2_bytes, 1.0)),
+        hbm_bytes_in_flight=_rounded(bins[tl.HBM_IN_FLIGHT] / width_s),
+    )
+
+
+def _rounded(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def save(records: list[Record], path: Path) -> None:
+    """Write the records as JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(dumps(records))
+    partial.replace(path)
+
+
+def dumps(records: list[Record]) -> str:
+    """The records as JSON."""
+    return json.dumps([asdict(record) for record in records], indent=1, allow_nan=False) + "\n"

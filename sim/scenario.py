@@ -1,0 +1,238 @@
+"""Scenario files: a workload, a device, schedules, and what to vary."""
+
+import itertools
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from sim.engine.cache import CHUNK
+from sim.engine.device import EngineName, OutOfMemory, check_memory, run_on_device
+from sim.files import InputError, checked, nearest, read_toml
+from sim.hardware import HardwareProfile, find_toml, load_profile
+from sim.result import Record, record_of, record_of_oom
+from sim.schedules import SCHEDULES, Schedule
+from sim.tile_program import Kernel, chunk_tensors
+from sim.units import Bytes, show_binary
+from sim.workload import AttentionWorkload, WorkloadTable
+
+BYTES_PER_ITEM = 8  # of each of a kernel's integer arrays
+
+
+class Limits(BaseModel):
+    """What one schedule on one point may take of this computer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tile_steps: PositiveInt = 2_000_000_000
+    memory: Bytes = 8 * 2.0**30
+
+
+class ScenarioFile(BaseModel):
+    """The tables of a scenario file, before its sweep is expanded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: str = ""
+    workload: dict[str, Any]
+    hardware: dict[str, Any]
+    schedule: list[dict[str, Any]] = Field(min_length=1)
+    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One workload on one device, with the schedules to compare there."""
+
+    values: dict[str, Any]  # the swept keys
+    workload: AttentionWorkload
+    hardware: HardwareProfile
+    schedules: tuple[Schedule, ...]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A question: the points at which to run which schedules."""
+
+    name: str
+    title: str
+    points: tuple[Point, ...]
+    limits: Limits
+    where: str
+
+
+def load_scenario(name: str, settings: tuple[str, ...] = ()) -> Scenario:
+    """The scenario of that name or path, with KEY=VALUE `settings` laid over it.
+
+    Raises InputError.
+    """
+    path = find_toml(name, "scenarios", "scenario")
+    where = str(path) if path.parent.name != "scenarios" else f"scenarios/{path.name}"
+    data = read_toml(path)
+    for setting in settings:
+        _set(data, *_split_setting(setting))
+    return make_scenario(data, path.stem, where, path.parent)
+
+
+def make_scenario(
+    data: Mapping[str, Any], name: str, where: str, folder: Path | None = None
+) -> Scenario:
+    """The scenario that `data` (the tables of a file) describes; raises InputError."""
+    tables = checked(ScenarioFile, data, where)
+    for key, values in tables.sweep.items():
+        if not values:
+            raise InputError(f"{where}: sweep.{key}: at least one value was expected")
+    points = []
+    for values in itertools.product(*tables.sweep.values()):
+        swept = dict(zip(tables.sweep, values, strict=True))
+        varied = deepcopy(dict(data))
+        for key, value in swept.items():
+            _set(varied, key, value, f"{where}: sweep")
+        points.append(_point(varied, swept, where, folder))
+    return Scenario(name, tables.title or name, tuple(points), tables.limits, where)
+
+
+def _split_setting(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {setting}: KEY=VALUE was expected, such as workload.seq_len=4096")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return key.strip(), value
+
+
+def _set(data: dict[str, Any], key: str, value: Any, where: str = "--set") -> None:
+    """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to schedules of that name."""
+    first, *rest = key.split(".")
+    if first == "schedule" and len(rest) >= 2:
+        chosen = [table for table in data.get("schedule", []) if table.get("name") == rest[0]]
+        if not chosen:
+            names = [str(table.get("name")) for table in data.get("schedule", [])]
+            raise InputError(f"{where}: {key}: no such schedule here; {nearest(rest[0], names)}")
+        for table in chosen:
+            _set_in(table, rest[1:], value, key, where)
+    else:
+        _set_in(data, [first, *rest], value, key, where)
+
+
+def _set_in(table: dict[str, Any], path: list[str], value: Any, key: str, where: str) -> None:
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {key}: {part} is not a table")
+    table[path[-1]] = value
+
+
+def _point(
+    data: Mapping[str, Any], swept: dict[str, Any], where: str, folder: Path | None
+) -> Point:
+    tables = checked(ScenarioFile, data, where)
+    workload = checked(WorkloadTable, tables.workload, where, "workload").workload()
+    overrides = dict(tables.hardware)
+    profile = overrides.pop("profile", None)
+    if not isinstance(profile, str):
+        raise InputError(f"{where}: hardware.profile: the name of a profile was expected")
+    try:
+        hardware = load_profile(profile, overrides, where, folder)
+    except InputError as error:
+        if str(error).startswith("profile "):
+            raise InputError(f"{where}: hardware.profile: {error}") from None
+        raise
+    schedules = tuple(_schedule(table, where, folder) for table in tables.schedule)
+    titles = [schedule.title for schedule in schedules]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise InputError(f"{where}: schedule: {title!r} stands there twice; give each a label")
+    if workload.dtype != "fp32" and hardware.tensor_flops_per_s(workload.dtype) is None:
+        known = [d for d in ("fp16", "bf16", "fp8") if hardware.tensor_flops_per_s(d)]
+        raise InputError(
+            f'{where}: workload.dtype = "{workload.dtype}": {hardware.name} has no tensor rate for '
+            f"it; accepted there: {', '.join(['fp32', *known])}"
+        )
+    return Point(swept, workload, hardware, schedules)
+
+
+def _schedule(table: Mapping[str, Any], where: str, folder: Path | None) -> Schedule:
+    name = table.get("name")
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise InputError(
+            f"{where}: schedule.name = {name!r}: no such schedule; {nearest(str(name), SCHEDULES)}"
+        )
+    return checked(SCHEDULES[name], table, where, f"schedule.{name}").relative_to(folder)
+
+
+def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Kernel]]]:
+    """Every schedule of every point with its kernels; raises InputError for what cannot be."""
+    lowered = []
+    for point in scenario.points:
+        for schedule in point.schedules:
+            try:
+                kernels = schedule.lower(point.workload, point.hardware)
+            except InputError as error:
+                raise InputError(f"{scenario.where}: {error}") from None
+            lowered.append((point, schedule, kernels))
+    return lowered
+
+
+def check_limits(scenario: Scenario, schedule: Schedule, kernels: list[Kernel]) -> int:
+    """Tile steps of the kernels; raises InputError where they or their arrays exceed the limits."""
+    limits, who = scenario.limits, f"{scenario.where}: schedule {schedule.title}"
+    advice = "shorten workload.seq_len, lower batch or heads, or raise"
+    chunks = sum(prod((t.groups, c.down, c.across)) for t, c in chunk_tensors(kernels).items())
+    items = max(kernel.ctas * kernel.items_per_cta for kernel in kernels)
+    arrays = max(len(kernel.loops) + 2 * len(kernel.streams) for kernel in kernels)
+    memory = chunks * CHUNK.itemsize + items * arrays * BYTES_PER_ITEM
+    if memory > limits.memory:
+        raise InputError(
+            f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
+            f"{show_binary(limits.memory)}: {advice} limits.memory"
+        )
+    steps = sum(kernel.tile_steps for kernel in kernels)
+    if steps > limits.tile_steps:
+        raise InputError(
+            f"{who}: the replay would take {steps:.3g} tile steps, limits.tile_steps is "
+            f"{limits.tile_steps:.3g}: {advice} limits.tile_steps"
+        )
+    return steps
+
+
+Progress = Callable[[str, int, int], None]  # what runs, tile steps done, of how many
+
+
+def run_scenario(
+    scenario: Scenario,
+    engine: EngineName = "replay",
+    progress: Progress = lambda *_: None,
+) -> Iterator[Record]:
+    """Records as they are finished; bad input raises InputError before the first one runs."""
+    jobs = []
+    for point, schedule, kernels in lower_all(scenario):
+        try:
+            check_memory(kernels, point.hardware)
+        except OutOfMemory as error:
+            jobs.append((point, schedule, kernels, 0, error))
+        else:
+            steps = check_limits(scenario, schedule, kernels)
+            jobs.append((point, schedule, kernels, steps, None))
+    total, done = sum(steps for *_, steps, _ in jobs), 0
+    for point, schedule, kernels, steps, oom in jobs:
+        facts = (schedule.title, point.values, point.workload, point.hardware)
+        if oom is not None:
+            yield record_of_oom(*facts, oom, engine)
+            continue
+        run = run_on_device(
+            kernels,
+            point.hardware,
+            point.workload.dtype,
+            engine,
+            lambda n, title=schedule.title, before=done: progress(title, before + n, total),
+        )
+        done += steps
+        progress(schedule.title, done, total)
+        yield record_of(*facts, run, engine)
