@@ -6,7 +6,7 @@ from typing import Any
 
 from sim.engine.device import EngineName
 from sim.result import Record
-from sim.scenario import load_scenario, make_scenario, run_scenario
+from sim.scenario import Scenario, load_scenario, make_scenario, run_scenario
 
 
 def simulate(
@@ -29,11 +29,15 @@ def simulate(
     if scenario is not None:
         if tables:
             raise TypeError("give a scenario or its tables, not both")
-        return list(run_scenario(load_scenario(str(scenario)), engine))
+        return _records(load_scenario(str(scenario)), engine)
     if isinstance(tables.get("hardware"), str):
         tables["hardware"] = {"profile": tables["hardware"]}
     schedules = tables.get("schedule", [])
     if isinstance(schedules, str | Mapping):
         schedules = [schedules]
     tables["schedule"] = [{"name": s} if isinstance(s, str) else dict(s) for s in schedules]
-    return list(run_scenario(make_scenario(tables, "simulate", "simulate()"), engine))
+    return _records(make_scenario(tables, "simulate", "simulate()"), engine)
+
+
+def _records(scenario: Scenario, engine: EngineName) -> list[Record]:
+    return [outcome.record for outcome in run_scenario(scenario, engine)]

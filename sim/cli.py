@@ -4,13 +4,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from sim.result import Record
-    from sim.scenario import Scenario
+    from sim.engine.device import EngineName
+    from sim.scenario import Outcome, Scenario
 
 app = typer.Typer(
     help="Simulate the memory traffic of attention schedules on a GPU.",
@@ -62,16 +62,17 @@ def run(
     if trace is not None:
         check_writable(trace)
     say_if_compiling(engine)
-    records = run_with_progress(question, engine)
+    outcomes = run_with_progress(question, engine)
+    records = [outcome.record for outcome in outcomes]
     if out is not None:
         from sim.report.plots import save_figures
 
         save(records, out / "results.json")
-        save_figures(records, question.title, out)
+        save_figures(outcomes, question.title, out)
     if trace is not None:
         from sim.report.trace import save_trace
 
-        save_trace(records, trace)
+        save_trace(outcomes, trace)
     if json:
         print(dumps(records), end="")
     else:
@@ -141,8 +142,8 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def run_with_progress(question: "Scenario", engine: Any) -> "list[Record]":
-    """All records of a scenario, with a bar meanwhile."""
+def run_with_progress(question: "Scenario", engine: "EngineName") -> "list[Outcome]":
+    """All outcomes of a scenario, with a bar meanwhile."""
     from sim.scenario import run_scenario
 
     with progress_bar() as update:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from sim.engine.cache import CHUNK
-from sim.engine.device import EngineName, OutOfMemory, check_memory, run_on_device
+from sim.engine.device import DeviceRun, EngineName, OutOfMemory, check_memory, run_on_device
 from sim.files import InputError, checked, nearest, read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile
 from sim.result import Record, record_of, record_of_oom
@@ -205,34 +205,38 @@ def check_limits(scenario: Scenario, schedule: Schedule, kernels: list[Kernel]) 
 Progress = Callable[[str, int, int], None]  # what runs, tile steps done, of how many
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one schedule on one point came to: its record, and the run itself if it fitted."""
+
+    point: Point
+    record: Record
+    run: DeviceRun | None
+
+
 def run_scenario(
-    scenario: Scenario,
-    engine: EngineName = "replay",
-    progress: Progress = lambda *_: None,
-) -> Iterator[Record]:
-    """Records as they are finished; bad input raises InputError before the first one runs."""
-    jobs = []
+    scenario: Scenario, engine: EngineName = "replay", progress: Progress = lambda *_: None
+) -> Iterator[Outcome]:
+    """Outcomes as they are finished; bad input raises InputError before the first one runs."""
+    jobs: list[tuple[Point, Schedule, list[Kernel], int, OutOfMemory | None]] = []
     for point, schedule, kernels in lower_all(scenario):
         try:
             check_memory(kernels, point.hardware)
         except OutOfMemory as error:
             jobs.append((point, schedule, kernels, 0, error))
         else:
-            steps = check_limits(scenario, schedule, kernels)
-            jobs.append((point, schedule, kernels, steps, None))
-    total, done = sum(steps for *_, steps, _ in jobs), 0
+            jobs.append((point, schedule, kernels, check_limits(scenario, schedule, kernels), None))
+    total, done = sum(job[3] for job in jobs), 0
     for point, schedule, kernels, steps, oom in jobs:
         facts = (schedule.title, point.values, point.workload, point.hardware)
         if oom is not None:
-            yield record_of_oom(*facts, oom, engine)
+            yield Outcome(point, record_of_oom(*facts, oom, engine), None)
             continue
-        run = run_on_device(
-            kernels,
-            point.hardware,
-            point.workload.dtype,
-            engine,
-            lambda n, title=schedule.title, before=done: progress(title, before + n, total),
-        )
+
+        def so_far(n: int, title: str = schedule.title, before: int = done) -> None:
+            progress(title, before + n, total)
+
+        run = run_on_device(kernels, point.hardware, point.workload.dtype, engine, so_far)
         done += steps
-        progress(schedule.title, done, total)
-        yield record_of(*facts, run, engine)
+        so_far(steps)
+        yield Outcome(point, record_of(*facts, run, engine), run)
