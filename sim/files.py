@@ -40,9 +40,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def checked(model: type[Model], data: Mapping[str, Any], where: str, prefix: str = "") -> Model:
-    """`data` as a `model`; raises InputError naming `where`, the key, the value and what is accepted.
+    """`data` as a `model`.
 
-    `prefix` is the key under which `data` stands in the file.
+    Raises InputError naming `where`, the key, the value and what is accepted. `prefix` is the key
+    under which `data` stands in the file.
     """
     try:
         return model.model_validate(data)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sim.engine.device import DeviceRun, Launched, OutOfMemory
+from sim.engine.device import DeviceRun, Launched, OutOfMemoryError
 from sim.engine.machine import CAUSES, TENSOR
 from sim.hardware import HardwareProfile
 from sim.workload import AttentionWorkload
@@ -42,6 +42,11 @@ class KernelResult:
     occupancy: float
     bottleneck: str
     critical_time_s: dict[str, float]
+
+    @property
+    def bottleneck_share(self) -> float:
+        """Share of the kernel's time that went to its bottleneck."""
+        return self.critical_time_s[self.bottleneck] / self.time_s
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def record_of_oom(
     point: dict[str, Any],
     w: AttentionWorkload,
     hw: HardwareProfile,
-    error: OutOfMemory,
+    error: OutOfMemoryError,
     engine: str,
 ) -> Record:
     """The record of a schedule whose tensors do not fit."""

@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from sim.engine.cache import CHUNK
-from sim.engine.device import DeviceRun, EngineName, OutOfMemory, check_memory, run_on_device
+from sim.engine.device import DeviceRun, EngineName, OutOfMemoryError, check_memory, run_on_device
 from sim.files import InputError, checked, nearest, read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile
 from sim.result import Record, record_of, record_of_oom
-from sim.schedules import SCHEDULES, Schedule
+from sim.schedules import SCHEDULES
+from sim.schedules.base import Schedule
 from sim.tile_program import Kernel, chunk_tensors
 from sim.units import Bytes, show_binary
 from sim.workload import AttentionWorkload, WorkloadTable
@@ -87,8 +88,8 @@ def make_scenario(
         if not values:
             raise InputError(f"{where}: sweep.{key}: at least one value was expected")
     points = []
-    for values in itertools.product(*tables.sweep.values()):
-        swept = dict(zip(tables.sweep, values, strict=True))
+    for combination in itertools.product(*tables.sweep.values()):
+        swept = dict(zip(tables.sweep, combination, strict=True))
         varied = deepcopy(dict(data))
         for key, value in swept.items():
             _set(varied, key, value, f"{where}: sweep")
@@ -218,11 +219,11 @@ def run_scenario(
     scenario: Scenario, engine: EngineName = "replay", progress: Progress = lambda *_: None
 ) -> Iterator[Outcome]:
     """Outcomes as they are finished; bad input raises InputError before the first one runs."""
-    jobs: list[tuple[Point, Schedule, list[Kernel], int, OutOfMemory | None]] = []
+    jobs: list[tuple[Point, Schedule, list[Kernel], int, OutOfMemoryError | None]] = []
     for point, schedule, kernels in lower_all(scenario):
         try:
             check_memory(kernels, point.hardware)
-        except OutOfMemory as error:
+        except OutOfMemoryError as error:
             jobs.append((point, schedule, kernels, 0, error))
         else:
             jobs.append((point, schedule, kernels, check_limits(scenario, schedule, kernels), None))

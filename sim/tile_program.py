@@ -4,7 +4,7 @@ A kernel is a grid of CTAs. A CTA runs one or more *items* (usually one); an ite
 loops one after the other, so that a prologue is a loop of one trip. A loop's ops are those of an
 algorithm box:
 
-    Load      brings a tile of a stream into one of the load's `stages` buffers, as soon as one is free
+    Load      brings a tile of a stream to one of the load's `stages` buffers once that is free
     Compute   waits for the loads that it reads, then takes the SM's pipes for its amounts
     Store     writes a tile of a stream
 
@@ -46,7 +46,7 @@ class Tensor:
 class Stream:
     """The tiles of a tensor that one op touches, trip after trip.
 
-    Tiles of `tile_rows` x `tile_cols` cut each matrix; they are numbered row by row, group by group.
+    Tiles of `tile_rows` x `tile_cols` cut each matrix, numbered row by row, group by group.
     Trip i of an item touches tile base(item) + stride * i or, with a table,
     base(item) + table[start(item) + i].
     """

@@ -21,7 +21,7 @@ from sim.tile_program import Kernel, Tensor, chunk_tensors
 EngineName = Literal["replay", "reference"]
 
 
-class OutOfMemory(Exception):
+class OutOfMemoryError(Exception):
     """A tensor that does not fit beside those already in HBM."""
 
     def __init__(self, tensor: Tensor, free_bytes: int) -> None:
@@ -68,10 +68,10 @@ class Hbm:
         self.changes: list[MemoryChange] = []
 
     def allocate(self, tensors: list[Tensor], now_s: float) -> None:
-        """Make room for each; raises OutOfMemory."""
+        """Make room for each; raises OutOfMemoryError."""
         for tensor in tensors:
             if tensor.bytes > self.free_bytes:
-                raise OutOfMemory(tensor, self.free_bytes)
+                raise OutOfMemoryError(tensor, self.free_bytes)
             self.free_bytes -= tensor.bytes
             self._note(now_s, f"+ {tensor.name}")
 
@@ -102,7 +102,7 @@ def lifetimes(kernels: list[Kernel]) -> tuple[list[list[Tensor]], list[list[Tens
 
 
 def check_memory(kernels: list[Kernel], hw: HardwareProfile) -> int:
-    """Peak bytes in HBM; raises OutOfMemory as the run itself would, without running it."""
+    """Peak bytes in HBM; raises OutOfMemoryError as the run itself would, without running it."""
     hbm = Hbm(hw.hbm.capacity)
     for allocated, freed in zip(*lifetimes(kernels), strict=True):
         hbm.allocate(allocated, 0.0)
@@ -119,7 +119,7 @@ def run_on_device(
 ) -> DeviceRun:
     """Run the kernels in order; `progress` is told how many tile steps are done so far.
 
-    Raises OutOfMemory.
+    Raises OutOfMemoryError.
     """
     chunkings = chunk_tensors(kernels)
     capacity_bytes = machine_of(hw).l2_capacity_bytes
@@ -137,7 +137,9 @@ def run_on_device(
     hbm = Hbm(hw.hbm.capacity)
     launched: list[Launched] = []
     stream = simpy.Store(env)
-    steps_done = 0
+
+    def so_far(steps: int) -> None:
+        progress(sum(ran.run.kernel.tile_steps for ran in launched) + steps)
 
     def host() -> Generator[simpy.Event, Any, None]:
         """Launches one kernel after the other, without waiting for the device."""
@@ -147,21 +149,12 @@ def run_on_device(
 
     def device() -> Generator[simpy.Event, Any, None]:
         """Runs what was launched, each after the one before."""
-        nonlocal steps_done
         for number, (allocated, freed) in enumerate(zip(*lifetimes(kernels), strict=True)):
             hbm.allocate(allocated, env.now)
             kernel = yield stream.get()
             if number:
                 yield env.timeout(hw.calibration.launch.gap)
-            run = run_kernel(
-                kernel,
-                chunkings,
-                hw,
-                l2,
-                dtype,
-                lambda steps: progress(steps_done + steps),
-            )
-            steps_done += kernel.tile_steps
+            run = run_kernel(kernel, chunkings, hw, l2, dtype, so_far)
             launched.append(Launched(env.now, run))
             yield env.timeout(run.time_s)
             hbm.free(freed, env.now)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import simpy
 from numpy.typing import NDArray
+from simpy.events import EventPriority
 
 from sim.engine import machine as mc
 from sim.engine.kernel_run import KernelRun
@@ -53,7 +54,7 @@ class Wake(simpy.Event):
     def at(self, time_s: float) -> "Wake":
         """Let it happen at `time_s`."""
         # 1: SimPy starts processes with priority 0, before anything else of that moment.
-        self.env.schedule(self, self.rank + 1, time_s - self.env.now)
+        self.env.schedule(self, EventPriority(self.rank + 1), time_s - self.env.now)
         return self
 
 
@@ -445,7 +446,10 @@ class Engine:
     def touch(
         self, stream: Stream, tile: int, write: bool, fetch: bool
     ) -> tuple[int, int, int, float, list[int]]:
-        """Touch a tile's chunks: (bytes, HBM reads, HBM writes, last arrival of those present, fetched)."""
+        """Touch a tile's chunks.
+
+        Returns (bytes, HBM reads, HBM writes, last arrival of those present, numbers fetched).
+        """
         size = reads = writes = 0
         in_flight_s, fetched = 0.0, []
         for number, chunk_bytes in chunks_of(stream, self.chunkings[stream.tensor], tile):
@@ -495,7 +499,7 @@ def run_kernel(
     dtype: str,
     progress: Callable[[int], None],
 ) -> KernelRun:
-    """Run `kernel` as SimPy processes; `progress` is told at the end how many tile steps it took."""
+    """Run `kernel` as SimPy processes; `progress` is told at the end how many steps it took."""
     for chunk in l2.chunks.values():  # what the last kernel left has arrived; times start anew
         chunk.arrival_s = 0.0
     engine = Engine(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)

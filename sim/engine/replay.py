@@ -631,7 +631,7 @@ def store_tile(r, sm, slot, worker_number, now_s):
 
 @inlined
 def wait_for_store(r, slot, worker, now_s, status):
-    """Wait, if need be, for the CTA's last store to leave its buffer; return whether it has left."""
+    """Return whether the CTA's last store has left its buffer; else wait for that."""
     buffer = r.buffers[(slot + 1) * r.limits[0].ring - 1]
     if buffer.arrival_s <= now_s:
         return True

@@ -1,7 +1,7 @@
 """Figures: functions from records to a matplotlib Figure, one message each.
 
-Colours are Okabe and Ito's, which people with colour-blindness can tell apart; each schedule also has
-its own marker.
+Colours are Okabe and Ito's, which people with colour-blindness can tell apart; each schedule also
+has its own marker.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def _figure(title: str, panels: int = 1, width: float = 7.5) -> tuple[Figure, li
     return figure, axes
 
 
-def _styles(records: list[Record]) -> dict[str, dict[str, str]]:
+def _styles(records: list[Record]) -> dict[str, dict[str, Any]]:
     schedules = dict.fromkeys(record.schedule for record in records)
     return {
         name: {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
@@ -98,7 +98,7 @@ def _bars(
     records: list[Record],
     value: Callable[[Record], float | None],
     values: list[Any],
-    styles: dict[str, dict[str, str]],
+    styles: dict[str, dict[str, Any]],
 ) -> None:
     """Bars in groups by point; without a sweep one bar a schedule, named below it."""
     swept = bool(records[0].point)

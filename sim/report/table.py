@@ -35,7 +35,7 @@ def point_text(record: Record) -> str:
 
 
 def print_records(title: str, records: list[Record]) -> None:
-    """A row a record; below each schedule of several kernels, one a kernel where nothing is swept."""
+    """A row a record and, where nothing is swept, one a kernel below it."""
     table = _table(
         title,
         "schedule",
@@ -80,7 +80,7 @@ def print_records(title: str, records: list[Record]) -> None:
                     "",
                     f"{kernel.tensor_utilisation:.0%}",
                     f"{kernel.hbm_utilisation:.0%}",
-                    f"{kernel.bottleneck} {kernel.critical_time_s[kernel.bottleneck] / kernel.time_s:.0%}",
+                    f"{kernel.bottleneck} {kernel.bottleneck_share:.0%}",
                     style="dim",
                 )
     if not swept:

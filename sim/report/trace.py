@@ -1,7 +1,7 @@
 """A trace that ui.perfetto.dev opens: CTAs on their SMs and what the device did, over time.
 
-Format: Chrome's JSON trace events ("X" slices, "C" counters, "M" names), in microseconds. Each schedule is
-one process; a name that ends in .gz is compressed.
+Format: Chrome's JSON trace events ("X" slices, "C" counters, "M" names), in microseconds. Each
+schedule is one process; a name that ends in .gz is compressed.
 """
 
 import gzip

@@ -94,6 +94,7 @@ class SramBytes:
         self.q_matrices, self.kv_matrices = q_matrices, kv_matrices
 
     def __call__(self, tile: Tile) -> int:
+        """Bytes for tiles of this size."""
         return self.row_bytes * (self.q_matrices * tile.q + self.kv_matrices * tile.kv)
 
 

@@ -2,11 +2,12 @@
 
 The mask is made of a sliding window, sinks and random blocks, or read from a file of block indices.
 What the workload's own mask hides is never visited. Source of the patterns: StreamingLLM (arXiv
-2309.17453; 4 sink tokens and a window), BigBird (arXiv 2007.14062; window, global and random blocks of
-64). The loop and its default tile are those of `flash2`.
+2309.17453; 4 sink tokens and a window), BigBird (arXiv 2007.14062; window, global and random blocks
+of 64). The loop and its default tile are those of `flash2`.
 """
 
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +25,11 @@ from sim.workload import AttentionWorkload
 class BlockSparse(Schedule):
     """Block-sparse attention forward.
 
-    `keep_window` latest keys, `sinks` first keys and `random_blocks` of the rest (drawn by `seed`, the
-    same for all heads) are visited by each block of query rows, whole key blocks each. With none of
-    the three, all that the workload's mask shows. `mask_file` names an .npz instead: `indptr` and
-    `indices` (CSR over rows of blocks: one row a block of query rows, or one a block of query rows of
-    each head of each sequence) and `tile` (its query rows and keys).
+    `keep_window` latest keys, `sinks` first keys and `random_blocks` of the rest (drawn by `seed`,
+    the same for all heads) are visited by each block of query rows, whole key blocks each. With
+    none of the three, all that the workload's mask shows. `mask_file` names an .npz instead:
+    `indptr` and `indices` (CSR; a row for each block of query rows, or for each such block of each
+    head of each sequence) and `tile` (its query rows and keys).
     """
 
     name: Literal["block_sparse"] = "block_sparse"
@@ -117,8 +118,8 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     accepted = (down, down * w.batch * w.heads)
     if len(indptr) - 1 not in accepted:
         raise InputError(
-            f"{path}: indptr has {len(indptr) - 1} rows; {accepted[0]} (one a block of query rows) or "
-            f"{accepted[1]} (one for each head of each sequence too) were expected"
+            f"{path}: indptr has {len(indptr) - 1} rows; {accepted[0]} (one a block of query rows) "
+            f"or {accepted[1]} (one for each head of each sequence too) were expected"
         )
     if indptr[0] != 0 or np.any(np.diff(indptr) < 0) or indptr[-1] != len(indices):
         raise InputError(
@@ -130,5 +131,5 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     trips = np.diff(indptr)
     row = np.repeat(np.arange(len(trips)), trips)
     shown = (indices >= first[row]) & (indices < end[row])
-    rows = [indices[a:b][shown[a:b]] for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
+    rows = [indices[a:b][shown[a:b]] for a, b in pairwise(indptr)]
     return tile, _as_table(rows)

@@ -8,8 +8,8 @@
                 S = Q_i K_j^T;  m, l, P = online softmax of S;  O_i = rescale(O_i) + P V_j
                 store O_i, l_i, m_i
 
-Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 1. O, l and m need not be read in the first pass
-(the paper's Figure 2, middle, counts so); O is kept in the workload's dtype.
+Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 1. O, l and m need not be read in the first
+pass (the paper's Figure 2, middle, counts so); O is kept in the workload's dtype.
 """
 
 from typing import Literal

@@ -8,8 +8,8 @@
         O_i = O_i / l_i;  store O_i and the log-sum-exp
 
 Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; tiles, grid order and loop order as in
-Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h. Q, K
-and V have one buffer each there, so K_j-1 comes during the softmax and the second matmul of step j.
+Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h.
+Q, K and V have one buffer each there, so K_j-1 comes during the softmax and the second matmul of j.
 """
 
 from dataclasses import dataclass
@@ -57,8 +57,8 @@ def _tiles(*rows: tuple[int, int, int, int]) -> tuple[PublicTile, ...]:
     return tuple(PublicTile(d, Tile(q=q, kv=kv), warps) for d, q, kv, warps in rows)
 
 
-# flash_fwd_launch_template.h, run_mha_fwd_hdim*, without dropout: (head_dim, kBlockM, kBlockN, warps).
-# head_dim 160 and 224 run the next larger kernel.
+# flash_fwd_launch_template.h, run_mha_fwd_hdim*, without dropout:
+# (head_dim, kBlockM, kBlockN, warps). head_dim 160 and 224 run the next larger kernel.
 _SM80 = _tiles(
     (32, 128, 128, 4),
     (64, 128, 128, 4),
@@ -83,7 +83,7 @@ _SM8X_CAUSAL = _tiles(
 
 
 def public_tile(w: AttentionWorkload, hw: HardwareProfile) -> PublicTile:
-    """What the public kernel would use; for head_dim 256 it goes by SRAM, as run_mha_fwd_hdim256."""
+    """What the public kernel would use; for head_dim 256 by SRAM, as run_mha_fwd_hdim256."""
     table = _SM80
     if hw.arch in ("sm86", "sm89"):
         table = _SM8X_CAUSAL if w.causal else _SM8X

@@ -8,9 +8,9 @@
     O = P V                        (batched matmul; reads P)
 
 Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 0. The passes are those of eager PyTorch
-(aten/src/ATen/native/cuda: SoftMax.cu, PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). No public file
-says which tile cuBLAS takes for these matmuls; 128 x 128 x 32 with 3 stages and 4 warps is one that CUTLASS
-instantiates for them (generator.py, GenerateSM80_TensorOp_16816).
+(aten/src/ATen/native/cuda: SoftMax.cu, PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). No public
+file says which tile cuBLAS takes for these matmuls; 128 x 128 x 32 with 3 stages and 4 warps is one
+that CUTLASS instantiates for them (generator.py, GenerateSM80_TensorOp_16816).
 """
 
 from typing import Literal
@@ -88,11 +88,12 @@ class _GemmSramBytes(SramBytes):
         self.row_bytes = min(GEMM_DEPTH, w.head_dim) * w.dtype_bytes * GEMM_STAGES
 
     def __call__(self, tile: Tile) -> int:
+        """Bytes for tiles of this size."""
         return self.row_bytes * (tile.q + tile.kv)
 
 
 def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Compute:
-    """rows x cols += (rows x depth)(depth x cols): 2 x 2 warps read each operand twice from SRAM."""
+    """rows x cols += (rows x depth)(depth x cols); 2 x 2 warps read each operand twice."""
     operand_bytes = a.stream.tile_bytes + b.stream.tile_bytes
     return Compute(name, (a, b), mma_flops=2 * rows * cols * depth, sram_bytes=3 * operand_bytes)
 
@@ -187,7 +188,7 @@ def _pass(
 
 
 def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) -> Kernel:
-    """Rows at once: from registers up to 1024 columns, from SRAM while a row fits, else three reads."""
+    """Whole rows in registers (up to 1024 columns) or SRAM if they fit, else read three times."""
     cols = scores.cols
     rows = 4 if cols <= SOFTMAX_WARP_ROW else 1
     threads = 128 if cols <= SOFTMAX_WARP_ROW else 1024
@@ -208,7 +209,7 @@ def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) 
         return Loop(of_constant(across), (load, body, *stores))
 
     if resident:
-        loops = (sweep("softmax", 1, VECTOR_OPS_PER_SCORE, True),)
+        loops: tuple[Loop, ...] = (sweep("softmax", 1, VECTOR_OPS_PER_SCORE, True),)
     else:
         loops = (
             sweep("row maximum", 0, 1, False),
