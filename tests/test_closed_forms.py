@@ -1,0 +1,228 @@
+"""Bytes and FLOPs against formulas written independently of the schedules."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from sim.engine.device import run_on_device
+from sim.engine.machine import machine_of
+from sim.hardware import load_profile
+from sim.schedules import SCHEDULES
+from sim.schedules.base import Tile
+from sim.tile_program import Compute
+from sim.workload import AttentionWorkload, WorkloadTable
+from tests.drawn import devices, lowered, schedules, workloads
+
+
+def run(kernels, hw, w):
+    return [k.run for k in run_on_device(kernels, hw, w.dtype, "replay", lambda _: None).kernels]
+
+
+def visible(w: AttentionWorkload) -> np.ndarray:
+    """The mask as a whole matrix: (seq_q, seq_kv) booleans."""
+    i = np.arange(w.seq_q)[:, None] + w.seq_kv - w.seq_q
+    j = np.arange(w.seq_kv)[None, :]
+    shown = np.ones((w.seq_q, w.seq_kv), bool)
+    if w.causal:
+        shown &= j <= i
+    if w.window is not None:
+        shown &= j > i - w.window
+    return shown
+
+
+def tile_of(kernels) -> Tile:
+    """The tile of a flash kernel, read off its streams."""
+    streams = {stream.tensor.name: stream for stream in kernels[0].streams}
+    return Tile(q=streams["Q"].tile_rows, kv=streams["K"].tile_rows)
+
+
+def visited(w: AttentionWorkload, tile: Tile) -> np.ndarray:
+    """Which (query block, key block) pairs hold a visible (query, key) pair."""
+    shown = visible(w)
+    down, across = -(-w.seq_q // tile.q), -(-w.seq_kv // tile.kv)
+    return np.array(
+        [
+            [
+                shown[i * tile.q : (i + 1) * tile.q, j * tile.kv : (j + 1) * tile.kv].any()
+                for j in range(across)
+            ]
+            for i in range(down)
+        ]
+    )
+
+
+def compulsory_bytes(w: AttentionWorkload) -> tuple[int, int]:
+    """(Q, K and V once, O once) in bytes: Dao et al. 2022 (arXiv 2205.14135), Section 3.2."""
+    row = w.batch * w.head_dim * w.dtype_bytes
+    return row * (w.heads * w.seq_q + 2 * w.kv_heads * w.seq_kv), row * w.heads * w.seq_q
+
+
+@given(workloads())
+def test_visible_pairs_are_those_of_the_mask(w):
+    assert w.visible_pairs == visible(w).sum()
+
+
+@given(workloads(), devices(l2="0 B"), schedules("flash2"))
+@settings(max_examples=60)
+def test_flash2_without_l2_reads_k_and_v_once_a_visited_block(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    tile = tile_of(kernels)
+    (ran,) = run(kernels, hw, w)
+    keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(-(-w.seq_kv // tile.kv)))
+    kv_rows = int((visited(w, tile) * keys).sum())
+    rows = w.seq_q + 2 * kv_rows
+    assert ran.hbm_read_bytes == w.batch * w.heads * rows * w.head_dim * w.dtype_bytes
+    lse_bytes = 4 * w.batch * w.heads * w.seq_q
+    assert ran.hbm_write_bytes == compulsory_bytes(w)[1] + lse_bytes
+
+
+@given(workloads(), devices(l2="0 B"), schedules("flash1"))
+@settings(max_examples=60)
+def test_flash1_without_l2_moves_what_algorithm_1_says(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    tile = tile_of(kernels)
+    (ran,) = run(kernels, hw, w)
+    pairs = visited(w, tile)
+    rows = np.minimum(tile.q, w.seq_q - tile.q * np.arange(-(-w.seq_q // tile.q)))
+    visits = int((pairs * rows[:, None]).sum())  # query rows, once for each key block
+    again = visits - int((pairs.any(axis=1) * rows).sum())
+    row_bytes, statistics = w.head_dim * w.dtype_bytes, 8
+    matrices = w.batch * w.heads
+    kv_bytes = matrices * 2 * w.seq_kv * row_bytes
+    assert ran.hbm_read_bytes == kv_bytes + matrices * (
+        visits * row_bytes + again * (row_bytes + statistics)
+    )
+    assert ran.hbm_write_bytes == matrices * visits * (row_bytes + statistics)
+
+
+@given(workloads(), devices(l2="0 B"), schedules("naive"))
+@settings(max_examples=60)
+def test_naive_without_l2_moves_what_algorithm_0_says(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
+    matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
+    scores = matrices * w.seq_q * w.seq_kv * w.dtype_bytes
+    tile = kernels[0].loops[1].ops[0].stream
+    down, across = -(-w.seq_q // tile.tile_rows), -(-w.seq_kv // tile.tile_cols)
+    operands = matrices * row_bytes * (across * w.seq_q + down * w.seq_kv)
+    assert runs["S = Q K^T"].hbm_read_bytes == operands
+    assert runs["S = Q K^T"].hbm_write_bytes == scores
+    for name in ("scale", "mask", "P = softmax(S)"):
+        if name in runs:
+            assert (runs[name].hbm_read_bytes, runs[name].hbm_write_bytes) == (scores, scores)
+    if "dropout" in runs:
+        assert runs["dropout"].hbm_write_bytes == scores + scores // w.dtype_bytes
+    widths = -(-w.head_dim // tile.tile_cols)
+    reads = scores * widths + matrices * down * w.seq_kv * row_bytes
+    assert runs["O = P V"].hbm_read_bytes == reads
+    assert runs["O = P V"].hbm_write_bytes == compulsory_bytes(w)[1]
+
+
+@given(workloads(), devices(), schedules("flash1", "flash2"))
+@settings(max_examples=60)
+def test_flops_are_four_d_a_pair_of_the_visited_blocks(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    tile = tile_of(kernels)
+    (ran,) = run(kernels, hw, w)
+    pairs = int(visited(w, tile).sum()) * tile.q * tile.kv
+    assert ran.executed("mma_flops") == 4 * w.head_dim * pairs * w.batch * w.heads
+    assert ran.executed("mma_flops") >= w.useful_flops
+
+
+@given(workloads(), devices())
+@settings(max_examples=40)
+def test_block_sparse_that_keeps_everything_is_flash2(w, hw):
+    tile = {"q": 32, "kv": 16}
+    dense = SCHEDULES["flash2"].model_validate({"tile": tile})
+    sparse = SCHEDULES["block_sparse"].model_validate({"tile": tile})
+    (ours,), (theirs,) = (run(lowered(s, w, hw), hw, w) for s in (sparse, dense))
+    assert ours.executed("mma_flops") == theirs.executed("mma_flops")
+    assert ours.l2_read_bytes == theirs.l2_read_bytes
+
+
+@given(workloads(), devices(l2="64 MiB"), schedules("flash2", "naive"))
+@settings(max_examples=60)
+def test_infinite_l2_moves_each_input_once_and_writes_each_tensor_once(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    runs = run(kernels, hw, w)
+    touched = sum(t.bytes for t in dict.fromkeys(t for k in kernels for t in k.tensors))
+    if touched > machine_of(hw).l2_capacity_bytes:
+        return
+    reads = sum(r.hbm_read_bytes for r in runs)
+    if not w.masked or schedule.name == "naive":
+        assert reads == compulsory_bytes(w)[0]
+    else:
+        assert reads <= compulsory_bytes(w)[0]
+    written = sum(r.hbm_write_bytes for r in runs) + runs[-1].l2_dirty_bytes
+    stored = {s.tensor for k in kernels for s in k.streams if s.tensor.role != "input"}
+    assert written == sum(t.bytes for t in stored)
+
+
+@given(workloads(), devices(), schedules())
+@settings(max_examples=80)
+def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    runs = run(kernels, hw, w)
+    none = hw.model_copy(update={"l2": hw.l2.model_copy(update={"capacity": 0.0})})
+    without = run(kernels, none, w)
+    for ran, bare in zip(runs, without, strict=True):
+        assert ran.l2_read_bytes == bare.l2_read_bytes == bare.hbm_read_bytes
+        assert ran.l2_write_bytes == bare.l2_write_bytes == bare.hbm_write_bytes
+        assert ran.hbm_read_bytes <= bare.hbm_read_bytes
+
+
+@given(workloads(), devices(), schedules())
+@settings(max_examples=80)
+def test_time_is_at_least_every_roof_and_its_critical_path_adds_up(w, hw, schedule):
+    machine = machine_of(hw)
+    for kernel, ran in zip(kernels := lowered(schedule, w, hw), run(kernels, hw, w), strict=True):
+        roof_s = [
+            (ran.hbm_read_bytes + ran.hbm_write_bytes) / machine.hbm_bytes_per_s,
+            (ran.l2_read_bytes + ran.l2_write_bytes) / machine.l2_bytes_per_s,
+            *(ran.busy_s[:6] / machine.sms),
+        ]
+        assert ran.time_s >= max(roof_s) * (1 - 1e-12)
+        chain_s = machine.cta_start_s + max(
+            machine.op_latency_s * trips
+            for trips in (
+                sum(
+                    int(kernel.trips[k].max())
+                    for k, loop in enumerate(kernel.loops)
+                    if any(isinstance(s, Compute) and s.mma_flops for s in loop.steps)
+                ),
+            )
+        ) * (kernel.items_per_cta == 1)
+        assert ran.time_s >= chain_s * (1 - 1e-12)
+        assert np.isfinite(ran.time_s)
+        assert ran.path_s.min() >= 0
+        np.testing.assert_allclose(ran.path_s.sum(), ran.time_s, rtol=1e-9)
+        resident = ran.ctas_per_sm * (kernel.footprint.sram_bytes + hw.sram.reserved_per_cta)
+        assert resident <= hw.sram.capacity
+
+
+def test_gpt2_medium_forward_bytes_without_l2_are_the_closed_form():
+    """The paper's case (arXiv 2205.14135, Figure 2): S and P cross HBM four times, 2.1 GB each."""
+    hw = load_profile("a100-sxm-40gb", {"l2": {"capacity": "0 B"}}, "a test")
+    w = WorkloadTable(batch=64, heads=16, head_dim=64, seq_len=1024).workload()
+    runs = run(SCHEDULES["naive"]().lower(w, hw), hw, w)
+    scores = 64 * 16 * 1024 * 1024 * 2
+    row_block = 64 * 16 * 1024 * 64 * 2  # Q, K, V or O once
+    blocks = 1024 // 128
+    moved = sum(r.hbm_read_bytes + r.hbm_write_bytes for r in runs)
+    assert moved == 4 * scores + (2 * blocks + blocks + 1) * row_block
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_flash1_traffic_falls_as_sram_grows(share):
+    """Theorem 2 of arXiv 2205.14135: HBM accesses go as N^2 d^2 / M."""
+    w = WorkloadTable(heads=1, head_dim=64, seq_len=8192).workload()
+    sizes = {}
+    for part in (1.0, share):
+        hw = load_profile(
+            "h100-sxm",
+            {"l2": {"capacity": "0 B"}, "sram": {"capacity": f"{int(256 * part)} KiB"}},
+            "a test",
+        )
+        (ran,) = run(SCHEDULES["flash1"]().lower(w, hw), hw, w)
+        sizes[part] = ran.hbm_read_bytes
+    assert sizes[share] / sizes[1.0] == pytest.approx(1 / share, rel=0.1)
