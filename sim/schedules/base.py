@@ -99,8 +99,8 @@ class SramBytes:
 
 
 def largest_tile(sram_bytes: SramBytes, room: float) -> Tile | None:
-    """The tile of most scores (then most query rows) that fits, of sides 16 to 128."""
-    sides = (128, 64, 32, 16)
+    """The tile of most scores (then most query rows) that fits, of sides 16 to 1024."""
+    sides = (1024, 512, 256, 128, 64, 32, 16)
     tiles = [Tile(q=q, kv=kv) for q in sides for kv in sides]
     fitting = [tile for tile in tiles if sram_bytes(tile) <= room]
     return max(fitting, key=lambda tile: (tile.q * tile.kv, tile.q), default=None)

@@ -1,0 +1,156 @@
+"""The command line as a person meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ATTNSIM = Path(sys.executable).with_name("attnsim")
+GOOD = {
+    "workload": "heads = 8\nhead_dim = 64\nseq_len = 1024",
+    "hardware": 'profile = "h100-sxm"',
+    "schedule": 'name = "flash2"',
+}
+
+
+def attnsim(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(ATTNSIM), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def scenario(folder: Path, **changes: str) -> Path:
+    tables = {**GOOD, **changes}
+    text = "\n".join(
+        f"[[{name}]]\n{body}" if name == "schedule" else f"[{name}]\n{body}"
+        for name, body in tables.items()
+    )
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
+BAD = {
+    "unknown key": ({"workload": "sequence = 3"}, ["workload.sequence: unknown key"]),
+    "misspelt profile": ({"hardware": 'profile = "h100-smx"'}, ["did you mean 'h100-sxm'?"]),
+    "wrong unit": (
+        {"hardware": 'profile = "h100-sxm"\nhbm.bandwidth = "3 TB"'},
+        ['hardware.hbm.bandwidth = "3 TB"', '"3.35 TB/s"'],
+    ),
+    "infinite": ({"hardware": 'profile = "t4"\nhbm.bandwidth = "inf TB/s"'}, ["finite"]),
+    "nan": ({"hardware": 'profile = "t4"\ncalibration.hbm.sustained = nan'}, ["finite"]),
+    "zero": ({"workload": GOOD["workload"] + "\nbatch = 0"}, ["workload.batch = 0"]),
+    "negative": ({"workload": GOOD["workload"] + "\nbatch = -1"}, ["workload.batch = -1"]),
+    "heads do not divide": (
+        {"workload": GOOD["workload"] + "\nkv_heads = 3"},
+        ["multiple of kv_heads = 3"],
+    ),
+    "tile too large": (
+        {"schedule": 'name = "flash2"\ntile = { q = 1024, kv = 1024 }'},
+        ["needs 384 KiB of SRAM", "has 227 KiB", "largest that fits is 512 x 512"],
+    ),
+    "misspelt schedule": ({"schedule": 'name = "flahs2"'}, ["did you mean 'flash2'?"]),
+    "misspelt model": ({"workload": 'model = "llama-3-8"'}, ["did you mean 'llama-3-8b'?"]),
+    "dtype the device lacks": (
+        {"workload": 'model = "gpt2"\ndtype = "fp8"', "hardware": 'profile = "t4"'},
+        ['workload.dtype = "fp8"', "fp32, fp16"],
+    ),
+    "too many steps": ({"limits": "tile_steps = 10"}, ["tile steps", "limits.tile_steps is 10"]),
+    "too much memory": ({"limits": 'memory = "1 KiB"'}, ["of memory", "limits.memory is 1 KiB"]),
+    "missing mask": (
+        {"schedule": 'name = "block_sparse"\nmask_file = "nowhere.npz"'},
+        ["nowhere.npz: no such file"],
+    ),
+    "swept key unknown": ({"sweep": '"workload.seqlen" = [1, 2]'}, ["did you mean 'seq_len'?"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_scenario_is_one_line_and_writes_nothing(case, tmp_path):
+    changes, parts = BAD[case]
+    path = scenario(tmp_path, **changes)
+    done = attnsim("run", path, cwd=tmp_path)
+    assert_one_line(done, "mine.toml", *parts)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_toml_syntax_error_names_its_line(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('title = "x"\n[workload\n')
+    assert_one_line(attnsim("run", path, cwd=tmp_path), "mine.toml", "line 2")
+
+
+def test_missing_and_binary_files_are_named(tmp_path):
+    assert_one_line(attnsim("run", "no.toml", cwd=tmp_path), "no.toml: no such file")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert_one_line(attnsim("run", "binary.toml", cwd=tmp_path), "binary.toml: not a TOML file")
+
+
+def test_cyclic_extends_shows_the_circle(tmp_path):
+    (tmp_path / "a.toml").write_text('extends = "b.toml"')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"')
+    assert_one_line(attnsim("profiles", "check", "a.toml", cwd=tmp_path), "a -> b -> a")
+
+
+def test_unwritable_output_is_refused_before_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = attnsim("run", scenario(tmp_path), "--out", "file/out", cwd=tmp_path)
+    assert_one_line(done, "--out file/out")
+
+
+def test_run_leaves_figures_results_and_trace(tmp_path):
+    done = attnsim(
+        "run", scenario(tmp_path), "--out", "out", "--trace", "t.json", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)
+    assert json.loads((tmp_path / "out/results.json").read_text()) == [record]
+    assert record["status"] == "ok"
+    assert record["bottleneck"] == max(
+        record["bottleneck_shares"], key=record["bottleneck_shares"].get
+    )
+    assert sum(record["bottleneck_shares"].values()) == pytest.approx(1)
+    assert record["energy_j"] > 0
+    names = {"hbm_traffic", "time", "roofline", "utilisation", "memory"}
+    assert {p.stem for p in (tmp_path / "out").glob("*.png")} == names
+
+
+def test_same_input_gives_the_same_bytes_of_output(tmp_path):
+    path = scenario(tmp_path)
+    first, second = (attnsim("run", path, "--json", cwd=tmp_path).stdout for _ in range(2))
+    assert first == second != ""
+
+
+def test_set_changes_the_hardware(tmp_path):
+    path = scenario(tmp_path)
+    slow = attnsim("run", path, "--json", "--set", "hardware.sm.count=10", cwd=tmp_path)
+    fast = attnsim("run", path, "--json", cwd=tmp_path)
+    assert json.loads(slow.stdout)[0]["time_s"] > 4 * json.loads(fast.stdout)[0]["time_s"]
+
+
+def test_out_of_memory_is_a_result_that_names_the_tensor(tmp_path):
+    path = scenario(
+        tmp_path,
+        workload="heads = 32\nhead_dim = 128\nseq_len = 131072",
+        schedule='name = "naive"',
+    )
+    done = attnsim("run", path, "--json", cwd=tmp_path)
+    (record,) = json.loads(done.stdout)
+    assert record["status"] == "out of memory"
+    assert record["reason"].startswith("S needs 1099.5 GB")
+
+
+@pytest.mark.parametrize("command", [["profiles"], ["scenarios"], ["profiles", "show", "h200-sxm"]])
+def test_listings_run_from_any_folder(command, tmp_path):
+    done = attnsim(*command, cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 5
