@@ -17,7 +17,9 @@ from sim.result import Timeline
 from sim.scenario import Outcome
 
 MOST_SLICES = 200_000  # CTAs shown of one kernel: beyond it only those of the first SMs
-KERNELS = 0  # thread of the kernels; SMs follow
+# Threads are numbered through all processes, as an operating system does.
+THREADS_A_SCHEDULE = 100_000
+LANES_AN_SM = 64
 
 
 def save_trace(outcomes: list[Outcome], path: Path) -> None:
@@ -37,12 +39,13 @@ def _schedule_events(pid: int, outcome: Outcome) -> Iterator[dict[str, Any]]:
     record, run = outcome.record, outcome.run
     assert run is not None
     title = " ".join([record.schedule, *(f"{k}={v}" for k, v in record.point.items())])
-    yield _name("process_name", pid, KERNELS, title)
-    yield _name("thread_name", pid, KERNELS, "kernels")
+    kernels = pid * THREADS_A_SCHEDULE
+    yield _name("process_name", pid, kernels, title)
+    yield _name("thread_name", pid, kernels, "kernels")
     lanes: dict[int, str] = {}
     for launched, timeline in zip(run.kernels, record.timeline, strict=True):
         name = launched.run.kernel.name
-        yield _slice(pid, KERNELS, name, launched.start_s, launched.run.time_s)
+        yield _slice(pid, kernels, name, launched.start_s, launched.run.time_s)
         yield from _counters(pid, timeline)
         yield from _ctas(pid, launched, lanes)
     for change in run.memory:
@@ -67,7 +70,7 @@ def _ctas(pid: int, launched: Launched, lanes: dict[int, str]) -> Iterator[dict[
         start_s, end_s = float(run.cta_start_s[cta]), float(run.cta_end_s[cta])
         lane = int(np.argmax(free_at_s[sm] <= start_s))
         free_at_s[sm, lane] = end_s
-        tid = 1 + sm * 64 + lane
+        tid = pid * THREADS_A_SCHEDULE + 1 + sm * LANES_AN_SM + lane
         lanes[tid] = f"SM {sm:03d} slot {lane}"
         yield _slice(pid, tid, f"CTA {cta}", launched.start_s + start_s, end_s - start_s)
 
