@@ -772,9 +772,6 @@ def happen(r, sm, slot, worker_number, now_s):
     """The worker's next event."""
     worker = r.workers[worker_number]
     status = worker.status
-    if status == WAITING:
-        compute(r, sm, worker, now_s)
-        return
     if status == DRAINING:
         end_cta(r, sm, slot, worker_number, now_s)
         return
@@ -782,7 +779,7 @@ def happen(r, sm, slot, worker_number, now_s):
         if worker_number == slot * r.limits[0].workers:
             begin_item(r, sm, slot, worker, now_s)
         enter_loop(r, slot, worker, 0)
-    else:
+    elif status != WAITING:
         if status == RUNNING:
             release(r, sm, slot, worker, now_s)
         elif status == STORING:
