@@ -1,8 +1,6 @@
 """The command line. A command imports what it needs when it runs, so that --help is quick."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,7 +59,6 @@ def run(
         make_folder(out)
     if trace is not None:
         check_writable(trace)
-    say_if_compiling(engine)
     outcomes = run_with_progress(question, engine)
     records = [outcome.record for outcome in outcomes]
     if out is not None:
@@ -107,25 +104,15 @@ def check_writable(path: Path) -> None:
         raise InputError(f"--trace {path}: a file in a writable folder was expected")
 
 
-def say_if_compiling(engine: str) -> None:
-    """The first run on a machine compiles for some twenty seconds; say so."""
-    if engine == "replay":
-        from sim.engine.replay import is_compiled
-
-        if not is_compiled():
-            print(
-                "Compiling the replay engine (once; later runs read it from disk) ...",
-                file=sys.stderr,
-            )
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, where that is a terminal."""
+def run_with_progress(question: "Scenario", engine: "EngineName") -> "list[Outcome]":
+    """All outcomes of a scenario, with a bar meanwhile where standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from sim.engine.replay import is_compiled
+    from sim.scenario import run_scenario
+
+    console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -135,20 +122,17 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         transient=True,
         disable=not console.is_terminal,
     )
+    task = bar.add_task("", total=None)
+    to_compile = engine == "replay" and not is_compiled()
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal to_compile
+        if to_compile:
+            console.print("Compiling the replay engine (once; later runs read it from disk) ...")
+            to_compile = False
+        bar.update(task, description=what, completed=done, total=total)
+
     with bar:
-        task = bar.add_task("", total=None)
-
-        def update(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield update
-
-
-def run_with_progress(question: "Scenario", engine: "EngineName") -> "list[Outcome]":
-    """All outcomes of a scenario, with a bar meanwhile."""
-    from sim.scenario import run_scenario
-
-    with progress_bar() as update:
         return list(run_scenario(question, engine, update))
 
 

@@ -237,6 +237,7 @@ def run_scenario(
         def so_far(n: int, title: str = schedule.title, before: int = done) -> None:
             progress(title, before + n, total)
 
+        so_far(0)
         run = run_on_device(kernels, point.hardware, point.workload.dtype, engine, so_far)
         done += steps
         so_far(steps)

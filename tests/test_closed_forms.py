@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.engine.device import run_on_device
-from sim.engine.machine import machine_of
-from sim.hardware import load_profile
+from sim.engine.machine import TENSOR, machine_of, service_times_s
+from sim.engine.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
+from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.tile_program import Compute
+from sim.tile_program import Compute, Kernel
 from sim.workload import AttentionWorkload, WorkloadTable
 from tests.drawn import devices, lowered, schedules, workloads
 
@@ -38,8 +40,12 @@ def tile_of(kernels) -> Tile:
 
 def visited(w: AttentionWorkload, tile: Tile) -> np.ndarray:
     """Which (query block, key block) pairs hold a visible (query, key) pair."""
-    shown = visible(w)
-    down, across = -(-w.seq_q // tile.q), -(-w.seq_kv // tile.kv)
+    return blocks_with_any(visible(w), tile)
+
+
+def blocks_with_any(shown: np.ndarray, tile: Tile) -> np.ndarray:
+    """Which blocks of the matrix `shown` hold a true element."""
+    down, across = -(-shown.shape[0] // tile.q), -(-shown.shape[1] // tile.kv)
     return np.array(
         [
             [
@@ -140,6 +146,54 @@ def test_block_sparse_that_keeps_everything_is_flash2(w, hw):
     assert ours.l2_read_bytes == theirs.l2_read_bytes
 
 
+def kept_bytes(w: AttentionWorkload, pairs: np.ndarray, tile: Tile) -> int:
+    """What reading Q once and K and V for each kept block takes; `pairs` is a head's mask."""
+    keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(pairs.shape[1]))
+    return (w.seq_q + 2 * int((pairs * keys).sum())) * w.head_dim * w.dtype_bytes
+
+
+@given(workloads(), devices(l2="0 B"), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=40)
+def test_a_mask_file_is_read_block_by_block(tmp_path_factory, w, hw, seed, each_head):
+    tile, rng = Tile(q=32, kv=16), np.random.default_rng(seed)
+    seen = visited(w, tile)
+    matrices = w.batch * w.heads
+    masks = rng.random((matrices if each_head else 1, *seen.shape)) < 0.4
+    path = tmp_path_factory.mktemp("mask") / "mask.npz"
+    rows = masks.reshape(-1, seen.shape[1])
+    np.savez(
+        path,
+        indptr=np.concatenate([[0], rows.sum(axis=1).cumsum()]),
+        indices=np.nonzero(rows)[1],
+        tile=[tile.q, tile.kv],
+    )
+    schedule = SCHEDULES["block_sparse"].model_validate({"mask_file": path})
+    (ran,) = run(schedule.lower(w, hw), hw, w)
+    expected = sum(kept_bytes(w, mask & seen, tile) for mask in masks)
+    assert ran.hbm_read_bytes == expected * (1 if each_head else matrices)
+
+
+@given(workloads(), devices(l2="0 B"), schedules("block_sparse"))
+@settings(max_examples=60)
+def test_block_sparse_keeps_window_sinks_and_so_many_random_blocks(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    tile = tile_of(kernels)
+    seen = visited(w, tile)
+    i = np.arange(w.seq_q)[:, None] + w.seq_kv - w.seq_q
+    j = np.arange(w.seq_kv)[None, :]
+    kept = np.broadcast_to(j < schedule.sinks, (w.seq_q, w.seq_kv)).copy()
+    if schedule.keep_window is not None:
+        kept |= (j > i - schedule.keep_window) & (j < i + (1 if w.causal else schedule.keep_window))
+    elif not schedule.sinks and not schedule.random_blocks:
+        kept[:] = True
+    patterned = blocks_with_any(kept, tile) & seen
+    rest = (seen & ~patterned).sum(axis=1)
+    drawn = np.minimum(rest, schedule.random_blocks)
+    expected = np.tile(patterned.sum(axis=1) + drawn, w.batch * w.heads)
+    _, over_key_blocks, _ = kernels[0].trips
+    np.testing.assert_array_equal(over_key_blocks, expected)
+
+
 @given(workloads(), devices(l2="64 MiB"), schedules("flash2", "naive"))
 @settings(max_examples=60)
 def test_infinite_l2_moves_each_input_once_and_writes_each_tensor_once(w, hw, schedule):
@@ -171,6 +225,19 @@ def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(w, hw, sche
         assert ran.hbm_read_bytes <= bare.hbm_read_bytes
 
 
+def longest_chain_s(kernel: Kernel, hw: HardwareProfile, dtype: str) -> float:
+    """A CTA's computes one after the other, each taking as long as its slowest pipe."""
+    machine = machine_of(hw)
+    item_s = np.zeros(kernel.ctas * kernel.items_per_cta)
+    for trips, loop in zip(kernel.trips, kernel.loops, strict=True):
+        for step in loop.steps:
+            if isinstance(step, Compute):
+                service_s = service_times_s(step, kernel, hw, dtype).max()
+                item_s += trips * (service_s + (machine.op_latency_s if service_s else 0.0))
+    cta_s = item_s.reshape(kernel.ctas, kernel.items_per_cta).sum(axis=1)
+    return machine.cta_start_s + float(cta_s.max())
+
+
 @given(workloads(), devices(), schedules())
 @settings(max_examples=80)
 def test_time_is_at_least_every_roof_and_its_critical_path_adds_up(w, hw, schedule):
@@ -182,20 +249,19 @@ def test_time_is_at_least_every_roof_and_its_critical_path_adds_up(w, hw, schedu
             *(ran.busy_s[:6] / machine.sms),
         ]
         assert ran.time_s >= max(roof_s) * (1 - 1e-12)
-        chain_s = machine.cta_start_s + max(
-            machine.op_latency_s * trips
-            for trips in (
-                sum(
-                    int(kernel.trips[k].max())
-                    for k, loop in enumerate(kernel.loops)
-                    if any(isinstance(s, Compute) and s.mma_flops for s in loop.steps)
-                ),
-            )
-        ) * (kernel.items_per_cta == 1)
+        chain_s = longest_chain_s(kernel, hw, w.dtype)
         assert ran.time_s >= chain_s * (1 - 1e-12)
         assert np.isfinite(ran.time_s)
         assert ran.path_s.min() >= 0
         np.testing.assert_allclose(ran.path_s.sum(), ran.time_s, rtol=1e-9)
+        totals = {
+            HBM_BYTES: ran.hbm_read_bytes + ran.hbm_write_bytes,
+            L2_BYTES: ran.l2_read_bytes + ran.l2_write_bytes,
+            L2_HIT_BYTES: ran.l2_hit_bytes,
+            TENSOR_BUSY: ran.busy_s[TENSOR],
+        }
+        for track, total in totals.items():
+            np.testing.assert_allclose(ran.bins[track].sum(), total, rtol=1e-9)
         resident = ran.ctas_per_sm * (kernel.footprint.sram_bytes + hw.sram.reserved_per_cta)
         assert resident <= hw.sram.capacity
 

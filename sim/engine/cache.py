@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.jit import called, inlined
+from sim.engine.jit import aligned, called, inlined
 
 ABSENT, CLEAN, DIRTY = 0, 1, 2
-CHUNK = np.dtype(
+CHUNK = aligned(
     [
         ("newer", "i4"),
         ("older", "i4"),
@@ -22,7 +22,7 @@ CHUNK = np.dtype(
         ("arrival_s", "f8"),
     ]
 )
-LEVEL = np.dtype([("used", "i8"), ("capacity", "i8"), ("dirty", "i8"), ("sentinel", "i8")])
+LEVEL = aligned([("used", "i8"), ("capacity", "i8"), ("dirty", "i8"), ("sentinel", "i8")])
 
 
 class Cache(NamedTuple):

@@ -1,15 +1,35 @@
 """How the engine's functions are compiled.
 
-They allocate nothing, so they do without Numba's reference counts, which would otherwise cost more
-than the work (measured: 0.8 against 6.5 million tile steps a second).
+They allocate nothing, so they do without Numba's reference counts, and their records are aligned:
+measured, 0.8 million tile steps a second with the counts, 7.5 without, 10.2 with both.
 """
 
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 _OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
+# Without wrappers a quarter less to compile; Python that called such a function would crash.
+_INNER: dict[str, Any] = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-inlined = njit(forceinline=True, **_OPTIONS)
+inlined = njit(forceinline=True, **_INNER)
 called = njit(**_OPTIONS)
 entry = njit(cache=True, **_OPTIONS)  # what Python calls: compiled once, then read from disk
+
+
+def aligned(fields: list[Any]) -> np.dtype[np.void]:
+    """The type of a record with those fields, each on a multiple of its size."""
+    return np.dtype(fields, align=True)
+
+
+def sources_stamp() -> str:
+    """A name that changes with the engine's sources.
+
+    Numba reads an entry from disk unless its own file has changed, or the type of what it is given:
+    a field of this name makes the type change with any of the files that were compiled into it.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return "sources_" + sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

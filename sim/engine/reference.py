@@ -382,7 +382,7 @@ class Engine:
         self.hbm_read_bytes = self.hbm_write_bytes = 0
         self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = 0
         self.next_cta = self.steps = 0
-        self.bins, self.bin_width_s = new_timeline()
+        self.bins, self.bins_per_s = new_timeline()
         self.ctas = [(0, 0.0, 0.0)] * kernel.ctas
         self.end_s = 0.0
         self.path: Path = np.zeros(mc.N_CAUSES)
@@ -407,7 +407,7 @@ class Engine:
 
     def record(self, track: int, start_s: float, end_s: float, amount: float) -> None:
         """Spread `amount` over a stretch of the timeline."""
-        add(self.bins, self.bin_width_s, track, start_s, end_s, float(amount))
+        add(self.bins, self.bins_per_s, track, start_s, end_s, float(amount))
 
     def place(self, sm: int, slot: int) -> None:
         """Give a free slot the grid's next CTA, if there is one left."""
@@ -524,5 +524,5 @@ def run_kernel(
         cta_start_s=np.array(starts),
         cta_end_s=np.array(ends),
         bins=engine.bins,
-        bin_width_s=float(engine.bin_width_s[0]),
+        bin_width_s=1.0 / float(engine.bins_per_s[0]),
     )

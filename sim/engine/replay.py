@@ -11,10 +11,8 @@ Only `begin` and `advance` are compiled and cached on their own; what they call 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.engine.cache import Cache, touch
 from sim.engine.jit import called, entry, inlined
@@ -25,15 +23,23 @@ from sim.engine.machine import (
     HBM_LATENCY,
     L2,
     L2_LATENCY,
-    N_CAUSES,
     OP_LATENCY,
     PORT,
     SM_PIPES,
     TENSOR,
-    Machine,
-    ctas_per_sm,
     machine_of,
-    service_times_s,
+)
+from sim.engine.records import (
+    ATOMIC,
+    COMPUTE,
+    DRAINING,
+    IDLE,
+    PASSED,
+    RUNNING,
+    START,
+    STORING,
+    WAITING,
+    new_replay,
 )
 from sim.engine.timeline import (
     HBM_BYTES,
@@ -42,298 +48,12 @@ from sim.engine.timeline import (
     L2_HIT_BYTES,
     TENSOR_BUSY,
     add,
-    new_timeline,
 )
 from sim.hardware import HardwareProfile
-from sim.tile_program import Chunking, Compute, Kernel, Load, Store, Stream, Tensor
+from sim.tile_program import Chunking, Kernel, Tensor
 
 INF = np.inf
 EVENTS_A_SLICE = 200_000  # between two words of progress
-
-COMPUTE, STORE, ATOMIC = 0, 1, 2  # kinds of op
-# What a worker's next event is.
-START, WAITING, RUNNING, STORING, PASSED, DRAINING, IDLE = range(7)
-
-PATH = ("path_s", "f8", (N_CAUSES,))  # critical time so far, by cause
-STREAM = np.dtype(
-    [
-        ("rows", "i8"),  # of one of the tensor's matrices
-        ("cols", "i8"),
-        ("element_bytes", "i8"),
-        ("tile_rows", "i8"),
-        ("tile_cols", "i8"),
-        ("tiles_down", "i8"),
-        ("tiles_across", "i8"),
-        ("chunk_rows", "i8"),
-        ("chunk_cols", "i8"),
-        ("chunks_down", "i8"),
-        ("chunks_across", "i8"),
-        ("first_chunk", "i8"),
-        (
-            "whole_bytes",
-            "i8",
-        ),  # bytes of any tile where each is one whole chunk, else 0
-        ("stride", "i8"),
-        ("table_at", "i8"),  # where its table begins in Program.table, or -1
-    ]
-)
-LOAD = np.dtype([("stream", "i8"), ("stages", "i8"), ("ring_at", "i8")])
-LOOP = np.dtype([("load_at", "i8"), ("load_end", "i8"), ("op_at", "i8"), ("op_end", "i8")])
-OP = np.dtype(
-    [
-        ("kind", "i8"),
-        ("stream", "i8"),
-        ("reads", "i8"),  # bit masks of the loop's loads
-        ("frees", "i8"),
-        ("shared", "i8"),  # whether what comes after it may touch more than the SM
-        ("count", "i8"),  # how often it ran
-        ("service_s", "f8", (SM_PIPES,)),  # of one worker's share
-    ]
-)
-LIMITS = np.dtype(
-    [
-        ("sms", "i8"),
-        ("ctas_per_sm", "i8"),
-        ("workers", "i8"),
-        (
-            "ring",
-            "i8",
-        ),  # buffers of a CTA: those of its loads, and last the one that stores leave by
-        ("loops", "i8"),
-        ("items_per_cta", "i8"),
-        ("leaves", "i8"),
-        ("port_bytes_per_s", "f8"),
-        ("l2_bytes_per_s", "f8"),
-        ("hbm_bytes_per_s", "f8"),
-        ("l2_latency_s", "f8"),
-        ("hbm_latency_s", "f8"),
-        ("op_latency_s", "f8"),
-        ("cta_start_s", "f8"),
-    ]
-)
-WORKER = np.dtype(
-    [
-        ("time_s", "f8"),  # of its next event
-        ("status", "i8"),
-        ("loop", "i8"),
-        ("trip", "i8"),
-        ("trips", "i8"),
-        ("op", "i8"),
-        PATH,
-    ]
-)
-SLOT = np.dtype([("cta", "i8"), ("item", "i8"), ("last_item", "i8"), ("arrived", "i8")])
-BUFFER = np.dtype([("arrival_s", "f8"), ("trip", "i8"), ("released", "i8"), PATH])
-PIPE = np.dtype([("free_at_s", "f8"), ("busy_s", "f8"), PATH])
-MATCH = np.dtype([("next_s", "f8"), ("winner", "i8")])
-CTA = np.dtype([("sm", "i8"), ("start_s", "f8"), ("end_s", "f8")])
-TOTAL = np.dtype(
-    [
-        ("hbm_read_bytes", "i8"),
-        ("hbm_write_bytes", "i8"),
-        ("l2_read_bytes", "i8"),
-        ("l2_write_bytes", "i8"),
-        ("l2_hit_bytes", "i8"),
-        ("next_cta", "i8"),
-        ("ctas_done", "i8"),
-        ("steps_done", "i8"),
-        ("end_s", "f8"),
-        PATH,
-    ]
-)
-
-
-class Replay(NamedTuple):
-    """A kernel as arrays of records, and how far it has come.
-
-    `base` and `start` have shape (streams, items), `trips` (loops, items). `pipes` holds SM_PIPES
-    an SM, then L2 and HBM. `matches` is a tournament of SMs: `next_s` of SM k at k, and winners at
-    the nodes of a binary tree whose root is 1. `limits` and `total` are one record each.
-    """
-
-    limits: NDArray[np.void]
-    streams: NDArray[np.void]
-    base: NDArray[np.int64]
-    start: NDArray[np.int64]
-    table: NDArray[np.int64]
-    trips: NDArray[np.int64]
-    loads: NDArray[np.void]
-    loops: NDArray[np.void]
-    ops: NDArray[np.void]
-    workers: NDArray[np.void]
-    slots: NDArray[np.void]
-    buffers: NDArray[np.void]
-    pipes: NDArray[np.void]
-    matches: NDArray[np.void]
-    ctas: NDArray[np.void]
-    total: NDArray[np.void]
-    bins: NDArray[np.float64]
-    bin_width_s: NDArray[np.float64]
-    chunks: NDArray[np.void]
-    level: NDArray[np.void]
-
-
-def _stream_row(stream: Stream, chunking: Chunking, table_at: int) -> tuple[int, ...]:
-    tensor = stream.tensor
-    rows, cols = min(stream.tile_rows, tensor.rows), min(stream.tile_cols, tensor.cols)
-    whole = (
-        (rows, cols) == (chunking.rows, chunking.cols)
-        and tensor.rows % rows == 0
-        and tensor.cols % cols == 0
-    )
-    return (
-        tensor.rows,
-        tensor.cols,
-        tensor.element_bytes,
-        rows,
-        cols,
-        stream.tiles_down,
-        stream.tiles_across,
-        chunking.rows,
-        chunking.cols,
-        chunking.down,
-        chunking.across,
-        chunking.first,
-        rows * cols * tensor.element_bytes if whole else 0,
-        stream.stride,
-        table_at,
-    )
-
-
-def frees_of(loads: list[Load], steps: list[Compute | Store]) -> list[int]:
-    """For each step the bit mask of the loads whose buffer it is the last to read."""
-    frees = [0] * len(steps)
-    for k, load in enumerate(loads):
-        readers = [n for n, s in enumerate(steps) if isinstance(s, Compute) and load in s.reads]
-        frees[readers[-1]] |= 1 << k
-    return frees
-
-
-class _Arrays:
-    """Collects a kernel's loads, ops and loops as rows, and its streams."""
-
-    def __init__(self, kernel: Kernel, chunkings: dict[Tensor, Chunking]) -> None:
-        self.chunkings = chunkings
-        self.items = kernel.items
-        self.streams: list[tuple[int, ...]] = []
-        self.bases: list[NDArray[np.int64]] = []
-        self.starts: list[NDArray[np.int64]] = []
-        self.tables: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        self.loads: list[tuple[int, int, int]] = []
-        self.loops: list[tuple[int, int, int, int]] = []
-        self.ring = 0
-        op_at = 0
-        for loop in kernel.loops:
-            load_at = len(self.loads)
-            for load in loop.loads:
-                self.loads.append((self.add_stream(load.stream), load.stages, self.ring))
-                self.ring += load.stages
-            self.loops.append((load_at, len(self.loads), op_at, op_at + len(loop.steps)))
-            op_at += len(loop.steps)
-
-    def add_stream(self, stream: Stream) -> int:
-        """The number that the stream gets."""
-        table_at = -1
-        if stream.table is not None:
-            table_at = sum(len(table) for table in self.tables)
-            self.tables.append(stream.table)
-        self.streams.append(_stream_row(stream, self.chunkings[stream.tensor], table_at))
-        self.bases.append(stream.base(self.items))
-        self.starts.append(stream.start(self.items))
-        return len(self.streams) - 1
-
-
-def _op_rows(kernel: Kernel, arrays: _Arrays, hw: HardwareProfile, dtype: str) -> NDArray[np.void]:
-    rows: list[tuple[int, int, int, int, int, int, NDArray[np.float64]]] = []
-    for loop in kernel.loops:
-        steps = loop.steps
-        for k, (step, frees) in enumerate(zip(steps, frees_of(loop.loads, steps), strict=True)):
-            if isinstance(step, Store):
-                kind = ATOMIC if step.atomic else STORE
-                rows.append(
-                    (
-                        kind,
-                        arrays.add_stream(step.stream),
-                        0,
-                        0,
-                        1,
-                        0,
-                        np.zeros(SM_PIPES),
-                    )
-                )
-                continue
-            reads = sum(1 << loop.loads.index(load) for load in step.reads)
-            stores_next = isinstance(steps[(k + 1) % len(steps)], Store)
-            service_s = service_times_s(step, kernel, hw, dtype)
-            rows.append((COMPUTE, -1, reads, frees, bool(frees) or stores_next, 0, service_s))
-    return np.array(rows, OP)
-
-
-def new_replay(
-    kernel: Kernel,
-    chunkings: dict[Tensor, Chunking],
-    hw: HardwareProfile,
-    machine: Machine,
-    cache: Cache,
-    dtype: str,
-) -> Replay:
-    """`kernel` ready to run on the machine, with the L2 as its predecessor left it."""
-    arrays = _Arrays(kernel, chunkings)
-    ops = _op_rows(kernel, arrays, hw, dtype)
-    per_sm, workers, ring = (
-        ctas_per_sm(kernel.footprint, hw),
-        kernel.footprint.workers,
-        arrays.ring + 1,
-    )
-    leaves = 1 << max(0, machine.sms - 1).bit_length()
-    limits = np.zeros(1, LIMITS)
-    limits[0] = (
-        machine.sms,
-        per_sm,
-        workers,
-        ring,
-        len(kernel.loops),
-        kernel.items_per_cta,
-        leaves,
-        machine.port_bytes_per_s,
-        machine.l2_bytes_per_s,
-        machine.hbm_bytes_per_s,
-        machine.l2_latency_s,
-        machine.hbm_latency_s,
-        machine.op_latency_s,
-        machine.cta_start_s,
-    )
-    slots = machine.sms * per_sm
-    worker_rows = np.zeros(slots * workers, WORKER)
-    worker_rows["status"], worker_rows["time_s"] = IDLE, INF
-    matches = np.zeros(2 * leaves, MATCH)
-    matches["next_s"] = INF
-    bins, bin_width_s = new_timeline()
-    replay = Replay(
-        limits=limits,
-        streams=np.array(arrays.streams, STREAM),
-        base=np.array(arrays.bases, np.int64),
-        start=np.array(arrays.starts, np.int64),
-        table=np.concatenate(arrays.tables),
-        trips=kernel.trips,
-        loads=np.array(arrays.loads, LOAD),
-        loops=np.array(arrays.loops, LOOP),
-        ops=ops,
-        workers=worker_rows,
-        slots=np.zeros(slots, SLOT),
-        buffers=np.zeros(slots * ring, BUFFER),
-        pipes=np.zeros(machine.sms * SM_PIPES + 2, PIPE),
-        matches=matches,
-        ctas=np.zeros(kernel.ctas, CTA),
-        total=np.zeros(1, TOTAL),
-        bins=bins,
-        bin_width_s=bin_width_s,
-        chunks=cache.chunks,
-        level=cache.level,
-    )
-    cache.chunks["arrival_s"] = 0.0  # what the last kernel left has arrived; times start anew
-    begin(replay)
-    return replay
 
 
 def run_kernel(
@@ -347,6 +67,7 @@ def run_kernel(
     """Replay `kernel`; `progress` is told now and then how many tile steps are done."""
     machine = machine_of(hw)
     replay = new_replay(kernel, chunkings, hw, machine, cache, dtype)
+    begin(replay)
     while not advance(replay, EVENTS_A_SLICE):
         progress(int(replay.total["steps_done"][0]))
     total = replay.total[0]
@@ -369,15 +90,18 @@ def run_kernel(
         cta_start_s=replay.ctas["start_s"],
         cta_end_s=replay.ctas["end_s"],
         bins=replay.bins,
-        bin_width_s=float(replay.bin_width_s[0]),
+        bin_width_s=1.0 / float(replay.bins_per_s[0]),
     )
 
 
 @inlined
 def set_path(target, source):
     """What is critical for `source` is now so for `target`."""
-    for k in range(N_CAUSES):
-        target.path_s[k] = source.path_s[k]
+    a, b = target.path_s, source.path_s
+    # All are read before any is written, which makes vectors of them.
+    c = (b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11])
+    a[0], a[1], a[2], a[3], a[4], a[5] = c[0], c[1], c[2], c[3], c[4], c[5]
+    a[6], a[7], a[8], a[9], a[10], a[11] = c[6], c[7], c[8], c[9], c[10], c[11]
 
 
 @inlined
@@ -476,7 +200,7 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
     done_s = reserve(slowest, PORT, worker, now_s, size / limits.port_bytes_per_s)
     l2, service_s = r.pipes[limits.sms * SM_PIPES], size / limits.l2_bytes_per_s
     l2_done_s = reserve(l2, L2, worker, now_s, service_s)
-    add(r.bins, r.bin_width_s, L2_BYTES, l2_done_s - service_s, l2_done_s, size)
+    add(r.bins, r.bins_per_s, L2_BYTES, l2_done_s - service_s, l2_done_s, size)
     if l2_done_s > done_s:
         done_s, slowest = l2_done_s, l2
     if read + written:
@@ -487,7 +211,7 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
         hbm_done_s = reserve(hbm, HBM, worker, now_s, service_s)
         add(
             r.bins,
-            r.bin_width_s,
+            r.bins_per_s,
             HBM_BYTES,
             hbm_done_s - service_s,
             hbm_done_s,
@@ -504,7 +228,7 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
         return
     total.l2_read_bytes += size
     total.l2_hit_bytes += size - read
-    add(r.bins, r.bin_width_s, L2_HIT_BYTES, l2_done_s, l2_done_s, size - read)
+    add(r.bins, r.bins_per_s, L2_HIT_BYTES, l2_done_s, l2_done_s, size - read)
     if read:
         done_s += limits.hbm_latency_s
         buffer.path_s[HBM_LATENCY] += limits.hbm_latency_s
@@ -519,7 +243,7 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
             chunk.arrival_s = done_s
         else:
             set_arrivals(r.chunks, stream, tile, done_s)
-        add(r.bins, r.bin_width_s, HBM_IN_FLIGHT, now_s, done_s, read * (done_s - now_s))
+        add(r.bins, r.bins_per_s, HBM_IN_FLIGHT, now_s, done_s, read * (done_s - now_s))
     buffer.arrival_s = done_s
 
 
@@ -527,7 +251,7 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
 def issue_load(r, sm, slot, worker, now_s, number, trip):
     """Issue a load's tile of `trip` into the buffer that trip uses."""
     load, item = r.loads[number], r.slots[slot].item
-    buffer = r.buffers[slot * r.limits[0].ring + load.ring_at + trip % load.stages]
+    buffer = r.buffers[slot * r.limits[0].buffers + load.ring_at + (trip & load.ring_mask)]
     tile = tile_at(r, load.stream, item, trip)
     move(r, sm, worker, now_s, load.stream, tile, False, True, buffer)
     buffer.trip = trip
@@ -541,8 +265,8 @@ def begin_item(r, sm, slot, worker, now_s):
         loop, trips = r.loops[k], r.trips[k, r.slots[slot].item]
         deepest = 0
         for number in range(loop.load_at, loop.load_end):
-            for trip in range(r.loads[number].stages):
-                row = slot * r.limits[0].ring + r.loads[number].ring_at + trip
+            for trip in range(r.loads[number].ring_mask + 1):
+                row = slot * r.limits[0].buffers + r.loads[number].ring_at + trip
                 r.buffers[row].trip = -1
             deepest = max(deepest, r.loads[number].stages)
         for trip in range(min(deepest, trips)):
@@ -564,11 +288,11 @@ def awaited(r, slot, worker):
     INF where a load has not been issued yet.
     """
     reads, number = r.ops[worker.op].reads, r.loops[worker.loop].load_at
-    first, latest, ready_s = slot * r.limits[0].ring, 0, 0.0
+    first, latest, ready_s = slot * r.limits[0].buffers, 0, 0.0
     while reads:
         if reads & 1:
             load = r.loads[number]
-            row = first + load.ring_at + worker.trip % load.stages
+            row = first + load.ring_at + (worker.trip & load.ring_mask)
             if r.buffers[row].trip != worker.trip:
                 return row, INF
             if r.buffers[row].arrival_s > ready_s:
@@ -587,7 +311,8 @@ def release(r, sm, slot, worker, now_s):
     while frees:
         if frees & 1:
             load = r.loads[number]
-            buffer = r.buffers[slot * r.limits[0].ring + load.ring_at + worker.trip % load.stages]
+            at = load.ring_at + (worker.trip & load.ring_mask)
+            buffer = r.buffers[slot * r.limits[0].buffers + at]
             buffer.released += 1
             following = worker.trip + load.stages
             if buffer.released == workers and following < worker.trips:
@@ -622,7 +347,7 @@ def store_tile(r, sm, slot, worker_number, now_s):
     """Issue the store that all the CTA's workers have reached, and let the others go on."""
     worker = r.workers[worker_number]
     op = r.ops[worker.op]
-    buffer = r.buffers[(slot + 1) * r.limits[0].ring - 1]
+    buffer = r.buffers[(slot + 1) * r.limits[0].buffers - 1]
     tile = tile_at(r, op.stream, r.slots[slot].item, worker.trip)
     move(r, sm, worker, now_s, op.stream, tile, True, op.kind == ATOMIC, buffer)
     op.count += 1
@@ -632,7 +357,7 @@ def store_tile(r, sm, slot, worker_number, now_s):
 @inlined
 def wait_for_store(r, slot, worker, now_s, status):
     """Return whether the CTA's last store has left its buffer; else wait for that."""
-    buffer = r.buffers[(slot + 1) * r.limits[0].ring - 1]
+    buffer = r.buffers[(slot + 1) * r.limits[0].buffers - 1]
     if buffer.arrival_s <= now_s:
         return True
     worker.status = status
@@ -652,7 +377,7 @@ def compute(r, sm, worker, now_s):
             pipe_done_s = reserve(r.pipes[sm * SM_PIPES + k], k, worker, now_s, service_s)
             if k == TENSOR:
                 start_s = pipe_done_s - service_s
-                add(r.bins, r.bin_width_s, TENSOR_BUSY, start_s, pipe_done_s, service_s)
+                add(r.bins, r.bins_per_s, TENSOR_BUSY, start_s, pipe_done_s, service_s)
             if pipe_done_s > done_s:
                 done_s, slowest = pipe_done_s, k
     if slowest >= 0:
@@ -676,7 +401,7 @@ def place(r, sm, slot, now_s):
         record.cta, record.arrived = cta, 0
         record.item = cta * limits.items_per_cta
         record.last_item = record.item + limits.items_per_cta - 1
-        r.buffers[(slot + 1) * limits.ring - 1].arrival_s = 0.0
+        r.buffers[(slot + 1) * limits.buffers - 1].arrival_s = 0.0
         r.ctas[cta].sm, r.ctas[cta].start_s = sm, now_s
     for k in range(slot * limits.workers, (slot + 1) * limits.workers):
         worker = r.workers[k]
@@ -813,17 +538,21 @@ def run_sm(r, sm):
         if now_s == INF or (not due and is_shared(r, r.workers[number])):
             return now_s
         due = False
-        happen(r, sm, number // r.limits[0].workers, number, now_s)
+        happen(r, sm, r.workers[number].slot, number, now_s)
 
 
 @inlined
-def play_off(matches, leaves, sm):
+def play_off(matches, leaves, sm, next_s):
     """Replay the tournament's matches of one SM; the lower SM wins a tie."""
-    node = (leaves + sm) >> 1
-    while node >= 1:
-        left, right = matches[2 * node].winner, matches[2 * node + 1].winner
-        matches[node].winner = left if matches[left].next_s <= matches[right].next_s else right
+    node, winner = leaves + sm, sm
+    matches[node].next_s = next_s
+    while node > 1:
+        rival = matches[node ^ 1]
+        beaten = rival.next_s < next_s or (rival.next_s == next_s and node & 1)
+        next_s = rival.next_s if beaten else next_s
+        winner = rival.winner if beaten else winner
         node >>= 1
+        matches[node].next_s, matches[node].winner = next_s, winner
 
 
 @entry
@@ -837,9 +566,8 @@ def begin(r):
             slot = sm * limits.ctas_per_sm + level
             place(r, sm, slot, 0.0)
             if level == 0:
-                r.matches[sm].next_s = r.workers[slot * limits.workers].time_s
-    for sm in range(limits.leaves):
-        play_off(r.matches, limits.leaves, sm)
+                next_s = r.workers[slot * limits.workers].time_s
+                play_off(r.matches, limits.leaves, sm, next_s)
 
 
 @entry
@@ -847,11 +575,10 @@ def advance(r, events):
     """Run up to `events` shared events; return whether the kernel is over."""
     leaves = r.limits[0].leaves
     for _ in range(events):
-        sm = r.matches[1].winner
-        if r.matches[sm].next_s == INF:
+        if r.matches[1].next_s == INF:
             return True
-        r.matches[sm].next_s = run_sm(r, sm)
-        play_off(r.matches, leaves, sm)
+        sm = r.matches[1].winner
+        play_off(r.matches, leaves, sm, run_sm(r, sm))
     return False
 
 

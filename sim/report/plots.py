@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from sim.hardware import HardwareProfile
 from sim.result import Record
@@ -22,16 +24,28 @@ MARKERS = "osD^vPX"
 GREY = "#999999"
 
 
-def _figure(title: str, panels: int = 1, width: float = 7.5) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, 1.2 + 3.2 * panels), layout="constrained", dpi=120)
+WIDTH, PANEL, ABOVE, BELOW, BETWEEN = 7.5, 3.0, 0.75, 0.65, 0.7  # inches
+
+
+def _figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
+    height = ABOVE + PANEL * panels + BETWEEN * (panels - 1) + BELOW
+    figure = Figure(figsize=(WIDTH, height), dpi=120)
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
-    figure.suptitle(title, fontsize=11, wrap=True)
+    figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / PANEL)
+    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top", wrap=True)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def _plain_decades(axis: Axis) -> None:
+    """Have a logarithmic axis mark its decades, as plain numbers."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _styles(records: list[Record]) -> dict[str, dict[str, Any]]:
@@ -59,6 +73,7 @@ def _by_schedule(
     name, values = _swept(records)
     ax.set_ylabel(label)
     ax.set_yscale("log")
+    _plain_decades(ax.yaxis)
     numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
     if numeric:
         for schedule, style in styles.items():
@@ -82,7 +97,6 @@ def _by_schedule(
                     )
         ax.set_xscale("log", base=2)
         ax.set_xticks(values, [f"{v:,}" for v in values])
-        ax.minorticks_off()
         ax.set_xlabel(name)
         ax.legend(frameon=False)
         return
@@ -186,13 +200,15 @@ def roofline(records: list[Record], hw: HardwareProfile, title: str) -> Figure:
     ax.annotate(
         f"HBM {hw.hbm.bandwidth / 1e12:.3g} TB/s",
         (low, low * hw.hbm.bandwidth / 1e12),
-        (4, 8),
+        (16, 2),
         textcoords="offset points",
         fontsize=8,
         color="#666666",
     )
     ax.set_xscale("log")
+    _plain_decades(ax.xaxis)
     ax.set_yscale("log")
+    _plain_decades(ax.yaxis)
     ax.set_xlabel("FLOPs a byte of HBM traffic")
     ax.set_ylabel("TFLOP/s")
     for schedule, style in styles.items():
@@ -213,17 +229,19 @@ def utilisation(records: list[Record], title: str) -> Figure:
     figure, axes = _figure(f"In use over time, share of the vendor's figure\n{title}", len(shown))
     for ax, record in zip(axes, shown, strict=True):
         for timeline in record.timeline:
-            edges = timeline.start_s + timeline.bin_width_s * np.arange(
-                len(timeline.hbm_utilisation) + 1
-            )
-            ax.stairs(timeline.hbm_utilisation, edges * 1e3, color=COLOURS[0], linewidth=1.3)
-            ax.stairs(
-                timeline.tensor_utilisation,
-                edges * 1e3,
-                color=COLOURS[1],
-                linewidth=1.3,
-                linestyle="--",
-            )
+            bins = np.arange(len(timeline.hbm_utilisation) + 1)
+            edges_ms = (timeline.start_s + timeline.bin_width_s * bins) * 1e3
+            for line, (values, style) in enumerate(
+                ((timeline.hbm_utilisation, "-"), (timeline.tensor_utilisation, "--"))
+            ):
+                ax.plot(
+                    edges_ms,
+                    [*values, 0.0],
+                    drawstyle="steps-post",
+                    color=COLOURS[line],
+                    linestyle=style,
+                    linewidth=1.3,
+                )
             if len(record.timeline) > 1:
                 ax.axvline(timeline.start_s * 1e3, color=GREY, linewidth=0.7)
                 ax.annotate(
@@ -241,9 +259,7 @@ def utilisation(records: list[Record], title: str) -> Figure:
         ax.set_xlabel("time [ms]")
     axes[0].plot([], [], color=COLOURS[0], label="HBM bandwidth")
     axes[0].plot([], [], color=COLOURS[1], linestyle="--", label="tensor rate")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2
-    )
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="lower right", ncols=2)
     return figure
 
 
@@ -254,16 +270,16 @@ def memory(records: list[Record], hw: HardwareProfile, title: str) -> Figure:
     styles = _styles(records)
     for record in shown:
         times = [change["time_s"] * 1e3 for change in record.memory]
-        used = [change["in_use_bytes"] / 1e9 for change in record.memory]
+        used = [change["in_use_bytes"] / 2**30 for change in record.memory]
         times.append((record.time_s or 0.0) * 1e3)
         used.append(used[-1])
         colour = styles[record.schedule]["color"]
         ax.step(times, used, where="post", label=record.schedule, color=colour, linewidth=1.6)
         ax.plot(times[-1], used[-1], styles[record.schedule]["marker"], color=colour)
-    ax.axhline(hw.hbm.capacity / 1e9, color=GREY, linewidth=1)
+    ax.axhline(hw.hbm.capacity / 2**30, color=GREY, linewidth=1)
     ax.annotate(
-        f"capacity {hw.hbm.capacity / 1e9:.0f} GB",
-        (1, hw.hbm.capacity / 1e9),
+        f"capacity {hw.hbm.capacity / 2**30:.0f} GiB",
+        (1, hw.hbm.capacity / 2**30),
         (0, 2),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
@@ -272,8 +288,9 @@ def memory(records: list[Record], hw: HardwareProfile, title: str) -> Figure:
         color="#666666",
     )
     ax.set_yscale("log")
+    _plain_decades(ax.yaxis)
     ax.set_xlabel("time [ms]")
-    ax.set_ylabel("allocated [GB]")
+    ax.set_ylabel("allocated [GiB]")
     ax.legend(frameon=False)
     return figure
 
