@@ -5,12 +5,14 @@ recently used, kept in arrays so that a touch costs a few loads. A chunk larger 
 passes it by.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.engine.jit import aligned, called, inlined
+from sim.tile_program import Chunking, Tensor
 
 ABSENT, CLEAN, DIRTY = 0, 1, 2
 CHUNK = aligned(
@@ -35,8 +37,9 @@ class Cache(NamedTuple):
     level: NDArray[np.void]
 
 
-def new_cache(chunks: int, capacity_bytes: int) -> Cache:
-    """An empty cache for chunks 0 .. chunks - 1."""
+def new_l2(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> Cache:
+    """An empty L2 for the chunks of those tensors."""
+    chunks = sum(prod((t.groups, c.down, c.across)) for t, c in chunkings.items())
     records = np.zeros(chunks + 1, CHUNK)
     records[chunks]["newer"] = records[chunks]["older"] = chunks
     return Cache(records, np.array([(0, capacity_bytes, 0, chunks)], LEVEL))

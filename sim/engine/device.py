@@ -6,19 +6,18 @@ touches it to the last. What the L2 holds at a kernel's end the next kernel may 
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 import simpy
 
-from sim.engine import reference
-from sim.engine.cache import new_cache
+from sim.engine import reference, replay
 from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import machine_of
 from sim.hardware import HardwareProfile
 from sim.tile_program import Kernel, Tensor, chunk_tensors
 
 EngineName = Literal["replay", "reference"]
+ENGINES: dict[EngineName, Any] = {"replay": replay, "reference": reference}
 
 
 class OutOfMemoryError(Exception):
@@ -121,17 +120,9 @@ def run_on_device(
 
     Raises OutOfMemoryError.
     """
+    simulated = ENGINES[engine]
     chunkings = chunk_tensors(kernels)
-    capacity_bytes = machine_of(hw).l2_capacity_bytes
-    run_kernel: Callable[..., KernelRun]
-    if engine == "replay":
-        from sim.engine.replay import run_kernel
-
-        chunks = sum(prod((t.groups, c.down, c.across)) for t, c in chunkings.items())
-        l2: Any = new_cache(chunks, capacity_bytes)
-    else:
-        run_kernel = reference.run_kernel
-        l2 = reference.L2Cache(capacity_bytes)
+    l2 = simulated.new_l2(chunkings, machine_of(hw).l2_capacity_bytes)
 
     env = simpy.Environment()
     hbm = Hbm(hw.hbm.capacity)
@@ -154,7 +145,7 @@ def run_on_device(
             kernel = yield stream.get()
             if number:
                 yield env.timeout(hw.calibration.launch.gap)
-            run = run_kernel(kernel, chunkings, hw, l2, dtype, so_far)
+            run = simulated.run_kernel(kernel, chunkings, hw, l2, dtype, so_far)
             launched.append(Launched(env.now, run))
             yield env.timeout(run.time_s)
             hbm.free(freed, env.now)

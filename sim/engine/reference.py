@@ -119,6 +119,11 @@ class L2Cache:
         return read, written
 
 
+def new_l2(_: dict[Tensor, Chunking], capacity_bytes: int) -> L2Cache:
+    """An empty L2."""
+    return L2Cache(capacity_bytes)
+
+
 def chunks_of(stream: Stream, chunking: Chunking, tile: int) -> list[tuple[int, int]]:
     """Number and bytes of every chunk that a tile is made of."""
     tensor = stream.tensor

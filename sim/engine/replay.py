@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.engine.cache import Cache, touch
+from sim.engine.cache import Cache, new_l2, touch
 from sim.engine.jit import called, entry, inlined
 from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import (
@@ -51,6 +51,8 @@ from sim.engine.timeline import (
 )
 from sim.hardware import HardwareProfile
 from sim.tile_program import Chunking, Kernel, Tensor
+
+__all__ = ["is_compiled", "new_l2", "run_kernel"]
 
 INF = np.inf
 EVENTS_A_SLICE = 200_000  # between two words of progress
