@@ -5,14 +5,14 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from sim.engine.cache import CHUNK
+from sim.engine.cache import l2_bytes
 from sim.engine.device import DeviceRun, EngineName, OutOfMemoryError, check_memory, run_on_device
+from sim.engine.machine import machine_of
 from sim.files import InputError, checked, nearest, read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile
 from sim.result import Record, record_of, record_of_oom
@@ -181,14 +181,16 @@ def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Kernel]]]:
     return lowered
 
 
-def check_limits(scenario: Scenario, schedule: Schedule, kernels: list[Kernel]) -> int:
+def check_limits(
+    scenario: Scenario, point: Point, schedule: Schedule, kernels: list[Kernel]
+) -> int:
     """Tile steps of the kernels; raises InputError where they or their arrays exceed the limits."""
     limits, who = scenario.limits, f"{scenario.where}: schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
-    chunks = sum(prod((t.groups, c.down, c.across)) for t, c in chunk_tensors(kernels).items())
+    l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
     items = max(kernel.ctas * kernel.items_per_cta for kernel in kernels)
     arrays = max(len(kernel.loops) + 2 * len(kernel.streams) for kernel in kernels)
-    memory = chunks * CHUNK.itemsize + items * arrays * BYTES_PER_ITEM
+    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) + items * arrays * BYTES_PER_ITEM
     if memory > limits.memory:
         raise InputError(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
@@ -226,7 +228,9 @@ def run_scenario(
         except OutOfMemoryError as error:
             jobs.append((point, schedule, kernels, 0, error))
         else:
-            jobs.append((point, schedule, kernels, check_limits(scenario, schedule, kernels), None))
+            jobs.append(
+                (point, schedule, kernels, check_limits(scenario, point, schedule, kernels), None)
+            )
     total, done = sum(job[3] for job in jobs), 0
     for point, schedule, kernels, steps, oom in jobs:
         facts = (schedule.title, point.values, point.workload, point.hardware)

@@ -98,8 +98,7 @@ class Replay(NamedTuple):
     total: NDArray[np.void]
     bins: NDArray[np.float64]
     bins_per_s: NDArray[np.float64]
-    chunks: NDArray[np.void]
-    level: NDArray[np.void]
+    l2: Cache
 
 
 def frees_of(loads: list[Load], steps: list[Compute | Store]) -> list[int]:
@@ -221,7 +220,7 @@ def new_replay(
     chunkings: dict[Tensor, Chunking],
     hw: HardwareProfile,
     machine: Machine,
-    cache: Cache,
+    l2: Cache,
     dtype: str,
 ) -> Replay:
     """`kernel` ready to begin on the machine, with the L2 as its predecessor left it."""
@@ -252,7 +251,7 @@ def new_replay(
     matches = np.zeros(2 * leaves, MATCH)
     matches["next_s"] = np.inf
     bins, bins_per_s = new_timeline()
-    cache.chunks["arrival_s"] = 0.0  # what the last kernel left has arrived; times start anew
+    l2.lines["arrival_s"] = 0.0  # what the last kernel left has arrived; times start anew
     return Replay(
         limits=limits,
         streams=np.concatenate(program.streams),
@@ -272,6 +271,5 @@ def new_replay(
         total=np.zeros(1, TOTAL),
         bins=bins,
         bins_per_s=bins_per_s,
-        chunks=cache.chunks,
-        level=cache.level,
+        l2=l2,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.engine.cache import Cache, new_l2, touch
+from sim.engine.cache import NO_LINE, Cache, new_l2, touch
 from sim.engine.jit import called, entry, inlined
 from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import (
@@ -62,13 +62,13 @@ def run_kernel(
     kernel: Kernel,
     chunkings: dict[Tensor, Chunking],
     hw: HardwareProfile,
-    cache: Cache,
+    l2: Cache,
     dtype: str,
     progress: Callable[[int], None],
 ) -> KernelRun:
     """Replay `kernel`; `progress` is told now and then how many tile steps are done."""
     machine = machine_of(hw)
-    replay = new_replay(kernel, chunkings, hw, machine, cache, dtype)
+    replay = new_replay(kernel, chunkings, hw, machine, l2, dtype)
     begin(replay)
     while not advance(replay, EVENTS_A_SLICE):
         progress(int(replay.total["steps_done"][0]))
@@ -85,7 +85,7 @@ def run_kernel(
         l2_read_bytes=int(total["l2_read_bytes"]),
         l2_write_bytes=int(total["l2_write_bytes"]),
         l2_hit_bytes=int(total["l2_hit_bytes"]),
-        l2_dirty_bytes=int(replay.level["dirty"][0]),
+        l2_dirty_bytes=int(l2.level["dirty"][0]),
         busy_s=np.concatenate([sm_busy_s, replay.pipes["busy_s"][-2:]]),
         path_s=total["path_s"].copy(),
         cta_sm=replay.ctas["sm"],
@@ -146,8 +146,15 @@ def corners(stream, tile):
     return group, row, row_end, col, col_end
 
 
+@inlined
+def chunk_at(stream, group, row):
+    """The first chunk of the line of chunks that holds a matrix's row."""
+    down = group * stream.chunks_down + row // stream.chunk_rows
+    return stream.first_chunk + down * stream.chunks_across
+
+
 @called
-def touch_chunks(chunks, level, stream, tile, write, fetch):
+def touch_chunks(l2, stream, tile, write, fetch):
     """`touch` for all chunks of a tile.
 
     Returns (bytes, HBM reads, HBM writes, when the last of those present arrives [s]).
@@ -156,31 +163,31 @@ def touch_chunks(chunks, level, stream, tile, write, fetch):
     group, row_at, row_end, col_at, col_end = corners(stream, tile)
     for row in range(row_at, row_end, stream.chunk_rows):
         height = min(stream.chunk_rows, stream.rows - row)
-        line = (group * stream.chunks_down + row // stream.chunk_rows) * stream.chunks_across
+        first = chunk_at(stream, group, row)
         for col in range(col_at, col_end, stream.chunk_cols):
-            number = stream.first_chunk + line + col // stream.chunk_cols
             bytes_ = height * min(stream.chunk_cols, stream.cols - col) * stream.element_bytes
-            fetched, evicted = touch(chunks, level, number, bytes_, write, fetch)
+            chunk = first + col // stream.chunk_cols
+            line, fetched, evicted = touch(l2, chunk, bytes_, write, fetch)
             size += bytes_
             read += fetched
             written += evicted
             if fetched and not write:
-                chunks[number].arrival_s = INF  # set_arrivals says when
-            else:
-                in_flight_s = max(in_flight_s, chunks[number].arrival_s)
+                l2.lines[line].arrival_s = INF  # set_arrivals says when
+            elif line != NO_LINE:
+                in_flight_s = max(in_flight_s, l2.lines[line].arrival_s)
     return size, read, written, in_flight_s
 
 
 @called
-def set_arrivals(chunks, stream, tile, arrival_s):
+def set_arrivals(l2, stream, tile, arrival_s):
     """The chunks of the tile that were fetched arrive then."""
     group, row_at, row_end, col_at, col_end = corners(stream, tile)
     for row in range(row_at, row_end, stream.chunk_rows):
-        line = (group * stream.chunks_down + row // stream.chunk_rows) * stream.chunks_across
+        first = chunk_at(stream, group, row)
         for col in range(col_at, col_end, stream.chunk_cols):
-            number = stream.first_chunk + line + col // stream.chunk_cols
-            if chunks[number].arrival_s == INF:
-                chunks[number].arrival_s = arrival_s
+            line = l2.line_of[first + col // stream.chunk_cols]
+            if l2.lines[line].arrival_s == INF:
+                l2.lines[line].arrival_s = arrival_s
 
 
 @inlined
@@ -191,13 +198,12 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
     """
     stream, limits, total = r.streams[number], r.limits[0], r.total[0]
     if stream.whole_bytes:
-        size, chunk = stream.whole_bytes, r.chunks[stream.first_chunk + tile]
-        in_flight_s = chunk.arrival_s
-        read, written = touch(r.chunks, r.level[0], stream.first_chunk + tile, size, write, fetch)
+        size = stream.whole_bytes
+        line, read, written = touch(r.l2, stream.first_chunk + tile, size, write, fetch)
+        in_flight_s = 0.0 if read else r.l2.lines[line].arrival_s
     else:
-        size, read, written, in_flight_s = touch_chunks(
-            r.chunks, r.level[0], stream, tile, write, fetch
-        )
+        line = NO_LINE
+        size, read, written, in_flight_s = touch_chunks(r.l2, stream, tile, write, fetch)
     slowest = r.pipes[sm * SM_PIPES + PORT]
     done_s = reserve(slowest, PORT, worker, now_s, size / limits.port_bytes_per_s)
     l2, service_s = r.pipes[limits.sms * SM_PIPES], size / limits.l2_bytes_per_s
@@ -237,14 +243,14 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
     else:
         done_s += limits.l2_latency_s
         buffer.path_s[L2_LATENCY] += limits.l2_latency_s
-    if not (stream.whole_bytes and read) and in_flight_s > done_s:  # another load brings it
+    if in_flight_s > done_s:  # another load brings it
         buffer.path_s[HBM_LATENCY] += in_flight_s - done_s
         done_s = in_flight_s
     if read:
         if stream.whole_bytes:
-            chunk.arrival_s = done_s
+            r.l2.lines[line].arrival_s = done_s
         else:
-            set_arrivals(r.chunks, stream, tile, done_s)
+            set_arrivals(r.l2, stream, tile, done_s)
         add(r.bins, r.bins_per_s, HBM_IN_FLIGHT, now_s, done_s, read * (done_s - now_s))
     buffer.arrival_s = done_s
 

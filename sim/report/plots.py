@@ -22,6 +22,7 @@ from sim.scenario import Outcome
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 GREY = "#999999"
+Edges = tuple[float, float]
 
 
 WIDTH, PANEL, ABOVE, BELOW, BETWEEN = 7.5, 3.0, 0.75, 0.65, 0.7  # inches
@@ -76,25 +77,21 @@ def _by_schedule(
     _plain_decades(ax.yaxis)
     numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
     if numeric:
-        for schedule, style in styles.items():
-            own = [r for r in records if r.schedule == schedule]
-            done = [(r.point[next(iter(r.point))], value(r)) for r in own if value(r)]
-            if done:
+        for row, (schedule, style) in enumerate(styles.items()):
+            own = [
+                (r.point[next(iter(r.point))], value(r)) for r in records if r.schedule == schedule
+            ]
+            if done := [(x, y) for x, y in own if y]:
                 ax.plot(*zip(*done, strict=True), label=schedule, linewidth=1.6, **style)
-            for r in own:
-                if r.status != "ok":
-                    x = r.point[next(iter(r.point))]
-                    ax.axvline(x, color=style["color"], linewidth=0.8, linestyle=":")
-                    ax.annotate(
-                        f"{schedule}: out of memory",
-                        (x, 0.98),
-                        xycoords=("data", "axes fraction"),
-                        rotation=90,
-                        va="top",
-                        ha="right",
-                        fontsize=8,
-                        color=style["color"],
-                    )
+            if failed := [x for x, y in own if not y]:
+                ax.plot(
+                    failed,
+                    [0.04 + 0.06 * row] * len(failed),
+                    "x",
+                    color=style["color"],
+                    label=f"{schedule}: out of memory",
+                    transform=ax.get_xaxis_transform(),
+                )
         ax.set_xscale("log", base=2)
         ax.set_xticks(values, [f"{v:,}" for v in values])
         ax.set_xlabel(name)
@@ -163,48 +160,42 @@ def time(records: list[Record], title: str) -> Figure:
     return figure
 
 
-def roofline(records: list[Record], hw: HardwareProfile, title: str) -> Figure:
-    """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the device's roofs."""
-    figure, (ax,) = _figure(f"Roofline of {hw.title}\n{title}")
-    styles = _styles(records)
-    dtype = records[0].workload["dtype"]
-    peak = hw.tensor_flops_per_s(dtype) or 2 * hw.vector_ops_per_s
+def _roof(ax: Axes, bytes_per_s: float, flops_per_s: float, dtype: str, edges: Edges) -> None:
+    """A device's roof between two intensities, with its two figures."""
+    low, high = edges
+    x = np.geomspace(low, high, 200)
+    ax.plot(x, np.minimum(x * bytes_per_s, flops_per_s) / 1e12, color=GREY, linewidth=1.5)
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#666666"}
+    peak = (high, flops_per_s / 1e12)
+    ax.annotate(f"{peak[1]:.0f} TFLOP/s {dtype}", peak, (0, 3), ha="right", **style)
+    foot = (low, low * bytes_per_s / 1e12)
+    ax.annotate(f"HBM {bytes_per_s / 1e12:.3g} TB/s", foot, (16, 2), **style)
+
+
+def roofline(outcomes: list[Outcome], title: str) -> Figure:
+    """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the devices' roofs."""
+    ran = [outcome for outcome in outcomes if outcome.run is not None]
+    devices = dict.fromkeys(outcome.point.hardware.title for outcome in ran)
+    figure, (ax,) = _figure(f"Roofline of {', '.join(devices)}\n{title}")
+    styles = _styles([outcome.record for outcome in outcomes])
+    roofs: dict[tuple[float, float, str], None] = {}
     intensities = []
-    for record in records:
-        style = styles[record.schedule]
+    for outcome in ran:
+        record, hw, dtype = outcome.record, outcome.point.hardware, outcome.point.workload.dtype
+        peak = hw.tensor_flops_per_s(dtype) or 2 * hw.vector_ops_per_s
+        roofs[hw.hbm.bandwidth, peak, dtype] = None
+        intensities.append(peak / hw.hbm.bandwidth)
         for kernel in record.kernels:
             hbm_bytes = kernel.hbm_read_bytes + kernel.hbm_write_bytes
             if not kernel.flops or not hbm_bytes:
                 continue
-            intensity = kernel.flops / hbm_bytes
-            intensities.append(intensity)
-            rate = kernel.flops / kernel.time_s / 1e12
-            ax.plot(intensity, rate, linestyle="none", markersize=8, **style)
+            place = kernel.flops / hbm_bytes, kernel.flops / kernel.time_s / 1e12
+            intensities.append(place[0])
+            ax.plot(*place, linestyle="none", markersize=8, **styles[record.schedule])
             if len(record.kernels) > 1 and not record.point:
-                ax.annotate(
-                    kernel.name, (intensity, rate), (7, -3), textcoords="offset points", fontsize=8
-                )
-    ridge = peak / hw.hbm.bandwidth
-    low, high = min([*intensities, ridge]) / 4, max([*intensities, ridge]) * 4
-    x = np.geomspace(low, high, 200)
-    ax.plot(x, np.minimum(x * hw.hbm.bandwidth, peak) / 1e12, color=GREY, linewidth=1.5)
-    ax.annotate(
-        f"{peak / 1e12:.0f} TFLOP/s {dtype}",
-        (high, peak / 1e12),
-        (0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color="#666666",
-    )
-    ax.annotate(
-        f"HBM {hw.hbm.bandwidth / 1e12:.3g} TB/s",
-        (low, low * hw.hbm.bandwidth / 1e12),
-        (16, 2),
-        textcoords="offset points",
-        fontsize=8,
-        color="#666666",
-    )
+                ax.annotate(kernel.name, place, (7, -3), textcoords="offset points", fontsize=8)
+    for roof in roofs:
+        _roof(ax, *roof, (min(intensities) / 4, max(intensities) * 4))
     ax.set_xscale("log")
     _plain_decades(ax.xaxis)
     ax.set_yscale("log")
@@ -217,16 +208,26 @@ def roofline(records: list[Record], hw: HardwareProfile, title: str) -> Figure:
     return figure
 
 
-def _last_point(records: list[Record]) -> list[Record]:
-    """The records that ran at the last point of a sweep where any did."""
-    done = [record for record in records if record.status == "ok"]
-    return [record for record in done if record.point == done[-1].point] if done else []
+def telling_point(outcomes: list[Outcome]) -> list[Outcome]:
+    """What ran at the last point where every schedule did or, failing that, where most did."""
+    points: dict[tuple[Any, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        points.setdefault(tuple(outcome.point.values.values()), []).append(outcome)
+    ran = [[outcome for outcome in group if outcome.run is not None] for group in points.values()]
+    most = max(len(group) for group in ran)
+    return next(group for group in reversed(ran) if len(group) == most)
 
 
-def utilisation(records: list[Record], title: str) -> Figure:
+def _at_point(record: Record) -> str:
+    """Where in a sweep the record was made, as part of a title."""
+    point = ", ".join(f"{key.split('.', 1)[-1]} {value}" for key, value in record.point.items())
+    return f" at {point}" if point else ""
+
+
+def utilisation(shown: list[Record], title: str) -> Figure:
     """HBM bandwidth and tensor rate in use over time, a panel a schedule."""
-    shown = _last_point(records)
-    figure, axes = _figure(f"In use over time, share of the vendor's figure\n{title}", len(shown))
+    what = f"In use over time{_at_point(shown[0])}, share of the vendor's figure"
+    figure, axes = _figure(f"{what}\n{title}", len(shown))
     for ax, record in zip(axes, shown, strict=True):
         for timeline in record.timeline:
             bins = np.arange(len(timeline.hbm_utilisation) + 1)
@@ -263,11 +264,10 @@ def utilisation(records: list[Record], title: str) -> Figure:
     return figure
 
 
-def memory(records: list[Record], hw: HardwareProfile, title: str) -> Figure:
+def memory(shown: list[Record], hw: HardwareProfile, title: str) -> Figure:
     """HBM allocated over time, by schedule, against the device's capacity."""
-    shown = _last_point(records)
-    figure, (ax,) = _figure(f"Memory in HBM over time\n{title}")
-    styles = _styles(records)
+    figure, (ax,) = _figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
+    styles = _styles(shown)
     for record in shown:
         times = [change["time_s"] * 1e3 for change in record.memory]
         used = [change["in_use_bytes"] / 2**30 for change in record.memory]
@@ -299,10 +299,10 @@ def save_figures(outcomes: list[Outcome], title: str, out: Path) -> None:
     """Draw all figures of a run into the folder `out`."""
     records = [outcome.record for outcome in outcomes]
     figures = {"hbm_traffic": traffic(records, title), "time": time(records, title)}
-    if _last_point(records):
-        last = [o.point.hardware for o in outcomes if o.run is not None][-1]
-        figures["roofline"] = roofline(records, last, title)
-        figures["utilisation"] = utilisation(records, title)
-        figures["memory"] = memory(records, last, title)
+    if shown := telling_point(outcomes):
+        at_point = [outcome.record for outcome in shown]
+        figures["roofline"] = roofline(outcomes, title)
+        figures["utilisation"] = utilisation(at_point, title)
+        figures["memory"] = memory(at_point, shown[0].point.hardware, title)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")

@@ -8,9 +8,10 @@
     O = P V                        (batched matmul; reads P)
 
 Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 0. The passes are those of eager PyTorch
-(aten/src/ATen/native/cuda: SoftMax.cu, PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). No public
-file says which tile cuBLAS takes for these matmuls; 128 x 128 x 32 with 3 stages and 4 warps is one
-that CUTLASS instantiates for them (generator.py, GenerateSM80_TensorOp_16816).
+(aten/src/ATen/native/cuda: SoftMax.cu, PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). cuBLAS
+chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
+name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives that tile 4 warps
+(generator.py, GenerateSM80_TensorOp_16816).
 """
 
 from typing import Literal
@@ -40,7 +41,7 @@ from sim.tile_program import (
 )
 from sim.workload import AttentionWorkload
 
-GEMM_DEPTH = 32
+GEMM_DEPTH = 64
 GEMM_STAGES = 3
 SOFTMAX_WARP_ROW = (
     1024  # PersistentSoftmax.cuh: up to here one warp a row, 4 rows a block of 128 threads
