@@ -1,6 +1,7 @@
 """What every schedule is: options from a scenario file, and a lowering to kernels."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ class Tile(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.q} x {self.kv}"
+
+
+SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
 
 class Schedule(BaseModel):
@@ -59,7 +63,7 @@ class Schedule(BaseModel):
     def fit_tile(
         self,
         default: Tile,
-        sram_bytes: "SramBytes",
+        sram_bytes: SramBytes,
         w: AttentionWorkload,
         hw: HardwareProfile,
     ) -> Tile:
@@ -86,16 +90,10 @@ class Schedule(BaseModel):
         return tile
 
 
-class SramBytes:
-    """SRAM of a CTA that holds `q_matrices` tiles of query rows and `kv_matrices` of keys."""
-
-    def __init__(self, w: AttentionWorkload, q_matrices: int = 1, kv_matrices: int = 2) -> None:
-        self.row_bytes = w.head_dim * w.dtype_bytes
-        self.q_matrices, self.kv_matrices = q_matrices, kv_matrices
-
-    def __call__(self, tile: Tile) -> int:
-        """Bytes for tiles of this size."""
-        return self.row_bytes * (self.q_matrices * tile.q + self.kv_matrices * tile.kv)
+def sram_bytes_of(w: AttentionWorkload, q_matrices: int = 1, kv_matrices: int = 2) -> SramBytes:
+    """SRAM of a CTA that holds so many tiles of query rows and of keys."""
+    row_bytes = w.head_dim * w.dtype_bytes
+    return lambda tile: row_bytes * (q_matrices * tile.q + kv_matrices * tile.kv)
 
 
 def largest_tile(sram_bytes: SramBytes, room: float) -> Tile | None:

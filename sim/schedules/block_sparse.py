@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.schedules.base import Schedule, SramBytes, Tile, blocks, visible_blocks
+from sim.schedules.base import Schedule, Tile, blocks, sram_bytes_of, visible_blocks
 from sim.schedules.flash2 import KeyBlocks, forward_kernel, public_tile
 from sim.tile_program import IntArray, Kernel
 from sim.workload import AttentionWorkload
@@ -57,9 +57,9 @@ class BlockSparse(Schedule):
         if self.mask_file is not None:
             tile, visits = read_mask(self.mask_file, w)
             asked = self.model_copy(update={"tile": tile})
-            tile = asked.fit_tile(tile, SramBytes(w), w, hw)
+            tile = asked.fit_tile(tile, sram_bytes_of(w), w, hw)
         else:
-            tile = self.fit_tile(public.tile, SramBytes(w), w, hw)
+            tile = self.fit_tile(public.tile, sram_bytes_of(w), w, hw)
             visits = self._pattern(w, tile)
         return [forward_kernel("block_sparse", w, tile, public.warps, visits)]
 

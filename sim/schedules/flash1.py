@@ -21,11 +21,11 @@ from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
     Schedule,
-    SramBytes,
     Tile,
     blocks,
     kv_matrix,
     qkvo,
+    sram_bytes_of,
     visible_blocks,
 )
 from sim.tile_program import (
@@ -58,7 +58,7 @@ class Flash1(Schedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a head, an item a block of keys."""
-        sram_bytes = SramBytes(w, q_matrices=2, kv_matrices=2)  # Q and O, K and V
+        sram_bytes = sram_bytes_of(w, q_matrices=2, kv_matrices=2)  # Q and O, K and V
         tile = self.fit_tile(published_tile(w, hw), sram_bytes, w, hw)
         q, k, v, o = qkvo(w)
         row_sum = Tensor("l", q.groups, w.seq_q, 1, STATISTICS_BYTES, "workspace")

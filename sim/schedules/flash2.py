@@ -22,11 +22,11 @@ from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
     Schedule,
-    SramBytes,
     Tile,
     blocks,
     kv_matrix,
     qkvo,
+    sram_bytes_of,
     visible_blocks,
 )
 from sim.tile_program import (
@@ -115,7 +115,7 @@ class Flash2(Schedule):
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a block of query rows."""
         public = public_tile(w, hw)
-        tile = self.fit_tile(public.tile, SramBytes(w), w, hw)
+        tile = self.fit_tile(public.tile, sram_bytes_of(w), w, hw)
         first, end = visible_blocks(w, tile)
         visits = KeyBlocks(trips=end - first, first=end - 1, stride=-1)
         return [forward_kernel("flash2", w, tile, public.warps, visits)]
@@ -191,6 +191,6 @@ def forward_kernel(
         name=name,
         ctas=q.groups * down,
         loops=(prologue, loop, epilogue),
-        footprint=Footprint(SramBytes(w)(tile), threads=32 * warps),
+        footprint=Footprint(sram_bytes_of(w)(tile), threads=32 * warps),
         tensor_path="mma_sync",
     )

@@ -64,7 +64,7 @@ class Naive(Schedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass."""
-        tile = self.fit_tile(Tile(q=128, kv=128), _GemmSramBytes(w), w, hw)
+        tile = self.fit_tile(Tile(q=128, kv=128), _gemm_sram_bytes(w), w, hw)
         q, k, v, o = qkvo(w)
         scores = Tensor("S", q.groups, w.seq_q, w.seq_kv, w.dtype_bytes)
         probabilities = Tensor("P", q.groups, w.seq_q, w.seq_kv, w.dtype_bytes)
@@ -81,16 +81,15 @@ class Naive(Schedule):
         return kernels
 
 
-class _GemmSramBytes(SramBytes):
-    """SRAM of a matmul tile: the stages of both operands' slices."""
+def _gemm_sram_bytes(w: AttentionWorkload) -> SramBytes:
+    """SRAM of the larger of the two matmuls: the stages of both operands' slices."""
 
-    def __init__(self, w: AttentionWorkload) -> None:
-        super().__init__(w)
-        self.row_bytes = min(GEMM_DEPTH, w.head_dim) * w.dtype_bytes * GEMM_STAGES
+    def bytes_of(tile: Tile) -> int:
+        scores = min(GEMM_DEPTH, w.head_dim) * (tile.q + tile.kv)
+        output = GEMM_DEPTH * (tile.q + min(tile.kv, w.head_dim))
+        return GEMM_STAGES * w.dtype_bytes * max(scores, output)
 
-    def __call__(self, tile: Tile) -> int:
-        """Bytes for tiles of this size."""
-        return self.row_bytes * (tile.q + tile.kv)
+    return bytes_of
 
 
 def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Compute:
@@ -126,7 +125,7 @@ def _scores_kernel(
             ),
             Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
         ),
-        footprint=Footprint(_GemmSramBytes(w)(tile)),
+        footprint=Footprint(_gemm_sram_bytes(w)(tile)),
     )
 
 
