@@ -25,16 +25,16 @@ GREY = "#999999"
 Edges = tuple[float, float]
 
 
-WIDTH, PANEL, ABOVE, BELOW, BETWEEN = 7.5, 3.0, 0.75, 0.65, 0.7  # inches
+WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
 
 
-def _figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure, list[Axes]]:
     """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
-    height = ABOVE + PANEL * panels + BETWEEN * (panels - 1) + BELOW
+    height = ABOVE + panel * panels + BETWEEN * (panels - 1) + BELOW
     figure = Figure(figsize=(WIDTH, height), dpi=120)
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
-    figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / PANEL)
+    figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / panel)
     figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top", wrap=True)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -227,7 +227,7 @@ def _at_point(record: Record) -> str:
 def utilisation(shown: list[Record], title: str) -> Figure:
     """HBM bandwidth and tensor rate in use over time, a panel a schedule."""
     what = f"In use over time{_at_point(shown[0])}, share of the vendor's figure"
-    figure, axes = _figure(f"{what}\n{title}", len(shown))
+    figure, axes = _figure(f"{what}\n{title}", len(shown), panel=1.7)
     for ax, record in zip(axes, shown, strict=True):
         for timeline in record.timeline:
             bins = np.arange(len(timeline.hbm_utilisation) + 1)

@@ -1,0 +1,49 @@
+"""What the README shows is run as it stands there."""
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from sim.cli import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str, holding: str) -> str:
+    """The README's block of code in that language that holds a text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    (found,) = [text for text in blocks if holding in text]
+    return found
+
+
+def attnsim(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_scenario_runs(tmp_path):
+    path = tmp_path / "question.toml"
+    path.write_text(block("toml", "[[schedule]]"))
+    assert "window and sinks" in attnsim("run", path, "--set", "workload.seq_len=1024")
+
+
+def test_the_profile_is_sound_and_can_be_run_on(tmp_path):
+    path = tmp_path / "stacked.toml"
+    path.write_text(block("toml", "extends"))
+    assert "sound" in attnsim("profiles", "check", path)
+    attnsim("run", "flash_vs_naive", "--set", f"hardware.profile={path}")
+
+
+def test_the_python_runs(capsys):
+    exec(block("python", "simulate"), {})
+    ratio, *_ = capsys.readouterr().out.split()
+    assert float(ratio) > 1
+
+
+def test_the_table_is_what_the_example_prints(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    printed = [line.split() for line in attnsim("run", "flash_vs_naive").splitlines()]
+    for line in block("", "held back by").splitlines():
+        assert line.split() in printed or not line.strip("─ "), line
