@@ -31,7 +31,7 @@ WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
 def _figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure, list[Axes]]:
     """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
     height = ABOVE + panel * panels + BETWEEN * (panels - 1) + BELOW
-    figure = Figure(figsize=(WIDTH, height), dpi=120)
+    figure = Figure(figsize=(WIDTH, height), dpi=100)
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
     figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / panel)
