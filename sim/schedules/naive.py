@@ -43,9 +43,9 @@ from sim.workload import AttentionWorkload
 
 GEMM_DEPTH = 64
 GEMM_STAGES = 3
-SOFTMAX_WARP_ROW = (
-    1024  # PersistentSoftmax.cuh: up to here one warp a row, 4 rows a block of 128 threads
-)
+# SoftMax.cu, host_softmax: up to here one warp a row, 4 rows a block of 128 threads
+# (PersistentSoftmax.cuh), its row in fp32 registers; above, a block of 1024 threads a row.
+SOFTMAX_WARP_COLS, SOFTMAX_WARP_BYTES = 2048, 8192
 ELEMENTS_A_BLOCK = 1024  # CUDALoops.cuh: 128 threads of 8 elements
 
 
@@ -188,14 +188,13 @@ def _pass(
 
 
 def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) -> Kernel:
-    """Whole rows in registers (up to 1024 columns) or SRAM if they fit, else read three times."""
+    """Whole rows, a warp's in registers or a block's in SRAM if they fit, else read three times."""
     cols = scores.cols
-    rows = 4 if cols <= SOFTMAX_WARP_ROW else 1
-    threads = 128 if cols <= SOFTMAX_WARP_ROW else 1024
     row_bytes = cols * scores.element_bytes
-    in_registers = cols <= SOFTMAX_WARP_ROW
-    resident = in_registers or row_bytes <= hw.sram.max_per_cta
-    width = cols if resident else 4 * SOFTMAX_WARP_ROW
+    by_warp = cols <= SOFTMAX_WARP_COLS and row_bytes <= SOFTMAX_WARP_BYTES
+    rows, threads = (4, 128) if by_warp else (1, 1024)
+    resident = by_warp or row_bytes <= hw.sram.max_per_cta
+    width = cols if resident else 4096  # of a pass over a longer row
     down, across = blocks(scores.rows, rows), blocks(cols, width)
 
     def tiles(items: IntArray) -> IntArray:
@@ -221,8 +220,8 @@ def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) 
         ctas=scores.groups * down,
         loops=loops,
         footprint=Footprint(
-            0 if in_registers or not resident else row_bytes,
+            0 if by_warp or not resident else row_bytes,
             threads,
-            registers_per_thread=40,
+            registers_per_thread=32 + (blocks(cols, 32) if by_warp else 0),
         ),
     )
