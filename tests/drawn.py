@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule
-from sim.tile_program import Kernel
+from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 from sim.workload import AttentionWorkload
 
 L2_SIZES = ("0 B", "4 KiB", "100 KiB", "1 MiB", "64 MiB")
@@ -68,3 +69,69 @@ def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> li
         return schedule.lower(w, hw)
     except InputError:
         return schedule.model_copy(update={"tile": None}).lower(w, hw)
+
+
+@st.composite
+def tensors(draw: Any) -> Tensor:
+    """A small tensor, ragged against most tiles."""
+    shape = (draw(st.integers(1, high)) for high in (3, 90, 70))
+    return Tensor("T", *shape, draw(st.sampled_from((2, 4))))
+
+
+@st.composite
+def streams(draw: Any, tensor: Tensor, items: int, trips: list[int]) -> Stream:
+    """Tiles of a tensor at random, from a table, for items of so many trips."""
+    side = st.sampled_from((8, 16, 32, 128))
+    stream = Stream(tensor, draw(side), draw(side), np.zeros_like)
+    tiles = tensor.groups * stream.tiles_down * stream.tiles_across
+    length = max(1, sum(trips))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    table = rng.integers(0, tiles, length, np.int64)
+    start = np.concatenate([[0], np.cumsum(trips)[:-1]]).astype(np.int64)
+    return Stream(
+        tensor, stream.tile_rows, stream.tile_cols, np.zeros_like, 0, table, lambda i: start[i]
+    )
+
+
+@st.composite
+def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
+    """Loads of several depths, computes that read them, stores and atomics anywhere."""
+    trips = draw(st.lists(st.integers(0, 6), min_size=items, max_size=items))
+
+    def a_stream() -> Stream:
+        return draw(streams(draw(st.sampled_from(drawn_tensors)), items, trips))
+
+    loads = [Load(a_stream(), draw(st.integers(1, 5))) for _ in range(draw(st.integers(0, 3)))]
+    amount = st.sampled_from((0, 10**4, 10**6))
+    ops: list[Any] = [
+        Compute(
+            "wait or work",
+            tuple(load for load in loads if draw(st.booleans())),
+            *(draw(amount) for _ in range(4)),
+        )
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    ops.append(Compute("last", tuple(loads), *(draw(amount) for _ in range(4))))
+    for _ in range(draw(st.integers(0, 2))):
+        ops.insert(draw(st.integers(0, len(ops))), Store(a_stream(), draw(st.booleans())))
+    counts = np.array(trips, np.int64)
+    return Loop(lambda i: counts[i], (*loads, *ops))
+
+
+@st.composite
+def kernel_sequences(draw: Any) -> list[Kernel]:
+    """One to three kernels over the same tensors: what no schedule has done yet, but might."""
+    shared = draw(st.lists(tensors(), min_size=1, max_size=3))
+    kernels = []
+    for number in range(draw(st.integers(1, 3))):
+        ctas, items_per_cta = draw(st.integers(1, 8)), draw(st.integers(1, 3))
+        footprint = Footprint(
+            draw(st.sampled_from((1, 50, 100))) * 1000,
+            threads=128 * draw(st.integers(1, 3)),
+            registers_per_thread=64,
+        )
+        items = ctas * items_per_cta
+        body = tuple(draw(loops(shared, items)) for _ in range(draw(st.integers(1, 3))))
+        name = f"kernel {number}"
+        kernels.append(Kernel(name, ctas, body, footprint, items_per_cta=items_per_cta))
+    return kernels

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 
 from sim.engine.device import run_on_device
 from sim.engine.kernel_run import KernelRun
-from tests.drawn import devices, lowered, schedules, workloads
+from sim.hardware import HardwareProfile
+from sim.tile_program import Kernel
+from tests.drawn import devices, kernel_sequences, lowered, schedules, workloads
 
 TIMES = {"time_s", "busy_s", "path_s", "cta_start_s", "cta_end_s", "bins"}
 
@@ -23,12 +25,21 @@ def assert_same(replay: KernelRun, reference: KernelRun) -> None:
             assert ours == theirs, name
 
 
-@given(workloads(), devices(), schedules())
-@settings(max_examples=100)
-def test_both_engines_agree_on_every_counter_and_time(w, hw, schedule):
-    kernels = lowered(schedule, w, hw)
-    replay = run_on_device(kernels, hw, w.dtype, "replay", lambda _: None)
-    reference = run_on_device(kernels, hw, w.dtype, "reference", lambda _: None)
+def assert_engines_agree(kernels: list[Kernel], hw: HardwareProfile, dtype: str) -> None:
+    replay = run_on_device(kernels, hw, dtype, "replay", lambda _: None)
+    reference = run_on_device(kernels, hw, dtype, "reference", lambda _: None)
     for ours, theirs in zip(replay.kernels, reference.kernels, strict=True):
         assert_same(ours.run, theirs.run)
     np.testing.assert_allclose(replay.time_s, reference.time_s, rtol=1e-9)
+
+
+@given(workloads(), devices(), schedules())
+@settings(max_examples=100)
+def test_both_engines_agree_on_every_counter_and_time(w, hw, schedule):
+    assert_engines_agree(lowered(schedule, w, hw), hw, w.dtype)
+
+
+@given(kernel_sequences(), devices())
+@settings(max_examples=150)
+def test_both_engines_agree_on_kernels_of_any_form(kernels, hw):
+    assert_engines_agree(kernels, hw, "fp16")

@@ -117,7 +117,7 @@ class _Program:
         self, kernel: Kernel, chunkings: dict[Tensor, Chunking], hw: HardwareProfile, dtype: str
     ) -> None:
         self.kernel, self.chunkings, self.hw, self.dtype = kernel, chunkings, hw, dtype
-        self.streams: list[NDArray[np.void]] = []
+        self.streams: list[NDArray[np.void]] = [np.empty(0, STREAM)]
         self.bases: list[NDArray[np.int64]] = []
         self.starts: list[NDArray[np.int64]] = []
         self.tables: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -212,7 +212,7 @@ class _Program:
         )
         self.bases.append(stream.base(self.kernel.items))
         self.starts.append(stream.start(self.kernel.items))
-        return len(self.streams) - 1
+        return len(self.bases) - 1
 
 
 def new_replay(
@@ -255,8 +255,8 @@ def new_replay(
     return Replay(
         limits=limits,
         streams=np.concatenate(program.streams),
-        base=np.array(program.bases, np.int64),
-        start=np.array(program.starts, np.int64),
+        base=np.array(program.bases, np.int64).reshape(-1, len(kernel.items)),
+        start=np.array(program.starts, np.int64).reshape(-1, len(kernel.items)),
         table=np.concatenate(program.tables),
         trips=kernel.trips,
         loads=np.concatenate(program.loads),
