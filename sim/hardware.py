@@ -10,13 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.files import InputError, checked, nearest, read_toml
 from sim.units import (
     Bytes,
     BytesOrNone,
     BytesPerSecond,
+    Count,
     FlopsPerSecond,
     Hertz,
     JoulesPerByte,
@@ -55,7 +56,7 @@ class Sram(Section):
 
     capacity: Bytes
     reserved_per_cta: BytesOrNone
-    bytes_per_clock: PositiveInt
+    bytes_per_clock: Count
 
     @property
     def max_per_cta(self) -> float:
@@ -66,14 +67,14 @@ class Sram(Section):
 class Sm(Section):
     """Streaming multiprocessors: how many, how fast, and what one holds."""
 
-    count: PositiveInt
+    count: Count
     clock: Hertz
-    registers: PositiveInt
-    max_threads: PositiveInt
-    max_ctas: PositiveInt
-    fp32_lanes: PositiveInt
-    exp_per_clock: PositiveInt
-    l2_bytes_per_clock: PositiveInt
+    registers: Count
+    max_threads: Count
+    max_ctas: Count
+    fp32_lanes: Count
+    exp_per_clock: Count
+    l2_bytes_per_clock: Count
 
 
 class Tensor(Section):

@@ -8,28 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from sim.engine.cache import l2_bytes
 from sim.engine.device import DeviceRun, EngineName, OutOfMemoryError, check_memory, run_on_device
 from sim.engine.machine import machine_of
+from sim.engine.records import replay_bytes
 from sim.files import InputError, checked, nearest, read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile
 from sim.result import Record, record_of, record_of_oom
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule
 from sim.tile_program import Kernel, chunk_tensors
-from sim.units import Bytes, show_binary
+from sim.units import Bytes, Count, show_binary
 from sim.workload import AttentionWorkload, WorkloadTable
-
-BYTES_PER_ITEM = 8  # of each of a kernel's integer arrays
 
 
 class Limits(BaseModel):
     """What one schedule on one point may take of this computer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    tile_steps: PositiveInt = 2_000_000_000
+    tile_steps: Count = 2_000_000_000
     memory: Bytes = 8 * 2.0**30
 
 
@@ -188,9 +187,8 @@ def check_limits(
     limits, who = scenario.limits, f"{scenario.where}: schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
     l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
-    items = max(kernel.ctas * kernel.items_per_cta for kernel in kernels)
-    arrays = max(len(kernel.loops) + 2 * len(kernel.streams) for kernel in kernels)
-    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) + items * arrays * BYTES_PER_ITEM
+    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes)
+    memory += max(replay_bytes(kernel, point.hardware) for kernel in kernels)
     if memory > limits.memory:
         raise InputError(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "

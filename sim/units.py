@@ -5,7 +5,7 @@ from functools import cache
 from typing import Annotated, Any
 
 import pint
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 # A registry of its own: in pint's default one bytes and bits are dimensionless, so that "50" would
 # pass for "50 B", and K would be a kelvin.
@@ -75,6 +75,17 @@ def _at_least_zero(unit: str, meaning: str, example: str) -> BeforeValidator:
 
 
 _BYTES = ("byte", "a number of bytes", '"50 MB" or "48 MiB"')
+
+
+def _not_bool(value: Any) -> Any:
+    """`value`; raises ValueError for true and false, which Python would take for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a whole number was expected")
+    return value
+
+
+Count = Annotated[PositiveInt, BeforeValidator(_not_bool)]
+CountOrNone = Annotated[NonNegativeInt, BeforeValidator(_not_bool)]
 Bytes = Annotated[float, _positive(*_BYTES)]
 BytesOrNone = Annotated[float, _at_least_zero(*_BYTES)]
 BytesPerSecond = Annotated[float, _positive("byte/second", "a bandwidth", '"3.35 TB/s"')]

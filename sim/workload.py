@@ -6,13 +6,13 @@ from typing import Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PositiveInt,
     field_validator,
     model_validator,
 )
 
 from sim.files import nearest
 from sim.models import MODELS
+from sim.units import Count
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8"]
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
@@ -77,16 +77,16 @@ class WorkloadTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str | None = None
-    batch: PositiveInt = 1
-    heads: PositiveInt | None = None
-    kv_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
-    seq_len: PositiveInt | None = None
-    seq_q: PositiveInt | None = None
-    seq_kv: PositiveInt | None = None
+    batch: Count = 1
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    head_dim: Count | None = None
+    seq_len: Count | None = None
+    seq_q: Count | None = None
+    seq_kv: Count | None = None
     dtype: Dtype = "fp16"
     causal: bool | None = None
-    window: PositiveInt | None = None
+    window: Count | None = None
     phase: Literal["prefill", "decode"] = "prefill"
 
     @field_validator("model")

@@ -273,3 +273,14 @@ def new_replay(
         bins_per_s=bins_per_s,
         l2=l2,
     )
+
+
+def replay_bytes(kernel: Kernel, hw: HardwareProfile) -> int:
+    """What `new_replay` takes of this computer's memory, nearly, the L2 apart."""
+    workers = kernel.footprint.workers
+    buffers = 1 + sum(2 * load.stages for loop in kernel.loops for load in loop.loads)
+    slot = SLOT.itemsize + workers * WORKER.itemsize + buffers * BUFFER.itemsize
+    sm = SM_PIPES * PIPE.itemsize + 4 * MATCH.itemsize + ctas_per_sm(kernel.footprint, hw) * slot
+    an_item = 8 * (len(kernel.loops) + 2 * len(kernel.streams))
+    items = kernel.ctas * kernel.items_per_cta
+    return hw.sm.count * sm + kernel.ctas * CTA.itemsize + items * an_item

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import model_validator
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.schedules.base import Schedule, Tile, blocks, sram_bytes_of, visible_blocks
 from sim.schedules.flash2 import KeyBlocks, forward_kernel, public_tile
 from sim.tile_program import IntArray, Kernel
+from sim.units import Count, CountOrNone
 from sim.workload import AttentionWorkload
 
 
@@ -33,10 +34,10 @@ class BlockSparse(Schedule):
     """
 
     name: Literal["block_sparse"] = "block_sparse"
-    keep_window: PositiveInt | None = None
-    sinks: NonNegativeInt = 0
-    random_blocks: NonNegativeInt = 0
-    seed: NonNegativeInt = 0
+    keep_window: Count | None = None
+    sinks: CountOrNone = 0
+    random_blocks: CountOrNone = 0
+    seed: CountOrNone = 0
     mask_file: Path | None = None
 
     @model_validator(mode="after")
