@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.engine.device import run_on_device
-from sim.engine.machine import TENSOR, machine_of, service_times_s
+from sim.engine.machine import ISSUE, TENSOR, machine_of, service_times_s
 from sim.engine.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
@@ -292,3 +292,44 @@ def test_flash1_traffic_falls_as_sram_grows(share):
         (ran,) = run(SCHEDULES["flash1"]().lower(w, hw), hw, w)
         sizes[part] = ran.hbm_read_bytes
     assert sizes[share] / sizes[1.0] == pytest.approx(1 / share, rel=0.1)
+
+
+@given(workloads(), devices(), schedules("flash2"))
+@settings(max_examples=30)
+def test_flash2_takes_one_exp_a_score_and_one_a_row_of_each_visited_block(w, hw, schedule):
+    kernels = lowered(schedule, w, hw)
+    tile = tile_of(kernels)
+    (ran,) = run(kernels, hw, w)
+    blocks = int(visited(w, tile).sum()) * w.batch * w.heads
+    assert ran.executed("exp_count") == blocks * (tile.q * tile.kv + tile.q)
+    assert ran.executed("vector_ops") >= blocks * tile.q * tile.kv
+
+
+def test_softmax_of_rows_beyond_sram_takes_every_exp_twice():
+    hw = load_profile("h100-sxm", {"sram": {"capacity": "64 KiB"}}, "a test")
+    w = WorkloadTable(heads=1, head_dim=16, seq_q=2, seq_kv=40_000).workload()
+    softmax = run(SCHEDULES["naive"]().lower(w, hw), hw, w)[1]
+    assert softmax.executed("exp_count") >= 2 * 2 * 40_000
+    assert softmax.l2_read_bytes == 3 * 2 * 40_000 * 2
+
+
+def test_a_kernel_starts_when_it_is_launched_and_the_one_before_is_over():
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(heads=2, head_dim=64, seq_len=512).workload()
+    ran = run_on_device(SCHEDULES["naive"]().lower(w, hw), hw, w.dtype, "replay", lambda _: None)
+    launch, over_s = hw.calibration.launch, 0.0
+    for number, kernel in enumerate(ran.kernels):
+        gap_s = launch.gap if number else 0.0
+        start_s = max(over_s, (number + 1) * launch.latency) + gap_s
+        assert kernel.start_s == pytest.approx(start_s, rel=1e-12)
+        over_s = start_s + kernel.run.time_s
+    assert ran.time_s == pytest.approx(over_s, rel=1e-12)
+
+
+def test_a_matmul_takes_its_share_of_the_issue_slots():
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(heads=1, head_dim=64, seq_len=512).workload()
+    (kernel,) = SCHEDULES["flash2"]().lower(w, hw)
+    (matmul,) = [s for s in kernel.steps if isinstance(s, Compute) and s.name == "O += P V"]
+    service_s = service_times_s(matmul, kernel, hw, "fp16")
+    assert service_s[ISSUE] == hw.calibration.sm.mma_issue * service_s[TENSOR] > 0
