@@ -197,6 +197,11 @@ class HardwareProfile(BaseModel):
         return rate
 
     @property
+    def matmul_by_warp_group(self) -> bool:
+        """Whether a warp group, not a warp, issues the native matmul (wgmma, tcgen05)."""
+        return self.arch in ("sm90", "sm100")
+
+    @property
     def vector_ops_per_s(self) -> float:
         """Lane operations (an FMA is one) a second over the whole device."""
         return self.sm.count * self.sm.fp32_lanes * self.sm.clock

@@ -1,5 +1,6 @@
 """What hypothesis draws: small workloads, tiny devices, any schedule."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from sim.files import InputError
 from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule
+from sim.schedules.flash2 import FlashSchedule
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 from sim.workload import AttentionWorkload
 
@@ -48,10 +50,24 @@ def devices(draw: Any, l2: str | None = None) -> HardwareProfile:
 
 @st.composite
 def schedules(draw: Any, *names: str) -> Schedule:
-    """Any schedule, with tiles small enough to give several blocks."""
-    name = draw(st.sampled_from(names or tuple(SCHEDULES)))
+    """Any of the schedules, with tiles small enough to give several blocks."""
+    name = draw(st.sampled_from(names))
     side = st.sampled_from((16, 32, 64, 128))
     options: dict[str, Any] = {"name": name, "tile": {"q": draw(side), "kv": draw(side)}}
+    if issubclass(SCHEDULES[name], FlashSchedule):
+        options |= {
+            "implementation": draw(st.sampled_from(("cuda", "triton"))),
+            "stages": draw(st.none() | st.integers(1, 3)),
+            "warps": draw(st.none() | st.sampled_from((4, 8))),
+        }
+    if name == "hip":
+        options |= {
+            "keep": draw(st.sampled_from((128, 256))),
+            "sinks": draw(st.integers(0, 40)),
+            "keep_window": draw(st.integers(1, 100)),
+        }
+    if name == "flash_decoding":
+        options["splits"] = draw(st.none() | st.integers(1, 9))
     if name == "naive":
         options |= {key: draw(st.booleans()) for key in ("scale", "mask", "dropout")}
     if name == "block_sparse":
@@ -61,6 +77,17 @@ def schedules(draw: Any, *names: str) -> Schedule:
             "random_blocks": draw(st.integers(0, 3)),
         }
     return SCHEDULES[name].model_validate(options)
+
+
+@st.composite
+def cases(draw: Any, *names: str) -> tuple[AttentionWorkload, Schedule]:
+    """Any schedule (or one of `names`), with a workload that it takes."""
+    schedule, w = draw(schedules(*(names or tuple(SCHEDULES)))), draw(workloads())
+    if schedule.name == "flash_decoding":
+        w = replace(w, seq_q=1, phase="decode")
+    if schedule.name == "hip":
+        w = replace(w, seq_q=min(w.seq_q, w.seq_kv), causal=True)
+    return w, schedule
 
 
 def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

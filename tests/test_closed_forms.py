@@ -11,9 +11,11 @@ from sim.engine.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
+from sim.schedules.flash_decoding import splits_of
+from sim.schedules.hip import search, search_rounds
 from sim.tile_program import Compute, Kernel
 from sim.workload import AttentionWorkload, WorkloadTable
-from tests.drawn import devices, lowered, schedules, workloads
+from tests.drawn import cases, devices, lowered, schedules, workloads
 
 
 def run(kernels, hw, w):
@@ -212,9 +214,10 @@ def test_infinite_l2_moves_each_input_once_and_writes_each_tensor_once(w, hw, sc
     assert written == sum(t.bytes for t in stored)
 
 
-@given(workloads(), devices(), schedules())
-@settings(max_examples=80)
-def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(w, hw, schedule):
+@given(cases(), devices())
+@settings(max_examples=100)
+def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(case, hw):
+    w, schedule = case
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
     none = hw.model_copy(update={"l2": hw.l2.model_copy(update={"capacity": 0.0})})
@@ -238,9 +241,10 @@ def longest_chain_s(kernel: Kernel, hw: HardwareProfile, dtype: str) -> float:
     return machine.cta_start_s + float(cta_s.max())
 
 
-@given(workloads(), devices(), schedules())
-@settings(max_examples=80)
-def test_time_is_at_least_every_roof_and_its_critical_path_adds_up(w, hw, schedule):
+@given(cases(), devices())
+@settings(max_examples=100)
+def test_time_is_at_least_every_roof_and_its_critical_path_adds_up(case, hw):
+    w, schedule = case
     machine = machine_of(hw)
     for kernel, ran in zip(kernels := lowered(schedule, w, hw), run(kernels, hw, w), strict=True):
         roof_s = [
@@ -333,3 +337,95 @@ def test_a_matmul_takes_its_share_of_the_issue_slots():
     (matmul,) = [s for s in kernel.steps if isinstance(s, Compute) and s.name == "O += P V"]
     service_s = service_times_s(matmul, kernel, hw, "fp16")
     assert service_s[ISSUE] == hw.calibration.sm.mma_issue * service_s[TENSOR] > 0
+
+
+@given(cases("flash_decoding"), devices(l2="0 B"))
+@settings(max_examples=60)
+def test_flash_decoding_without_l2_reads_the_cache_once_and_partials_in_fp32(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    tile = tile_of(kernels)
+    runs = run(kernels, hw, w)
+    matrices, rows = w.batch * w.kv_heads, w.heads // w.kv_heads
+    splits = kernels[0].ctas // matrices
+    first = np.flatnonzero(visible(w)[0])[0] // tile.kv * tile.kv
+    q_bytes = matrices * rows * w.head_dim * w.dtype_bytes
+    cache_bytes = 2 * matrices * (w.seq_kv - first) * w.head_dim * w.dtype_bytes
+    assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes
+    statistics = 4 * matrices * rows
+    if splits == 1:
+        assert len(runs) == 1
+        assert runs[0].hbm_write_bytes == q_bytes + statistics
+    else:
+        partial_bytes = splits * statistics * (w.head_dim + 1)
+        assert runs[0].hbm_write_bytes == runs[1].hbm_read_bytes == partial_bytes
+        assert runs[1].hbm_write_bytes == q_bytes + statistics
+
+
+def splits_as_published(batch_nheads_mblocks: int, num_sms: int, num_n_blocks: int) -> int:
+    """Told as in flash_api.cpp: efficiencies of the eligible counts, then the first good one."""
+    if batch_nheads_mblocks >= 0.8 * num_sms:
+        return 1
+    best, efficiency = 0.0, {}
+    for n in range(1, min(128, num_sms, num_n_blocks) + 1):
+        if n > 1 and -(-num_n_blocks // n) == -(-num_n_blocks // (n - 1)):
+            continue
+        waves = batch_nheads_mblocks * n / num_sms
+        efficiency[n] = waves / np.ceil(waves)
+        best = max(best, efficiency[n])
+    return min(n for n, e in efficiency.items() if e >= 0.85 * best)
+
+
+@given(st.integers(1, 300), st.integers(1, 200_000))
+def test_the_number_of_splits_is_the_published_heuristic_s(kv_heads, seq_kv):
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(heads=kv_heads, head_dim=128, seq_kv=seq_kv, phase="decode").workload()
+    key_blocks = -(-seq_kv // 128)
+    assert splits_of(w, hw, key_blocks) == splits_as_published(kv_heads, 264, key_blocks)
+
+
+@given(cases("hip"), devices(l2="0 B"))
+@settings(max_examples=60)
+def test_hip_reads_sixteen_keys_a_chunk_then_sinks_found_blocks_and_window(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    tile = Tile(q=kernels[0].streams[0].tile_rows, kv=kernels[1].streams[1].tile_rows)
+    estimation, _ = run(kernels, hw, w)
+    matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
+    seen = visited(w, tile)
+    chunks = visits = 0
+    for number, row in enumerate(seen):
+        shown = np.flatnonzero(row)
+        position = w.seq_kv - w.seq_q + number * tile.q  # of the row's first query
+        in_window = shown * tile.kv + tile.kv > max(0, position + 1 - schedule.keep_window)
+        is_sink = shown * tile.kv < schedule.sinks
+        middle = len(shown[~in_window & ~is_sink])
+        found = schedule.keep // tile.kv
+        size, rounds = -(-middle // (2 * found)), 1
+        while size > 1:
+            size, rounds = -(-size // 2), rounds + 1
+        chunks += 2 * found * rounds if middle > found else 0
+        visits += len(shown) - middle + min(middle, found)
+    assert estimation.hbm_read_bytes == matrices * row_bytes * (w.seq_q + 16 * chunks)
+    assert int(kernels[1].trips[1].sum()) == matrices * visits
+
+
+@given(st.integers(0, 300), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_the_search_descends_into_the_best_halves(count, keep, seed):
+    score = np.random.default_rng(seed).random(max(count, 1))
+    centres, found = search(count, keep, lambda blocks: score[blocks])
+    assert len(centres) == 2 * keep * search_rounds(count, keep)
+    assert len(set(found)) == len(found) == min(count, keep)
+    if count <= 2 * keep:
+        np.testing.assert_array_equal(found, np.sort(np.argsort(-score[:count])[:keep]))
+        return
+    chunks = [(count * c // (2 * keep), count * (c + 1) // (2 * keep)) for c in range(2 * keep)]
+    while True:
+        chunks.sort(key=lambda c: -score[(c[0] + c[1]) // 2] if c[1] > c[0] else 1)
+        chunks = chunks[:keep]
+        if len(centres) == 2 * keep:
+            break
+        centres = centres[2 * keep :]
+        cut = [(a, (a + b + 1) // 2, b) for a, b in chunks]
+        chunks = [half for a, m, b in cut for half in ((a, m), (m, b))]
+    np.testing.assert_array_equal(found, sorted(a for a, b in chunks))

@@ -16,14 +16,14 @@ from pydantic import model_validator
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.schedules.base import Schedule, Tile, blocks, sram_bytes_of, visible_blocks
-from sim.schedules.flash2 import KeyBlocks, forward_kernel, public_tile
+from sim.schedules.base import Tile, blocks, qkvo, visible_blocks
+from sim.schedules.flash2 import FlashSchedule, KeyBlocks, forward_kernel, public_cta
 from sim.tile_program import IntArray, Kernel
 from sim.units import Count, CountOrNone
 from sim.workload import AttentionWorkload
 
 
-class BlockSparse(Schedule):
+class BlockSparse(FlashSchedule):
     """Block-sparse attention forward.
 
     `keep_window` latest keys, `sinks` first keys and `random_blocks` of the rest (drawn by `seed`,
@@ -54,15 +54,14 @@ class BlockSparse(Schedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a block of query rows, with a table of key blocks."""
-        public = public_tile(w, hw)
+        public = public_cta(w, hw, self.implementation)
         if self.mask_file is not None:
             tile, visits = read_mask(self.mask_file, w)
-            asked = self.model_copy(update={"tile": tile})
-            tile = asked.fit_tile(tile, sram_bytes_of(w), w, hw)
+            cta = self.model_copy(update={"tile": tile}).cta(public, w, hw)
         else:
-            tile = self.fit_tile(public.tile, sram_bytes_of(w), w, hw)
-            visits = self._pattern(w, tile)
-        return [forward_kernel("block_sparse", w, tile, public.warps, visits)]
+            cta = self.cta(public, w, hw)
+            visits = self._pattern(w, cta.tile)
+        return [forward_kernel("block_sparse", w, cta, visits, qkvo(w))]
 
     def _pattern(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
         """Rows of key blocks, ascending, each within what the workload's mask shows."""
@@ -84,10 +83,11 @@ class BlockSparse(Schedule):
             rest = np.flatnonzero(~kept)
             kept[rng.permutation(rest)[: self.random_blocks]] = True
             rows.append(shown[kept])
-        return _as_table(rows)
+        return as_table(rows)
 
 
-def _as_table(rows: list[IntArray]) -> KeyBlocks:
+def as_table(rows: list[IntArray]) -> KeyBlocks:
+    """The key blocks of each row, laid one after the other."""
     trips = np.array([len(row) for row in rows], np.int64)
     return KeyBlocks(
         trips=trips,
@@ -133,4 +133,4 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     row = np.repeat(np.arange(len(trips)), trips)
     shown = (indices >= first[row]) & (indices < end[row])
     rows = [indices[a:b][shown[a:b]] for a, b in pairwise(indptr)]
-    return tile, _as_table(rows)
+    return tile, as_table(rows)

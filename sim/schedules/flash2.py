@@ -10,12 +10,14 @@
 Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; tiles, grid order and loop order as in
 Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h.
 Q, K and V have one buffer each there, so K_j-1 comes during the softmax and the second matmul of j.
+Triton's compiler gives K and V as many buffers as the loop has stages, and on Hopper wgmma.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from sim.hardware import HardwareProfile
 from sim.schedules.base import (
@@ -36,6 +38,7 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    OfItem,
     Store,
     Stream,
     Tensor,
@@ -43,37 +46,54 @@ from sim.tile_program import (
 )
 from sim.workload import AttentionWorkload
 
+Implementation = Literal["cuda", "triton"]
+
 
 @dataclass(frozen=True)
-class PublicTile:
-    """Tile and warps of the public kernel up to a head_dim."""
+class Cta:
+    """How a CTA of a flash kernel works: its tile, warps, buffers of K and of V, and matmuls."""
 
-    head_dim: int
     tile: Tile
     warps: int
+    stages: int = 1
+    tensor_path: Literal["native", "mma_sync"] = "mma_sync"
+    registers_per_thread: int = 255
+    kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
+
+    def sram_bytes(self, w: AttentionWorkload) -> int:
+        """Q's tile and the buffers of K and V."""
+        return sram_bytes_of(w, kv_matrices=2 * self.stages)(self.tile)
 
 
-def _tiles(*rows: tuple[int, int, int, int]) -> tuple[PublicTile, ...]:
-    return tuple(PublicTile(d, Tile(q=q, kv=kv), warps) for d, q, kv, warps in rows)
+@dataclass(frozen=True)
+class PublicCta:
+    """What a public kernel uses up to a head_dim."""
+
+    head_dim: int
+    cta: Cta
+
+
+def _ctas(*rows: tuple[int, int, int, int]) -> tuple[PublicCta, ...]:
+    return tuple(PublicCta(d, Cta(Tile(q=q, kv=kv), warps)) for d, q, kv, warps in rows)
 
 
 # flash_fwd_launch_template.h, run_mha_fwd_hdim*, without dropout:
 # (head_dim, kBlockM, kBlockN, warps). head_dim 160 and 224 run the next larger kernel.
-_SM80 = _tiles(
+_SM80 = _ctas(
     (32, 128, 128, 4),
     (64, 128, 128, 4),
     (96, 128, 64, 4),
     (128, 128, 64, 4),
     (192, 128, 64, 8),
 )
-_SM8X = _tiles(
+_SM8X = _ctas(
     (32, 128, 128, 4),
     (64, 128, 128, 4),
     (96, 128, 64, 4),
     (128, 128, 32, 4),
     (192, 128, 64, 8),
 )
-_SM8X_CAUSAL = _tiles(
+_SM8X_CAUSAL = _ctas(
     (32, 128, 128, 4),
     (64, 128, 128, 4),
     (96, 64, 64, 4),
@@ -82,16 +102,68 @@ _SM8X_CAUSAL = _tiles(
 )
 
 
-def public_tile(w: AttentionWorkload, hw: HardwareProfile) -> PublicTile:
-    """What the public kernel would use; for head_dim 256 by SRAM, as run_mha_fwd_hdim256."""
+def public_cta(w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation) -> Cta:
+    """What the implementation uses unless told otherwise.
+
+    Triton's are from among those that its tutorial 06-fused-attention.py tries: BLOCK_M 64 or 128,
+    BLOCK_N 32 to 128, 2 to 4 stages, 4 or 8 warps; the tutorial picks by timing.
+    """
+    if implementation == "triton":
+        if w.head_dim <= 64:
+            return Cta(Tile(q=128, kv=64), 4, stages=3, tensor_path="native")
+        roomy = hw.sram.max_per_cta >= 160 * 1024
+        kv = 128 if roomy and w.head_dim <= 128 else 64 if w.head_dim <= 128 else 32
+        return Cta(Tile(q=128, kv=kv), 8, stages=2, tensor_path="native")
     table = _SM80
     if hw.arch in ("sm86", "sm89"):
         table = _SM8X_CAUSAL if w.causal else _SM8X
     for row in table:
         if w.head_dim <= row.head_dim:
-            return row
+            return row.cta
+    # By SRAM, as run_mha_fwd_hdim256.
     roomy = hw.sram.max_per_cta >= 128 * 1024 and hw.sram.capacity < 192 * 1024
-    return PublicTile(256, Tile(q=128 if roomy else 64, kv=64), 8 if roomy else 4)
+    return Cta(Tile(q=128 if roomy else 64, kv=64), 8 if roomy else 4)
+
+
+def triton_registers(w: AttentionWorkload, tile: Tile, warps: int) -> int:
+    """Registers a thread that Triton's flash kernel takes: O, S and P, and some for addresses.
+
+    Fitted to what Triton 3.9 compiles for sm_90 (bf16, causal): 235 at 128 x 128 x 128 with 8
+    warps, 125 at 64 x 64 x 64 with 4; tests/test_compiled_kernels.py compiles and compares.
+    """
+    held = tile.q * w.head_dim + 1.5 * tile.q * tile.kv
+    return min(255, int(1.25 * held / (32 * warps)) + 27)
+
+
+class FlashSchedule(Schedule):
+    """What all schedules built on the FlashAttention-2 loop take.
+
+    `implementation` says whose kernel it is: FlashAttention's CUDA with its mma.sync, or Triton's
+    with the device's best matmuls. `warps`, and `stages` of K and V buffers, are that
+    kernel's unless given.
+    """
+
+    implementation: Implementation = "cuda"
+    warps: Literal[4, 8, 16] | None = None
+    stages: Annotated[int, Field(ge=1, le=8)] | None = None
+
+    def cta(self, public: Cta, w: AttentionWorkload, hw: HardwareProfile) -> Cta:
+        """The CTA asked for, else the public one if it fits, else with the largest tile that does.
+
+        Raises InputError.
+        """
+        warps, stages = self.warps or public.warps, self.stages or public.stages
+        sram_bytes = sram_bytes_of(w, kv_matrices=2 * stages)
+        tile = self.fit_tile(public.tile, sram_bytes, w, hw)
+        triton = self.implementation == "triton"
+        return replace(
+            public,
+            tile=tile,
+            warps=warps,
+            stages=stages,
+            registers_per_thread=triton_registers(w, tile, warps) if triton else 255,
+            kv_readers=warps // 4 if triton and hw.matmul_by_warp_group else warps,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,26 +179,30 @@ class KeyBlocks:
     table: IntArray | None = None
 
 
-class Flash2(Schedule):
+class Flash2(FlashSchedule):
     """FlashAttention-2 forward."""
 
     name: Literal["flash2"] = "flash2"
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a block of query rows."""
-        public = public_tile(w, hw)
-        tile = self.fit_tile(public.tile, sram_bytes_of(w), w, hw)
-        first, end = visible_blocks(w, tile)
+        cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
+        first, end = visible_blocks(w, cta.tile)
         visits = KeyBlocks(trips=end - first, first=end - 1, stride=-1)
-        return [forward_kernel("flash2", w, tile, public.warps, visits)]
+        return [forward_kernel("flash2", w, cta, visits, qkvo(w))]
 
 
 def forward_kernel(
-    name: str, w: AttentionWorkload, tile: Tile, warps: int, visits: KeyBlocks
+    name: str,
+    w: AttentionWorkload,
+    cta: Cta,
+    visits: KeyBlocks,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> Kernel:
-    """The FlashAttention-2 loop over the key blocks that `visits` names."""
-    q, k, v, o = qkvo(w)
+    """The FlashAttention-2 loop over the key blocks that `visits` names; `tensors`: Q, K, V, O."""
+    q, k, v, o = tensors
     lse = Tensor("LSE", q.groups, w.seq_q, 1, STATISTICS_BYTES, "output")
+    tile = cta.tile
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
     shared = len(visits.trips) == down  # one list of blocks for all heads
 
@@ -152,16 +228,44 @@ def forward_kernel(
         stride, table = visits.stride, visits.table
         return Stream(tensor, tile.kv, w.head_dim, kv_base, stride, table, table_start)
 
-    load_q = Load(Stream(q, tile.q, w.head_dim, q_tile))
-    load_k, load_v = Load(kv_stream(k)), Load(kv_stream(v))
-    q_bytes, kv_bytes = load_q.stream.tile_bytes, load_k.stream.tile_bytes
+    return flash_kernel(
+        name,
+        w,
+        cta,
+        ctas=q.groups * down,
+        trips=lambda items: np.maximum(visits.trips[row(items)], 0),
+        q=Stream(q, tile.q, w.head_dim, q_tile),
+        k=kv_stream(k),
+        v=kv_stream(v),
+        o=Stream(o, tile.q, w.head_dim, q_tile),
+        lse=Stream(lse, tile.q, 1, q_tile),
+    )
+
+
+def flash_kernel(
+    name: str,
+    w: AttentionWorkload,
+    cta: Cta,
+    *,
+    ctas: int,
+    trips: OfItem,
+    q: Stream,
+    k: Stream,
+    v: Stream,
+    o: Stream,
+    lse: Stream,
+) -> Kernel:
+    """A flash kernel whose streams say which tiles a CTA takes: one of Q, `trips` of K and V."""
+    tile = cta.tile
+    load_q, load_k, load_v = Load(q), Load(k, cta.stages), Load(v, cta.stages)
+    q_bytes, kv_bytes = q.tile_bytes, k.tile_bytes
     q_elements, scores = tile.q * w.head_dim, tile.q * tile.kv
     matmul_flops = 2 * scores * w.head_dim
-    # Written once by the copy, then read whole by every warp, each for its own query rows.
-    kv_sram_bytes = (1 + warps) * kv_bytes
+    # Written once by the copy, then read whole by every reader, each for its own query rows.
+    kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
     prologue = Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes)))
     loop = Loop(
-        lambda items: np.maximum(visits.trips[row(items)], 0),
+        trips,
         (
             load_k,
             load_v,
@@ -183,14 +287,14 @@ def forward_kernel(
         once,
         (
             Compute("O / l", vector_ops=q_elements, sram_bytes=2 * q_bytes),
-            Store(Stream(o, tile.q, w.head_dim, q_tile)),
-            Store(Stream(lse, tile.q, 1, q_tile)),
+            Store(o),
+            Store(lse),
         ),
     )
     return Kernel(
         name=name,
-        ctas=q.groups * down,
+        ctas=ctas,
         loops=(prologue, loop, epilogue),
-        footprint=Footprint(sram_bytes_of(w)(tile), threads=32 * warps),
-        tensor_path="mma_sync",
+        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        tensor_path=cta.tensor_path,
     )
