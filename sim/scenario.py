@@ -17,7 +17,7 @@ from sim.engine.records import replay_bytes
 from sim.files import InputError, checked, nearest, read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile
 from sim.result import Record, record_of, record_of_oom
-from sim.schedules import SCHEDULES
+from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
 from sim.tile_program import Kernel, chunk_tensors
 from sim.units import Bytes, Count, show_binary
@@ -144,7 +144,7 @@ def _point(
         if str(error).startswith("profile "):
             raise InputError(f"{where}: hardware.profile: {error}") from None
         raise
-    schedules = tuple(_schedule(table, where, folder) for table in tables.schedule)
+    schedules = tuple(make_schedule(table, where, folder) for table in tables.schedule)
     titles = [schedule.title for schedule in schedules]
     for title in titles:
         if titles.count(title) > 1:
@@ -156,15 +156,6 @@ def _point(
             f"it; accepted there: {', '.join(['fp32', *known])}"
         )
     return Point(swept, workload, hardware, schedules)
-
-
-def _schedule(table: Mapping[str, Any], where: str, folder: Path | None) -> Schedule:
-    name = table.get("name")
-    if not isinstance(name, str) or name not in SCHEDULES:
-        raise InputError(
-            f"{where}: schedule.name = {name!r}: no such schedule; {nearest(str(name), SCHEDULES)}"
-        )
-    return checked(SCHEDULES[name], table, where, f"schedule.{name}").relative_to(folder)
 
 
 def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Kernel]]]:

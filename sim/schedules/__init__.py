@@ -1,5 +1,10 @@
-"""The schedules: one file each, and the registry by which scenarios name them."""
+"""The schedules: one file each, and the registry by which files name them."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sim.files import InputError, checked, nearest
 from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.flash1 import Flash1
@@ -16,3 +21,16 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "flash_decoding": FlashDecoding,
     "hip": Hip,
 }
+
+
+def make_schedule(table: Mapping[str, Any], where: str, folder: Path | None = None) -> Schedule:
+    """The schedule that a `[[schedule]]` table of the file `where` describes; raises InputError.
+
+    Paths in its options are looked up from `folder`.
+    """
+    name = table.get("name")
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise InputError(
+            f"{where}: schedule.name = {name!r}: no such schedule; {nearest(str(name), SCHEDULES)}"
+        )
+    return checked(SCHEDULES[name], table, where, f"schedule.{name}").relative_to(folder)
