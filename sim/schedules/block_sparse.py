@@ -64,13 +64,13 @@ class BlockSparse(FlashSchedule):
         return [forward_kernel("block_sparse", w, cta, visits, qkvo(w))]
 
     def _pattern(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
-        """Rows of key blocks, ascending, each within what the workload's mask shows."""
+        """Rows of key blocks, last first, each within what the workload's mask shows."""
         rng = np.random.default_rng(self.seed)
         dense = self.keep_window is None and not self.sinks and not self.random_blocks
         offset = w.seq_kv - w.seq_q
         rows: list[IntArray] = []
         for number, (first, end) in enumerate(zip(*visible_blocks(w, tile), strict=True)):
-            shown = np.arange(first, max(end, first), dtype=np.int64)
+            shown = np.arange(first, max(end, first), dtype=np.int64)[::-1]
             if dense:
                 rows.append(shown)
                 continue

@@ -6,7 +6,7 @@
             load REPRESENTATIVE keys of the centre of each of the 2 k chunks; score = max of Q_i K^T
             keep the k chunks of highest score; cut each in two halves
         store the k blocks found
-    the FlashAttention-2 loop over the sinks, the blocks found and the window
+    the FlashAttention-2 loop over the window and the sinks, last first, and the blocks found
 
 where k = keep / tile.kv. Source: Lee et al. 2024 (arXiv 2406.09827), Algorithm 1 and its block
 approximation: chunks of tokens, each stood for by its centre. Here the tree ends at blocks of
@@ -80,8 +80,8 @@ class Hip(FlashSchedule):
         for first, low, high, end in self.ranges(w, tile):
             centres, kept = search(high - low, found, lambda chunks: rng.random(len(chunks)))
             seen.append(low + centres)
-            rows = (np.arange(first, low), low + kept, np.arange(high, end))
-            visited.append(np.concatenate(rows).astype(np.int64))
+            latest, sinks = np.arange(high, end)[::-1], np.arange(first, low)[::-1]
+            visited.append(np.concatenate([latest, sinks, low + kept]).astype(np.int64))
         tensors = qkvo(w)
         return [
             _estimation_kernel(w, cta, found, seen, *tensors[:2]),

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from validate.kernels.tiles import load_tile, row_of_tile
 
+CTA_COLUMNS = tl.constexpr(6)
 REPRESENTATIVE = tl.constexpr(16)  # keys that stand for a chunk: sim.schedules.hip
 
 
@@ -12,7 +13,7 @@ REPRESENTATIVE = tl.constexpr(16)  # keys that stand for a chunk: sim.schedules.
 def estimate_kernel(
     Q,
     K,
-    FOUND,
+    TABLE,
     ctas,
     q_rows,
     kv_rows,
@@ -21,14 +22,14 @@ def estimate_kernel(
     TILE_KV: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    """The KEEP best of `count` key blocks from block `low` on, into a row of FOUND (-1: none).
+    """The KEEP best of `count` key blocks from block `low` on, into TABLE (-1: none).
 
-    A CTA's row of `ctas`: its tile of Q (also its row of FOUND), its matrix of K, low, count, and
-    how many rounds of choosing there are. All arrays over chunks have 2 KEEP entries.
+    A CTA's row of `ctas`: its tile of Q, its matrix of K, low, count, how many rounds of choosing
+    there are, and where in TABLE to put them. All arrays over chunks have 2 KEEP entries.
     """
-    cta = ctas + tl.program_id(0) * 5
+    cta = ctas + tl.program_id(0) * CTA_COLUMNS
     q_tile, matrix, low = tl.load(cta), tl.load(cta + 1), tl.load(cta + 2)
-    count, rounds = tl.load(cta + 3), tl.load(cta + 4)
+    count, rounds, found_at = tl.load(cta + 3), tl.load(cta + 4), tl.load(cta + 5)
     CHUNKS: tl.constexpr = 2 * KEEP
     GROUP: tl.constexpr = min(4, CHUNKS)  # chunks scored by one matmul
     KEYS: tl.constexpr = GROUP * REPRESENTATIVE
@@ -73,4 +74,4 @@ def estimate_kernel(
         middle = (best + last + 1) // 2
         begin, end = tl.where(chunk % 2 == 0, best, middle), tl.where(chunk % 2 == 0, middle, last)
     found = tl.where(chunk // 2 < count, low + best, -1)
-    tl.store(FOUND + q_tile.to(tl.int64) * KEEP + chunk // 2, found, mask=chunk % 2 == 0)
+    tl.store(TABLE + found_at + chunk // 2, found, mask=chunk % 2 == 0)

@@ -59,12 +59,14 @@ def masked_scores(
     WINDOW: tl.constexpr,
 ):
     """A tile of S in fp32, -inf where the mask hides or nothing exists."""
-    pointers, shown = tile_pointers(S, number, rows, cols, TILE_ROWS, TILE_COLS)
+    HEIGHT: tl.constexpr = triton.next_power_of_2(TILE_ROWS)
+    WIDTH: tl.constexpr = triton.next_power_of_2(TILE_COLS)
+    pointers, shown = tile_pointers(S, number, rows, cols, TILE_ROWS, TILE_COLS, HEIGHT, WIDTH)
     s = tl.load(pointers, mask=shown, other=0.0).to(tl.float32)
     across = tl.cdiv(cols, TILE_COLS)
-    key = number % across * TILE_COLS + tl.arange(0, triton.next_power_of_2(TILE_COLS))[None, :]
+    key = number % across * TILE_COLS + tl.arange(0, WIDTH)[None, :]
     row = row_of_tile(number // across, rows, TILE_ROWS)
-    position = first_position + row + tl.arange(0, triton.next_power_of_2(TILE_ROWS))[:, None]
+    position = first_position + row + tl.arange(0, HEIGHT)[:, None]
     if CAUSAL:
         shown = shown & (key <= position)
     if WINDOW > 0:
@@ -89,14 +91,14 @@ def softmax_kernel(
     across = tl.cdiv(cols, TILE_COLS)
     first = tl.program_id(0) * across
     if SWEEP:
-        highest = tl.full([TILE_ROWS], float("-inf"), tl.float32)
+        highest = tl.full([triton.next_power_of_2(TILE_ROWS)], float("-inf"), tl.float32)
         for i in range(across):
             s = masked_scores(
                 S, first + i, rows, cols, first_position, TILE_ROWS, TILE_COLS, CAUSAL, WINDOW
             )
             highest = tl.maximum(highest, tl.max(s, 1))
         highest = tl.where(highest == float("-inf"), 0.0, highest)
-        total = tl.zeros([TILE_ROWS], tl.float32)
+        total = tl.zeros([triton.next_power_of_2(TILE_ROWS)], tl.float32)
         for i in range(across):
             s = masked_scores(
                 S, first + i, rows, cols, first_position, TILE_ROWS, TILE_COLS, CAUSAL, WINDOW

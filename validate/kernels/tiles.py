@@ -9,13 +9,22 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_pointers(T, number, rows, cols, TILE_ROWS: tl.constexpr, TILE_COLS: tl.constexpr):
-    """Pointers to a tile's elements, and which of them exist: both (padded rows, padded cols)."""
+def tile_pointers(
+    T,
+    number,
+    rows,
+    cols,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Pointers to a tile's elements in a block of HEIGHT x WIDTH, and which of them exist."""
     across = tl.cdiv(cols, TILE_COLS)
     tiles = tl.cdiv(rows, TILE_ROWS) * across
     within = number % tiles
-    down = tl.arange(0, triton.next_power_of_2(TILE_ROWS))
-    right = tl.arange(0, triton.next_power_of_2(TILE_COLS))
+    down = tl.arange(0, HEIGHT)
+    right = tl.arange(0, WIDTH)
     row = within // across * TILE_ROWS + down
     col = within % across * TILE_COLS + right
     exists = ((down < TILE_ROWS) & (row < rows))[:, None]
@@ -35,7 +44,9 @@ def load_tile(
     WHOLE: tl.constexpr,
 ):
     """The tile, zero where it does not exist. WHOLE promises that no tile is padded or cut."""
-    pointers, exists = tile_pointers(T, number, rows, cols, TILE_ROWS, TILE_COLS)
+    HEIGHT: tl.constexpr = triton.next_power_of_2(TILE_ROWS)
+    WIDTH: tl.constexpr = triton.next_power_of_2(TILE_COLS)
+    pointers, exists = tile_pointers(T, number, rows, cols, TILE_ROWS, TILE_COLS, HEIGHT, WIDTH)
     if WHOLE:
         return tl.load(pointers)
     return tl.load(pointers, mask=exists, other=0.0)
@@ -45,8 +56,10 @@ def load_tile(
 def store_tile(
     T, number, rows, cols, values, TILE_ROWS: tl.constexpr, TILE_COLS: tl.constexpr
 ):
-    """Store the part of the tile that exists, in the tensor's dtype."""
-    pointers, exists = tile_pointers(T, number, rows, cols, TILE_ROWS, TILE_COLS)
+    """Store the part of `values` that is in the tile and exists, in the tensor's dtype."""
+    HEIGHT: tl.constexpr = values.shape[0]
+    WIDTH: tl.constexpr = values.shape[1]
+    pointers, exists = tile_pointers(T, number, rows, cols, TILE_ROWS, TILE_COLS, HEIGHT, WIDTH)
     tl.store(pointers, values.to(T.dtype.element_ty), mask=exists)
 
 
