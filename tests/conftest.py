@@ -1,6 +1,12 @@
-"""Tiny devices and workloads, and running them."""
+"""How hypothesis draws, and where Triton's kernels run: on a GPU, else on the CPU, interpreted."""
+
+import os
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 settings.register_profile(
     "attnsim",
