@@ -40,9 +40,7 @@ def relative_error(attention: Attention, most_blocks: int | None = None) -> floa
     return sqrt(wrong / right) if right else sqrt(wrong)
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shown: torch.Tensor
-) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     """Attention of q (rows, d) over k and v (keys, d) where `shown` (rows, keys); none gives 0."""
     scores = q.double() @ k.double().T / sqrt(q.shape[-1])
     probabilities = scores.masked_fill(~shown, -inf).softmax(dim=-1)

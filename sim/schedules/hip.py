@@ -41,7 +41,9 @@ from sim.units import Count, CountOrNone
 from sim.workload import AttentionWorkload
 
 REPRESENTATIVE = 16  # keys that stand for a chunk
-MOST_AHEAD = 8  # chunks whose keys a CTA has in flight
+LOAD_STAGES = 3
+# What Triton 3.9 compiles for the search (validate/kernels/hip.py) on sm_90, bf16: 68.
+SEARCH_REGISTERS = 72
 INDEX_BYTES = 4
 
 Scores = Callable[[IntArray], NDArray[np.float64]]  # of chunks, by their centre blocks
@@ -84,7 +86,7 @@ class Hip(FlashSchedule):
             visited.append(np.concatenate([latest, sinks, low + kept]).astype(np.int64))
         tensors = qkvo(w)
         return [
-            _estimation_kernel(w, cta, found, seen, *tensors[:2]),
+            _estimation_kernel(w, hw, cta, found, seen, *tensors[:2]),
             forward_kernel("hip", w, cta, as_table(visited), tensors),
         ]
 
@@ -129,15 +131,29 @@ def search(count: int, keep: int, scores: Scores) -> tuple[IntArray, IntArray]:
     return np.concatenate(seen), low
 
 
+def chunks_a_load(found: int) -> int:
+    """How many chunks have their keys loaded and scored together."""
+    return min(4, 2 * found)
+
+
 def _estimation_kernel(
-    w: AttentionWorkload, cta: Cta, found: int, seen: list[IntArray], q: Tensor, k: Tensor
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+    cta: Cta,
+    found: int,
+    seen: list[IntArray],
+    q: Tensor,
+    k: Tensor,
 ) -> Kernel:
     """A CTA a block of query rows; a trip scores a chunk. `seen` are the chunks' centre blocks."""
     tile = cta.tile
     kept = Tensor("blocks found", q.groups, blocks(w.seq_q, tile.q), found, INDEX_BYTES)
     down, across = kept.rows, blocks(w.seq_kv, REPRESENTATIVE)
     a_block = tile.kv // REPRESENTATIVE
-    ahead = min(MOST_AHEAD, 2 * cta.stages * a_block)  # in the room of K's and V's buffers
+    q_bytes, k_bytes = (rows * w.head_dim * w.dtype_bytes for rows in (tile.q, REPRESENTATIVE))
+    together = chunks_a_load(found)
+    room = (hw.sram.max_per_cta - q_bytes) // (together * k_bytes)
+    ahead = together * max(1, min(LOAD_STAGES, int(room)))
     centres = as_table([blocks_seen * a_block + a_block // 2 for blocks_seen in seen])
 
     def q_tile(items: IntArray) -> IntArray:
@@ -159,7 +175,6 @@ def _estimation_kernel(
         ),
         ahead,
     )
-    q_bytes, k_bytes = load_q.stream.tile_bytes, load_k.stream.tile_bytes
     scores = tile.q * REPRESENTATIVE
     score = Compute(
         "score a chunk, rank it among the others",
@@ -176,6 +191,6 @@ def _estimation_kernel(
             Loop(lambda items: centres.trips[items % down], (load_k, score)),
             Loop(once, (Store(Stream(kept, 1, found, q_tile)),)),
         ),
-        footprint=Footprint(sram_bytes_of(w, kv_matrices=0)(tile) + ahead * k_bytes, 128),
+        footprint=Footprint(q_bytes + ahead * k_bytes, 128, SEARCH_REGISTERS),
         tensor_path=cta.tensor_path,
     )

@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from sim.schedules import hip as schedule
 from validate.kernels.tiles import load_tile, row_of_tile
 
 CTA_COLUMNS = tl.constexpr(6)
-REPRESENTATIVE = tl.constexpr(16)  # keys that stand for a chunk: sim.schedules.hip
+REPRESENTATIVE = tl.constexpr(schedule.REPRESENTATIVE)  # keys that stand for a chunk
 
 
 @triton.jit
@@ -21,17 +22,19 @@ def estimate_kernel(
     TILE_Q: tl.constexpr,
     TILE_KV: tl.constexpr,
     KEEP: tl.constexpr,
+    GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The KEEP best of `count` key blocks from block `low` on, into TABLE (-1: none).
 
     A CTA's row of `ctas`: its tile of Q, its matrix of K, low, count, how many rounds of choosing
-    there are, and where in TABLE to put them. All arrays over chunks have 2 KEEP entries.
+    there are, and where in TABLE to put them. All arrays over chunks have 2 KEEP entries; GROUP
+    chunks are loaded and scored together.
     """
     cta = ctas + tl.program_id(0) * CTA_COLUMNS
     q_tile, matrix, low = tl.load(cta), tl.load(cta + 1), tl.load(cta + 2)
     count, rounds, found_at = tl.load(cta + 3), tl.load(cta + 4), tl.load(cta + 5)
     CHUNKS: tl.constexpr = 2 * KEEP
-    GROUP: tl.constexpr = min(4, CHUNKS)  # chunks scored by one matmul
     KEYS: tl.constexpr = GROUP * REPRESENTATIVE
     D: tl.constexpr = triton.next_power_of_2(HEAD_DIM)
     q = load_tile(Q, q_tile, q_rows, HEAD_DIM, TILE_Q, HEAD_DIM, False)
@@ -47,7 +50,7 @@ def estimate_kernel(
     for _ in range(rounds):
         centre = tl.minimum((begin + end) // 2, count - 1)
         score = tl.full([CHUNKS], float("-inf"), tl.float32)
-        for first in range(0, CHUNKS, GROUP):
+        for first in tl.range(0, CHUNKS, GROUP, num_stages=STAGES):
             its_chunk = first + nth // REPRESENTATIVE
             is_its = its_chunk[:, None] == chunk[None, :]
             its_block = low + tl.sum(tl.where(is_its, centre[None, :], 0), 1)

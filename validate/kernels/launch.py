@@ -15,7 +15,7 @@ import torch
 from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.schedules.base import Schedule, Tile
-from sim.schedules.hip import Hip, search_rounds
+from sim.schedules.hip import Hip, chunks_a_load, search_rounds
 from sim.tile_program import IntArray, Kernel, Load, Store, Stream, Tensor
 from sim.workload import AttentionWorkload
 from validate.kernels.flash import combine_kernel, flash_kernel
@@ -321,6 +321,8 @@ def _estimate(attention: Attention, kernel: Kernel, schedule: Schedule) -> None:
         TILE_Q=tile.q,
         TILE_KV=tile.kv,
         KEEP=keep,
+        GROUP=chunks_a_load(keep),
+        STAGES=load_k.stages // chunks_a_load(keep),
     )
 
 

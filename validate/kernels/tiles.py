@@ -53,9 +53,7 @@ def load_tile(
 
 
 @triton.jit
-def store_tile(
-    T, number, rows, cols, values, TILE_ROWS: tl.constexpr, TILE_COLS: tl.constexpr
-):
+def store_tile(T, number, rows, cols, values, TILE_ROWS: tl.constexpr, TILE_COLS: tl.constexpr):
     """Store the part of `values` that is in the tile and exists, in the tensor's dtype."""
     HEIGHT: tl.constexpr = values.shape[0]
     WIDTH: tl.constexpr = values.shape[1]
