@@ -28,7 +28,7 @@ Edges = tuple[float, float]
 WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
 
 
-def _figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure, list[Axes]]:
     """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
     height = ABOVE + panel * panels + BETWEEN * (panels - 1) + BELOW
     figure = Figure(figsize=(WIDTH, height), dpi=100)
@@ -43,7 +43,7 @@ def _figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure, li
     return figure, axes
 
 
-def _plain_decades(axis: Axis) -> None:
+def plain_decades(axis: Axis) -> None:
     """Have a logarithmic axis mark its decades, as plain numbers."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
     axis.set_minor_locator(NullLocator())
@@ -74,7 +74,7 @@ def _by_schedule(
     name, values = _swept(records)
     ax.set_ylabel(label)
     ax.set_yscale("log")
-    _plain_decades(ax.yaxis)
+    plain_decades(ax.yaxis)
     numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
     if numeric:
         for row, (schedule, style) in enumerate(styles.items()):
@@ -146,7 +146,7 @@ def _short(value: float) -> str:
 
 def traffic(records: list[Record], title: str) -> Figure:
     """HBM reads and writes together, by schedule."""
-    figure, (ax,) = _figure(f"HBM traffic\n{title}")
+    figure, (ax,) = new_figure(f"HBM traffic\n{title}")
     _by_schedule(
         ax, records, lambda r: r.hbm_bytes / 1e9 if r.hbm_bytes else None, "HBM bytes [GB]"
     )
@@ -155,7 +155,7 @@ def traffic(records: list[Record], title: str) -> Figure:
 
 def time(records: list[Record], title: str) -> Figure:
     """Time, by schedule."""
-    figure, (ax,) = _figure(f"Time\n{title}")
+    figure, (ax,) = new_figure(f"Time\n{title}")
     _by_schedule(ax, records, lambda r: r.time_s * 1e3 if r.time_s else None, "time [ms]")
     return figure
 
@@ -176,7 +176,7 @@ def roofline(outcomes: list[Outcome], title: str) -> Figure:
     """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the devices' roofs."""
     ran = [outcome for outcome in outcomes if outcome.run is not None]
     devices = dict.fromkeys(outcome.point.hardware.title for outcome in ran)
-    figure, (ax,) = _figure(f"Roofline of {', '.join(devices)}\n{title}")
+    figure, (ax,) = new_figure(f"Roofline of {', '.join(devices)}\n{title}")
     styles = _styles([outcome.record for outcome in outcomes])
     roofs: dict[tuple[float, float, str], None] = {}
     intensities = []
@@ -197,9 +197,9 @@ def roofline(outcomes: list[Outcome], title: str) -> Figure:
     for roof in roofs:
         _roof(ax, *roof, (min(intensities) / 4, max(intensities) * 4))
     ax.set_xscale("log")
-    _plain_decades(ax.xaxis)
+    plain_decades(ax.xaxis)
     ax.set_yscale("log")
-    _plain_decades(ax.yaxis)
+    plain_decades(ax.yaxis)
     ax.set_xlabel("FLOPs a byte of HBM traffic")
     ax.set_ylabel("TFLOP/s")
     for schedule, style in styles.items():
@@ -227,7 +227,7 @@ def _at_point(record: Record) -> str:
 def utilisation(shown: list[Record], title: str) -> Figure:
     """HBM bandwidth and tensor rate in use over time, a panel a schedule."""
     what = f"In use over time{_at_point(shown[0])}, share of the vendor's figure"
-    figure, axes = _figure(f"{what}\n{title}", len(shown), panel=1.7)
+    figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=1.7)
     for ax, record in zip(axes, shown, strict=True):
         for timeline in record.timeline:
             bins = np.arange(len(timeline.hbm_utilisation) + 1)
@@ -266,7 +266,7 @@ def utilisation(shown: list[Record], title: str) -> Figure:
 
 def memory(shown: list[Record], hw: HardwareProfile, title: str) -> Figure:
     """HBM allocated over time, by schedule, against the device's capacity."""
-    figure, (ax,) = _figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
+    figure, (ax,) = new_figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
     styles = _styles(shown)
     for record in shown:
         times = [change["time_s"] * 1e3 for change in record.memory]
@@ -288,7 +288,7 @@ def memory(shown: list[Record], hw: HardwareProfile, title: str) -> Figure:
         color="#666666",
     )
     ax.set_yscale("log")
-    _plain_decades(ax.yaxis)
+    plain_decades(ax.yaxis)
     ax.set_xlabel("time [ms]")
     ax.set_ylabel("allocated [GiB]")
     ax.legend(frameon=False)

@@ -1,0 +1,296 @@
+"""Fit a profile's calibration to measurements: few, physical, bounded parameters.
+
+Two steps: each micro-benchmark fixes the parameter that it isolates; what no micro-benchmark fixes
+is fitted to the times of the kernels of the train split, by least squares on log ratios with a
+robust loss. Points of the test split are never looked at.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from math import exp, log
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.units import show
+from validate.measurement import Measurement, Measurements
+from validate.micro import readings
+from validate.predict import NotPredictedError, Prediction, predict
+
+MOST_STEPS = 400_000  # tile steps of a point that is fitted to: a fit replays each some 50 times
+STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise
+ROBUST_SCALE = 0.05  # a log ratio beyond which a point pulls less and less
+# A fitted parameter is thought to be within a factor of two of where it stands (one standard
+# deviation of its logarithm), the times right to 3%; so data that says little moves little.
+PRIOR, NOISE = log(2), 0.03
+UNDETERMINED = 0.8  # of the prior's width left: the data has said next to nothing
+UNCERTAIN = 0.3  # a 95% interval wider than this is worth a warning
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A calibration figure "section.name", its bounds, and what it is read off by."""
+
+    name: str
+    low: float
+    high: float
+    unit: str = ""
+    seen_in: str = ""  # what about kernels' times shows it, where it is fitted
+
+
+PARAMETERS = (
+    Parameter("hbm.sustained", 0.3, 1.0, seen_in="kernels that stream from HBM"),
+    Parameter("hbm.latency", 1e-7, 3e-6, "s", "short kernels that wait for HBM"),
+    Parameter("l2.sustained", 0.2, 1.0, seen_in="kernels that stream from L2"),
+    Parameter("l2.effective_capacity", 0.2, 1.0, seen_in="working sets about the L2's size"),
+    Parameter("l2.latency", 5e-8, 2e-6, "s", "short kernels that wait for L2"),
+    Parameter("tensor.native", 0.1, 1.0, seen_in="Triton's flash kernels"),
+    Parameter("tensor.mma_sync", 0.1, 1.0, seen_in="FlashAttention-2's CUDA kernels"),
+    Parameter("sm.vector", 0.2, 1.0, seen_in="softmax of kernels by head_dim"),
+    Parameter("sm.exp", 0.2, 1.0, seen_in="softmax of kernels by head_dim"),
+    Parameter("sm.sram", 0.2, 1.0, seen_in="kernels by tile shape"),
+    Parameter("sm.mma_issue", 0.02, 1.0, seen_in="overlap of softmax with matmuls, by head_dim"),
+    Parameter("sm.op_latency", 1e-9, 5e-7, "s", "tile steps with one CTA an SM"),
+    Parameter("sm.cta_start", 1e-8, 2e-5, "s", "short sequences: many CTAs of few trips"),
+    Parameter(
+        "launch.latency", 1e-7, 5e-5, "s", "the host's part, which is no part of these times"
+    ),
+    Parameter("launch.gap", 1e-8, 2e-5, "s", "kernels of a few microseconds"),
+)
+# What kernels' times are asked for where no micro-benchmark says it.
+FITTED = (
+    "tensor.native", "tensor.mma_sync", "sm.mma_issue", "sm.op_latency", "sm.cta_start",
+    "launch.gap",
+)  # fmt: skip
+BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A parameter before and after. `interval` is the relative half width of a 95% interval.
+
+    `by` says what identified it, None where nothing did and it keeps its value.
+    """
+
+    parameter: Parameter
+    before: float
+    value: float
+    interval: float | None
+    by: str | None
+
+    @property
+    def warning(self) -> str | None:
+        """What is doubtful about it."""
+        if self.by is None and self.parameter.name in FITTED:
+            return f"{self.parameter.name}: the data does not determine it; kept at {self.shown()}"
+        if self.interval is not None and self.interval > UNCERTAIN:
+            return f"{self.parameter.name}: hardly determined: ± {self.interval:.0%}"
+        if self.by and self.value >= 0.999 * self.parameter.high and self.parameter.high != 1.0:
+            return f"{self.parameter.name}: at its bound, {self.shown()}"
+        return None
+
+    def shown(self) -> str:
+        """The value as files have it."""
+        return show(self.value, self.parameter.unit) if self.parameter.unit else f"{self.value:.3g}"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All parameters, the profile with them, and how near the train split it then is."""
+
+    parameters: list[Calibrated]
+    hardware: HardwareProfile
+    points: int
+    left_out: int  # points of the train split too long to be replayed again and again
+    error_before: float  # mean absolute log ratio over the train split
+    error_after: float
+
+
+def value_of(hw: HardwareProfile, name: str) -> float:
+    """A calibration figure by its dotted name."""
+    section, field = name.split(".")
+    return float(getattr(getattr(hw.calibration, section), field))
+
+
+def with_values(hw: HardwareProfile, values: dict[str, float]) -> HardwareProfile:
+    """The profile with those calibration figures."""
+    calibration = hw.calibration
+    for name, value in values.items():
+        section, field = name.split(".")
+        changed = getattr(calibration, section).model_copy(update={field: value})
+        calibration = calibration.model_copy(update={section: changed})
+    return hw.model_copy(update={"calibration": calibration})
+
+
+def calibrate(
+    measurements: Measurements,
+    hw: HardwareProfile,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Calibration:
+    """Fit `hw` to the micro-benchmarks and the train split; raises InputError without either."""
+    read = readings(measurements.micro, hw)
+    hw_read = with_values(hw, {name: reading.value for name, reading in read.items()})
+    train = [p for p in measurements.points if p.split == "train" and (p.cold_s or p.warm_s)]
+    points = [p for p in train if _fits(p, hw)]
+    if not read and not points:
+        raise InputError(
+            f"{measurements.title}: nothing to calibrate on: no micro-benchmarks, and no timed "
+            "points of the train split"
+        )
+    names = [name for name in FITTED if name not in read]
+    with ProcessPoolExecutor() as pool:
+        fit = _Fit(hw_read, points, names, lambda f, xs: list(pool.map(f, xs)), progress)
+        fitted = fit.solve() if points else {}
+        calibrated = [_calibrated(p, hw, read, fitted) for p in PARAMETERS]
+        fitted_hw = with_values(hw, {c.parameter.name: c.value for c in calibrated})
+        before, after = (fit.log_ratios(profile) for profile in (hw, fitted_hw))
+    return Calibration(
+        calibrated,
+        fitted_hw,
+        len(points),
+        len(train) - len(points),
+        float(np.abs(before).mean()) if points else 0.0,
+        float(np.abs(after).mean()) if points else 0.0,
+    )
+
+
+def _calibrated(
+    parameter: Parameter,
+    hw: HardwareProfile,
+    read: dict[str, Any],
+    fitted: dict[str, tuple[float, float]],
+) -> Calibrated:
+    before = value_of(hw, parameter.name)
+    if parameter.name in read:
+        reading = read[parameter.name]
+        return Calibrated(parameter, before, reading.value, reading.spread, reading.micro)
+    if parameter.name in fitted:
+        value, interval = fitted[parameter.name]
+        return Calibrated(parameter, before, value, interval, parameter.seen_in)
+    return Calibrated(parameter, before, before, None, None)
+
+
+def _fits(point: Measurement, hw: HardwareProfile) -> bool:
+    """Whether the point can be replayed again and again."""
+    try:
+        schedule = point.parsed_schedule("measurement")
+        kernels = schedule.lower(point.workload.workload(), hw) if schedule else []
+    except InputError:
+        return False
+    return 0 < sum(kernel.tile_steps for kernel in kernels) <= MOST_STEPS
+
+
+def log_ratios(point: Measurement, hw: HardwareProfile) -> list[float]:
+    """log(predicted / measured) of each time that was measured of a point."""
+    try:
+        prediction: Prediction = predict(point.shape, hw)
+    except NotPredictedError:
+        return []
+    pairs = ((point.cold_s, prediction.cold_s), (point.warm_s, prediction.warm_s))
+    return [log(predicted / median(measured)) for measured, predicted in pairs if measured]
+
+
+@dataclass
+class _Fit:
+    """Least squares over the logarithms of those `names` that the points determine."""
+
+    hw: HardwareProfile
+    points: Sequence[Measurement]
+    names: list[str]
+    map: Callable[[Any, Any], list[list[float]]]
+    progress: Callable[[str], None]
+
+    def log_ratios(self, hw: HardwareProfile) -> NDArray[np.float64]:
+        """Of all times of all points."""
+        found = self.map(partial(log_ratios, hw=hw), self.points)
+        return np.array([ratio for ratios in found for ratio in ratios])
+
+    def residuals(self, logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log ratios with the parameters at exp(logs), and how far those went from the prior."""
+        values = dict(zip(self.names, map(exp, logs.tolist()), strict=True))
+        ratios = self.log_ratios(with_values(self.hw, values))
+        self.progress(f"fitting: mean error {np.abs(ratios).mean():.1%}")
+        return np.concatenate([ratios, (logs - self.start()) * NOISE / PRIOR])
+
+    def jacobian(self, logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Finite differences, inwards where a bound is near: shape (residuals, parameters)."""
+        at = self.residuals(logs)
+        columns = []
+        for number, name in enumerate(self.names):
+            step = -STEP if logs[number] + STEP > log(BY_NAME[name].high) else STEP
+            moved = logs.copy()
+            moved[number] += step
+            columns.append((self.residuals(moved) - at) / step)
+        return np.stack(columns, axis=1)
+
+    def start(self) -> NDArray[np.float64]:
+        """Where the profile stands, well within the bounds: at one, the search makes no headway."""
+        values = [value_of(self.hw, name) for name in self.names]
+        bounds = [(BY_NAME[name].low, BY_NAME[name].high) for name in self.names]
+        inside = [
+            min(max(v, 1.1 * low), 0.9 * high)
+            for v, (low, high) in zip(values, bounds, strict=True)
+        ]
+        return np.log(inside)
+
+    def solve(self) -> dict[str, tuple[float, float]]:
+        """Value and relative 95% interval of each parameter that the points determine."""
+        if not self.names:
+            return {}
+        low, high = (
+            np.log([getattr(BY_NAME[name], side) for name in self.names])
+            for side in ("low", "high")
+        )
+        solution = least_squares(
+            self.residuals,
+            self.start(),
+            jac=self.jacobian,
+            bounds=(low, high),
+            loss="soft_l1",
+            f_scale=ROBUST_SCALE,
+            xtol=1e-4,
+            ftol=1e-4,
+            max_nfev=30,
+        )
+        ratios = solution.fun[: -len(self.names)]
+        noise = max(NOISE, float(np.sqrt(np.mean(np.square(ratios)))))
+        covariance = noise**2 * np.linalg.inv(solution.jac.T @ solution.jac)
+        deviations = np.sqrt(np.diag(covariance)).tolist()
+        return {
+            name: (exp(value), 1.96 * deviation)
+            for name, value, deviation in zip(self.names, solution.x, deviations, strict=True)
+            if deviation < UNDETERMINED * PRIOR
+        }
+
+
+def profile_toml(calibration: Calibration, parent: str, title: str, where: str) -> str:
+    """A profile file that extends `parent` by what was calibrated; `where` names the data."""
+    lines = [f'title = "{title}"', f'extends = "{parent}"']
+    sections: dict[str, list[Calibrated]] = {}
+    for one in calibration.parameters:
+        if one.by is not None:
+            sections.setdefault(one.parameter.name.split(".")[0], []).append(one)
+    for section, ones in sections.items():
+        lines += ["", f"[calibration.{section}]"]
+        for one in ones:
+            name = one.parameter.name.split(".")[1]
+            lines.append(f"{name} = {_toml_value(one)}")
+        said = "; ".join(f"{o.parameter.name.split('.')[1]}: {_said(o)}" for o in ones)
+        lines.append(f'source = "Calibrated by attnsim on {where}. {said}. The rest: {parent}."')
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(one: Calibrated) -> str:
+    return f'"{one.value * 1e9:.6g} ns"' if one.parameter.unit else f"{one.value:.6g}"
+
+
+def _said(one: Calibrated) -> str:
+    by = (one.by or "").replace('"', "'")
+    return by if one.interval is None else f"{by} (± {one.interval:.0%})"

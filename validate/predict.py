@@ -1,0 +1,107 @@
+"""What the simulator, and a plain roofline, say of a point that was measured."""
+
+from dataclasses import dataclass
+
+from sim.engine.device import Launched, OutOfMemoryError, check_memory, run_on_device
+from sim.engine.machine import CAUSES
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.tile_program import Compute, Kernel
+from sim.workload import AttentionWorkload
+from validate.measurement import Shape
+
+WARM_BELOW = 4  # times the L2's capacity: of larger tensors a second run finds next to nothing
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The schedule on the device, from an empty L2 and from the L2 that a run before it left.
+
+    Times are from the first kernel's start to the last one's end and a launch gap a kernel, as back
+    to back launches on a stream take; the host's part is left out. `hbm_bytes` and `l2_hit_rate`
+    are of the cold run, as a counter sees them: what stays dirty in L2 is not written yet.
+    """
+
+    cold_s: float
+    warm_s: float
+    hbm_bytes: int
+    l2_hit_rate: float
+    roofline_s: float
+    roofline_hbm_bytes: int
+    shares: dict[str, float]  # of cold_s, by what was critical, largest first
+    waves: float  # of the kernel that takes longest
+
+
+class NotPredictedError(Exception):
+    """The simulator has no prediction for a point; the message says why."""
+
+
+def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
+    """Simulate a point; raises NotPredictedError where the simulator cannot, or it does not fit."""
+    w = shape.workload.workload()
+    try:
+        schedule = shape.parsed_schedule("measurement")
+        if schedule is None:
+            raise NotPredictedError(f"no schedule stands for {shape.family}")
+        kernels = schedule.lower(w, hw)
+        check_memory(kernels, hw)
+    except InputError as error:
+        raise NotPredictedError(str(error)) from None
+    except OutOfMemoryError as error:
+        raise NotPredictedError(f"out of memory: {error.tensor.name} does not fit") from None
+    tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
+    runs = 2 if sum(t.bytes for t in tensors) < WARM_BELOW * hw.l2.capacity else 1
+    run = run_on_device(kernels * runs, hw, w.dtype, "replay", lambda _: None)
+    cold, last = run.kernels[: len(kernels)], run.kernels[-len(kernels) :]
+    read_bytes = sum(k.run.l2_read_bytes for k in cold)
+    longest = max(cold, key=lambda launched: launched.run.time_s).run
+    return Prediction(
+        cold_s=_stream_s(cold, hw),
+        warm_s=_stream_s(last, hw),
+        hbm_bytes=sum(k.run.hbm_read_bytes + k.run.hbm_write_bytes for k in cold),
+        l2_hit_rate=sum(k.run.l2_hit_bytes for k in cold) / max(read_bytes, 1),
+        roofline_s=sum(roofline_s(kernel, w, hw) for kernel in kernels),
+        roofline_hbm_bytes=sum(least_hbm_bytes(kernel) for kernel in kernels),
+        shares=_shares(cold, hw),
+        waves=longest.kernel.ctas / (longest.ctas_per_sm * hw.sm.count),
+    )
+
+
+def _stream_s(kernels: list[Launched], hw: HardwareProfile) -> float:
+    return sum(k.run.time_s + hw.calibration.launch.gap for k in kernels)
+
+
+def _shares(kernels: list[Launched], hw: HardwareProfile) -> dict[str, float]:
+    total_s = _stream_s(kernels, hw)
+    shares = {
+        cause: float(sum(k.run.path_s[number] for k in kernels)) / total_s
+        for number, cause in enumerate(CAUSES)
+    }
+    shares["launch"] = len(kernels) * hw.calibration.launch.gap / total_s
+    return dict(sorted(shares.items(), key=lambda entry: -entry[1]))
+
+
+def least_hbm_bytes(kernel: Kernel) -> int:
+    """Bytes of a kernel's tensors once each, or of the tiles it touches where they are fewer."""
+    touched: dict[object, int] = {}
+    for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True):
+        for op in loop.ops:
+            if not isinstance(op, Compute):
+                tensor = op.stream.tensor
+                touched[tensor] = touched.get(tensor, 0) + trips * op.stream.tile_bytes
+    return sum(min(tensor.bytes, touched[tensor]) for tensor in kernel.tensors)
+
+
+def roofline_s(kernel: Kernel, w: AttentionWorkload, hw: HardwareProfile) -> float:
+    """What a roofline of the vendor's figures gives a kernel: bytes or FLOPs, whichever is longer.
+
+    It knows the kernel's FLOPs and tensors, but no tiles, caches, waves, softmax or launches.
+    """
+    flops = sum(
+        step.mma_flops * trips
+        for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True)
+        for step in loop.steps
+        if isinstance(step, Compute)
+    )
+    rate = hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
+    return max(least_hbm_bytes(kernel) / hw.hbm.bandwidth, flops / rate)

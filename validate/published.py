@@ -1,0 +1,85 @@
+"""Tables that others published, as measurements: to judge predictions with no GPU at hand.
+
+`measurements/published/attention.csv` has a figure a row, with its source. Rates count 4 B H N^2 d
+FLOPs (half of it where causal), as FlashAttention's benchmarks do. Benchmarks repeat a kernel on the
+same inputs, so times are from a warm L2. Rows of the split "train" may calibrate; what is reported
+as a prediction is "test".
+"""
+
+import csv
+from importlib import resources
+from typing import Any
+
+from sim.workload import AttentionWorkload, WorkloadTable
+from validate.measurement import FORMAT, Device, Measurement, Measurements
+
+# What the simulator predicts each algorithm by; None where it has no such schedule (yet).
+SCHEDULES: dict[str, dict[str, Any] | None] = {
+    "eager": {"name": "naive"},
+    "flash2": {"name": "flash2"},
+    "triton_flash2": {"name": "flash2", "implementation": "triton"},
+    "flash_decoding": {"name": "flash_decoding"},
+    "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
+    "paged_decode": {"name": "flash_decoding"},
+}
+TO_SI = {"TFLOP/s": 1e12, "GB": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def rows() -> list[dict[str, str]]:
+    """The table's rows, as text."""
+    path = resources.files("validate") / "measurements" / "published" / "attention.csv"
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def published(profile: str) -> Measurements:
+    """What was published of one GPU; "?" after its name in the table means that it was inferred."""
+    points = [_measurement(row) for row in rows() if row["gpu"].rstrip("?") == profile]
+    return Measurements(
+        format=FORMAT,
+        title=f"published tables, {profile}",
+        taken="various",
+        device=Device(name=profile, profile=profile),
+        points=points,
+    )
+
+
+def published_profiles() -> list[str]:
+    """The GPUs that the table has figures of."""
+    return sorted({row["gpu"].rstrip("?") for row in rows()})
+
+
+def _measurement(row: dict[str, str]) -> Measurement:
+    w = WorkloadTable(
+        batch=int(row["batch"]),
+        heads=int(row["heads"]),
+        kv_heads=int(row["kv_heads"]),
+        seq_q=int(row["seq_q"]),
+        seq_kv=int(row["seq_kv"]),
+        head_dim=int(row["head_dim"]),
+        dtype=row["dtype"],
+        causal=row["causal"] == "1",
+        phase="decode" if row["seq_q"] == "1" else "prefill",
+    )
+    forward = row["pass"] == "fwd"
+    family = row["algorithm"] if forward else f"{row['algorithm']} {row['pass']}"
+    return Measurement(
+        runner="published",
+        family=family,
+        split=row["split"],
+        workload=w,
+        schedule=SCHEDULES.get(row["algorithm"]) if forward else None,
+        source=row["source"],
+        **_figure(row, w.workload()),
+    )
+
+
+def _figure(row: dict[str, str], w: AttentionWorkload) -> dict[str, Any]:
+    if row["value"] == "OOM":
+        return {"status": "out of memory"}
+    value = float(row["value"]) * TO_SI[row["unit"]]
+    if row["metric"] == "time":
+        return {"warm_s": [value]}
+    if row["metric"] == "rate":
+        pairs = w.seq_q * w.seq_kv / (2 if w.causal else 1)
+        return {"warm_s": [4 * w.batch * w.heads * pairs * w.head_dim / value]}
+    return {"published_hbm_bytes": value}
