@@ -1,6 +1,8 @@
 """The command line. A command imports what it needs when it runs, so that --help is quick."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from sim.engine.device import EngineName
-    from sim.scenario import Outcome, Scenario
+    from sim.scenario import Progress
+    from validate.measurement import Measurements
 
 app = typer.Typer(
     help="Simulate the memory traffic of attention schedules on a GPU.",
@@ -18,6 +21,21 @@ app = typer.Typer(
 )
 profiles_app = typer.Typer(help="List, show or check hardware profiles.")
 app.add_typer(profiles_app, name="profiles")
+validate_app = typer.Typer(
+    help="Measure real kernels, and hold the simulator's predictions against them.",
+    no_args_is_help=True,
+)
+app.add_typer(validate_app, name="validate")
+
+MeasurementsArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MEASUREMENTS",
+        help='A measurement file, or "published" for the tables of papers on the profile\'s GPU '
+        '("published/h100-sxm": on that GPU).',
+    ),
+]
+ProfileOption = Annotated[str, typer.Option("--profile", help="A profile's name or path.")]
 
 
 def main() -> None:
@@ -52,14 +70,15 @@ def run(
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
     from sim.result import dumps, save
-    from sim.scenario import load_scenario
+    from sim.scenario import load_scenario, run_scenario
 
     question = load_scenario(scenario, tuple(settings or ()))
     if out is not None:
         make_folder(out)
     if trace is not None:
-        check_writable(trace)
-    outcomes = run_with_progress(question, engine)
+        check_writable("--trace", trace)
+    with a_bar(engine) as update:
+        outcomes = list(run_scenario(question, engine, update))
     records = [outcome.record for outcome in outcomes]
     if out is not None:
         from sim.report.plots import save_figures
@@ -94,23 +113,26 @@ def make_folder(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written to")
 
 
-def check_writable(path: Path) -> None:
-    """Raises InputError where a file at `path` could not be written."""
+def check_writable(option: str, path: Path) -> None:
+    """Raises InputError where a file at `path`, given by `option`, could not be written."""
     import os
 
     from sim.files import InputError
 
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--trace {path}: a file in a writable folder was expected")
+        raise InputError(f"{option} {path}: a file in a writable folder was expected")
 
 
-def run_with_progress(question: "Scenario", engine: "EngineName") -> "list[Outcome]":
-    """All outcomes of a scenario, with a bar meanwhile where standard error is a terminal."""
+@contextmanager
+def a_bar(engine: "EngineName" = "replay") -> "Iterator[Progress]":
+    """A progress bar, to be told (what runs, done, total); only where standard error is a terminal.
+
+    Says first if the engine is yet to be compiled.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from sim.engine.replay import is_compiled
-    from sim.scenario import run_scenario
 
     console = Console(stderr=True, highlight=False)
     bar = Progress(
@@ -122,18 +144,13 @@ def run_with_progress(question: "Scenario", engine: "EngineName") -> "list[Outco
         transient=True,
         disable=not console.is_terminal,
     )
+    if engine == "replay" and not is_compiled():
+        console.print("Compiling the replay engine (once; later runs read it from disk) ...")
     task = bar.add_task("", total=None)
-    to_compile = engine == "replay" and not is_compiled()
-
-    def update(what: str, done: int, total: int) -> None:
-        nonlocal to_compile
-        if to_compile:
-            console.print("Compiling the replay engine (once; later runs read it from disk) ...")
-            to_compile = False
-        bar.update(task, description=what, completed=done, total=total)
-
     with bar:
-        return list(run_scenario(question, engine, update))
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total or None
+        )
 
 
 @app.command()
@@ -169,6 +186,82 @@ def check_profile(file: Annotated[Path, typer.Argument(help="A profile file.")])
 
     profile = load_profile(str(file if file.suffix == ".toml" else file.absolute()))
     print(f"{file}: sound: {profile.title}")
+
+
+@validate_app.command()
+def compare(
+    measurements: MeasurementsArgument,
+    profile: ProfileOption,
+    split: Annotated[
+        Literal["test", "train", "all"],
+        typer.Option(help="Which points; only those of the test split are predictions."),
+    ] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for comparison.json and the figures.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
+) -> None:
+    """Predicted against measured, beside what a plain roofline would have said."""
+    from sim.hardware import load_profile
+    from validate.compare import compare as compared
+    from validate.report import comparison_json, print_comparison, save_comparison
+
+    hw = load_profile(profile)
+    measured = find_measurements(measurements, hw.name)
+    if out is not None:
+        make_folder(out)
+    with a_bar() as update:
+        comparison = compared(
+            measured, hw, None if split == "all" else split, lambda n, of: update("", n, of)
+        )
+    if out is not None:
+        save_comparison(comparison, out)
+    if json:
+        print(comparison_json(comparison), end="")
+    else:
+        print_comparison(comparison)
+        if out is not None:
+            print(f"comparison.json and figures are in {out}")
+
+
+@app.command()
+def calibrate(
+    measurements: MeasurementsArgument,
+    profile: ProfileOption,
+    out: Annotated[Path, typer.Option(help="The profile file to write.")],
+) -> None:
+    """Fit a profile's calibration to micro-benchmarks and the train split of a measurement file."""
+    from sim.hardware import load_profile
+    from validate.calibrate import calibrate as calibrated
+    from validate.calibrate import profile_toml
+    from validate.report import print_calibration
+
+    hw = load_profile(profile)
+    measured = find_measurements(measurements, hw.name)
+    check_writable("--out", out)
+    with a_bar() as update:
+        calibration = calibrated(measured, hw, lambda what: update(what, 0, 0))
+    out.write_text(profile_toml(calibration, profile, hw.title, measured.title, out))
+    print_calibration(calibration)
+    print(f"The calibrated profile is in {out}")
+
+
+def find_measurements(name: str, profile: str) -> "Measurements":
+    """What a measurement file holds, or what was published of a GPU; raises InputError."""
+    from sim.files import InputError
+    from validate.measurement import load_measurements
+    from validate.published import published, published_profiles
+
+    source, _, gpu = name.partition("/")
+    if source != "published" or name.endswith(".json"):
+        return load_measurements(Path(name))
+    measured = published(gpu or profile)
+    if not measured.points:
+        raise InputError(
+            f"{name}: there are no published figures of {gpu or profile}; there are of "
+            f"{', '.join(published_profiles())} (published/NAME)"
+        )
+    return measured
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ is fitted to the times of the kernels of the train split, by least squares on lo
 robust loss. Points of the test split are never looked at.
 """
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import exp, log
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -84,6 +87,16 @@ class Calibrated:
     value: float
     interval: float | None
     by: str | None
+
+    @property
+    def section(self) -> str:
+        """The calibration table in which it stands."""
+        return self.parameter.name.split(".")[0]
+
+    @property
+    def field(self) -> str:
+        """Its key there."""
+        return self.parameter.name.split(".")[1]
 
     @property
     def warning(self) -> str | None:
@@ -270,20 +283,24 @@ class _Fit:
         }
 
 
-def profile_toml(calibration: Calibration, parent: str, title: str, where: str) -> str:
-    """A profile file that extends `parent` by what was calibrated; `where` names the data."""
-    lines = [f'title = "{title}"', f'extends = "{parent}"']
+def profile_toml(calibration: Calibration, parent: str, title: str, where: str, path: Path) -> str:
+    """A profile file, to stand at `path`, that extends `parent` by what was calibrated.
+
+    `where` names the data for the sources.
+    """
+    if parent.endswith(".toml"):
+        parent = os.path.relpath(parent, path.parent)
+    lines = [f"title = {json.dumps(title)}", f"extends = {json.dumps(parent)}"]
     sections: dict[str, list[Calibrated]] = {}
     for one in calibration.parameters:
         if one.by is not None:
-            sections.setdefault(one.parameter.name.split(".")[0], []).append(one)
+            sections.setdefault(one.section, []).append(one)
     for section, ones in sections.items():
+        said = "; ".join(f"{one.field}: {_said(one)}" for one in ones)
+        source = f"Calibrated by attnsim on {where}. {said}. The rest: {parent}."
         lines += ["", f"[calibration.{section}]"]
-        for one in ones:
-            name = one.parameter.name.split(".")[1]
-            lines.append(f"{name} = {_toml_value(one)}")
-        said = "; ".join(f"{o.parameter.name.split('.')[1]}: {_said(o)}" for o in ones)
-        lines.append(f'source = "Calibrated by attnsim on {where}. {said}. The rest: {parent}."')
+        lines += [f"{one.field} = {_toml_value(one)}" for one in ones]
+        lines.append(f"source = {json.dumps(source, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
 
 
@@ -292,5 +309,4 @@ def _toml_value(one: Calibrated) -> str:
 
 
 def _said(one: Calibrated) -> str:
-    by = (one.by or "").replace('"', "'")
-    return by if one.interval is None else f"{by} (± {one.interval:.0%})"
+    return str(one.by) if one.interval is None else f"{one.by} (± {one.interval:.0%})"

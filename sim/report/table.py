@@ -13,7 +13,7 @@ from sim.result import Record
 from sim.units import show, show_binary
 
 
-def _table(title: str, *columns: str, numeric_from: int = 1) -> Table:
+def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(
@@ -22,7 +22,7 @@ def _table(title: str, *columns: str, numeric_from: int = 1) -> Table:
     return table
 
 
-def _shown(table: Table) -> None:
+def show_table(table: Table) -> None:
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width to keep to
         console = Console(width=200)
@@ -36,7 +36,7 @@ def point_text(record: Record) -> str:
 
 def print_records(title: str, records: list[Record]) -> None:
     """A row a record and, where nothing is swept, one a kernel below it."""
-    table = _table(
+    table = new_table(
         title,
         "schedule",
         "point",
@@ -85,7 +85,7 @@ def print_records(title: str, records: list[Record]) -> None:
                 )
     if not swept:
         table.columns.pop(1)
-    _shown(table)
+    show_table(table)
     for record in records:
         if record.reason:
             print(f"{record.schedule} {point_text(record)}: {record.status}: {record.reason}")
@@ -93,7 +93,7 @@ def print_records(title: str, records: list[Record]) -> None:
 
 def print_profiles() -> None:
     """A row a shipped profile, with the vendor's figures."""
-    table = _table(
+    table = new_table(
         "Hardware profiles (vendor's figures)",
         "name",
         "SMs",
@@ -116,7 +116,7 @@ def print_profiles() -> None:
             show(hw.tensor.fp16, "FLOP/s") if hw.tensor.fp16 else "",
             show(hw.power.tdp, "W") if hw.power else "",
         )
-    _shown(table)
+    show_table(table)
 
 
 def print_profile(hw: HardwareProfile) -> None:
@@ -157,8 +157,8 @@ def _figure(key: str, value: Any) -> str:
 
 def print_scenarios() -> None:
     """A row a shipped scenario."""
-    table = _table("Scenarios", "name", "question", numeric_from=2)
+    table = new_table("Scenarios", "name", "question", numeric_from=2)
     for name in shipped_names("scenarios"):
         path = find_toml(name, "scenarios", "scenario")
         table.add_row(name, read_toml(path).get("title", ""))
-    _shown(table)
+    show_table(table)

@@ -57,14 +57,17 @@ def chase_kernel(NEXT, AT, trips):
 
 
 @triton.jit
-def tensor_kernel(A, B, OUT, trips, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+def tensor_kernel(
+    A, B, OUT, trips, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MATMULS: tl.constexpr
+):
     """OUT = trips x A B, by one matmul a trip on the same operands: 2 M N K FLOPs each."""
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
     a = tl.load(A + m * K + k[None, :])
     b = tl.load(B + k[:, None] * N + n)
     acc = tl.zeros([M, N], tl.float32)
     for _ in range(trips):
-        acc = tl.dot(a, b, acc)
+        for _matmul in tl.static_range(MATMULS):
+            acc = tl.dot(a, b, acc)
     tl.store(OUT + tl.program_id(0) * M * N + m * N + n, acc)
 
 
@@ -79,12 +82,13 @@ def exp_kernel(X, OUT, trips, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def fma_kernel(X, OUT, factor, addend, trips, BLOCK: tl.constexpr):
+def fma_kernel(X, OUT, factor, addend, trips, BLOCK: tl.constexpr, FMAS: tl.constexpr):
     """x = factor x + addend, `trips` times: one FMA an element a trip."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(X + at)
     for _ in range(trips):
-        x = tl.fma(x, factor, addend)
+        for _fma in tl.static_range(FMAS):
+            x = tl.fma(x, factor, addend)
     tl.store(OUT + at, x)
 
 

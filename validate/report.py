@@ -1,0 +1,211 @@
+"""Comparisons and calibrations as tables, JSON and figures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.table import new_table, show_table
+from sim.units import show
+from validate.calibrate import Calibration
+from validate.compare import (
+    COLD,
+    HBM,
+    HITS,
+    QUANTITIES,
+    WARM,
+    Comparison,
+    Judged,
+    point_text,
+    why,
+    worst,
+)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """A row a family and quantity, the pairs, the worst points, and what was left out."""
+    table = new_table(
+        f"{comparison.title} ({comparison.split} split) against {comparison.hardware}",
+        "schedule family", "quantity", "points", "mean error", "worst", "bias", "rank corr.",
+        "roofline's mean error",
+        numeric_from=2,
+    )  # fmt: skip
+    for s in comparison.scores:
+        table.add_row(
+            s.family,
+            s.quantity,
+            str(s.points),
+            f"{s.mean_error:.1%}",
+            f"{s.worst_error:.1%}",
+            f"{s.bias:+.1%}",
+            "" if s.rank_correlation is None else f"{s.rank_correlation:.2f}",
+            "" if s.roofline_error is None else f"{s.roofline_error:.1%}",
+        )
+    show_table(table)
+    pairs = comparison.pairs
+    if pairs.total:
+        print(
+            f"The faster of two schedules: right in {pairs.right} of {pairs.total} pairs that "
+            f"differ by more than 5% (a roofline: {pairs.roofline_right})."
+        )
+    print("Worst points:" if comparison.judged else "No point could be judged.")
+    for one in worst(comparison.judged):
+        print(f"  {one.error:+.0%}  {one.quantity} of {point_text(one.point)}: {_values(one)}")
+        print(f"        {why(one)}")
+    for text in left_out(comparison):
+        print(text)
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """Why points were not judged, a line a reason."""
+    reasons: dict[str, list[str]] = {}
+    for left in comparison.left:
+        reasons.setdefault(f"{left.point.family}: {left.reason}", []).append(left.point.family)
+    return [f"Not judged: {len(points)} of {reason}" for reason, points in reasons.items()]
+
+
+def _values(one: Judged) -> str:
+    if one.quantity == HITS:
+        return f"measured {one.measured:.0%}, predicted {one.predicted:.0%}"
+    unit = "B" if one.quantity == HBM else "s"
+    return f"measured {show(one.measured, unit)}, predicted {show(one.predicted, unit)}"
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """Scores, pairs and every judged point as JSON."""
+    points = [
+        {
+            "point": one.point.shape.model_dump(exclude_defaults=True),
+            "quantity": one.quantity,
+            "measured": one.measured,
+            "predicted": one.predicted,
+            "roofline": one.roofline,
+            "error": one.error,
+            "bottleneck_shares": one.prediction.shares,
+            "source": one.point.source,
+        }
+        for one in comparison.judged
+    ]
+    whole: dict[str, Any] = {
+        "title": comparison.title,
+        "hardware": comparison.hardware,
+        "split": comparison.split,
+        "scores": [asdict(score) for score in comparison.scores],
+        "pairs": asdict(comparison.pairs),
+        "points": points,
+        "left_out": [
+            {"family": left.point.family, "reason": left.reason} for left in comparison.left
+        ],
+    }
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+
+def _styles(judged: list[Judged]) -> dict[str, dict[str, Any]]:
+    families = sorted({one.point.family for one in judged})
+    return {
+        family: {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+        for k, family in enumerate(families)
+    }
+
+
+def scatter(comparison: Comparison, quantity: str) -> Figure:
+    """Predicted against measured, a marker a family; the roofline's predictions in grey."""
+    judged = [one for one in comparison.judged if one.quantity == quantity]
+    scale, unit = (1e-9, "GB") if quantity == HBM else (1e3, "ms")
+    figure, (ax,) = new_figure(
+        f"{quantity}: predicted against measured\n{comparison.title}, {comparison.split} split",
+        panel=4.6,
+    )
+    measured = np.array([one.measured for one in judged]) * scale
+    roofline = np.array([one.roofline or np.nan for one in judged]) * scale
+    ax.plot(measured, roofline, "x", color=GREY, markersize=4, label="a roofline of the datasheet")
+    for family, style in _styles(judged).items():
+        own = [one for one in judged if one.point.family == family]
+        ax.plot(
+            [one.measured * scale for one in own],
+            [one.predicted * scale for one in own],
+            linestyle="",
+            markersize=6,
+            alpha=0.85,
+            label=family,
+            **style,
+        )
+    ends = np.array([measured.min() / 1.5, measured.max() * 1.5])
+    ax.plot(ends, ends, color="black", linewidth=0.8)
+    ax.fill_between(ends, ends / 1.1, ends * 1.1, color="black", alpha=0.08, linewidth=0)
+    ax.annotate("within 10%", (ends[1] / 1.1, ends[1] / 1.1), fontsize=8, ha="right", va="bottom")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    plain_decades(ax.xaxis)
+    plain_decades(ax.yaxis)
+    ax.set_xlabel(f"measured [{unit}]")
+    ax.set_ylabel(f"predicted [{unit}]")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def errors(comparison: Comparison, quantity: str) -> Figure:
+    """Signed error of every point by its sequence length, a marker a family."""
+    judged = [one for one in comparison.judged if one.quantity == quantity]
+    figure, (ax,) = new_figure(
+        f"{quantity}: error by sequence length\n{comparison.title}, {comparison.split} split",
+        panel=3.6,
+    )
+    styles = _styles(judged)
+    for number, (family, style) in enumerate(styles.items()):
+        own = [one for one in judged if one.point.family == family]
+        aside = 1.06 ** (number - (len(styles) - 1) / 2)  # so that families do not hide each other
+        ax.plot(
+            [one.point.workload.workload().seq_kv * aside for one in own],
+            [one.error * 100 for one in own],
+            linestyle="",
+            markersize=5,
+            alpha=0.85,
+            label=family,
+            **style,
+        )
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.set_xlabel("keys a query may see (seq_kv)")
+    ax.set_ylabel("predicted less measured [%]")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def save_comparison(comparison: Comparison, out: Path) -> None:
+    """Write comparison.json and the figures into the folder `out`."""
+    (out / "comparison.json").write_text(comparison_json(comparison))
+    for quantity in QUANTITIES:
+        if any(one.quantity == quantity for one in comparison.judged):
+            stem = quantity.replace(",", "").replace(" ", "_").lower()
+            errors(comparison, quantity).savefig(out / f"error_{stem}.png")
+            if quantity in (COLD, WARM, HBM):
+                scatter(comparison, quantity).savefig(out / f"scatter_{stem}.png")
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """A row a parameter, then warnings."""
+    table = new_table(
+        "Calibration", "parameter", "before", "after", "95%", "identified by", numeric_from=1
+    )
+    table.columns[-1].justify = "left"
+    for one in calibration.parameters:
+        unit = one.parameter.unit
+        before = show(one.before, unit) if unit else f"{one.before:.3g}"
+        interval = "" if one.interval is None else f"± {one.interval:.0%}"
+        table.add_row(one.parameter.name, before, one.shown(), interval, one.by or "(kept)")
+    show_table(table)
+    if calibration.points:
+        print(
+            f"Train split, {calibration.points} points: mean error "
+            f"{calibration.error_before:.1%} before, {calibration.error_after:.1%} after."
+        )
+    if calibration.left_out:
+        print(f"{calibration.left_out} longer points of the train split were not fitted to.")
+    for warning in filter(None, (one.warning for one in calibration.parameters)):
+        print(f"warning: {warning}")
