@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from sim.engine.device import EngineName
     from sim.scenario import Progress
+    from validate.campaign import Campaign
     from validate.measurement import Measurements
 
 app = typer.Typer(
@@ -186,6 +187,75 @@ def check_profile(file: Annotated[Path, typer.Argument(help="A profile file.")])
 
     profile = load_profile(str(file if file.suffix == ".toml" else file.absolute()))
     print(f"{file}: sound: {profile.title}")
+
+
+@validate_app.command()
+def measure(
+    out: Annotated[Path, typer.Option(help="The measurement file; one that exists is resumed.")],
+    campaign: Annotated[
+        str, typer.Option(help="A shipped campaign's name, or a file's path.")
+    ] = "h100",
+    profile: Annotated[
+        str | None, typer.Option(help="The profile nearest to the device, if it is not known.")
+    ] = None,
+) -> None:
+    """Time the kernels of a campaign on this machine's GPU, and count their bytes."""
+    from validate.campaign import load_campaign
+
+    planned = load_campaign(campaign)
+    check_writable("--out", out)
+    measured = measure_here(planned, out, profile)
+    print(f"{len(measured.points)} points are in {out}")
+
+
+@validate_app.command("run")
+def validate_run(
+    out: Annotated[
+        Path, typer.Option(help="A folder for measurements, profile, comparison and figures.")
+    ],
+    campaign: Annotated[
+        str, typer.Option(help="A shipped campaign's name, or a file's path.")
+    ] = "h100",
+    profile: Annotated[
+        str | None, typer.Option(help="The profile nearest to the device, if it is not known.")
+    ] = None,
+) -> None:
+    """Measure, calibrate and compare in one go; leaves a profile of this machine's GPU."""
+    from validate.campaign import load_campaign
+
+    planned = load_campaign(campaign)
+    make_folder(out)
+    measurements, calibrated = out / "measurements.json", out / "profile.toml"
+    measured = measure_here(planned, measurements, profile)
+    calibrate(str(measurements), profile or measured.device.profile, calibrated)
+    compare(str(measurements), str(calibrated), out=out)
+
+
+def measure_here(campaign: "Campaign", out: Path, profile: str | None) -> "Measurements":
+    """Run a campaign on this machine's GPU; raises InputError where there is none to use."""
+    from sim.files import InputError
+
+    try:
+        import torch
+        import triton  # noqa: F401  the kernels' compiler
+    except ImportError as error:
+        raise InputError(
+            f"measuring needs {error.name}, which is not installed: pip install 'attnsim[validate]'"
+        ) from None
+    if not torch.cuda.is_available():
+        raise InputError("measuring needs a CUDA device, and PyTorch finds none here")
+    from validate.gpu import GpuBench, nearest_profile
+    from validate.measure import DeviceLostError, run_campaign
+
+    bench = GpuBench(profile or nearest_profile())
+    try:
+        return run_campaign(campaign, out, bench, lambda line: print(line, file=sys.stderr))
+    except DeviceLostError as error:
+        raise InputError(f"{error}; what was measured is in {out}: run again to go on") from None
+    except KeyboardInterrupt:
+        raise InputError(
+            f"interrupted; what was measured is in {out}: run again to go on"
+        ) from None
 
 
 @validate_app.command()

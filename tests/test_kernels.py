@@ -17,7 +17,7 @@ from sim.schedules.hip import REPRESENTATIVE, search
 from sim.workload import AttentionWorkload, WorkloadTable
 from tests.interpreted import DEVICE, INTERPRETED, counted_bytes
 from validate.kernels.launch import DTYPES, place
-from validate.reference import TOLERANCE, attend, relative_error
+from validate.float64 import TOLERANCE, attend, relative_error
 
 HW = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
 SMALL_SRAM = load_profile(

@@ -1,12 +1,10 @@
 """Micro-benchmark kernels: each keeps one part of a GPU busy and leaves the others idle.
 
-A loop's result is stored, so that no compiler drops it, and each trip needs the one before.
+What a loop computes is stored and each trip needs the one before, so no compiler can drop a trip.
 """
 
 import triton
 import triton.language as tl
-
-LINE_INTS = tl.constexpr(32)  # int32 in a cache line of 128 bytes
 
 
 @triton.jit
@@ -16,23 +14,23 @@ def empty_kernel():
 
 @triton.jit
 def copy_kernel(X, Y, BLOCK: tl.constexpr):
-    """Y = X, a block a program: 2 x 4 x BLOCK bytes of HBM each."""
+    """Y = X, a block a program: 4 BLOCK bytes read and as many written."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tl.store(Y + at, tl.load(X + at))
 
 
 @triton.jit
 def write_kernel(Y, value, BLOCK: tl.constexpr):
-    """Y = value, a block a program: 4 x BLOCK bytes of HBM each."""
+    """Y = value, a block a program: 4 BLOCK bytes written."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tl.store(Y + at, tl.zeros([BLOCK], tl.float32) + value)
 
 
 @triton.jit
 def read_kernel(X, OUT, blocks, trips, BLOCK: tl.constexpr):
-    """Sum of the blocks that a program meets in `trips` strides around X: 4 x BLOCK bytes a trip.
+    """Sum of the blocks that a program meets on `trips` strides round X: 4 BLOCK bytes a trip.
 
-    The strides go round and round where X has fewer blocks than that; loads bypass L1.
+    Loads bypass L1. Where `blocks` shares no factor with the programs, each program meets all.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     within = tl.arange(0, BLOCK)
@@ -46,21 +44,25 @@ def read_kernel(X, OUT, blocks, trips, BLOCK: tl.constexpr):
 
 @triton.jit
 def chase_kernel(NEXT, AT, trips):
-    """Walk the cycle of NEXT from where AT says, one load after another, and note where it ends.
+    """Walk a cycle, one load after another, from where AT says, and leave there where it ends.
 
-    NEXT[LINE_INTS * i] is the line after line i; only L2 and HBM serve the loads.
+    NEXT holds at each place of the cycle the index of the next one. Loads bypass L1.
     """
-    line = tl.load(AT)
+    at = tl.load(AT)
     for _ in range(trips):
-        line = tl.load(NEXT + line * LINE_INTS, cache_modifier=".cg")
-    tl.store(AT, line)
+        at = tl.load(NEXT + at, cache_modifier=".cg")
+    tl.store(AT, at)
 
 
 @triton.jit
 def tensor_kernel(
     A, B, OUT, trips, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MATMULS: tl.constexpr
 ):
-    """OUT = trips x A B, by one matmul a trip on the same operands: 2 M N K FLOPs each."""
+    """OUT = trips MATMULS A B, adding A B each time anew: 2 M N K FLOPs.
+
+    wgmma takes A and B from SRAM, where they stay. mma.sync takes them from registers, and Triton
+    fetches them from SRAM once a trip: 8 matmuls a trip keep that below the tensor cores' time.
+    """
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
     a = tl.load(A + m * K + k[None, :])
     b = tl.load(B + k[:, None] * N + n)
@@ -83,7 +85,7 @@ def exp_kernel(X, OUT, trips, BLOCK: tl.constexpr):
 
 @triton.jit
 def fma_kernel(X, OUT, factor, addend, trips, BLOCK: tl.constexpr, FMAS: tl.constexpr):
-    """x = factor x + addend, `trips` times: one FMA an element a trip."""
+    """x = factor x + addend, FMAS times a trip, so that the loop's own instructions are few."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(X + at)
     for _ in range(trips):
@@ -94,7 +96,12 @@ def fma_kernel(X, OUT, factor, addend, trips, BLOCK: tl.constexpr, FMAS: tl.cons
 
 @triton.jit
 def transpose_kernel(X, OUT, trips, SIDE: tl.constexpr):
-    """Transpose a tile of fp32 `trips` times."""
+    """Transpose a tile `trips` times: 4 SIDE^2 bytes stored to SRAM and as many loaded, a trip.
+
+    The loop carries the tile in one register layout, so each transpose goes through SRAM. With
+    SIDE = 64 and 8 warps that is 16 st.shared.b32 and 16 ld.shared.b32 a thread, each of a warp's
+    on 32 banks (checked by working out the addresses of the PTX of Triton 3.6 and 3.9).
+    """
     down, right = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     at = tl.program_id(0) * SIDE * SIDE + down * SIDE + right
     x = tl.load(X + at)

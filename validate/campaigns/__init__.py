@@ -1,0 +1,1 @@
+"""Campaigns: which points to measure on which kind of device."""
