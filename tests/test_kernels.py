@@ -16,8 +16,8 @@ from sim.schedules import make_schedule
 from sim.schedules.hip import REPRESENTATIVE, search
 from sim.workload import AttentionWorkload, WorkloadTable
 from tests.interpreted import DEVICE, INTERPRETED, counted_bytes
-from validate.kernels.launch import DTYPES, place
 from validate.float64 import TOLERANCE, attend, relative_error
+from validate.kernels.launch import DTYPES, place
 
 HW = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
 SMALL_SRAM = load_profile(
@@ -26,6 +26,7 @@ SMALL_SRAM = load_profile(
 MOST_STEPS = 60  # the interpreter takes some 5 ms a tile step
 
 TILE = {"q": 32, "kv": 32}
+NAIVE = {"name": "naive", "mask": False}
 TRITON = {"implementation": "triton", "tile": TILE}
 SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flash2, causal": ({"name": "flash2", **TRITON}, {"seq_len": 100, "causal": True}),
@@ -38,9 +39,9 @@ SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"seq_len": 130, "causal": True, "window": 50},
     ),
     "flash2, whole tiles": ({"name": "flash2", **TRITON}, {"seq_len": 128, "causal": True}),
-    "naive, causal": ({"name": "naive", "mask": False, "tile": TILE}, {"seq_len": 100, "causal": True}),
+    "naive, causal": ({**NAIVE, "tile": TILE}, {"seq_len": 100, "causal": True}),
     "naive, grouped heads": (
-        {"name": "naive", "mask": False, "tile": {"q": 64, "kv": 32}},
+        {**NAIVE, "tile": {"q": 64, "kv": 32}},
         {"heads": 4, "kv_heads": 2, "seq_q": 40, "seq_kv": 90, "head_dim": 128},
     ),
     "block_sparse": (
@@ -52,11 +53,11 @@ SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"seq_len": 150},
     ),
     "flash_decoding, split": (
-        {"name": "flash_decoding", "implementation": "triton", "splits": 3, "tile": {"q": 16, "kv": 32}},
+        {"name": "flash_decoding", **TRITON, "splits": 3, "tile": {"q": 16, "kv": 32}},
         {"heads": 8, "kv_heads": 2, "batch": 2, "seq_kv": 200, "phase": "decode"},
     ),
     "flash_decoding, whole": (
-        {"name": "flash_decoding", "implementation": "triton", "splits": 1, "tile": {"q": 16, "kv": 32}},
+        {"name": "flash_decoding", **TRITON, "splits": 1, "tile": {"q": 16, "kv": 32}},
         {"seq_kv": 70, "phase": "decode"},
     ),
     "hip": (

@@ -25,7 +25,7 @@ class Group(BaseModel):
     runner: Runner = "attnsim"
     schedules: list[dict[str, Any]] = Field(default_factory=list)
     workload: dict[str, Any]
-    cases: list[dict[str, Any]] = Field(default_factory=lambda: [{}], min_length=1)
+    cases: list[dict[str, Any]] = Field(default=[{}], min_length=1)
     vary: dict[str, list[Any]] = Field(default_factory=dict)
 
 
@@ -66,6 +66,7 @@ def _points(group: Group, where: str) -> list[Shape]:
         raise InputError(f"{where}: group {group.family!r}: schedules: at least one was expected")
     for schedule in group.schedules:
         make_schedule(schedule, f"{where}: group {group.family!r}")
+    schedules: list[dict[str, Any] | None] = [*group.schedules] or [None]
     varied = [
         dict(zip(group.vary, v, strict=True)) for v in itertools.product(*group.vary.values())
     ]
@@ -88,5 +89,5 @@ def _points(group: Group, where: str) -> list[Shape]:
             schedule=schedule,
         )
         for workload in workloads
-        for schedule in group.schedules or [None]
+        for schedule in schedules
     ]

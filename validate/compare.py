@@ -1,4 +1,4 @@
-"""Predictions held against measurements: errors by schedule family, and which schedule is faster."""
+"""Predictions held against measurements: errors by schedule family, and which is faster."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor

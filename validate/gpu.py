@@ -153,7 +153,7 @@ class GpuBench:
             raise DeviceLostError(f"the device no longer answers after: {text}") from error
 
     def count(self, points: Sequence[Measurement]) -> list[list[Counters]]:
-        """Counters of each point's kernels, by Nsight Compute over a process that runs each once."""
+        """Counters of each point's kernels: Nsight Compute watches a process that runs each."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "points.json"
             shapes = [point.shape.model_dump() for point in points]
@@ -182,7 +182,7 @@ def placed(shape: Shape, hw: HardwareProfile) -> Attention:
 
 
 def check(attention: Attention) -> None:
-    """Raises WrongResultError unless the output is attention in float64, to its dtype's rounding."""
+    """Raises WrongResultError unless the output is float64's, to the rounding of its dtype."""
     error = relative_error(attention, CHECKED_BLOCKS)
     most = TOLERANCE[attention.w.dtype]
     if not error <= most:  # a NaN is not
@@ -226,10 +226,10 @@ def run_watched(path: Path) -> None:
         attention.run()
         clock.flush_l2()
         torch.cuda.synchronize()
-        torch.cuda.cudart().cudaProfilerStart()
+        torch.cuda.profiler.start()
         attention.run()
         torch.cuda.synchronize()
-        torch.cuda.cudart().cudaProfilerStop()
+        torch.cuda.profiler.stop()
         del attention
         torch.cuda.empty_cache()
 

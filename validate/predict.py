@@ -97,7 +97,7 @@ def roofline_s(kernel: Kernel, w: AttentionWorkload, hw: HardwareProfile) -> flo
 
     It knows the kernel's FLOPs and tensors, but no tiles, caches, waves, softmax or launches.
     """
-    flops = sum(
+    flops: int = sum(
         step.mma_flops * trips
         for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True)
         for step in loop.steps

@@ -14,6 +14,7 @@ from sim.units import show, show_binary
 
 
 def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
+    """An empty table; columns from number `numeric_from` on are aligned right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(
@@ -23,6 +24,7 @@ def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
 
 
 def show_table(table: Table) -> None:
+    """Print the table, as wide as it needs to be unless the terminal is narrower."""
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width to keep to
         console = Console(width=200)

@@ -13,6 +13,7 @@ Source: Dao-AILab/flash-attention, csrc/flash_attn: tiles 64 x 256, 128 or 64 by
 (run_flash_splitkv_fwd). Without splits there is no combine kernel.
 """
 
+from dataclasses import replace
 from math import ceil
 from typing import Annotated, Literal
 
@@ -109,9 +110,10 @@ class FlashDecoding(FlashSchedule):
 
 
 def _public(w: AttentionWorkload, hw: HardwareProfile, triton: bool) -> Cta:
-    """run_mha_fwd_splitkv_dispatch; Triton's with smaller tiles, which hide latency in 3 stages."""
+    """run_mha_fwd_splitkv_dispatch; Triton's: smaller tiles in 3 stages, 2 where SRAM is short."""
     if triton:
-        return Cta(Tile(q=64, kv=64), 4, stages=3, tensor_path="native")
+        deep = Cta(Tile(q=64, kv=64), 4, stages=3, tensor_path="native")
+        return deep if deep.sram_bytes(w) <= hw.sram.max_per_cta else replace(deep, stages=2)
     rows = max(64, -(-(w.heads // w.kv_heads) // 16) * 16)
     kv = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
     return Cta(Tile(q=rows, kv=kv), 4)

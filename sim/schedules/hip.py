@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, sram_bytes_of, visible_blocks
+from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
 from sim.schedules.block_sparse import as_table
 from sim.schedules.flash2 import Cta, FlashSchedule, forward_kernel, public_cta
 from sim.tile_program import (

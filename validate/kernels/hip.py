@@ -1,4 +1,4 @@
-"""HiP's mask estimation: a tree search for the key blocks that a block of query rows scores highest."""
+"""HiP's mask estimation: a tree search for the key blocks that query rows score highest."""
 
 import triton
 import triton.language as tl
