@@ -27,12 +27,13 @@ from validate.measurement import Measurement, Measurements
 from validate.micro import readings
 from validate.predict import NotPredictedError, Prediction, predict
 
-MOST_STEPS = 400_000  # tile steps of a point that is fitted to: a fit replays each some 50 times
+MOST_STEPS = 200_000  # tile steps of a point that is fitted to: a fit replays each 150 times
 STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise
 ROBUST_SCALE = 0.05  # a log ratio beyond which a point pulls less and less
 # A fitted parameter is thought to be within a factor of two of where it stands (one standard
 # deviation of its logarithm), the times right to 3%; so data that says little moves little.
 PRIOR, NOISE = log(2), 0.03
+OVERLAPS = (0.6, 0.2)  # values of sm.mma_issue from which the fit is tried too
 UNDETERMINED = 0.8  # of the prior's width left: the data has said next to nothing
 UNCERTAIN = 0.3  # a 95% interval wider than this is worth a warning
 
@@ -219,6 +220,7 @@ class _Fit:
     names: list[str]
     map: Callable[[Any, Any], list[list[float]]]
     progress: Callable[[str], None]
+    _last: tuple[NDArray[np.float64], NDArray[np.float64]] = (np.empty(0), np.empty(0))
 
     def log_ratios(self, hw: HardwareProfile) -> NDArray[np.float64]:
         """Of all times of all points."""
@@ -230,11 +232,16 @@ class _Fit:
         values = dict(zip(self.names, map(exp, logs.tolist()), strict=True))
         ratios = self.log_ratios(with_values(self.hw, values))
         self.progress(f"fitting: mean error {np.abs(ratios).mean():.1%}")
-        return np.concatenate([ratios, (logs - self.start()) * NOISE / PRIOR])
+        found = np.concatenate([ratios, (logs - self.start()) * NOISE / PRIOR])
+        self._last = (logs.copy(), found)
+        return found
 
     def jacobian(self, logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Finite differences, inwards where a bound is near: shape (residuals, parameters)."""
-        at = self.residuals(logs)
+        """Finite differences, inwards where a bound is near: shape (residuals, parameters).
+
+        Least squares asks for it where it has just asked for the residuals.
+        """
+        at = self._last[1] if np.array_equal(self._last[0], logs) else self.residuals(logs)
         columns = []
         for number, name in enumerate(self.names):
             step = -STEP if logs[number] + STEP > log(BY_NAME[name].high) else STEP
@@ -253,6 +260,16 @@ class _Fit:
         ]
         return np.log(inside)
 
+    def starts(self) -> list[NDArray[np.float64]]:
+        """The profile, and it with matmuls that leave more issue slots: another regime, in which
+        other pipes hold kernels back, and from which a search does not come over by itself."""
+        starts = [self.start()]
+        for share in OVERLAPS if "sm.mma_issue" in self.names else ():
+            moved = self.start()
+            moved[self.names.index("sm.mma_issue")] = log(share)
+            starts.append(moved)
+        return starts
+
     def solve(self) -> dict[str, tuple[float, float]]:
         """Value and relative 95% interval of each parameter that the points determine."""
         if not self.names:
@@ -261,17 +278,21 @@ class _Fit:
             np.log([getattr(BY_NAME[name], side) for name in self.names])
             for side in ("low", "high")
         )
-        solution = least_squares(
-            self.residuals,
-            self.start(),
-            jac=self.jacobian,
-            bounds=(low, high),
-            loss="soft_l1",
-            f_scale=ROBUST_SCALE,
-            xtol=1e-4,
-            ftol=1e-4,
-            max_nfev=30,
-        )
+        solutions = [
+            least_squares(
+                self.residuals,
+                start,
+                jac=self.jacobian,
+                bounds=(low, high),
+                loss="soft_l1",
+                f_scale=ROBUST_SCALE,
+                xtol=1e-3,
+                ftol=1e-3,
+                max_nfev=15,
+            )
+            for start in self.starts()
+        ]
+        solution = min(solutions, key=lambda found: found.cost)
         ratios = solution.fun[: -len(self.names)]
         noise = max(NOISE, float(np.sqrt(np.mean(np.square(ratios)))))
         covariance = noise**2 * np.linalg.inv(solution.jac.T @ solution.jac)

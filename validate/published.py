@@ -2,8 +2,8 @@
 
 `measurements/published/attention.csv` has a figure a row, with its source. Rates count 4 B H N^2 d
 FLOPs (half of it where causal), as FlashAttention's benchmarks do. Benchmarks repeat a kernel on
-the same inputs, so times are from a warm L2. Rows of the split "train" may calibrate; what is reported
-as a prediction is "test".
+the same inputs, so times are from a warm L2. Rows of the split "train" may calibrate; what is
+reported as a prediction is "test".
 """
 
 import csv

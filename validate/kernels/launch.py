@@ -1,7 +1,8 @@
 """A schedule on real tensors: one Triton launch for each kernel that the simulator would replay.
 
 Tile sizes, grid order, block tables, warps and buffers are read off the simulator's kernels, so
-that both move the same data. Tensors have the shape (groups, rows, cols) of `sim.tile_program.Tensor`.
+that both move the same data. Tensors have the shape (groups, rows, cols) that they have in
+`sim.tile_program.Tensor`.
 """
 
 from collections.abc import Callable
