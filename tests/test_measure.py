@@ -1,4 +1,4 @@
-"""Campaigns and measurement files: saved as they come, resumed, refused where they do not belong."""
+"""Campaigns and measurement files: saved as they come, resumed, refused where not theirs."""
 
 import json
 import subprocess

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from scipy.optimize import OptimizeResult, least_squares
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
@@ -278,8 +278,9 @@ class _Fit:
             np.log([getattr(BY_NAME[name], side) for name in self.names])
             for side in ("low", "high")
         )
-        solutions = [
-            least_squares(
+
+        def search(start: NDArray[np.float64], evaluations: int) -> OptimizeResult:
+            return least_squares(
                 self.residuals,
                 start,
                 jac=self.jacobian,
@@ -288,11 +289,11 @@ class _Fit:
                 f_scale=ROBUST_SCALE,
                 xtol=1e-3,
                 ftol=1e-3,
-                max_nfev=15,
+                max_nfev=evaluations,
             )
-            for start in self.starts()
-        ]
-        solution = min(solutions, key=lambda found: found.cost)
+
+        first = [search(start, 4) for start in self.starts()]
+        solution = search(min(first, key=lambda found: found.cost).x, 12)
         ratios = solution.fun[: -len(self.names)]
         noise = max(NOISE, float(np.sqrt(np.mean(np.square(ratios)))))
         covariance = noise**2 * np.linalg.inv(solution.jac.T @ solution.jac)
