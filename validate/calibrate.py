@@ -27,7 +27,7 @@ from validate.measurement import Measurement, Measurements
 from validate.micro import readings
 from validate.predict import NotPredictedError, Prediction, predict
 
-MOST_STEPS = 200_000  # tile steps of a point that is fitted to: a fit replays each 150 times
+MOST_STEPS = 4_000_000  # tile steps of all points that are fitted to: each is replayed 150 times
 STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise
 ROBUST_SCALE = 0.05  # a log ratio beyond which a point pulls less and less
 # A fitted parameter is thought to be within a factor of two of where it stands (one standard
@@ -152,7 +152,7 @@ def calibrate(
     read = readings(measurements.micro, hw)
     hw_read = with_values(hw, {name: reading.value for name, reading in read.items()})
     train = [p for p in measurements.points if p.split == "train" and (p.cold_s or p.warm_s)]
-    points = [p for p in train if _fits(p, hw)]
+    points = _affordable(train, hw)
     if not read and not points:
         raise InputError(
             f"{measurements.title}: nothing to calibrate on: no micro-benchmarks, and no timed "
@@ -191,14 +191,20 @@ def _calibrated(
     return Calibrated(parameter, before, before, None, None)
 
 
-def _fits(point: Measurement, hw: HardwareProfile) -> bool:
-    """Whether the point can be replayed again and again."""
-    try:
-        schedule = point.parsed_schedule("measurement")
-        kernels = schedule.lower(point.workload.workload(), hw) if schedule else []
-    except InputError:
-        return False
-    return 0 < sum(kernel.tile_steps for kernel in kernels) <= MOST_STEPS
+def _affordable(points: Sequence[Measurement], hw: HardwareProfile) -> list[Measurement]:
+    """Those that can be simulated, the shortest first, as many as may be replayed over and over."""
+    by_steps = []
+    for number, point in enumerate(points):
+        try:
+            schedule = point.parsed_schedule("measurement")
+            kernels = schedule.lower(point.workload.workload(), hw) if schedule else []
+        except InputError:
+            continue
+        if kernels:
+            by_steps.append((sum(kernel.tile_steps for kernel in kernels), number))
+    by_steps.sort()
+    total = np.cumsum([steps for steps, _ in by_steps])
+    return [points[n] for (_, n), t in zip(by_steps, total, strict=True) if t <= MOST_STEPS]
 
 
 def log_ratios(point: Measurement, hw: HardwareProfile) -> list[float]:
@@ -295,7 +301,7 @@ class _Fit:
         first = [search(start, 4) for start in self.starts()]
         solution = search(min(first, key=lambda found: found.cost).x, 12)
         ratios = solution.fun[: -len(self.names)]
-        noise = max(NOISE, float(np.sqrt(np.mean(np.square(ratios)))))
+        noise = max(NOISE, 1.48 * float(np.median(np.abs(ratios))))  # as robust as the loss
         covariance = noise**2 * np.linalg.inv(solution.jac.T @ solution.jac)
         deviations = np.sqrt(np.diag(covariance)).tolist()
         return {
