@@ -36,6 +36,11 @@ MeasurementsArgument = Annotated[
         '("published/h100-sxm": on that GPU).',
     ),
 ]
+CampaignOption = Annotated[str, typer.Option(help="A shipped campaign's name, or a file's path.")]
+DeviceProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", help="The profile nearest to the device, where it is not known."),
+]
 ProfileOption = Annotated[str, typer.Option("--profile", help="A profile's name or path.")]
 
 
@@ -192,12 +197,8 @@ def check_profile(file: Annotated[Path, typer.Argument(help="A profile file.")])
 @validate_app.command()
 def measure(
     out: Annotated[Path, typer.Option(help="The measurement file; one that exists is resumed.")],
-    campaign: Annotated[
-        str, typer.Option(help="A shipped campaign's name, or a file's path.")
-    ] = "h100",
-    profile: Annotated[
-        str | None, typer.Option(help="The profile nearest to the device, if it is not known.")
-    ] = None,
+    campaign: CampaignOption = "h100",
+    profile: DeviceProfileOption = None,
 ) -> None:
     """Time the kernels of a campaign on this machine's GPU, and count their bytes."""
     from validate.campaign import load_campaign
@@ -213,12 +214,8 @@ def validate_run(
     out: Annotated[
         Path, typer.Option(help="A folder for measurements, profile, comparison and figures.")
     ],
-    campaign: Annotated[
-        str, typer.Option(help="A shipped campaign's name, or a file's path.")
-    ] = "h100",
-    profile: Annotated[
-        str | None, typer.Option(help="The profile nearest to the device, if it is not known.")
-    ] = None,
+    campaign: CampaignOption = "h100",
+    profile: DeviceProfileOption = None,
 ) -> None:
     """Measure, calibrate and compare in one go; leaves a profile of this machine's GPU."""
     from validate.campaign import load_campaign
