@@ -57,7 +57,7 @@ class Counters(_Part):
     l2_read_bytes: NonNegativeFloat | None = None
     l2_write_bytes: NonNegativeFloat | None = None
     l2_hit_rate: Share | None = None
-    tensor_utilisation: Share | None = None
+    tensor_utilisation: NonNegativeFloat | None = None  # a counter's: just above 1 may be read
 
 
 class Compiled(_Part):
