@@ -210,3 +210,22 @@ def test_unknown_published_gpu_and_missing_file_are_one_line(tmp_path):
         "calibrate", "published", "--profile", "h100-sxm", "--out", "no/where.toml", cwd=tmp_path
     )
     assert_one_line(done, "--out no/where.toml")
+
+
+def test_one_command_measures_calibrates_and_compares(tmp_path, monkeypatch, capsys):
+    from sim import cli
+
+    table = CAMPAIGN.replace('split = "test"', 'split = "train"', 1)
+    (tmp_path / "c.toml").write_text(table)
+    bench = SimulatedBench(HW)
+    monkeypatch.setattr(
+        cli, "measure_here", lambda c, out, _: run_campaign(c, out, bench, lambda _: None)
+    )
+    cli.validate_run(tmp_path / "mine", str(tmp_path / "c.toml"))
+    names = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert names >= {"measurements.json", "profile.toml", "comparison.json"}
+    assert load_profile(str(tmp_path / "mine/profile.toml")).arch == "sm90"
+    (score, *_) = json.loads((tmp_path / "mine/comparison.json").read_text())["scores"]
+    assert score["family"] == "naive"
+    assert score["mean_error"] < 0.1
+    assert "Train split, 6 points" in capsys.readouterr().out
