@@ -102,10 +102,15 @@ class Energy(Section):
 
 
 class Links(Section):
-    """Bandwidth to the host and to peer GPUs, a direction."""
+    """Bandwidths of one GPU's links, a direction: to the host, to peers, and to other nodes.
+
+    `node_gpus` is how many GPUs a node has that `peer` joins; without it, all.
+    """
 
     host: BytesPerSecond | None = None
     peer: BytesPerSecond | None = None
+    network: BytesPerSecond | None = None
+    node_gpus: Count | None = None
 
 
 class HbmCalibration(Section):
@@ -155,6 +160,14 @@ class LaunchCalibration(Section):
     gap: Seconds
 
 
+class LinksCalibration(Section):
+    """Share of the links' bandwidths that is sustained, and latencies of a transfer."""
+
+    sustained: Share = _SHARE
+    latency: Seconds
+    network_latency: Seconds
+
+
 class Calibration(BaseModel):
     """What kernels reach of the vendor's figures, and costs that no datasheet states."""
 
@@ -164,6 +177,7 @@ class Calibration(BaseModel):
     tensor: TensorCalibration
     sm: SmCalibration
     launch: LaunchCalibration
+    links: LinksCalibration
 
 
 class HardwareProfile(BaseModel):

@@ -9,8 +9,9 @@ class ModelShape:
 
     `layers` counts transformer layers; `heads` and `kv_heads` count query heads and key/value heads
     of one layer; `head_dim` is in elements. `context` is the published context length and `window`
-    the sliding window, both in tokens; `window` is None unless every layer uses one. `source` says
-    where the figures were published.
+    the sliding window, both in tokens; `window` is None unless every layer uses one. A model with
+    latent attention caches `latent_dim` + `rope_dim` elements a token and layer, for all heads; its
+    K have `head_dim` elements once made of them. `source` says where the figures were published.
     """
 
     name: str
@@ -21,6 +22,8 @@ class ModelShape:
     context: int
     window: int | None
     source: str
+    latent_dim: int | None = None
+    rope_dim: int = 0
 
 
 MODELS: dict[str, ModelShape] = {
@@ -195,6 +198,51 @@ MODELS: dict[str, ModelShape] = {
             source=(
                 "Qwen2.5 Technical Report (arXiv 2412.15115), Table 1; head_dim from config.json "
                 "of Qwen/Qwen2.5-72B (hidden_size 8192 / 64 heads)"
+            ),
+        ),
+        ModelShape(
+            name="deepseek-v2-lite",
+            layers=27,
+            heads=16,
+            kv_heads=16,
+            head_dim=192,
+            context=32768,
+            window=None,
+            latent_dim=512,
+            rope_dim=64,
+            source=(
+                "DeepSeek-V2 (arXiv 2405.04434), appendix B; head_dim is qk_nope_head_dim 128 + "
+                "qk_rope_head_dim 64 in config.json of deepseek-ai/DeepSeek-V2-Lite"
+            ),
+        ),
+        ModelShape(
+            name="deepseek-v2",
+            layers=60,
+            heads=128,
+            kv_heads=128,
+            head_dim=192,
+            context=131072,
+            window=None,
+            latent_dim=512,
+            rope_dim=64,
+            source=(
+                "DeepSeek-V2 (arXiv 2405.04434), section 3.1.2; head_dim is qk_nope_head_dim 128 + "
+                "qk_rope_head_dim 64 in config.json of deepseek-ai/DeepSeek-V2"
+            ),
+        ),
+        ModelShape(
+            name="deepseek-v3",
+            layers=61,
+            heads=128,
+            kv_heads=128,
+            head_dim=192,
+            context=131072,
+            window=None,
+            latent_dim=512,
+            rope_dim=64,
+            source=(
+                "DeepSeek-V3 (arXiv 2412.19437), section 4.2; head_dim is qk_nope_head_dim 128 + "
+                "qk_rope_head_dim 64 in config.json of deepseek-ai/DeepSeek-V3"
             ),
         ),
     )

@@ -19,9 +19,14 @@ from sim.workload import AttentionWorkload
 
 @dataclass(frozen=True)
 class KernelResult:
-    """One kernel of a schedule. Shares and utilisations are of the vendor's figures."""
+    """One kernel of a schedule. Shares and utilisations are of the vendor's figures.
+
+    Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
+    its other figures are of one launch.
+    """
 
     name: str
+    launches: int
     start_s: float
     time_s: float
     ctas: int
@@ -72,7 +77,9 @@ class Record:
 
     `hbm_write_bytes` counts all that the schedule makes dirty, also the `l2_dirty_bytes` that are
     still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
-    counts the (query, key) pairs that the mask shows, `flops` what the tiles compute.
+    counts the (query, key) pairs that the mask shows, `flops` what the tiles compute. Bytes, FLOPs
+    and energy are of all `gpus` together, utilisations and shares their mean, `peak_hbm_bytes` the
+    fullest one's. `link_wait_s` is how long a GPU's kernels waited for transfers, in the mean.
     """
 
     schedule: str
@@ -97,6 +104,9 @@ class Record:
     bottleneck: str | None = None
     bottleneck_shares: dict[str, float] = field(default_factory=dict)
     energy_j: float | None = None
+    gpus: int = 1
+    link_bytes: int = 0
+    link_wait_s: float = 0.0
     kernels: list[KernelResult] = field(default_factory=list)
     timeline: list[Timeline] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
@@ -156,15 +166,25 @@ def record_of(
     engine: str,
 ) -> Record:
     """The record of a schedule that ran."""
-    kernels = [kernel_result(launched, w, hw) for launched in run.kernels]
-    hbm_read_bytes = sum(k.hbm_read_bytes for k in kernels)
-    hbm_write_bytes = sum(k.hbm_write_bytes for k in kernels) + run.l2_dirty_bytes
-    l2_read_bytes = sum(k.l2_read_bytes for k in kernels)
-    l2_bytes = l2_read_bytes + sum(k.l2_write_bytes for k in kernels)
-    flops = sum(k.flops for k in kernels)
-    sram_bytes = sum(k.sram_bytes for k in kernels)
-    shares = _shares(kernels, run.time_s)
-    busy_s = sum(k.time_s for k in kernels)
+    runs = distinct(run)
+    kernels = [kernel_result(*first, w, hw) for first in runs]
+
+    def total(amount: str) -> int:
+        return sum(getattr(kernel, amount) * kernel.launches for kernel in kernels)
+
+    def mean(share: str) -> float:
+        weights = [kernel.time_s * kernel.launches for kernel in kernels]
+        return float(np.average([getattr(kernel, share) for kernel in kernels], weights=weights))
+
+    hbm_read_bytes = total("hbm_read_bytes")
+    hbm_write_bytes = total("hbm_write_bytes") + run.l2_dirty_bytes
+    l2_read_bytes = total("l2_read_bytes")
+    l2_bytes = l2_read_bytes + total("l2_write_bytes")
+    hit_bytes = sum(first.run.l2_hit_bytes * launches for first, launches in runs)
+    flops, sram_bytes = total("flops"), total("sram_bytes")
+    link_wait_s = sum(launched.waited_s for launched in run.kernels) / run.gpus
+    shares = _shares(kernels, run, link_wait_s)
+    gpu_s = run.gpus * run.time_s
     return Record(
         schedule=schedule,
         point=point,
@@ -178,26 +198,29 @@ def record_of(
         hbm_write_bytes=hbm_write_bytes,
         l2_dirty_bytes=run.l2_dirty_bytes,
         l2_bytes=l2_bytes,
-        l2_hit_rate=sum(k.l2_hit_rate * k.l2_read_bytes for k in kernels) / max(l2_read_bytes, 1),
+        l2_hit_rate=hit_bytes / max(l2_read_bytes, 1),
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
-        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / run.time_s,
+        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / gpu_s,
         hbm_utilisation=(hbm_read_bytes + hbm_write_bytes - run.l2_dirty_bytes)
         / hw.hbm.bandwidth
-        / run.time_s,
-        occupancy=sum(k.occupancy * k.time_s for k in kernels) / busy_s,
+        / gpu_s,
+        occupancy=mean("occupancy"),
         bottleneck=next(iter(shares)),
         bottleneck_shares=shares,
         energy_j=_energy_j(
             hw,
-            run.time_s,
+            gpu_s,
             hbm_read_bytes + hbm_write_bytes,
             l2_bytes,
             sram_bytes,
             flops,
         ),
+        gpus=run.gpus,
+        link_bytes=sum(sent.transfer.bytes for sent in run.sent),
+        link_wait_s=link_wait_s,
         kernels=kernels,
-        timeline=[timeline_of(launched, w, hw) for launched in run.kernels],
+        timeline=[timeline_of(first, w, hw) for first, _ in runs],
         memory=[asdict(change) for change in run.memory],
         engine=engine,
         versions=dict(versions()),
@@ -209,7 +232,17 @@ def _peak_flops_per_s(w: AttentionWorkload, hw: HardwareProfile) -> float:
     return hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
 
 
-def kernel_result(launched: Launched, w: AttentionWorkload, hw: HardwareProfile) -> KernelResult:
+def distinct(run: DeviceRun) -> list[tuple[Launched, int]]:
+    """The first launch of every replay, and how many launches it stands for."""
+    launches: dict[int, list[Launched]] = {}
+    for launched in run.kernels:
+        launches.setdefault(id(launched.run), []).append(launched)
+    return [(same[0], len(same)) for same in launches.values()]
+
+
+def kernel_result(
+    launched: Launched, launches: int, w: AttentionWorkload, hw: HardwareProfile
+) -> KernelResult:
     """What is said of one kernel."""
     run, kernel = launched.run, launched.run.kernel
     critical = {c: float(s) for c, s in zip(CAUSES, run.path_s, strict=True) if s > 0}
@@ -217,6 +250,7 @@ def kernel_result(launched: Launched, w: AttentionWorkload, hw: HardwareProfile)
     flops = run.executed("mma_flops")
     return KernelResult(
         name=kernel.name,
+        launches=launches,
         start_s=launched.start_s,
         time_s=run.time_s,
         ctas=kernel.ctas,
@@ -242,20 +276,27 @@ def kernel_result(launched: Launched, w: AttentionWorkload, hw: HardwareProfile)
     )
 
 
-def _shares(kernels: list[KernelResult], time_s: float) -> dict[str, float]:
-    """Shares of the schedule's time by what was critical, largest first; launches are the rest."""
+def _shares(kernels: list[KernelResult], run: DeviceRun, link_wait_s: float) -> dict[str, float]:
+    """Shares of the GPUs' time by what was critical, largest first; launches are the rest.
+
+    A GPU that is done before the others idles.
+    """
     totals: dict[str, float] = {}
     for kernel in kernels:
         for cause, critical_s in kernel.critical_time_s.items():
-            totals[cause] = totals.get(cause, 0.0) + critical_s
-    totals["launch"] = time_s - sum(kernel.time_s for kernel in kernels)
+            totals[cause] = totals.get(cause, 0.0) + critical_s * kernel.launches
+    if run.sent:
+        ends = {k.gpu: k.start_s + k.run.time_s for k in run.kernels}  # the last one's stays
+        totals["link"] = link_wait_s * run.gpus
+        totals["idle"] = sum(run.time_s - end_s for end_s in ends.values())
+    totals["launch"] = run.gpus * run.time_s - sum(totals.values())
     ordered = sorted(totals.items(), key=lambda entry: -entry[1])
-    return {cause: critical_s / time_s for cause, critical_s in ordered}
+    return {cause: critical_s / (run.gpus * run.time_s) for cause, critical_s in ordered}
 
 
 def _energy_j(
     hw: HardwareProfile,
-    time_s: float,
+    gpu_s: float,
     hbm_bytes: int,
     l2_bytes: int,
     sram_bytes: int,
@@ -265,7 +306,7 @@ def _energy_j(
         return None
     e = hw.energy
     moved = hbm_bytes * e.hbm_per_byte + l2_bytes * e.l2_per_byte + sram_bytes * e.sram_per_byte
-    return moved + flops * e.tensor_per_flop + time_s * e.idle
+    return moved + flops * e.tensor_per_flop + gpu_s * e.idle
 
 
 def timeline_of(launched: Launched, w: AttentionWorkload, hw: HardwareProfile) -> Timeline:

@@ -11,7 +11,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.engine.cache import l2_bytes
-from sim.engine.device import DeviceRun, EngineName, OutOfMemoryError, check_memory, run_on_device
+from sim.engine.device import (
+    DeviceRun,
+    EngineName,
+    OutOfMemoryError,
+    check_memory,
+    kernels_of,
+    replays_of,
+    run_on_device,
+)
 from sim.engine.machine import machine_of
 from sim.engine.records import replay_bytes
 from sim.files import InputError, checked, nearest, read_toml
@@ -19,7 +27,7 @@ from sim.hardware import HardwareProfile, find_toml, load_profile
 from sim.result import Record, record_of, record_of_oom
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
-from sim.tile_program import Kernel, chunk_tensors
+from sim.tile_program import Step, chunk_tensors
 from sim.units import Bytes, Count, show_binary
 from sim.workload import AttentionWorkload, WorkloadTable
 
@@ -158,26 +166,26 @@ def _point(
     return Point(swept, workload, hardware, schedules)
 
 
-def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Kernel]]]:
-    """Every schedule of every point with its kernels; raises InputError for what cannot be."""
+def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Step]]]:
+    """Every schedule of every point with its steps; raises InputError for what cannot be."""
     lowered = []
     for point in scenario.points:
         for schedule in point.schedules:
             try:
-                kernels = schedule.lower(point.workload, point.hardware)
+                schedule.check(point.workload)
+                steps = schedule.steps(point.workload, point.hardware)
             except InputError as error:
                 raise InputError(f"{scenario.where}: {error}") from None
-            lowered.append((point, schedule, kernels))
+            lowered.append((point, schedule, steps))
     return lowered
 
 
-def check_limits(
-    scenario: Scenario, point: Point, schedule: Schedule, kernels: list[Kernel]
-) -> int:
-    """Tile steps of the kernels; raises InputError where they or their arrays exceed the limits."""
+def check_limits(scenario: Scenario, point: Point, schedule: Schedule, steps: list[Step]) -> int:
+    """Tile steps to replay; raises InputError where they or their arrays exceed the limits."""
     limits, who = scenario.limits, f"{scenario.where}: schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
     l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
+    kernels = kernels_of(steps)
     memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes)
     memory += max(replay_bytes(kernel, point.hardware) for kernel in kernels)
     if memory > limits.memory:
@@ -185,13 +193,13 @@ def check_limits(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    steps = sum(kernel.tile_steps for kernel in kernels)
-    if steps > limits.tile_steps:
+    tile_steps = sum(kernel.tile_steps for kernel in replays_of(steps))
+    if tile_steps > limits.tile_steps:
         raise InputError(
-            f"{who}: the replay would take {steps:.3g} tile steps, limits.tile_steps is "
+            f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
             f"{limits.tile_steps:.3g}: {advice} limits.tile_steps"
         )
-    return steps
+    return tile_steps
 
 
 Progress = Callable[[str, int, int], None]  # what runs, tile steps done, of how many
@@ -210,18 +218,17 @@ def run_scenario(
     scenario: Scenario, engine: EngineName = "replay", progress: Progress = lambda *_: None
 ) -> Iterator[Outcome]:
     """Outcomes as they are finished; bad input raises InputError before the first one runs."""
-    jobs: list[tuple[Point, Schedule, list[Kernel], int, OutOfMemoryError | None]] = []
-    for point, schedule, kernels in lower_all(scenario):
+    jobs: list[tuple[Point, Schedule, list[Step], int, OutOfMemoryError | None]] = []
+    for point, schedule, steps in lower_all(scenario):
         try:
-            check_memory(kernels, point.hardware)
+            check_memory(steps, point.hardware)
         except OutOfMemoryError as error:
-            jobs.append((point, schedule, kernels, 0, error))
+            jobs.append((point, schedule, steps, 0, error))
         else:
-            jobs.append(
-                (point, schedule, kernels, check_limits(scenario, point, schedule, kernels), None)
-            )
+            tile_steps = check_limits(scenario, point, schedule, steps)
+            jobs.append((point, schedule, steps, tile_steps, None))
     total, done = sum(job[3] for job in jobs), 0
-    for point, schedule, kernels, steps, oom in jobs:
+    for point, schedule, steps, tile_steps, oom in jobs:
         facts = (schedule.title, point.values, point.workload, point.hardware)
         if oom is not None:
             yield Outcome(point, record_of_oom(*facts, oom, engine), None)
@@ -231,7 +238,10 @@ def run_scenario(
             progress(title, before + n, total)
 
         so_far(0)
-        run = run_on_device(kernels, point.hardware, point.workload.dtype, engine, so_far)
-        done += steps
-        so_far(steps)
+        try:
+            run = run_on_device(steps, point.hardware, point.workload.dtype, engine, so_far)
+        except InputError as error:
+            raise InputError(f"{scenario.where}: schedule {schedule.title}: {error}") from None
+        done += tile_steps
+        so_far(tile_steps)
         yield Outcome(point, record_of(*facts, run, engine), run)

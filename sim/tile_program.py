@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+TensorPath = Literal["native", "mma_sync", "asynchronous"]
 OfItem = Callable[[IntArray], IntArray]  # an integer for each of the items asked for
 
 
@@ -134,16 +135,20 @@ class Loop:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one CTA takes of its SM. A worker is one warp on each sub-partition (4 warps)."""
+    """What one CTA takes of its SM. A worker is one warp on each sub-partition (4 warps).
+
+    `producer_threads` of the threads only issue loads: they take room, but no share of the work.
+    """
 
     sram_bytes: int
     threads: int = 128
     registers_per_thread: int = 255
+    producer_threads: int = 0
 
     @property
     def workers(self) -> int:
         """Warp groups that run the CTA's computes, each its share."""
-        return max(1, self.threads // 128)
+        return max(1, (self.threads - self.producer_threads) // 128)
 
 
 def once(items: IntArray) -> IntArray:
@@ -156,14 +161,17 @@ class Kernel:
     """A launch: `ctas` CTAs in grid order, each running `items_per_cta` items one after the other.
 
     CTA c runs items c * items_per_cta and those that follow. Items are numbers here; what they
-    touch is computed only when the kernel runs, so that lowering costs nothing.
+    touch is computed only when the kernel runs, so that lowering costs nothing. `tensor_path` is
+    how its matmuls are issued: `mma_sync` by the warp, `native` by the device's best instruction,
+    waited for before anything else; `asynchronous` is native, and other workers' instructions issue
+    meanwhile.
     """
 
     name: str
     ctas: int
     loops: tuple[Loop, ...]
     footprint: Footprint
-    tensor_path: Literal["native", "mma_sync"] = "native"
+    tensor_path: TensorPath = "native"
     items_per_cta: int = 1
 
     @property
@@ -195,6 +203,37 @@ class Kernel:
     def tensors(self) -> list[Tensor]:
         """Every tensor that the kernel touches, once each, in program order."""
         return list(dict.fromkeys(stream.tensor for stream in self.streams))
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """`bytes` sent over a link: to GPU `to`, or from or to the host's memory.
+
+    `buffer` is where they arrive, in the receiver's HBM for as long as the program runs.
+    """
+
+    name: str
+    bytes: int
+    to: int | Literal["host"]
+    from_host: bool = False
+    buffer: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A kernel that GPU `gpu` runs or a transfer that it makes, once the steps `after` are done.
+
+    The kernels of one GPU run in the order in which they are listed.
+    """
+
+    work: Kernel | Transfer
+    gpu: int = 0
+    after: tuple["Step", ...] = ()
+
+
+def in_order(kernels: list[Kernel]) -> list[Step]:
+    """The kernels one after the other on one GPU."""
+    return [Step(kernel) for kernel in kernels]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,17 @@ from pydantic import (
 
 from sim.files import nearest
 from sim.models import MODELS
-from sim.units import Count
+from sim.units import Count, CountOrNone
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8"]
+KvDtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
+Phase = Literal["prefill", "decode", "training"]
+Mask = Literal["full", "causal", "window"]
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+KV_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4}
+# Backward takes five matmuls where forward takes two (FlashAttention's benchmarks count so:
+# Dao-AILab/flash-attention, benchmarks/benchmark_flash_attention.py).
+TRAINING_FLOPS = 3.5
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,11 @@ class AttentionWorkload:
     """Attention of one layer: shapes, dtype and mask.
 
     `window` is how many of the latest keys a query sees, itself included (it implies `causal`).
-    Query i stands at position seq_kv - seq_q + i, as in decoding with a cache.
+    Query i stands at position seq_kv - seq_q + i, as in decoding with a cache. `training` is a pass
+    forward and one backward; `tokens` are decoded one after the other, each with a cache of seq_kv.
+    `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
+    `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
+    elements each (V padded to it).
     """
 
     batch: int
@@ -35,7 +46,12 @@ class AttentionWorkload:
     dtype: Dtype
     causal: bool = False
     window: int | None = None
-    phase: Literal["prefill", "decode"] = "prefill"
+    phase: Phase = "prefill"
+    tokens: int = 1
+    dropout: bool = False
+    kv_dtype: KvDtype | None = None
+    latent_dim: int | None = None
+    rope_dim: int = 0
 
     @property
     def dtype_bytes(self) -> int:
@@ -43,9 +59,9 @@ class AttentionWorkload:
         return DTYPE_BYTES[self.dtype]
 
     @property
-    def masked(self) -> bool:
-        """Whether some query may not see some key."""
-        return self.causal or self.window is not None
+    def mask(self) -> Mask:
+        """Which keys a query may see."""
+        return "window" if self.window is not None else "causal" if self.causal else "full"
 
     def visible_keys(self, first_row: int, last_row: int) -> tuple[int, int]:
         """The range [low, high) of keys that any of the query rows first..last may see."""
@@ -68,8 +84,9 @@ class AttentionWorkload:
 
     @property
     def useful_flops(self) -> int:
-        """FLOPs of the two matmuls over the visible pairs: 4 d a pair (FlashAttention's count)."""
-        return 4 * self.head_dim * self.visible_pairs * self.batch * self.heads
+        """FLOPs of the matmuls over the visible pairs: forward 4 d a pair, as FlashAttention."""
+        forward = 4 * self.head_dim * self.visible_pairs * self.batch * self.heads * self.tokens
+        return int(forward * TRAINING_FLOPS) if self.phase == "training" else forward
 
 
 class WorkloadTable(BaseModel):
@@ -87,7 +104,12 @@ class WorkloadTable(BaseModel):
     dtype: Dtype = "fp16"
     causal: bool | None = None
     window: Count | None = None
-    phase: Literal["prefill", "decode"] = "prefill"
+    phase: Phase = "prefill"
+    tokens: Count = 1
+    dropout: bool = False
+    kv_dtype: KvDtype | None = None
+    latent_dim: Count | None = None
+    rope_dim: CountOrNone | None = None
 
     @field_validator("model")
     @classmethod
@@ -116,6 +138,8 @@ class WorkloadTable(BaseModel):
         causal = self.causal if self.causal is not None else bool(shape or window)
         if window is not None and not causal:
             raise ValueError("window goes with causal = true: a query sees its latest keys")
+        if self.tokens > 1 and self.phase != "decode":
+            raise ValueError(f'tokens = {self.tokens} goes with phase = "decode"')
         if causal and seq_q > seq_kv:
             raise ValueError(f"causal needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
         return AttentionWorkload(
@@ -129,6 +153,11 @@ class WorkloadTable(BaseModel):
             causal=causal,
             window=window if window is not None and window < seq_kv else None,
             phase=self.phase,
+            tokens=self.tokens,
+            dropout=self.dropout,
+            kv_dtype=self.kv_dtype if self.kv_dtype != self.dtype else None,
+            latent_dim=self.latent_dim or (shape.latent_dim if shape else None),
+            rope_dim=self.rope_dim if self.rope_dim is not None else shape.rope_dim if shape else 0,
         )
 
     def _lengths(self, context: int | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sim.files import InputError
 from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
-from sim.schedules.base import Schedule
+from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.flash2 import FlashSchedule
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 from sim.workload import AttentionWorkload
@@ -48,46 +48,62 @@ def devices(draw: Any, l2: str | None = None) -> HardwareProfile:
     return load_profile(name, overrides, "a test")
 
 
+# Options of a schedule beyond those of its base class.
+OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "naive": {"scale": st.booleans(), "mask": st.booleans()},
+    "block_sparse": {
+        "keep_window": st.none() | st.integers(1, 100),
+        "sinks": st.integers(0, 40),
+        "random_blocks": st.integers(0, 3),
+    },
+    "flash_decoding": {"splits": st.none() | st.integers(1, 9)},
+    "hip": {
+        "keep": st.sampled_from((128, 256)),
+        "sinks": st.integers(0, 40),
+        "keep_window": st.integers(1, 100),
+    },
+}
+
+
 @st.composite
 def schedules(draw: Any, *names: str) -> Schedule:
     """Any of the schedules, with tiles small enough to give several blocks."""
     name = draw(st.sampled_from(names))
     side = st.sampled_from((16, 32, 64, 128))
-    options: dict[str, Any] = {"name": name, "tile": {"q": draw(side), "kv": draw(side)}}
+    options: dict[str, Any] = {"name": name}
+    if issubclass(SCHEDULES[name], TiledSchedule):
+        options["tile"] = {"q": draw(side), "kv": draw(side)}
     if issubclass(SCHEDULES[name], FlashSchedule):
         options |= {
             "implementation": draw(st.sampled_from(("cuda", "triton"))),
             "stages": draw(st.none() | st.integers(1, 3)),
             "warps": draw(st.none() | st.sampled_from((4, 8))),
         }
-    if name == "hip":
-        options |= {
-            "keep": draw(st.sampled_from((128, 256))),
-            "sinks": draw(st.integers(0, 40)),
-            "keep_window": draw(st.integers(1, 100)),
-        }
-    if name == "flash_decoding":
-        options["splits"] = draw(st.none() | st.integers(1, 9))
-    if name == "naive":
-        options |= {key: draw(st.booleans()) for key in ("scale", "mask", "dropout")}
-    if name == "block_sparse":
-        options |= {
-            "keep_window": draw(st.none() | st.integers(1, 100)),
-            "sinks": draw(st.integers(0, 40)),
-            "random_blocks": draw(st.integers(0, 3)),
-        }
+    options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
     return SCHEDULES[name].model_validate(options)
 
 
 @st.composite
 def cases(draw: Any, *names: str) -> tuple[AttentionWorkload, Schedule]:
     """Any schedule (or one of `names`), with a workload that it takes."""
-    schedule, w = draw(schedules(*(names or tuple(SCHEDULES)))), draw(workloads())
-    if schedule.name == "flash_decoding":
-        w = replace(w, seq_q=1, phase="decode")
-    if schedule.name == "hip":
-        w = replace(w, seq_q=min(w.seq_q, w.seq_kv), causal=True)
-    return w, schedule
+    schedule = draw(schedules(*(names or tuple(SCHEDULES))))
+    return draw(suited(schedule, draw(workloads()))), schedule
+
+
+@st.composite
+def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWorkload:
+    """The workload, changed as far as the schedule needs it."""
+    if w.mask not in schedule.masks:
+        mask = draw(st.sampled_from(schedule.masks))
+        window = draw(st.integers(1, 300)) if mask == "window" else None
+        w = replace(w, causal=mask != "full", window=window, seq_q=min(w.seq_q, w.seq_kv))
+    phase = draw(st.sampled_from(schedule.phases))
+    if phase == "decode":
+        w = replace(w, seq_q=1)
+    dropout = "dropout" in schedule.takes and draw(st.booleans())
+    kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
+    kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
+    return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
 
 
 def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -95,6 +111,8 @@ def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> li
     try:
         return schedule.lower(w, hw)
     except InputError:
+        if not isinstance(schedule, TiledSchedule):
+            raise
         return schedule.model_copy(update={"tile": None}).lower(w, hw)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from sim.engine.device import run_on_device
 from sim.hardware import HardwareProfile
+from sim.tile_program import in_order
 from validate.measurement import Counters, Device, Measurement, Micro, Shape
 from validate.predict import predict
 
@@ -40,7 +41,7 @@ class SimulatedBench:
     def _counters(self, point: Measurement) -> list[Counters]:
         w = point.workload.workload()
         kernels = point.parsed_schedule("a test").lower(w, self.truth)
-        run = run_on_device(kernels, self.truth, w.dtype, "replay", lambda _: None)
+        run = run_on_device(in_order(kernels), self.truth, w.dtype, "replay", lambda _: None)
         return [
             Counters(
                 kernel=k.run.kernel.name,

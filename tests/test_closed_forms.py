@@ -13,13 +13,16 @@ from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.flash_decoding import splits_of
 from sim.schedules.hip import search, search_rounds
-from sim.tile_program import Compute, Kernel
+from sim.tile_program import Compute, Kernel, in_order
 from sim.workload import AttentionWorkload, WorkloadTable
 from tests.drawn import cases, devices, lowered, schedules, workloads
 
 
 def run(kernels, hw, w):
-    return [k.run for k in run_on_device(kernels, hw, w.dtype, "replay", lambda _: None).kernels]
+    return [
+        k.run
+        for k in run_on_device(in_order(kernels), hw, w.dtype, "replay", lambda _: None).kernels
+    ]
 
 
 def visible(w: AttentionWorkload) -> np.ndarray:
@@ -205,7 +208,7 @@ def test_infinite_l2_moves_each_input_once_and_writes_each_tensor_once(w, hw, sc
     if touched > machine_of(hw).l2_capacity_bytes:
         return
     reads = sum(r.hbm_read_bytes for r in runs)
-    if not w.masked or schedule.name == "naive":
+    if w.mask == "full" or schedule.name == "naive":
         assert reads == compulsory_bytes(w)[0]
     else:
         assert reads <= compulsory_bytes(w)[0]
@@ -320,7 +323,7 @@ def test_softmax_of_rows_beyond_sram_takes_every_exp_twice():
 def test_a_kernel_starts_when_it_is_launched_and_the_one_before_is_over():
     hw = load_profile("h100-sxm")
     w = WorkloadTable(heads=2, head_dim=64, seq_len=512).workload()
-    ran = run_on_device(SCHEDULES["naive"]().lower(w, hw), hw, w.dtype, "replay", lambda _: None)
+    ran = run_on_device(SCHEDULES["naive"]().steps(w, hw), hw, w.dtype, "replay", lambda _: None)
     launch, over_s = hw.calibration.launch, 0.0
     for number, kernel in enumerate(ran.kernels):
         gap_s = launch.gap if number else 0.0

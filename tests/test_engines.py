@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from sim.engine.device import run_on_device
 from sim.engine.kernel_run import KernelRun
 from sim.hardware import HardwareProfile
-from sim.tile_program import Kernel
+from sim.tile_program import Kernel, in_order
 from tests.drawn import cases, devices, kernel_sequences, lowered
 
 TIMES = {"time_s", "busy_s", "path_s", "cta_start_s", "cta_end_s", "bins"}
@@ -26,8 +26,8 @@ def assert_same(replay: KernelRun, reference: KernelRun) -> None:
 
 
 def assert_engines_agree(kernels: list[Kernel], hw: HardwareProfile, dtype: str) -> None:
-    replay = run_on_device(kernels, hw, dtype, "replay", lambda _: None)
-    reference = run_on_device(kernels, hw, dtype, "reference", lambda _: None)
+    replay = run_on_device(in_order(kernels), hw, dtype, "replay", lambda _: None)
+    reference = run_on_device(in_order(kernels), hw, dtype, "reference", lambda _: None)
     for ours, theirs in zip(replay.kernels, reference.kernels, strict=True):
         assert_same(ours.run, theirs.run)
     np.testing.assert_allclose(replay.time_s, reference.time_s, rtol=1e-9)

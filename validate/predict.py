@@ -6,7 +6,7 @@ from sim.engine.device import Launched, OutOfMemoryError, check_memory, run_on_d
 from sim.engine.machine import CAUSES
 from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.tile_program import Compute, Kernel
+from sim.tile_program import Compute, Kernel, in_order
 from sim.workload import AttentionWorkload
 from validate.measurement import Shape
 
@@ -44,14 +44,14 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
         if schedule is None:
             raise NotPredictedError(f"no schedule stands for {shape.family}")
         kernels = schedule.lower(w, hw)
-        check_memory(kernels, hw)
+        check_memory(in_order(kernels), hw)
     except InputError as error:
         raise NotPredictedError(str(error)) from None
     except OutOfMemoryError as error:
         raise NotPredictedError(f"out of memory: {error.tensor.name} does not fit") from None
     tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
     runs = 2 if sum(t.bytes for t in tensors) < WARM_BELOW * hw.l2.capacity else 1
-    run = run_on_device(kernels * runs, hw, w.dtype, "replay", lambda _: None)
+    run = run_on_device(in_order(kernels * runs), hw, w.dtype, "replay", lambda _: None)
     cold, last = run.kernels[: len(kernels)], run.kernels[-len(kernels) :]
     read_bytes = sum(k.run.l2_read_bytes for k in cold)
     longest = max(cold, key=lambda launched: launched.run.time_s).run

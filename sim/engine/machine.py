@@ -84,13 +84,15 @@ def service_times_s(
     if tensor_rate is None:
         vector_ops += op.mma_flops / 2  # an FMA is two FLOPs
     else:
-        sustained = getattr(calibration.tensor, kernel.tensor_path)
+        by_warp = kernel.tensor_path == "mma_sync"
+        sustained = calibration.tensor.mma_sync if by_warp else calibration.tensor.native
         service_s[TENSOR] = op.mma_flops / (tensor_rate / sm.count * sustained)
     service_s[VECTOR] = vector_ops / (sm.fp32_lanes * sm.clock * calibration.sm.vector)
     service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
     service_s[SRAM] = op.sram_bytes / (hw.sram.bytes_per_clock * sm.clock * calibration.sm.sram)
     issued = (vector_ops + op.exp_count) / (ISSUE_LANES * sm.clock)
-    service_s[ISSUE] = issued + calibration.sm.mma_issue * service_s[TENSOR]
+    blocking = 0.0 if kernel.tensor_path == "asynchronous" else calibration.sm.mma_issue
+    service_s[ISSUE] = issued + blocking * service_s[TENSOR]
     return service_s / kernel.footprint.workers
 
 

@@ -72,8 +72,9 @@ def print_records(title: str, records: list[Record]) -> None:
         )
         if len(record.kernels) > 1 and not swept:
             for kernel in record.kernels:
+                times = f" ×{kernel.launches}" if kernel.launches > 1 else ""
                 table.add_row(
-                    f"  {kernel.name}",
+                    f"  {kernel.name}{times}",
                     "",
                     show(kernel.time_s, "s"),
                     show(kernel.hbm_read_bytes, "B"),
@@ -146,6 +147,7 @@ def _figure(key: str, value: Any) -> str:
     """A figure in the unit that its key stands for."""
     units = {
         "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
+        "network": "B/s", "network_latency": "s",
         "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
         "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s",
         "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",

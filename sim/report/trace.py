@@ -1,7 +1,8 @@
 """A trace that ui.perfetto.dev opens: CTAs on their SMs and what the device did, over time.
 
 Format: Chrome's JSON trace events ("X" slices, "C" counters, "M" names), in microseconds. Each
-schedule is one process; a name that ends in .gz is compressed.
+schedule is one process; a name that ends in .gz is compressed. Of several GPUs each has a lane of
+kernels and one of transfers, and a kernel's CTAs are shown at its first launch.
 """
 
 import gzip
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from sim.engine.device import Launched
-from sim.result import Timeline
+from sim.result import Timeline, distinct
 from sim.scenario import Outcome
 
 MOST_SLICES = 200_000  # CTAs shown of one kernel: beyond it only those of the first SMs
 # Threads are numbered through all processes, as an operating system does.
 THREADS_A_SCHEDULE = 100_000
 LANES_AN_SM = 64
+FIRST_GPU_LANE, FIRST_LINK_LANE = 80_000, 10_000
 
 
 def save_trace(outcomes: list[Outcome], path: Path) -> None:
@@ -43,9 +45,17 @@ def _schedule_events(pid: int, outcome: Outcome) -> Iterator[dict[str, Any]]:
     yield _name("process_name", pid, kernels, title)
     yield _name("thread_name", pid, kernels, "kernels")
     lanes: dict[int, str] = {}
-    for launched, timeline in zip(run.kernels, record.timeline, strict=True):
-        name = launched.run.kernel.name
-        yield _slice(pid, kernels, name, launched.start_s, launched.run.time_s)
+    for launched in run.kernels:
+        name, lane = launched.run.kernel.name, kernels
+        if run.gpus > 1:
+            lane = kernels + FIRST_GPU_LANE + launched.gpu
+            lanes[lane] = f"GPU {launched.gpu:03d} kernels"
+        yield _slice(pid, lane, name, launched.start_s, launched.run.time_s)
+    for sent in run.sent:
+        lane = kernels + FIRST_GPU_LANE + FIRST_LINK_LANE + sent.gpu
+        lanes[lane] = f"GPU {sent.gpu:03d} transfers"
+        yield _slice(pid, lane, sent.transfer.name, sent.start_s, sent.end_s - sent.start_s)
+    for (launched, _), timeline in zip(distinct(run), record.timeline, strict=True):
         yield from _counters(pid, timeline)
         yield from _ctas(pid, launched, lanes)
     for change in run.memory:

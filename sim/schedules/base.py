@@ -3,15 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.tile_program import IntArray, Kernel, OfItem, Tensor
+from sim.tile_program import IntArray, Kernel, OfItem, Step, Tensor, in_order
 from sim.units import show_binary
-from sim.workload import AttentionWorkload
+from sim.workload import AttentionWorkload, Mask, Phase
 
 # fp32 lane operations of softmax per score: running maximum, scale and subtract (one FMA), sum, and
 # conversion of P to the tensor cores' dtype (FlashAttention-2, csrc/flash_attn/src/softmax.h).
@@ -36,13 +37,20 @@ SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 class Schedule(BaseModel):
     """A way to compute attention: one `[[schedule]]` table of a scenario.
 
-    `label` names it in tables and figures where the same schedule stands there twice.
+    `label` names it in tables and figures where the same schedule stands there twice. The class
+    says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
+    what not every schedule can do, `takes`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     label: str | None = None
-    tile: Tile | None = None
+
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    masks: ClassVar[tuple[Mask, ...]] = ("full", "causal", "window")
+    takes: ClassVar[frozenset[Literal["dropout", "kv_dtype"]]] = frozenset()
 
     @property
     def title(self) -> str:
@@ -51,14 +59,47 @@ class Schedule(BaseModel):
 
     @abstractmethod
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """The kernels that run, in order.
+        """The kernels of one GPU, each once, in order.
 
-        Raises InputError where tile or workload do not suit the schedule or the device.
+        Raises InputError where the schedule's options, the workload and the device do not go
+        together.
         """
+
+    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+        """What runs: the kernels in order on one GPU, for each token that is decoded.
+
+        Raises InputError as `lower` does.
+        """
+        return in_order(self.lower(w, hw) * w.tokens)
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        for key, given, accepted in (
+            ("phase", w.phase, self.phases),
+            ("mask", w.mask, self.masks),
+        ):
+            if given not in accepted:
+                raise InputError(
+                    f'schedule {self.name}: the workload\'s {key} is "{given}": it takes '
+                    f"{', '.join(accepted)}"
+                )
+        if w.dropout and "dropout" not in self.takes:
+            raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
+        if w.kv_dtype is not None and "kv_dtype" not in self.takes:
+            raise InputError(
+                f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": its K and V are of '
+                f'workload.dtype ("{w.dtype}")'
+            )
 
     def relative_to(self, folder: Path | None) -> "Schedule":
         """The schedule with the paths in its options looked up from `folder`."""
         return self
+
+
+class TiledSchedule(Schedule):
+    """A schedule that works on blocks of scores: `tile`, where it is not the usual one."""
+
+    tile: Tile | None = None
 
     def fit_tile(
         self,

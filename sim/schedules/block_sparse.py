@@ -40,6 +40,9 @@ class BlockSparse(FlashSchedule):
     seed: CountOrNone = 0
     mask_file: Path | None = None
 
+    summary = "FlashAttention-2 over the key blocks of a pattern, or of a file"
+    source = "arXiv 2309.17453 (window and sinks), arXiv 2007.14062 (BigBird)"
+
     @model_validator(mode="after")
     def _one_mask(self) -> "BlockSparse":
         if self.mask_file and (self.keep_window or self.sinks or self.random_blocks or self.tile):

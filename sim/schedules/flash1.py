@@ -20,8 +20,8 @@ from sim.hardware import HardwareProfile
 from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
-    Schedule,
     Tile,
+    TiledSchedule,
     blocks,
     kv_matrix,
     qkvo,
@@ -51,10 +51,13 @@ def published_tile(w: AttentionWorkload, hw: HardwareProfile) -> Tile:
     return Tile(q=max(16, min(keys, w.head_dim // 16 * 16)), kv=keys)
 
 
-class Flash1(Schedule):
+class Flash1(TiledSchedule):
     """FlashAttention-1 forward, Algorithm 1."""
 
     name: Literal["flash1"] = "flash1"
+
+    summary = "blocks of K and V outside, of Q inside; O, l and m read and written again and again"
+    source = "arXiv 2205.14135, Algorithms 1 and 4"
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a head, an item a block of keys."""

@@ -23,8 +23,8 @@ from sim.hardware import HardwareProfile
 from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
-    Schedule,
     Tile,
+    TiledSchedule,
     blocks,
     kv_matrix,
     qkvo,
@@ -42,6 +42,7 @@ from sim.tile_program import (
     Store,
     Stream,
     Tensor,
+    TensorPath,
     once,
 )
 from sim.workload import AttentionWorkload
@@ -56,7 +57,7 @@ class Cta:
     tile: Tile
     warps: int
     stages: int = 1
-    tensor_path: Literal["native", "mma_sync"] = "mma_sync"
+    tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = 255
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
 
@@ -135,7 +136,7 @@ def triton_registers(w: AttentionWorkload, tile: Tile, warps: int) -> int:
     return min(255, int(1.25 * held / (32 * warps)) + 27)
 
 
-class FlashSchedule(Schedule):
+class FlashSchedule(TiledSchedule):
     """What all schedules built on the FlashAttention-2 loop take.
 
     `implementation` says whose kernel it is: FlashAttention's CUDA with its mma.sync, or Triton's
@@ -179,10 +180,33 @@ class KeyBlocks:
     table: IntArray | None = None
 
 
+@dataclass(frozen=True)
+class Operand:
+    """K or V of a trip: its tiles, with whatever comes with them (scales, a page table).
+
+    `vector_ops` are the lane operations that make a trip's tile ready for the matmul (such as
+    dequantising), which also write it to SRAM again.
+    """
+
+    streams: tuple[Stream, ...]
+    vector_ops: int = 0
+
+    def made_ready(self, name: str, loads: tuple[Load, ...], tile_bytes: int) -> list[Compute]:
+        """The compute that makes a tile of so many bytes ready, if it needs one."""
+        if not self.vector_ops:
+            return []
+        loaded = sum(load.stream.tile_bytes for load in loads)
+        moved = loaded + tile_bytes
+        return [Compute(f"make {name} ready", loads, 0, self.vector_ops, 0, moved)]
+
+
 class Flash2(FlashSchedule):
     """FlashAttention-2 forward."""
 
     name: Literal["flash2"] = "flash2"
+
+    summary = "a CTA a block of query rows; O stays in registers"
+    source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a block of query rows."""
@@ -235,8 +259,8 @@ def forward_kernel(
         ctas=q.groups * down,
         trips=lambda items: np.maximum(visits.trips[row(items)], 0),
         q=Stream(q, tile.q, w.head_dim, q_tile),
-        k=kv_stream(k),
-        v=kv_stream(v),
+        k=Operand((kv_stream(k),)),
+        v=Operand((kv_stream(v),)),
         o=Stream(o, tile.q, w.head_dim, q_tile),
         lse=Stream(lse, tile.q, 1, q_tile),
     )
@@ -250,15 +274,18 @@ def flash_kernel(
     ctas: int,
     trips: OfItem,
     q: Stream,
-    k: Stream,
-    v: Stream,
+    k: Operand,
+    v: Operand,
     o: Stream,
     lse: Stream,
 ) -> Kernel:
     """A flash kernel whose streams say which tiles a CTA takes: one of Q, `trips` of K and V."""
     tile = cta.tile
-    load_q, load_k, load_v = Load(q), Load(k, cta.stages), Load(v, cta.stages)
-    q_bytes, kv_bytes = q.tile_bytes, k.tile_bytes
+    load_q = Load(q)
+    loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
+    loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
+    q_bytes = q.tile_bytes
+    kv_bytes = tile.kv * w.head_dim * w.dtype_bytes
     q_elements, scores = tile.q * w.head_dim, tile.q * tile.kv
     matmul_flops = 2 * scores * w.head_dim
     # Written once by the copy, then read whole by every reader, each for its own query rows.
@@ -267,11 +294,12 @@ def flash_kernel(
     loop = Loop(
         trips,
         (
-            load_k,
-            load_v,
+            *loads_k,
+            *loads_v,
+            *k.made_ready("K", loads_k, kv_bytes),
             Compute(
                 "S = Q K^T",
-                (load_k,),
+                loads_k,
                 mma_flops=matmul_flops,
                 sram_bytes=q_bytes + kv_sram_bytes,
             ),
@@ -280,7 +308,8 @@ def flash_kernel(
                 vector_ops=VECTOR_OPS_PER_SCORE * scores + q_elements,  # and rescale O
                 exp_count=scores + tile.q,
             ),
-            Compute("O += P V", (load_v,), mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
+            *v.made_ready("V", loads_v, kv_bytes),
+            Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
         ),
     )
     epilogue = Loop(

@@ -23,7 +23,7 @@ from pydantic import Field
 from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
-from sim.schedules.flash2 import Cta, FlashSchedule, flash_kernel
+from sim.schedules.flash2 import Cta, FlashSchedule, Operand, flash_kernel
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -46,6 +46,10 @@ class FlashDecoding(FlashSchedule):
 
     name: Literal["flash_decoding"] = "flash_decoding"
     splits: Annotated[int, Field(ge=1, le=MOST_SPLITS)] | None = None
+
+    summary = "split-KV decoding: a CTA a range of the cache, then a combine kernel"
+    source = "Dao-AILab/flash-attention, csrc/flash_attn (flash_fwd_splitkv_kernel)"
+    phases = ("decode",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""
@@ -99,8 +103,8 @@ class FlashDecoding(FlashSchedule):
             ctas=matrices * splits,
             trips=trips,
             q=Stream(q, cta.tile.q, w.head_dim, matrix),
-            k=Stream(k, cta.tile.kv, w.head_dim, last_key_block, -1),
-            v=Stream(v, cta.tile.kv, w.head_dim, last_key_block, -1),
+            k=Operand((Stream(k, cta.tile.kv, w.head_dim, last_key_block, -1),)),
+            v=Operand((Stream(v, cta.tile.kv, w.head_dim, last_key_block, -1),)),
             o=Stream(out, rows, w.head_dim, rows_of_split),
             lse=Stream(statistics, rows, 1, rows_of_split),
         )

@@ -64,10 +64,12 @@ class Hip(FlashSchedule):
     keep_window: Count = 256
     seed: CountOrNone = 0
 
+    summary = "tree search for the key blocks that matter, then FlashAttention-2 over them"
+    source = "arXiv 2406.09827; DeepAuto-AI/hip-attention"
+    masks = ("causal", "window")
+
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The estimation kernel, and the sparse forward kernel over what it finds."""
-        if not w.causal:
-            raise InputError("schedule hip: workload.causal = false: it prunes causal attention")
         public = public_cta(w, hw, self.implementation)
         cta = self.cta(Cta(Tile(q=64, kv=64), 4, public.stages, public.tensor_path), w, hw)
         tile = cta.tile

@@ -4,7 +4,7 @@
     S = S / sqrt(d)                (own pass with `scale`, else folded into the matmul)
     S = mask(S)                    (own pass with `mask`)
     P = softmax(S)                 (reads S, writes P)
-    P = dropout(P)                 (own pass with `dropout`; also writes a byte of mask an element)
+    P = dropout(P)                 (own pass, with dropout; also writes a byte of mask an element)
     O = P V                        (batched matmul; reads P)
 
 Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 0. The passes are those of eager PyTorch
@@ -19,9 +19,9 @@ from typing import Literal
 from sim.hardware import HardwareProfile
 from sim.schedules.base import (
     VECTOR_OPS_PER_SCORE,
-    Schedule,
     SramBytes,
     Tile,
+    TiledSchedule,
     blocks,
     kv_matrix,
     of_constant,
@@ -49,18 +49,21 @@ SOFTMAX_WARP_COLS, SOFTMAX_WARP_BYTES = 2048, 8192
 ELEMENTS_A_BLOCK = 1024  # CUDALoops.cuh: 128 threads of 8 elements
 
 
-class Naive(Schedule):
+class Naive(TiledSchedule):
     """Standard attention, forward.
 
     `mask` adds the pass that masks the scores (by default where the workload is masked), `scale` a
-    pass that scales them, `dropout` one over the probabilities, as eager frameworks do. All of S
-    is computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes.
+    pass that scales them, as eager frameworks do. All of S is computed whatever the mask. `tile` is
+    the block of S that one CTA of the first matmul makes.
     """
 
     name: Literal["naive"] = "naive"
     scale: bool = False
     mask: bool | None = None
-    dropout: bool = False
+
+    summary = "S and P as whole matrices in HBM, as eager frameworks do"
+    source = "arXiv 2205.14135, Algorithm 0; PyTorch aten/src/ATen/native/cuda"
+    takes = frozenset({"dropout"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass."""
@@ -71,10 +74,10 @@ class Naive(Schedule):
         kernels = [_scores_kernel(w, tile, q, k, scores)]
         if self.scale:
             kernels.append(_pass("scale", scores, scores, hw))
-        if w.masked if self.mask is None else self.mask:
+        if w.mask != "full" if self.mask is None else self.mask:
             kernels.append(_pass("mask", scores, scores, hw))
         kernels.append(_softmax_kernel(scores, probabilities, hw))
-        if self.dropout:
+        if w.dropout:
             kept = Tensor("dropout mask", q.groups, w.seq_q, w.seq_kv, 1)
             kernels.append(_pass("dropout", probabilities, probabilities, hw, kept))
         kernels.append(_output_kernel(w, tile, probabilities, v, o))
