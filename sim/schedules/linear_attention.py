@@ -1,0 +1,217 @@
+"""Linear attention in chunks, as RetNet's retention computes it too.
+
+    for each matrix of K and V, each BLOCK x BLOCK tile of the state (one CTA of "chunk states"):
+        H = 0
+        for each chunk of `chunk` tokens:
+            store H;  load K_c, V_c;  H = decay(H) + K_c^T V_c
+    for each matrix of Q, chunk and BLOCK columns of V (one CTA of "chunk outputs"):
+        for each BLOCK columns of K:
+            load Q_c, K_c, H;  O += Q_c H;  A += Q_c K_c^T
+        load V_c;  O += mask(A) V_c;  store O
+    decoding one token (one CTA a matrix and BLOCK columns of V):
+        load H, k, v, q;  H = decay(H) + k v^T;  o = q H;  store H, o
+
+Source: fla-org/flash-linear-attention, fla/ops/common/chunk_h.py, chunk_o.py, fused_recurrent.py:
+chunks of 64, blocks of 64 among those that its autotuner tries, 4 warps, 2 stages, states kept in
+the dtype of K (in fp32 when decoding); arXiv 2312.06635, section 4. RetNet (arXiv 2307.08621) adds
+a fixed decay for each head, which costs the vector operations counted here and no bytes. The state
+has head_dim x head_dim elements for each KV head.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.schedules.base import Schedule, blocks, kv_matrix, of_constant, qkvo
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
+from sim.workload import AttentionWorkload
+
+BLOCK = 64
+STAGES = 2
+STATE_BYTES = 4  # of an element while decoding
+
+
+class LinearAttention(Schedule):
+    """Linear attention, chunked forward and recurrent decoding; `chunk` is in tokens."""
+
+    name: Literal["linear_attention"] = "linear_attention"
+    chunk: int = Field(default=64, ge=16, le=256, multiple_of=16)
+
+    summary = "chunks: attention within, a state of head_dim x head_dim between them"
+    source = "arXiv 2312.06635, arXiv 2307.08621; fla-org/flash-linear-attention"
+    masks = ("causal",)
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """Two kernels or, for a token that is decoded, one."""
+        if w.phase == "decode":
+            return [_recurrent_kernel(w)]
+        q, k, v, o = qkvo(w)
+        chunks = blocks(w.seq_kv, self.chunk)
+        states = Tensor("states", k.groups * chunks, w.head_dim, w.head_dim, w.dtype_bytes)
+        return [
+            _states_kernel(w, self.chunk, k, v, states),
+            _outputs_kernel(w, self.chunk, q, k, v, states, o),
+        ]
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        check_whole_sequence(self, w)
+
+
+def check_whole_sequence(schedule: Schedule, w: AttentionWorkload) -> None:
+    """Raises InputError unless all tokens are queries, or one is decoded: what a state allows."""
+    if w.seq_q != (1 if w.phase == "decode" else w.seq_kv):
+        raise InputError(
+            f"schedule {schedule.name}: workload.seq_q = {w.seq_q}: its state takes the tokens in "
+            f"order: seq_q = seq_kv = {w.seq_kv}, or decoding of one token"
+        )
+
+
+def _states_kernel(
+    w: AttentionWorkload, chunk: int, k: Tensor, v: Tensor, states: Tensor
+) -> Kernel:
+    chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
+    tiles = across * across  # of one state
+
+    def matrix(items: IntArray) -> IntArray:
+        """Grid (blocks of K's columns, blocks of V's columns, matrices), the first fastest."""
+        return items // tiles
+
+    def k_tile(items: IntArray) -> IntArray:
+        return matrix(items) * chunks * across + items % across
+
+    def v_tile(items: IntArray) -> IntArray:
+        return matrix(items) * chunks * across + items // across % across
+
+    def state_tile(items: IntArray) -> IntArray:
+        within = items % across * across + items // across % across
+        return matrix(items) * chunks * tiles + within
+
+    load_k = Load(Stream(k, chunk, BLOCK, k_tile, across), STAGES)
+    load_v = Load(Stream(v, chunk, BLOCK, v_tile, across), STAGES)
+    block_bytes = load_k.stream.tile_bytes + load_v.stream.tile_bytes
+    update = Compute(
+        "H = decay(H) + K^T V",
+        (load_k, load_v),
+        mma_flops=2 * BLOCK * BLOCK * chunk,
+        vector_ops=2 * BLOCK * BLOCK,  # decay, and conversion of H for the store
+        sram_bytes=3 * block_bytes,
+    )
+    store = Store(Stream(states, BLOCK, BLOCK, state_tile, tiles))
+    return Kernel(
+        name="chunk states",
+        ctas=k.groups * tiles,
+        loops=(Loop(of_constant(chunks), (load_k, load_v, store, update)),),
+        footprint=Footprint(STAGES * block_bytes, 128, 128),
+    )
+
+
+def _outputs_kernel(
+    w: AttentionWorkload, chunk: int, q: Tensor, k: Tensor, v: Tensor, states: Tensor, o: Tensor
+) -> Kernel:
+    chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
+
+    def chunk_of(items: IntArray) -> IntArray:
+        """Grid (blocks of V's columns, chunks, matrices of Q): chunks counted over all of those."""
+        return items // across
+
+    def kv_chunk(items: IntArray) -> IntArray:
+        return kv_matrix(w, chunk_of(items) // chunks) * chunks + chunk_of(items) % chunks
+
+    def q_tile(items: IntArray) -> IntArray:
+        return chunk_of(items) * across
+
+    def k_tile(items: IntArray) -> IntArray:
+        return kv_chunk(items) * across
+
+    def v_tile(items: IntArray) -> IntArray:
+        return kv_chunk(items) * across + items % across
+
+    def state_tile(items: IntArray) -> IntArray:
+        return kv_chunk(items) * across * across + items % across
+
+    load_q = Load(Stream(q, chunk, BLOCK, q_tile, 1), STAGES)
+    load_k = Load(Stream(k, chunk, BLOCK, k_tile, 1), STAGES)
+    load_h = Load(Stream(states, BLOCK, BLOCK, state_tile, across), STAGES)
+    load_v = Load(Stream(v, chunk, BLOCK, v_tile))
+    slices = (load_q, load_k, load_h)
+    slice_bytes = sum(load.stream.tile_bytes for load in slices)
+    from_state = Compute(
+        "O += Q H, A += Q K^T",
+        slices,
+        mma_flops=2 * chunk * BLOCK * (BLOCK + chunk),
+        sram_bytes=3 * slice_bytes,
+    )
+    within = Compute(
+        "O += mask(A) V",
+        (load_v,),
+        mma_flops=2 * chunk * chunk * BLOCK,
+        vector_ops=3 * chunk * chunk + 2 * chunk * BLOCK,  # mask, decay, convert; scale O
+        sram_bytes=3 * load_v.stream.tile_bytes,
+    )
+    return Kernel(
+        name="chunk outputs",
+        ctas=q.groups * chunks * across,
+        loops=(
+            Loop(of_constant(across), (*slices, from_state)),
+            Loop(once, (load_v, within, Store(Stream(o, chunk, BLOCK, lambda items: items)))),
+        ),
+        footprint=Footprint(STAGES * slice_bytes, 128, 168),
+    )
+
+
+def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
+    """A token's step. The state is there before and after: it is read and written in place."""
+    kv_matrices, rows = w.batch * w.kv_heads, w.heads // w.kv_heads
+    across = blocks(w.head_dim, BLOCK)
+    size, dtype_bytes = w.head_dim, w.dtype_bytes
+    q = Tensor("Q", kv_matrices, rows, size, dtype_bytes, "input")
+    k, v = (Tensor(name, kv_matrices, 1, size, dtype_bytes, "input") for name in "KV")
+    o = Tensor("O", kv_matrices, rows, size, dtype_bytes, "output")
+    state = Tensor("state", kv_matrices, size, size, STATE_BYTES, "input")
+
+    def matrix(items: IntArray) -> IntArray:
+        """Grid (blocks of V's columns, matrices), the first fastest."""
+        return items // across
+
+    def columns(items: IntArray) -> IntArray:
+        return items
+
+    loads = (
+        Load(Stream(state, size, BLOCK, columns)),
+        Load(Stream(q, rows, size, matrix)),
+        Load(Stream(k, 1, size, matrix)),
+        Load(Stream(v, 1, BLOCK, columns)),
+    )
+    step = Compute("H = decay(H) + k v^T, o = q H", loads, vector_ops=(2 + rows) * size * BLOCK)
+    return Kernel(
+        name="recurrent step",
+        ctas=kv_matrices * across,
+        loops=(
+            Loop(
+                once,
+                (
+                    *loads,
+                    step,
+                    Store(Stream(state, size, BLOCK, columns)),
+                    Store(Stream(o, rows, BLOCK, columns)),
+                ),
+            ),
+        ),
+        footprint=Footprint(0, 128, min(255, 32 + int(np.ceil(size * BLOCK / 128)))),
+    )

@@ -1,0 +1,102 @@
+"""Retrieval: a vector search over the whole context, then attention over the chunks it found.
+
+    "vector search"  for each block of VECTORS chunks' embeddings (one CTA):
+                         load them and the questions' embeddings, slice by slice;  store the scores
+    "choose chunks"  for each question (one CTA): load all scores;  keep the `top` best
+    then FlashAttention-2 (or, decoding, its split-KV decoding) over top * chunk_tokens tokens
+
+The search is an exact one over a flat index, as faiss's IndexFlatIP does (Johnson et al. 2017,
+arXiv 1702.08734, section 5), one question a sequence of the batch; the index has one embedding for
+each chunk_tokens tokens of the workload's seq_kv and is the same for all sequences. Lewis et al.
+2020 (arXiv 2005.11401) is the model that answers from what was found. Chunks of 512 tokens, 8 of
+them and embeddings of 1,024 elements are usual settings, not a source's. What embeds question and
+chunks is a model of its own and not counted.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from sim.hardware import HardwareProfile
+from sim.schedules.base import Tile, blocks, of_constant
+from sim.schedules.flash2 import Flash2, FlashSchedule
+from sim.schedules.flash_decoding import FlashDecoding
+from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
+from sim.units import Count
+from sim.workload import AttentionWorkload
+
+VECTORS, QUESTIONS, SLICE, STAGES = (
+    128,
+    64,
+    64,
+    3,
+)  # of the search's matmul, as `naive`'s: estimates
+INDEX_BYTES = SCORE_BYTES = 4
+
+
+class Retrieval(FlashSchedule):
+    """Vector search over the context, then attention over `top` chunks of `chunk_tokens`."""
+
+    name: Literal["retrieval"] = "retrieval"
+    chunk_tokens: Count = 512
+    top: Count = 8
+    embedding_dim: Count = 1024
+
+    summary = "vector search over the context, then attention over a few chunks of it"
+    source = "arXiv 2005.11401; exact search as in arXiv 1702.08734"
+    masks = ("full", "causal")
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """Search, choice, and attention over what was found."""
+        chunks = blocks(w.seq_kv, self.chunk_tokens)
+        index = Tensor("embeddings", 1, chunks, self.embedding_dim, w.dtype_bytes, "input")
+        questions = Tensor("questions", 1, w.batch, self.embedding_dim, w.dtype_bytes, "input")
+        scores = Tensor("scores", 1, w.batch, chunks, SCORE_BYTES)
+        found = Tensor("chunks found", 1, w.batch, self.top, INDEX_BYTES)
+        return [
+            _search_kernel(index, questions, scores),
+            _choice_kernel(scores, found),
+            *self._attention(w, hw),
+        ]
+
+    def _attention(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        context = min(w.seq_kv, self.top * self.chunk_tokens)
+        options = self.model_dump(include=set(FlashSchedule.model_fields) - {"name", "label"})
+        if w.phase == "decode":
+            return FlashDecoding(**options).lower(replace(w, seq_kv=context), hw)
+        return Flash2(**options).lower(replace(w, seq_q=context, seq_kv=context), hw)
+
+
+def _search_kernel(index: Tensor, questions: Tensor, scores: Tensor) -> Kernel:
+    tile, trips = Tile(q=QUESTIONS, kv=VECTORS), blocks(index.cols, SLICE)
+    across = blocks(index.rows, tile.kv)
+    load_q = Load(
+        Stream(questions, tile.q, SLICE, lambda items: items // across * trips, 1), STAGES
+    )
+    load_v = Load(Stream(index, tile.kv, SLICE, lambda items: items % across * trips, 1), STAGES)
+    operands = load_q.stream.tile_bytes + load_v.stream.tile_bytes
+    multiply = Compute("q . v", (load_q, load_v), 2 * tile.q * tile.kv * SLICE, 0, 0, 3 * operands)
+    return Kernel(
+        name="vector search",
+        ctas=blocks(questions.rows, tile.q) * across,
+        loops=(
+            Loop(of_constant(trips), (load_q, load_v, multiply)),
+            Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
+        ),
+        footprint=Footprint(STAGES * operands, 128, 128),
+    )
+
+
+def _choice_kernel(scores: Tensor, found: Tensor) -> Kernel:
+    width = min(scores.cols, 8 * VECTORS)
+    across = blocks(scores.cols, width)
+    load = Load(Stream(scores, 1, width, lambda items: items * across, 1))
+    compare = Compute("compare with the least that is kept", (load,), vector_ops=2 * width)
+    return Kernel(
+        name="choose chunks",
+        ctas=scores.rows,
+        loops=(
+            Loop(of_constant(across), (load, compare)),
+            Loop(once, (Store(Stream(found, 1, found.cols, lambda items: items)),)),
+        ),
+        footprint=Footprint(0, threads=256, registers_per_thread=64),
+    )
