@@ -50,6 +50,23 @@ def devices(draw: Any, l2: str | None = None) -> HardwareProfile:
 
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
+    "mamba2": {
+        "state": st.sampled_from((16, 48, 128, 256)),
+        "groups": st.integers(1, 3),
+        "chunk": st.sampled_from((64, 128, 256)),
+    },
+    "memorizing": {
+        "memory": st.integers(1, 300),
+        "retrieve": st.integers(1, 6),
+        "keep_window": st.integers(1, 100),
+    },
+    "lm2": {"slots": st.integers(1, 200)},
+    "retrieval": {
+        "chunk_tokens": st.integers(1, 100),
+        "top": st.integers(1, 5),
+        "embedding_dim": st.integers(16, 200),
+    },
     "naive": {"scale": st.booleans(), "mask": st.booleans()},
     "block_sparse": {
         "keep_window": st.none() | st.integers(1, 100),
@@ -100,6 +117,8 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     phase = draw(st.sampled_from(schedule.phases))
     if phase == "decode":
         w = replace(w, seq_q=1)
+    elif schedule.name in ("linear_attention", "mamba2"):
+        w = replace(w, seq_q=w.seq_kv)
     dropout = "dropout" in schedule.takes and draw(st.booleans())
     kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None

@@ -11,7 +11,12 @@ from sim.schedules.flash1 import Flash1
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.hip import Hip
+from sim.schedules.linear_attention import LinearAttention
+from sim.schedules.lm2 import Lm2
+from sim.schedules.mamba2 import Mamba2
+from sim.schedules.memorizing import Memorizing
 from sim.schedules.naive import Naive
+from sim.schedules.retrieval import Retrieval
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "naive": Naive,
@@ -20,6 +25,11 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "block_sparse": BlockSparse,
     "flash_decoding": FlashDecoding,
     "hip": Hip,
+    "linear_attention": LinearAttention,
+    "mamba2": Mamba2,
+    "memorizing": Memorizing,
+    "lm2": Lm2,
+    "retrieval": Retrieval,
 }
 
 

@@ -180,6 +180,12 @@ class KeyBlocks:
     table: IntArray | None = None
 
 
+def all_visible(w: AttentionWorkload, tile: Tile) -> KeyBlocks:
+    """All key blocks that the mask shows, last first."""
+    first, end = visible_blocks(w, tile)
+    return KeyBlocks(trips=end - first, first=end - 1, stride=-1)
+
+
 @dataclass(frozen=True)
 class Operand:
     """K or V of a trip: its tiles, with whatever comes with them (scales, a page table).
@@ -211,8 +217,7 @@ class Flash2(FlashSchedule):
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a block of query rows."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        first, end = visible_blocks(w, cta.tile)
-        visits = KeyBlocks(trips=end - first, first=end - 1, stride=-1)
+        visits = all_visible(w, cta.tile)
         return [forward_kernel("flash2", w, cta, visits, qkvo(w))]
 
 
