@@ -167,6 +167,14 @@ def scenarios() -> None:
     print_scenarios()
 
 
+@app.command()
+def schedules() -> None:
+    """List the schedules: what each does, which workloads it takes, where it comes from."""
+    from sim.report.table import print_schedules
+
+    print_schedules()
+
+
 @profiles_app.callback(invoke_without_command=True)
 def profiles(context: typer.Context) -> None:
     """List the hardware profiles that come with attnsim."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from sim.files import read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile, shipped_names
 from sim.result import Record
+from sim.schedules import SCHEDULES
 from sim.units import show, show_binary
 
 
@@ -157,6 +158,23 @@ def _figure(key: str, value: Any) -> str:
     if unit is None:
         return f"{value:g}"
     return show_binary(value) if unit == "B" else show(value, unit)
+
+
+def print_schedules() -> None:
+    """A row a schedule: what it does, which workloads it takes, where it comes from."""
+    table = new_table("Schedules", "name", "what it does", "phases", "masks", "source")
+    for column in table.columns:
+        column.justify, column.no_wrap = "left", False
+    table.columns[0].no_wrap = True
+    for name, schedule in SCHEDULES.items():
+        table.add_row(
+            name,
+            schedule.summary,
+            ", ".join(schedule.phases),
+            ", ".join(schedule.masks),
+            schedule.source,
+        )
+    show_table(table)
 
 
 def print_scenarios() -> None:

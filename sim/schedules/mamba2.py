@@ -62,7 +62,7 @@ class Mamba2(Schedule):
     groups: Count = 1
     chunk: Literal[64, 128, 256] = 256
 
-    summary = "state-space duality in chunks: work and state do not grow with the context"
+    summary = "state-space duality in chunks; a state that does not grow for a cache"
     source = "arXiv 2405.21060; state-spaces/mamba, mamba_ssm/ops/triton"
     masks = ("causal",)
 
@@ -276,7 +276,8 @@ class _Scan:
 
         def row_block(matrix: IntArray, items: IntArray) -> IntArray:
             _, chunk_number, block = place(items)
-            return matrix * a_matrix + np.minimum(chunk_number * down + block, a_matrix - 1)
+            within: IntArray = np.minimum(chunk_number * down + block, a_matrix - 1)
+            return matrix * a_matrix + within
 
         def c_tile(items: IntArray) -> IntArray:
             return row_block(self.of_group(place(items)[0]), items) * deep
