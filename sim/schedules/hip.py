@@ -11,20 +11,30 @@
 where k = keep / tile.kv. Source: Lee et al. 2024 (arXiv 2406.09827), Algorithm 1 and its block
 approximation: chunks of tokens, each stood for by its centre. Here the tree ends at blocks of
 tile.kv keys, and a chunk's centre is 16 keys, the least that tensor cores take.
+
+Decoding is the same with one query row a head: a CTA a query head, neither packed by KV head nor
+split (DeepAuto-AI/hip-attention, v1_1/attention2_draft_prefetch.py, grid (heads, blocks of query
+rows, sequences)). The mask is searched anew every `refresh` tokens and used until then.
+
+Which blocks a search finds depends on the data. The model here: each query block has k hot blocks,
+a chunk scores high if it holds one, and equal chunks are ranked at random. A hot block is that of
+the query block before (of the refresh before, in decoding) with probability `reuse`, else drawn
+evenly over the keys between sinks and window.
 """
 
 from collections.abc import Callable
-from math import ceil, log2
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
-from sim.schedules.block_sparse import as_table
-from sim.schedules.flash2 import Cta, FlashSchedule, forward_kernel, public_cta
+from sim.schedules.block_sparse import read_mask
+from sim.schedules.flash2 import Cta, FlashSchedule, KeyBlocks, forward_kernel, public_cta
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -32,9 +42,11 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    Step,
     Store,
     Stream,
     Tensor,
+    in_order,
     once,
 )
 from sim.units import Count, CountOrNone
@@ -47,90 +59,214 @@ SEARCH_REGISTERS = 72
 INDEX_BYTES = 4
 
 Scores = Callable[[IntArray], NDArray[np.float64]]  # of chunks, by their centre blocks
+ChunkScores = Callable[[IntArray, IntArray], NDArray[np.float64]]  # by first block and end
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Hip(FlashSchedule):
-    """Hierarchically pruned causal attention forward.
+    """Hierarchically pruned causal attention: prefill, and decoding with a mask used repeatedly.
 
     Each block of query rows attends to `keep` keys that the search finds, `sinks` first and
-    `keep_window` latest ones, in whole key blocks. Which keys a search finds depends on the data:
-    the simulation has every chunk equally likely to score high (drawn by `seed`, the same for all
-    heads), so blocks that are found have no locality beyond that of their query rows.
+    `keep_window` latest ones, in whole key blocks; all heads to the same. Decoding searches every
+    `refresh` tokens. `reuse` is the share of hot blocks in common with the query block before, or
+    in decoding with the mask before; its default is an estimate: of what a search after 32 tokens
+    finds, 51 to 59% was in a cache little larger than a mask (arXiv 2502.08910, Table 4). A
+    `mask_file` (as of `block_sparse`) says which blocks the attention visits instead.
     """
 
     name: Literal["hip"] = "hip"
     keep: Count = 512
     sinks: CountOrNone = 16
     keep_window: Count = 256
+    refresh: Count = 8
+    reuse: Share = 0.5
+    mask_file: Path | None = None
     seed: CountOrNone = 0
 
     summary = "tree search for the key blocks that matter, then FlashAttention-2 over them"
     source = "arXiv 2406.09827; DeepAuto-AI/hip-attention"
     masks = ("causal", "window")
 
+    @model_validator(mode="after")
+    def _one_tile(self) -> "Hip":
+        if self.mask_file and self.tile:
+            raise ValueError("mask_file excludes tile: the file has its own")
+        return self
+
+    def relative_to(self, folder: Path | None) -> "Hip":
+        """The schedule with `mask_file` looked up from `folder`."""
+        if folder is None or self.mask_file is None or self.mask_file.is_absolute():
+            return self
+        return self.model_copy(update={"mask_file": folder / self.mask_file})
+
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The estimation kernel, and the sparse forward kernel over what it finds."""
+        return self._refreshed(w, hw, 1)[0]
+
+    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+        """Of each token the sparse kernel, with the estimation before that of every refresh."""
+        masks = self._refreshed(w, hw, blocks(w.tokens, self.refresh))
+        kernels: list[Kernel] = []
+        for token in range(w.tokens):
+            estimation, sparse = masks[token // self.refresh]
+            kernels += [sparse] if token % self.refresh else [estimation, sparse]
+        return in_order(kernels)
+
+    def _refreshed(
+        self, w: AttentionWorkload, hw: HardwareProfile, refreshes: int
+    ) -> list[list[Kernel]]:
+        """The estimation and the sparse kernel of each of so many masks."""
         public = public_cta(w, hw, self.implementation)
-        cta = self.cta(Cta(Tile(q=64, kv=64), 4, public.stages, public.tensor_path), w, hw)
+        rows = 64 if w.seq_q > 16 else 16
+        default = Cta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
+        real: KeyBlocks | None = None
+        schedule = self
+        if self.mask_file is not None:
+            tile, real = read_mask(self.mask_file, w)
+            schedule = self.model_copy(update={"tile": tile})
+        cta = schedule.cta(default, w, hw)
         tile = cta.tile
         if self.keep % tile.kv:
             raise InputError(
                 f"schedule hip: keep = {self.keep}: a multiple of tile.kv = {tile.kv} was expected"
             )
-        rng = np.random.default_rng(self.seed)
         found = self.keep // tile.kv
-        seen: list[IntArray] = []
-        visited: list[IntArray] = []
-        for first, low, high, end in self.ranges(w, tile):
-            centres, kept = search(high - low, found, lambda chunks: rng.random(len(chunks)))
-            seen.append(low + centres)
-            latest, sinks = np.arange(high, end)[::-1], np.arange(first, low)[::-1]
-            visited.append(np.concatenate([latest, sinks, low + kept]).astype(np.int64))
+        ranges = np.tile(self.ranges(w, tile), (refreshes, 1))
+        seen, visited = self._searched(ranges, found)
         tensors = qkvo(w)
+        down = blocks(w.seq_q, tile.q)
         return [
-            _estimation_kernel(w, hw, cta, found, seen, *tensors[:2]),
-            forward_kernel("hip", w, cta, as_table(visited), tensors),
+            [
+                _estimation_kernel(w, hw, cta, found, _of_rows(seen, rows), *tensors[:2]),
+                forward_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors),
+            ]
+            for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes))
         ]
 
-    def ranges(self, w: AttentionWorkload, tile: Tile) -> list[tuple[int, int, int, int]]:
+    def ranges(self, w: AttentionWorkload, tile: Tile) -> IntArray:
         """For each block of query rows the key blocks where sinks, search and window begin, end."""
         offset = w.seq_kv - w.seq_q
-        rows = []
-        for number, (first, end) in enumerate(zip(*visible_blocks(w, tile), strict=True)):
-            window = max(0, offset + number * tile.q + 1 - self.keep_window) // tile.kv
-            low = min(max(first, blocks(self.sinks, tile.kv)), end)
-            rows.append((int(first), int(low), int(min(max(low, window), end)), int(end)))
-        return rows
+        first, end = visible_blocks(w, tile)
+        position = offset + tile.q * np.arange(len(first))  # of a block's first row
+        window = np.maximum(0, position + 1 - self.keep_window) // tile.kv
+        low = np.minimum(np.maximum(first, blocks(self.sinks, tile.kv)), end)
+        return np.stack([first, low, np.minimum(np.maximum(low, window), end), end], 1)
+
+    def _searched(self, ranges: IntArray, keep: int) -> tuple[KeyBlocks, KeyBlocks]:
+        """The centre blocks that each query block scores, and the key blocks that it visits."""
+        first, low, high, end = ranges.T
+        rng = np.random.default_rng(self.seed)
+        hot = hot_blocks(low, high, keep, self.reuse, rng)
+        rounds = search_rounds(high - low, keep)
+        trips = 2 * keep * rounds
+        starts = np.cumsum(trips) - trips
+        centres = np.empty(int(trips.sum()), np.int64)
+        found = low[:, None] + np.arange(keep)  # all there is, where there is nothing to choose
+        for number in np.unique(rounds[rounds > 0]):
+            rows = np.flatnonzero(rounds == number)
+            count, its_low = high[rows] - low[rows], low[rows, None]
+            scores = holding(hot[rows] - its_low, count, rng)
+            seen, found_here = descend(count, keep, scores)
+            centres[starts[rows, None] + np.arange(seen.shape[1])] = its_low + seen
+            found[rows] = its_low + found_here
+        parts = [
+            (end[:, None] - 1 - np.arange(max(end - high)), (end - high)[:, None]),
+            (low[:, None] - 1 - np.arange(max(low - first)), (low - first)[:, None]),
+            (found, (high - low)[:, None]),
+        ]
+        visited = np.concatenate([part for part, _ in parts], 1)
+        there = np.concatenate([np.arange(part.shape[1]) < count for part, count in parts], 1)
+        visits = there.sum(1)
+        return (
+            KeyBlocks(trips, starts, table=centres),
+            KeyBlocks(visits, np.cumsum(visits) - visits, table=visited[there]),
+        )
 
 
-def search_rounds(count: int, keep: int) -> int:
+def _of_rows(key_blocks: KeyBlocks, rows: slice) -> KeyBlocks:
+    return KeyBlocks(key_blocks.trips[rows], key_blocks.first[rows], table=key_blocks.table)
+
+
+def hot_blocks(
+    low: IntArray, high: IntArray, keep: int, reuse: float, rng: np.random.Generator
+) -> IntArray:
+    """The blocks that matter most to each query block: shape (query blocks, keep).
+
+    Each is the one of the query block before with probability `reuse`, else drawn evenly from
+    low to high (shape (query blocks,)).
+    """
+    shape = (len(low), keep)
+    drawn = low[:, None] + (rng.random(shape) * (high - low)[:, None]).astype(np.int64)
+    anew = rng.random(shape) >= reuse
+    since = np.where(anew, np.arange(len(low))[:, None], 0)
+    return np.take_along_axis(drawn, np.maximum.accumulate(since, 0), 0)
+
+
+def holding(hot: IntArray, count: IntArray, rng: np.random.Generator) -> ChunkScores:
+    """Scores of chunks: 1 for those that hold a hot block, and a random share of 1 for all.
+
+    `hot` are numbers of blocks, shape (query blocks, any); those not from 0 to `count` (shape
+    (query blocks,)) are in no chunk.
+    """
+    beyond = int(count.max())
+    within = np.sort(np.where((hot >= 0) & (hot < count[:, None]), hot, beyond), 1)
+    row = (beyond + 1) * np.arange(len(count))[:, None]
+    ordered = (row + within).ravel()
+
+    def scores(low: IntArray, high: IntArray) -> NDArray[np.float64]:
+        before_low, before_high = (np.searchsorted(ordered, row + edge) for edge in (low, high))
+        return (before_high > before_low) + rng.random(low.shape)
+
+    return scores
+
+
+def search_rounds(count: int | IntArray, keep: int) -> IntArray:
     """How often `keep` of 2 `keep` chunks of `count` blocks are chosen until each is one block."""
-    if count <= keep:
-        return 0
-    return 1 + ceil(log2(blocks(count, 2 * keep)))
+    size = -(-np.maximum(count, 1) // (2 * keep))  # of the largest chunk at first
+    chosen: IntArray = np.where(np.asarray(count) > keep, 1 + np.ceil(np.log2(size)), 0)
+    return chosen.astype(np.int64)
 
 
 def search(count: int, keep: int, scores: Scores) -> tuple[IntArray, IntArray]:
-    """The blocks at the centres of all chunks scored, and the `keep` of `count` blocks found.
+    """One query block's search by scores of the chunks' centres, as the kernel has it.
 
-    Returns arrays of 2 `keep` a round, and of min(count, keep), ascending. Of equal scores the
-    first wins.
+    Returns the blocks at the centres of all chunks scored, 2 `keep` a round, and the min(count,
+    keep) blocks found, ascending. Of equal scores the first wins.
     """
     if count <= keep:
         return np.empty(0, np.int64), np.arange(count, dtype=np.int64)
-    edges = count * np.arange(2 * keep + 1, dtype=np.int64) // (2 * keep)
-    low, high = edges[:-1], edges[1:]
+    seen, found = descend(
+        np.array([count]), keep, lambda low, high: scores(_centres(low, high, count)[0])[None]
+    )
+    return seen[0], found[0]
+
+
+def descend(count: IntArray, keep: int, scores: ChunkScores) -> tuple[IntArray, IntArray]:
+    """The searches of query blocks that all take as many rounds, at least one.
+
+    `count` says how many blocks each searches. Returns as `search` does, a row a query block.
+    """
+    edges = count[:, None] * np.arange(2 * keep + 1, dtype=np.int64) // (2 * keep)
+    low, high = edges[:, :-1], edges[:, 1:]
     seen = []
-    for _ in range(search_rounds(count, keep)):
-        if len(low) == keep:
+    for number in range(int(search_rounds(count, keep)[0])):
+        if number:
             middle = (low + high + 1) // 2
-            low, high = np.stack([low, middle], 1).ravel(), np.stack([middle, high], 1).ravel()
-        centres = np.minimum((low + high) // 2, count - 1)
-        seen.append(centres)
-        ranked = np.where(high > low, scores(centres), -np.inf)
-        best = np.sort(np.argsort(-ranked, kind="stable")[:keep])
-        low, high = low[best], high[best]
-    return np.concatenate(seen), low
+            low, high = (
+                np.stack(pair, 2).reshape(len(count), 2 * keep)
+                for pair in ((low, middle), (middle, high))
+            )
+        seen.append(_centres(low, high, count[:, None]))
+        ranked = np.where(high > low, scores(low, high), -np.inf)
+        best = np.sort(np.argsort(-ranked, 1, kind="stable")[:, :keep], 1)
+        low, high = np.take_along_axis(low, best, 1), np.take_along_axis(high, best, 1)
+    return np.concatenate(seen, 1), low
+
+
+def _centres(low: IntArray, high: IntArray, count: int | IntArray) -> IntArray:
+    """The block at each chunk's centre, of an empty chunk too."""
+    centres: IntArray = np.minimum((low + high) // 2, count - 1)
+    return centres
 
 
 def chunks_a_load(found: int) -> int:
@@ -143,7 +279,7 @@ def _estimation_kernel(
     hw: HardwareProfile,
     cta: Cta,
     found: int,
-    seen: list[IntArray],
+    seen: KeyBlocks,
     q: Tensor,
     k: Tensor,
 ) -> Kernel:
@@ -156,7 +292,8 @@ def _estimation_kernel(
     together = chunks_a_load(found)
     room = (hw.sram.max_per_cta - q_bytes) // (together * k_bytes)
     ahead = together * max(1, min(LOAD_STAGES, int(room)))
-    centres = as_table([blocks_seen * a_block + a_block // 2 for blocks_seen in seen])
+    assert seen.table is not None
+    centres = seen.table * a_block + a_block // 2
 
     def q_tile(items: IntArray) -> IntArray:
         """Grid (blocks of query rows, matrices), the first fastest."""
@@ -172,8 +309,8 @@ def _estimation_kernel(
             REPRESENTATIVE,
             w.head_dim,
             k_base,
-            table=centres.table,
-            start=lambda items: centres.first[items % down],
+            table=centres,
+            start=lambda items: seen.first[items % down],
         ),
         ahead,
     )
@@ -190,7 +327,7 @@ def _estimation_kernel(
         ctas=q.groups * down,
         loops=(
             Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
-            Loop(lambda items: centres.trips[items % down], (load_k, score)),
+            Loop(lambda items: seen.trips[items % down], (load_k, score)),
             Loop(once, (Store(Stream(kept, 1, found, q_tile)),)),
         ),
         footprint=Footprint(q_bytes + ahead * k_bytes, 128, SEARCH_REGISTERS),
