@@ -79,7 +79,9 @@ class Record:
     still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
     counts the (query, key) pairs that the mask shows, `flops` what the tiles compute. Bytes, FLOPs
     and energy are of all `gpus` together, utilisations and shares their mean, `peak_hbm_bytes` the
-    fullest one's. `link_wait_s` is how long a GPU's kernels waited for transfers, in the mean.
+    fullest one's. `link_wait_s` is the communication that nothing hid: how long a GPU's kernels
+    waited for transfers and, once they were done, it for what its outputs still lacked, in the
+    mean.
     """
 
     schedule: str
@@ -182,8 +184,8 @@ def record_of(
     l2_bytes = l2_read_bytes + total("l2_write_bytes")
     hit_bytes = sum(first.run.l2_hit_bytes * launches for first, launches in runs)
     flops, sram_bytes = total("flops"), total("sram_bytes")
-    link_wait_s = sum(launched.waited_s for launched in run.kernels) / run.gpus
-    shares = _shares(kernels, run, link_wait_s)
+    link_wait_s, idle_s = _waits_s(run)
+    shares = _shares(kernels, run, link_wait_s, idle_s)
     gpu_s = run.gpus * run.time_s
     return Record(
         schedule=schedule,
@@ -276,19 +278,31 @@ def kernel_result(
     )
 
 
-def _shares(kernels: list[KernelResult], run: DeviceRun, link_wait_s: float) -> dict[str, float]:
-    """Shares of the GPUs' time by what was critical, largest first; launches are the rest.
+def _waits_s(run: DeviceRun) -> tuple[float, float]:
+    """How long a GPU waited for transfers, and how long it idled once it was done, in the mean."""
+    worked_s, ended_s = [0.0] * run.gpus, [0.0] * run.gpus
+    for launched in run.kernels:
+        worked_s[launched.gpu] = launched.start_s + launched.run.time_s
+    for sent in run.sent:
+        transfer = sent.transfer
+        if isinstance(transfer.to, int) and transfer.buffer and transfer.buffer.role == "output":
+            ended_s[transfer.to] = max(ended_s[transfer.to], sent.end_s)
+    ended_s = [max(times_s) for times_s in zip(worked_s, ended_s, strict=True)]
+    waited_s = sum(launched.waited_s for launched in run.kernels) + sum(ended_s) - sum(worked_s)
+    return waited_s / run.gpus, run.time_s - sum(ended_s) / run.gpus
 
-    A GPU that is done before the others idles.
-    """
+
+def _shares(
+    kernels: list[KernelResult], run: DeviceRun, link_wait_s: float, idle_s: float
+) -> dict[str, float]:
+    """Shares of the GPUs' time by what was critical, largest first; launches are the rest."""
     totals: dict[str, float] = {}
     for kernel in kernels:
         for cause, critical_s in kernel.critical_time_s.items():
             totals[cause] = totals.get(cause, 0.0) + critical_s * kernel.launches
     if run.sent:
-        ends = {k.gpu: k.start_s + k.run.time_s for k in run.kernels}  # the last one's stays
         totals["link"] = link_wait_s * run.gpus
-        totals["idle"] = sum(run.time_s - end_s for end_s in ends.values())
+        totals["idle"] = idle_s * run.gpus
     totals["launch"] = run.gpus * run.time_s - sum(totals.values())
     ordered = sorted(totals.items(), key=lambda entry: -entry[1])
     return {cause: critical_s / (run.gpus * run.time_s) for cause, critical_s in ordered}

@@ -11,6 +11,7 @@ from sim.hardware import HardwareProfile, load_profile
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.flash2 import FlashSchedule
+from sim.schedules.several_gpus import SeveralGpus
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 from sim.workload import AttentionWorkload
 
@@ -48,6 +49,7 @@ def devices(draw: Any, l2: str | None = None) -> HardwareProfile:
     return load_profile(name, overrides, "a test")
 
 
+SPLITS = st.none() | st.integers(1, 9)
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
@@ -73,7 +75,21 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sinks": st.integers(0, 40),
         "random_blocks": st.integers(0, 3),
     },
-    "flash_decoding": {"splits": st.none() | st.integers(1, 9)},
+    "ring": {
+        "gpus": st.integers(2, 4),
+        "balance": st.sampled_from(("contiguous", "striped", "zigzag")),
+    },
+    "ulysses": {"gpus": st.integers(2, 4)},
+    "tree_decoding": {"gpus": st.integers(2, 5)},
+    "tensor_parallel": {"gpus": st.integers(2, 4)},
+    "flash_decoding": {"splits": SPLITS},
+    "paged": {"splits": SPLITS, "page_size": st.sampled_from((16, 64, 256))},
+    "streaming_llm": {
+        "splits": SPLITS,
+        "sinks": st.integers(0, 40),
+        "keep_window": st.integers(1, 300),
+    },
+    "h2o": {"splits": SPLITS, "heavy": st.floats(0.01, 1), "recent": st.floats(0.01, 1)},
     "hip": {
         "keep": st.sampled_from((128, 256)),
         "sinks": st.integers(0, 40),
@@ -119,10 +135,28 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = replace(w, seq_q=1)
     elif schedule.name in ("linear_attention", "mamba2"):
         w = replace(w, seq_q=w.seq_kv)
+    if isinstance(schedule, SeveralGpus):
+        w = shared_out(w, schedule.gpus, phase == "decode")
+    if schedule.name == "mla":
+        w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
     dropout = "dropout" in schedule.takes and draw(st.booleans())
     kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
+
+
+def shared_out(w: AttentionWorkload, gpus: int, decode: bool) -> AttentionWorkload:
+    """Tokens and heads that so many GPUs can share, each token range in two."""
+    seq_kv = -(-w.seq_kv // (2 * gpus)) * 2 * gpus
+    seq_q = -(-w.seq_q // (2 * gpus)) * 2 * gpus if w.mask == "full" else seq_kv
+    return replace(
+        w,
+        heads=w.heads * gpus,
+        kv_heads=w.kv_heads * gpus,
+        seq_q=1 if decode else seq_q,
+        seq_kv=seq_kv,
+        window=w.window if w.window and w.window < seq_kv else None,
+    )
 
 
 def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

@@ -1,12 +1,11 @@
 """The device (SimPy): hosts launch kernels, HBM holds their tensors, links carry transfers.
 
-A host launches a GPU's kernels on one stream. Inputs and outputs stay in HBM throughout; a
-workspace tensor is there from the first kernel that touches it to the last. On one GPU, what the L2
-holds at a kernel's end the next kernel may find there. Of several GPUs each kernel starts from an
-empty L2, so that a kernel that runs on many of them, or many times, is replayed once.
-
-A link is a port out of the sender and one into the receiver, each a FIFO server; a transfer holds
-both for bytes / bandwidth and arrives a latency later.
+A host launches a GPU's kernels on one stream. Inputs, outputs and what arrives over links stay in
+HBM throughout; any other workspace tensor is there from the first kernel that touches it to the
+last. On one GPU, what the L2 holds at a kernel's end the next kernel may find there. Of several
+GPUs each kernel starts from an empty L2, so that a kernel that runs on many of them, or many times,
+is replayed once. A transfer starts as soon as what it waits for is done and its ports are free
+(`sim.engine.links`); the HBM bandwidth that it takes from kernels is not counted.
 """
 
 from collections.abc import Callable, Generator
@@ -17,8 +16,8 @@ import simpy
 
 from sim.engine import reference, replay
 from sim.engine.kernel_run import KernelRun
+from sim.engine.links import Links, Sent
 from sim.engine.machine import machine_of
-from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.tile_program import Kernel, Step, Tensor, Transfer, chunk_tensors
 
@@ -51,16 +50,6 @@ class Launched:
     run: KernelRun
     gpu: int = 0
     waited_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A transfer that GPU `gpu` made, from its first byte's leaving to its last one's arrival."""
-
-    start_s: float
-    end_s: float
-    transfer: Transfer
-    gpu: int
 
 
 @dataclass(frozen=True)
@@ -111,41 +100,54 @@ class Hbm:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """What one GPU of a program runs: its kernels' steps, with what to allocate and free around."""
+    """What one GPU of a program runs: its kernels' steps, with what to allocate and free around.
+
+    `resident` is there throughout.
+    """
 
     steps: list[Step]
+    resident: list[Tensor]
     before: list[list[Tensor]]
     after: list[list[Tensor]]
 
 
-def plan_of(steps: list[Step], gpu: int) -> GpuPlan:
-    """The kernels of a GPU, and the lifetimes of its tensors and of what arrives over links."""
-    own = [step for step in steps if step.gpu == gpu and isinstance(step.work, Kernel)]
+def plans_of(steps: list[Step]) -> list[GpuPlan]:
+    """Each GPU's kernels, and the lifetimes of its tensors and of what arrives over links."""
+    gpus = gpus_of(steps)
+    own: list[list[Step]] = [[] for _ in range(gpus)]
+    arriving: list[dict[Tensor, None]] = [{} for _ in range(gpus)]
+    for step in steps:
+        work = step.work
+        if isinstance(work, Kernel):
+            own[step.gpu].append(step)
+        elif work.buffer is not None:
+            receiver = step.gpu if work.from_host or work.to == "host" else work.to
+            arriving[receiver][work.buffer] = None
+    return [_plan_of(*of_gpu) for of_gpu in zip(own, arriving, strict=True)]
+
+
+def _plan_of(own: list[Step], arriving: dict[Tensor, None]) -> GpuPlan:
+    tensors_of = {kernel: kernel.tensors for kernel in kernels_of(own)}
     first: dict[Tensor, int] = {}
     last: dict[Tensor, int] = {}
-    for k, step in enumerate(own):
-        for tensor in step.work.tensors if isinstance(step.work, Kernel) else ():
-            first.setdefault(tensor, k)
-            last[tensor] = k
-    arriving = [
-        step.work.buffer
-        for step in steps
-        if isinstance(step.work, Transfer)
-        and step.work.buffer is not None
-        and (step.gpu if step.work.from_host else step.work.to) == gpu
-    ]
-    resident = list(dict.fromkeys([*(t for t in first if t.role != "workspace"), *arriving]))
-    workspace = [t for t in first if t.role == "workspace" and t not in resident]
-    before = [[t for t in workspace if first[t] == k] for k in range(len(own))]
-    after = [[t for t in workspace if last[t] == k] for k in range(len(own))]
-    if before:
-        before[0] = resident + before[0]
-    return GpuPlan(own, before, after)
+    for number, step in enumerate(own):
+        for tensor in tensors_of[step.work] if isinstance(step.work, Kernel) else ():
+            first.setdefault(tensor, number)
+            last[tensor] = number
+    resident = {t: None for t in first if t.role != "workspace"} | arriving
+    before: list[list[Tensor]] = [[] for _ in own]
+    after: list[list[Tensor]] = [[] for _ in own]
+    for tensor in first:
+        if tensor not in resident:
+            before[first[tensor]].append(tensor)
+            after[last[tensor]].append(tensor)
+    return GpuPlan(own, list(resident), before, after)
 
 
 def gpus_of(steps: list[Step]) -> int:
-    """How many GPUs the steps run on."""
-    return 1 + max(step.gpu for step in steps)
+    """How many GPUs the steps run on or send to."""
+    receivers = [step.work.to for step in steps if isinstance(step.work, Transfer)]
+    return 1 + max(*(step.gpu for step in steps), *(to for to in receivers if to != "host"), 0)
 
 
 def kernels_of(steps: list[Step]) -> list[Kernel]:
@@ -163,74 +165,14 @@ def replays_of(steps: list[Step]) -> list[Kernel]:
 def check_memory(steps: list[Step], hw: HardwareProfile) -> int:
     """Peak bytes in a GPU's HBM; raises OutOfMemoryError as the run itself would, unrun."""
     peaks = []
-    for gpu in range(gpus_of(steps)):
-        hbm, plan = Hbm(hw.hbm.capacity), plan_of(steps, gpu)
+    for plan in plans_of(steps):
+        hbm = Hbm(hw.hbm.capacity)
+        hbm.allocate(plan.resident, 0.0)
         for allocated, freed in zip(plan.before, plan.after, strict=True):
             hbm.allocate(allocated, 0.0)
             hbm.free(freed, 0.0)
         peaks.append(hbm.peak_bytes)
     return max(peaks)
-
-
-class Links:
-    """The ports that transfers go through. Raises InputError where the profile has no such link."""
-
-    def __init__(self, env: simpy.Environment, hw: HardwareProfile) -> None:
-        self.env, self.hw = env, hw
-        self.ports: dict[tuple[str, int | str], simpy.Resource] = {}
-
-    def port(self, direction: str, owner: int | str) -> simpy.Resource:
-        """A port, one transfer at a time."""
-        return self.ports.setdefault((direction, owner), simpy.Resource(self.env))
-
-    def send(
-        self, gpu: int, transfer: Transfer
-    ) -> Generator[simpy.Event, Any, tuple[float, float]]:
-        """Make the transfer; returns when it began and when its last byte arrived."""
-        if transfer.from_host or transfer.to == "host":
-            bytes_per_s, latency_s = host_link(self.hw)
-            way = "from host" if transfer.from_host else "to host"
-            out, into = self.port(way, gpu), None
-        else:
-            bytes_per_s, latency_s = peer_link(self.hw, gpu, transfer.to)
-            out, into = self.port("out", gpu), self.port("in", transfer.to)
-        with out.request() as sending:
-            yield sending
-            receiving = into.request() if into else None
-            if receiving is not None:
-                yield receiving
-            start_s = self.env.now
-            yield self.env.timeout(transfer.bytes / bytes_per_s)
-            if into and receiving is not None:
-                into.release(receiving)
-        yield self.env.timeout(latency_s)
-        return start_s, self.env.now
-
-
-def host_link(hw: HardwareProfile) -> tuple[float, float]:
-    """Sustained bytes a second to or from the host, and latency; raises InputError without one."""
-    if hw.links is None or hw.links.host is None:
-        raise InputError(f"{hw.name} has no links.host: the link to the host's memory")
-    return hw.links.host * hw.calibration.links.sustained, hw.calibration.links.latency
-
-
-def peer_link(hw: HardwareProfile, gpu: int, to: int) -> tuple[float, float]:
-    """Sustained bytes a second from one GPU to another, and latency.
-
-    Within a node of `links.node_gpus` by links.peer, else by links.network. Raises InputError where
-    the profile has no such link.
-    """
-    links, calibration = hw.links, hw.calibration.links
-    if links is None or links.peer is None:
-        raise InputError(f"{hw.name} has no links.peer: the link to other GPUs")
-    if links.node_gpus is None or gpu // links.node_gpus == to // links.node_gpus:
-        return links.peer * calibration.sustained, calibration.latency
-    if links.network is None:
-        raise InputError(
-            f"{hw.name} has no links.network: beyond {links.node_gpus} GPUs (links.node_gpus) the "
-            "network between nodes must carry what they exchange"
-        )
-    return links.network * calibration.sustained, calibration.network_latency
 
 
 def run_on_device(
@@ -278,6 +220,7 @@ def run_on_device(
 
     def device(plan: GpuPlan, stream: simpy.Store, hbm: Hbm) -> Generator[simpy.Event, Any, None]:
         """Runs what was launched, each after the one before."""
+        hbm.allocate(plan.resident, env.now)
         for number, (allocated, freed) in enumerate(zip(plan.before, plan.after, strict=True)):
             hbm.allocate(allocated, env.now)
             step = yield stream.get()
@@ -294,15 +237,14 @@ def run_on_device(
     def sender(step: Step, transfer: Transfer) -> Generator[simpy.Event, Any, None]:
         """Makes a transfer as soon as what it waits for is done."""
         yield env.all_of([done[earlier] for earlier in step.after])
-        start_s, end_s = yield from links.send(step.gpu, transfer)
-        sent.append(Sent(start_s, end_s, transfer, step.gpu))
+        sent.append((yield from links.send(step.gpu, transfer)))
         done[step].succeed()
 
     processes = []
-    for gpu in range(gpus):
-        plan, stream = plan_of(steps, gpu), simpy.Store(env)
+    for plan, hbm in zip(plans_of(steps), memories, strict=True):
+        stream = simpy.Store(env)
         env.process(host(plan, stream))
-        processes.append(env.process(device(plan, stream, memories[gpu])))
+        processes.append(env.process(device(plan, stream, hbm)))
     transfers = [(step, step.work) for step in steps if isinstance(step.work, Transfer)]
     processes += [env.process(sender(step, transfer)) for step, transfer in transfers]
     env.run(env.all_of(processes))

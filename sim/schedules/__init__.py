@@ -9,27 +9,44 @@ from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.flash1 import Flash1
 from sim.schedules.flash2 import Flash2
-from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.flash_decoding import Decode, FlashDecoding
+from sim.schedules.h2o import H2o
 from sim.schedules.hip import Hip
 from sim.schedules.linear_attention import LinearAttention
 from sim.schedules.lm2 import Lm2
 from sim.schedules.mamba2 import Mamba2
 from sim.schedules.memorizing import Memorizing
+from sim.schedules.mla import Mla
 from sim.schedules.naive import Naive
+from sim.schedules.paged import Paged
 from sim.schedules.retrieval import Retrieval
+from sim.schedules.ring import Ring
+from sim.schedules.streaming_llm import StreamingLlm
+from sim.schedules.tensor_parallel import TensorParallel
+from sim.schedules.tree_decoding import TreeDecoding
+from sim.schedules.ulysses import Ulysses
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "naive": Naive,
     "flash1": Flash1,
     "flash2": Flash2,
     "block_sparse": BlockSparse,
+    "decode": Decode,
     "flash_decoding": FlashDecoding,
+    "paged": Paged,
+    "mla": Mla,
+    "streaming_llm": StreamingLlm,
+    "h2o": H2o,
     "hip": Hip,
     "linear_attention": LinearAttention,
     "mamba2": Mamba2,
     "memorizing": Memorizing,
     "lm2": Lm2,
     "retrieval": Retrieval,
+    "ring": Ring,
+    "ulysses": Ulysses,
+    "tree_decoding": TreeDecoding,
+    "tensor_parallel": TensorParallel,
 }
 
 

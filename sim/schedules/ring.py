@@ -1,0 +1,246 @@
+"""Ring Attention: each GPU holds a share of the tokens, and K and V go round.
+
+    on each of P GPUs, which holds seq / P tokens' Q, K and V:
+        for each step s = 0 .. P - 1:
+            send the K and V of this step to the next GPU, receive those of step s + 1
+            O_s, LSE_s = flash attention of Q on the K and V of this step
+            O, LSE = merge(O, LSE; O_s, LSE_s)
+
+At step s GPU g has the keys of GPU g - s. `balance` says which tokens a GPU holds, and so what a
+causal mask leaves between its queries and those keys:
+
+    contiguous   one range in P       s = 0: causal    s <= g: all            s > g: nothing
+    striped      every P-th token     s <= g: causal                          s > g: below diagonal
+    zigzag       ranges g and         s = 0: causal    s <= g: earlier keys   s > g: later queries
+                 2P - 1 - g of 2P
+
+K and V are received in two buffers in turn; one is overwritten once the kernel that reads it is
+done and it is sent on. In decoding every GPU has the query, and all keys come to it.
+
+Source: Liu et al. 2023 (arXiv 2310.01889), Algorithm 1; Brandon et al. 2023 (arXiv 2311.09431) for
+stripes; the kernels of a step, and what they skip, as in zhuzilin/ring-flash-attention
+(ring_flash_attn.py, stripe_flash_attn.py, zigzag_ring_flash_attn.py), decoding as in
+Zyphra/tree_attention (ring_shard_test.py). Deviation: the two ranges of a zigzag are cut into
+tiles each for itself, also where one kernel runs over both.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
+from sim.schedules.flash2 import Operand, flash_kernel, public_cta
+from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.several_gpus import (
+    Result,
+    SeveralGpus,
+    finish_kernel,
+    merge_kernel,
+    merged_like,
+    result_of,
+    run_kernels,
+    start_kernel,
+)
+from sim.tile_program import IntArray, Kernel, Step, Stream, Tensor, Transfer
+from sim.workload import AttentionWorkload
+
+# What a GPU's queries see of the keys of a step.
+Part = Literal["all", "causal", "below diagonal", "earlier keys", "later queries"]
+
+
+@dataclass(frozen=True)
+class RingKernels:
+    """Attention and merging by what a step's part of the mask is; the first and last kernels."""
+
+    attention: dict[Part, list[Kernel]]
+    merge: dict[Part, Kernel]
+    start: Kernel
+    finish: Kernel
+
+
+@dataclass(frozen=True)
+class Held:
+    """A GPU's tokens, in `chunks` ranges that are matrices of their own, and a step's result."""
+
+    chunks: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    part: Result
+
+
+class Ring(SeveralGpus):
+    """Ring Attention, forward. `balance`: which tokens a GPU holds where the mask is causal."""
+
+    name: Literal["ring"] = "ring"
+    balance: Literal["contiguous", "striped", "zigzag"] = "contiguous"
+
+    summary = "several GPUs, each its tokens; K and V go round"
+    source = "arXiv 2310.01889, 2311.09431; zhuzilin/ring-flash-attention"
+    masks = ("full", "causal")
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """The kernels of every part of the mask, and of merging."""
+        kernels = self._kernels(w, hw)
+        attention = [kernel for part in kernels.attention.values() for kernel in part]
+        return [*attention, kernels.start, *dict.fromkeys(kernels.merge.values()), kernels.finish]
+
+    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+        """All GPUs' kernels and transfers, for each token that is decoded."""
+        self.check_links(hw)
+        kernels = self._kernels(w, hw)
+        steps: list[Step] = []
+        ready: list[tuple[Step, ...]] = [()] * self.gpus
+        for _ in range(w.tokens):
+            steps += self._round(w, kernels, ready)
+            finished = [Step(kernels.finish, gpu) for gpu in range(self.gpus)]
+            steps += finished
+            ready = [(step,) for step in finished]
+        return steps
+
+    def _round(
+        self, w: AttentionWorkload, kernels: RingKernels, ready: list[tuple[Step, ...]]
+    ) -> list[Step]:
+        """K and V once round; each GPU begins after its `ready`."""
+        rows = self.share("seq_kv", w.seq_kv)
+        matrices = 2 * w.batch * w.kv_heads
+        buffers = [
+            Tensor(f"received K, V ({number})", matrices, rows, w.head_dim, w.dtype_bytes)
+            for number in (0, 1)
+        ]
+        ran: list[list[list[Step]]] = []  # by step and GPU
+        sent: list[list[Step]] = []
+        for s in range(self.gpus):
+            arrived = [(sent[s - 1][gpu - 1],) if s else ready[gpu] for gpu in range(self.gpus)]
+            ran.append([])
+            for gpu in range(self.gpus):
+                ran[s].append(run_kernels(self._of_step(w, kernels, gpu, s), gpu, arrived[gpu]))
+            if s == self.gpus - 1:
+                break
+            buffer = buffers[s % 2]
+            sent.append([])
+            for gpu in range(self.gpus):
+                to = (gpu + 1) % self.gpus
+                free = (*ran[s - 1][to][:1], sent[s - 1][to]) if s > 1 else ready[to]
+                transfer = Transfer("K, V", buffer.bytes, to, buffer=buffer)
+                sent[s].append(Step(transfer, gpu, (*arrived[gpu], *free)))
+        of_all = [step for of_step in ran for of_gpu in of_step for step in of_gpu]
+        return of_all + [step for of_step in sent for step in of_step]
+
+    def _of_step(
+        self, w: AttentionWorkload, kernels: RingKernels, gpu: int, s: int
+    ) -> list[Kernel]:
+        """What a GPU runs at a step."""
+        part = self._part(w, gpu, s)
+        if part is None:
+            return []
+        return [*kernels.attention[part], kernels.merge[part] if s else kernels.start]
+
+    def _part(self, w: AttentionWorkload, gpu: int, s: int) -> Part | None:
+        """What the mask leaves of a step of a GPU."""
+        if not w.causal or w.phase == "decode":
+            return "all"
+        if self.balance == "striped":
+            return "causal" if s <= gpu else "below diagonal"
+        if s == 0:
+            return "causal"
+        if self.balance == "zigzag":
+            return "earlier keys" if s <= gpu else "later queries"
+        return "all" if s <= gpu else None
+
+    def _kernels(self, w: AttentionWorkload, hw: HardwareProfile) -> RingKernels:
+        """One kernel for each that differs, so that each is replayed once."""
+        gpus = range(self.gpus)
+        parts = {part: None for s in gpus for gpu in gpus if (part := self._part(w, gpu, s))}
+        if w.phase == "decode":
+            local = replace(w, seq_kv=self.share("seq_kv", w.seq_kv), causal=False)
+            attention = {part: self.local(FlashDecoding).lower(local, hw) for part in parts}
+            chunks, result = 1, result_of(attention["all"])
+        else:
+            held = self._held(w)
+            attention = {part: [self._kernel(part, w, hw, held)] for part in parts}
+            chunks, result = held.chunks, held.part
+        merged = merged_like(result)
+        o = replace(result.o, name="O", role="output")
+        merge = merge_kernel(result, merged)
+        into_later = merge_kernel(result, merged, chunks, chunks - 1)
+        return RingKernels(
+            attention,
+            {part: into_later if part == "later queries" else merge for part in parts},
+            start_kernel(result, merged),
+            finish_kernel(merged, o),
+        )
+
+    def _held(self, w: AttentionWorkload) -> Held:
+        """A GPU's Q, K and V, and room for a step's O; raises InputError where they do not fit."""
+        if w.causal and w.seq_q != w.seq_kv:
+            raise InputError(
+                f"schedule {self.name}: workload.seq_q = {w.seq_q}: causal, it takes as many "
+                f"queries as keys ({w.seq_kv})"
+            )
+        chunks = 2 if w.causal and self.balance == "zigzag" else 1
+        queries = self.share("seq_q", w.seq_q, chunks * self.gpus)
+        keys = self.share("seq_kv", w.seq_kv, chunks * self.gpus)
+        heads, kv_heads = (w.batch * count * chunks for count in (w.heads, w.kv_heads))
+        return Held(
+            chunks,
+            Tensor("Q", heads, queries, w.head_dim, w.dtype_bytes, "input"),
+            Tensor("K", kv_heads, keys, w.head_dim, w.dtype_bytes, "input"),
+            Tensor("V", kv_heads, keys, w.head_dim, w.dtype_bytes, "input"),
+            Result(
+                Tensor("O of a step", heads, queries, w.head_dim, w.dtype_bytes),
+                Tensor("LSE of a step", heads, queries, 1, STATISTICS_BYTES),
+            ),
+        )
+
+    def _kernel(self, part: Part, w: AttentionWorkload, hw: HardwareProfile, held: Held) -> Kernel:
+        """FlashAttention-2 of a GPU's queries on the keys of a step."""
+        local = replace(w, causal=part in ("causal", "below diagonal"))
+        cta = self.cta(public_cta(local, hw, self.implementation), local, hw)
+        tile, chunks = cta.tile, held.chunks
+        first, trips = _key_blocks(part, held, tile)
+        count = len(trips)
+        down, across = blocks(held.q.rows, tile.q), blocks(held.k.rows, tile.kv)
+
+        def q_matrix(items: IntArray) -> IntArray:
+            """Grid (blocks of query rows, sequences, heads), the first fastest."""
+            head, sequence = items // (count * w.batch), items // count % w.batch
+            return sequence * w.heads + head
+
+        def q_tile(items: IntArray) -> IntArray:
+            return q_matrix(items) * chunks * down + first + items % count
+
+        def last_key_block(items: IntArray) -> IntArray:
+            return kv_matrix(w, q_matrix(items)) * chunks * across + trips[items % count] - 1
+
+        return flash_kernel(
+            f"flash2, {part}",
+            local,
+            cta,
+            ctas=w.batch * w.heads * count,
+            trips=lambda items: trips[items % count],
+            q=Stream(held.q, tile.q, w.head_dim, q_tile),
+            k=Operand((Stream(held.k, tile.kv, w.head_dim, last_key_block, -1),)),
+            v=Operand((Stream(held.v, tile.kv, w.head_dim, last_key_block, -1),)),
+            o=Stream(held.part.o, tile.q, w.head_dim, q_tile),
+            lse=Stream(held.part.lse, tile.q, 1, q_tile),
+        )
+
+
+def _key_blocks(part: Part, held: Held, tile: Tile) -> tuple[int, IntArray]:
+    """The first block of query rows that takes part, and how many key blocks each visits.
+
+    All visit a range from the first key block on; blocks count through the chunks.
+    """
+    down, across = blocks(held.q.rows, tile.q), blocks(held.k.rows, tile.kv)
+    row_blocks = np.arange(held.chunks * down)
+    chunk, end_row = row_blocks // down, np.minimum((row_blocks % down + 1) * tile.q, held.q.rows)
+    if part in ("causal", "below diagonal"):
+        end_key = end_row - (part == "below diagonal")
+        return 0, chunk * across + -(-end_key // tile.kv)
+    first = down if part == "later queries" else 0
+    visited = across if part == "earlier keys" else held.chunks * across
+    return first, np.full(held.chunks * down - first, visited)

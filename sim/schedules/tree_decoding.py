@@ -1,0 +1,97 @@
+"""Tree decoding: the cache is split over GPUs, and what each finds is merged in a tree.
+
+    on each of P GPUs, which has the query and seq / P keys and values:
+        O_g, LSE_g = split-KV decoding over its keys, in fp32
+    for r = 0, 1, .. while 2^r < P:
+        each GPU g of (odd) 2^r sends its O_g and LSE_g to g - 2^r, which merges them with its own
+    GPU 0 sends O back down the same tree, in the workload's dtype
+
+So 2 ceil(log2 P) times a few kB a head are sent one after the other, whatever the length; the first
+rounds stay within a node.
+
+Source: Shyam et al. 2024 (arXiv 2408.04093), Algorithm 3, and Zyphra/tree_attention
+(tree_shard_test.py), which leave the tree to the all-reduces of maximum, numerator and denominator;
+here it is one reduction of (O, LSE) pairs, which carry the same, and one broadcast.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from sim.hardware import HardwareProfile
+from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.several_gpus import (
+    Result,
+    SeveralGpus,
+    finish_kernel,
+    merge_kernel,
+    merged_like,
+    result_of,
+    run_kernels,
+    start_kernel,
+)
+from sim.tile_program import Kernel, Step, Transfer
+from sim.workload import AttentionWorkload
+
+
+class TreeDecoding(SeveralGpus):
+    """Tree decoding of one query a sequence."""
+
+    name: Literal["tree_decoding"] = "tree_decoding"
+
+    summary = "several GPUs, each its part of the cache; results merged in a tree"
+    source = "arXiv 2408.04093, Algorithm 3; Zyphra/tree_attention"
+    phases = ("decode",)
+    masks = ("full", "causal")
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """Attention, conversion to fp32, merging, conversion back."""
+        attention, merge, finish, _ = self._kernels(w, hw)
+        return [*attention, merge, finish]
+
+    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+        """All GPUs' kernels and transfers, for each token that is decoded."""
+        self.check_links(hw)
+        attention, merge, finish, received = self._kernels(w, hw)
+        o = finish.tensors[-1]
+        gpus = range(self.gpus)
+        strides = [2**r for r in range((self.gpus - 1).bit_length())]
+        steps: list[Step] = []
+        ready: list[tuple[Step, ...]] = [()] * self.gpus
+        for _ in range(w.tokens):
+            ran = [run_kernels(attention, gpu, ready[gpu]) for gpu in gpus]
+            steps += [step for of_gpu in ran for step in of_gpu]
+            last = [of_gpu[-1] for of_gpu in ran]
+            for stride in strides:
+                for gpu in range(stride, self.gpus, 2 * stride):
+                    to = gpu - stride
+                    transfer = Transfer("O, LSE", received.bytes, to, buffer=received.o)
+                    up = Step(transfer, gpu, (last[gpu], last[to]))
+                    last[to] = Step(merge, to, (up,))
+                    steps += [up, last[to]]
+            has_o = {0: Step(finish, 0)}
+            for stride in reversed(strides):
+                for gpu in range(stride, self.gpus, 2 * stride):
+                    parent = gpu - stride
+                    down = Transfer("O", o.bytes, gpu, buffer=o)
+                    has_o[gpu] = Step(down, parent, (has_o[parent],))
+            steps += has_o.values()
+            ready = [(has_o[gpu],) for gpu in gpus]
+        return steps
+
+    def _kernels(
+        self, w: AttentionWorkload, hw: HardwareProfile
+    ) -> tuple[list[Kernel], Kernel, Kernel, Result]:
+        """Attention in fp32, merging, conversion to O; and what a merging kernel is sent."""
+        local = replace(w, seq_kv=self.share("seq_kv", w.seq_kv), causal=False)
+        attention = self.local(FlashDecoding).lower(local, hw)
+        part = result_of(attention)
+        merged = merged_like(part)
+        received = Result(
+            replace(merged.o, name="received O"), replace(merged.lse, name="received LSE")
+        )
+        return (
+            [*attention, start_kernel(part, merged)],
+            merge_kernel(received, merged),
+            finish_kernel(merged, replace(part.o, name="O", role="output")),
+            received,
+        )

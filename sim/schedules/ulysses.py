@@ -1,0 +1,109 @@
+"""Ulysses: all heads of a share of the tokens become all tokens of a share of the heads.
+
+    on each of P GPUs, which holds seq / P tokens' Q, K and V:
+        for each of Q, K, V:
+            pack it by the heads that go to each GPU;  all-to-all
+        flash attention of heads / P heads over all tokens
+        all-to-all of O;  unpack it to all heads of seq / P tokens
+
+Of each tensor a GPU keeps 1 / P and sends as much to each other GPU. It packs K while Q is sent.
+
+Source: Jacobs et al. 2023 (arXiv 2309.14509), Section 3; which copies there are as in
+microsoft/DeepSpeed, deepspeed/sequence/layer.py (single_all_to_all).
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from sim.hardware import HardwareProfile
+from sim.schedules.flash2 import Flash2
+from sim.schedules.several_gpus import SeveralGpus, copy_kernel
+from sim.tile_program import Kernel, Step, Tensor, Transfer
+from sim.workload import AttentionWorkload
+
+Exchange = tuple[Tensor, Tensor]  # what leaves, 1 / P to each GPU, and where as much arrives
+
+
+class Ulysses(SeveralGpus):
+    """DeepSpeed-Ulysses, forward; heads, KV heads and tokens are multiples of `gpus`."""
+
+    name: Literal["ulysses"] = "ulysses"
+
+    summary = "several GPUs: tokens of all heads exchanged for heads of all tokens"
+    source = "arXiv 2309.14509; microsoft/DeepSpeed, deepspeed/sequence/layer.py"
+    phases = ("prefill",)
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """Three packing kernels, attention, one that unpacks."""
+        packing, (attention, _), unpacking = self._program(w, hw)
+        return [*(kernel for kernel, _ in packing), attention, unpacking]
+
+    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+        """All GPUs' kernels and exchanges."""
+        self.check_links(hw)
+        packing, (attention, o_exchange), unpacking = self._program(w, hw)
+        gpus = range(self.gpus)
+        steps: list[Step] = []
+        arriving: list[tuple[Step, ...]] = [()] * self.gpus
+        for kernel, exchange in packing:
+            packed = [Step(kernel, gpu) for gpu in gpus]
+            sent = self._all_to_all(exchange, packed)
+            steps += [*packed, *sent]
+            arriving = [(*arriving[gpu], *_to(gpu, sent)) for gpu in gpus]
+        attended = [Step(attention, gpu, arriving[gpu]) for gpu in gpus]
+        sent = self._all_to_all(o_exchange, attended)
+        return [
+            *steps,
+            *attended,
+            *sent,
+            *(Step(unpacking, gpu, _to(gpu, sent)) for gpu in gpus),
+        ]
+
+    def _program(
+        self, w: AttentionWorkload, hw: HardwareProfile
+    ) -> tuple[list[tuple[Kernel, Exchange]], tuple[Kernel, Exchange], Kernel]:
+        """Packing kernels, attention and unpacking, with what is exchanged after each."""
+        local = replace(
+            w, heads=self.share("heads", w.heads), kv_heads=self.share("kv_heads", w.kv_heads)
+        )
+        (attention,) = self.local(Flash2).lower(local, hw)
+        gathered = {tensor.name: tensor for tensor in attention.tensors}
+
+        def shard(name: str, key: str, role: Literal["input", "output", "workspace"]) -> Tensor:
+            """All heads of a share of the tokens: as large as the tensor of that name gathered."""
+            whole = gathered[name[0]]
+            rows = self.share(key, whole.rows)
+            return Tensor(
+                name, whole.groups * self.gpus, rows, whole.cols, whole.element_bytes, role
+            )
+
+        packing = []
+        for name, key in (("Q", "seq_q"), ("K", "seq_kv"), ("V", "seq_kv")):
+            packed = shard(f"{name}, packed", key, "workspace")
+            kernel = copy_kernel(f"pack {name}", shard(f"{name}, own tokens", key, "input"), packed)
+            packing.append((kernel, (packed, gathered[name])))
+        received = shard("O, received", "seq_q", "workspace")
+        unpacking = copy_kernel("unpack O", received, shard("O, own tokens", "seq_q", "output"))
+        return packing, (attention, (gathered["O"], received)), unpacking
+
+    def _all_to_all(self, exchange: Exchange, after: list[Step]) -> list[Step]:
+        """What every GPU sends to every other, once its step of `after` is done.
+
+        The next on the right comes first, so that no two send to the same at once.
+        """
+        leaving, arriving = exchange
+        transfer_bytes = leaving.bytes // self.gpus
+        return [
+            Step(
+                Transfer(leaving.name, transfer_bytes, (gpu + hop) % self.gpus, buffer=arriving),
+                gpu,
+                (after[gpu],),
+            )
+            for hop in range(1, self.gpus)
+            for gpu in range(self.gpus)
+        ]
+
+
+def _to(gpu: int, sent: list[Step]) -> tuple[Step, ...]:
+    """Those of the transfers that go to a GPU."""
+    return tuple(s for s in sent if isinstance(s.work, Transfer) and s.work.to == gpu)
