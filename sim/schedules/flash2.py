@@ -11,6 +11,7 @@ Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; tiles, grid order and loop ord
 Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h.
 Q, K and V have one buffer each there, so K_j-1 comes during the softmax and the second matmul of j.
 Triton's compiler gives K and V as many buffers as the loop has stages, and on Hopper wgmma.
+The backward pass of training is in flash2_backward.py.
 """
 
 from dataclasses import dataclass, replace
@@ -19,10 +20,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from sim.files import InputError
 from sim.hardware import HardwareProfile
+from sim.schedules.backward import DROPOUT_OPS_PER_SCORE
 from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
+    SramBytes,
     Tile,
     TiledSchedule,
     blocks,
@@ -31,6 +35,9 @@ from sim.schedules.base import (
     sram_bytes_of,
     visible_blocks,
 )
+from sim.schedules.flash2_backward import Saved, backward_kernels, public_backward_cta
+from sim.schedules.kv_cache import row_bytes
+from sim.schedules.rope import ROPE_OPS_PER_ELEMENT, Angles, angles_of, check_fused, with_passes
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -39,10 +46,12 @@ from sim.tile_program import (
     Load,
     Loop,
     OfItem,
+    Step,
     Store,
     Stream,
     Tensor,
     TensorPath,
+    in_order,
     once,
 )
 from sim.workload import AttentionWorkload
@@ -60,10 +69,22 @@ class Cta:
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = 255
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
+    angles: Angles | None = None  # by which Q and K are rotated in the kernel
 
     def sram_bytes(self, w: AttentionWorkload) -> int:
         """Q's tile and the buffers of K and V."""
-        return sram_bytes_of(w, kv_matrices=2 * self.stages)(self.tile)
+        return flash_sram_bytes(w, self.stages)(self.tile)
+
+
+def flash_sram_bytes(w: AttentionWorkload, stages: int) -> SramBytes:
+    """Q's tile and `stages` buffers of K and of V, as wide as in the cache.
+
+    Of a quantised cache one tile is made ready besides: K's is done with when V's is made.
+    """
+    if w.kv_dtype is None:
+        return sram_bytes_of(w, kv_matrices=2 * stages)
+    ready = sram_bytes_of(w, kv_matrices=1)
+    return lambda tile: ready(tile) + 2 * stages * tile.kv * row_bytes(w)
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ def _ctas(*rows: tuple[int, int, int, int]) -> tuple[PublicCta, ...]:
     return tuple(PublicCta(d, Cta(Tile(q=q, kv=kv), warps)) for d, q, kv, warps in rows)
 
 
-# flash_fwd_launch_template.h, run_mha_fwd_hdim*, without dropout:
+# flash_fwd_launch_template.h, run_mha_fwd_hdim*, without dropout and with:
 # (head_dim, kBlockM, kBlockN, warps). head_dim 160 and 224 run the next larger kernel.
 _SM80 = _ctas(
     (32, 128, 128, 4),
@@ -101,6 +122,20 @@ _SM8X_CAUSAL = _ctas(
     (128, 64, 64, 4),
     (192, 128, 64, 8),
 )
+_DROPOUT = _ctas(
+    (32, 128, 128, 4),
+    (64, 128, 64, 4),
+    (96, 128, 64, 4),
+    (128, 128, 32, 4),
+    (192, 64, 64, 4),
+)
+_DROPOUT_SM8X_CAUSAL = _ctas(
+    (32, 128, 128, 4),
+    (64, 128, 64, 4),
+    (96, 64, 64, 4),
+    (128, 128, 32, 4),
+    (192, 64, 64, 4),
+)
 
 
 def public_cta(w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation) -> Cta:
@@ -115,8 +150,11 @@ def public_cta(w: AttentionWorkload, hw: HardwareProfile, implementation: Implem
         roomy = hw.sram.max_per_cta >= 160 * 1024
         kv = 128 if roomy and w.head_dim <= 128 else 64 if w.head_dim <= 128 else 32
         return Cta(Tile(q=128, kv=kv), 8, stages=2, tensor_path="native")
+    sm8x = hw.arch in ("sm86", "sm89")
     table = _SM80
-    if hw.arch in ("sm86", "sm89"):
+    if w.dropout:
+        table = _DROPOUT_SM8X_CAUSAL if sm8x and w.causal else _DROPOUT
+    elif sm8x:
         table = _SM8X_CAUSAL if w.causal else _SM8X
     for row in table:
         if w.head_dim <= row.head_dim:
@@ -141,12 +179,31 @@ class FlashSchedule(TiledSchedule):
 
     `implementation` says whose kernel it is: FlashAttention's CUDA with its mma.sync, or Triton's
     with the device's best matmuls. `warps`, and `stages` of K and V buffers, are that
-    kernel's unless given.
+    kernel's unless given. `rope` rotates Q and K in kernels before (`pass`) or in the loop
+    (`fused`), as rope.py tells.
     """
 
     implementation: Implementation = "cuda"
     warps: Literal[4, 8, 16] | None = None
     stages: Annotated[int, Field(ge=1, le=8)] | None = None
+    rope: Literal["pass", "fused"] | None = None
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload, or no `rope`."""
+        super().check(w)
+        if self.rope and type(self).steps is not FlashSchedule.steps:
+            raise InputError(
+                f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'
+            )
+
+    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+        """What runs: the kernels in order, with `rope`, for each token that is decoded."""
+        kernels = self.lower(w, hw)
+        if self.rope == "fused":
+            check_fused(self.name, kernels)
+        if self.rope == "pass":
+            kernels = with_passes(w, self.name, kernels)
+        return in_order(kernels * w.tokens)
 
     def cta(self, public: Cta, w: AttentionWorkload, hw: HardwareProfile) -> Cta:
         """The CTA asked for, else the public one if it fits, else with the largest tile that does.
@@ -154,7 +211,7 @@ class FlashSchedule(TiledSchedule):
         Raises InputError.
         """
         warps, stages = self.warps or public.warps, self.stages or public.stages
-        sram_bytes = sram_bytes_of(w, kv_matrices=2 * stages)
+        sram_bytes = flash_sram_bytes(w, stages)
         tile = self.fit_tile(public.tile, sram_bytes, w, hw)
         triton = self.implementation == "triton"
         return replace(
@@ -164,6 +221,7 @@ class FlashSchedule(TiledSchedule):
             stages=stages,
             registers_per_thread=triton_registers(w, tile, warps) if triton else 255,
             kv_readers=warps // 4 if triton and hw.matmul_by_warp_group else warps,
+            angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 
 
@@ -207,18 +265,37 @@ class Operand:
 
 
 class Flash2(FlashSchedule):
-    """FlashAttention-2 forward."""
+    """FlashAttention-2. A tile, or warps, that are given hold for backward too."""
 
     name: Literal["flash2"] = "flash2"
 
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
+    phases = ("prefill", "decode", "training")
+    takes = frozenset({"dropout"})
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        if self.implementation == "triton" and (w.dropout or w.phase == "training"):
+            key = "dropout = true" if w.dropout else 'phase = "training"'
+            raise InputError(
+                f'schedule flash2: implementation = "triton": workload.{key}: "cuda" was expected'
+            )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """One kernel: a CTA a block of query rows."""
+        """One kernel, a CTA a block of query rows; in training those of backward after it."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
         visits = all_visible(w, cta.tile)
-        return [forward_kernel("flash2", w, cta, visits, qkvo(w))]
+        q, k, v, o = tensors = qkvo(w)
+        forward = forward_kernel("flash2", w, cta, visits, tensors)
+        if w.phase != "training":
+            return [forward]
+        public = public_backward_cta(w, hw)
+        tile = self.fit_tile(public.tile, public.sram_bytes(w), w, hw)
+        backward = replace(public, tile=tile, warps=self.warps or public.warps)
+        lse = forward.tensors[-1]
+        return [forward, *backward_kernels(w, backward, Saved(q, k, v, o, lse))]
 
 
 def forward_kernel(
@@ -285,18 +362,64 @@ def flash_kernel(
     lse: Stream,
 ) -> Kernel:
     """A flash kernel whose streams say which tiles a CTA takes: one of Q, `trips` of K and V."""
+    loop = key_loop(w, cta, trips, q.tile_bytes, k, v)
+    return around_key_loops(name, w, cta, (loop,), ctas=ctas, q=q, o=o, lse=lse)
+
+
+def around_key_loops(
+    name: str,
+    w: AttentionWorkload,
+    cta: Cta,
+    key_loops: tuple[Loop, ...],
+    *,
+    ctas: int,
+    q: Stream,
+    o: Stream,
+    lse: Stream,
+) -> Kernel:
+    """A flash kernel of those loops over key blocks: loads Q before, stores O after them."""
+    loads: tuple[Load, ...] = (Load(q),)
+    q_bytes, q_elements = q.tile_bytes, cta.tile.q * w.head_dim
+    prepare = Compute("wait for Q", loads, sram_bytes=q_bytes)
+    if cta.angles:
+        loads += (Load(cta.angles.beside_q(q)),)
+        work = ROPE_OPS_PER_ELEMENT * q_elements
+        prepare = Compute("rotate Q", loads, vector_ops=work, sram_bytes=3 * q_bytes)
+    prologue = Loop(once, (*loads, prepare))
+    epilogue = Loop(
+        once,
+        (
+            Compute("O / l", vector_ops=q_elements, sram_bytes=2 * q_bytes),
+            Store(o),
+            Store(lse),
+        ),
+    )
+    return Kernel(
+        name=name,
+        ctas=ctas,
+        loops=(prologue, *key_loops, epilogue),
+        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        tensor_path=cta.tensor_path,
+    )
+
+
+def key_loop(
+    w: AttentionWorkload, cta: Cta, trips: OfItem, q_bytes: int, k: Operand, v: Operand
+) -> Loop:
+    """The loop over key blocks, `q_bytes` being Q's tile in SRAM."""
     tile = cta.tile
-    load_q = Load(q)
+    if cta.angles:
+        turn, work = cta.angles.beside_k(k.streams[0]), ROPE_OPS_PER_ELEMENT * tile.kv * w.head_dim
+        k = Operand((*k.streams, turn), k.vector_ops + work)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
-    q_bytes = q.tile_bytes
     kv_bytes = tile.kv * w.head_dim * w.dtype_bytes
     q_elements, scores = tile.q * w.head_dim, tile.q * tile.kv
     matmul_flops = 2 * scores * w.head_dim
+    dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
-    prologue = Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes)))
-    loop = Loop(
+    return Loop(
         trips,
         (
             *loads_k,
@@ -310,25 +433,10 @@ def flash_kernel(
             ),
             Compute(
                 "softmax",
-                vector_ops=VECTOR_OPS_PER_SCORE * scores + q_elements,  # and rescale O
+                vector_ops=VECTOR_OPS_PER_SCORE * scores + q_elements + dropout,  # rescales O too
                 exp_count=scores + tile.q,
             ),
             *v.made_ready("V", loads_v, kv_bytes),
             Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
         ),
-    )
-    epilogue = Loop(
-        once,
-        (
-            Compute("O / l", vector_ops=q_elements, sram_bytes=2 * q_bytes),
-            Store(o),
-            Store(lse),
-        ),
-    )
-    return Kernel(
-        name=name,
-        ctas=ctas,
-        loops=(prologue, loop, epilogue),
-        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
-        tensor_path=cta.tensor_path,
     )

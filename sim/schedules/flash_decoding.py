@@ -11,11 +11,15 @@ Source: Dao-AILab/flash-attention, csrc/flash_attn: tiles 64 x 256, 128 or 64 by
 (flash_api.cpp, num_splits_heuristic, set_params_splitkv), query heads packed as rows of one matrix
 (mha_fwd_kvcache, seqlenq_ngroups_swapped), rows a CTA of the combine kernel
 (run_flash_splitkv_fwd). Without splits there is no combine kernel.
+
+Plain decoding is that kernel with one split (`decode`; flash_attn_with_kvcache, num_splits = 1): a
+CTA a KV head. A CTA a query head, each reading the KV head's cache, is `flash2` with phase =
+"decode"; eager attention is `naive`. A quantised cache is made ready tile by tile in SRAM.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +27,8 @@ from pydantic import Field
 from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
-from sim.schedules.flash2 import Cta, FlashSchedule, Operand, flash_kernel
+from sim.schedules.flash2 import Cta, FlashSchedule, Operand, around_key_loops, key_loop
+from sim.schedules.kv_cache import QUANTISATIONS, cache_tensor, ops_of_making_ready
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -31,32 +36,93 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    OfItem,
     Store,
     Stream,
     Tensor,
     once,
 )
-from sim.workload import AttentionWorkload
+from sim.workload import AttentionWorkload, Phase
 
 MOST_SPLITS = 128
+Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS)]
 
 
-class FlashDecoding(FlashSchedule):
-    """Split-KV decoding of one query a sequence. `splits`: as the public heuristic unless given."""
+@dataclass(frozen=True, eq=False)
+class SplitKeys:
+    """The key blocks that the mask shows, cut in `splits` ranges for each K/V matrix.
 
-    name: Literal["flash_decoding"] = "flash_decoding"
-    splits: Annotated[int, Field(ge=1, le=MOST_SPLITS)] | None = None
+    A CTA each, in the grid (1, splits, matrices), the first fastest. `rows` query heads share a
+    matrix.
+    """
 
-    summary = "split-KV decoding: a CTA a range of the cache, then a combine kernel"
-    source = "Dao-AILab/flash-attention, csrc/flash_attn (flash_fwd_splitkv_kernel)"
-    phases = ("decode",)
+    w: AttentionWorkload
+    cta: Cta
+    first_block: int
+    end_block: int
+    splits: int
 
-    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """The split kernel and, of more than one split, the combine kernel."""
+    @property
+    def rows(self) -> int:
+        """Query heads of a KV head."""
+        return self.w.heads // self.w.kv_heads
+
+    @property
+    def matrices(self) -> int:
+        """KV heads of all sequences."""
+        return self.w.batch * self.w.kv_heads
+
+    @property
+    def across(self) -> int:
+        """Key blocks of a matrix, shown or not."""
+        return blocks(self.w.seq_kv, self.cta.tile.kv)
+
+    def matrix(self, items: IntArray) -> IntArray:
+        """The K/V matrix of each CTA."""
+        return items // self.splits
+
+    def rows_of_split(self, items: IntArray) -> IntArray:
+        """Where each CTA's rows lie among the partial results: (splits, matrices)."""
+        return items % self.splits * self.matrices + self.matrix(items)
+
+    def ends(self, items: IntArray) -> tuple[IntArray, IntArray]:
+        """The first key block of each CTA's range, and the one behind its last."""
+        size = blocks(self.end_block - self.first_block, self.splits)
+        first = self.first_block + items % self.splits * size
+        return first, np.minimum(self.end_block, first + size)
+
+    def trips(self, items: IntArray) -> IntArray:
+        """Key blocks of each CTA."""
+        first, end = self.ends(items)
+        return end - first
+
+    def last_tile(self, items: IntArray) -> IntArray:
+        """Each CTA's last tile in a tensor of a matrix a KV head: the first that it visits."""
+        return self.matrix(items) * self.across + self.ends(items)[1] - 1
+
+    def loop(self, trips: OfItem, k: Operand, v: Operand) -> Loop:
+        """The FlashAttention-2 loop over so many key blocks of each CTA."""
+        rows = min(self.cta.tile.q, self.rows)
+        return key_loop(self.w, self.cta, trips, rows * self.w.head_dim * self.w.dtype_bytes, k, v)
+
+
+class SplitKv(FlashSchedule):
+    """What all schedules built on the split-KV kernels take."""
+
+    phases: ClassVar[tuple[Phase, ...]] = ("decode",)
+    takes = frozenset({"kv_dtype"})
+
+    def split(self, w: AttentionWorkload, hw: HardwareProfile, splits: int | None) -> SplitKeys:
+        """How the keys are cut, by the public heuristic unless `splits` says; raises InputError."""
         if w.seq_q != 1:
             raise InputError(
                 f"schedule {self.name}: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = "
                 '1, as phase = "decode" has it)'
+            )
+        if w.kv_dtype is not None and w.kv_dtype not in QUANTISATIONS:
+            raise InputError(
+                f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": '
+                f"{', '.join(QUANTISATIONS)}, or workload.dtype, was expected"
             )
         rows = w.heads // w.kv_heads
         cta = self.cta(_public(w, hw, self.implementation == "triton"), w, hw)
@@ -68,49 +134,77 @@ class FlashDecoding(FlashSchedule):
         low, high = w.visible_keys(0, 0)
         first_block, end_block = low // cta.tile.kv, blocks(high, cta.tile.kv)
         keys = end_block - first_block
-        splits = min(self.splits or splits_of(w, hw, keys), keys)
-        a_split = blocks(keys, splits)
-        splits = blocks(keys, a_split)
-        matrices = w.batch * w.kv_heads
-        q = Tensor("Q", matrices, rows, w.head_dim, w.dtype_bytes, "input")
-        k = Tensor("K", matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input")
-        v = Tensor("V", matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input")
-        o = Tensor("O", 1, matrices * rows, w.head_dim, w.dtype_bytes, "output")
-        lse = Tensor("LSE", 1, matrices * rows, 1, STATISTICS_BYTES, "output")
-        partial_o = Tensor("O of splits", splits, matrices * rows, w.head_dim, STATISTICS_BYTES)
-        partial_lse = Tensor("LSE of splits", splits, matrices * rows, 1, STATISTICS_BYTES)
-        across = blocks(w.seq_kv, cta.tile.kv)
+        splits = min(splits or splits_of(w, hw, keys), keys)
+        # As many as ranges of that size need.
+        splits = blocks(keys, blocks(keys, splits))
+        return SplitKeys(w, cta, first_block, end_block, splits)
 
-        def matrix(items: IntArray) -> IntArray:
-            """Grid (1, splits, matrices), the first fastest."""
-            return items // splits
 
-        def last_key_block(items: IntArray) -> IntArray:
-            end = np.minimum(end_block, first_block + (items % splits + 1) * a_split)
-            return matrix(items) * across + end - 1
+class FlashDecoding(SplitKv):
+    """Split-KV decoding of one query a sequence. `splits`: as the public heuristic unless given."""
 
-        def trips(items: IntArray) -> IntArray:
-            return np.minimum(a_split, keys - items % splits * a_split)
+    name: Literal["flash_decoding"] = "flash_decoding"
+    splits: Splits | None = None
 
-        def rows_of_split(items: IntArray) -> IntArray:
-            return items % splits * matrices + matrix(items)
+    summary = "split-KV decoding: a CTA a range of the cache, then a combine kernel"
+    source = "Dao-AILab/flash-attention, csrc/flash_attn (flash_fwd_splitkv_kernel)"
 
-        out, statistics = (partial_o, partial_lse) if splits > 1 else (o, lse)
-        split = flash_kernel(
-            "flash_decoding",
-            w,
-            cta,
-            ctas=matrices * splits,
-            trips=trips,
-            q=Stream(q, cta.tile.q, w.head_dim, matrix),
-            k=Operand((Stream(k, cta.tile.kv, w.head_dim, last_key_block, -1),)),
-            v=Operand((Stream(v, cta.tile.kv, w.head_dim, last_key_block, -1),)),
-            o=Stream(out, rows, w.head_dim, rows_of_split),
-            lse=Stream(statistics, rows, 1, rows_of_split),
-        )
-        if splits == 1:
-            return [split]
-        return [split, _combine(w, partial_o, partial_lse, o, lse)]
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """The split kernel and, of more than one split, the combine kernel."""
+        return contiguous_kernels(self.split(w, hw, self.splits))
+
+
+class Decode(SplitKv):
+    """Plain decoding: the split-KV kernel with one range, a CTA a KV head of a sequence."""
+
+    name: Literal["decode"] = "decode"
+
+    summary = "plain decoding: a CTA a KV head reads its whole cache"
+    source = "Dao-AILab/flash-attention, flash_attn_with_kvcache with num_splits = 1"
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """The split kernel alone."""
+        return contiguous_kernels(self.split(w, hw, splits=1))
+
+
+def contiguous_kernels(keys: SplitKeys) -> list[Kernel]:
+    """The kernels over a cache that is a matrix a KV head of a sequence."""
+    k, v = contiguous("K", keys), contiguous("V", keys)
+    return split_kernels("flash_decoding", keys, keys.loop(keys.trips, k, v))
+
+
+def contiguous(name: str, keys: SplitKeys) -> Operand:
+    """K or V as a matrix a KV head of a sequence, its blocks visited last first."""
+    tensor = cache_tensor(name, keys.w, keys.matrices, keys.w.seq_kv)
+    rows = keys.cta.tile.kv
+    return Operand(
+        (Stream(tensor, rows, tensor.cols, keys.last_tile, -1),),
+        ops_of_making_ready(keys.w, rows),
+    )
+
+
+def split_kernels(name: str, keys: SplitKeys, *key_loops: Loop) -> list[Kernel]:
+    """The split kernel, named with the cache's dtype where it has its own, and combine."""
+    w, cta, rows, all_rows = keys.w, keys.cta, keys.rows, keys.matrices * keys.rows
+    q = Tensor("Q", keys.matrices, rows, w.head_dim, w.dtype_bytes, "input")
+    o = Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output")
+    lse = Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output")
+    partial_o = Tensor("O of splits", keys.splits, all_rows, w.head_dim, STATISTICS_BYTES)
+    partial_lse = Tensor("LSE of splits", keys.splits, all_rows, 1, STATISTICS_BYTES)
+    out, statistics = (partial_o, partial_lse) if keys.splits > 1 else (o, lse)
+    split = around_key_loops(
+        f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name,
+        w,
+        cta,
+        key_loops,
+        ctas=keys.matrices * keys.splits,
+        q=Stream(q, cta.tile.q, w.head_dim, keys.matrix),
+        o=Stream(out, rows, w.head_dim, keys.rows_of_split),
+        lse=Stream(statistics, rows, 1, keys.rows_of_split),
+    )
+    if keys.splits == 1:
+        return [split]
+    return [split, _combine(w, partial_o, partial_lse, o, lse)]
 
 
 def _public(w: AttentionWorkload, hw: HardwareProfile, triton: bool) -> Cta:
