@@ -20,7 +20,7 @@ class ModelShape:
     of them, `active_parameters` those that a token uses (all, unless there are experts).
 
     `source` says where the figures were published; hidden, mlp and vocab are in the config.json of
-    the model's repository on Hugging Face, and `parameters` is what it adds up to, as the checkpoint
+    the model's repository on Hugging Face. `parameters` is what that adds up to, as the checkpoint
     does, but for GPT-3 and DeepSeek the round figures of their papers.
     """
 
