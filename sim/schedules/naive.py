@@ -4,19 +4,35 @@
     S = S / sqrt(d)                (own pass with `scale`, else folded into the matmul)
     S = mask(S)                    (own pass with `mask`)
     P = softmax(S)                 (reads S, writes P)
-    P = dropout(P)                 (own pass, with dropout; also writes a byte of mask an element)
-    O = P V                        (batched matmul; reads P)
+    P' = dropout(P)                (own pass, with dropout; also writes a byte of mask an element)
+    O = P' V                       (batched matmul; reads P')
 
-Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 0. The passes are those of eager PyTorch
-(aten/src/ATen/native/cuda: SoftMax.cu, PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). cuBLAS
+Backward, in training:
+
+    dV = P'^T dO;  dP' = dO V^T    (batched matmuls; write dP')
+    dP = dP' where kept            (own pass, with dropout)
+    P dP                           (own pass: softmax backward takes the product)
+    dS = P dP - P rowsum(P dP)     (softmax backward; reads P dP and P, writes dS)
+    dS = dS / sqrt(d)              (own pass with `scale`)
+    dQ = dS K;  dK = dS^T Q        (batched matmuls; read dS)
+    sums of dK and dV over the heads that share a KV head, if any do
+
+Source: Dao et al. 2022 (arXiv 2205.14135), Algorithms 0 and 3. The passes are those of eager
+PyTorch (aten/src/ATen/native/cuda: SoftMax.cu, also softmax_backward_cuda_out,
+PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). The mask is a matrix of the workload's dtype that
+is added to the scores of every head and sequence, as FlashAttention's own benchmark of PyTorch has
+it (benchmarks/benchmark_flash_attention.py, attention_pytorch) and eager attention in Transformers;
+its gradient needs no pass. Heads that share a KV head read it in place, not from a copy. cuBLAS
 chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
 name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives that tile 4 warps
 (generator.py, GenerateSM80_TensorOp_16816).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from sim.hardware import HardwareProfile
+from sim.schedules.backward import ELEMENTS_A_BLOCK, gradients, sums_over_groups
 from sim.schedules.base import (
     VECTOR_OPS_PER_SCORE,
     SramBytes,
@@ -27,6 +43,7 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
+from sim.schedules.rope import with_passes
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -46,42 +63,91 @@ GEMM_STAGES = 3
 # SoftMax.cu, host_softmax: up to here one warp a row, 4 rows a block of 128 threads
 # (PersistentSoftmax.cuh), its row in fp32 registers; above, a block of 1024 threads a row.
 SOFTMAX_WARP_COLS, SOFTMAX_WARP_BYTES = 2048, 8192
-ELEMENTS_A_BLOCK = 1024  # CUDALoops.cuh: 128 threads of 8 elements
+# The same of host_softmax_backward.
+SOFTMAX_BACKWARD_WARP_COLS, SOFTMAX_BACKWARD_WARP_BYTES = 1024, 4096
 
 
 class Naive(TiledSchedule):
-    """Standard attention, forward.
+    """Standard attention.
 
     `mask` adds the pass that masks the scores (by default where the workload is masked), `scale` a
-    pass that scales them, as eager frameworks do. All of S is computed whatever the mask. `tile` is
-    the block of S that one CTA of the first matmul makes.
+    pass that scales them, `rope` those that rotate Q and K, as eager frameworks do. All of S is
+    computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes.
     """
 
     name: Literal["naive"] = "naive"
     scale: bool = False
     mask: bool | None = None
+    rope: Literal["pass"] | None = None
 
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
-    source = "arXiv 2205.14135, Algorithm 0; PyTorch aten/src/ATen/native/cuda"
+    source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
+    phases = ("prefill", "decode", "training")
     takes = frozenset({"dropout"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """Three kernels, and one for each extra pass."""
+        """Three kernels, and one for each extra pass; in training those of backward after them."""
         tile = self.fit_tile(Tile(q=128, kv=128), _gemm_sram_bytes(w), w, hw)
         q, k, v, o = qkvo(w)
-        scores = Tensor("S", q.groups, w.seq_q, w.seq_kv, w.dtype_bytes)
-        probabilities = Tensor("P", q.groups, w.seq_q, w.seq_kv, w.dtype_bytes)
-        kernels = [_scores_kernel(w, tile, q, k, scores)]
+        scores, probabilities = _matrix(w, "S"), _matrix(w, "P")
+        kernels = [_scores_kernel("S = Q K^T", w, tile, q, k, scores)]
         if self.scale:
-            kernels.append(_pass("scale", scores, scores, hw))
+            kernels.append(_pass("scale", [scores], [scores]))
         if w.mask != "full" if self.mask is None else self.mask:
-            kernels.append(_pass("mask", scores, scores, hw))
+            mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input")
+            kernels.append(_pass("mask", [scores, mask], [scores]))
         kernels.append(_softmax_kernel(scores, probabilities, hw))
+        dropped, kept = probabilities, _matrix(w, "dropout mask", element_bytes=1)
         if w.dropout:
-            kept = Tensor("dropout mask", q.groups, w.seq_q, w.seq_kv, 1)
-            kernels.append(_pass("dropout", probabilities, probabilities, hw, kept))
-        kernels.append(_output_kernel(w, tile, probabilities, v, o))
-        return kernels
+            dropped = _matrix(w, "P'")
+            kernels.append(_pass("dropout", [probabilities], [dropped, kept]))
+        kernels.append(_output_kernel("O = P V", w, tile, dropped, v, o))
+        if w.phase == "training":
+            saved = _Saved(q, k, v, probabilities, dropped, kept)
+            kernels += self._backward(w, hw, tile, saved)
+        return with_passes(w, self.name, kernels) if self.rope else kernels
+
+    def _backward(
+        self, w: AttentionWorkload, hw: HardwareProfile, tile: Tile, saved: "_Saved"
+    ) -> list[Kernel]:
+        g, dp, ds = gradients(w), _matrix(w, "dP"), _matrix(w, "dS")
+        dropped = _matrix(w, "dP'") if w.dropout else dp
+        kernels = [
+            _transposed_kernel("dV = P^T dO", w, tile, saved.dropped, g.do, g.dv_of_heads),
+            _scores_kernel("dP = dO V^T", w, tile, g.do, saved.v, dropped),
+        ]
+        if w.dropout:
+            kernels.append(_pass("dropout backward", [dropped, saved.kept], [dp]))
+        product = _matrix(w, "P dP")
+        kernels += [
+            _pass("P dP", [dp, saved.p], [product]),
+            _softmax_backward_kernel(saved.p, product, ds, hw),
+        ]
+        if self.scale:
+            kernels.append(_pass("scale backward", [ds], [ds]))
+        return [
+            *kernels,
+            _output_kernel("dQ = dS K", w, tile, ds, saved.k, g.dq),
+            _transposed_kernel("dK = dS^T Q", w, tile, ds, saved.q, g.dk_of_heads),
+            *sums_over_groups(g),
+        ]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the forward pass leaves for backward; `dropped` is `p` without dropout."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    p: Tensor
+    dropped: Tensor
+    kept: Tensor
+
+
+def _matrix(w: AttentionWorkload, name: str, element_bytes: int | None = None) -> Tensor:
+    """A matrix as large as the scores, of the workload's dtype unless told otherwise."""
+    return Tensor(name, w.batch * w.heads, w.seq_q, w.seq_kv, element_bytes or w.dtype_bytes)
 
 
 def _gemm_sram_bytes(w: AttentionWorkload) -> SramBytes:
@@ -111,8 +177,9 @@ def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Co
 
 
 def _scores_kernel(
-    w: AttentionWorkload, tile: Tile, q: Tensor, k: Tensor, scores: Tensor
+    name: str, w: AttentionWorkload, tile: Tile, q: Tensor, k: Tensor, scores: Tensor
 ) -> Kernel:
+    """`scores` = Q K^T of every head, or what stands in for Q and K."""
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
     depth = min(GEMM_DEPTH, w.head_dim)
     slices = blocks(w.head_dim, depth)
@@ -128,12 +195,12 @@ def _scores_kernel(
     a = Load(Stream(q, tile.q, depth, q_slice, 1), GEMM_STAGES)
     b = Load(Stream(k, tile.kv, depth, k_slice, 1), GEMM_STAGES)
     return Kernel(
-        name="S = Q K^T",
+        name=name,
         ctas=q.groups * down * across,
         loops=(
             Loop(
                 of_constant(slices),
-                (a, b, _matmul("S += Q K^T", tile.q, tile.kv, depth, a, b)),
+                (a, b, _matmul(name, tile.q, tile.kv, depth, a, b)),
             ),
             Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
         ),
@@ -141,7 +208,10 @@ def _scores_kernel(
     )
 
 
-def _output_kernel(w: AttentionWorkload, tile: Tile, p: Tensor, v: Tensor, o: Tensor) -> Kernel:
+def _output_kernel(
+    name: str, w: AttentionWorkload, tile: Tile, p: Tensor, v: Tensor, o: Tensor
+) -> Kernel:
+    """`o` = P V of every head, or what stands in for P and V."""
     down, steps = blocks(w.seq_q, tile.q), blocks(w.seq_kv, GEMM_DEPTH)
     across = blocks(w.head_dim, tile.kv)
     width = min(tile.kv, w.head_dim)
@@ -155,48 +225,65 @@ def _output_kernel(w: AttentionWorkload, tile: Tile, p: Tensor, v: Tensor, o: Te
 
     a = Load(Stream(p, tile.q, GEMM_DEPTH, p_slice, 1), GEMM_STAGES)
     b = Load(Stream(v, GEMM_DEPTH, width, v_slice, across), GEMM_STAGES)
+    return _tall_kernel(name, p.groups * down * across, steps, a, b, o, tile.q)
+
+
+def _transposed_kernel(
+    name: str, w: AttentionWorkload, tile: Tile, p: Tensor, do: Tensor, dv: Tensor
+) -> Kernel:
+    """`dv` = P^T dO of every head, or what stands in for P and dO."""
+    down, steps = blocks(w.seq_kv, tile.q), blocks(w.seq_q, GEMM_DEPTH)
+    across = blocks(w.head_dim, tile.kv)
+    width = min(tile.kv, w.head_dim)
+
+    def p_slice(items: IntArray) -> IntArray:
+        """Grid (blocks of head_dim, blocks of keys, matrices), the first fastest."""
+        return items // (across * down) * steps * down + items // across % down
+
+    def do_slice(items: IntArray) -> IntArray:
+        return items // (across * down) * steps * across + items % across
+
+    a = Load(Stream(p, GEMM_DEPTH, tile.q, p_slice, down), GEMM_STAGES)
+    b = Load(Stream(do, GEMM_DEPTH, width, do_slice, across), GEMM_STAGES)
+    return _tall_kernel(name, p.groups * down * across, steps, a, b, dv, tile.q)
+
+
+def _tall_kernel(
+    name: str, ctas: int, steps: int, a: Load, b: Load, result: Tensor, rows: int
+) -> Kernel:
+    """A CTA a block of rows x head_dim, in `steps` slices of the depth."""
+    width = b.stream.tile_cols
     return Kernel(
-        name="O = P V",
-        ctas=p.groups * down * across,
+        name=name,
+        ctas=ctas,
         loops=(
-            Loop(
-                of_constant(steps),
-                (a, b, _matmul("O += P V", tile.q, width, GEMM_DEPTH, a, b)),
-            ),
-            Loop(once, (Store(Stream(o, tile.q, width, lambda items: items)),)),
+            Loop(of_constant(steps), (a, b, _matmul(name, rows, width, GEMM_DEPTH, a, b))),
+            Loop(once, (Store(Stream(result, rows, width, lambda items: items)),)),
         ),
         footprint=_gemm_footprint(
-            GEMM_STAGES * (a.stream.tile_bytes + b.stream.tile_bytes), tile.q * width
+            GEMM_STAGES * (a.stream.tile_bytes + b.stream.tile_bytes), rows * width
         ),
     )
 
 
-def _pass(
-    name: str,
-    source: Tensor,
-    target: Tensor,
-    hw: HardwareProfile,
-    also: Tensor | None = None,
-) -> Kernel:
-    """An elementwise kernel: reads `source`, writes `target` (and `also`), in whole rows."""
-    rows = min(source.rows, max(1, ELEMENTS_A_BLOCK // source.cols))
-    cols = min(source.cols, ELEMENTS_A_BLOCK)
-    down, across = blocks(source.rows, rows), blocks(source.cols, cols)
-    load = Load(Stream(source, rows, cols, lambda items: items))
-    targets = [target, *([also] if also else [])]
+def _pass(name: str, reads: list[Tensor], writes: list[Tensor]) -> Kernel:
+    """An elementwise kernel in whole rows; a tensor of one group goes with all of the others."""
+    matrix = writes[0]
+    rows = min(matrix.rows, max(1, ELEMENTS_A_BLOCK // matrix.cols))
+    cols = min(matrix.cols, ELEMENTS_A_BLOCK)
+    tiles = blocks(matrix.rows, rows) * blocks(matrix.cols, cols)
+
+    def of(tensor: Tensor) -> Stream:
+        if tensor.groups == 1:
+            return Stream(tensor, rows, cols, lambda items: items % tiles)
+        return Stream(tensor, rows, cols, lambda items: items)
+
+    loads = tuple(Load(of(tensor)) for tensor in reads)
+    stores = tuple(Store(of(tensor)) for tensor in writes)
     return Kernel(
         name=name,
-        ctas=source.groups * down * across,
-        loops=(
-            Loop(
-                once,
-                (
-                    load,
-                    Compute(name, (load,), vector_ops=2 * rows * cols),
-                    *(Store(Stream(tensor, rows, cols, lambda items: items)) for tensor in targets),
-                ),
-            ),
-        ),
+        ctas=matrix.groups * tiles,
+        loops=(Loop(once, (*loads, Compute(name, loads, 0, 2 * rows * cols), *stores)),),
         footprint=Footprint(0, threads=128, registers_per_thread=32),
     )
 
@@ -237,5 +324,39 @@ def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) 
             0 if by_warp or not resident else row_bytes,
             threads,
             registers_per_thread=32 + (blocks(cols, 32) if by_warp else 0),
+        ),
+    )
+
+
+def _softmax_backward_kernel(p: Tensor, product: Tensor, ds: Tensor, hw: HardwareProfile) -> Kernel:
+    """dS = P dP - P rowsum(P dP): whole rows as in forward, else P dP is read a second time."""
+    cols = p.cols
+    row_bytes = cols * p.element_bytes
+    by_warp = cols <= SOFTMAX_BACKWARD_WARP_COLS and row_bytes <= SOFTMAX_BACKWARD_WARP_BYTES
+    rows, threads = (4, 128) if by_warp else (1, 1024)
+    resident = by_warp or row_bytes <= hw.sram.max_per_cta
+    width = cols if resident else 4096  # of a pass over a longer row
+    down, across = blocks(p.rows, rows), blocks(cols, width)
+
+    def of(tensor: Tensor) -> Stream:
+        return Stream(tensor, rows, width, lambda items: items * across, 1)
+
+    amounts = rows * width
+    load_p, load = Load(of(p)), Load(of(product))
+    ops = (3 if resident else 2) * amounts  # sum; multiply and subtract (one FMA), convert
+    finish = Compute("dS", (load_p, load), vector_ops=ops)
+    loops = [Loop(of_constant(across), (load_p, load, finish, Store(of(ds))))]
+    if not resident:
+        again = Load(of(product))
+        total = Compute("row sum", (again,), vector_ops=amounts)
+        loops.insert(0, Loop(of_constant(across), (again, total)))
+    return Kernel(
+        name="dS = softmax backward",
+        ctas=p.groups * down,
+        loops=tuple(loops),
+        footprint=Footprint(
+            0 if by_warp or not resident else row_bytes,
+            threads,
+            registers_per_thread=32 + (2 * blocks(cols, 32) if by_warp else 0),
         ),
     )
