@@ -75,6 +75,21 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sinks": st.integers(0, 40),
         "random_blocks": st.integers(0, 3),
     },
+    "bigbird": {
+        "window_blocks": st.integers(1, 4),
+        "global_blocks": st.integers(0, 3),
+        "random_blocks": st.integers(0, 3),
+    },
+    "longformer": {"keep_window": st.integers(1, 100), "global_tokens": st.integers(0, 40)},
+    "minference": {"vertical": st.integers(1, 100), "slash": st.integers(1, 250)},
+    "quest": {"budget": st.integers(32, 300), "page_size": st.sampled_from((8, 16))},
+    "nsa": {
+        "compress_block": st.sampled_from((16, 32)),
+        "compress_stride": st.sampled_from((8, 16)),
+        "block": st.sampled_from((32, 64)),
+        "top": st.integers(3, 6),
+        "keep_window": st.integers(1, 100),
+    },
     "ring": {
         "gpus": st.integers(2, 4),
         "balance": st.sampled_from(("contiguous", "striped", "zigzag")),
@@ -96,6 +111,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "keep_window": st.integers(1, 100),
     },
 }
+# Schedules that take all tokens as queries, or one.
+WHOLE_SEQUENCE = ("linear_attention", "mamba2", "bigbird", "longformer", "minference", "nsa")
 
 
 @st.composite
@@ -133,7 +150,7 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     phase = draw(st.sampled_from(schedule.phases))
     if phase == "decode":
         w = replace(w, seq_q=1)
-    elif schedule.name in ("linear_attention", "mamba2"):
+    elif schedule.name in WHOLE_SEQUENCE:
         w = replace(w, seq_q=w.seq_kv)
     if isinstance(schedule, SeveralGpus):
         w = shared_out(w, schedule.gpus, phase == "decode")

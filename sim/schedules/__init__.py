@@ -16,9 +16,13 @@ from sim.schedules.linear_attention import LinearAttention
 from sim.schedules.lm2 import Lm2
 from sim.schedules.mamba2 import Mamba2
 from sim.schedules.memorizing import Memorizing
+from sim.schedules.minference import MInference
 from sim.schedules.mla import Mla
 from sim.schedules.naive import Naive
+from sim.schedules.nsa import Nsa
 from sim.schedules.paged import Paged
+from sim.schedules.patterns import BigBird, Longformer
+from sim.schedules.quest import Quest
 from sim.schedules.retrieval import Retrieval
 from sim.schedules.ring import Ring
 from sim.schedules.streaming_llm import StreamingLlm
@@ -31,6 +35,11 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "flash1": Flash1,
     "flash2": Flash2,
     "block_sparse": BlockSparse,
+    "bigbird": BigBird,
+    "longformer": Longformer,
+    "minference": MInference,
+    "quest": Quest,
+    "nsa": Nsa,
     "decode": Decode,
     "flash_decoding": FlashDecoding,
     "paged": Paged,

@@ -2,25 +2,39 @@
 
 The mask is made of a sliding window, sinks and random blocks, or read from a file of block indices.
 What the workload's own mask hides is never visited. Source of the patterns: StreamingLLM (arXiv
-2309.17453; 4 sink tokens and a window), BigBird (arXiv 2007.14062; window, global and random blocks
-of 64). The loop and its default tile are those of `flash2`.
+2309.17453; 4 sink tokens and a window) and BigBird's random blocks; BigBird itself and Longformer,
+whose global rows attend to everything, are in patterns.py. The loop and its default tile are those
+of `flash2`.
 """
 
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.schedules.base import Tile, blocks, qkvo, visible_blocks
-from sim.schedules.flash2 import FlashSchedule, KeyBlocks, forward_kernel, public_cta
+from sim.schedules.base import Schedule, Tile, blocks, qkvo, visible_blocks
+from sim.schedules.flash2 import (
+    Cta,
+    FlashSchedule,
+    KeyBlocks,
+    forward_kernel,
+    public_cta,
+    triton_registers,
+)
 from sim.tile_program import IntArray, Kernel
 from sim.units import Count, CountOrNone
 from sim.workload import AttentionWorkload
+
+# (position among the keys of a block's first query and of its last, key blocks) -> which are kept
+Kept = Callable[[int, int, IntArray], NDArray[np.bool_]]
 
 
 class BlockSparse(FlashSchedule):
@@ -41,7 +55,7 @@ class BlockSparse(FlashSchedule):
     mask_file: Path | None = None
 
     summary = "FlashAttention-2 over the key blocks of a pattern, or of a file"
-    source = "arXiv 2309.17453 (window and sinks), arXiv 2007.14062 (BigBird)"
+    source = "arXiv 2309.17453 (window and sinks), arXiv 2007.14062 (random blocks)"
 
     @model_validator(mode="after")
     def _one_mask(self) -> "BlockSparse":
@@ -63,30 +77,75 @@ class BlockSparse(FlashSchedule):
             cta = self.model_copy(update={"tile": tile}).cta(public, w, hw)
         else:
             cta = self.cta(public, w, hw)
-            visits = self._pattern(w, cta.tile)
+            visits = self._visits(w, cta.tile)
         return [forward_kernel("block_sparse", w, cta, visits, qkvo(w))]
 
-    def _pattern(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
-        """Rows of key blocks, last first, each within what the workload's mask shows."""
-        rng = np.random.default_rng(self.seed)
+    def _visits(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
         dense = self.keep_window is None and not self.sinks and not self.random_blocks
-        offset = w.seq_kv - w.seq_q
-        rows: list[IntArray] = []
-        for number, (first, end) in enumerate(zip(*visible_blocks(w, tile), strict=True)):
-            shown = np.arange(first, max(end, first), dtype=np.int64)[::-1]
-            if dense:
-                rows.append(shown)
-                continue
-            kept = shown * tile.kv < self.sinks
-            if self.keep_window is not None:
-                top, bottom = number * tile.q, min((number + 1) * tile.q, w.seq_q) - 1
-                low = offset + top + 1 - self.keep_window
-                high = offset + bottom + (1 if w.causal else self.keep_window)
-                kept |= (shown * tile.kv + tile.kv > low) & (shown * tile.kv < high)
-            rest = np.flatnonzero(~kept)
-            kept[rng.permutation(rest)[: self.random_blocks]] = True
-            rows.append(shown[kept])
-        return as_table(rows)
+        window = self.keep_window or 0
+        ahead = 1 if w.causal else window
+
+        def kept(first: int, last: int, shown: IntArray) -> NDArray[np.bool_]:
+            in_window = keys_between(first + 1 - window, last + ahead, shown, tile)
+            return dense | (shown * tile.kv < self.sinks) | (in_window & bool(window))
+
+        return pattern(w, tile, kept, self.random_blocks, self.seed)
+
+
+def keys_between(low: int, high: int, shown: IntArray, tile: Tile) -> NDArray[np.bool_]:
+    """Which key blocks hold any of the keys low to high - 1."""
+    return (shown * tile.kv + tile.kv > low) & (shown * tile.kv < high)
+
+
+def pattern(
+    w: AttentionWorkload, tile: Tile, kept: Kept, random_blocks: int, seed: int
+) -> KeyBlocks:
+    """The key blocks of each block of query rows, last first, within what the mask shows.
+
+    Those that are `kept`, and `random_blocks` of the rest, drawn by `seed`.
+    """
+    rng = np.random.default_rng(seed)
+    offset = w.seq_kv - w.seq_q
+    rows: list[IntArray] = []
+    for number, (first, end) in enumerate(zip(*visible_blocks(w, tile), strict=True)):
+        shown = np.arange(first, max(end, first), dtype=np.int64)[::-1]
+        top, bottom = number * tile.q, min((number + 1) * tile.q, w.seq_q) - 1
+        keep = kept(offset + top, offset + bottom, shown)
+        rest = np.flatnonzero(~keep)
+        keep[rng.choice(rest, min(random_blocks, len(rest)), replace=False)] = True
+        rows.append(shown[keep])
+    return as_table(rows)
+
+
+def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
+    """Raises InputError unless all tokens are queries, or one is decoded."""
+    if w.seq_q != (1 if w.phase == "decode" else w.seq_kv):
+        raise InputError(
+            f"schedule {schedule.name}: workload.seq_q = {w.seq_q}: seq_q = seq_kv = {w.seq_kv}, "
+            "or decoding of one token, was expected"
+        )
+
+
+def triton_cta(
+    w: AttentionWorkload, hw: HardwareProfile, tile: Tile, warps: int, stages: int
+) -> Cta:
+    """A CTA of a Triton kernel of that tile, with as many of the stages as fit SRAM.
+
+    wgmma takes 64 query rows a warp group; of fewer, a warp takes 16 by mma.sync, and warps that
+    have no rows of their own share keys.
+    """
+    by_group = hw.matmul_by_warp_group and tile.q >= 64
+    whole = Cta(
+        tile,
+        warps,
+        stages,
+        tensor_path="native" if by_group else "mma_sync",
+        registers_per_thread=triton_registers(w, tile, warps),
+        kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
+    )
+    fewer = (replace(whole, stages=count) for count in range(stages, 1, -1))
+    fitting = (cta for cta in fewer if cta.sram_bytes(w) <= hw.sram.max_per_cta)
+    return next(fitting, replace(whole, stages=1))
 
 
 def as_table(rows: list[IntArray]) -> KeyBlocks:

@@ -1,0 +1,339 @@
+"""MInference: sparse prefill along vertical and slash lines that the last queries point to.
+
+    S = Q_last K^T;  P = softmax(S)       the last block of 64 queries against all keys
+    verticals = the `vertical` keys of highest column sums of P
+    slashes = the `slash` distances (query - key) of highest diagonal sums of P
+    "build index"      for each block of 64 query rows (one thread): merge the two sorted lists in
+                       key blocks that a slash crosses, and verticals that no such block has
+    "sparse attention" for each block of 64 query rows, of each head (one CTA):
+                           load Q_i
+                           for each of its key blocks: the FlashAttention-2 step
+                           for each 64 of its verticals: gather their rows of K and V; the same step
+                           store O_i
+
+Source: Jiang et al. 2024 (arXiv 2407.02490), Algorithm 2; microsoft/MInference:
+minference/modules/minference_forward.py (vertical_and_slash_kernel, eager PyTorch up to the two
+lists; 1,000 verticals and 6,096 slashes where no search has set others: the searched heads of
+Llama-3.1 8B mostly have those, or 30 and 800), csrc/vertical_slash_index.cu and
+minference/ops/pit_sparse_flash_attention_v2.py (Triton, 64 x 64, 4 warps, 2 stages). The public
+patch runs head by head and copies K and V for each query head of a group; here all heads go in one
+launch and share K and V.
+
+Which lines matter depends on data. The model here, the same for all heads: the FORCED_VERTICALS
+first keys and FORCED_SLASHES least distances, as the public code forces them; the other verticals
+anywhere (drawn by `seed`); half of the slashes the least distances, the other half in bands of BAND
+at distances anywhere. A slash costs two key blocks if it stands alone, so how far slashes keep
+together decides what is saved: bands and halves are estimates.
+
+In the kernel a block's keys begin anywhere; here they are the blocks of K that a slash crosses, at
+most one more. All rows of a CTA's verticals are gathered before their steps, where the kernel goes
+by 64: other CTAs of the SM fill the time.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.hardware import HardwareProfile
+from sim.schedules.base import (
+    STATISTICS_BYTES,
+    Schedule,
+    Tile,
+    blocks,
+    kv_matrix,
+    of_constant,
+    qkvo,
+)
+from sim.schedules.block_sparse import check_self_attention, triton_cta
+from sim.schedules.flash2 import Operand, key_loop
+from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
+from sim.units import Count, CountOrNone
+from sim.workload import AttentionWorkload
+
+BLOCK = 64  # query rows and keys
+FORCED_VERTICALS, FORCED_SLASHES = 30, 100
+BAND = 64
+PIECE = 256  # columns that a CTA of the eager passes takes: an estimate
+MERGE_OPS = 8  # lane operations of one step of the index's merge: an estimate
+
+
+class MInference(Schedule):
+    """Vertical-slash sparse attention, forward."""
+
+    name: Literal["minference"] = "minference"
+    vertical: Count = 1000
+    slash: Count = 6096
+    seed: CountOrNone = 0
+
+    summary = "prefill along the vertical and slash lines that the last queries point to"
+    source = "arXiv 2407.02490; microsoft/MInference"
+    phases = ("prefill",)
+    masks = ("causal",)
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        check_self_attention(self, w)
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """Estimation, choice of lines, index and sparse attention."""
+        lines = self.lines(w.seq_kv)
+        q, k, v, o = qkvo(w)
+        rows = w.seq_q - (blocks(w.seq_q, BLOCK) - 1) * BLOCK  # of the last block
+        scores = Tensor("S", q.groups, rows, w.seq_kv, w.dtype_bytes)
+        p = Tensor("P", q.groups, rows, w.seq_kv, STATISTICS_BYTES)
+        padded = replace(p, name="padded P")
+        sums = [
+            Tensor(f"sums of {of}", q.groups, 1, w.seq_kv, STATISTICS_BYTES)
+            for of in ("columns", "diagonals")
+        ]
+        verticals = Tensor("verticals", q.groups, 1, len(lines.verticals), INDEX_BYTES)
+        slashes = Tensor("slashes", q.groups, 1, len(lines.slashes), INDEX_BYTES)
+        return [
+            _scores_kernel(w, q, k, scores),
+            _softmax_kernel(scores, p),
+            _column_pass("sum columns", p, sums[0]),
+            top_k_kernel("choose verticals", sums[0], verticals),
+            _column_pass("pad P", p, padded),
+            _column_pass("sum diagonals", padded, sums[1]),
+            top_k_kernel("choose slashes", sums[1], slashes),
+            _index_kernel(w, verticals, slashes, lines),
+            _attention_kernel(w, hw, lines, (q, k, v, o)),
+        ]
+
+    def lines(self, length: int) -> "Lines":
+        """The verticals and slashes of a sequence of so many tokens, ascending."""
+        rng = np.random.default_rng(self.seed)
+        count = min(length, max(self.vertical, FORCED_VERTICALS))
+        forced = min(length, FORCED_VERTICALS)
+        others = forced + rng.choice(length - forced, count - forced, replace=False)
+        verticals = np.concatenate([np.arange(forced), np.sort(others)])
+        near = min(length, max(self.slash // 2, FORCED_SLASHES))
+        first_band = blocks(near, BAND)
+        far = max(0, blocks(length, BAND) - first_band)
+        bands = rng.choice(far, min(far, blocks(max(0, self.slash - near), BAND)), replace=False)
+        distances = (first_band + np.sort(bands))[:, None] * BAND + np.arange(BAND)
+        slashes = np.concatenate([np.arange(near), distances.ravel()])
+        count = min(length, max(self.slash, FORCED_SLASHES))
+        return Lines(verticals, slashes[slashes < length][:count])
+
+
+class Lines:
+    """Verticals (keys) and slashes (distances), and what of them a block of query rows visits.
+
+    Block r of query rows visits the key blocks r - b for all `behind` b up to r, and the columns
+    columns[starts[r]:starts[r + 1]].
+    """
+
+    def __init__(self, verticals: IntArray, slashes: IntArray) -> None:
+        self.verticals, self.slashes = verticals, slashes
+        # A slash that is no multiple of a block crosses two.
+        self.behind: IntArray = np.unique(
+            np.concatenate([slashes // BLOCK, blocks_up(slashes, BLOCK)])
+        )
+
+    def key_blocks(self, row: IntArray) -> IntArray:
+        """How many key blocks each block of query rows visits."""
+        return np.searchsorted(self.behind, row, side="right").astype(np.int64)
+
+    def columns(self, rows: int) -> tuple[IntArray, IntArray]:
+        """The columns of the blocks of query rows 0 to rows - 1, and where each block's begin."""
+        apart = np.arange(rows)[:, None] - self.verticals // BLOCK
+        visited = np.zeros(rows, bool)
+        visited[self.behind[self.behind < rows]] = True
+        kept: NDArray[np.bool_] = (apart >= 0) & ~visited[np.maximum(apart, 0)]
+        starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
+        return np.broadcast_to(self.verticals, kept.shape)[kept], starts
+
+
+def blocks_up(lengths: IntArray, size: int) -> IntArray:
+    """How many blocks of `size` cover each length."""
+    return -(-lengths // size)
+
+
+def _scores_kernel(w: AttentionWorkload, q: Tensor, k: Tensor, scores: Tensor) -> Kernel:
+    """The last block of queries times all keys; the tile is an estimate of cuBLAS's."""
+    tile, down = Tile(q=BLOCK, kv=128), blocks(w.seq_q, BLOCK)
+    across = blocks(w.seq_kv, tile.kv)
+
+    def k_tile(items: IntArray) -> IntArray:
+        """Grid (key blocks, matrices), the first fastest."""
+        return kv_matrix(w, items // across) * across + items % across
+
+    load_q = Load(Stream(q, tile.q, w.head_dim, lambda items: items // across * down + down - 1))
+    load_k = Load(Stream(k, tile.kv, w.head_dim, k_tile))
+    multiply = Compute(
+        "S = Q K^T",
+        (load_q, load_k),
+        mma_flops=2 * tile.q * tile.kv * w.head_dim,
+        sram_bytes=3 * (load_q.stream.tile_bytes + load_k.stream.tile_bytes),
+    )
+    return Kernel(
+        name="S = Q_last K^T",
+        ctas=scores.groups * across,
+        loops=(
+            Loop(once, (load_q, load_k, multiply)),
+            Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
+        ),
+        footprint=Footprint(load_q.stream.tile_bytes + load_k.stream.tile_bytes, 128, 128),
+    )
+
+
+def _softmax_kernel(scores: Tensor, p: Tensor) -> Kernel:
+    """A CTA a row, which it reads for the maximum, for the sum and to write P (SoftMax.cu)."""
+    width = min(scores.cols, 4096)
+    across = blocks(scores.cols, width)
+
+    def row(items: IntArray) -> IntArray:
+        return items * across
+
+    def sweeps(name: str, count: int, exps: int, *stores: Store) -> Loop:
+        load = Load(Stream(scores, 1, width, row, table=np.tile(np.arange(across), count)))
+        work = Compute(name, (load,), vector_ops=2 * width, exp_count=exps * width)
+        return Loop(of_constant(count * across), (load, work, *stores))
+
+    store = Store(Stream(p, 1, width, row, 1))
+    return Kernel(
+        name="P = softmax(S)",
+        ctas=scores.groups * scores.rows,
+        loops=(
+            sweeps("maximum", 1, 0),
+            sweeps("sum", 1, 1),
+            sweeps("normalise", 1, 1, store),
+        ),
+        footprint=Footprint(0, threads=1024, registers_per_thread=32),
+    )
+
+
+def _column_pass(name: str, source: Tensor, target: Tensor) -> Kernel:
+    """Reads `source` and writes `target` (its sums, if that is one row), PIECE columns a CTA."""
+    across = blocks(source.cols, PIECE)
+    load = Load(Stream(source, source.rows, PIECE, lambda items: items))
+    work = Compute(name, (load,), vector_ops=2 * source.rows * PIECE)
+    store = Store(Stream(target, target.rows, PIECE, lambda items: items))
+    return Kernel(
+        name=name,
+        ctas=source.groups * across,
+        loops=(Loop(once, (load, work, store)),),
+        footprint=Footprint(0, threads=256, registers_per_thread=32),
+    )
+
+
+def _index_kernel(w: AttentionWorkload, verticals: Tensor, slashes: Tensor, lines: Lines) -> Kernel:
+    """A thread a block of query rows, BLOCK threads a CTA; all walk both lists at one pace.
+
+    Tables of blocks and of columns are as wide as the longest row.
+    """
+    down = blocks(w.seq_q, BLOCK)
+    ctas_a_matrix = blocks(down, BLOCK)
+    most = int(lines.key_blocks(np.array([down - 1]))[0])
+    tables = (
+        Tensor("key blocks", verticals.groups, down, most, INDEX_BYTES),
+        Tensor("columns", verticals.groups, down, verticals.cols, INDEX_BYTES),
+    )
+
+    def walk(numbers: Tensor) -> Loop:
+        first = Stream(numbers, 1, 1, lambda items: items // ctas_a_matrix * numbers.cols, 1)
+        load = Load(first, stages=BLOCK)
+        merge = Compute(f"merge {numbers.name}", (load,), vector_ops=BLOCK * MERGE_OPS)
+        return Loop(of_constant(numbers.cols), (load, merge))
+
+    stores = (Store(Stream(table, BLOCK, table.cols, lambda items: items)) for table in tables)
+    return Kernel(
+        name="build index",
+        ctas=verticals.groups * ctas_a_matrix,
+        loops=(walk(verticals), walk(slashes), Loop(once, tuple(stores))),
+        footprint=Footprint(0, threads=BLOCK, registers_per_thread=32),
+    )
+
+
+def _attention_kernel(
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+    lines: Lines,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> Kernel:
+    q, k, v, o = tensors
+    down = blocks(w.seq_q, BLOCK)
+    cta = triton_cta(w, hw, Tile(q=BLOCK, kv=BLOCK), warps=4, stages=2)
+    columns, starts = lines.columns(down)
+
+    def q_tile(items: IntArray) -> IntArray:
+        """Grid (blocks of query rows, matrices), the first fastest."""
+        return items
+
+    def matrix(items: IntArray) -> IntArray:
+        return kv_matrix(w, items // down)
+
+    def key_block(items: IntArray) -> IntArray:
+        return matrix(items) * down + items % down
+
+    def column_count(items: IntArray) -> IntArray:
+        return np.diff(starts)[items % down]
+
+    def block_of(tensor: Tensor) -> Operand:
+        stream = Stream(tensor, BLOCK, w.head_dim, key_block, table=-lines.behind)
+        return Operand((stream,))
+
+    def row_of(tensor: Tensor) -> Load:
+        stream = Stream(
+            tensor,
+            1,
+            w.head_dim,
+            lambda items: matrix(items) * w.seq_kv,
+            table=columns,
+            start=lambda items: starts[items % down],
+        )
+        return Load(stream, BLOCK * cta.stages)
+
+    load_q = Load(Stream(q, BLOCK, w.head_dim, q_tile))
+    q_bytes = load_q.stream.tile_bytes
+    rows = (row_of(k), row_of(v))
+    gathered = Operand(())
+    return Kernel(
+        name="sparse attention",
+        ctas=q.groups * down,
+        loops=(
+            Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
+            key_loop(
+                w,
+                cta,
+                lambda items: lines.key_blocks(items % down),
+                q_bytes,
+                block_of(k),
+                block_of(v),
+            ),
+            Loop(column_count, (*rows, Compute("gather", rows))),
+            key_loop(
+                w,
+                cta,
+                lambda items: blocks_up(column_count(items), BLOCK),
+                q_bytes,
+                gathered,
+                gathered,
+            ),
+            Loop(
+                once,
+                (
+                    Compute("O / l", vector_ops=BLOCK * w.head_dim, sram_bytes=2 * q_bytes),
+                    Store(Stream(o, BLOCK, w.head_dim, q_tile)),
+                ),
+            ),
+        ),
+        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        tensor_path=cta.tensor_path,
+    )

@@ -1,0 +1,455 @@
+"""NSA, native sparse attention: compressed, selected and near keys, attended apart and gated.
+
+    "compress K", "compress V"
+                       for each `compress_stride` keys (one CTA): pool `compress_block` rows
+    "compressed attention"
+                       the flash loop over compressed keys, 128 x 128
+    "scores"           for each 128 queries and 128 compressed keys, of each KV head (one CTA):
+                           S = sum over the heads of the group of exp(Q K^T - LSE), in fp32
+    "block scores"     sum the scores of the compressed keys of each block of `block` keys
+    "choose blocks"    for each query: the first, its own and the one before, and of the others
+                       those of highest score, `top` in all
+    "selected attention"
+                       for each query position, of each KV head (one CTA):
+                           load the rows of all heads of the group
+                           the flash loop over the position's blocks
+    "window attention" FlashAttention-2 over the latest `keep_window` keys
+    "gate"             O = sum of the three O, each times its gate
+
+Decoding is the same with one query; compressed and window attention are then split-KV decoding, and
+compression, due once in `compress_stride` tokens, is not counted.
+
+Source: Yuan et al. 2025 (arXiv 2502.11089), section 3.3 and, for l = 32, d = 16, l' = 64, n = 16
+(1 initial and 2 local blocks) and w = 512, section 4.1. Kernels, tiles, warps and stages:
+XunhaoLai/native-sparse-attention-triton, ops/triton/weighted_pool.py, compressed_attention.py and
+topk_sparse_attention.py, which scores all blocks whatever the mask; fla-org/native-sparse-attention
+has a CTA a query position too. The paper compresses by an MLP; here it is the weighted pool of that
+repository. Above 32,768 tokens its scores are made head by head, for memory; here always at once.
+One kernel for the gate is an estimate (eager PyTorch: five passes).
+
+Which blocks score high depends on data: here one of each of as many equal parts of the others,
+drawn by `seed` for each query position, the same for all heads. Neighbours in a text agree more,
+which L2 would see.
+"""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sim.hardware import HardwareProfile
+from sim.schedules.base import (
+    STATISTICS_BYTES,
+    Schedule,
+    Tile,
+    blocks,
+    kv_matrix,
+    of_constant,
+    visible_blocks,
+)
+from sim.schedules.block_sparse import check_self_attention, triton_cta
+from sim.schedules.flash2 import Cta, Operand, flash_kernel, key_loop, public_cta
+from sim.schedules.flash_decoding import FlashDecoding, split_kernels
+from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
+from sim.units import Count, CountOrNone
+from sim.workload import AttentionWorkload
+
+FORCED = 3  # the first block, a query's own and the one before
+FLASH_TILE = Tile(q=128, kv=128)
+BLOCK_SCORES_ROWS, BLOCK_SCORES_COLS = 8, 128
+QUERIES_A_LOOP = 32768  # with more, a CTA takes several positions one after the other
+
+
+class Nsa(Schedule):
+    """Native sparse attention, forward."""
+
+    name: Literal["nsa"] = "nsa"
+    compress_block: Count = 32
+    compress_stride: Count = 16
+    block: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    top: Annotated[int, Field(ge=FORCED)] = 16
+    keep_window: Count = 512
+    seed: CountOrNone = 0
+
+    summary = "compressed, selected and near keys, attended apart and gated"
+    source = "arXiv 2502.11089; XunhaoLai/native-sparse-attention-triton"
+    masks = ("causal",)
+
+    @model_validator(mode="after")
+    def _whole_strides(self) -> "Nsa":
+        if self.compress_block % self.compress_stride or self.block % self.compress_stride:
+            raise ValueError(
+                f"compress_stride = {self.compress_stride}: a divisor of compress_block = "
+                f"{self.compress_block} and of block = {self.block} was expected"
+            )
+        return self
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        check_self_attention(self, w)
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """The three branches, with compression and selection, and the gate."""
+        of = _Tensors(w, max(1, int(self.compressed_keys(np.array(w.seq_kv)))))
+        compression = []
+        if w.phase != "decode":
+            compression = [self._compress(w, of.k, of.k_cmp), self._compress(w, of.v, of.v_cmp)]
+        compressed = self._compressed_attention(w, hw, of)
+        o_cmp, lse = _results(compressed[-1])
+        scores = Tensor("scores", of.k.groups, w.seq_q, of.k_cmp.rows, STATISTICS_BYTES)
+        choices = blocks(w.seq_kv, self.block)
+        sums = Tensor("block scores", of.k.groups, w.seq_q, choices, STATISTICS_BYTES)
+        found = Tensor("blocks chosen", of.k.groups, w.seq_q, min(self.top, choices), INDEX_BYTES)
+        window = self._window_attention(w, hw, of)
+        o_window, _ = _results(window[-1])
+        return [
+            *compression,
+            *compressed,
+            _scores_kernel(w, of, lse, scores),
+            _block_scores_kernel(scores, sums, self.block // self.compress_stride),
+            top_k_kernel("choose blocks", sums, found),
+            self._selected_attention(w, hw, of),
+            *window,
+            _gate_kernel(w, of, (o_cmp, of.o_slc, o_window)),
+        ]
+
+    def compressed_keys(self, tokens: IntArray) -> IntArray:
+        """How many compressed keys so many tokens make; of fewer than a block, none."""
+        return np.maximum(0, (tokens - self.compress_block) // self.compress_stride + 1)
+
+    def selected(self, first: int, positions: int) -> tuple[IntArray, IntArray]:
+        """The blocks of so many positions from `first` on, ascending, and where each's begin."""
+        own = np.arange(first, first + positions) // self.block
+        count = np.minimum(self.top, own + 1)
+        starts = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        row = np.repeat(np.arange(positions), count)
+        number = np.arange(starts[-1]) - starts[row]
+        drawn = np.maximum(1, count - FORCED)[row]  # of the blocks 1 to own - 2
+        others = np.maximum(1, own - 2)[row]
+        low, high = (1 + others * (number - 1 + end) // drawn for end in (0, 1))
+        at_random = np.random.default_rng(self.seed).integers(low, np.maximum(high, low + 1))
+        local = own[row] - (count[row] - 1 - number)
+        chosen = np.where(number > count[row] - FORCED, local, at_random)
+        return np.where(number == 0, 0, chosen).astype(np.int64), starts
+
+    def _compress(self, w: AttentionWorkload, source: Tensor, target: Tensor) -> Kernel:
+        stride = self.compress_stride
+        down = blocks(w.seq_kv, stride)
+
+        def first_rows(items: IntArray) -> IntArray:
+            """Grid (compressed keys, matrices), the first fastest."""
+            return items // target.rows * down + items % target.rows
+
+        load = Load(Stream(source, stride, w.head_dim, first_rows, 1), stages=2)
+        pool = Compute("add weighted rows", (load,), vector_ops=stride * w.head_dim)
+        trips = min(down, self.compress_block // stride)
+        return Kernel(
+            name=f"compress {source.name}",
+            ctas=target.groups * target.rows,
+            loops=(
+                Loop(of_constant(trips), (load, pool)),
+                Loop(once, (Store(Stream(target, 1, w.head_dim, lambda items: items)),)),
+            ),
+            footprint=Footprint(0, threads=128, registers_per_thread=64),
+        )
+
+    def _compressed_attention(
+        self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
+    ) -> list[Kernel]:
+        name = "compressed attention"
+        if w.phase == "decode":
+            return _decode(name, replace(w, seq_kv=of.k_cmp.rows), hw, of.k_cmp, of.v_cmp)
+        cta = triton_cta(w, hw, FLASH_TILE, warps=8 if w.head_dim > 64 else 4, stages=3)
+        last = np.minimum(np.arange(1, blocks(w.seq_q, cta.tile.q) + 1) * cta.tile.q, w.seq_q)
+        end = -(-self.compressed_keys(last) // cta.tile.kv)
+        return [of.flash(name, cta, w, of.k_cmp, of.v_cmp, np.zeros_like(end), end)]
+
+    def _window_attention(
+        self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
+    ) -> list[Kernel]:
+        near = replace(w, window=self.keep_window)
+        if w.phase == "decode":
+            return _decode("window attention", near, hw, of.k, of.v)
+        cta = public_cta(near, hw, "cuda")
+        first, end = visible_blocks(near, cta.tile)
+        return [of.flash("window attention", cta, near, of.k, of.v, first, end)]
+
+    def _selected_attention(
+        self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
+    ) -> Kernel:
+        rows, tile = of.group_rows, Tile(q=of.group_rows, kv=self.block)
+        cta = triton_cta(w, hw, tile, warps=8 if w.head_dim > 64 else 4, stages=3)
+        chosen, starts = self.selected(w.seq_kv - w.seq_q, w.seq_q)
+        across = blocks(w.seq_kv, self.block)
+        loops = w.seq_q // QUERIES_A_LOOP + 1
+        ctas = blocks(w.seq_q, loops)
+
+        def position(items: IntArray) -> IntArray:
+            """Grid (sequences, KV heads, positions), the first fastest; `loops` positions a CTA."""
+            return items // (loops * of.k.groups) * loops + items % loops
+
+        def matrix(items: IntArray) -> IntArray:
+            number = items // loops % of.k.groups
+            return number % w.batch * w.kv_heads + number // w.batch
+
+        def exists(items: IntArray) -> IntArray:
+            return np.where(position(items) < w.seq_q, 1, 0)
+
+        def group_tile(items: IntArray) -> IntArray:
+            return of.group_tile(matrix(items), np.minimum(position(items), w.seq_q - 1))
+
+        def block_count(items: IntArray) -> IntArray:
+            at = np.minimum(position(items), w.seq_q - 1)
+            return exists(items) * np.diff(starts)[at]
+
+        def block_of(tensor: Tensor) -> Operand:
+            stream = Stream(
+                tensor,
+                self.block,
+                w.head_dim,
+                lambda items: matrix(items) * across,
+                table=chosen,
+                start=lambda items: starts[np.minimum(position(items), w.seq_q - 1)],
+            )
+            return Operand((stream,))
+
+        load_q = Load(Stream(of.q, 1, of.group * w.head_dim, group_tile))
+        q_bytes = rows * w.head_dim * w.dtype_bytes
+        return Kernel(
+            name="selected attention",
+            ctas=of.k.groups * ctas,
+            loops=(
+                Loop(exists, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
+                key_loop(w, cta, block_count, q_bytes, block_of(of.k), block_of(of.v)),
+                Loop(
+                    exists,
+                    (
+                        Compute("O / l", vector_ops=rows * w.head_dim, sram_bytes=2 * q_bytes),
+                        Store(Stream(of.o_slc, 1, of.group * w.head_dim, group_tile)),
+                        Store(Stream(of.lse_slc, 1, of.group, group_tile)),
+                    ),
+                ),
+            ),
+            footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+            tensor_path=cta.tensor_path,
+            items_per_cta=loops,
+        )
+
+
+class _Tensors:
+    """What the kernels share: all heads of a token lie side by side in Q and O, K and V by head."""
+
+    def __init__(self, w: AttentionWorkload, compressed: int) -> None:
+        self.w, self.group = w, w.heads // w.kv_heads
+        matrices, width = w.batch * w.kv_heads, w.heads * w.head_dim
+        kept: Literal["input", "workspace"] = "input" if w.phase == "decode" else "workspace"
+        self.q = Tensor("Q", w.batch, w.seq_q, width, w.dtype_bytes, "input")
+        self.k, self.v = (
+            Tensor(name, matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input") for name in "KV"
+        )
+        self.k_cmp, self.v_cmp = (
+            replace(tensor, name=f"compressed {tensor.name}", rows=compressed, role=kept)
+            for tensor in (self.k, self.v)
+        )
+        self.o_slc = replace(self.q, name="selected O", role="workspace")
+        self.lse_slc = Tensor("selected LSE", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
+        self.o = replace(self.q, name="O", role="output")
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a tile that holds the heads of a group: 16 or the next power of two."""
+        return max(16, 1 << (self.group - 1).bit_length())
+
+    @property
+    def scores_tile(self) -> Tile:
+        """Queries and compressed keys that a CTA scores; its rows for decoding are an estimate."""
+        return Tile(q=self.group_rows if self.w.phase == "decode" else 128, kv=128)
+
+    def group_tile(self, matrix: IntArray, position: IntArray) -> IntArray:
+        """The tile of one position that the heads of a KV head's group share, in Q or an O."""
+        w = self.w
+        row = matrix // w.kv_heads * w.seq_q + position
+        return row * w.kv_heads + matrix % w.kv_heads
+
+    def head_tile(self, head: IntArray, block: IntArray, rows: int) -> IntArray:
+        """The tile of a block of rows of one head of one sequence, in Q, an O or an LSE."""
+        w = self.w
+        row = head // w.heads * blocks(w.seq_q, rows) + block
+        return row * w.heads + head % w.heads
+
+    def flash(
+        self,
+        name: str,
+        cta: Cta,
+        w: AttentionWorkload,
+        k: Tensor,
+        v: Tensor,
+        first: IntArray,
+        end: IntArray,
+    ) -> Kernel:
+        """The flash loop over key blocks first to end - 1 of each block of query rows."""
+        rows, across = cta.tile.q, blocks(k.rows, cta.tile.kv)
+        down = blocks(w.seq_q, rows)
+        o = replace(self.q, name=f"O of {name}", role="workspace")
+        lse = Tensor(f"LSE of {name}", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
+
+        def of_head(tensor: Tensor) -> Stream:
+            """Grid (blocks of query rows, heads), the first fastest."""
+            cols = tensor.cols // w.heads
+            return Stream(
+                tensor,
+                rows,
+                cols,
+                lambda items: self.head_tile(items // down, items % down, rows),
+            )
+
+        def keys(tensor: Tensor) -> Operand:
+            def base(items: IntArray) -> IntArray:
+                return kv_matrix(w, items // down) * across + first[items % down]
+
+            return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, 1),))
+
+        return flash_kernel(
+            name,
+            w,
+            cta,
+            ctas=w.batch * w.heads * down,
+            trips=lambda items: np.maximum(0, end - first)[items % down],
+            q=of_head(self.q),
+            k=keys(k),
+            v=keys(v),
+            o=of_head(o),
+            lse=of_head(lse),
+        )
+
+
+def _decode(
+    name: str, w: AttentionWorkload, hw: HardwareProfile, k: Tensor, v: Tensor
+) -> list[Kernel]:
+    """Split-KV decoding over K and V."""
+    keys = FlashDecoding().split(w, hw, None)
+
+    def last_first(tensor: Tensor) -> Operand:
+        return Operand((Stream(tensor, keys.cta.tile.kv, w.head_dim, keys.last_tile, -1),))
+
+    return split_kernels(name, keys, keys.loop(keys.trips, last_first(k), last_first(v)))
+
+
+def _results(kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """O and LSE, which an attention or combine kernel stores in that order."""
+    o, lse = (op.stream.tensor for op in kernel.loops[-1].ops if isinstance(op, Store))
+    return o, lse
+
+
+def _scores_kernel(w: AttentionWorkload, of: _Tensors, lse: Tensor, scores: Tensor) -> Kernel:
+    """A head a trip; decoding, the heads of the group are rows of one tile."""
+    tile, matrices = of.scores_tile, of.k.groups
+    down, across = blocks(scores.rows, tile.q), blocks(scores.cols, tile.kv)
+
+    def matrix(items: IntArray) -> IntArray:
+        """Grid (matrices, blocks of query rows, blocks of compressed keys), the first fastest."""
+        return items % matrices
+
+    def k_tile(items: IntArray) -> IntArray:
+        return matrix(items) * across + items // (matrices * down)
+
+    def first_head(items: IntArray) -> IntArray:
+        head = matrix(items) // w.kv_heads * w.heads + matrix(items) % w.kv_heads * of.group
+        return of.head_tile(head, items // matrices % down, tile.q)
+
+    def score_tile(items: IntArray) -> IntArray:
+        row = matrix(items) * down + items // matrices % down
+        return row * across + items // (matrices * down)
+
+    if w.phase == "decode":
+        trips = 1
+        q_stream = Stream(of.q, 1, of.group * w.head_dim, matrix)
+        lse_stream = Stream(lse, of.group, 1, matrix)
+    else:
+        trips = of.group
+        q_stream = Stream(of.q, tile.q, w.head_dim, first_head, 1)
+        lse_stream = Stream(lse, tile.q, 1, first_head, 1)
+    load_k = Load(Stream(of.k_cmp, tile.kv, w.head_dim, k_tile))
+    load_q, load_lse = Load(q_stream), Load(lse_stream)
+    elements = tile.q * tile.kv
+    q_bytes, k_bytes = (side * w.head_dim * w.dtype_bytes for side in (tile.q, tile.kv))
+    add = Compute(
+        "S += exp(Q K^T - LSE)",
+        (load_q, load_lse),
+        mma_flops=2 * elements * w.head_dim,
+        vector_ops=3 * elements,
+        exp_count=elements,
+        sram_bytes=2 * q_bytes + k_bytes,
+    )
+    return Kernel(
+        name="scores",
+        ctas=matrices * down * across,
+        loops=(
+            Loop(once, (load_k, Compute("wait for K", (load_k,), sram_bytes=k_bytes))),
+            Loop(of_constant(trips), (load_q, load_lse, add)),
+            Loop(once, (Store(Stream(scores, tile.q, tile.kv, score_tile)),)),
+        ),
+        footprint=Footprint(k_bytes + q_bytes, threads=256, registers_per_thread=200),
+        tensor_path="native" if tile.q >= 64 else "mma_sync",
+    )
+
+
+def _block_scores_kernel(scores: Tensor, sums: Tensor, keys_a_block: int) -> Kernel:
+    """Those compressed keys that reach over a CTA's last block are not read twice here."""
+    rows, cols = BLOCK_SCORES_ROWS, BLOCK_SCORES_COLS
+    down, across = blocks(sums.rows, rows), blocks(sums.cols, cols)
+    loaded = blocks(scores.cols, cols * keys_a_block)
+
+    def scored(items: IntArray) -> IntArray:
+        """Grid (groups of blocks, query rows, matrices), the first fastest."""
+        return np.where(items % across < loaded, 1, 0)
+
+    def score_tile(items: IntArray) -> IntArray:
+        return items // across * loaded + items % across
+
+    load = Load(Stream(scores, rows, cols * keys_a_block, score_tile))
+    add = Compute("add scores", (load,), vector_ops=2 * rows * cols * (keys_a_block + 1))
+    return Kernel(
+        name="block scores",
+        ctas=sums.groups * down * across,
+        loops=(
+            Loop(scored, (load, add)),
+            Loop(once, (Store(Stream(sums, rows, cols, lambda items: items)),)),
+        ),
+        footprint=Footprint(0, threads=256, registers_per_thread=64),
+    )
+
+
+def _gate_kernel(w: AttentionWorkload, of: _Tensors, branches: tuple[Tensor, ...]) -> Kernel:
+    """A CTA a position and group of heads; a gate a branch, head and token."""
+    gates = Tensor("gates", w.batch, w.seq_q, 3 * w.heads, w.dtype_bytes, "input")
+
+    def of_group(tensor: Tensor) -> Stream:
+        """Decoding's combine kernel lays heads out as rows."""
+        rows, cols = (of.group, w.head_dim) if tensor.cols == w.head_dim else (1, width)
+        return Stream(tensor, rows, cols, lambda items: items)
+
+    width = of.group * w.head_dim
+    loads = tuple(Load(of_group(tensor)) for tensor in branches)
+    load_gates = Load(Stream(gates, 1, 3 * of.group, lambda items: items))
+    add = Compute("O = sum of g O", (*loads, load_gates), vector_ops=3 * width)
+    return Kernel(
+        name="gate",
+        ctas=w.batch * w.seq_q * w.kv_heads,
+        loops=(Loop(once, (*loads, load_gates, add, Store(of_group(of.o)))),),
+        footprint=Footprint(0, threads=128, registers_per_thread=32),
+    )

@@ -1,0 +1,236 @@
+"""Quest: decoding over the pages of the cache that may hold the highest scores.
+
+    "estimate"   for each head of each sequence (one CTA):
+                     for each block of pages but the last: load their maxima and minima of K
+                         score of a page = sum over d of max(q_d max_d, q_d min_d)
+    "choose"     the `budget` / `page_size` - 1 pages of highest score, by radix selection
+    "attention"  for each head, for each chunk of chosen pages, and one more for the last page
+                 (one CTA):  for each page: load K, V;  s = q K^T;  O_c += exp(s - m) V
+    "merge"      for each head (one CTA): O = sum over chunks of exp(lse_c - lse) O_c
+
+A cache of no more pages than the budget is read whole, without estimate and choice. Source: Tang et
+al. 2024 (arXiv 2406.10774), Algorithm 1; mit-han-lab/Quest: pages of 16 tokens, kernels/include/
+decode/decode_attn.cuh (FlashInfer's kernels on CUDA cores: 128 threads, 2 stages; chunks by
+PartitionPagedKVCacheBinarySearchMinNumPagePerBatch), quest/utils/controller.py (the budget counts
+the last page, which is always read). The paper evaluates budgets of 256 to 4,096 tokens; 2,048 is
+that of its 7.03 x. It leaves the first two layers dense, which is the model's affair: a simulation
+is of one layer. Keeping maxima and minima up to date (4 rows a token and KV head beside K and V) is
+part of appending, which is not counted for any schedule.
+
+Which pages score high depends on data: here any, drawn by `seed` for each query head. The public
+kernels know no groups; here the heads of a group choose and read pages each for itself. A trip is a
+page where the kernel takes tiles of two (head_dim 128). Registers and lane operations are
+estimates.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from sim.engine.machine import ctas_per_sm
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.schedules.base import (
+    STATISTICS_BYTES,
+    VECTOR_OPS_PER_SCORE,
+    Schedule,
+    blocks,
+    kv_matrix,
+    of_constant,
+    qkvo,
+)
+from sim.schedules.block_sparse import check_self_attention
+from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
+from sim.units import Count, CountOrNone
+from sim.workload import AttentionWorkload
+
+THREADS, STAGES = 128, 2
+REGISTERS = 80
+LEAST_CHUNK = 128  # tokens
+ESTIMATE_OPS = 4  # of an element of a page: two products, the larger, the sum
+
+
+class Quest(Schedule):
+    """Query-aware decoding of one token over `budget` tokens of the cache, in pages."""
+
+    name: Literal["quest"] = "quest"
+    budget: Count = 2048
+    page_size: Count = 16
+    seed: CountOrNone = 0
+
+    summary = "decoding over the pages whose K may score highest, by its minima and maxima"
+    source = "arXiv 2406.10774; mit-han-lab/Quest"
+    phases = ("decode",)
+    masks = ("full", "causal")
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        check_self_attention(self, w)
+        if self.budget < 2 * self.page_size:
+            raise InputError(
+                f"schedule quest: budget = {self.budget}: at least two pages of page_size = "
+                f"{self.page_size} tokens, the last and a chosen one, were expected"
+            )
+
+    def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        """Estimate and choice where there is one, attention, and merge of its chunks."""
+        others = blocks(w.seq_kv, self.page_size) - 1  # all but the last
+        chosen = min(others, self.budget // self.page_size - 1)
+        heads = w.batch * w.heads
+        q, k, v, o = qkvo(w)
+        kernels = []
+        if chosen < others:
+            scores = Tensor("page scores", heads, 1, others, w.dtype_bytes)
+            found = Tensor("pages chosen", heads, 1, chosen, INDEX_BYTES)
+            kernels = [_estimate_kernel(w, q, scores), top_k_kernel("choose pages", scores, found)]
+        return [*kernels, *self._attention(w, hw, self.pages(heads, others, chosen), (q, k, v, o))]
+
+    def pages(self, heads: int, others: int, chosen: int) -> IntArray:
+        """The pages that each head reads, the last one last: shape (heads, chosen + 1)."""
+        rng = np.random.default_rng(self.seed)
+        pages = np.full((heads, chosen + 1), others, np.int64)
+        for row in pages:
+            row[:-1] = rng.choice(others, chosen, replace=False)
+        return pages
+
+    def _attention(
+        self,
+        w: AttentionWorkload,
+        hw: HardwareProfile,
+        pages: IntArray,
+        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> list[Kernel]:
+        q, k, v, o = tensors
+        heads, read = pages.shape
+        footprint = _footprint(w)
+        # FlashInfer: the smallest chunks of which all heads' fit the device at once.
+        slots = max(1, ctas_per_sm(footprint, hw) * hw.sm.count // heads)
+        chunk = max(1, LEAST_CHUNK // self.page_size, blocks(read - 1, slots))
+        edges = np.append(np.arange(0, read - 1, chunk), [read - 1, read])
+        parts = len(edges) - 1
+        across = blocks(w.seq_kv, self.page_size)
+
+        def head(items: IntArray) -> IntArray:
+            """Grid (chunks and the last page, heads), the first fastest."""
+            return items // parts
+
+        def trips(items: IntArray) -> IntArray:
+            return np.diff(edges)[items % parts]
+
+        def start(items: IntArray) -> IntArray:
+            begin: IntArray = head(items) * read + edges[items % parts]
+            return begin
+
+        def of_pages(tensor: Tensor) -> Load:
+            stream = Stream(
+                tensor,
+                self.page_size,
+                w.head_dim,
+                lambda items: kv_matrix(w, head(items)) * across,
+                table=pages.ravel(),
+                start=start,
+            )
+            return Load(stream, max(1, STAGES * _tile_rows(w) // self.page_size))
+
+        load_q = Load(Stream(q, 1, w.head_dim, head))
+        load_k, load_v = of_pages(k), of_pages(v)
+        keys, elements = self.page_size, self.page_size * w.head_dim
+        page_bytes = load_k.stream.tile_bytes
+        score = Compute(
+            "s = q K^T",
+            (load_k,),
+            vector_ops=elements + VECTOR_OPS_PER_SCORE * keys + w.head_dim,
+            exp_count=keys + 1,
+            sram_bytes=2 * page_bytes,
+        )
+        add = Compute("o += p V", (load_v,), vector_ops=elements, sram_bytes=2 * page_bytes)
+        partial = (
+            Tensor("O of chunks", heads, parts, w.head_dim, w.dtype_bytes),
+            Tensor("LSE of chunks", heads, parts, 1, STATISTICS_BYTES),
+        )
+        out = partial if parts > 1 else (o,)
+        stores = (Store(Stream(tensor, 1, tensor.cols, lambda items: items)) for tensor in out)
+        attention = Kernel(
+            name="attention",
+            ctas=heads * parts,
+            loops=(
+                Loop(once, (load_q, Compute("wait for q", (load_q,)))),
+                Loop(trips, (load_k, load_v, score, add)),
+                Loop(once, (Compute("o / l", vector_ops=w.head_dim), *stores)),
+            ),
+            footprint=footprint,
+        )
+        return [attention, _merge_kernel(*partial, o)] if parts > 1 else [attention]
+
+
+def _tile_rows(w: AttentionWorkload) -> int:
+    """Rows of a stage: 4 for each bdx threads that hold a row in 16 bytes (or d / 32) each."""
+    vector = max(16 // w.dtype_bytes, w.head_dim // 32)
+    return max(1, 4 * THREADS * vector // w.head_dim)
+
+
+def _footprint(w: AttentionWorkload) -> Footprint:
+    """Two tensors' stages, and a pointer for each row that a thread has."""
+    rows_bytes = 2 * STAGES * _tile_rows(w) * w.head_dim * w.dtype_bytes
+    return Footprint(rows_bytes + 4 * THREADS * 8, THREADS, REGISTERS)
+
+
+def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
+    rows, pages = _tile_rows(w), scores.cols
+    trips = blocks(pages, rows)
+
+    def of_pages(name: str) -> Load:
+        tensor = Tensor(name, w.batch * w.kv_heads, pages, w.head_dim, w.dtype_bytes, "input")
+        first = Stream(tensor, rows, w.head_dim, lambda items: kv_matrix(w, items) * trips, 1)
+        return Load(first, STAGES)
+
+    load_q = Load(Stream(q, 1, w.head_dim, lambda items: items))
+    loads = (of_pages("maxima of K"), of_pages("minima of K"))
+    score = Compute(
+        "score pages",
+        loads,
+        vector_ops=ESTIMATE_OPS * rows * w.head_dim,
+        sram_bytes=4 * loads[0].stream.tile_bytes,
+    )
+    store = Store(Stream(scores, 1, rows, lambda items: items * trips, 1))
+    return Kernel(
+        name="estimate",
+        ctas=scores.groups,
+        loops=(
+            Loop(once, (load_q, Compute("wait for q", (load_q,)))),
+            Loop(of_constant(trips), (*loads, score, store)),
+        ),
+        footprint=_footprint(w),
+    )
+
+
+def _merge_kernel(partial_o: Tensor, partial_lse: Tensor, o: Tensor) -> Kernel:
+    """FlashInfer's VariableLengthMergeStates: a CTA of 128 threads a head, 4 stages."""
+    parts = partial_o.rows
+    load_o, load_lse = (
+        Load(Stream(tensor, 1, tensor.cols, lambda items: items * parts, 1), stages=4)
+        for tensor in (partial_o, partial_lse)
+    )
+    weigh = Compute("o += exp(lse_c - lse) o_c", (load_o, load_lse), 0, 2 * o.cols, 1)
+    return Kernel(
+        name="merge",
+        ctas=o.groups,
+        loops=(
+            Loop(of_constant(parts), (load_o, load_lse, weigh)),
+            Loop(once, (Store(Stream(o, 1, o.cols, lambda items: items)),)),
+        ),
+        footprint=Footprint(4 * 8 * o.cols * o.element_bytes, THREADS, registers_per_thread=64),
+    )

@@ -1,0 +1,42 @@
+"""Radix selection: the k highest of each row of scores.
+
+    for each row (one CTA):
+        for each pass over the digits of the scores, and once more to gather:
+            for each piece of the row: load it;  count its digits, or write what is above
+        store the numbers of the k highest
+
+Source: RAFT's radix_topk_one_block_kernel (rapidsai/raft, matrix/detail/select_radix.cuh: 512
+threads, digits of 8 bits), as Quest runs it (kernels/include/topk/decode_select_k.cuh). PyTorch's
+topk is much the same with smaller digits and, on long rows, several blocks a row. A row is read
+anew in every pass; of a short one L1, which is not modelled, saves most of that. Two lane
+operations a score and pass are an estimate.
+"""
+
+import numpy as np
+
+from sim.schedules.base import blocks, of_constant
+from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
+
+DIGIT_BITS = 8
+THREADS = 512
+PIECE = 8 * THREADS  # scores that the CTA loads at once
+INDEX_BYTES = 4
+
+
+def top_k_kernel(name: str, scores: Tensor, found: Tensor) -> Kernel:
+    """Selection of the columns of `scores` whose numbers `found` holds, row for row."""
+    width = min(scores.cols, PIECE)
+    across = blocks(scores.cols, width)
+    passes = 8 * scores.element_bytes // DIGIT_BITS + 1
+    pieces = np.tile(np.arange(across), passes)
+    load = Load(Stream(scores, 1, width, lambda items: items * across, table=pieces), stages=2)
+    count = Compute("count digits", (load,), vector_ops=2 * width)
+    return Kernel(
+        name=name,
+        ctas=scores.groups * scores.rows,
+        loops=(
+            Loop(of_constant(len(pieces)), (load, count)),
+            Loop(once, (Store(Stream(found, 1, found.cols, lambda items: items)),)),
+        ),
+        footprint=Footprint(0, THREADS, registers_per_thread=32),
+    )
