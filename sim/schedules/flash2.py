@@ -32,7 +32,6 @@ from sim.schedules.base import (
     blocks,
     kv_matrix,
     qkvo,
-    sram_bytes_of,
     visible_blocks,
 )
 from sim.schedules.flash2_backward import Saved, backward_kernels, public_backward_cta
@@ -77,14 +76,9 @@ class Cta:
 
 
 def flash_sram_bytes(w: AttentionWorkload, stages: int) -> SramBytes:
-    """Q's tile and `stages` buffers of K and of V, as wide as in the cache.
-
-    Of a quantised cache one tile is made ready besides: K's is done with when V's is made.
-    """
-    if w.kv_dtype is None:
-        return sram_bytes_of(w, kv_matrices=2 * stages)
-    ready = sram_bytes_of(w, kv_matrices=1)
-    return lambda tile: ready(tile) + 2 * stages * tile.kv * row_bytes(w)
+    """Q's tile and `stages` buffers of K and of V, as wide as they are in the cache."""
+    q_row_bytes, kv_row_bytes = w.head_dim * w.dtype_bytes, row_bytes(w)
+    return lambda tile: q_row_bytes * tile.q + 2 * stages * kv_row_bytes * tile.kv
 
 
 @dataclass(frozen=True)
@@ -220,7 +214,10 @@ class FlashSchedule(TiledSchedule):
             warps=warps,
             stages=stages,
             registers_per_thread=triton_registers(w, tile, warps) if triton else 255,
-            kv_readers=warps // 4 if triton and hw.matmul_by_warp_group else warps,
+            # A warp has 16 rows; warps beyond the tile's rows share out the keys.
+            kv_readers=warps // 4
+            if triton and hw.matmul_by_warp_group
+            else min(warps, tile.q // 16),
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 
@@ -246,22 +243,27 @@ def all_visible(w: AttentionWorkload, tile: Tile) -> KeyBlocks:
 
 @dataclass(frozen=True)
 class Operand:
-    """K or V of a trip: its tiles, with whatever comes with them (scales, a page table).
+    """K or V of a trip: its tiles, with whatever comes with them (a page table, angles).
 
     `vector_ops` are the lane operations that make a trip's tile ready for the matmul (such as
-    dequantising), which also write it to SRAM again.
+    rotating), which also write it to SRAM again. `register_ops` are those that every reader takes
+    on its way from SRAM, where the tile lies as it was loaded (such as dequantising).
     """
 
     streams: tuple[Stream, ...]
     vector_ops: int = 0
+    register_ops: int = 0
 
-    def made_ready(self, name: str, loads: tuple[Load, ...], tile_bytes: int) -> list[Compute]:
+    def made_ready(
+        self, name: str, loads: tuple[Load, ...], tile_bytes: int, readers: int
+    ) -> list[Compute]:
         """The compute that makes a tile of so many bytes ready, if it needs one."""
-        if not self.vector_ops:
+        work = self.vector_ops + readers * self.register_ops
+        if not work:
             return []
         loaded = sum(load.stream.tile_bytes for load in loads)
-        moved = loaded + tile_bytes
-        return [Compute(f"make {name} ready", loads, 0, self.vector_ops, 0, moved)]
+        moved = loaded + tile_bytes if self.vector_ops else 0
+        return [Compute(f"make {name} ready", loads, 0, work, 0, moved)]
 
 
 class Flash2(FlashSchedule):
@@ -410,10 +412,10 @@ def key_loop(
     tile = cta.tile
     if cta.angles:
         turn, work = cta.angles.beside_k(k.streams[0]), ROPE_OPS_PER_ELEMENT * tile.kv * w.head_dim
-        k = Operand((*k.streams, turn), k.vector_ops + work)
+        k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + work)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
-    kv_bytes = tile.kv * w.head_dim * w.dtype_bytes
+    kv_bytes = tile.kv * row_bytes(w)
     q_elements, scores = tile.q * w.head_dim, tile.q * tile.kv
     matmul_flops = 2 * scores * w.head_dim
     dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
@@ -424,7 +426,7 @@ def key_loop(
         (
             *loads_k,
             *loads_v,
-            *k.made_ready("K", loads_k, kv_bytes),
+            *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
             Compute(
                 "S = Q K^T",
                 loads_k,
@@ -436,7 +438,7 @@ def key_loop(
                 vector_ops=VECTOR_OPS_PER_SCORE * scores + q_elements + dropout,  # rescales O too
                 exp_count=scores + tile.q,
             ),
-            *v.made_ready("V", loads_v, kv_bytes),
+            *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
             Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
         ),
     )

@@ -14,7 +14,11 @@ Source: Dao-AILab/flash-attention, csrc/flash_attn: tiles 64 x 256, 128 or 64 by
 
 Plain decoding is that kernel with one split (`decode`; flash_attn_with_kvcache, num_splits = 1): a
 CTA a KV head. A CTA a query head, each reading the KV head's cache, is `flash2` with phase =
-"decode"; eager attention is `naive`. A quantised cache is made ready tile by tile in SRAM.
+"decode"; eager attention is `naive`.
+
+A quantised cache, which those kernels do not take, is read as FlashInfer does
+(include/flashinfer/attention/prefill.cuh, get_num_warps_q): up to 16 query heads of a KV head are
+one warp's rows and the 4 warps share out the keys, so that each is made ready once, in registers.
 """
 
 from dataclasses import dataclass, replace
@@ -179,7 +183,7 @@ def contiguous(name: str, keys: SplitKeys) -> Operand:
     rows = keys.cta.tile.kv
     return Operand(
         (Stream(tensor, rows, tensor.cols, keys.last_tile, -1),),
-        ops_of_making_ready(keys.w, rows),
+        register_ops=ops_of_making_ready(keys.w, rows),
     )
 
 
@@ -208,11 +212,15 @@ def split_kernels(name: str, keys: SplitKeys, *key_loops: Loop) -> list[Kernel]:
 
 
 def _public(w: AttentionWorkload, hw: HardwareProfile, triton: bool) -> Cta:
-    """run_mha_fwd_splitkv_dispatch; Triton's: smaller tiles in 3 stages, 2 where SRAM is short."""
+    """run_mha_fwd_splitkv_dispatch, of a quantised cache with FlashInfer's rows (CTA_TILE_Q).
+
+    Triton's: smaller tiles in 3 stages, 2 where SRAM is short.
+    """
     if triton:
         deep = Cta(Tile(q=64, kv=64), 4, stages=3, tensor_path="native")
         return deep if deep.sram_bytes(w) <= hw.sram.max_per_cta else replace(deep, stages=2)
-    rows = max(64, -(-(w.heads // w.kv_heads) // 16) * 16)
+    shared = w.heads // w.kv_heads
+    rows = 16 if w.kv_dtype and shared <= 16 else max(64, -(-shared // 16) * 16)
     kv = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
     return Cta(Tile(q=rows, kv=kv), 4)
 

@@ -11,8 +11,9 @@ A paged cache is a pool of pages in which each sequence's lie scattered; a table
 
 Source: vllm-project/vllm, docs/features/quantization/quantized_kvcache.md; InternLM/lmdeploy,
 docs/en/quantization/kv_quant.md (asymmetric, a token and head); QServe (arXiv 2405.04532), which
-has scale and zero point behind each page's elements. An element's lane operations are an estimate:
-a cast, or a conversion and one FMA, with the bit tricks of QServe's attention.
+has scale and zero point behind each page's elements. Elements are made ready in registers, as
+FlashInfer's and LMDeploy's kernels do. Their lane operations are an estimate: a cast, or a
+conversion and one FMA.
 """
 
 from dataclasses import dataclass

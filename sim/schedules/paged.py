@@ -130,5 +130,6 @@ def _loop(
         start=first_visited,
     )
     ops = ops_of_making_ready(w, piece_rows * pieces_a_tile)
-    k = Operand((numbers, *pieces_of(pools[0])), ops)
-    return keys.loop(trips, k, Operand(tuple(pieces_of(pools[1])), ops))
+    k = Operand((*pieces_of(pools[0]), numbers), register_ops=ops)
+    v = Operand(tuple(pieces_of(pools[1])), register_ops=ops)
+    return keys.loop(trips, k, v)

@@ -10,9 +10,9 @@ prefill: each query sees the sinks and its window: exactly `block_sparse` with b
 
 Source: Xiao et al. 2023 (arXiv 2309.17453), section 3.2; mit-han-lab/streaming-llm: 4 sinks and
 2,000 recent tokens (examples/run_streaming_llama.py, start_size and recent_size), the rotation of
-cached keys by tables of cos and sin (pos_shift/modify_llama.py; a row of both has head_dim
-elements). That code copies the cache when it evicts (kv_cache.py); TensorRT-LLM's ring does not.
-The repository runs a prompt densely; its Lambda-shaped mask is the paper's figure 1 (d).
+cached keys (pos_shift/modify_llama.py), here fused as rope.py tells. That code copies the cache
+when it evicts (kv_cache.py) and runs a prompt densely; the mask of prefill here is the paper's
+figure 1 (d).
 """
 
 from dataclasses import replace
@@ -22,12 +22,10 @@ from pydantic import Field
 
 from sim.hardware import HardwareProfile
 from sim.schedules.block_sparse import BlockSparse
-from sim.schedules.flash_decoding import SplitKv, Splits, contiguous, split_kernels
-from sim.tile_program import Kernel, Stream, Tensor
+from sim.schedules.flash_decoding import SplitKv, Splits, contiguous_kernels
+from sim.tile_program import Kernel
 from sim.units import Count
 from sim.workload import AttentionWorkload
-
-ROTATION_OPS = 2  # an element: times cos, and one FMA with its pair's times sin
 
 
 class StreamingLlm(SplitKv):
@@ -37,6 +35,7 @@ class StreamingLlm(SplitKv):
     sinks: Annotated[int, Field(ge=0)] = 4
     keep_window: Count = 2000
     splits: Splits | None = None
+    rope: Literal["fused"] | None = "fused"
 
     summary = "sinks and the latest window: a cache of fixed size"
     source = "arXiv 2309.17453; mit-han-lab/streaming-llm"
@@ -45,29 +44,9 @@ class StreamingLlm(SplitKv):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """In prefill one kernel, in decode the split kernel and combine."""
-        if w.phase == "prefill":
-            return self._prefill(w, hw)
-        kept = min(w.seq_kv, self.sinks + self.keep_window)
-        keys = self.split(replace(w, seq_kv=kept), hw, self.splits)
-        rows = keys.cta.tile.kv
-        k, v = contiguous("K", keys), contiguous("V", keys)
-        rotations = Tensor("cos and sin", 1, kept, w.head_dim, w.dtype_bytes, "input")
-        by_place = Stream(
-            rotations,
-            rows,
-            w.head_dim,
-            base=lambda items: keys.ends(items)[1] - 1,
-            stride=-1,
-        )
-        rotated = replace(
-            k,
-            streams=(*k.streams, by_place),
-            vector_ops=k.vector_ops + ROTATION_OPS * rows * w.head_dim,
-        )
-        return split_kernels("streaming_llm", keys, keys.loop(keys.trips, rotated, v))
-
-    def _prefill(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """As `block_sparse`: whole key blocks that hold sinks or a key of the window."""
+        if w.phase == "decode":
+            kept = min(w.seq_kv, self.sinks + self.keep_window)
+            return contiguous_kernels(self.split(replace(w, seq_kv=kept), hw, self.splits))
         masked = BlockSparse(
             sinks=self.sinks,
             keep_window=self.keep_window,
@@ -75,5 +54,6 @@ class StreamingLlm(SplitKv):
             implementation=self.implementation,
             warps=self.warps,
             stages=self.stages,
+            rope=self.rope,
         )
-        return masked.lower(w, hw)
+        return masked.lower(replace(w, kv_dtype=None), hw)  # K and V are not the cache's yet
