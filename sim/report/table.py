@@ -38,7 +38,10 @@ def point_text(record: Record) -> str:
 
 
 def print_records(title: str, records: list[Record]) -> None:
-    """A row a record and, where nothing is swept, one a kernel below it."""
+    """A row a record and, where nothing is swept, one a kernel below it.
+
+    Where a schedule runs on several GPUs or uses links, columns tell of that.
+    """
     table = new_table(
         title,
         "schedule",
@@ -50,10 +53,14 @@ def print_records(title: str, records: list[Record]) -> None:
         "peak memory",
         "tensor",
         "HBM",
+        "GPUs",
+        "over links",
+        "wait for links",
         "held back by",
         numeric_from=2,
     )
     swept = any(record.point for record in records)
+    linked = any(record.gpus > 1 or record.link_bytes for record in records)
     for record in records:
         if record.status != "ok":
             table.add_row(record.schedule, point_text(record), record.status, style="red")
@@ -69,6 +76,9 @@ def print_records(title: str, records: list[Record]) -> None:
             show(record.peak_hbm_bytes or 0, "B"),
             f"{record.tensor_utilisation:.0%}",
             f"{record.hbm_utilisation:.0%}",
+            str(record.gpus),
+            show(record.link_bytes, "B"),
+            show(record.link_wait_s, "s"),
             ", ".join(causes),
         )
         if len(record.kernels) > 1 and not swept:
@@ -84,11 +94,16 @@ def print_records(title: str, records: list[Record]) -> None:
                     "",
                     f"{kernel.tensor_utilisation:.0%}",
                     f"{kernel.hbm_utilisation:.0%}",
+                    "",
+                    "",
+                    "",
                     f"{kernel.bottleneck} {kernel.bottleneck_share:.0%}",
                     style="dim",
                 )
-    if not swept:
-        table.columns.pop(1)
+    dropped = [] if swept else ["point"]
+    if not linked:
+        dropped += ["GPUs", "over links", "wait for links"]
+    table.columns = [column for column in table.columns if column.header not in dropped]
     show_table(table)
     for record in records:
         if record.reason:

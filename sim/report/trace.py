@@ -1,19 +1,21 @@
 """A trace that ui.perfetto.dev opens: CTAs on their SMs and what the device did, over time.
 
 Format: Chrome's JSON trace events ("X" slices, "C" counters, "M" names), in microseconds. Each
-schedule is one process; a name that ends in .gz is compressed. Of several GPUs each has a lane of
-kernels and one of transfers, and a kernel's CTAs are shown at its first launch.
+schedule is one process; a name that ends in .gz is compressed. A GPU has a lane of kernels and one
+for each kind of link that it sends over, while a transfer holds its ports. Of several GPUs, a
+kernel's CTAs are shown at its first launch.
 """
 
 import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from sim.engine.device import Launched
+from sim.engine.links import Kind
 from sim.result import Timeline, distinct
 from sim.scenario import Outcome
 
@@ -21,7 +23,8 @@ MOST_SLICES = 200_000  # CTAs shown of one kernel: beyond it only those of the f
 # Threads are numbered through all processes, as an operating system does.
 THREADS_A_SCHEDULE = 100_000
 LANES_AN_SM = 64
-FIRST_GPU_LANE, FIRST_LINK_LANE = 80_000, 10_000
+FIRST_GPU_LANE, FIRST_LINK_LANE = 80_000, 90_000
+LINKS: tuple[Kind, ...] = get_args(Kind)
 
 
 def save_trace(outcomes: list[Outcome], path: Path) -> None:
@@ -43,18 +46,15 @@ def _schedule_events(pid: int, outcome: Outcome) -> Iterator[dict[str, Any]]:
     title = " ".join([record.schedule, *(f"{k}={v}" for k, v in record.point.items())])
     kernels = pid * THREADS_A_SCHEDULE
     yield _name("process_name", pid, kernels, title)
-    yield _name("thread_name", pid, kernels, "kernels")
     lanes: dict[int, str] = {}
     for launched in run.kernels:
-        name, lane = launched.run.kernel.name, kernels
-        if run.gpus > 1:
-            lane = kernels + FIRST_GPU_LANE + launched.gpu
-            lanes[lane] = f"GPU {launched.gpu:03d} kernels"
-        yield _slice(pid, lane, name, launched.start_s, launched.run.time_s)
+        lane = kernels + FIRST_GPU_LANE + launched.gpu
+        lanes[lane] = f"GPU {launched.gpu:03d} kernels" if run.gpus > 1 else "kernels"
+        yield _slice(pid, lane, launched.run.kernel.name, launched.start_s, launched.run.time_s)
     for sent in run.sent:
-        lane = kernels + FIRST_GPU_LANE + FIRST_LINK_LANE + sent.gpu
-        lanes[lane] = f"GPU {sent.gpu:03d} transfers"
-        yield _slice(pid, lane, sent.transfer.name, sent.start_s, sent.end_s - sent.start_s)
+        lane = kernels + FIRST_LINK_LANE + sent.gpu * len(LINKS) + LINKS.index(sent.kind)
+        lanes[lane] = f"GPU {sent.gpu:03d} link: {sent.kind}"
+        yield _slice(pid, lane, sent.transfer.name, sent.start_s, sent.free_s - sent.start_s)
     for (launched, _), timeline in zip(distinct(run), record.timeline, strict=True):
         yield from _counters(pid, timeline)
         yield from _ctas(pid, launched, lanes)
