@@ -10,7 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from sim.engine.device import EngineName
-    from sim.scenario import Progress
+    from sim.question import Answer
+    from sim.scenario import Progress, Scenario
     from validate.campaign import Campaign
     from validate.measurement import Measurements
 
@@ -75,10 +76,33 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
-    from sim.result import dumps, save
-    from sim.scenario import load_scenario, run_scenario
+    from sim.files import InputError
+    from sim.question import question_in
+    from sim.scenario import make_scenario, read_scenario
 
-    question = load_scenario(scenario, tuple(settings or ()))
+    text = read_scenario(scenario, tuple(settings or ()))
+    make_question = question_in(text.data)
+    if make_question is None:
+        replayed = make_scenario(text.data, text.name, text.where, text.folder)
+        run_schedules(replayed, out, trace, engine, json)
+        return
+    question = make_question(text.data, text.name, text.where)
+    if trace is not None or engine != "replay":
+        raise InputError("--trace and --engine go with a scenario that has [[schedule]] tables")
+    if out is not None:
+        make_folder(out)
+    with a_bar("replay") as update:
+        answer = question.answer(update)
+    give(answer, out, json)
+
+
+def run_schedules(
+    question: "Scenario", out: Path | None, trace: Path | None, engine: "EngineName", json: bool
+) -> None:
+    """Run a scenario of schedules and say what came out."""
+    from sim.result import dumps, save
+    from sim.scenario import run_scenario
+
     if out is not None:
         make_folder(out)
     if trace is not None:
@@ -103,6 +127,18 @@ def run(
         print_records(question.title, records)
         if out is not None:
             print(f"results.json and figures are in {out}")
+
+
+def give(answer: "Answer", out: Path | None, json: bool) -> None:
+    """Save an answer where asked to, and print it."""
+    if out is not None:
+        answer.save(out)
+    if json:
+        print(answer.json(), end="")
+        return
+    answer.show()
+    if out is not None:
+        print(f"results.json and figures are in {out}")
 
 
 def make_folder(out: Path) -> None:

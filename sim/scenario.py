@@ -73,17 +73,30 @@ class Scenario:
     where: str
 
 
-def load_scenario(name: str, settings: tuple[str, ...] = ()) -> Scenario:
-    """The scenario of that name or path, with KEY=VALUE `settings` laid over it.
+@dataclass(frozen=True)
+class ScenarioText:
+    """What a scenario file says, before anything in it is understood."""
 
-    Raises InputError.
-    """
+    data: dict[str, Any]
+    name: str
+    where: str
+    folder: Path
+
+
+def read_scenario(name: str, settings: tuple[str, ...] = ()) -> ScenarioText:
+    """The file of that name or path, with KEY=VALUE `settings` laid over it; raises InputError."""
     path = find_toml(name, "scenarios", "scenario")
     where = str(path) if path.parent.name != "scenarios" else f"scenarios/{path.name}"
     data = read_toml(path)
     for setting in settings:
         _set(data, *_split_setting(setting))
-    return make_scenario(data, path.stem, where, path.parent)
+    return ScenarioText(data, path.stem, where, path.parent)
+
+
+def load_scenario(name: str, settings: tuple[str, ...] = ()) -> Scenario:
+    """The scenario of that name or path, with `settings` laid over it; raises InputError."""
+    text = read_scenario(name, settings)
+    return make_scenario(text.data, text.name, text.where, text.folder)
 
 
 def make_scenario(
