@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from sim.files import InputError
@@ -38,9 +39,13 @@ def workloads(draw: Any) -> AttentionWorkload:
 
 
 @st.composite
-def devices(draw: Any, l2: str | None = None) -> HardwareProfile:
+def devices(
+    draw: Any,
+    l2: str | None = None,
+    names: tuple[str, ...] = ("h100-sxm", "a100-sxm-40gb", "rtx-4090"),
+) -> HardwareProfile:
     """A few SMs of a real device, with any L2."""
-    name = draw(st.sampled_from(("h100-sxm", "a100-sxm-40gb", "rtx-4090")))
+    name = draw(st.sampled_from(names))
     overrides = {
         "sm": {"count": draw(st.integers(1, 5))},
         "l2": {"capacity": l2 or draw(st.sampled_from(L2_SIZES))},
@@ -52,6 +57,7 @@ def devices(draw: Any, l2: str | None = None) -> HardwareProfile:
 SPLITS = st.none() | st.integers(1, 9)
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "flash4": {"emulated": st.none() | st.floats(0, 1)},
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
     "mamba2": {
         "state": st.sampled_from((16, 48, 128, 256)),
@@ -76,7 +82,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "random_blocks": st.integers(0, 3),
     },
     "bigbird": {
-        "window_blocks": st.integers(1, 4),
+        "window_blocks": st.sampled_from((1, 3, 5)),
         "global_blocks": st.integers(0, 3),
         "random_blocks": st.integers(0, 3),
     },
@@ -109,8 +115,23 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "keep": st.sampled_from((128, 256)),
         "sinks": st.integers(0, 40),
         "keep_window": st.integers(1, 100),
+        "refresh": st.integers(1, 3),
+        "reuse": st.sampled_from((0, 0.5, 0.99)),
+    },
+    "infinite_hip": {
+        "chunks": st.sampled_from(((64, 16, 8), (32, 8, 4), (128, 64, 16))),
+        "keep": st.just((128, 64, 32)),
+        "refresh": st.just((4, 2, 1)),
+        "sinks": st.integers(0, 40),
+        "keep_window": st.integers(1, 100),
+        "cache_tokens": st.integers(16, 300),
+        "mask_cache_tokens": st.integers(1, 300),
     },
 }
+
+# Schedules of one architecture, and the dtypes that they take.
+ARCHS = {"flash3": "sm90", "flash4": "sm100"}
+DTYPES = {"flash3": ("fp16", "bf16", "fp8"), "flash4": ("fp16", "bf16")}
 # Schedules that take all tokens as queries, or one.
 WHOLE_SEQUENCE = ("linear_attention", "mamba2", "bigbird", "longformer", "minference", "nsa")
 
@@ -147,16 +168,25 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         mask = draw(st.sampled_from(schedule.masks))
         window = draw(st.integers(1, 300)) if mask == "window" else None
         w = replace(w, causal=mask != "full", window=window, seq_q=min(w.seq_q, w.seq_kv))
+    if schedule.name in DTYPES:
+        w = replace(w, dtype=draw(st.sampled_from(DTYPES[schedule.name])))
     phase = draw(st.sampled_from(schedule.phases))
     if phase == "decode":
         w = replace(w, seq_q=1)
     elif schedule.name in WHOLE_SEQUENCE:
         w = replace(w, seq_q=w.seq_kv)
+    if schedule.name in ("minference", "nsa") and w.dtype == "fp32":
+        w = replace(w, dtype="bf16")
     if isinstance(schedule, SeveralGpus):
         w = shared_out(w, schedule.gpus, phase == "decode")
+    if isinstance(schedule, FlashSchedule) and schedule.rope:
+        w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
     if schedule.name == "mla":
         w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
+    if getattr(schedule, "implementation", "cuda") == "triton" and phase == "training":
+        phase = "prefill"
     dropout = "dropout" in schedule.takes and draw(st.booleans())
+    dropout &= getattr(schedule, "implementation", "cuda") != "triton"
     kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
@@ -178,6 +208,8 @@ def shared_out(w: AttentionWorkload, gpus: int, decode: bool) -> AttentionWorklo
 
 def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
     """The kernels, with the schedule's default tile where the drawn one does not fit."""
+    if ARCHS.get(schedule.name, hw.arch) != hw.arch:
+        reject()
     try:
         return schedule.lower(w, hw)
     except InputError:

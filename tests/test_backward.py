@@ -12,7 +12,7 @@ from sim.files import InputError
 from sim.hardware import load_profile
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.schedules.flash2_backward import public_backward_cta
+from sim.schedules.flash2_backward import public_backward_cta, query_blocks
 from sim.workload import WorkloadTable
 from tests.drawn import devices, lowered, workloads
 from tests.test_closed_forms import run, visited
@@ -89,6 +89,77 @@ def test_dk_and_dv_are_summed_where_heads_share_a_kv_head(case, hw):
     assert len(sums) == (0 if w.heads == w.kv_heads else 2)
     for ran in sums:
         assert (ran.hbm_read_bytes, ran.hbm_write_bytes) == sums_bytes(w)
+
+
+@pytest.mark.parametrize("tile", [Tile(q=16, kv=16), Tile(q=32, kv=16), Tile(q=16, kv=48)], ids=str)
+@pytest.mark.parametrize("seq_q", [1, 37, 70])
+def test_blocks_of_query_rows_are_those_that_see_any_key_of_the_block(tile, seq_q):
+    table = WorkloadTable(heads=1, head_dim=16, seq_q=seq_q, seq_kv=70)
+    full = table.workload()
+    windows = [replace(full, causal=True, window=size) for size in range(1, 70)]
+    number = np.arange(-(-seq_q // tile.q))[:, None]
+    for w in (full, replace(full, causal=True), *windows):
+        first, end = query_blocks(w, tile)
+        np.testing.assert_array_equal((number >= first) & (number < end), visited(w, tile))
+
+
+def tiles_of(stream, kernel, loop) -> list[np.ndarray]:
+    """The (matrix, row of tiles, column of tiles) that each item's trips touch."""
+    base, down, across = stream.base(kernel.items), stream.tiles_down, stream.tiles_across
+    trips = [np.arange(n) for n in kernel.trips[loop]]
+    numbers = [b + stream.stride * trip for b, trip in zip(base, trips, strict=True)]
+    return [np.stack([n // (down * across), n // across % down, n % across]) for n in numbers]
+
+
+@given(training("flash1", "flash2", "naive"), devices())
+@settings(max_examples=40, deadline=None)
+def test_sums_take_the_heads_of_the_group_at_the_same_rows(case, hw):
+    schedule, w = case
+    group = w.heads // w.kv_heads
+    for kernel in lowered(schedule, w, hw):
+        if "sum over heads" not in kernel.name:
+            continue
+        parts, whole = (stream for stream in kernel.streams)
+        written = tiles_of(whole, kernel, 1)
+        for read, ((matrix,), (row,), _) in zip(tiles_of(parts, kernel, 0), written, strict=True):
+            np.testing.assert_array_equal(read[0], group * matrix + np.arange(group))
+            assert (read[1] == row).all()
+
+
+@given(training("flash1", "flash2"), devices())
+@settings(max_examples=40, deadline=None)
+def test_backward_reads_the_keys_whose_gradients_it_writes(case, hw):
+    schedule, w = case
+    for kernel in lowered(schedule, w, hw):
+        if kernel.name not in ("dQ, dK, dV", "flash1 backward"):
+            continue
+        k, dk = kernel.streams[0], kernel.streams[-2]
+        assert k.tensor.name == "K"
+        assert dk.tensor.name in ("dK", "dK of heads")
+        matrix, row = np.divmod(k.base(kernel.items), k.tiles_down)
+        head_matrix, own_row = np.divmod(dk.base(kernel.items), dk.tiles_down)
+        sequence, head = np.divmod(head_matrix, w.heads)
+        group = head // (w.heads // w.kv_heads)
+        np.testing.assert_array_equal(row, own_row)
+        np.testing.assert_array_equal(matrix, sequence * w.kv_heads + group)
+        assert len(np.unique(dk.base(kernel.items))) == len(kernel.items)
+
+
+@given(training("naive"), devices())
+@settings(max_examples=40, deadline=None)
+def test_naive_s_dk_and_dv_take_their_keys_column_of_the_matrix_and_all_query_rows(case, hw):
+    schedule, w = case
+    for kernel in lowered(schedule, w, hw):
+        if kernel.name not in ("dV = P^T dO", "dK = dS^T Q"):
+            continue
+        p, do, result = kernel.streams
+        down = np.arange(-(-w.seq_q // 64))
+        reads = zip(tiles_of(p, kernel, 0), tiles_of(do, kernel, 0), strict=True)
+        for (of_p, of_do), (matrix, row, col) in zip(
+            reads, tiles_of(result, kernel, 1), strict=True
+        ):
+            np.testing.assert_array_equal(of_p, [matrix + 0 * down, down, row + 0 * down])
+            np.testing.assert_array_equal(of_do, [matrix + 0 * down, down, col + 0 * down])
 
 
 @given(training("flash1", "flash2"), devices())

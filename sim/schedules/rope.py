@@ -66,14 +66,14 @@ class Angles:
                 f"schedule {self.schedule}: rope: matrices of {rotated.tensor.rows} rows of "
                 f"{rotated.tensor.name} are not the {table.rows} positions in order"
             )
-        tiles, down = blocks(table.rows, rotated.tile_rows), rotated.tiles_down
+        tiles = blocks(table.rows, rotated.tile_rows)  # in one matrix, and of the table
 
         def tile(items: IntArray) -> IntArray:
-            return rotated.base(items) % down % tiles
+            return rotated.base(items) % tiles
 
-        among = None if rotated.table is None else rotated.table % down
-        stride = rotated.stride if tiles > 1 else 0
-        return Stream(table, rotated.tile_rows, table.cols, tile, stride, among, rotated.start)
+        among = None if rotated.table is None else rotated.table % tiles
+        shape = (rotated.tile_rows, table.cols)
+        return Stream(table, *shape, tile, rotated.stride, among, rotated.start)
 
 
 def angles_of(w: AttentionWorkload, schedule: str) -> Angles:
@@ -117,13 +117,13 @@ def with_passes(w: AttentionWorkload, schedule: str, kernels: list[Kernel]) -> l
 
 
 def check_fused(schedule: str, kernels: list[Kernel]) -> None:
-    """Raises InputError where a kernel takes Q or K without rotating it."""
+    """Raises InputError where a kernel takes Q or K unrotated, or rotates what has no position."""
     for kernel in kernels:
         read = [load.stream.tensor.name for loop in kernel.loops for load in loop.loads]
-        if read.count("Q") + read.count("K") > read.count(TABLE):
+        if read.count("Q") + read.count("K") != read.count(TABLE):
             raise InputError(
-                f'schedule {schedule}: rope = "fused": its kernel "{kernel.name}" takes Q and K '
-                'rotated; rope = "pass" was expected'
+                f'schedule {schedule}: rope = "fused": its kernel "{kernel.name}" rotates not just '
+                'Q and K, each time it reads them; rope = "pass" was expected'
             )
 
 

@@ -91,6 +91,8 @@ def place(
         raise InputError(
             f'schedule {schedule.name}: implementation = "cuda": the kernels here are Triton\'s'
         )
+    if getattr(schedule, "rope", None) is not None or w.dropout:
+        raise InputError(f"schedule {schedule.title}: the kernels here have no rope or dropout")
     kernels = schedule.lower(w, hw)
     for kernel in kernels:
         if kernel.name not in LAUNCHERS:
