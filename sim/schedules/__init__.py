@@ -9,9 +9,12 @@ from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.flash1 import Flash1
 from sim.schedules.flash2 import Flash2
+from sim.schedules.flash3 import Flash3
+from sim.schedules.flash4 import Flash4
 from sim.schedules.flash_decoding import Decode, FlashDecoding
 from sim.schedules.h2o import H2o
 from sim.schedules.hip import Hip
+from sim.schedules.infinite_hip import InfiniteHip
 from sim.schedules.linear_attention import LinearAttention
 from sim.schedules.lm2 import Lm2
 from sim.schedules.mamba2 import Mamba2
@@ -34,6 +37,8 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "naive": Naive,
     "flash1": Flash1,
     "flash2": Flash2,
+    "flash3": Flash3,
+    "flash4": Flash4,
     "block_sparse": BlockSparse,
     "bigbird": BigBird,
     "longformer": Longformer,
@@ -47,6 +52,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "streaming_llm": StreamingLlm,
     "h2o": H2o,
     "hip": Hip,
+    "infinite_hip": InfiniteHip,
     "linear_attention": LinearAttention,
     "mamba2": Mamba2,
     "memorizing": Memorizing,
