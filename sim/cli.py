@@ -196,6 +196,73 @@ def a_bar(engine: "EngineName" = "replay") -> "Iterator[Progress]":
 
 
 @app.command()
+def fit(
+    model: Annotated[str, typer.Option(help="A model's name, such as llama-3-8b.")],
+    hardware: Annotated[str, typer.Option(help="A profile's name or path.")],
+    weights: Annotated[
+        str, typer.Option(help="fp16, bf16, fp8, int8 or int4: how parameters are stored.")
+    ] = "bf16",
+    kv_dtype: Annotated[
+        str, typer.Option(help="fp16, bf16, fp8, int8 or int4: the KV cache's.")
+    ] = "bf16",
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="The attention of all uses; a usual library's for each otherwise."),
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N", help="Sequences.")] = "1",
+    context: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Where to tell the parts; the model's own otherwise."),
+    ] = None,
+    gpus: Annotated[str, typer.Option(metavar="N", help="How many GPUs share the work.")] = "1",
+    parallel: Annotated[
+        str, typer.Option(help="tensor, pipeline or context: how they share it.")
+    ] = "tensor",
+    chunk: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Tokens of a prefill chunk (2048); 0: the whole prompt."),
+    ] = None,
+    reserve: Annotated[
+        str | None, typer.Option(help='What the framework takes of each GPU ("1 GiB").')
+    ] = None,
+    dropout: Annotated[bool, typer.Option("--dropout", help="Train with dropout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for fit.json and the figures.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print fit.json instead.")] = False,
+) -> None:
+    """Does it fit: what lives in a GPU's memory, and the longest context there is room for."""
+    from sim.fit import FitQuestion
+
+    given = {
+        "model": model,
+        "hardware": hardware,
+        "weights": weights,
+        "kv_dtype": kv_dtype,
+        "schedule": schedule,
+        "batch": batch,
+        "context": context,
+        "gpus": gpus,
+        "parallel": parallel,
+        "chunk": chunk,
+        "reserve": reserve,
+        "dropout": dropout,
+    }
+    row = {key: value for key, value in given.items() if value is not None}
+    title = f"Does {model} fit on {hardware}?"
+    question = FitQuestion.from_tables({"title": title, "fit": [row]}, "fit", "fit")
+    if out is not None:
+        make_folder(out)
+    answer = question.answer()
+    if out is not None:
+        answer.save(out)
+    if json:
+        print(answer.json(), end="")
+    else:
+        answer.show()
+        if out is not None:
+            print(f"fit.json and figures are in {out}")
+
+
+@app.command()
 def scenarios() -> None:
     """List the scenarios that come with attnsim."""
     from sim.report.table import print_scenarios

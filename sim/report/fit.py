@@ -1,0 +1,248 @@
+"""Whether it fits: the table, and figures of what lives in HBM and of how far contexts go."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sim.capacity import MOST_TOKENS, Memory, Use, memory
+from sim.fit import FitAnswer, RowAnswer, UseAnswer
+from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades
+from sim.report.table import new_table, show_table
+from sim.units import show_binary
+
+# In the order in which bars stack them.
+PARTS = {
+    "parameters": COLOURS[0],
+    "gradients": COLOURS[5],
+    "optimiser": COLOURS[6],
+    "KV cache": COLOURS[1],
+    "activations": COLOURS[2],
+    "attention": COLOURS[3],
+    "logits": COLOURS[4],
+    "framework reserve": GREY,
+}
+LABELS = 0.39  # the share of a figure's width that rows' labels take
+UNDER = 1.05  # inches below the rows, for the axis and the legend
+FIRST = 1024  # tokens from which a figure shows what grows with the context
+TRAINING: tuple[Use, ...] = ("training", "training with checkpointing")
+
+
+def print_fit(answer: FitAnswer) -> None:
+    """A row a setting with its longest contexts; below, what lives in HBM if it is the only one."""
+    rule = [f"{answer.rule:,} tokens?"] if answer.rule else []
+    table = new_table(
+        f"{answer.title}\nThe longest context that fits, in tokens",
+        "setting",
+        "GPU",
+        *answer.uses,
+        "model's own",
+        *rule,
+        numeric_from=2,
+    )
+    for row in answer.rows:
+        gpus = f"{row.setting.gpus} × " if row.setting.gpus > 1 else ""
+        table.add_row(
+            row.title,
+            f"{gpus}{row.setting.hardware.name}, {show_binary(row.capacity_bytes)}",
+            *(_tokens(use) for use in row.uses.values()),
+            f"{row.setting.model.context:,}",
+            *([_verdict(row, answer.rule)] if answer.rule else []),
+        )
+    show_table(table)
+    if len(answer.rows) == 1:
+        _print_parts(answer.rows[0])
+    refusals = dict.fromkeys(u.refused for row in answer.rows for u in row.uses.values())
+    for refusal in filter(None, refusals):
+        print(f"–: {refusal}")
+
+
+def _tokens(answer: UseAnswer) -> str:
+    if answer.longest_tokens is None:
+        return "–"
+    if answer.unlimited:
+        return "no limit"
+    return f"{answer.longest_tokens:,}" if answer.longest_tokens else "does not fit"
+
+
+def _verdict(row: RowAnswer, rule: int) -> str:
+    """Whether every use that can be reaches so many tokens."""
+    reached = [use.longest_tokens for use in row.uses.values() if use.longest_tokens is not None]
+    return "yes" if min(reached) >= rule else "no"
+
+
+def _print_parts(row: RowAnswer) -> None:
+    needs = {use: answer.at_context for use, answer in row.uses.items() if answer.at_context}
+    batch = f", batch {row.row.batch}" if row.row.batch > 1 else ""
+    title = f"In a GPU's HBM at {row.context:,} tokens{batch}, at the fullest moment"
+    table = new_table(title, "", *needs)
+    for part in PARTS:
+        if any(part in need.parts for need in needs.values()):
+            cells = [need.parts.get(part) for need in needs.values()]
+            table.add_row(part, *("" if cell is None else show_binary(cell) for cell in cells))
+    table.add_row("all", *(show_binary(need.bytes) for need in needs.values()), style="bold")
+    fits = [need.bytes <= row.capacity_bytes for need in needs.values()]
+    capacity = f"of {show_binary(row.capacity_bytes)}"
+    table.add_row(capacity, *("fits" if fit else "does not fit" for fit in fits))
+    table.add_row("fullest in", *(need.moment for need in needs.values()), style="dim")
+    show_table(table)
+
+
+def _row_figure(title: str, labels: list[str], row_inches: float) -> tuple[Figure, Axes]:
+    """A panel with a line of its own for each label, the first on top."""
+    figure, (ax,) = new_figure(title)
+    height = ABOVE + row_inches * len(labels) + UNDER
+    figure.set_size_inches(WIDTH, height)
+    figure.subplots_adjust(LABELS, UNDER / height, 0.95, 1 - ABOVE / height)
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    return figure, ax
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, loc="lower center", ncols=5, fontsize=8)
+
+
+def parts(answer: FitAnswer) -> Figure:
+    """What lives in HBM, a bar a setting and use, against the GPU's capacity.
+
+    Of several settings decoding is left out where prefill is asked for too, which needs more. The
+    axis ends at twice the largest capacity.
+    """
+    alone = len(answer.rows) == 1
+    uses = [use for use in answer.uses if alone or use != "decode" or "prefill" not in answer.uses]
+    contexts = {f"{row.context:,} tokens": None for row in answer.rows}
+    bars: dict[str, tuple[RowAnswer, Memory]] = {}
+    for row in answer.rows:
+        for use in uses:
+            if needed := row.uses[use].at_context:
+                label = [] if alone else [row.title]
+                label += [use.removeprefix("training with ")] if len(uses) > 1 else []
+                label += [f"{row.context:,} tokens"] if len(contexts) > 1 else []
+                bars[", ".join(label) or row.title] = (row, needed)
+    where = f" at {next(iter(contexts))}" if len(contexts) == 1 else ""
+    figure, ax = _row_figure(f"What lives in a GPU's HBM{where}\n{answer.title}", list(bars), 0.32)
+    most = 2 * max(row.capacity_bytes for row in answer.rows) / 2**30
+    for place, (row, needed) in enumerate(bars.values()):
+        end = 0.0
+        for part, colour in PARTS.items():
+            width = needed.parts.get(part, 0) / 2**30
+            ax.barh(place, width, 0.66, end, color=colour, edgecolor="white", linewidth=0.4)
+            end += width
+        capacity = row.capacity_bytes / 2**30
+        edges = [place - 0.5, place + 0.5]
+        ax.plot([capacity] * 2, edges, color="white", linewidth=4, solid_capstyle="butt")
+        ax.plot([capacity] * 2, edges, color="black", linewidth=2, solid_capstyle="butt")
+        ax.annotate(
+            f"{end:.3g}" if end <= capacity else f"{end:.3g}: does not fit",
+            (min(end, most), place),
+            (5 if end < 0.8 * most else -5, 0),
+            textcoords="offset points",
+            ha="left" if end < 0.8 * most else "right",
+            va="center",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+        )
+    shown = {part for _, needed in bars.values() for part in needed.parts}
+    for part in (part for part in PARTS if part in shown):
+        ax.bar(0, 0, color=PARTS[part], label=part)
+    ax.plot([], [], color="black", linewidth=2, label="capacity")
+    ax.set_xlabel("GiB at the fullest moment")
+    ax.set_xlim(0, most)
+    _legend(figure, ax)
+    return figure
+
+
+def longest(answer: FitAnswer) -> Figure:
+    """The longest context that fits, a line a setting and a marker a use."""
+    labels = [row.title for row in answer.rows]
+    figure, ax = _row_figure(f"The longest context that fits\n{answer.title}", labels, 0.3)
+    reached = [use.longest_tokens for row in answer.rows for use in row.uses.values()]
+    bounded = [tokens for tokens in reached if tokens and tokens < MOST_TOKENS] or [
+        answer.rule or 1
+    ]
+    low, high = min(bounded) / 3, max(bounded) * 2
+    for number, use in enumerate(answer.uses):
+        colour, marker = COLOURS[number], MARKERS[number]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
+        fill = colour if number % 2 == 0 else "none"
+        ax.plot([], [], label=use, markersize=7, markerfacecolor=fill, **style)
+        for place, row in enumerate(answer.rows):
+            tokens = row.uses[use].longest_tokens
+            if tokens:
+                shown = min(tokens, high / 1.1)
+                ax.plot(shown, place, markersize=7, markerfacecolor=fill, **style)
+    for place, row in enumerate(answer.rows):
+        words = [_tokens(use) for use in row.uses.values()]
+        for word, edge, side in (("no limit", 1.0, "right"), ("does not fit", 0.0, "left")):
+            if word in words:
+                ax.annotate(
+                    word,
+                    (edge, place),
+                    (-14 if side == "right" else 4, 0),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    fontsize=8,
+                    color="#666666",
+                )
+    ax.set_xscale("log")
+    plain_decades(ax.xaxis)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_xlim(low, high)
+    ax.set_xlabel("tokens")
+    if answer.rule:
+        ax.axvline(answer.rule, color="black", linewidth=1, linestyle="--", zorder=0)
+        ax.plot([], [], "--", color="black", linewidth=1, label=f"{answer.rule:,} tokens")
+    _legend(figure, ax)
+    return figure
+
+
+def training(answer: FitAnswer) -> Figure:
+    """What grows with the context in training, without and with checkpointing, as far as it fits.
+
+    These are activations, attention and logits together.
+    """
+    figure, (ax,) = new_figure(f"What grows with the context, as far as it fits\n{answer.title}")
+    for number, row in enumerate(answer.rows):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": "none"}
+        ax.plot([], [], label=row.title, **style)
+        for use, line in zip(TRAINING, ("-", "--"), strict=True):
+            last = row.uses[use].longest_tokens if use in row.uses else None
+            if last:
+                contexts = [int(n) for n in np.geomspace(min(last, FIRST), last, 20)]
+                gib = [_growing_bytes(row, use, context) / 2**30 for context in contexts]
+                ax.plot(contexts, gib, linestyle=line, markevery=[-1], markersize=8, **style)
+    ax.plot([], [], "-", color=GREY, label="all kept")
+    ax.plot([], [], "--", color=GREY, label="checkpointing")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.set_yscale("log")
+    plain_decades(ax.yaxis)
+    ax.set_xlabel("context [tokens]")
+    ax.set_ylabel("a GPU's activations, attention, logits [GiB]", fontsize=8)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _growing_bytes(row: RowAnswer, use: Use, context: int) -> int:
+    needed = memory(row.setting, use, context).parts
+    return sum(needed.get(part, 0) for part in ("activations", "attention", "logits"))
+
+
+def save_figures(answer: FitAnswer, out: Path) -> None:
+    """Draw the figures of an answer into the folder `out`."""
+    figures = {"memory": parts(answer), "longest_context": longest(answer)}
+    if any(
+        row.uses[use].longest_tokens for row in answer.rows for use in row.uses if use in TRAINING
+    ):
+        figures["training"] = training(answer)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png")
