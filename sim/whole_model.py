@@ -1,0 +1,175 @@
+"""A whole model's pass: the prefill of a prompt, or one decode step of a batch.
+
+    for each layer:
+        QKV, O and MLP matrices of all tokens       closed form
+        attention                                   replayed, one layer, with a named schedule
+    LM head, of the last token of each sequence     closed form
+
+Simulated: one layer's attention, kernel by kernel, from an empty L2; all layers are as that one.
+
+A closed form: the matrices take max(weight bytes / HBM rate, FLOPs / tensor rate), both rates as
+the profile sustains them (`calibration.hbm.sustained`, `calibration.tensor.native`): a roofline.
+Every weight but the embedding's is multiplied once a token, 2 FLOPs each (Kaplan et al. 2020, arXiv
+2001.08361, section 2.1), and read once a pass, in the 16 bits that the activations have. Of
+experts, T tokens touch the share 1 - (1 - active / all)^T of the weights, as if each weight were
+visited on its own by that chance: right for one token and for many, an upper bound between them
+(some weights every token uses).
+
+Left out: norms, activations between the matrices (in HBM: a few per cent of the weights' bytes in
+decoding; hidden by the FLOPs in prefill), sampling, gaps between kernels, host time. So a time is a
+lower bound of a real server's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from sim.capacity import Setting
+from sim.engine.machine import ctas_per_sm, machine_of
+from sim.hardware import HardwareProfile
+from sim.models import ModelShape
+from sim.result import Record
+from sim.scenario import Limits, Point, Progress, Scenario, run_scenario
+from sim.schedules.base import Schedule
+from sim.workload import DTYPE_BYTES, AttentionWorkload, Dtype, Phase, WorkloadTable
+
+# Up to so many tile steps all heads of a layer are replayed.
+REPLAYED_WHOLE = 100_000_000
+# Above, as many as leave the last wave this share of the time at most: the error of what follows.
+TAIL_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class ModelPass:
+    """One pass of a model on a device: `workload` is one layer's attention in it."""
+
+    shape: ModelShape
+    hardware: HardwareProfile
+    schedule: Schedule
+    workload: AttentionWorkload
+
+    @property
+    def dense_s(self) -> float:
+        """Seconds of all matrices, by the closed form."""
+        w = self.workload
+        return dense_s(self.shape, w.batch * w.seq_q, w.batch, self.hardware, w.dtype)
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """What a pass takes: times of all layers, and the HBM bytes of their attention."""
+
+    attention_s: float
+    dense_s: float
+    attention_hbm_bytes: int
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of the whole pass."""
+        return self.attention_s + self.dense_s
+
+    @property
+    def attention_share(self) -> float:
+        """Attention's share of the time."""
+        return self.attention_s / self.time_s
+
+
+def prefill(shape: ModelShape, hw: HardwareProfile, schedule: Schedule, tokens: int) -> ModelPass:
+    """The prefill of one prompt of so many tokens."""
+    return ModelPass(shape, hw, schedule, _workload(shape, hw, "prefill", 1, tokens))
+
+
+def decode_step(
+    shape: ModelShape, hw: HardwareProfile, schedule: Schedule, batch: int, seq_kv: int
+) -> ModelPass:
+    """One token for each of `batch` sequences, the new one being the last of `seq_kv` tokens."""
+    return ModelPass(shape, hw, schedule, _workload(shape, hw, "decode", batch, seq_kv))
+
+
+def _workload(
+    shape: ModelShape, hw: HardwareProfile, phase: Phase, batch: int, tokens: int
+) -> AttentionWorkload:
+    dtype = Setting(shape, hw).dtype
+    return WorkloadTable(
+        model=shape.name, phase=phase, batch=batch, seq_len=tokens, dtype=dtype
+    ).workload()
+
+
+def dense_s(
+    shape: ModelShape, tokens: int, sequences: int, hw: HardwareProfile, dtype: Dtype
+) -> float:
+    """Seconds of all matrices on `tokens` tokens, of `sequences` sequences (module docstring)."""
+    head = shape.vocab * shape.hidden
+    tables = head if shape.tied_embeddings else 2 * head
+    active, weights = shape.active_parameters - tables, shape.parameters - tables
+    touched = weights * (1 - (1 - active / weights) ** tokens)
+    layers_s = _matmul_s(touched, active * tokens, hw, dtype)
+    return layers_s + _matmul_s(head, head * sequences, hw, dtype)
+
+
+def _matmul_s(weights: float, multiplied: float, hw: HardwareProfile, dtype: Dtype) -> float:
+    """Seconds of reading so many weights and of so many multiplications and additions."""
+    peak = hw.tensor_flops_per_s(dtype)
+    if peak is None:
+        flops_per_s = 2 * hw.vector_ops_per_s * hw.calibration.sm.vector
+    else:
+        flops_per_s = peak * hw.calibration.tensor.native
+    read_s = weights * DTYPE_BYTES[dtype] / machine_of(hw).hbm_bytes_per_s
+    return max(read_s, 2 * multiplied / flops_per_s)
+
+
+def replayed_share(
+    schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile
+) -> tuple[AttentionWorkload, int]:
+    """The part of one layer's attention to replay, and how many times as much the layer is.
+
+    It is the whole layer, but where that takes more than REPLAYED_WHOLE tile steps and is one
+    kernel whose CTAs come KV head by KV head: there it is as many KV heads as fill the device so
+    often that its last wave, which the layer has once and the product so many times, is no more
+    than TAIL_SHARE of the time. So the product is too long by at most that share; heads share no
+    data, and bytes come out as they are. Raises InputError where the schedule does not lower.
+    """
+    groups = w.batch * w.kv_heads
+    if w.latent_dim is not None:  # all heads share one cache
+        return w, 1
+    one = replace(w, batch=1, heads=w.heads // w.kv_heads, kv_heads=1)
+    kernel, *others = schedule.lower(one, hw)
+    if others or kernel.tile_steps * groups <= REPLAYED_WHOLE:
+        return w, 1
+    trips = kernel.trips.sum(axis=0).reshape(kernel.ctas, -1).sum(axis=1)
+    slots = ctas_per_sm(kernel.footprint, hw) * hw.sm.count
+    last_wave = slots * int(trips.max()) / kernel.tile_steps
+    fewest = min(groups, last_wave / TAIL_SHARE)
+    heads = next(n for n in range(1, groups + 1) if groups % n == 0 and n >= fewest)
+    return replace(one, heads=heads * one.heads, kv_heads=heads), groups // heads
+
+
+def replay(
+    passes: Sequence[ModelPass], where: str, limits: Limits, progress: Progress
+) -> Iterator[tuple[Record, PassTime | None]]:
+    """Each pass's time beside the record of its replay; None where a layer does not fit in HBM.
+
+    The replays are one `[[schedule]]` scenario; `where` names the file in its messages. Raises
+    InputError.
+    """
+    shares = []
+    for one in passes:
+        one.schedule.check(one.workload)
+        shares.append(replayed_share(one.schedule, one.workload, one.hardware))
+    points = tuple(
+        Point({}, workload, one.hardware, (one.schedule,))
+        for one, (workload, _) in zip(passes, shares, strict=True)
+    )
+    scenario = Scenario("whole_model", "", points, limits, where)
+    outcomes = run_scenario(scenario, progress=progress)
+    for one, (_, times), outcome in zip(passes, shares, outcomes, strict=True):
+        record, run = outcome.record, outcome.run
+        if run is None:
+            yield record, None
+            continue
+        layers = one.shape.layers * times
+        time = PassTime(
+            attention_s=(run.time_s - run.kernels[0].start_s) * layers,
+            dense_s=one.dense_s,
+            attention_hbm_bytes=(record.hbm_bytes or 0) * layers,
+        )
+        yield record, time
