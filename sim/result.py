@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sim.engine import timeline as tl
 from sim.engine.device import DeviceRun, Launched, OutOfMemoryError
+from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import CAUSES, TENSOR
 from sim.hardware import HardwareProfile
 from sim.workload import AttentionWorkload
+
+Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,9 @@ class KernelResult:
 class Timeline:
     """What the device did over time, in bins of `bin_width_s`, kernel by kernel.
 
-    Each track has one value a bin: shares of the vendor's HBM bandwidth and tensor rate, the hit
-    rate of L2 loads, and the HBM bytes on their way to SMs.
+    Several GPUs have one timeline, of what they did in the mean. Each track has one value a bin:
+    shares of the vendor's HBM bandwidth and tensor rate, the hit rate of L2 loads, and the HBM
+    bytes on their way to SMs.
     """
 
     kernel: str
@@ -222,7 +228,7 @@ def record_of(
         link_bytes=sum(sent.transfer.bytes for sent in run.sent),
         link_wait_s=link_wait_s,
         kernels=kernels,
-        timeline=[timeline_of(first, w, hw) for first, _ in runs],
+        timeline=timelines_of(run, w, hw),
         memory=[asdict(change) for change in run.memory],
         engine=engine,
         versions=dict(versions()),
@@ -323,28 +329,59 @@ def _energy_j(
     return moved + flops * e.tensor_per_flop + gpu_s * e.idle
 
 
-def timeline_of(launched: Launched, w: AttentionWorkload, hw: HardwareProfile) -> Timeline:
-    """The kernel's bins up to its end, as shares."""
-    from sim.engine import timeline as tl
+def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> list[Timeline]:
+    """One a kernel; of several GPUs one, of what they did in the mean."""
+    if run.gpus == 1:
+        return [
+            _timeline(k.run.kernel.name, k.start_s, k.run.bin_width_s, _bins(k.run), w, hw)
+            for k, _ in distinct(run)
+        ]
+    edges_s = np.linspace(0.0, run.time_s, tl.BINS + 1)
+    width_s = float(edges_s[1])
+    bins = np.zeros((tl.TRACKS, tl.BINS))
+    sums: dict[int, Bins] = {}  # of each replay's bins, up to each of its edges
+    for k in run.kernels:
+        if id(k.run) not in sums:
+            sums[id(k.run)] = np.cumsum(np.pad(_bins(k.run), ((0, 0), (1, 0))), axis=1)
+        up_to = sums[id(k.run)]
+        first, last = int(k.start_s / width_s), int((k.start_s + k.run.time_s) / width_s) + 2
+        at = (edges_s[first:last] - k.start_s) / k.run.bin_width_s
+        for track in range(tl.TRACKS):
+            so_far = np.interp(at, np.arange(up_to.shape[1]), up_to[track])
+            bins[track, first : last - 1] += np.diff(so_far)
+    return [_timeline(f"{run.gpus} GPUs", 0.0, width_s, bins / run.gpus, w, hw)]
 
-    run = launched.run
-    used = max(1, int(np.ceil(run.time_s / run.bin_width_s)))
-    bins, width_s = run.bins[:, :used], run.bin_width_s
-    peak = _peak_flops_per_s(w, hw)
-    flops_per_busy_s = run.executed("mma_flops") / run.busy_s[TENSOR] if run.busy_s[TENSOR] else 0.0
+
+def _bins(run: KernelRun) -> Bins:
+    """A kernel's bins up to its end, with FLOPs on the track of the tensor pipes."""
+    bins = run.bins[:, : max(1, int(np.ceil(run.time_s / run.bin_width_s)))].copy()
+    if run.busy_s[TENSOR]:
+        bins[tl.TENSOR_BUSY] *= run.executed("mma_flops") / run.busy_s[TENSOR]
+    return bins
+
+
+def _timeline(
+    name: str,
+    start_s: float,
+    width_s: float,
+    bins: Bins,
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+) -> Timeline:
+    """The bins as shares."""
     l2_bytes = np.maximum(bins[tl.L2_BYTES], 1.0)
     return Timeline(
-        kernel=run.kernel.name,
-        start_s=launched.start_s,
+        kernel=name,
+        start_s=start_s,
         bin_width_s=width_s,
         hbm_utilisation=_rounded(bins[tl.HBM_BYTES] / width_s / hw.hbm.bandwidth),
-        tensor_utilisation=_rounded(bins[tl.TENSOR_BUSY] * flops_per_busy_s / width_s / peak),
+        tensor_utilisation=_rounded(bins[tl.TENSOR_BUSY] / width_s / _peak_flops_per_s(w, hw)),
         l2_hit_rate=_rounded(np.minimum(bins[tl.L2_HIT_BYTES] / l2_bytes, 1.0)),
         hbm_bytes_in_flight=_rounded(bins[tl.HBM_IN_FLIGHT] / width_s),
     )
 
 
-def _rounded(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+def _rounded(values: Bins) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 

@@ -11,14 +11,20 @@ from hypothesis import strategies as st
 from sim.engine.device import DeviceRun, check_memory, run_on_device
 from sim.files import InputError
 from sim.hardware import HardwareProfile, load_profile
+from sim.report.plots import save_figures
+from sim.report.table import print_records
+from sim.report.trace import save_trace
 from sim.result import Record, record_of
+from sim.scenario import make_scenario, run_scenario
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
 from sim.tile_program import Kernel, Step, Transfer
+from sim.units import show
 from sim.workload import AttentionWorkload, WorkloadTable
 from tests.drawn import cases, lowered
 from tests.test_closed_forms import blocks_with_any, compulsory_bytes, tile_of
 from tests.test_engines import assert_same
+from tests.trace_processor import TraceProcessor
 
 NAMES = ("ring", "ulysses", "tree_decoding", "tensor_parallel")
 BALANCES = ("contiguous", "striped", "zigzag")
@@ -242,7 +248,7 @@ def test_a_gpu_of_the_ring_holds_its_share_and_two_blocks_more(balance):
 
 def test_alike_kernels_are_replayed_once():
     w = workload(seq_len=8192)
-    for balance, attention in (("contiguous", 2), ("striped", 2), ("zigzag", 3)):
+    for balance, attention in (("contiguous", 2), ("striped", 1), ("zigzag", 3)):
         schedule = SCHEDULES["ring"].model_validate({"gpus": 8, "balance": balance})
         run, record = ran(schedule, w)
         names = [k.name for k in record.kernels]
@@ -437,3 +443,62 @@ def test_what_cannot_be_is_one_line(options, table, profile, complaint):
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
     assert options["name"] in str(error.value)
+
+
+@given(cases(*NAMES))
+@settings(max_examples=25)
+def test_the_timeline_of_several_gpus_holds_their_bytes_and_flops(case):
+    w, schedule = case
+    run, record = ran(schedule, w)
+    (timeline,) = record.timeline
+    a_bin = timeline.bin_width_s * run.gpus
+    moved = sum(timeline.hbm_utilisation) * a_bin * HW.hbm.bandwidth
+    done = record.hbm_read_bytes + record.hbm_write_bytes - record.l2_dirty_bytes
+    assert 0.9 * done < moved < 1.001 * done  # the last stores reach HBM after a kernel's end
+    peak = HW.tensor_flops_per_s(w.dtype) or 2 * HW.vector_ops_per_s
+    if HW.tensor_flops_per_s(w.dtype):
+        flops = sum(timeline.tensor_utilisation) * a_bin * peak
+        assert flops == pytest.approx(record.flops, rel=1e-3)
+    assert len(timeline.hbm_utilisation) * timeline.bin_width_s == pytest.approx(record.time_s)
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    tables = {
+        "workload": {"heads": 8, "kv_heads": 8, "head_dim": 64, "seq_len": 2048, "causal": True},
+        "hardware": {"profile": "h100-sxm", "links": {"node_gpus": 2}},
+        "schedule": [{"name": "ring", "gpus": 4}, {"name": "ulysses", "gpus": 4}],
+    }
+    return list(run_scenario(make_scenario(tables, "several", "a test")))
+
+
+def test_the_trace_has_lanes_for_each_gpu_and_its_links(outcomes, tmp_path):
+    save_trace(outcomes, tmp_path / "trace.json")
+    trace = TraceProcessor(tmp_path / "trace.json")
+    bad = "select name, value from stats where severity in ('error', 'data_loss') and value > 0"
+    assert trace.query(bad) == []
+    rows = trace.query(
+        "select thread.name lane, s.name what, s.ts, s.dur from slice s join thread_track t on "
+        "s.track_id = t.id join thread using (utid) where thread.name like 'GPU %'"
+    )
+    lanes = {row["lane"] for row in rows}
+    assert {f"GPU 00{g} kernels" for g in range(4)} <= lanes
+    assert {f"GPU 00{g} link: {kind}" for g in (1, 3) for kind in ("peer", "network")} <= lanes
+    runs = [outcome.run for outcome in outcomes]
+    assert len(rows) == sum(len(run.kernels) + len(run.sent) for run in runs)
+
+
+def test_the_table_tells_of_links_only_where_there_are_any(outcomes, capsys):
+    records = [outcome.record for outcome in outcomes]
+    print_records("several", records)
+    shown = capsys.readouterr().out
+    assert "GPUs" in shown
+    assert "wait for links" in shown
+    assert show(records[0].link_bytes, "B") in shown
+    print_records("one", [one_gpu(workload(seq_len=256), SCHEDULES["flash2"]())])
+    assert "GPUs" not in capsys.readouterr().out
+
+
+def test_figures_of_several_gpus_are_drawn(outcomes, tmp_path):
+    save_figures(outcomes, "several", tmp_path)
+    assert (tmp_path / "gpus.png").stat().st_size > 10_000

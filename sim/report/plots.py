@@ -5,6 +5,7 @@ has its own marker.
 """
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from sim.hardware import HardwareProfile
 from sim.result import Record
@@ -264,6 +265,32 @@ def utilisation(shown: list[Record], title: str) -> Figure:
     return figure
 
 
+def gpus(shown: list[Outcome], title: str) -> Figure:
+    """Which kernel each GPU runs over time, a panel a schedule; where it is white, it waits."""
+    what = f"What each GPU runs{_at_point(shown[0].record)}"
+    figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=2.0)
+    for ax, outcome in zip(axes, shown, strict=True):
+        assert outcome.run is not None
+        bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
+        for k in outcome.run.kernels:
+            row = bars.setdefault((k.run.kernel.name, k.gpu), [])
+            row.append((k.start_s * 1e3, k.run.time_s * 1e3))
+        colours = dict(zip(dict.fromkeys(name for name, _ in bars), cycle(COLOURS), strict=False))
+        for (name, gpu), row in bars.items():
+            ax.broken_barh(row, (gpu - 0.45, 0.9), color=colours[name], linewidth=0)
+        for name, colour in colours.items():
+            ax.plot([], [], "s", color=colour, label=name)
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=7, fontsize=8,
+                  handletextpad=0, columnspacing=1, borderpad=0)  # fmt: skip
+        ax.set_ylim(outcome.run.gpus - 0.5, -0.5)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        ax.grid(visible=False)
+        ax.set_xlim(0, outcome.run.time_s * 1e3)
+        ax.set_ylabel(f"{outcome.record.schedule}: GPU")
+        ax.set_xlabel("time [ms]")
+    return figure
+
+
 def memory(shown: list[Record], hw: HardwareProfile, title: str) -> Figure:
     """HBM allocated over time, by schedule, against the device's capacity."""
     figure, (ax,) = new_figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
@@ -304,5 +331,7 @@ def save_figures(outcomes: list[Outcome], title: str, out: Path) -> None:
         figures["roofline"] = roofline(outcomes, title)
         figures["utilisation"] = utilisation(at_point, title)
         figures["memory"] = memory(at_point, shown[0].point.hardware, title)
+        if several := [outcome for outcome in shown if outcome.record.gpus > 1]:
+            figures["gpus"] = gpus(several, title)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")

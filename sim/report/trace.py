@@ -55,8 +55,9 @@ def _schedule_events(pid: int, outcome: Outcome) -> Iterator[dict[str, Any]]:
         lane = kernels + FIRST_LINK_LANE + sent.gpu * len(LINKS) + LINKS.index(sent.kind)
         lanes[lane] = f"GPU {sent.gpu:03d} link: {sent.kind}"
         yield _slice(pid, lane, sent.transfer.name, sent.start_s, sent.free_s - sent.start_s)
-    for (launched, _), timeline in zip(distinct(run), record.timeline, strict=True):
+    for timeline in record.timeline:
         yield from _counters(pid, timeline)
+    for launched, _ in distinct(run):
         yield from _ctas(pid, launched, lanes)
     for change in run.memory:
         yield _counter(pid, "HBM allocated", change.time_s, "bytes", change.in_use_bytes)
