@@ -96,6 +96,22 @@ def test_both_engines_agree(case, hw):
     assert_engines_agree(lowered(schedule, w, hw), hw, w.dtype)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "shared"),
+    [("fp16", 96, False), ("fp16", 128, True), ("bf16", 256, True), ("fp8", 192, True)],
+)
+def test_two_ctas_of_a_cluster_read_a_key_block_once(dtype, head_dim, shared):
+    """flash_fwd_launch_template.h, Enable_cluster: an even number of blocks of query rows."""
+    hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+    rows = 192 if head_dim == 96 else 128
+    for blocks in (3, 4):
+        w = workload(heads=3, head_dim=head_dim, seq_q=blocks * rows, seq_kv=700, dtype=dtype)
+        (ran,) = run(FLASH3.lower(w, hw), hw, w)
+        times = blocks / 2 if shared and blocks == 4 else blocks
+        rows_read = 3 * (blocks * rows + 2 * 700 * times)
+        assert ran.hbm_read_bytes == rows_read * head_dim * w.dtype_bytes
+
+
 # hopper/tile_size.h, tile_size_fwd_sm90: keys without mask, causal and with a window.
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "rows", "keys"),
