@@ -309,7 +309,7 @@ def test_streaming_llm_s_prefill_is_block_sparse_with_window_and_sinks(case, hw)
 def test_h2o_reads_its_budget_and_adds_each_probability_to_its_key(case, hw):
     w, schedule = case
     kernels = lowered(schedule, w, hw)
-    *attention, update = run(kernels, hw, w)
+    *attention, update, evict = run(kernels, hw, w)
     tenths = [max(1, int(share * w.seq_kv)) for share in (schedule.heavy, schedule.recent)]
     kept, matrices = min(w.seq_kv, sum(tenths)), w.batch * w.kv_heads
     splits = kernels[0].ctas // matrices
@@ -321,8 +321,10 @@ def test_h2o_reads_its_budget_and_adds_each_probability_to_its_key(case, hw):
     assert attention[0].hbm_read_bytes == splits * q_bytes + cache_bytes
     out = q_bytes + statistics if splits == 1 else splits * statistics * (w.head_dim + 1)
     assert attention[0].hbm_write_bytes == scores + out
-    assert update.hbm_read_bytes == scores + accumulated + statistics
-    assert update.hbm_write_bytes == accumulated + 4 * matrices
+    steps = ceil(kept, 1024)
+    assert update.hbm_read_bytes == scores + accumulated + steps * statistics
+    assert update.hbm_write_bytes == accumulated + 8 * matrices * steps
+    assert (evict.hbm_read_bytes, evict.hbm_write_bytes) == (8 * matrices * steps, 4 * matrices)
     assert update.executed("exp_count") >= w.batch * w.heads * kept
 
 

@@ -4,21 +4,23 @@ The cache has max(1, heavy * seq_kv) + max(1, recent * seq_kv) tokens of each KV
 seq_kv. A token is decoded by
 
     flash_decoding over those tokens, whose scores S are stored too
-    for each KV head of each sequence (one CTA):
+    for each 1,024 keys of each KV head of each sequence (one CTA):
         A += sum over its query heads of exp(S - log-sum-exp)      (A: read, added to, written)
-        of all but the recent tokens, store which has least of A: the next token takes its place
+        store which of them, but for the recent tokens, has least of A
+    for each KV head of each sequence (one CTA):
+        store which key has least of all: the next token takes its place
 
 Source: Zhang et al. 2023 (arXiv 2306.14048), Algorithm 1; FMInference/H2O: 10% and 10% of the
 length (heavy_ratio, recent_ratio), A in the cache's 16 bits, argmin and eviction in place
 (h2o_flexgen/flexgen/pytorch_backend.py, mha_gen and _get_light_hitter). That code's attention is
-eager; here it is the split-KV kernel. Estimates: its kernel that updates A (1,024 keys a step), and
-one A a KV head where query heads share it (the paper's models share none).
+eager; here it is the split-KV kernel. Estimates: the kernels that update A and evict (1,024 keys a
+CTA, as PyTorch's elementwise kernels), and one A a KV head where query heads share it (the paper's
+models share none).
 """
 
 from dataclasses import replace
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from sim.hardware import HardwareProfile
@@ -38,8 +40,9 @@ from sim.tile_program import (
 )
 from sim.workload import AttentionWorkload
 
-KEYS_A_STEP = 1024
+KEYS_A_CTA = 1024
 INDEX_BYTES = 4
+CANDIDATE_BYTES = 8  # a key's number and what it has of A
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -62,7 +65,7 @@ class H2o(SplitKv):
         return min(w.seq_kv, sum(shares))
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """The split kernel, combine, and the kernel that updates what keys have accumulated."""
+        """The split kernel, combine, and the kernels that update A and evict."""
         keys = self.split(replace(w, seq_kv=self.kept(w)), hw, self.splits)
         scores = Tensor("S", keys.matrices, keys.rows, keys.w.seq_kv, w.dtype_bytes)
         of_tile = Stream(scores, keys.rows, keys.cta.tile.kv, keys.last_tile, -1)
@@ -70,39 +73,39 @@ class H2o(SplitKv):
         loop = replace(loop, ops=(*loop.ops, Store(of_tile)))
         kernels = split_kernels("h2o", keys, loop)
         (lse,) = (tensor for tensor in kernels[-1].tensors if tensor.name == "LSE")
-        return [*kernels, _update(keys, scores, lse)]
+        return [*kernels, *_update_kernels(keys, scores, lse)]
 
 
-def _update(keys: SplitKeys, scores: Tensor, lse: Tensor) -> Kernel:
-    """A CTA a KV head: adds its rows' probabilities to what each key has, and finds the least."""
+def _update_kernels(keys: SplitKeys, scores: Tensor, lse: Tensor) -> list[Kernel]:
+    """A CTA a KV head and 1,024 keys adds its rows' probabilities; then a CTA a KV head evicts."""
     accumulated = Tensor("A", keys.matrices, 1, keys.w.seq_kv, keys.w.dtype_bytes, "output")
+    steps = blocks(keys.w.seq_kv, KEYS_A_CTA)
+    least = Tensor("least of each", keys.matrices, 1, steps, CANDIDATE_BYTES)
     evicted = Tensor("evicted", keys.matrices, 1, 1, INDEX_BYTES, "output")
-    steps = blocks(keys.w.seq_kv, KEYS_A_STEP)
 
-    def first(items: IntArray) -> IntArray:
-        return items * steps
+    def own(items: IntArray) -> IntArray:
+        return items
 
-    load_lse = Load(Stream(lse, keys.rows, 1, lambda items: items))
-    load_s = Load(Stream(scores, keys.rows, KEYS_A_STEP, first, 1), stages=2)
-    of_keys = Stream(accumulated, 1, KEYS_A_STEP, first, 1)
-    load_a = Load(of_keys, stages=2)
-    probabilities = keys.rows * KEYS_A_STEP
+    of_keys = Stream(accumulated, 1, KEYS_A_CTA, own)
+    load_lse = Load(Stream(lse, keys.rows, 1, lambda items: items // steps))
+    load_s, load_a = Load(Stream(scores, keys.rows, KEYS_A_CTA, own)), Load(of_keys)
+    probabilities = keys.rows * KEYS_A_CTA
     add = Compute(
         "A += exp(S - lse)",
-        (load_s, load_a),
-        vector_ops=2 * probabilities + KEYS_A_STEP,  # subtract and add; the least so far
+        (load_lse, load_s, load_a),
+        vector_ops=2 * probabilities + KEYS_A_CTA,  # subtract and add; the least so far
         exp_count=probabilities,
     )
-    return Kernel(
-        name="update A",
-        ctas=keys.matrices,
-        loops=(
-            Loop(once, (load_lse, Compute("wait for the log-sum-exp", (load_lse,)))),
-            Loop(
-                lambda items: np.full_like(items, steps),
-                (load_s, load_a, add, Store(of_keys)),
-            ),
-            Loop(once, (Store(Stream(evicted, 1, 1, lambda items: items)),)),
+    load_least = Load(Stream(least, 1, steps, own))
+    ops = (load_lse, load_s, load_a, add, Store(of_keys), Store(Stream(least, 1, 1, own)))
+    find = Compute("find the least", (load_least,), vector_ops=steps)
+    footprint = Footprint(0, threads=128, registers_per_thread=64)
+    return [
+        Kernel("update A", keys.matrices * steps, (Loop(once, ops),), footprint),
+        Kernel(
+            "evict",
+            keys.matrices,
+            (Loop(once, (load_least, find, Store(Stream(evicted, 1, 1, own)))),),
+            footprint,
         ),
-        footprint=Footprint(0, threads=256, registers_per_thread=64),
-    )
+    ]
