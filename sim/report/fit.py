@@ -138,9 +138,10 @@ def parts(answer: FitAnswer) -> Figure:
         edges = [place - 0.5, place + 0.5]
         ax.plot([capacity] * 2, edges, color="white", linewidth=4, solid_capstyle="butt")
         ax.plot([capacity] * 2, edges, color="black", linewidth=2, solid_capstyle="butt")
+        beside = capacity if 0.85 * capacity < end <= capacity else min(end, most)
         ax.annotate(
             f"{end:.3g}" if end <= capacity else f"{end:.3g}: does not fit",
-            (min(end, most), place),
+            (beside, place),
             (5 if end < 0.8 * most else -5, 0),
             textcoords="offset points",
             ha="left" if end < 0.8 * most else "right",
@@ -239,7 +240,9 @@ def _growing_bytes(row: RowAnswer, use: Use, context: int) -> int:
 
 def save_figures(answer: FitAnswer, out: Path) -> None:
     """Draw the figures of an answer into the folder `out`."""
-    figures = {"memory": parts(answer), "longest_context": longest(answer)}
+    figures = {"memory": parts(answer)}
+    if len(answer.rows) > 1:
+        figures["longest_context"] = longest(answer)
     if any(
         row.uses[use].longest_tokens for row in answer.rows for use in row.uses if use in TRAINING
     ):
