@@ -181,6 +181,20 @@ def test_flash_attention_2_on_h100_is_predicted_better_than_by_a_roofline():
     assert score.roofline_error > 0.6
 
 
+def test_flash_attention_3_on_h100_is_named_faster_than_2_wherever_both_were_published():
+    both = [
+        p
+        for p in published("h100-sxm").points
+        if p.family in ("flash2", "flash3") and p.source.startswith("arXiv 2407.08608")
+        if p.workload.seq_kv <= 2048
+    ]
+    comparison = compare(published("h100-sxm").model_copy(update={"points": both}), HW, split=None)
+    assert comparison.pairs.right == comparison.pairs.total == 9
+    (score,) = [s for s in comparison.scores if s.family == "flash3"]
+    assert score.mean_error < 0.2
+    assert score.mean_error < score.roofline_error / 2
+
+
 def test_the_command_prints_writes_and_draws(measured, tmp_path):
     (tmp_path / "m.json").write_text(measured.model_dump_json(exclude_defaults=True))
     done = attnsim(

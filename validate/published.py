@@ -17,6 +17,7 @@ from validate.measurement import FORMAT, Device, Measurement, Measurements
 SCHEDULES: dict[str, dict[str, Any] | None] = {
     "eager": {"name": "naive"},
     "flash2": {"name": "flash2"},
+    "flash3": {"name": "flash3"},
     "triton_flash2": {"name": "flash2", "implementation": "triton"},
     "flash_decoding": {"name": "flash_decoding"},
     "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
