@@ -126,6 +126,15 @@ def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
         )
 
 
+def check_triton_kernel(schedule: Schedule, w: AttentionWorkload) -> None:
+    """Raises InputError unless dtype and head_dim are those that the public kernels assert."""
+    if w.dtype not in ("fp16", "bf16") or w.head_dim > 128:
+        raise InputError(
+            f'schedule {schedule.name}: workload.dtype = "{w.dtype}", head_dim = {w.head_dim}: '
+            "fp16 or bf16 and a head_dim of at most 128 were expected"
+        )
+
+
 def triton_cta(
     w: AttentionWorkload, hw: HardwareProfile, tile: Tile, warps: int, stages: int
 ) -> Cta:

@@ -46,7 +46,7 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
-from sim.schedules.block_sparse import check_self_attention, triton_cta
+from sim.schedules.block_sparse import check_self_attention, check_triton_kernel, triton_cta
 from sim.schedules.flash2 import Operand, key_loop
 from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
@@ -88,6 +88,7 @@ class MInference(Schedule):
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
         check_self_attention(self, w)
+        check_triton_kernel(self, w)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Estimation, choice of lines, index and sparse attention."""
@@ -122,14 +123,15 @@ class MInference(Schedule):
         forced = min(length, FORCED_VERTICALS)
         others = forced + rng.choice(length - forced, count - forced, replace=False)
         verticals = np.concatenate([np.arange(forced), np.sort(others)])
-        near = min(length, max(self.slash // 2, FORCED_SLASHES))
-        first_band = blocks(near, BAND)
-        far = max(0, blocks(length, BAND) - first_band)
-        bands = rng.choice(far, min(far, blocks(max(0, self.slash - near), BAND)), replace=False)
-        distances = (first_band + np.sort(bands))[:, None] * BAND + np.arange(BAND)
-        slashes = np.concatenate([np.arange(near), distances.ravel()])
         count = min(length, max(self.slash, FORCED_SLASHES))
-        return Lines(verticals, slashes[slashes < length][:count])
+        near = min(count, blocks(max(self.slash // 2, FORCED_SLASHES), BAND) * BAND)
+        bands = blocks(length - near, BAND)
+        # One more than needed, as the farthest may be cut.
+        drawn = rng.choice(bands, min(bands, blocks(count - near, BAND) + 1), replace=False)
+        far = (near + drawn[:, None] * BAND + np.arange(BAND)).ravel()
+        far = np.sort(far[far < length][: count - near])
+        slashes = np.concatenate([np.arange(near), far])
+        return Lines(verticals, slashes)
 
 
 class Lines:

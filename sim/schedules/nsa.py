@@ -48,7 +48,7 @@ from sim.schedules.base import (
     of_constant,
     visible_blocks,
 )
-from sim.schedules.block_sparse import check_self_attention, triton_cta
+from sim.schedules.block_sparse import check_self_attention, check_triton_kernel, triton_cta
 from sim.schedules.flash2 import Cta, Operand, flash_kernel, key_loop, public_cta
 from sim.schedules.flash_decoding import FlashDecoding, split_kernels
 from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
@@ -101,6 +101,7 @@ class Nsa(Schedule):
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
         check_self_attention(self, w)
+        check_triton_kernel(self, w)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The three branches, with compression and selection, and the gate."""

@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import field_validator
 
 from sim.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, qkvo
@@ -49,6 +50,13 @@ class BigBird(FlashSchedule):
     source = "arXiv 2007.14062; huggingface/transformers, models/big_bird"
     phases = ("prefill",)
     masks = ("full", "causal")
+
+    @field_validator("window_blocks")
+    @classmethod
+    def _odd(cls, window_blocks: int) -> int:
+        if window_blocks % 2 == 0:
+            raise ValueError("an odd number was expected: the block itself and as many either side")
+        return window_blocks
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
