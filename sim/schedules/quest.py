@@ -12,9 +12,9 @@ A cache of no more pages than the budget is read whole, without estimate and cho
 al. 2024 (arXiv 2406.10774), Algorithm 1; mit-han-lab/Quest: pages of 16 tokens, kernels/include/
 decode/decode_attn.cuh (FlashInfer's kernels on CUDA cores: 128 threads, 2 stages; chunks by
 PartitionPagedKVCacheBinarySearchMinNumPagePerBatch), quest/utils/controller.py (the budget counts
-the last page, which is always read). The paper evaluates budgets of 256 to 4,096 tokens; 2,048 is
-that of its 7.03 x. It leaves the first two layers dense, which is the model's affair: a simulation
-is of one layer. Keeping maxima and minima up to date (4 rows a token and KV head beside K and V) is
+the last page, which is always read). scripts/ run budgets of 256 to 4,096 tokens; 2,048 at 32k is
+that of the paper's 7.03 x (recalled, not re-read). The first two layers are left dense, which is
+the model's affair: a simulation is of one layer. Keeping maxima and minima up to date (4 rows a token and KV head beside K and V) is
 part of appending, which is not counted for any schedule.
 
 Which pages score high depends on data: here any, drawn by `seed` for each query head. The public
