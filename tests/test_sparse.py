@@ -304,7 +304,7 @@ def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     ("tokens", "equivalent"), [(8192, 2048), (16384, 2560), (32768, 3584), (65536, 5632)]
 )
 def test_nsa_decodes_with_the_paper_s_memory_accesses(tokens, equivalent):
-    """Tokens whose K and V are read, 11.6 times fewer at 64k: arXiv 2502.11089, Table 4 (recalled)."""
+    """Tokens of K and V read, 11.6 times fewer at 64k: arXiv 2502.11089, Table 4 (recalled)."""
     hw = load_profile("a100-sxm-80gb", NO_L2)
     w = WorkloadTable(
         heads=64, kv_heads=4, head_dim=128, seq_kv=tokens, causal=True, phase="decode"

@@ -20,10 +20,10 @@ Decoding is the same with one query; compressed and window attention are then sp
 compression, due once in `compress_stride` tokens, is not counted.
 
 Source: Yuan et al. 2025 (arXiv 2502.11089), section 3.3 and, for l = 32, d = 16, l' = 64, n = 16
-(1 initial and 2 local blocks) and w = 512, section 4.1 (recalled, not re-read). Kernels, tiles, warps and stages:
-XunhaoLai/native-sparse-attention-triton, ops/triton/weighted_pool.py, compressed_attention.py and
-topk_sparse_attention.py, which scores all blocks whatever the mask; fla-org/native-sparse-attention
-has a CTA a query position too. The paper compresses by an MLP; here it is the weighted pool of that
+(1 initial and 2 local blocks) and w = 512, section 4.1 (recalled, not re-read). Kernels, tiles,
+warps and stages: XunhaoLai/native-sparse-attention-triton, ops/triton/weighted_pool.py,
+compressed_attention.py (which scores all blocks whatever the mask) and topk_sparse_attention.py;
+fla-org/native-sparse-attention has a CTA a query position too. The paper compresses by an MLP; here it is the weighted pool of that
 repository. Above 32,768 tokens its scores are made head by head, for memory; here always at once.
 One kernel for the gate is an estimate (eager PyTorch: five passes).
 

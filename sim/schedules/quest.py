@@ -14,8 +14,8 @@ decode/decode_attn.cuh (FlashInfer's kernels on CUDA cores: 128 threads, 2 stage
 PartitionPagedKVCacheBinarySearchMinNumPagePerBatch), quest/utils/controller.py (the budget counts
 the last page, which is always read). scripts/ run budgets of 256 to 4,096 tokens; 2,048 at 32k is
 that of the paper's 7.03 x (recalled, not re-read). The first two layers are left dense, which is
-the model's affair: a simulation is of one layer. Keeping maxima and minima up to date (4 rows a token and KV head beside K and V) is
-part of appending, which is not counted for any schedule.
+the model's affair: a simulation is of one layer. Keeping maxima and minima up to date (4 rows a
+token and KV head beside K and V) is part of appending, which is not counted for any schedule.
 
 Which pages score high depends on data: here any, drawn by `seed` for each query head. The public
 kernels know no groups; here the heads of a group choose and read pages each for itself. A trip is a
