@@ -23,9 +23,10 @@ Source: Yuan et al. 2025 (arXiv 2502.11089), section 3.3 and, for l = 32, d = 16
 (1 initial and 2 local blocks) and w = 512, section 4.1 (recalled, not re-read). Kernels, tiles,
 warps and stages: XunhaoLai/native-sparse-attention-triton, ops/triton/weighted_pool.py,
 compressed_attention.py (which scores all blocks whatever the mask) and topk_sparse_attention.py;
-fla-org/native-sparse-attention has a CTA a query position too. The paper compresses by an MLP; here it is the weighted pool of that
-repository. Above 32,768 tokens its scores are made head by head, for memory; here always at once.
-One kernel for the gate is an estimate (eager PyTorch: five passes).
+fla-org/native-sparse-attention has a CTA a query position too. The paper compresses by an MLP; here
+it is the first repository's weighted pool. Above 32,768 tokens that makes its scores head by head,
+for memory; here always at once. One kernel for the gate is an estimate (eager PyTorch: five
+passes).
 
 Which blocks score high depends on data: here one of each of as many equal parts of the others,
 drawn by `seed` for each query position, the same for all heads. Neighbours in a text agree more,
