@@ -271,13 +271,14 @@ def gpus(shown: list[Outcome], title: str) -> Figure:
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=2.0)
     for ax, outcome in zip(axes, shown, strict=True):
         assert outcome.run is not None
+        height = 0.9 if outcome.run.gpus <= 16 else 1.0  # gaps thinner than a pixel come and go
         bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
         for k in outcome.run.kernels:
             row = bars.setdefault((k.run.kernel.name, k.gpu), [])
             row.append((k.start_s * 1e3, k.run.time_s * 1e3))
         colours = dict(zip(dict.fromkeys(name for name, _ in bars), cycle(COLOURS), strict=False))
         for (name, gpu), row in bars.items():
-            ax.broken_barh(row, (gpu - 0.45, 0.9), color=colours[name], linewidth=0)
+            ax.broken_barh(row, (gpu - height / 2, height), color=colours[name], linewidth=0)
         for name, colour in colours.items():
             ax.plot([], [], "s", color=colour, label=name)
         ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=7, fontsize=8,
