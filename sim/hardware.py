@@ -142,13 +142,15 @@ class SmCalibration(Section):
     """Sustained shares of an SM's other pipes, and fixed costs.
 
     `mma_issue` is the share of a matmul's time in which the SM can issue nothing else: 0 lets
-    softmax overlap another CTA's matmul wholly, 1 not at all.
+    softmax overlap another CTA's matmul wholly, 1 not at all. `async_issue` is the same of matmuls
+    that are issued asynchronously (`Kernel.tensor_path`).
     """
 
     vector: Share = _SHARE
     exp: Share = _SHARE
     sram: Share = _SHARE
     mma_issue: float = Field(ge=0, le=1, allow_inf_nan=False)
+    async_issue: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     op_latency: Seconds
     cta_start: Seconds
 

@@ -163,8 +163,8 @@ class Kernel:
     CTA c runs items c * items_per_cta and those that follow. Items are numbers here; what they
     touch is computed only when the kernel runs, so that lowering costs nothing. `tensor_path` is
     how its matmuls are issued: `mma_sync` by the warp, `native` by the device's best instruction,
-    waited for before anything else; `asynchronous` is native, and other workers' instructions issue
-    meanwhile.
+    waited for before anything else; `asynchronous` is native, and leaves other
+    workers' instructions more of the issue slots meanwhile (both as a profile's calibration says).
     """
 
     name: str

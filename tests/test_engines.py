@@ -34,7 +34,7 @@ def assert_engines_agree(kernels: list[Kernel], hw: HardwareProfile, dtype: str)
 
 
 @given(cases(), devices())
-@settings(max_examples=120)
+@settings(max_examples=300)
 def test_both_engines_agree_on_every_counter_and_time(case, hw):
     w, schedule = case
     assert_engines_agree(lowered(schedule, w, hw), hw, w.dtype)

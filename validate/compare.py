@@ -181,7 +181,7 @@ def _score(family: str, quantity: str, group: list[Judged]) -> Score:
 
 
 def pairs(judged: Iterable[Judged]) -> Pairs:
-    """Pairs of points of one workload, one quantity of time, that differ: named in right order?"""
+    """Pairs of families on one workload whose times differ: are they named in the right order?"""
     groups: dict[tuple[str, str], list[Judged]] = {}
     for one in judged:
         if one.quantity in (COLD, WARM):
@@ -190,7 +190,8 @@ def pairs(judged: Iterable[Judged]) -> Pairs:
     total = right = roofline_right = 0
     for group in groups.values():
         for a, b in combinations(group, 2):
-            if max(a.measured, b.measured) <= (1 + PAIR_DIFFERS) * min(a.measured, b.measured):
+            near = max(a.measured, b.measured) <= (1 + PAIR_DIFFERS) * min(a.measured, b.measured)
+            if near or a.point.family == b.point.family:
                 continue
             total += 1
             faster = a.measured < b.measured

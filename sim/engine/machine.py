@@ -91,7 +91,8 @@ def service_times_s(
     service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
     service_s[SRAM] = op.sram_bytes / (hw.sram.bytes_per_clock * sm.clock * calibration.sm.sram)
     issued = (vector_ops + op.exp_count) / (ISSUE_LANES * sm.clock)
-    blocking = 0.0 if kernel.tensor_path == "asynchronous" else calibration.sm.mma_issue
+    asynchronous = kernel.tensor_path == "asynchronous"
+    blocking = calibration.sm.async_issue if asynchronous else calibration.sm.mma_issue
     service_s[ISSUE] = issued + blocking * service_s[TENSOR]
     return service_s / kernel.footprint.workers
 
