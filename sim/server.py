@@ -116,7 +116,8 @@ class Service:
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         for request in self.requests:
-            yield self.env.timeout(max(0.0, request.arrival_s - self.env.now))
+            if request.arrival_s > self.env.now:
+                yield self.env.timeout(request.arrival_s - self.env.now)
             self.waiting.append(request)
             self.arrived.succeed()
             self.arrived = self.env.event()

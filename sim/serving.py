@@ -22,7 +22,7 @@ reserve (`sim.capacity`). How requests are served is told in `sim.server`, how l
 **Measured** over the middle half of each run's time, so that neither the empty start nor the last
 requests' leaving count: throughput, batch, use of the cache. Latencies are of all requests.
 **Saturation** is the highest throughput of all loads. It is the server's own where the highest load
-brings at least a twentieth more.
+brings at least a twentieth more, reckoned by the lowest, which counts as served in full.
 """
 
 from collections.abc import Mapping
@@ -192,13 +192,12 @@ class Load:
 
 @dataclass(frozen=True)
 class ServingAnswer:
-    """Loads from low to high; `offered_per_request` is the mean output in tokens."""
+    """Loads from low to high, and how many tokens the KV cache holds."""
 
     title: str
     hardware: Hardware
     model: str
     cache_tokens: int
-    offered_per_request: float
     loads: list[Load]
 
     @property
@@ -209,7 +208,8 @@ class ServingAnswer:
     @property
     def saturation_requests_per_s(self) -> float | None:
         """The load that so many tokens a second serve; None where no load was beyond it."""
-        served = self.saturation_tokens_per_s / self.offered_per_request
+        lowest = self.loads[0]
+        served = self.saturation_tokens_per_s / lowest.tokens_per_s * lowest.requests_per_s
         return served if self.loads[-1].requests_per_s >= SATURATED * served else None
 
     def show(self) -> None:
@@ -223,7 +223,6 @@ class ServingAnswer:
         results = {
             "model": self.model,
             "cache_tokens": self.cache_tokens,
-            "output_tokens_per_request": self.offered_per_request,
             "saturation_tokens_per_s": self.saturation_tokens_per_s,
             "saturation_requests_per_s": self.saturation_requests_per_s,
             "loads": [asdict(load) for load in self.loads],
@@ -259,9 +258,12 @@ class ServingQuestion:
         hardware = hardware_of(tables.hardware, where)
         schedules = schedule_of(table.prefill, where), schedule_of(table.decode, where)
         traffic = draw_traffic(table, table.context or shape.context, where)
-        pages = kv_pages(
-            shape, hardware.profile, schedules[0], table.prefill_tokens, table.page_tokens
-        )
+        try:
+            pages = kv_pages(
+                shape, hardware.profile, schedules[0], table.prefill_tokens, table.page_tokens
+            )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         if pages * table.page_tokens < traffic.longest:
             raise InputError(
                 f"{where}: serving.model = {shape.name!r}: {hardware.profile.name} has room for "
@@ -296,7 +298,6 @@ class ServingQuestion:
             self.hardware,
             shape.name,
             self.pages * table.page_tokens,
-            float(self.traffic.outputs.mean()),
             loads,
         )
 

@@ -9,11 +9,12 @@ Simulated: one layer's attention, kernel by kernel, from an empty L2; all layers
 
 A closed form: the matrices take max(weight bytes / HBM rate, FLOPs / tensor rate), both rates as
 the profile sustains them (`calibration.hbm.sustained`, `calibration.tensor.native`): a roofline.
-Every weight but the embedding's is multiplied once a token, 2 FLOPs each (Kaplan et al. 2020, arXiv
-2001.08361, section 2.1), and read once a pass, in the 16 bits that the activations have. Of
-experts, T tokens touch the share 1 - (1 - active / all)^T of the weights, as if each weight were
-visited on its own by that chance: right for one token and for many, an upper bound between them
-(some weights every token uses).
+Every weight but the embedding's counts as a matrix's (in GPT-2 one in a hundred is none: biases,
+norms, positions): multiplied once a token, 2 FLOPs each (Kaplan et al. 2020, arXiv 2001.08361,
+section 2.1), and read once a pass, in the 16 bits that the activations have. Of experts, T tokens
+touch the share 1 - (1 - active / all)^T of the weights, as if each weight were visited on its own
+by that chance: right for one token and for many, an upper bound between them (some weights every
+token uses).
 
 Left out: norms, activations between the matrices (in HBM: a few per cent of the weights' bytes in
 decoding; hidden by the FLOPs in prefill), sampling, gaps between kernels, host time. So a time is a
@@ -25,17 +26,19 @@ from dataclasses import dataclass, replace
 
 from sim.capacity import Setting
 from sim.engine.machine import ctas_per_sm, machine_of
+from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.models import ModelShape
 from sim.result import Record
 from sim.scenario import Limits, Point, Progress, Scenario, run_scenario
 from sim.schedules.base import Schedule
+from sim.tile_program import Kernel
 from sim.workload import DTYPE_BYTES, AttentionWorkload, Dtype, Phase, WorkloadTable
 
 # Up to so many tile steps all heads of a layer are replayed.
 REPLAYED_WHOLE = 100_000_000
-# Above, as many as leave the last wave this share of the time at most: the error of what follows.
-TAIL_SHARE = 0.02
+# Above, as many as leave the last wave this share of the trips at most.
+LAST_WAVE = 0.01
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,15 @@ class ModelPass:
 
 @dataclass(frozen=True)
 class PassTime:
-    """What a pass takes: times of all layers, and the HBM bytes of their attention."""
+    """What a pass takes: times of all layers, and the HBM bytes of their attention.
+
+    One layer's attention is `scaled` times what was replayed.
+    """
 
     attention_s: float
     dense_s: float
     attention_hbm_bytes: int
+    scaled: int
 
     @property
     def time_s(self) -> float:
@@ -122,25 +129,33 @@ def replayed_share(
 ) -> tuple[AttentionWorkload, int]:
     """The part of one layer's attention to replay, and how many times as much the layer is.
 
-    It is the whole layer, but where that takes more than REPLAYED_WHOLE tile steps and is one
-    kernel whose CTAs come KV head by KV head: there it is as many KV heads as fill the device so
-    often that its last wave, which the layer has once and the product so many times, is no more
-    than TAIL_SHARE of the time. So the product is too long by at most that share; heads share no
-    data, and bytes come out as they are. Raises InputError where the schedule does not lower.
+    It is the whole layer, but where that takes more than REPLAYED_WHOLE tile steps, is one kernel,
+    and a KV head's keys and values are four times L2 or more, so that what one head leaves there
+    matters little to the next. Then it is as many KV heads as fill the device so often that a last
+    wave, in which SMs run dry, would be LAST_WAVE of the trips at most.
+
+    Without reuse in L2 time is off by no more than that, and bytes by nothing. With it, CTAs that
+    share keys may keep in step longer in few heads than in all: 0.1% of time and bytes on an H100
+    (FlashAttention-3, 131,072 and 262,144 tokens), but up to a tenth on tiny devices whose HBM is
+    full. Raises InputError where the schedule does not lower.
     """
     groups = w.batch * w.kv_heads
-    if w.latent_dim is not None:  # all heads share one cache
+    kv_bytes = 2 * w.seq_kv * w.head_dim * w.dtype_bytes
+    if w.latent_dim is not None or kv_bytes < 4 * machine_of(hw).l2_capacity_bytes:
         return w, 1
     one = replace(w, batch=1, heads=w.heads // w.kv_heads, kv_heads=1)
     kernel, *others = schedule.lower(one, hw)
     if others or kernel.tile_steps * groups <= REPLAYED_WHOLE:
         return w, 1
-    trips = kernel.trips.sum(axis=0).reshape(kernel.ctas, -1).sum(axis=1)
-    slots = ctas_per_sm(kernel.footprint, hw) * hw.sm.count
-    last_wave = slots * int(trips.max()) / kernel.tile_steps
-    fewest = min(groups, last_wave / TAIL_SHARE)
+    fewest = min(groups, last_wave(kernel, hw) / LAST_WAVE)
     heads = next(n for n in range(1, groups + 1) if groups % n == 0 and n >= fewest)
     return replace(one, heads=heads * one.heads, kv_heads=heads), groups // heads
+
+
+def last_wave(kernel: Kernel, hw: HardwareProfile) -> float:
+    """Trips of one more wave, of its longest items alone, as a share of the kernel's trips."""
+    slots = ctas_per_sm(kernel.footprint, hw) * hw.sm.count
+    return slots * int(kernel.trips.sum(axis=0).max()) / kernel.tile_steps
 
 
 def replay(
@@ -153,8 +168,11 @@ def replay(
     """
     shares = []
     for one in passes:
-        one.schedule.check(one.workload)
-        shares.append(replayed_share(one.schedule, one.workload, one.hardware))
+        try:
+            one.schedule.check(one.workload)
+            shares.append(replayed_share(one.schedule, one.workload, one.hardware))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     points = tuple(
         Point({}, workload, one.hardware, (one.schedule,))
         for one, (workload, _) in zip(passes, shares, strict=True)
@@ -171,5 +189,6 @@ def replay(
             attention_s=(run.time_s - run.kernels[0].start_s) * layers,
             dense_s=one.dense_s,
             attention_hbm_bytes=(record.hbm_bytes or 0) * layers,
+            scaled=times,
         )
         yield record, time

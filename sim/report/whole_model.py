@@ -46,6 +46,8 @@ def print_rows(answer: ModelAnswer) -> None:
     for row in answer.rows:
         if row.reason:
             print(f"{row.label}: out of memory: {row.reason}")
+        if row.time and row.time.scaled > 1:
+            print(f"{row.label}: 1/{row.time.scaled} of the KV heads was replayed")
 
 
 def _times(time: PassTime | None) -> tuple[str, ...]:
@@ -105,5 +107,6 @@ def _bars(ax: Axes, name: str, number: int, heights: list[float]) -> None:
     places = [n - 0.2 + 0.4 * number for n in range(len(heights))]
     ax.bar(places, heights, 0.38, label=name, color=COLOURS[number])
     ax.set_xticks(range(len(heights)))
-    ax.set_yscale("log")
-    plain_decades(ax.yaxis)
+    if any(heights):
+        ax.set_yscale("log")
+        plain_decades(ax.yaxis)
