@@ -61,7 +61,7 @@ class Request:
     first_s: float = -1.0  # when the first of them was there
     done_s: float = -1.0
     preempted: int = 0
-    pages: int = 0  # held
+    pages: int = 0  # held while it runs
 
     @property
     def tokens(self) -> int:
@@ -172,7 +172,7 @@ class Service:
     def _preempt(self) -> None:
         """The request that arrived last waits again, at the front."""
         request = self.running.pop()
-        self._free(request)
+        self.free_pages += request.pages
         request.preempted += 1
         self.waiting.appendleft(request)
 
@@ -198,11 +198,7 @@ class Service:
         done = [request for request in self.running if request.made == request.output]
         for request in done:
             request.done_s = self.env.now
-            self._free(request)
+            self.free_pages += request.pages
         if done:
             self.running = [request for request in self.running if request.made < request.output]
         return len(done)
-
-    def _free(self, request: Request) -> None:
-        self.free_pages += request.pages
-        request.pages = 0

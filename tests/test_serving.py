@@ -149,6 +149,16 @@ def test_a_full_cache_sends_the_last_away_to_start_again():
     assert again[1].end_s - again[1].start_s == prefill_s([5 + 4])
 
 
+def test_who_was_sent_away_comes_before_those_that_arrived_later():
+    server = Server(4, 4, 8, 100, prefill_s, decode_s)
+    service = Service(server, [Request(0.0, 5, 8), Request(0.0, 5, 8), Request(6.0, 5, 2)])
+    service.run()
+    first, sent_away, later = service.requests
+    assert (first.preempted, sent_away.preempted, later.preempted) == (0, 1, 0)
+    # The cache has room for one at a time.
+    assert first.done_s < sent_away.done_s < later.first_s
+
+
 def test_a_step_prefills_what_its_budget_holds():
     server = Server(100, 4, 8, 10, prefill_s, decode_s)
     asked = [Request(0.0, prompt, 1) for prompt in (4, 6, 11, 3)]

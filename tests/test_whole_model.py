@@ -171,6 +171,19 @@ def test_on_an_h100_one_kv_head_is_half_of_two_at_131_072_tokens():
     assert 2 * half.hbm_read_bytes == pytest.approx(both.hbm_read_bytes, rel=0.003)
 
 
+def test_a_pass_counts_what_was_not_replayed(monkeypatch):
+    one = prefill(MODELS["llama-3-8b"], H100, schedule("flash2"), 3000)
+    whole = time_of(one)
+    half = replace(one.workload, heads=16, kv_heads=4)
+    monkeypatch.setattr(whole_model, "replayed_share", lambda *_: (half, 2))
+    twice = time_of(one)
+    assert (whole.scaled, twice.scaled) == (1, 2)
+    assert twice.dense_s == whole.dense_s
+    kernels = one.schedule.lower(half, H100)
+    assert twice.attention_s == pytest.approx(2 * 32 * run(kernels, H100).time_s)
+    assert twice.attention_hbm_bytes == pytest.approx(whole.attention_hbm_bytes, rel=0.05)
+
+
 def test_what_is_quickly_replayed_is_replayed_whole():
     one = prefill(MODELS["llama-3-8b"], H100, schedule("flash2"), 131_072)
     assert replayed_share(one.schedule, one.workload, H100) == (one.workload, 1)
