@@ -72,7 +72,8 @@ def latency_figure(answer: ServingAnswer) -> Figure:
             [load.tpot_p95_s * 1e3 for load in answer.loads],
         ),
     )
-    for ax, (label, median, p95) in zip(axes, panels, strict=True):
+    # Names stand where the other line is not: below the medians of a linear axis.
+    for ax, (label, median, p95), names_up in zip(axes, panels, (6, -13), strict=True):
         ax.plot(tokens, median, "o-", color=COLOURS[0], label="median")
         ax.plot(tokens, p95, "s--", color=COLOURS[1], label="95th percentile")
         ax.axvline(answer.saturation_tokens_per_s, color=GREY, linewidth=1)
@@ -82,7 +83,7 @@ def latency_figure(answer: ServingAnswer) -> Figure:
             ax.annotate(
                 f"{load.requests_per_s:g}",
                 (x, y),
-                (0, 6),
+                (0, names_up),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
