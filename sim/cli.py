@@ -262,6 +262,23 @@ def fit(
             print(f"fit.json and figures are in {out}")
 
 
+@app.command("compare")
+def compare_results(
+    before: Annotated[Path, typer.Argument(metavar="A", help="The results.json of a run.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The results.json of another one.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare two runs: what changed from A to B, by how much, and what accounts for it."""
+    from sim.difference import compare
+    from sim.report.difference import print_comparison
+
+    comparison = compare(before, after)
+    if json:
+        print(comparison.json(), end="")
+    else:
+        print_comparison(comparison)
+
+
 @app.command()
 def scenarios() -> None:
     """List the scenarios that come with attnsim."""

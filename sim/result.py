@@ -11,15 +11,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from sim.engine import timeline as tl
 from sim.engine.device import DeviceRun, Launched, OutOfMemoryError
 from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import CAUSES, TENSOR
+from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.workload import AttentionWorkload
 
 Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
+_AS_SAVED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what `load` takes
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class KernelResult:
     its other figures are of one launch.
     """
 
+    __pydantic_config__ = _AS_SAVED
     name: str
     launches: int
     start_s: float
@@ -68,6 +72,7 @@ class Timeline:
     bytes on their way to SMs.
     """
 
+    __pydantic_config__ = _AS_SAVED
     kernel: str
     start_s: float
     bin_width_s: float
@@ -90,13 +95,14 @@ class Record:
     mean.
     """
 
+    __pydantic_config__ = _AS_SAVED
     schedule: str
     point: dict[str, Any]
     workload: dict[str, Any]
     hardware: str
     status: Literal["ok", "out of memory"]
     reason: str | None = None
-    time_s: float | None = None
+    time_s: PositiveFloat | None = None
     flops: int | None = None
     useful_flops: int | None = None
     hbm_read_bytes: int | None = None
@@ -112,7 +118,7 @@ class Record:
     bottleneck: str | None = None
     bottleneck_shares: dict[str, float] = field(default_factory=dict)
     energy_j: float | None = None
-    gpus: int = 1
+    gpus: PositiveInt = 1
     link_bytes: int = 0
     link_wait_s: float = 0.0
     kernels: list[KernelResult] = field(default_factory=list)
@@ -395,3 +401,51 @@ def save(records: list[Record], path: Path) -> None:
 def dumps(records: list[Record]) -> str:
     """The records as JSON."""
     return json.dumps([asdict(record) for record in records], indent=1, allow_nan=False) + "\n"
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a results.json that `save` wrote, of this version of attnsim or another.
+
+    Raises InputError for a file that holds anything else, with the first key that is wrong.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        records = TypeAdapter(list[Record]).validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}{_other_version(text)}") from None
+    if not records:
+        raise InputError(f"{path}: it holds no records")
+    for number, record in enumerate(records):
+        missing = [key for key in _MEASURED if getattr(record, key) is None]
+        if record.status == "ok" and missing:
+            raise InputError(f"{path}: record {number}: {missing[0]}: missing")
+    return records
+
+
+# What every schedule that ran has.
+_MEASURED = ("time_s", "hbm_read_bytes", "hbm_write_bytes", "l2_hit_rate", "bottleneck")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    if not problem["loc"]:
+        return "not a results.json of schedules (attnsim run SCENARIO --out FOLDER leaves one)"
+    number, *location = problem["loc"]
+    where = f"record {number}: {'.'.join(map(str, location))}".removesuffix(": ")
+    if problem["type"] in ("missing", "unexpected_keyword_argument"):
+        return f"{where}: {'missing' if problem['type'] == 'missing' else 'unknown key'}"
+    message = problem["msg"]
+    return f"{where}: {message[0].lower() + message[1:]}"
+
+
+def _other_version(text: bytes) -> str:
+    """Who wrote the text, if that was another version of attnsim: to be said with a problem."""
+    try:
+        wrote = json.loads(text)[0]["versions"]["attnsim"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    here = versions()["attnsim"]
+    return "" if wrote == here else f" (attnsim {wrote} wrote it, this is {here})"
