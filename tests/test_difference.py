@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from sim.difference import BETWEEN, compare, difference
+from sim.difference import BETWEEN, LEFT_IN_L2, compare, difference
 from sim.files import InputError
 from sim.report.difference import sentence
 from sim.result import Record, dumps, load, save
@@ -82,6 +82,8 @@ def test_parts_sum_to_the_whole(name):
             total = sum(getattr(change, side) for change in parts.values())
             assert total == pytest.approx(getattr(whole, side), rel=1e-9)
     assert min(change.before for change in d.time_by_kernel_s.values()) > -1e-12
+    left = d.hbm_bytes_by_kernel[LEFT_IN_L2]
+    assert (left.before, left.after) == (before.l2_dirty_bytes, after.l2_dirty_bytes)
 
 
 def test_kernels_of_a_name_count_together(base):
