@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.engine.device import EngineName
 from sim.result import Record
-from sim.scenario import Scenario, load_scenario, make_scenario, run_scenario
+from sim.scenario import ScenarioText, make_scenario, read_scenario, run_scenario
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def simulate(
@@ -26,18 +29,52 @@ def simulate(
     >>> naive.hbm_bytes > 4 * flash.hbm_bytes
     True
     """
+    text = _text(scenario, tables, "simulate")
+    asked = make_scenario(text.data, text.name, text.where, text.folder)
+    return [outcome.record for outcome in run_scenario(asked, engine)]
+
+
+def sweep(
+    scenario: str | Path | None = None,
+    *,
+    engine: EngineName = "replay",
+    workers: int | None = None,
+    dask: str | None = None,
+    store: str | Path | None = None,
+    **tables: Any,
+) -> "DataFrame":
+    """Run the points of a scenario side by side; takes what `simulate` takes.
+
+    On `workers` processes (as many as there are cores), or on the Dask cluster at the address
+    `dask`. What is in the file `store` is not run again. Returns a pandas DataFrame with a row for
+    each schedule on each point; one that cannot be has its reason there. Raises sim.InputError
+    where none can be. A script that calls it needs `if __name__ == "__main__":`, as every script
+    with worker processes.
+    """
+    from sim.report.frame import frame_of
+    from sim.store import Store
+    from sim.sweeps import cluster, processes, sweep_points
+
+    text = _text(scenario, tables, "sweep")
+    kept = Store(Path(store) if store is not None else None)
+    try:
+        with cluster(dask) if dask else processes(workers) as found:
+            swept = sweep_points(text.data, text.where, text.folder, kept, found, engine)
+    finally:
+        kept.close()
+    return frame_of(swept.records)
+
+
+def _text(scenario: str | Path | None, tables: dict[str, Any], who: str) -> ScenarioText:
+    """What a scenario file says, or the tables that were given in its stead."""
     if scenario is not None:
         if tables:
             raise TypeError("give a scenario or its tables, not both")
-        return _records(load_scenario(str(scenario)), engine)
+        return read_scenario(str(scenario))
     if isinstance(tables.get("hardware"), str):
         tables["hardware"] = {"profile": tables["hardware"]}
     schedules = tables.get("schedule", [])
     if isinstance(schedules, str | Mapping):
         schedules = [schedules]
     tables["schedule"] = [{"name": s} if isinstance(s, str) else dict(s) for s in schedules]
-    return _records(make_scenario(tables, "simulate", "simulate()"), engine)
-
-
-def _records(scenario: Scenario, engine: EngineName) -> list[Record]:
-    return [outcome.record for outcome in run_scenario(scenario, engine)]
+    return ScenarioText(tables, who, f"{who}()", None)

@@ -136,6 +136,70 @@ def give(answer: "Answer", out: Path | None, json: bool) -> None:
     if json:
         print(answer.json(), end="")
         return
+@app.command()
+def sweep(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario's name, or a file's path.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes; as many as cores by default.")
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="A Dask cluster's scheduler, such as tcp://host:8786."
+        ),
+    ] = None,
+    store: Annotated[
+        Path, typer.Option(help="Where finished points are kept; what is in it is not run again.")
+    ] = Path("sweeps.sqlite"),
+    export: Annotated[
+        Path | None, typer.Option(help="A .parquet or .csv file: a row a schedule and point.")
+    ] = None,
+    engine: Annotated[
+        Literal["replay", "reference"],
+        typer.Option(help="The compiled engine, or the slow SimPy one that checks it."),
+    ] = "replay",
+) -> None:
+    """Run many points of a scenario side by side; one that was stopped goes on where it was."""
+    from sim.files import InputError
+    from sim.question import question_in
+    from sim.scenario import read_scenario
+
+    text = read_scenario(scenario, tuple(settings or ()))
+    if question_in(text.data) is not None:
+        raise InputError(f"{text.where}: a sweep takes a scenario that has [[schedule]] tables")
+    if dask is not None and workers is not None:
+        raise InputError("--workers: a Dask cluster has its own; leave it out beside --dask")
+    check_writable("--store", store)
+
+    from sim.report.frame import check_export, export_frame
+    from sim.report.table import print_sweep
+    from sim.store import Store
+    from sim.sweeps import WorkersLostError, cluster, processes, sweep_points
+
+    if export is not None:
+        check_export(export)
+        check_writable("--export", export)
+    kept = Store(store)
+    go_on = f"what is finished is in {store}: run again to go on"
+    try:
+        with a_bar(engine) as update, cluster(dask) if dask else processes(workers) as found:
+            swept = sweep_points(text.data, text.where, text.folder, kept, found, engine, update)
+    except KeyboardInterrupt:
+        raise InputError(f"interrupted; {go_on}") from None
+    except WorkersLostError as error:
+        raise InputError(f"{error}; {go_on}") from None
+    finally:
+        kept.close()
+    if export is not None:
+        export_frame(swept.records, export)
+    print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
+    print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
+
+
     answer.show()
     if out is not None:
         print(f"results.json and figures are in {out}")

@@ -100,7 +100,7 @@ class Record:
     point: dict[str, Any]
     workload: dict[str, Any]
     hardware: str
-    status: Literal["ok", "out of memory"]
+    status: Literal["ok", "out of memory", "failed"]  # failed: only in a sweep, with its reason
     reason: str | None = None
     time_s: PositiveFloat | None = None
     flops: int | None = None

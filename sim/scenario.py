@@ -1,8 +1,8 @@
 """Scenario files: a workload, a device, schedules, and what to vary."""
 
-import itertools
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sim.design import design_of
 from sim.engine.cache import l2_bytes
 from sim.engine.device import (
     DeviceRun,
@@ -48,7 +49,7 @@ class ScenarioFile(BaseModel):
     workload: dict[str, Any]
     hardware: dict[str, Any]
     schedule: list[dict[str, Any]] = Field(min_length=1)
-    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    sweep: dict[str, Any] = Field(default_factory=dict)
     limits: Limits = Limits()
 
 
@@ -80,7 +81,7 @@ class ScenarioText:
     data: dict[str, Any]
     name: str
     where: str
-    folder: Path
+    folder: Path | None  # that relative paths in it start from
 
 
 def read_scenario(name: str, settings: tuple[str, ...] = ()) -> ScenarioText:
@@ -104,17 +105,22 @@ def make_scenario(
 ) -> Scenario:
     """The scenario that `data` (the tables of a file) describes; raises InputError."""
     tables = checked(ScenarioFile, data, where)
-    for key, values in tables.sweep.items():
-        if not values:
-            raise InputError(f"{where}: sweep.{key}: at least one value was expected")
-    points = []
-    for combination in itertools.product(*tables.sweep.values()):
-        swept = dict(zip(tables.sweep, combination, strict=True))
-        varied = deepcopy(dict(data))
+    points = tuple(
+        make_point(varied, swept, where, folder) for swept, varied in variations(data, where)
+    )
+    return Scenario(name, tables.title or name, points, tables.limits, where)
+
+
+def variations(
+    data: Mapping[str, Any], where: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The swept keys with their values, and the tables with these laid over, point by point."""
+    fixed = {key: table for key, table in data.items() if key != "sweep"}
+    for swept in design_of(data.get("sweep", {}), where):
+        varied = deepcopy(fixed)
         for key, value in swept.items():
             _set(varied, key, value, f"{where}: sweep")
-        points.append(_point(varied, swept, where, folder))
-    return Scenario(name, tables.title or name, tuple(points), tables.limits, where)
+        yield swept, varied
 
 
 def _split_setting(setting: str) -> tuple[str, Any]:
@@ -150,9 +156,10 @@ def _set_in(table: dict[str, Any], path: list[str], value: Any, key: str, where:
     table[path[-1]] = value
 
 
-def _point(
+def make_point(
     data: Mapping[str, Any], swept: dict[str, Any], where: str, folder: Path | None
 ) -> Point:
+    """The point that `data` (the tables of a file, nothing swept) describes; raises InputError."""
     tables = checked(ScenarioFile, data, where)
     workload = checked(WorkloadTable, tables.workload, where, "workload").workload()
     overrides = dict(tables.hardware)
@@ -166,10 +173,7 @@ def _point(
             raise InputError(f"{where}: hardware.profile: {error}") from None
         raise
     schedules = tuple(make_schedule(table, where, folder) for table in tables.schedule)
-    titles = [schedule.title for schedule in schedules]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise InputError(f"{where}: schedule: {title!r} stands there twice; give each a label")
+    check_titles([schedule.title for schedule in schedules], where)
     if workload.dtype != "fp32" and hardware.tensor_flops_per_s(workload.dtype) is None:
         known = [d for d in ("fp16", "bf16", "fp8") if hardware.tensor_flops_per_s(d)]
         raise InputError(
@@ -179,36 +183,58 @@ def _point(
     return Point(swept, workload, hardware, schedules)
 
 
+def check_titles(titles: list[str], where: str) -> None:
+    """Raises InputError where two schedules could not be told apart."""
+    for title in titles:
+        if titles.count(title) > 1:
+            raise InputError(f"{where}: schedule: {title!r} stands there twice; give each a label")
+
+
 def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Step]]]:
     """Every schedule of every point with its steps; raises InputError for what cannot be."""
     lowered = []
     for point in scenario.points:
         for schedule in point.schedules:
-            try:
-                schedule.check(point.workload)
-                steps = schedule.steps(point.workload, point.hardware)
-            except InputError as error:
-                raise InputError(f"{scenario.where}: {error}") from None
-            lowered.append((point, schedule, steps))
+            with naming(scenario.where):
+                lowered.append((point, schedule, lower(point, schedule)))
     return lowered
 
 
-def check_limits(scenario: Scenario, point: Point, schedule: Schedule, steps: list[Step]) -> int:
-    """Tile steps to replay; raises InputError where they or their arrays exceed the limits."""
-    limits, who = scenario.limits, f"{scenario.where}: schedule {schedule.title}"
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """InputErrors from within name the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def lower(point: Point, schedule: Schedule) -> list[Step]:
+    """The schedule's steps on a point; raises InputError for what cannot be."""
+    schedule.check(point.workload)
+    return schedule.steps(point.workload, point.hardware)
+
+
+class LimitsError(InputError):
+    """A replay would take more of this computer than the limits allow."""
+
+
+def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[Step]) -> int:
+    """Tile steps to replay; raises LimitsError where they or their arrays exceed the limits."""
+    who = f"schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
     l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
     kernels = kernels_of(steps)
     memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes)
     memory += max(replay_bytes(kernel, point.hardware) for kernel in kernels)
     if memory > limits.memory:
-        raise InputError(
+        raise LimitsError(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
     tile_steps = sum(kernel.tile_steps for kernel in replays_of(steps))
     if tile_steps > limits.tile_steps:
-        raise InputError(
+        raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
             f"{limits.tile_steps:.3g}: {advice} limits.tile_steps"
         )
@@ -227,34 +253,54 @@ class Outcome:
     run: DeviceRun | None
 
 
+@dataclass(frozen=True)
+class Job:
+    """One schedule on one point, lowered: to be replayed, unless it does not fit."""
+
+    point: Point
+    schedule: Schedule
+    steps: list[Step]
+    tile_steps: int
+    oom: OutOfMemoryError | None
+
+    @classmethod
+    def of(cls, point: Point, schedule: Schedule, steps: list[Step], limits: Limits) -> "Job":
+        """Raises LimitsError."""
+        try:
+            check_memory(steps, point.hardware)
+        except OutOfMemoryError as error:
+            return cls(point, schedule, steps, 0, error)
+        return cls(point, schedule, steps, check_limits(limits, point, schedule, steps), None)
+
+    def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
+        """Replay it; raises InputError where a transfer needs a link that there is not."""
+        title, point = self.schedule.title, self.point
+        facts = (title, point.values, point.workload, point.hardware)
+        if self.oom is not None:
+            return Outcome(point, record_of_oom(*facts, self.oom, engine), None)
+        try:
+            run = run_on_device(self.steps, point.hardware, point.workload.dtype, engine, progress)
+        except InputError as error:
+            raise InputError(f"schedule {title}: {error}") from None
+        return Outcome(point, record_of(*facts, run, engine), run)
+
+
 def run_scenario(
     scenario: Scenario, engine: EngineName = "replay", progress: Progress = lambda *_: None
 ) -> Iterator[Outcome]:
     """Outcomes as they are finished; bad input raises InputError before the first one runs."""
-    jobs: list[tuple[Point, Schedule, list[Step], int, OutOfMemoryError | None]] = []
-    for point, schedule, steps in lower_all(scenario):
-        try:
-            check_memory(steps, point.hardware)
-        except OutOfMemoryError as error:
-            jobs.append((point, schedule, steps, 0, error))
-        else:
-            tile_steps = check_limits(scenario, point, schedule, steps)
-            jobs.append((point, schedule, steps, tile_steps, None))
-    total, done = sum(job[3] for job in jobs), 0
-    for point, schedule, steps, tile_steps, oom in jobs:
-        facts = (schedule.title, point.values, point.workload, point.hardware)
-        if oom is not None:
-            yield Outcome(point, record_of_oom(*facts, oom, engine), None)
-            continue
+    lowered = lower_all(scenario)
+    with naming(scenario.where):
+        jobs = [Job.of(*of_schedule, scenario.limits) for of_schedule in lowered]
+    total, done = sum(job.tile_steps for job in jobs), 0
+    for job in jobs:
 
-        def so_far(n: int, title: str = schedule.title, before: int = done) -> None:
+        def so_far(n: int, title: str = job.schedule.title, before: int = done) -> None:
             progress(title, before + n, total)
 
         so_far(0)
-        try:
-            run = run_on_device(steps, point.hardware, point.workload.dtype, engine, so_far)
-        except InputError as error:
-            raise InputError(f"{scenario.where}: schedule {schedule.title}: {error}") from None
-        done += tile_steps
-        so_far(tile_steps)
-        yield Outcome(point, record_of(*facts, run, engine), run)
+        with naming(scenario.where):
+            outcome = job.run(engine, so_far)
+        done += job.tile_steps
+        so_far(job.tile_steps)
+        yield outcome

@@ -1,7 +1,7 @@
 """Quantities as people write them in files ("3.35 TB/s") to SI floats in code, by pint."""
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any
 
 import pint
@@ -39,6 +39,11 @@ def _registry() -> pint.UnitRegistry[float]:
     return registry
 
 
+@lru_cache(4096)  # a sweep reads the same figures again for every point
+def _magnitude(text: str, unit: str) -> float:
+    return float(_registry().Quantity(text).to(unit).magnitude)
+
+
 def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
     """`value` in `unit`.
 
@@ -50,7 +55,7 @@ def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
     if not isinstance(value, str):
         raise ValueError(expected)
     try:
-        amount = float(_registry().Quantity(value).to(unit).magnitude)
+        amount = _magnitude(value, unit)
     except Exception:  # pint raises tokenizer, syntax and attribute errors of many types
         raise ValueError(expected) from None
     if not math.isfinite(amount):

@@ -1,5 +1,6 @@
 """Results, profiles and scenarios as tables on a terminal, by rich."""
 
+from collections import Counter
 from typing import Any
 
 from pydantic import BaseModel
@@ -110,6 +111,24 @@ def print_records(title: str, records: list[Record]) -> None:
             print(f"{record.schedule} {point_text(record)}: {record.status}: {record.reason}")
 
 
+_ROWS = 40  # of a sweep that a reader would still look through
+
+
+def print_sweep(title: str, records: list[Record], replayed: int) -> None:
+    """The records if they are few, and how many came to what."""
+    if len(records) <= _ROWS:
+        print_records(title, records)
+    else:
+        print(title)
+    states = Counter(record.status for record in records)
+    reasons = Counter(record.reason for record in records if record.status == "failed")
+    if len(records) > _ROWS:
+        for reason, times in reasons.most_common(5):
+            print(f"failed, {times:,} times: {reason}")
+    counts = ", ".join(f"{times:,} {status}" for status, times in states.most_common())
+    print(f"{len(records):,} records: {counts}; {replayed:,} of them replayed now")
+
+
 def print_profiles() -> None:
     """A row a shipped profile, with the vendor's figures."""
     table = new_table(
@@ -153,14 +172,14 @@ def _print_section(console: Console, path: str, section: BaseModel) -> None:
                 console.print(f"\n[bold]\\[{heading}][/bold]")
             _print_section(console, f"{heading}.", value)
         elif path and value is not None and key != "source":
-            console.print(f"  {key} = {_figure(key, value)}")
+            console.print(f"  {key} = {figure_text(key, value)}")
     source = getattr(section, "source", None)
     if source:
         console.print(f"  [dim]{source}[/dim]")
 
 
-def _figure(key: str, value: Any) -> str:
-    """A figure in the unit that its key stands for."""
+def figure_text(key: str, value: Any) -> str:
+    """A figure of a profile in the unit that the last part of its key stands for."""
     units = {
         "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
         "network": "B/s", "network_latency": "s",

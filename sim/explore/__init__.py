@@ -1,0 +1,1 @@
+"""Questions about devices that do not exist: which figures matter, and which to choose."""

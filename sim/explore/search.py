@@ -1,0 +1,468 @@
+"""Which device, or which tile, to choose: a search over what a scenario leaves open, by Optuna.
+
+A search file is a scenario with one schedule and a table more:
+
+    [search]
+    objectives = ["time", "price"]        # of time, energy, area, price, hbm_bytes; all the less
+    trials = 200                          # the better
+    seed = 1
+
+    [search.space]
+    "hardware.l2.capacity" = { low = "25 MiB", high = "200 MiB", log = true }
+    "hardware.sm.count" = { low = 66, high = 264, step = 6 }
+    "schedule.flash2.tile.q" = [64, 128, 192]
+
+A space of no more designs than trials is tried whole. In a larger one the tree-structured Parzen
+estimator for several objectives (Ozaki et al., GECCO 2020; optuna.samplers.TPESampler) chooses from
+what the trials before came to. It starts each trial from a seed of that trial's own, so that a
+search that was interrupted goes on as if it had not been. What cannot be built or does not fit its
+memory is counted with the reason, and has no values.
+"""
+
+import itertools
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
+from sim.files import InputError, checked
+from sim.hardware import find_toml
+from sim.scenario import Progress, Scenario, ScenarioText, make_scenario, run_scenario
+from sim.units import Count
+
+Objective = Literal["time", "energy", "area", "price", "hbm_bytes"]
+Choice = bool | int | float | str
+Design = dict[str, Choice]  # a value for every key of the space
+
+
+def _amount(value: Any) -> tuple[float, str]:
+    """A number and its unit ("" for a plain one); raises ValueError."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*([a-zA-Zµ/]+)\s*", value)
+        try:
+            return float(match[1]), match[2]  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise ValueError('a number or a quantity was expected, such as "25 MiB"') from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a number or a quantity was expected")
+    return value, ""
+
+
+def _checked_amount(value: Any) -> Any:
+    _amount(value)
+    return value
+
+
+Amount = Annotated[int | float | str, BeforeValidator(_checked_amount)]
+
+
+class Range(BaseModel):
+    """From `low` to `high`, in steps, or evenly on a logarithmic scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    low: Amount
+    high: Amount
+    step: Amount | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Range":
+        (low, unit), (high, of_high) = _amount(self.low), _amount(self.high)
+        if of_high != unit:
+            raise ValueError(f'low and high must have the same unit, not "{unit}" and "{of_high}"')
+        if low >= high:
+            raise ValueError("low must be below high")
+        if self.log and (low <= 0 or self.step is not None):
+            raise ValueError("log = true takes a low above zero, and no step")
+        if self.step is not None:
+            step, of_step = _amount(self.step)
+            if of_step != unit or step <= 0:
+                raise ValueError("step must be above zero, in the unit of low")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return all(isinstance(value, int) for value in (self.low, self.high, self.step or 1))
+
+    @property
+    def values(self) -> list[Choice] | None:
+        """All of them, or None where they are too many to list."""
+        if self.log or (self.step is None and not self.whole):
+            return None
+        low, high, step = (_amount(value)[0] for value in (self.low, self.high, self.step or 1))
+        count = int((high - low) / step + 1e-9) + 1
+        return [self.written(low + step * n) for n in range(count)]
+
+    @property
+    def ends(self) -> list[Choice]:
+        """Its first and last value."""
+        return [self.low, self.high]
+
+    def suggest(self, trial: optuna.Trial, key: str) -> Choice:
+        """A value of the trial's, as it is written in a file."""
+        (low, _), (high, _) = _amount(self.low), _amount(self.high)
+        step = None if self.step is None else _amount(self.step)[0]
+        if self.whole:
+            whole_step = 1 if step is None else int(step)
+            return trial.suggest_int(key, int(low), int(high), step=whole_step, log=self.log)
+        return self.written(trial.suggest_float(key, low, high, step=step, log=self.log))
+
+    def written(self, value: float) -> Choice:
+        """The value with four digits, and its unit."""
+        if self.whole:
+            return round(value)
+        unit = _amount(self.low)[1]
+        rounded = float(f"{value:.4g}")
+        return f"{rounded:.12g} {unit}" if unit else rounded
+
+
+class SearchTable(BaseModel):
+    """The `[search]` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    objectives: list[Objective] = Field(min_length=1)
+    trials: Count = 100
+    seed: int = Field(default=0, ge=0)
+    space: dict[str, Any] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _once(self) -> "SearchTable":
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives: each was expected once")
+        return self
+
+
+Axis = Range | list[Choice]
+
+
+def _axis(key: str, given: Any, where: str) -> Axis:
+    """What a key of the space may be; raises InputError."""
+    here = f"{where}: search.space.{key}"
+    if re.match(r"schedule\.[^.]+\..|hardware\.[^.]+\..", key) is None:
+        raise InputError(
+            f"{here}: a figure of the hardware or an option of the schedule was expected, such as "
+            f"hardware.l2.capacity or schedule.flash2.tile.q"
+        )
+    if isinstance(given, Mapping):
+        return checked(Range, given, where, f"search.space.{key}")
+    if not isinstance(given, list):
+        raise InputError(f"{here} = {given}: a list of values or {{ low, high }} was expected")
+    if not given:
+        raise InputError(f"{here}: at least one value was expected")
+    for value in given:
+        if not isinstance(value, bool | int | float | str):
+            raise InputError(f"{here} = {given}: numbers, texts or true and false were expected")
+    return given
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A design that was tried, and its objectives in the order of the file (SI, mm2, dollars)."""
+
+    number: int
+    design: Design
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """How many designs could not be for one reason, as the first of them says it."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SearchAnswer:
+    """What a search came to: `front` is the trials that no other trial beats in everything.
+
+    `base` holds the objectives of the device and schedule as the file has them, or why they have
+    none. `profiles` are profile files by their names, where the search changes the device.
+    """
+
+    title: str
+    hardware: str
+    objectives: list[Objective]
+    base: tuple[float, ...] | str
+    trials: list[Trial]
+    front: list[Trial]
+    infeasible: list[Infeasible]
+    profiles: dict[str, str]
+
+    def show(self) -> None:
+        """Print the front as a table."""
+        from sim.report.search import print_front
+
+        print_front(self)
+
+    def json(self) -> str:
+        """All but the profiles as JSON."""
+        data = asdict(self)
+        del data["profiles"]
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+    def save(self, out: Path) -> None:
+        """Write results.json, pareto.png and the front's profiles (`front/`) into a folder."""
+        from sim.report.search import pareto
+
+        (out / "results.json").write_text(self.json())
+        pareto(self).savefig(out / "pareto.png")
+        front = out / "front"
+        front.mkdir(exist_ok=True)
+        for old in front.glob("trial_*.toml"):
+            old.unlink()
+        for name, text in self.profiles.items():
+            (front / name).write_text(text)
+
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # interrupted trials are FAIL
+
+
+class _CannotBeError(Exception):
+    """The design has no values; the message is why."""
+
+
+class Search:
+    """A search file, understood.
+
+    Raises InputError for what makes no sense: a key that is unknown, a space without values, an
+    objective that the device's profile has no figures for, or a figure that would cost nothing.
+    """
+
+    def __init__(self, text: ScenarioText) -> None:
+        self.where, self.folder = text.where, text.folder
+        self.data = {key: value for key, value in text.data.items() if key != "search"}
+        if "search" not in text.data:
+            raise InputError(f"{self.where}: search: missing: a table with objectives and a space")
+        if "sweep" in self.data:
+            raise InputError(f"{self.where}: sweep: a search varies what search.space says alone")
+        table = checked(SearchTable, text.data["search"], self.where, "search")
+        self.objectives, self.trials, self.seed = table.objectives, table.trials, table.seed
+        self.title = str(self.data.get("title") or text.name)
+        self.axes = {key: _axis(key, given, self.where) for key, given in table.space.items()}
+        (point,) = self._scenario({}).points
+        if len(point.schedules) != 1:
+            raise InputError(f"{self.where}: schedule: a search takes one, not several")
+        self.hardware = point.hardware
+        self._check_objectives()
+        self._check_keys()
+
+    def _check_objectives(self) -> None:
+        here = f"{self.where}: search.objectives"
+        if "energy" in self.objectives and self.hardware.energy is None:
+            raise InputError(f'{here}: "energy": {self.hardware.name} has no [energy] figures')
+        for objective in self.objectives:
+            if objective not in ("area", "price"):
+                continue
+            try:
+                die_of(self.hardware)
+            except InputError as error:
+                raise InputError(f'{here}: "{objective}": {error}') from None
+            for key in self.axes:
+                section, _, figure = key.partition(".")
+                if section == "hardware" and figure not in COUNTED:
+                    raise InputError(
+                        f"{self.where}: search.space.{key}: would be free, as the {objective} "
+                        f"follows from {', '.join(COUNTED)} only"
+                    )
+
+    def _check_keys(self) -> None:
+        """Every value that a file names can be read, the other keys being at their first."""
+        named = {key: a.ends if isinstance(a, Range) else a for key, a in self.axes.items()}
+        first: Design = {key: values[0] for key, values in named.items()}
+        for key, values in named.items():
+            for value in values:
+                self._scenario({**first, key: value})
+
+    def _scenario(self, design: Design) -> Scenario:
+        data = deepcopy(self.data)
+        if design:
+            data["sweep"] = {key: [value] for key, value in design.items()}
+        return make_scenario(data, self.title, self.where, self.folder)
+
+    def evaluate(self, design: Design) -> tuple[float, ...]:
+        """The objectives of a design. Raises _CannotBeError."""
+        try:
+            (outcome,) = run_scenario(self._scenario(design))
+            record, hw = outcome.record, outcome.point.hardware
+            if record.status != "ok":
+                raise _CannotBeError(f"{record.status}: {record.reason}")
+            dtype = outcome.point.workload.dtype
+            values: dict[Objective, float | None] = {
+                "time": record.time_s,
+                "energy": record.energy_j,
+                "hbm_bytes": record.hbm_bytes,
+            }
+            if {"area", "price"} & set(self.objectives):
+                values["area"] = die_area_mm2(hw, dtype)
+                values["price"] = price_dollars(hw, dtype)
+        except InputError as error:
+            raise _CannotBeError(str(error).removeprefix(f"{self.where}: ")) from None
+        return tuple(float(values[objective] or 0.0) for objective in self.objectives)
+
+    @cached_property
+    def designs(self) -> list[dict[str, Choice]] | None:
+        """All designs, where the space has no more of them than there are trials."""
+        values = [a.values if isinstance(a, Range) else a for a in self.axes.values()]
+        listed = [v for v in values if v is not None]
+        if len(listed) < len(values) or math.prod(map(len, listed)) > self.trials:
+            return None
+        return [dict(zip(self.axes, v, strict=True)) for v in itertools.product(*listed)]
+
+    def run(self, out: Path | None = None, progress: Progress = lambda *_: None) -> SearchAnswer:
+        """Try what is left to try; with a folder `out`, trials are kept there and resumed.
+
+        Raises InputError where `out` holds another search.
+        """
+        study = self._study(out)
+        total = self.trials if self.designs is None else len(self.designs)
+        tried = study.get_trials(deepcopy=False, states=ENDED)
+        known = {_key(trial): trial for trial in tried}
+        for number in range(len(tried), total):
+            progress(f"trial {number}", number, total)
+            study.sampler = _sampler(self.seed, number)
+            trial = study.ask()
+            design = self._design(trial, number)
+            trial.set_user_attr("design", design)
+            before = known.get(json.dumps(design))
+            try:
+                if before is not None and before.state == TrialState.PRUNED:
+                    raise _CannotBeError(before.user_attrs["reason"])
+                values = before.values if before else self.evaluate(design)
+            except _CannotBeError as reason:
+                trial.set_user_attr("reason", str(reason))
+                ended = study.tell(trial, state=TrialState.PRUNED)
+            else:
+                ended = study.tell(trial, values)
+            known.setdefault(_key(ended), ended)
+        return self._answer(study, out)
+
+    def _design(self, trial: optuna.Trial, number: int) -> Design:
+        """What the trial is to try."""
+        if self.designs is not None:
+            return self.designs[number]
+        return {
+            key: axis.suggest(trial, key)
+            if isinstance(axis, Range)
+            else cast(Choice, trial.suggest_categorical(key, axis))
+            for key, axis in self.axes.items()
+        }
+
+    def _study(self, out: Path | None) -> optuna.Study:
+        """The study that is kept in `out`, or a new one."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=f"sqlite:///{out / 'study.db'}" if out else None,
+            study_name="search",
+            directions=["minimize"] * len(self.objectives),
+            load_if_exists=True,
+        )
+        asked = {
+            "tables": self.data,
+            "objectives": self.objectives,
+            "seed": self.seed,
+            "space": {
+                k: a.model_dump() if isinstance(a, Range) else a for k, a in self.axes.items()
+            },
+            "whole": self.designs is not None,
+            "hardware": self.hardware.model_dump(),
+        }
+        text = json.dumps(asked, sort_keys=True, default=str)
+        if study.user_attrs.setdefault("asked", text) != text:
+            raise InputError(f"--out {out}: holds another search: choose another folder")
+        study.set_user_attr("asked", text)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+        return study
+
+    def _answer(self, study: optuna.Study, out: Path | None) -> SearchAnswer:
+        reasons: dict[str, list[str]] = {}
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+            reason = trial.user_attrs["reason"]
+            reasons.setdefault(re.sub(r"[\d.]+", "#", reason), []).append(reason)
+        trials = [_trial(t) for t in study.get_trials(states=(TrialState.COMPLETE,))]
+        best = {trial.values: trial for trial in map(_trial, reversed(study.best_trials))}
+        front = sorted(best.values(), key=lambda trial: trial.values)
+        try:
+            base: tuple[float, ...] | str = self.evaluate({})
+        except _CannotBeError as reason:
+            base = str(reason)
+        return SearchAnswer(
+            title=self.title,
+            hardware=self.hardware.name,
+            objectives=self.objectives,
+            base=base,
+            trials=trials,
+            front=front,
+            infeasible=[Infeasible(len(same), same[0]) for same in reasons.values()],
+            profiles=self._profiles(front, out),
+        )
+
+    def _profiles(self, front: list[Trial], out: Path | None) -> dict[str, str]:
+        if out is None or not any(key.startswith("hardware.") for key in self.axes):
+            return {}
+        return {f"trial_{t.number}.toml": self.profile_toml(t, out / "front") for t in front}
+
+    def profile_toml(self, trial: Trial, folder: Path) -> str:
+        """A profile file, to stand in `folder`, of the device that a trial chose."""
+        parent = self.data["hardware"]["profile"]
+        path = find_toml(parent, "hw_profiles", "profile", self.folder)
+        if path.parent.name != "hw_profiles":
+            parent = os.path.relpath(path, folder)
+        source = f"search of {self.where}, trial {trial.number}. The rest: {parent}."
+        changed: dict[str, Any] = deepcopy(self.data["hardware"])
+        del changed["profile"]
+        for key, value in trial.design.items():
+            *tables, figure = key.split(".")
+            if tables[0] == "hardware":
+                table = changed
+                for name in tables[1:]:
+                    table = table.setdefault(name, {})
+                table[figure] = value
+        chosen = [f"# {key} = {json.dumps(value)}" for key, value in trial.design.items()]
+        title = f"{self.hardware.title}, as trial {trial.number} has it"
+        head = [f"title = {json.dumps(title)}", f"extends = {json.dumps(parent)}"]
+        return "\n".join([*chosen, *head, *_sections(changed, (), source)]) + "\n"
+
+
+def _sections(table: dict[str, Any], path: tuple[str, ...], source: str) -> list[str]:
+    """The lines of a table and of those in it, each with its source."""
+    lines = []
+    figures = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    if path and figures:
+        lines += ["", f"[{'.'.join(path)}]"]
+        figures["source"] = source
+    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in figures.items()]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += _sections(value, (*path, key), source)
+    return lines
+
+
+def _sampler(seed: int, number: int) -> TPESampler:
+    """The sampler of one trial, of which it alone draws."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(seed=hash((seed, number)) % 2**32, multivariate=True)
+
+
+def _key(trial: FrozenTrial) -> str:
+    return json.dumps(trial.user_attrs["design"])
+
+
+def _trial(trial: FrozenTrial) -> Trial:
+    return Trial(trial.number, trial.user_attrs["design"], tuple(trial.values))

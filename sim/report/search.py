@@ -1,0 +1,133 @@
+"""The table and the figure of a search."""
+
+from itertools import combinations
+
+from matplotlib.figure import Figure
+
+from sim.explore.search import Objective, SearchAnswer, Trial
+from sim.report.plots import COLOURS, GREY, new_figure
+from sim.report.table import new_table, show_table
+from sim.units import show
+
+_UNITS: dict[Objective, str] = {"time": "s", "energy": "J", "hbm_bytes": "B"}
+_PLOTTED: dict[Objective, tuple[float, str]] = {
+    "time": (1e3, "time [ms]"),
+    "energy": (1.0, "energy [J]"),
+    "hbm_bytes": (1e-9, "HBM traffic [GB]"),
+    "area": (1.0, "area of the die"),
+    "price": (1.0, "price of the parts"),
+}
+_SHOWN = 30  # rows
+COSTS = "Areas and prices are estimates of which only ratios mean something (sim/explore/cost.py)."
+
+
+def print_front(answer: SearchAnswer) -> None:
+    """A row a member of the front (some, where they are many), by its objectives and figures."""
+    keys = list(answer.front[0].design) if answer.front else []
+    names = [key.removeprefix("hardware.").removeprefix("schedule.") for key in keys]
+    table = new_table(answer.title, "trial", *map(_column, answer.objectives), *names)
+    if not isinstance(answer.base, str):
+        cells = [_cell(answer, k, answer.base) for k in range(len(answer.objectives))]
+        table.add_row("as given", *cells, style="dim")
+    for trial in _spread(answer.front):
+        cells = [_cell(answer, k, trial.values) for k in range(len(answer.objectives))]
+        table.add_row(str(trial.number), *cells, *(str(trial.design[key]) for key in keys))
+    show_table(table)
+    counted = sum(one.count for one in answer.infeasible)
+    print(
+        f"{len(answer.trials) + counted} trials, {counted} of them infeasible; the front has "
+        f"{len(answer.front)}."
+    )
+    for one in answer.infeasible:
+        print(f"{one.count} infeasible: {one.reason}")
+    if isinstance(answer.base, str):
+        print(f"{answer.hardware} as given is infeasible: {answer.base}")
+    if {"area", "price"} & set(answer.objectives):
+        print(COSTS)
+
+
+def _column(objective: Objective) -> str:
+    return "HBM bytes" if objective == "hbm_bytes" else objective
+
+
+def _cell(answer: SearchAnswer, k: int, values: tuple[float, ...]) -> str:
+    """An objective: areas and prices as a multiple of those that the device has as given."""
+    objective = answer.objectives[k]
+    if objective in _UNITS:
+        return show(values[k], _UNITS[objective])
+    if isinstance(answer.base, str):
+        return f"{values[k]:.4g} {'mm2' if objective == 'area' else 'dollars'}"
+    return f"{values[k] / answer.base[k]:.3f} x"
+
+
+def _spread(front: list[Trial]) -> list[Trial]:
+    """At most so many as a table holds, evenly along the front."""
+    if len(front) <= _SHOWN:
+        return front
+    return [front[round(n * (len(front) - 1) / (_SHOWN - 1))] for n in range(_SHOWN)]
+
+
+def pareto(answer: SearchAnswer) -> Figure:
+    """Every pair of objectives: what was tried, the front, and the device as given.
+
+    A single objective is drawn by trial, with the best so far.
+    """
+    many = len(answer.objectives) > 1
+    pairs = list(combinations(range(len(answer.objectives)), 2)) if many else []
+    what = "Designs that no other beats in everything" if many else "Best so far"
+    panel = 4.0 if len(pairs) < 2 else 3.0
+    figure, axes = new_figure(f"{what}\n{answer.title}", max(len(pairs), 1), panel=panel)
+    if not many:
+        best = [min(t.values[0] for t in answer.trials[: n + 1]) for n in range(len(answer.trials))]
+        numbers = [trial.number for trial in answer.trials]
+        scale, label = _scale(answer, 0)
+        tried = [trial.values[0] * scale for trial in answer.trials]
+        axes[0].plot(numbers, tried, "o", color=GREY, markersize=4, label="tried")
+        axes[0].step(numbers, [b * scale for b in best], where="post", color=COLOURS[0],
+                     label="best so far")  # fmt: skip
+        if not isinstance(answer.base, str):
+            axes[0].axhline(answer.base[0] * scale, color=COLOURS[1], linewidth=1, linestyle="--",
+                            label="as given")  # fmt: skip
+        axes[0].set_xlabel("trial")
+        axes[0].set_ylabel(label)
+        axes[0].set_ylim(bottom=0)
+        axes[0].legend(frameon=False)
+        return figure
+    for ax, (y, x) in zip(axes, pairs, strict=True):
+        (x_scale, x_label), (y_scale, y_label) = _scale(answer, x), _scale(answer, y)
+        for trials, colour, size, label in (
+            (answer.trials, GREY, 3, "tried"),
+            (answer.front, COLOURS[0], 5, "front"),
+        ):
+            points = sorted((t.values[x] * x_scale, t.values[y] * y_scale) for t in trials)
+            line = "-" if label == "front" and len(pairs) == 1 else "none"
+            ax.plot(
+                [point[0] for point in points],
+                [point[1] for point in points],
+                marker="o",
+                markersize=size,
+                color=colour,
+                linestyle=line,
+                linewidth=1.2,
+                drawstyle="steps-post",
+                label=label,
+            )
+        if not isinstance(answer.base, str):
+            place = answer.base[x] * x_scale, answer.base[y] * y_scale
+            ax.plot(*place, "D", color=COLOURS[1], markersize=8, label="as given")
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False)
+    return figure
+
+
+def _scale(answer: SearchAnswer, k: int) -> tuple[float, str]:
+    """By what to multiply an objective for an axis, and the axis's label."""
+    objective = answer.objectives[k]
+    scale, label = _PLOTTED[objective]
+    if objective in _UNITS:
+        return scale, label
+    if isinstance(answer.base, str):
+        return scale, f"{label} [{'mm2' if objective == 'area' else 'dollars'}]"
+    return scale / answer.base[k], f"{label}, of that of {answer.hardware} as given"
