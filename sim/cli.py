@@ -28,6 +28,11 @@ validate_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(validate_app, name="validate")
+explore_app = typer.Typer(
+    help="Ask what a device should be like: what its figures matter, and which to choose.",
+    no_args_is_help=True,
+)
+app.add_typer(explore_app, name="explore")
 
 MeasurementsArgument = Annotated[
     str,
@@ -81,6 +86,8 @@ def run(
     from sim.scenario import make_scenario, read_scenario
 
     text = read_scenario(scenario, tuple(settings or ()))
+    if "search" in text.data:
+        raise InputError(f"{text.where}: search: attnsim explore search {scenario} runs it")
     make_question = question_in(text.data)
     if make_question is None:
         replayed = make_scenario(text.data, text.name, text.where, text.folder)
@@ -384,6 +391,36 @@ def check_profile(file: Annotated[Path, typer.Argument(help="A profile file.")])
 
     profile = load_profile(str(file if file.suffix == ".toml" else file.absolute()))
     print(f"{file}: sound: {profile.title}")
+
+
+@explore_app.command()
+def search(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A scenario with [search]: a shipped name, or a path."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE laid over the file, such as search.trials=500."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for results.json, the figure and profiles; a search there is resumed."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+) -> None:
+    """Search devices and tiles for the best: what no other beats in everything."""
+    from sim.explore.search import Search
+    from sim.scenario import read_scenario
+
+    question = Search(read_scenario(file, tuple(settings or ())))
+    if out is not None:
+        make_folder(out)
+    with a_bar() as update:
+        answer = question.run(out, update)
+    give(answer, out, json)
 
 
 @validate_app.command()

@@ -130,4 +130,4 @@ def _scale(answer: SearchAnswer, k: int) -> tuple[float, str]:
         return scale, label
     if isinstance(answer.base, str):
         return scale, f"{label} [{'mm2' if objective == 'area' else 'dollars'}]"
-    return scale / answer.base[k], f"{label}, of that of {answer.hardware} as given"
+    return scale / answer.base[k], f"{label} [{answer.hardware} as given = 1]"
