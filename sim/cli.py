@@ -136,13 +136,6 @@ def run_schedules(
             print(f"results.json and figures are in {out}")
 
 
-def give(answer: "Answer", out: Path | None, json: bool) -> None:
-    """Save an answer where asked to, and print it."""
-    if out is not None:
-        answer.save(out)
-    if json:
-        print(answer.json(), end="")
-        return
 @app.command()
 def sweep(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario's name, or a file's path.")],
@@ -207,6 +200,13 @@ def sweep(
     print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
 
 
+def give(answer: "Answer", out: Path | None, json: bool) -> None:
+    """Save an answer where asked to, and print it."""
+    if out is not None:
+        answer.save(out)
+    if json:
+        print(answer.json(), end="")
+        return
     answer.show()
     if out is not None:
         print(f"results.json and figures are in {out}")
@@ -348,6 +348,35 @@ def compare_results(
         print(comparison.json(), end="")
     else:
         print_comparison(comparison)
+
+
+@explore_app.command("sensitivity")
+def sensitivity(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario's name, or a file's path.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for results.json and the figure.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+) -> None:
+    """How much 1% more of each figure of the device changes time, energy and HBM bytes."""
+    from sim.explore.sensitivity import sensitivity as sensitivity_of
+    from sim.files import InputError
+    from sim.question import question_in
+    from sim.scenario import make_scenario, read_scenario
+
+    text = read_scenario(scenario, tuple(settings or ()))
+    if question_in(text.data) is not None:
+        raise InputError(f"{text.where}: schedule: sensitivity is of [[schedule]] tables")
+    question = make_scenario(text.data, text.name, text.where, text.folder)
+    if out is not None:
+        make_folder(out)
+    with a_bar() as update:
+        answer = sensitivity_of(question, update)
+    give(answer, out, json)
 
 
 @app.command()

@@ -1,0 +1,258 @@
+"""Which figures of a GPU matter: elasticities of time, energy and HBM bytes to each of them.
+
+The elasticity of a result to a figure is d ln(result) / d ln(figure): at -0.4, 1% more of the
+figure gives 0.4% less of the result. It is taken by central differences of logarithms, from the
+figure divided by 1.05 to the figure times 1.05 (`STEP`). Whole numbers, such as the SMs' count, go
+to the whole numbers nearest to those, at least one away. A share stops at 1, and one that is 1
+is only stepped down. Both sides are kept besides, as what a capacity does is often a step: a tile
+that just fits, a working set just above the L2.
+
+Each figure moves alone. The tensor rates do not follow `sm.clock`, nor SRAM the SMs' count.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from math import inf, log
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from sim.files import InputError
+from sim.hardware import HardwareProfile
+from sim.result import Record, record_of, versions
+from sim.scenario import Outcome, Point, Progress, Scenario, run_scenario
+from sim.schedules.base import Schedule
+
+STEP = 0.05  # up by it, and down by as much in logarithm
+# What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
+WITHOUT_EFFECT = ("power.tdp", "hbm.capacity")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One figure of a profile, and where it is stepped to; None where it cannot go that way."""
+
+    key: str
+    value: float
+    down: float | None
+    up: float | None
+
+
+@dataclass(frozen=True)
+class Elasticity:
+    """Of one result to one figure: over both steps, and over each; None where there is none."""
+
+    central: float | None
+    down: float | None
+    up: float | None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one figure does to a schedule's time, energy and HBM bytes.
+
+    `energy` is None where the profile has no figures of energy.
+    """
+
+    parameter: Parameter
+    time: Elasticity
+    energy: Elasticity | None
+    hbm_bytes: Elasticity
+
+
+@dataclass(frozen=True)
+class ScheduleSensitivity:
+    """A schedule's record as the profile is, and the effects, that on time largest first.
+
+    There are none where it does not fit the device.
+    """
+
+    record: Record
+    effects: list[Effect]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All schedules of a scenario's point."""
+
+    title: str
+    hardware: HardwareProfile
+    step: float
+    schedules: list[ScheduleSensitivity]
+
+    def show(self) -> None:
+        """Print a table a schedule."""
+        from sim.report.sensitivity import print_sensitivity
+
+        print_sensitivity(self)
+
+    def json(self) -> str:
+        """All of it, without the records' kernels and timelines."""
+        of_schedules = [
+            {
+                "schedule": of.record.schedule,
+                "status": of.record.status,
+                "reason": of.record.reason,
+                "time_s": of.record.time_s,
+                "energy_j": of.record.energy_j,
+                "hbm_bytes": of.record.hbm_bytes,
+                "effects": [asdict(effect) for effect in of.effects],
+            }
+            for of in self.schedules
+        ]
+        whole = {
+            "title": self.title,
+            "hardware": self.hardware.name,
+            "step": self.step,
+            "schedules": of_schedules,
+            "versions": dict(versions()),
+        }
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+    def save(self, out: Path) -> None:
+        """Write results.json and, where anything ran, the figure into the folder `out`."""
+        from sim.report.sensitivity import tornado
+
+        (out / "results.json").write_text(self.json())
+        if any(of.effects for of in self.schedules):
+            tornado(self).savefig(out / "sensitivity.png")
+
+
+def sensitivity(
+    scenario: Scenario, progress: Progress = lambda *_: None, step: float = STEP
+) -> Sensitivity:
+    """Every schedule's sensitivity to every figure of the profile that can have an effect.
+
+    Raises InputError for a scenario of several points, and for what cannot run as it stands.
+    """
+    if len(scenario.points) != 1:
+        raise InputError(
+            f"{scenario.where}: sweep: sensitivity is of one point, and here are "
+            f"{len(scenario.points)}: --set sweep={{}} takes the sweep away, another --set chooses "
+            "the point"
+        )
+    (point,) = scenario.points
+    of_schedules = [
+        _of_schedule(scenario, schedule, progress, step) for schedule in point.schedules
+    ]
+    return Sensitivity(scenario.title, point.hardware, step, of_schedules)
+
+
+def _of_schedule(
+    scenario: Scenario, schedule: Schedule, progress: Progress, step: float
+) -> ScheduleSensitivity:
+    (point,) = scenario.points
+    progress(schedule.title, 0, 0)
+    base = _run(scenario, schedule, point.hardware)
+    if base.run is None:
+        return ScheduleSensitivity(base.record, [])
+    varied = [p for p in parameters(point.hardware, step) if _can_matter(p.key, point, base.record)]
+    effects = []
+    for number, parameter in enumerate(varied):
+        progress(schedule.title, number, len(varied))
+        sides = [
+            _stepped(scenario, schedule, base, parameter.key, value)
+            for value in (parameter.down, parameter.up)
+        ]
+        effects.append(effect(parameter, base.record, *sides))
+    effects.sort(key=lambda e: -abs(e.time.central or 0))
+    return ScheduleSensitivity(base.record, effects)
+
+
+def _run(scenario: Scenario, schedule: Schedule, hw: HardwareProfile) -> Outcome:
+    """One schedule of the scenario's point on a device; raises InputError."""
+    (point,) = scenario.points
+    varied = replace(point, hardware=hw, schedules=(schedule,))
+    (outcome,) = run_scenario(replace(scenario, points=(varied,)))
+    return outcome
+
+
+def _stepped(
+    scenario: Scenario, schedule: Schedule, base: Outcome, key: str, value: float | None
+) -> Record | None:
+    """The record with one figure at `value`; None where it cannot be, or not run there."""
+    if value is None:
+        return None
+    hw = with_figure(base.point.hardware, key.split("."), value)
+    if key.startswith("energy."):  # of the same run
+        assert base.run is not None
+        w = base.point.workload
+        return record_of(schedule.title, {}, w, hw, base.run, base.record.engine)
+    try:
+        record = _run(scenario, schedule, hw).record
+    except InputError:  # a tile that no longer fits, say
+        return None
+    return record if record.status == "ok" else None
+
+
+def _can_matter(key: str, point: Point, record: Record) -> bool:
+    """Whether a figure can have an effect: it belongs to what the schedule uses."""
+    if key in WITHOUT_EFFECT:
+        return False
+    if key.startswith("tensor."):
+        return key == f"tensor.{point.workload.dtype}"
+    if key.startswith(("links.", "calibration.links.")):
+        return record.link_bytes > 0
+    return True
+
+
+def parameters(section: BaseModel, step: float = STEP, prefix: str = "") -> Iterator[Parameter]:
+    """Every number of a profile that is not 0 (from which no share of it leads away)."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from parameters(value, step, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and value:
+            most = min((getattr(limit, "le", inf) for limit in field.metadata), default=inf)
+            yield _parameter(f"{prefix}{name}", value, most, step)
+
+
+def _parameter(key: str, value: float, most: float, step: float) -> Parameter:
+    down, up = value / (1 + step), value * (1 + step)
+    if isinstance(value, int):
+        down, up = min(value - 1, round(down)), max(value + 1, round(up))
+    up = min(up, most)
+    return Parameter(key, value, down if down > 0 else None, up if up > value else None)
+
+
+def with_figure(section: Model, path: list[str], value: float) -> Model:
+    """The section with the figure at `path` below it replaced."""
+    first, *rest = path
+    changed = with_figure(getattr(section, first), rest, value) if rest else value
+    return section.model_copy(update={first: changed})
+
+
+def effect(parameter: Parameter, base: Record, down: Record | None, up: Record | None) -> Effect:
+    """The elasticities, from the record as it is and those at the two steps."""
+
+    def of(result: str) -> Elasticity:
+        at = {
+            value: getattr(record, result)
+            for value, record in (
+                (parameter.down, down),
+                (parameter.value, base),
+                (parameter.up, up),
+            )
+            if value is not None and record is not None
+        }
+
+        def slope(x0: float | None, x1: float | None) -> float | None:
+            if x0 == x1 or x0 not in at or x1 not in at:
+                return None
+            return log(at[x1] / at[x0]) / log(x1 / x0)
+
+        return Elasticity(
+            central=slope(min(at), max(at)),
+            down=slope(parameter.down, parameter.value),
+            up=slope(parameter.value, parameter.up),
+        )
+
+    return Effect(
+        parameter,
+        time=of("time_s"),
+        energy=None if base.energy_j is None else of("energy_j"),
+        hbm_bytes=of("hbm_bytes"),
+    )
