@@ -57,6 +57,7 @@ from sim.store import Finished, Store
 
 CHUNK_S = 0.1  # of work, before a worker gives back what it has
 _CHUNK_POINTS = 64
+CLUSTER_S = 20  # to wait for a cluster and its first worker
 
 
 class WorkersLostError(Exception):
@@ -216,8 +217,9 @@ def _file_content(option: Any) -> str:
 
 @cache
 def fingerprint() -> str:
-    """A hash of attnsim's sources and of the versions of what it runs on."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    """A hash of the sources that figures come from, and of the versions of what they run on."""
+    home = Path(__file__).parent
+    sources = sorted(p for f in (".", "engine", "schedules") for p in (home / f).glob("*.py"))
     stamp = sha256(json.dumps(dict(versions()), sort_keys=True).encode())
     for path in sources:
         stamp.update(path.read_bytes())
@@ -368,8 +370,8 @@ def cluster(address: str) -> Iterator[Workers]:
     except ImportError:
         raise InputError("--dask needs dask.distributed: pip install 'attnsim[cluster]'") from None
     try:
-        client = Client(address, timeout="20s")
-        client.wait_for_workers(1, timeout=20)
+        client = Client(address, timeout=CLUSTER_S)
+        client.wait_for_workers(1, timeout=CLUSTER_S)
     except (OSError, ValueError, TimeoutError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(f"--dask {address}: no cluster with workers there: {problem}") from None
