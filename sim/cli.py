@@ -78,6 +78,9 @@ def run(
         Literal["replay", "reference"],
         typer.Option(help="The compiled engine, or the slow SimPy one that checks it."),
     ] = "replay",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Replay every tile step of long kernels too.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
@@ -85,7 +88,8 @@ def run(
     from sim.question import question_in
     from sim.scenario import make_scenario, read_scenario
 
-    text = read_scenario(scenario, tuple(settings or ()))
+    whole = ["limits.exact=true"] if exact else []
+    text = read_scenario(scenario, (*(settings or ()), *whole))
     if "search" in text.data:
         raise InputError(f"{text.where}: search: attnsim explore search {scenario} runs it")
     make_question = question_in(text.data)

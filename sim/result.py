@@ -121,6 +121,7 @@ class Record:
     gpus: PositiveInt = 1
     link_bytes: int = 0
     link_wait_s: float = 0.0
+    fast_forward: dict[str, float] | None = None
     kernels: list[KernelResult] = field(default_factory=list)
     timeline: list[Timeline] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
@@ -233,6 +234,7 @@ def record_of(
         gpus=run.gpus,
         link_bytes=sum(sent.transfer.bytes for sent in run.sent),
         link_wait_s=link_wait_s,
+        fast_forward=_fast_forward(run),
         kernels=kernels,
         timeline=timelines_of(run, w, hw),
         memory=[asdict(change) for change in run.memory],
@@ -244,6 +246,28 @@ def record_of(
 def _peak_flops_per_s(w: AttentionWorkload, hw: HardwareProfile) -> float:
     """The vendor's rate for the workload's matmuls: tensor cores, or fp32 lanes without them."""
     return hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
+
+
+def _fast_forward(run: DeviceRun) -> dict[str, float] | None:
+    """Tile steps that were not replayed, and the estimated relative errors that come of it."""
+    skipped = [
+        (first.run, first.run.fast_forward, launches)
+        for first, launches in distinct(run)
+        if first.run.fast_forward is not None
+    ]
+    if not skipped:
+        return None
+    hbm_bytes = sum(k.run.hbm_read_bytes + k.run.hbm_write_bytes for k in run.kernels)
+    return {
+        "steps_skipped": sum(part.steps_skipped * n for _, part, n in skipped),
+        "time_error": sum(part.time_error * one.time_s * n for one, part, n in skipped)
+        / (run.gpus * run.time_s),
+        "hbm_error": sum(
+            part.hbm_error * (one.hbm_read_bytes + one.hbm_write_bytes) * n
+            for one, part, n in skipped
+        )
+        / max(hbm_bytes, 1),
+    }
 
 
 def distinct(run: DeviceRun) -> list[tuple[Launched, int]]:
@@ -261,6 +285,8 @@ def kernel_result(
     run, kernel = launched.run, launched.run.kernel
     critical = {c: float(s) for c, s in zip(CAUSES, run.path_s, strict=True) if s > 0}
     resident_s = float((run.cta_end_s - run.cta_start_s).sum())
+    if run.fast_forward is not None:  # of the CTAs that were replayed
+        resident_s *= run.time_s / run.fast_forward.replayed_s
     flops = run.executed("mma_flops")
     return KernelResult(
         name=kernel.name,

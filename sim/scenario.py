@@ -21,6 +21,7 @@ from sim.engine.device import (
     replays_of,
     run_on_device,
 )
+from sim.engine.fast_forward import replayed_steps
 from sim.engine.machine import machine_of
 from sim.engine.records import replay_bytes
 from sim.files import InputError, checked, nearest, read_toml
@@ -34,11 +35,15 @@ from sim.workload import AttentionWorkload, WorkloadTable
 
 
 class Limits(BaseModel):
-    """What one schedule on one point may take of this computer."""
+    """What one schedule on one point may take of this computer.
+
+    Long kernels are fast-forwarded unless the replay is to be `exact`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tile_steps: Count = 2_000_000_000
     memory: Bytes = 8 * 2.0**30
+    exact: bool = False
 
 
 class ScenarioFile(BaseModel):
@@ -232,7 +237,10 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[S
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    tile_steps = sum(kernel.tile_steps for kernel in replays_of(steps))
+    tile_steps = sum(
+        kernel.tile_steps if limits.exact else replayed_steps(kernel)
+        for kernel in replays_of(steps)
+    )
     if tile_steps > limits.tile_steps:
         raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
@@ -262,6 +270,7 @@ class Job:
     steps: list[Step]
     tile_steps: int
     oom: OutOfMemoryError | None
+    exact: bool
 
     @classmethod
     def of(cls, point: Point, schedule: Schedule, steps: list[Step], limits: Limits) -> "Job":
@@ -269,8 +278,9 @@ class Job:
         try:
             check_memory(steps, point.hardware)
         except OutOfMemoryError as error:
-            return cls(point, schedule, steps, 0, error)
-        return cls(point, schedule, steps, check_limits(limits, point, schedule, steps), None)
+            return cls(point, schedule, steps, 0, error, limits.exact)
+        tile_steps = check_limits(limits, point, schedule, steps)
+        return cls(point, schedule, steps, tile_steps, None, limits.exact)
 
     def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
         """Replay it; raises InputError where a transfer needs a link that there is not."""
@@ -279,7 +289,14 @@ class Job:
         if self.oom is not None:
             return Outcome(point, record_of_oom(*facts, self.oom, engine), None)
         try:
-            run = run_on_device(self.steps, point.hardware, point.workload.dtype, engine, progress)
+            run = run_on_device(
+                self.steps,
+                point.hardware,
+                point.workload.dtype,
+                engine,
+                progress,
+                exact=self.exact,
+            )
         except InputError as error:
             raise InputError(f"schedule {title}: {error}") from None
         return Outcome(point, record_of(*facts, run, engine), run)

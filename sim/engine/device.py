@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import simpy
 
-from sim.engine import reference, replay
+from sim.engine import fast_forward, reference, replay
 from sim.engine.kernel_run import KernelRun
 from sim.engine.links import Links, Sent
 from sim.engine.machine import machine_of
@@ -181,8 +181,12 @@ def run_on_device(
     dtype: str,
     engine: EngineName,
     progress: Callable[[int], None],
+    *,
+    exact: bool = True,
 ) -> DeviceRun:
     """Run the steps; `progress` is told how many tile steps are done so far.
+
+    Unless `exact`, long kernels are fast-forwarded (`sim.engine.fast_forward`).
 
     Raises OutOfMemoryError, and InputError where a transfer needs a link that there is not.
     """
@@ -206,11 +210,18 @@ def run_on_device(
             return replayed[kernel]
         cache = l2 if gpus == 1 else simulated.new_l2(chunkings, capacity_bytes)
         before = steps_done
-        replayed[kernel] = simulated.run_kernel(
-            kernel, chunkings, hw, cache, dtype, lambda n: progress(before + n)
-        )
-        steps_done += kernel.tile_steps
-        return replayed[kernel]
+
+        def so_far(n: int) -> None:
+            progress(before + n)
+
+        if not exact and fast_forward.can_skip(kernel):
+            run = fast_forward.run_kernel(simulated, kernel, hw, dtype, so_far)
+            steps_done += fast_forward.replayed_steps(kernel)
+        else:
+            run = simulated.run_kernel(kernel, chunkings, hw, cache, dtype, so_far)
+            steps_done += kernel.tile_steps
+        replayed[kernel] = run
+        return run
 
     def host(plan: GpuPlan, stream: simpy.Store) -> Generator[simpy.Event, Any, None]:
         """Launches one kernel after the other, without waiting for the device."""

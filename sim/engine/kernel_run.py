@@ -9,13 +9,27 @@ from sim.tile_program import Compute, Kernel, Store
 
 
 @dataclass(frozen=True)
+class FastForward:
+    """What of a kernel was not replayed: tile steps, and the relative errors that come of it.
+
+    `replayed_s` is the simulated time of what was replayed.
+    """
+
+    steps_skipped: int
+    time_error: float
+    hbm_error: float
+    replayed_s: float
+
+
+@dataclass(frozen=True)
 class KernelRun:
     """Counters, times and timeline of one kernel, from its first CTA to its last.
 
     `hbm_write_bytes` is what was written by the kernel's end, `l2_dirty_bytes` what was then still
     dirty in L2 (of this kernel or an earlier one). `counts` says how often each step ran (a worker
     each). `busy_s` holds each pipe's service time in the order of `machine.CAUSES`, summed over
-    SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins).
+    SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins). With
+    `fast_forward` the arrays of CTAs are of those that were replayed.
     """
 
     kernel: Kernel
@@ -35,6 +49,7 @@ class KernelRun:
     cta_end_s: NDArray[np.float64]
     bins: NDArray[np.float64]
     bin_width_s: float
+    fast_forward: FastForward | None = None
 
     def executed(self, amount: str) -> int:
         """Total of one amount of the computes (such as "mma_flops") over all that ran."""

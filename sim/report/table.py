@@ -107,6 +107,14 @@ def print_records(title: str, records: list[Record]) -> None:
     table.columns = [column for column in table.columns if column.header not in dropped]
     show_table(table)
     for record in records:
+        if skipped := record.fast_forward:
+            print(
+                f"{record.schedule} {point_text(record)}".strip()
+                + f": fast-forwarded over {skipped['steps_skipped']:.2g} tile steps; estimated "
+                f"error {skipped['time_error']:.1%} of time, {skipped['hbm_error']:.1%} of HBM "
+                "bytes (--exact replays all)"
+            )
+    for record in records:
         if record.reason:
             print(f"{record.schedule} {point_text(record)}: {record.status}: {record.reason}")
 
