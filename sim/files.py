@@ -3,6 +3,8 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises InputError for a missing or unreadable file, one that is not text, or a syntax error.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return deepcopy(_parsed(path.read_bytes().decode("utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -30,6 +32,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a TOML file (it is not UTF-8 text)") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
+
+
+@lru_cache(64)  # a sweep reads the same profile for every point
+def _parsed(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
