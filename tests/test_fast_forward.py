@@ -134,3 +134,16 @@ def test_a_record_says_what_was_skipped_and_exact_skips_nothing(monkeypatch):
     assert skipped.occupancy == pytest.approx(whole.occupancy, rel=0.2)
     assert len(skipped.timeline[0].hbm_utilisation) > 1
     assert np.isfinite(skipped.energy_j or 0.0)
+
+
+def test_a_pruned_kernel_is_told_by_whole_heads_or_not_at_all(monkeypatch):
+    monkeypatch.setattr(fast_forward, "FROM_STEPS", 10_000)
+    kernel = kernel_of("hip", heads=16, kv_heads=16, seq_len=16384)
+    a_head = kernel.tile_steps // 16
+    monkeypatch.setattr(fast_forward, "MOST_STEPS", 3 * a_head)
+    assert not can_skip(kernel)
+    monkeypatch.setattr(fast_forward, "MOST_STEPS", 8 * a_head)
+    assert can_skip(kernel)
+    whole, ours = exactly(kernel), skipping(kernel)
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)

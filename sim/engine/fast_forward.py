@@ -70,8 +70,16 @@ class Whole:
 
 
 def can_skip(kernel: Kernel) -> bool:
-    """Whether the kernel is long, and its CTAs are so many that some stand for others."""
-    return kernel.tile_steps > FROM_STEPS and kernel.items_per_cta == 1
+    """Whether the kernel is long, and some of its CTAs stand for others.
+
+    Of a pruned kernel, whose CTAs visit what a table says, only whole periods do.
+    """
+    if kernel.tile_steps <= FROM_STEPS or kernel.items_per_cta > 1:
+        return False
+    if all(stream.table is None for stream in kernel.streams):
+        return True
+    trips = kernel.trips.sum(axis=0)
+    return PERIODS * int(trips[: _period(kernel, trips)].sum()) <= MOST_STEPS
 
 
 def replayed_steps(kernel: Kernel) -> int:
@@ -183,7 +191,7 @@ def _by_steps(beginning: Beginning, trips: IntArray, periods: int, slots: int) -
         numbers = np.arange(ctas)[part]
         columns = np.stack([before[:ctas][part], numbers, np.ones(len(numbers))], axis=1)
         size = np.abs(columns).max(axis=0)
-        solution = np.linalg.lstsq(columns / size, beginning.starts_s[part], rcond=None)[0] / size
+        solution = np.linalg.lstsq(columns / size, beginning.starts_s[part], rcond=1e-3)[0] / size
         return float(solution[0]), float(solution[1]), float(solution[2])
 
     def whole_s(a_step_s: float, a_cta_s: float, first_s: float) -> float:
