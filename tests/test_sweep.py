@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -81,6 +82,14 @@ def test_samples_fill_every_stratum_once(method):
         [np.log(p["a.y"]) / np.log(1e6) for p in points],
     ):
         assert sorted(int(share * 64 - 1e-4) for share in shares) == list(range(64))
+
+
+def test_the_sweep_that_the_guide_shows_is_one():
+    guide = (Path(__file__).parent.parent / "docs/cluster.md").read_text(encoding="utf-8")
+    shown = guide.partition("```toml\n")[2].partition("```")[0]
+    points = values_of(tomllib.loads(shown)["sweep"])
+    assert len(points) == 2 * 8 * 7 * 256
+    assert all(64 <= point["hardware.sm.count"] <= 256 for point in points)
 
 
 def test_samples_choose_from_lists_and_go_with_a_grid():
@@ -187,9 +196,9 @@ def test_a_sweep_in_which_nothing_can_be_is_one_line_and_runs_nothing(tmp_path):
     assert_one_line(done, "mine.toml", "workload.seqlen", "did you mean 'seq_len'?")
 
 
-def address_of(folder=None, engine="replay", **changes):
+def address_of(folder=None, engine="replay", exact=False, **changes):
     point = make_scenario({**TABLES, **changes}, "x", "x", folder).points[0]
-    return address(point, point.schedules[0], engine)
+    return address(point, point.schedules[0], engine, exact)
 
 
 def test_an_address_tells_figures_apart_and_nothing_else(tmp_path):
@@ -207,6 +216,7 @@ def test_an_address_tells_figures_apart_and_nothing_else(tmp_path):
     differing = [
         address_of(tmp_path, hardware={"profile": "other.toml"}),
         address_of(engine="reference"),
+        address_of(exact=True),
         address_of(schedule=[{"name": "flash2", "stages": 3}]),
         address_of(workload={**TABLES["workload"], "batch": 2}),
     ]
