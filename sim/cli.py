@@ -301,8 +301,10 @@ def fit(
         str | None, typer.Option(help='What the framework takes of each GPU ("1 GiB").')
     ] = None,
     dropout: Annotated[bool, typer.Option("--dropout", help="Train with dropout.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A folder for fit.json and the figures.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print fit.json instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for results.json and the figures.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
 ) -> None:
     """Does it fit: what lives in a GPU's memory, and the longest context there is room for."""
     from sim.fit import FitQuestion
@@ -326,15 +328,7 @@ def fit(
     question = FitQuestion.from_tables({"title": title, "fit": [row]}, "fit", "fit")
     if out is not None:
         make_folder(out)
-    answer = question.answer()
-    if out is not None:
-        answer.save(out)
-    if json:
-        print(answer.json(), end="")
-    else:
-        answer.show()
-        if out is not None:
-            print(f"fit.json and figures are in {out}")
+    give(question.answer(), out, json)
 
 
 @app.command("compare")

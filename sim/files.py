@@ -39,6 +39,13 @@ def _parsed(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def save_text(text: str, path: Path) -> None:
+    """Write the text, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the known name most like `name`, or all of them if none is near."""
     names = sorted(known)

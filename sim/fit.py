@@ -35,7 +35,7 @@ from sim.capacity import (
     longest_context,
     memory,
 )
-from sim.files import InputError, checked, nearest
+from sim.files import InputError, checked, nearest, save_text
 from sim.hardware import load_profile
 from sim.models import MODELS
 from sim.schedules import SCHEDULES, make_schedule
@@ -218,10 +218,10 @@ class FitAnswer:
         return json.dumps({"title": self.title, "rule": self.rule, "rows": rows}, indent=1) + "\n"
 
     def save(self, out: Path) -> None:
-        """Leave fit.json and the figures in the folder `out`."""
+        """Leave results.json and the figures in the folder `out`."""
         from sim.report.fit import save_figures
 
-        (out / "fit.json").write_text(self.json())
+        save_text(self.json(), out / "results.json")
         save_figures(self, out)
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sim.capacity import Setting, cache_bytes_per_token, cached_tokens, parameter_bytes
-from sim.files import InputError, checked, nearest
+from sim.files import InputError, checked, nearest, save_text
 from sim.fit import OTHER_MODELS
 from sim.hardware import HardwareProfile, load_profile
 from sim.models import MODELS
@@ -224,10 +224,3 @@ def dumps(title: str, hardware: Hardware, results: Mapping[str, Any]) -> str:
         "price_per_hour": hardware.price_per_hour,
     }
     return json.dumps({**head, **results, "versions": dict(versions())}, indent=1) + "\n"
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write the text, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -17,7 +17,7 @@ from sim.engine import timeline as tl
 from sim.engine.device import DeviceRun, Launched, OutOfMemoryError
 from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import CAUSES, TENSOR
-from sim.files import InputError
+from sim.files import InputError, save_text
 from sim.hardware import HardwareProfile
 from sim.workload import AttentionWorkload
 
@@ -419,9 +419,7 @@ def _rounded(values: Bins) -> list[float]:
 
 def save(records: list[Record], path: Path) -> None:
     """Write the records as JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(dumps(records))
-    partial.replace(path)
+    save_text(dumps(records), path)
 
 
 def dumps(records: list[Record]) -> str:

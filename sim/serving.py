@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sim.capacity import Setting, cache_bytes_per_token, memory
-from sim.files import InputError, checked
+from sim.files import InputError, checked, save_text
 from sim.hardware import HardwareProfile
 from sim.model_question import (
     Hardware,
@@ -44,7 +44,6 @@ from sim.model_question import (
     dumps,
     hardware_of,
     known_model,
-    save_text,
     schedule_of,
 )
 from sim.models import MODELS, ModelShape

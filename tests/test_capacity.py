@@ -543,9 +543,9 @@ def test_fit_answers_on_the_terminal_and_in_files(tmp_path):
     assert done.returncode == 0, done.stderr
     for part in ("64,000", "parameters", "14.96 GiB", "does not fit"):
         assert part in done.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fit.json", "memory.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "memory.png"}
     printed = attnsim(*LLAMA, "--context", 50_000, "--json", cwd=tmp_path).stdout
-    assert printed == (tmp_path / "out/fit.json").read_text()
+    assert printed == (tmp_path / "out/results.json").read_text()
     (row,) = json.loads(printed)["rows"]
     prefill = row["uses"]["prefill"]
     assert prefill["at_context"]["bytes"] == sum(prefill["at_context"]["parts"].values())
