@@ -341,7 +341,7 @@ def test_a_sweep_killed_at_any_moment_resumes_without_losing_or_repeating_a_poin
         until(lambda goal=goal, sweep=sweep: stored(tmp_path)[0] > goal or sweep.poll() is not None)
         time.sleep(moments.uniform(0, 0.02))
         os.kill(sweep.pid, signal.SIGKILL)
-        sweep.communicate()
+        sweep.communicate(timeout=30)
         until(lambda sweep=sweep: not of_session(sweep.pid), 20)  # nor do workers outlive it
         has, written = stored(tmp_path)
         assert has == written >= had
