@@ -39,7 +39,7 @@ from sim.tile_program import (
 )
 
 FROM_STEPS = 40_000_000  # shorter kernels are replayed whole
-MOST_STEPS = 12_000_000  # of a longer one that are replayed: a second or so
+MOST_STEPS = 9_000_000  # of a longer one that are replayed: a second or so
 COARSE_TRIPS = 256  # of a CTA: what g trips made one lose is then below 0.2% of its time
 WAVES = 6  # of CTAs, at least, for the later half to be past the beginning's transient
 PERIODS = 4  # at least, for whole periods to be told from each other
