@@ -42,7 +42,7 @@ FROM_STEPS = 40_000_000  # shorter kernels are replayed whole
 MOST_STEPS = 9_000_000  # of a longer one that are replayed: a second or so
 COARSE_TRIPS = 256  # of a CTA: what g trips made one lose is then below 0.2% of its time
 WAVES = 6  # of CTAs, at least, for the later half to be past the beginning's transient
-PERIODS = 4  # at least, for whole periods to be told from each other
+PERIODS = 3  # at least: the first, which starts from an empty L2, and two to compare
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _periods(kernel: Kernel, most: int) -> int:
 def _by_periods(beginning: Beginning, periods: int, replayed: int, period: int) -> Whole:
     """So many more periods like the later half of those replayed."""
     last = replayed * period - 1
-    half = replayed // 2
+    half = max(2, replayed // 2)
     ends = [last, last - (half - half // 2) * period, last - half * period]
     return _going_on(beginning, ends, (half - half // 2, half // 2), periods - replayed)
 
