@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -50,15 +50,26 @@ DeviceProfileOption = Annotated[
 ProfileOption = Annotated[str, typer.Option("--profile", help="A profile's name or path.")]
 
 
+# What wrong options raise; typer brings its own copy of click, or uses the installed one.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     from sim.files import InputError
 
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        print("attnsim: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+            text = " ".join(error.format_message().split()).rstrip(".")
+            print(f"attnsim: {text}; --help says what is accepted", file=sys.stderr)
     except InputError as error:
         print(f"attnsim: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(2)
 
 
 @app.command()

@@ -162,3 +162,23 @@ def test_listings_run_from_any_folder(command, tmp_path):
     done = attnsim(*command, cwd=tmp_path)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("run", "--frobnicate"), "No such option: --frobnicate"),
+        (("run", "flash_vs_naive", "--engine", "fast"), "'replay', 'reference'"),
+        (("run",), "Missing argument"),
+        (("sweep", "sweep_l2", "--workers", "0"), "--workers"),
+        (("frob",), "frob"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, arguments, complaint):
+    assert_one_line(attnsim(*arguments, cwd=tmp_path), complaint)
+
+
+def test_without_a_command_help_is_shown(tmp_path):
+    done = attnsim("explore", cwd=tmp_path)
+    assert "sensitivity" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
