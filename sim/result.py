@@ -259,7 +259,7 @@ def _fast_forward(run: DeviceRun) -> dict[str, float] | None:
         return None
     hbm_bytes = sum(k.run.hbm_read_bytes + k.run.hbm_write_bytes for k in run.kernels)
     return {
-        "steps_skipped": sum(part.steps_skipped * n for _, part, n in skipped),
+        "steps_skipped": sum(part.steps_skipped for _, part, _ in skipped),
         "time_error": sum(part.time_error * one.time_s * n for one, part, n in skipped)
         / (run.gpus * run.time_s),
         "hbm_error": sum(
