@@ -42,6 +42,13 @@ MeasurementsArgument = Annotated[
         '("published/h100-sxm": on that GPU).',
     ),
 ]
+ScenarioArgument = Annotated[
+    str, typer.Argument(help="A shipped scenario's name, or a file's path.")
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
+]
 CampaignOption = Annotated[str, typer.Option(help="A shipped campaign's name, or a file's path.")]
 DeviceProfileOption = Annotated[
     str | None,
@@ -74,11 +81,8 @@ def main() -> None:
 
 @app.command()
 def run(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario's name, or a file's path.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
-    ] = None,
+    scenario: ScenarioArgument,
+    settings: SettingsOption = None,
     out: Annotated[
         Path | None, typer.Option(help="A folder for results.json and the figures.")
     ] = None,
@@ -153,11 +157,8 @@ def run_schedules(
 
 @app.command()
 def sweep(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario's name, or a file's path.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
-    ] = None,
+    scenario: ScenarioArgument,
+    settings: SettingsOption = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Processes; as many as cores by default.")
     ] = None,
@@ -361,11 +362,8 @@ def compare_results(
 
 @explore_app.command("sensitivity")
 def sensitivity(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario's name, or a file's path.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
-    ] = None,
+    scenario: ScenarioArgument,
+    settings: SettingsOption = None,
     out: Annotated[
         Path | None, typer.Option(help="A folder for results.json and the figure.")
     ] = None,

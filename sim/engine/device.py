@@ -175,6 +175,54 @@ def check_memory(steps: list[Step], hw: HardwareProfile) -> int:
     return max(peaks)
 
 
+class Replays:
+    """Replays kernels on an engine, and tells `progress` how many tile steps are done so far.
+
+    On one GPU each finds in L2 what the last one left. Of several GPUs each starts from an empty
+    L2, and one that repeats is replayed once. Unless `exact`, long ones are fast-forwarded.
+    """
+
+    def __init__(
+        self,
+        steps: list[Step],
+        hw: HardwareProfile,
+        dtype: str,
+        engine: EngineName,
+        progress: Callable[[int], None],
+        exact: bool,
+    ) -> None:
+        self.engine, self.hw, self.dtype, self.exact = ENGINES[engine], hw, dtype, exact
+        self.progress, self.tile_steps = progress, 0
+        self.chunkings = chunk_tensors(kernels_of(steps))
+        self.shared_l2 = self._empty_l2() if gpus_of(steps) == 1 else None
+        self.known: dict[Kernel, KernelRun] = {}
+
+    def _empty_l2(self) -> Any:
+        return self.engine.new_l2(self.chunkings, machine_of(self.hw).l2_capacity_bytes)
+
+    def run(self, kernel: Kernel) -> KernelRun:
+        """What the kernel takes now."""
+        if self.shared_l2 is not None or kernel not in self.known:
+            self.known[kernel] = self._replay(kernel)
+        return self.known[kernel]
+
+    def _replay(self, kernel: Kernel) -> KernelRun:
+        before = self.tile_steps
+
+        def so_far(tile_steps: int) -> None:
+            self.progress(before + tile_steps)
+
+        if not self.exact and fast_forward.can_skip(kernel):
+            self.tile_steps += fast_forward.replayed_steps(kernel)
+            return fast_forward.run_kernel(self.engine, kernel, self.hw, self.dtype, so_far)
+        self.tile_steps += kernel.tile_steps
+        l2 = self._empty_l2() if self.shared_l2 is None else self.shared_l2
+        run: KernelRun = self.engine.run_kernel(
+            kernel, self.chunkings, self.hw, l2, self.dtype, so_far
+        )
+        return run
+
+
 def run_on_device(
     steps: list[Step],
     hw: HardwareProfile,
@@ -184,44 +232,17 @@ def run_on_device(
     *,
     exact: bool = True,
 ) -> DeviceRun:
-    """Run the steps; `progress` is told how many tile steps are done so far.
-
-    Unless `exact`, long kernels are fast-forwarded (`sim.engine.fast_forward`).
+    """Run the steps; `engine`, `progress` and `exact` are of `Replays`.
 
     Raises OutOfMemoryError, and InputError where a transfer needs a link that there is not.
     """
-    simulated, gpus = ENGINES[engine], gpus_of(steps)
-    chunkings = chunk_tensors(kernels_of(steps))
-    capacity_bytes = machine_of(hw).l2_capacity_bytes
-    l2 = simulated.new_l2(chunkings, capacity_bytes)
-
+    gpus, replays = gpus_of(steps), Replays(steps, hw, dtype, engine, progress, exact)
     env = simpy.Environment()
     links = Links(env, hw)
     memories = [Hbm(hw.hbm.capacity) for _ in range(gpus)]
     launched: list[Launched] = []
     sent: list[Sent] = []
-    replayed: dict[Kernel, KernelRun] = {}
-    steps_done = 0
     done = {step: env.event() for step in steps}
-
-    def replay_kernel(kernel: Kernel) -> KernelRun:
-        nonlocal steps_done
-        if gpus > 1 and kernel in replayed:
-            return replayed[kernel]
-        cache = l2 if gpus == 1 else simulated.new_l2(chunkings, capacity_bytes)
-        before = steps_done
-
-        def so_far(n: int) -> None:
-            progress(before + n)
-
-        if not exact and fast_forward.can_skip(kernel):
-            run = fast_forward.run_kernel(simulated, kernel, hw, dtype, so_far)
-            steps_done += fast_forward.replayed_steps(kernel)
-        else:
-            run = simulated.run_kernel(kernel, chunkings, hw, cache, dtype, so_far)
-            steps_done += kernel.tile_steps
-        replayed[kernel] = run
-        return run
 
     def host(plan: GpuPlan, stream: simpy.Store) -> Generator[simpy.Event, Any, None]:
         """Launches one kernel after the other, without waiting for the device."""
@@ -239,7 +260,7 @@ def run_on_device(
                 yield env.timeout(hw.calibration.launch.gap)
             ready_s = env.now
             yield env.all_of([done[earlier] for earlier in step.after])
-            run = replay_kernel(step.work)
+            run = replays.run(step.work)
             launched.append(Launched(env.now, run, step.gpu, env.now - ready_s))
             yield env.timeout(run.time_s)
             hbm.free(freed, env.now)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sim.files import read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile, shipped_names
-from sim.result import Record
+from sim.result import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.units import show, show_binary
 
@@ -66,57 +66,61 @@ def print_records(title: str, records: list[Record]) -> None:
         if record.status != "ok":
             table.add_row(record.schedule, point_text(record), record.status, style="red")
             continue
-        causes = [f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2]]
-        table.add_row(
-            record.schedule,
-            point_text(record),
-            show(record.time_s or 0, "s"),
-            show(record.hbm_read_bytes or 0, "B"),
-            show(record.hbm_write_bytes or 0, "B"),
-            f"{record.l2_hit_rate:.0%}",
-            show(record.peak_hbm_bytes or 0, "B"),
-            f"{record.tensor_utilisation:.0%}",
-            f"{record.hbm_utilisation:.0%}",
-            str(record.gpus),
-            show(record.link_bytes, "B"),
-            show(record.link_wait_s, "s"),
-            ", ".join(causes),
-        )
+        table.add_row(*_record_cells(record))
         if len(record.kernels) > 1 and not swept:
             for kernel in record.kernels:
-                times = f" ×{kernel.launches}" if kernel.launches > 1 else ""
-                table.add_row(
-                    f"  {kernel.name}{times}",
-                    "",
-                    show(kernel.time_s, "s"),
-                    show(kernel.hbm_read_bytes, "B"),
-                    show(kernel.hbm_write_bytes, "B"),
-                    f"{kernel.l2_hit_rate:.0%}",
-                    "",
-                    f"{kernel.tensor_utilisation:.0%}",
-                    f"{kernel.hbm_utilisation:.0%}",
-                    "",
-                    "",
-                    "",
-                    f"{kernel.bottleneck} {kernel.bottleneck_share:.0%}",
-                    style="dim",
-                )
+                table.add_row(*_kernel_cells(kernel), style="dim")
     dropped = [] if swept else ["point"]
     if not linked:
         dropped += ["GPUs", "over links", "wait for links"]
     table.columns = [column for column in table.columns if column.header not in dropped]
     show_table(table)
     for record in records:
+        who = f"{record.schedule} {point_text(record)}".strip()
         if skipped := record.fast_forward:
             print(
-                f"{record.schedule} {point_text(record)}".strip()
-                + f": fast-forwarded over {skipped['steps_skipped']:.2g} tile steps; estimated "
+                f"{who}: fast-forwarded over {skipped['steps_skipped']:.2g} tile steps; estimated "
                 f"error {skipped['time_error']:.1%} of time, {skipped['hbm_error']:.1%} of HBM "
                 "bytes (--exact replays all)"
             )
-    for record in records:
         if record.reason:
-            print(f"{record.schedule} {point_text(record)}: {record.status}: {record.reason}")
+            print(f"{who}: {record.status}: {record.reason}")
+
+
+def _record_cells(record: Record) -> list[str]:
+    causes = [f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2]]
+    return [
+        record.schedule,
+        point_text(record),
+        show(record.time_s or 0, "s"),
+        show(record.hbm_read_bytes or 0, "B"),
+        show(record.hbm_write_bytes or 0, "B"),
+        f"{record.l2_hit_rate:.0%}",
+        show(record.peak_hbm_bytes or 0, "B"),
+        f"{record.tensor_utilisation:.0%}",
+        f"{record.hbm_utilisation:.0%}",
+        str(record.gpus),
+        show(record.link_bytes, "B"),
+        show(record.link_wait_s, "s"),
+        ", ".join(causes),
+    ]
+
+
+def _kernel_cells(kernel: KernelResult) -> list[str]:
+    times = f" ×{kernel.launches}" if kernel.launches > 1 else ""
+    return [
+        f"  {kernel.name}{times}",
+        "",
+        show(kernel.time_s, "s"),
+        show(kernel.hbm_read_bytes, "B"),
+        show(kernel.hbm_write_bytes, "B"),
+        f"{kernel.l2_hit_rate:.0%}",
+        "",
+        f"{kernel.tensor_utilisation:.0%}",
+        f"{kernel.hbm_utilisation:.0%}",
+        *[""] * 3,
+        f"{kernel.bottleneck} {kernel.bottleneck_share:.0%}",
+    ]
 
 
 _ROWS = 40  # of a sweep that a reader would still look through

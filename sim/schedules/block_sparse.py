@@ -37,7 +37,19 @@ from sim.workload import AttentionWorkload
 Kept = Callable[[int, int, IntArray], NDArray[np.bool_]]
 
 
-class BlockSparse(FlashSchedule):
+class MaskedSchedule(FlashSchedule):
+    """A schedule whose key blocks may come from a `mask_file` of real ones."""
+
+    mask_file: Path | None = None
+
+    def relative_to(self, folder: Path | None) -> "MaskedSchedule":
+        """The schedule with `mask_file` looked up from `folder`."""
+        if folder is None or self.mask_file is None or self.mask_file.is_absolute():
+            return self
+        return self.model_copy(update={"mask_file": folder / self.mask_file})
+
+
+class BlockSparse(MaskedSchedule):
     """Block-sparse attention forward.
 
     `keep_window` latest keys, `sinks` first keys and `random_blocks` of the rest (drawn by `seed`,
@@ -52,7 +64,6 @@ class BlockSparse(FlashSchedule):
     sinks: CountOrNone = 0
     random_blocks: CountOrNone = 0
     seed: CountOrNone = 0
-    mask_file: Path | None = None
 
     summary = "FlashAttention-2 over the key blocks of a pattern, or of a file"
     source = "arXiv 2309.17453 (window and sinks), arXiv 2007.14062 (random blocks)"
@@ -62,12 +73,6 @@ class BlockSparse(FlashSchedule):
         if self.mask_file and (self.keep_window or self.sinks or self.random_blocks or self.tile):
             raise ValueError("mask_file excludes keep_window, sinks, random_blocks and tile")
         return self
-
-    def relative_to(self, folder: Path | None) -> "BlockSparse":
-        """The schedule with `mask_file` looked up from `folder`."""
-        if folder is None or self.mask_file is None or self.mask_file.is_absolute():
-            return self
-        return self.model_copy(update={"mask_file": folder / self.mask_file})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel: a CTA a block of query rows, with a table of key blocks."""

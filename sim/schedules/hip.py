@@ -23,7 +23,6 @@ evenly over the keys between sinks and window.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -33,8 +32,8 @@ from pydantic import Field, model_validator
 from sim.files import InputError
 from sim.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
-from sim.schedules.block_sparse import read_mask
-from sim.schedules.flash2 import Cta, FlashSchedule, KeyBlocks, forward_kernel, public_cta
+from sim.schedules.block_sparse import MaskedSchedule, read_mask
+from sim.schedules.flash2 import Cta, KeyBlocks, forward_kernel, public_cta
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -63,7 +62,7 @@ ChunkScores = Callable[[IntArray, IntArray], NDArray[np.float64]]  # by first bl
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Hip(FlashSchedule):
+class Hip(MaskedSchedule):
     """Hierarchically pruned causal attention: prefill, and decoding with a mask used repeatedly.
 
     Each block of query rows attends to `keep` keys that the search finds, `sinks` first and
@@ -80,7 +79,6 @@ class Hip(FlashSchedule):
     keep_window: Count = 256
     refresh: Count = 8
     reuse: Share = 0.5
-    mask_file: Path | None = None
     seed: CountOrNone = 0
 
     summary = "tree search for the key blocks that matter, then FlashAttention-2 over them"
@@ -92,12 +90,6 @@ class Hip(FlashSchedule):
         if self.mask_file and self.tile:
             raise ValueError("mask_file excludes tile: the file has its own")
         return self
-
-    def relative_to(self, folder: Path | None) -> "Hip":
-        """The schedule with `mask_file` looked up from `folder`."""
-        if folder is None or self.mask_file is None or self.mask_file.is_absolute():
-            return self
-        return self.model_copy(update={"mask_file": folder / self.mask_file})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The estimation kernel, and the sparse forward kernel over what it finds."""

@@ -137,6 +137,43 @@ def cut_in_parts(sequences: int, key_blocks: int, parts: int) -> Parts:
     return Parts(slots, owner, first, count, partial, splits, np.cumsum(splits) - splits)
 
 
+@dataclass(frozen=True)
+class _Ctas:
+    """Grid (blocks of heads, parts), the first fastest; a CTA's items are its part's slots."""
+
+    parts: Parts
+    down: int
+
+    def slot(self, items: IntArray) -> IntArray:
+        """The slot of each item, counted over all parts."""
+        slots = self.parts.slots
+        return items // slots // self.down * slots + items % slots
+
+    def _head_block(self, items: IntArray) -> IntArray:
+        return items // self.parts.slots % self.down
+
+    def rows_of_sequence(self, items: IntArray) -> IntArray:
+        """The tile of Q, and of O where the part has all of the sequence."""
+        return self.parts.sequence[self.slot(items)] * self.down + self._head_block(items)
+
+    def rows_of_partial(self, items: IntArray) -> IntArray:
+        """The tile of the partial O."""
+        partial = np.maximum(self.parts.partial[self.slot(items)], 0)
+        return partial * self.down + self._head_block(items)
+
+    def has_keys(self, items: IntArray) -> IntArray:
+        """1 where the slot is filled."""
+        return (self.parts.count[self.slot(items)] > 0).astype(np.int64)
+
+    def is_split(self, items: IntArray) -> IntArray:
+        """1 where its result is partial."""
+        return (self.parts.partial[self.slot(items)] >= 0).astype(np.int64)
+
+    def is_whole(self, items: IntArray) -> IntArray:
+        """1 where its result is O."""
+        return self.has_keys(items) - self.is_split(items)
+
+
 def _kernels(
     w: AttentionWorkload,
     hw: HardwareProfile,
@@ -155,30 +192,11 @@ def _kernels(
     lse = Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output")
     partial_o = Tensor("O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES)
     partial_lse = Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES)
-    slots = parts.slots
-
-    def at(items: IntArray) -> IntArray:
-        """Grid (blocks of heads, parts), the first fastest; a CTA's items are its part's slots."""
-        return items // slots // down * slots + items % slots
-
-    def head_block(items: IntArray) -> IntArray:
-        return items // slots % down
-
-    def rows_of_sequence(items: IntArray) -> IntArray:
-        return parts.sequence[at(items)] * down + head_block(items)
-
-    def rows_of_partial(items: IntArray) -> IntArray:
-        return np.maximum(parts.partial[at(items)], 0) * down + head_block(items)
-
-    def some(items: IntArray) -> IntArray:
-        return (parts.count[at(items)] > 0).astype(np.int64)
-
-    def split(items: IntArray) -> IntArray:
-        return (parts.partial[at(items)] >= 0).astype(np.int64)
-
+    ctas = _Ctas(parts, down)
+    at = ctas.slot
     table, entries = scatter.tensor, scatter.entries_a_load(tile.kv)
     sectors = blocks(table.cols, entries)
-    load_q = Load(Stream(q, tile.q, width, rows_of_sequence))
+    load_q = Load(Stream(q, tile.q, width, ctas.rows_of_sequence))
     load_numbers = Load(
         Stream(
             table,
@@ -201,54 +219,61 @@ def _kernels(
         ),
         BUFFERS,
     )
-    q_bytes, c_bytes, v_bytes = (
-        elements * w.dtype_bytes
-        for elements in (tile.q * width, tile.kv * width, tile.kv * latent_dim)
-    )
-    scores, outputs = tile.q * tile.kv, tile.q * latent_dim
-    wait = Compute("wait for Q", (load_q,), sram_bytes=q_bytes)
-    multiply_k = Compute(
-        "S = Q C^T",
-        (load_numbers, load_c),
-        mma_flops=2 * scores * width,
-        sram_bytes=q_bytes + 2 * c_bytes,
-    )
-    softmax = Compute(
-        "softmax",
-        vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
-        exp_count=scores + tile.q,
-        sram_bytes=2 * scores * w.dtype_bytes,  # P to the other warp group
-    )
-    multiply_v = Compute(
-        "O += P C", (load_c,), mma_flops=2 * scores * latent_dim, sram_bytes=v_bytes
-    )
+    wait = Compute("wait for Q", (load_q,), sram_bytes=tile.q * width * w.dtype_bytes)
 
     def stored(to: Tensor, statistics: Tensor, rows: OfItem) -> tuple[Op, ...]:
         return (
-            Compute("O / l", vector_ops=outputs),
+            Compute("O / l", vector_ops=tile.q * latent_dim),
             Store(Stream(to, tile.q, latent_dim, rows)),
             Store(Stream(statistics, tile.q, 1, rows)),
         )
 
     kernel = Kernel(
         name="mla",
-        ctas=len(parts.count) // slots * down,
+        ctas=len(parts.count) // parts.slots * down,
         loops=(
-            Loop(some, (load_q, wait)),
+            Loop(ctas.has_keys, (load_q, wait)),
             Loop(
                 lambda items: parts.count[at(items)],
-                (load_numbers, load_c, multiply_k, softmax, multiply_v),
+                (load_numbers, load_c, *_trip(w, tile, latent_dim, load_numbers, load_c)),
             ),
-            Loop(lambda items: some(items) - split(items), stored(o, lse, rows_of_sequence)),
-            Loop(split, stored(partial_o, partial_lse, rows_of_partial)),
+            Loop(ctas.is_whole, stored(o, lse, ctas.rows_of_sequence)),
+            Loop(ctas.is_split, stored(partial_o, partial_lse, ctas.rows_of_partial)),
         ),
         footprint=Footprint(sram_bytes, 128 * WARP_GROUPS, 255),
         tensor_path="asynchronous" if hw.matmul_by_warp_group else "mma_sync",
-        items_per_cta=slots,
+        items_per_cta=parts.slots,
     )
     if parts.splits.max() == 1:
         return [kernel]
     return [kernel, _combine(w, parts, partial_o, partial_lse, o, lse)]
+
+
+def _trip(
+    w: AttentionWorkload, tile: Tile, latent_dim: int, load_numbers: Load, load_c: Load
+) -> tuple[Compute, ...]:
+    """The matmuls and the softmax of one block of the cache."""
+    width = latent_dim + w.rope_dim
+    q_bytes, c_bytes, v_bytes = (
+        elements * w.dtype_bytes
+        for elements in (tile.q * width, tile.kv * width, tile.kv * latent_dim)
+    )
+    scores, outputs = tile.q * tile.kv, tile.q * latent_dim
+    return (
+        Compute(
+            "S = Q C^T",
+            (load_numbers, load_c),
+            mma_flops=2 * scores * width,
+            sram_bytes=q_bytes + 2 * c_bytes,
+        ),
+        Compute(
+            "softmax",
+            vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
+            exp_count=scores + tile.q,
+            sram_bytes=2 * scores * w.dtype_bytes,  # P to the other warp group
+        ),
+        Compute("O += P C", (load_c,), mma_flops=2 * scores * latent_dim, sram_bytes=v_bytes),
+    )
 
 
 def _combine(
