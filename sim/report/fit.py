@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sim.capacity import MOST_TOKENS, Memory, Use, memory
 from sim.fit import FitAnswer, RowAnswer, UseAnswer
-from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades
+from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades, short
 from sim.report.table import new_table, show_table
 from sim.units import show_binary
 
@@ -140,7 +140,7 @@ def parts(answer: FitAnswer) -> Figure:
         ax.plot([capacity] * 2, edges, color="black", linewidth=2, solid_capstyle="butt")
         beside = capacity if 0.85 * capacity < end <= capacity else min(end, most)
         ax.annotate(
-            f"{end:.3g}" if end <= capacity else f"{end:.3g}: does not fit",
+            short(end) if end <= capacity else f"{short(end)}: does not fit",
             (beside, place),
             (5 if end < 0.8 * most else -5, 0),
             textcoords="offset points",

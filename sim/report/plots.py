@@ -124,7 +124,7 @@ def _bars(
         shown = [value(record) or low for record in own]
         ax.bar(places, shown, width * 0.92, label=schedule, color=style["color"])
         for place, record, height in zip(places, own, shown, strict=True):
-            text = _short(height) if record.status == "ok" else "out of\nmemory"
+            text = short(height) if record.status == "ok" else "out of\nmemory"
             ax.annotate(
                 text,
                 (place, height),
@@ -141,7 +141,8 @@ def _bars(
         ax.set_xticks(range(len(styles)), list(styles))
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A figure beside a bar: three digits, or a whole number."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 

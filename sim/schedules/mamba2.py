@@ -258,66 +258,22 @@ class _Scan:
 
     def outputs(self) -> Kernel:
         """A CTA SCAN_ROWS tokens of a chunk and SCAN_COLS columns of a head."""
-        rows = min(SCAN_ROWS, self.chunk)
-        down, across = self.chunk // rows, blocks(self.size, SCAN_COLS)
-        tiles, deep = down * across, blocks(self.state, DEPTH)
-        cols, depth = min(SCAN_COLS, self.size), min(DEPTH, self.state)
-        a_matrix, a_row = blocks(self.length, rows), self.chunk // SLICE
-
-        def place(items: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-            """Grid (tiles, chunks, heads), the first fastest: matrix of X, chunk, rows' block."""
-            head, chunk_number = items // tiles // self.chunks, items // tiles % self.chunks
-            return head, chunk_number, items % tiles // across
-
-        def starts(items: IntArray) -> IntArray:
-            """Whether each CTA has tokens: of the last chunk some may have none."""
-            _, chunk_number, block = place(items)
-            return np.where(chunk_number * self.chunk + block * rows < self.length, 1, 0)
-
-        def row_block(matrix: IntArray, items: IntArray) -> IntArray:
-            _, chunk_number, block = place(items)
-            within: IntArray = np.minimum(chunk_number * down + block, a_matrix - 1)
-            return matrix * a_matrix + within
-
-        def c_tile(items: IntArray) -> IntArray:
-            return row_block(self.of_group(place(items)[0]), items) * deep
-
-        def state_tile(items: IntArray) -> IntArray:
-            return (items // tiles * across + items % across) * deep
-
-        def cb_tile(items: IntArray) -> IntArray:
-            head, chunk_number, block = place(items)
-            square = self.of_group(head) * self.chunks + chunk_number
-            return (square * down + block) * a_row
-
-        def first(items: IntArray) -> IntArray:
-            return self.first_slice(*place(items)[:2])
-
-        def x_tile(items: IntArray) -> IntArray:
-            return first(items) * across + items % across
-
-        def slices(items: IntArray) -> IntArray:
-            """Slices up to the diagonal and the end of the sequence."""
-            _, chunk_number, block = place(items)
-            seen = np.minimum((block + 1) * rows // SLICE, self.slices(chunk_number))
-            return np.where(starts(items), seen, 0)
-
-        def y_tile(items: IntArray) -> IntArray:
-            return row_block(place(items)[0], items) * across + items % across
-
-        load_c = Load(Stream(self.c, rows, DEPTH, c_tile, 1))
-        load_h = Load(Stream(self.passed, SCAN_COLS, DEPTH, state_tile, 1))
+        grid = _OutputGrid(self)
+        rows, cols, depth = grid.rows, min(SCAN_COLS, self.size), min(DEPTH, self.state)
+        load_c = Load(Stream(self.c, rows, DEPTH, grid.c_tile, 1))
+        load_h = Load(Stream(self.passed, SCAN_COLS, DEPTH, grid.state_tile, 1))
+        head_bytes = load_c.stream.tile_bytes + load_h.stream.tile_bytes
         from_state = Compute(
             "Y = decay * C H",
             (load_c, load_h),
             mma_flops=2 * rows * cols * depth,
             vector_ops=rows * cols,
             exp_count=rows,
-            sram_bytes=3 * (load_c.stream.tile_bytes + load_h.stream.tile_bytes),
+            sram_bytes=3 * head_bytes,
         )
-        load_cb = Load(Stream(self.cb, rows, SLICE, cb_tile, 1), STAGES)
-        load_x = Load(Stream(self.x, SLICE, SCAN_COLS, x_tile, across), STAGES)
-        decays = (self._column(self.dt, first), self._column(self.sums, first))
+        load_cb = Load(Stream(self.cb, rows, SLICE, grid.cb_tile, 1), STAGES)
+        load_x = Load(Stream(self.x, SLICE, SCAN_COLS, grid.x_tile, grid.across), STAGES)
+        decays = (self._column(self.dt, grid.first), self._column(self.sums, grid.first))
         operands = load_cb.stream.tile_bytes + load_x.stream.tile_bytes
         within = Compute(
             "Y += (C B^T * decay) X",
@@ -327,17 +283,74 @@ class _Scan:
             exp_count=rows * SLICE,
             sram_bytes=3 * operands,
         )
-        head_bytes = load_c.stream.tile_bytes + load_h.stream.tile_bytes
         return Kernel(
             name="chunk scan",
-            ctas=self.x.groups * self.chunks * tiles,
+            ctas=self.x.groups * self.chunks * grid.tiles,
             loops=(
-                Loop(lambda items: starts(items) * deep, (load_c, load_h, from_state)),
-                Loop(slices, (load_cb, load_x, *decays, within)),
-                Loop(starts, (Store(Stream(self.y, rows, SCAN_COLS, y_tile)),)),
+                Loop(lambda items: grid.starts(items) * grid.deep, (load_c, load_h, from_state)),
+                Loop(grid.slices, (load_cb, load_x, *decays, within)),
+                Loop(grid.starts, (Store(Stream(self.y, rows, SCAN_COLS, grid.y_tile)),)),
             ),
             footprint=Footprint(max(head_bytes, STAGES * operands), 128, 168),
         )
+
+
+class _OutputGrid:
+    """Grid of "chunk scan": (tiles of a chunk's outputs, chunks, heads), the first fastest."""
+
+    def __init__(self, scan: _Scan) -> None:
+        self.scan, self.rows = scan, min(SCAN_ROWS, scan.chunk)
+        self.down, self.across = scan.chunk // self.rows, blocks(scan.size, SCAN_COLS)
+        self.tiles, self.deep = self.down * self.across, blocks(scan.state, DEPTH)
+
+    def place(self, items: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Matrix of X, chunk, and block of rows in it."""
+        of_chunk, chunks = items // self.tiles, self.scan.chunks
+        return of_chunk // chunks, of_chunk % chunks, items % self.tiles // self.across
+
+    def starts(self, items: IntArray) -> IntArray:
+        """1 where a CTA has tokens: of the last chunk some may have none."""
+        _, chunk_number, block = self.place(items)
+        first_row = chunk_number * self.scan.chunk + block * self.rows
+        return np.where(first_row < self.scan.length, 1, 0)
+
+    def _row_block(self, matrix: IntArray, items: IntArray) -> IntArray:
+        _, chunk_number, block = self.place(items)
+        a_matrix = blocks(self.scan.length, self.rows)
+        within: IntArray = np.minimum(chunk_number * self.down + block, a_matrix - 1)
+        return matrix * a_matrix + within
+
+    def c_tile(self, items: IntArray) -> IntArray:
+        """The first slice of C."""
+        return self._row_block(self.scan.of_group(self.place(items)[0]), items) * self.deep
+
+    def state_tile(self, items: IntArray) -> IntArray:
+        """The first slice of the state that the chunk begins with."""
+        return (items // self.tiles * self.across + items % self.across) * self.deep
+
+    def cb_tile(self, items: IntArray) -> IntArray:
+        """The first slice of C B^T."""
+        head, chunk_number, block = self.place(items)
+        square = self.scan.of_group(head) * self.scan.chunks + chunk_number
+        return (square * self.down + block) * (self.scan.chunk // SLICE)
+
+    def first(self, items: IntArray) -> IntArray:
+        """The chunk's first slice of tokens."""
+        return self.scan.first_slice(*self.place(items)[:2])
+
+    def x_tile(self, items: IntArray) -> IntArray:
+        """The first slice of X."""
+        return self.first(items) * self.across + items % self.across
+
+    def slices(self, items: IntArray) -> IntArray:
+        """Slices up to the diagonal and the end of the sequence."""
+        _, chunk_number, block = self.place(items)
+        seen = np.minimum((block + 1) * self.rows // SLICE, self.scan.slices(chunk_number))
+        return np.where(self.starts(items), seen, 0)
+
+    def y_tile(self, items: IntArray) -> IntArray:
+        """The tile of Y."""
+        return self._row_block(self.place(items)[0], items) * self.across + items % self.across
 
 
 def _update_kernel(w: AttentionWorkload, schedule: Mamba2) -> Kernel:
