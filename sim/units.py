@@ -129,3 +129,15 @@ def show_binary(value_bytes: float) -> str:
         if value_bytes >= scale:
             return f"{value_bytes / scale:.4g} {prefix}B"
     return f"{value_bytes:.0f} B"
+
+
+def amount(value: Any) -> tuple[float, str] | None:
+    """A quantity's number in SI and its unit: amount("25 MiB") == (26214400.0, "B"); else None."""
+    if not isinstance(value, str):
+        return None
+    try:
+        quantity = _registry().Quantity(value).to_base_units()
+    except Exception:  # as above
+        return None
+    unit = f"{quantity.units:~}".replace(" ", "").replace("1/s", "Hz")
+    return (float(quantity.magnitude), unit) if unit else None

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 if not Path("/dev/nvidiactl").exists():
@@ -15,3 +16,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("attnsim")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real headless browser."""
+    from tests.browser import a_browser
+
+    with a_browser() as one:
+        yield one

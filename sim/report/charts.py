@@ -1,0 +1,440 @@
+"""Interactive charts: functions from records to a Plotly figure as plain tables, one message each.
+
+A page or an app hands them to plotly.js as they are. Colours are those of `sim.report.plots`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+from sim.hardware import HardwareProfile
+from sim.report.plots import COLOURS, GREY
+from sim.result import KernelResult, Record
+from sim.units import amount, show
+
+Chart = dict[str, Any]  # {"data": [...], "layout": {...}}
+Trace = dict[str, Any]
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+INK, LIGHT = "#222222", "#dddddd"
+
+# What time goes to, in words, and the causes that are told as one (`sim.engine.machine.CAUSES`).
+CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "HBM bandwidth": ("#0072B2", ("hbm",)),
+    "L2 bandwidth": ("#56B4E9", ("l2", "sm_port")),
+    "tensor cores": ("#D55E00", ("tensor",)),
+    "vector lanes and exponentials": ("#E69F00", ("vector", "exp")),
+    "shared memory": ("#009E73", ("sram",)),
+    "issue slots": ("#CC79A7", ("issue",)),
+    "latencies": ("#888888", ("hbm_latency", "l2_latency", "op_latency")),
+    "launches and starts of CTAs": ("#444444", ("launch", "cta_start")),
+    "links and idle GPUs": ("#F0E442", ("link", "idle")),
+}
+WORDS = {cause: words for words, (_, causes) in CAUSES.items() for cause in causes}
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    return {
+        "title": {"text": title},
+        "gridcolor": LIGHT,
+        "linecolor": GREY,
+        "zeroline": False,
+        "automargin": True,
+        **more,
+    }
+
+
+def _si_axis(title: str, unit: str, **more: Any) -> dict[str, Any]:
+    """An axis whose ticks have decimal prefixes: 2 ms, 4 GB."""
+    return _axis(title, tickformat="~s", ticksuffix=unit, hoverformat=".4s", **more)
+
+
+def _chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> Chart:
+    return {
+        "data": traces,
+        "layout": {
+            "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+            "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+            "height": height,
+            "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+            "plot_bgcolor": "white",
+            "paper_bgcolor": "white",
+            "hovermode": "closest",
+            "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"},
+            **layout,
+        },
+    }
+
+
+def colours_of(records: Iterable[Record]) -> dict[str, str]:
+    """A colour for each schedule, in the order in which they come."""
+    schedules = dict.fromkeys(record.schedule for record in records)
+    return dict(zip(schedules, cycle(COLOURS), strict=False))
+
+
+# One point: what the schedules come to beside one another.
+
+
+def time_by_cause(records: list[Record]) -> Chart:
+    """A bar a schedule, as long as its time, split by what held it back."""
+    ran = [record for record in records if record.time_s]
+    names = [record.schedule for record in ran]
+    traces = []
+    for words, (colour, causes) in CAUSES.items():
+        times_s = [
+            sum(record.bottleneck_shares.get(cause, 0.0) for cause in causes) * (record.time_s or 0)
+            for record in ran
+        ]
+        if any(times_s):
+            shares = [t / (r.time_s or 1) for t, r in zip(times_s, ran, strict=True)]
+            traces.append(
+                _bar(words, times_s, names, colour)
+                | {"customdata": shares, "hovertemplate": "%{y}: %{x}s, %{customdata:.0%}"}
+            )
+    totals = [show(record.time_s or 0, "s") for record in ran]
+    return _bars("Time, by what held it back", traces, ran, totals, "time", "s")
+
+
+def hbm_traffic(records: list[Record]) -> Chart:
+    """A bar a schedule, as long as its HBM bytes: read and written."""
+    ran = [record for record in records if record.hbm_bytes is not None]
+    names = [record.schedule for record in ran]
+    traces = [
+        _bar("read", [r.hbm_read_bytes or 0 for r in ran], names, COLOURS[0]),
+        _bar("written", [r.hbm_write_bytes or 0 for r in ran], names, COLOURS[4]),
+    ]
+    for trace in traces:
+        trace["hovertemplate"] = "%{y}: %{x}B"
+    totals = [show(record.hbm_bytes or 0, "B") for record in ran]
+    return _bars("HBM traffic", traces, ran, totals, "bytes", "B")
+
+
+def _bar(name: str, values: Sequence[float], names: list[str], colour: str) -> Trace:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
+        "x": values,
+        "y": names,
+        "marker": {"color": colour},
+    }
+
+
+def _bars(
+    title: str, traces: list[Trace], ran: list[Record], totals: list[str], axis: str, unit: str
+) -> Chart:
+    """Bars stacked to the right, the first schedule on top, each total at its end."""
+    names = [record.schedule for record in ran]
+    ends = [sum(trace["x"][row] for trace in traces) for row in range(len(ran))]
+    labels = {
+        "type": "scatter",
+        "mode": "text",
+        "x": ends,
+        "y": names,
+        "text": [f" {total}" for total in totals],
+        "textposition": "middle right",
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "cliponaxis": False,
+    }
+    return _chart(
+        title,
+        [*traces, labels],
+        height=190 + 34 * len(ran),
+        barmode="stack",
+        bargap=0.35,
+        xaxis=_si_axis(axis, unit, range=[0, 1.15 * max(ends, default=1.0)]),
+        yaxis=_axis("", autorange="reversed", type="category"),
+        legend={"orientation": "h", "y": -90 / (80 + 34 * len(ran)), "yanchor": "top"},
+    )
+
+
+def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
+    """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the device's roof."""
+    colours = colours_of(records)
+    traces = []
+    intensities = []
+    for (schedule, colour), symbol in zip(colours.items(), cycle(SYMBOLS), strict=False):
+        kernels = [
+            kernel
+            for record in records
+            if record.schedule == schedule
+            for kernel in record.kernels
+            if kernel.flops and kernel.hbm_read_bytes + kernel.hbm_write_bytes
+        ]
+        if kernels:
+            intensities += [_intensity(kernel) for kernel in kernels]
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": schedule,
+                    "x": [_intensity(kernel) for kernel in kernels],
+                    "y": [kernel.flops / kernel.time_s for kernel in kernels],
+                    "text": [kernel.name for kernel in kernels],
+                    "hovertemplate": "%{text}: %{y}FLOP/s at %{x} FLOPs a byte",
+                    "marker": {"color": colour, "symbol": symbol, "size": 12},
+                }
+            )
+    dtype = str(records[0].workload["dtype"])
+    peak = hw.tensor_flops_per_s(dtype) or 2 * hw.vector_ops_per_s
+    ridge = peak / hw.hbm.bandwidth
+    low, high = min([*intensities, ridge]) / 3, max([*intensities, ridge]) * 3
+    roof = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"roof of {hw.title}: {show(peak, 'FLOP/s')} {dtype}, "
+        f"HBM {show(hw.hbm.bandwidth, 'B/s')}",
+        "x": [low, ridge, high],
+        "y": [low * hw.hbm.bandwidth, peak, peak],
+        "hovertemplate": "%{y}FLOP/s at %{x} FLOPs a byte<extra></extra>",
+        "line": {"color": GREY},
+    }
+    return _chart(
+        "Roofline, a mark a kernel",
+        [roof, *traces],
+        xaxis=_axis("FLOPs a byte of HBM traffic", type="log", hoverformat=".3s", dtick=1),
+        yaxis=_si_axis("rate", "FLOP/s", type="log", dtick=1),
+    )
+
+
+def _intensity(kernel: KernelResult) -> float:
+    return kernel.flops / (kernel.hbm_read_bytes + kernel.hbm_write_bytes)
+
+
+TRACKS = (  # of a timeline: its name here, its field, its colour, and whether it is shown at first
+    ("HBM bandwidth", "hbm_utilisation", COLOURS[0], True),
+    ("tensor rate", "tensor_utilisation", COLOURS[1], True),
+    ("L2 hit rate of loads", "l2_hit_rate", COLOURS[2], "legendonly"),
+)
+
+
+def timeline(records: list[Record]) -> Chart:
+    """A panel a schedule: bandwidth and tensor rate in use over time, kernel by kernel."""
+    ran = [record for record in records if record.timeline]
+    traces: list[Trace] = []
+    layout: dict[str, Any] = {"shapes": [], "annotations": []}
+    for row, record in enumerate(ran):
+        number = str(row + 1) if row else ""
+        for name, track, colour, visible in TRACKS:
+            x, y = _steps(record, track)
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": name,
+                    "legendgroup": name,
+                    "showlegend": row == 0,
+                    "visible": visible,
+                    "x": x,
+                    "y": y,
+                    "xaxis": f"x{number}",
+                    "yaxis": f"y{number}",
+                    "line": {"shape": "hv", "width": 1.4, "color": colour},
+                    "hovertemplate": "%{y:.0%} at %{x}s",
+                }
+            )
+        layout[f"xaxis{number}"] = _si_axis(
+            "time" if row == len(ran) - 1 else "",
+            "s",
+            range=[0, record.time_s],
+            anchor=f"y{number}",
+        )
+        layout[f"yaxis{number}"] = _axis(
+            record.schedule,
+            range=[0, 1.2],
+            tickvals=[0, 0.5, 1],
+            tickformat=".0%",
+            anchor=f"x{number}",
+        )
+        if len(record.timeline) > 1:
+            for part in record.timeline:
+                _name_kernel(layout, part.kernel, part.start_s, number)
+    layout["grid"] = {"rows": max(len(ran), 1), "columns": 1, "pattern": "independent", "ygap": 0.3}
+    height = 150 + 150 * max(len(ran), 1)
+    layout["legend"] = {"orientation": "h", "y": -70 / height, "yanchor": "top"}
+    return _chart("In use over time, of the vendor's figure", traces, height, **layout)
+
+
+def _steps(record: Record, track: str) -> tuple[list[float | None], list[float | None]]:
+    """Edges and values of all kernels' bins, one after another, with gaps between kernels.
+
+    Bins that repeat the one before are left out: a step goes on until the next.
+    """
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for part in record.timeline:
+        last = None
+        values = getattr(part, track)
+        for number, value in enumerate(values):
+            if value != last:
+                x.append(part.start_s + number * part.bin_width_s)
+                y.append(value)
+                last = value
+        x += [min(part.start_s + len(values) * part.bin_width_s, record.time_s or 0), None]
+        y += [last, None]
+    return x, y
+
+
+def _name_kernel(layout: dict[str, Any], kernel: str, start_s: float, number: str) -> None:
+    """A kernel's name where it starts, behind a line."""
+    place = {"xref": f"x{number}", "yref": f"y{number}"}
+    line = {"color": GREY, "width": 1, "dash": "dot"}
+    layout["shapes"].append(
+        {"type": "line", "x0": start_s, "x1": start_s, "y0": 0, "y1": 1.2, "line": line, **place}
+    )
+    layout["annotations"].append(
+        {
+            "text": kernel,
+            "x": start_s,
+            "y": 1.2,
+            "showarrow": False,
+            "xanchor": "left",
+            "yanchor": "top",
+            "font": {"size": 11},
+            **place,
+        }
+    )
+
+
+def memory(records: list[Record], hw: HardwareProfile) -> Chart:
+    """HBM allocated over time, a line a schedule, against the device's capacity."""
+    ran = [record for record in records if record.memory]
+    traces: list[Trace] = []
+    for schedule, colour in colours_of(records).items():
+        for record in (r for r in ran if r.schedule == schedule):
+            changes = record.memory
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": schedule,
+                    "x": [*(c["time_s"] for c in changes), record.time_s],
+                    "y": [*(c["in_use_bytes"] for c in changes), changes[-1]["in_use_bytes"]],
+                    "text": [*(c["what"] for c in changes), "end"],
+                    "hovertemplate": "%{text}: %{y}B from %{x}s on",
+                    "line": {"shape": "hv", "color": colour},
+                    "marker": {"size": 5},
+                }
+            )
+    end_s = max((record.time_s or 0.0 for record in ran), default=1.0)
+    capacity = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"capacity, {show(hw.hbm.capacity, 'B')}",
+        "x": [0, end_s],
+        "y": [hw.hbm.capacity] * 2,
+        "hoverinfo": "skip",
+        "line": {"color": GREY, "dash": "dash"},
+    }
+    return _chart(
+        "HBM allocated over time",
+        [*traces, capacity],
+        xaxis=_si_axis("time", "s"),
+        yaxis=_si_axis("allocated", "B", type="log"),
+    )
+
+
+# A sweep: one figure of every record.
+
+
+def swept_time(records: list[Record]) -> Chart:
+    """Time over what is swept."""
+    return _swept("Time", records, lambda record: record.time_s, "time", "s")
+
+
+def swept_traffic(records: list[Record]) -> Chart:
+    """HBM bytes over what is swept."""
+    return _swept("HBM traffic", records, lambda record: record.hbm_bytes, "bytes", "B")
+
+
+def _swept(
+    title: str, records: list[Record], value: Callable[[Record], float | None], axis: str, unit: str
+) -> Chart:
+    """`value` over a swept key, which a menu chooses where there are several.
+
+    Points that differ in that key alone are joined by lines.
+    """
+    ran = [record for record in records if value(record)]
+    keys = list(dict.fromkeys(key for record in records for key in record.point))
+    colours = colours_of(records)
+    symbols = dict(zip(colours, cycle(SYMBOLS), strict=False))
+    traces: list[Trace] = []
+    menu = []
+    axes = {key: _key_axis(key, ran) for key in keys}
+    for shown, key in enumerate(keys):
+        for schedule, colour in colours.items():
+            own = [record for record in ran if record.schedule == schedule]
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": schedule,
+                    "visible": shown == 0,
+                    "hovertemplate": "%{text}<br>%{y}" + unit,
+                    "marker": {"color": colour, "symbol": symbols[schedule], "size": 8},
+                    "line": {"color": colour, "width": 1.5},
+                    **_lines(own, key, value),
+                }
+            )
+        visible = [other == key for other in keys for _ in colours]
+        menu.append(
+            {
+                "label": key,
+                "method": "update",
+                "args": [{"visible": visible}, {"xaxis": axes[key]}],
+            }
+        )
+    menus = {"buttons": menu, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+    return _chart(
+        title,
+        traces,
+        xaxis=axes[keys[0]] if keys else _axis(""),
+        yaxis=_si_axis(axis, unit, type="log"),
+        updatemenus=[menus] if len(keys) > 1 else [],
+    )
+
+
+def _lines(own: list[Record], key: str, value: Callable[[Record], float | None]) -> Trace:
+    """Coordinates and texts of a schedule's records, a gap between lines."""
+    lines: dict[str, list[Record]] = {}
+    for record in own:
+        rest = str([(k, v) for k, v in record.point.items() if k != key])
+        lines.setdefault(rest, []).append(record)
+    x: list[Any] = []
+    y: list[float | None] = []
+    text: list[str] = []
+    for line in lines.values():
+        x += [*(_coordinate(record.point.get(key)) for record in line), None]
+        y += [*(value(record) for record in line), None]
+        text += [*(point_words(record.point) for record in line), ""]
+    return {"x": x, "y": y, "text": text}
+
+
+def _coordinate(value: Any) -> Any:
+    """A number, also of a quantity such as "25 MiB"; else the value as a text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    known = amount(value)
+    return known[0] if known else str(value)
+
+
+def _key_axis(key: str, records: list[Record]) -> dict[str, Any]:
+    """The axis of a swept key: numbers, on a log scale where they span a decade, or categories."""
+    values = [_coordinate(record.point.get(key)) for record in records]
+    if not values or not all(isinstance(value, int | float) for value in values):
+        return _axis(key, type="category")
+    wide = min(values) > 0 and max(values) >= 8 * min(values)
+    known = amount(records[0].point.get(key))
+    if known is None:
+        few = sorted(set(values)) if len(set(values)) <= 12 else None
+        ticks = {"tickvals": few, "ticktext": [f"{v:,}" for v in few]} if few else {}
+        return _axis(key, type="log" if wide else "linear", **ticks)
+    return _si_axis(key, known[1], type="log" if wide else "linear")
+
+
+def point_words(point: Mapping[str, Any]) -> str:
+    """A swept point, such as "seq_len 4,096, l2.capacity 25 MiB"."""
+    return ", ".join(
+        f"{key.split('.', 1)[-1]} {f'{value:,}' if isinstance(value, int) else value}"
+        for key, value in point.items()
+    )
