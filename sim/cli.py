@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from sim.engine.device import EngineName
     from sim.question import Answer
-    from sim.scenario import Progress, Scenario
+    from sim.scenario import Progress, ScenarioText
     from validate.campaign import Campaign
     from validate.measurement import Measurements
 
@@ -89,6 +89,10 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="A file for a trace that ui.perfetto.dev opens.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="An .html file: table, interactive charts and what was asked, in one."),
+    ] = None,
     engine: Annotated[
         Literal["replay", "reference"],
         typer.Option(help="The compiled engine, or the slow SimPy one that checks it."),
@@ -101,7 +105,7 @@ def run(
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
     from sim.files import InputError
     from sim.question import question_in
-    from sim.scenario import make_scenario, read_scenario
+    from sim.scenario import read_scenario
 
     whole = ["limits.exact=true"] if exact else []
     text = read_scenario(scenario, (*(settings or ()), *whole))
@@ -109,12 +113,13 @@ def run(
         raise InputError(f"{text.where}: search: attnsim explore search {scenario} runs it")
     make_question = question_in(text.data)
     if make_question is None:
-        replayed = make_scenario(text.data, text.name, text.where, text.folder)
-        run_schedules(replayed, out, trace, engine, json)
+        run_schedules(text, out, report, trace, engine, json)
         return
     question = make_question(text.data, text.name, text.where)
-    if trace is not None or engine != "replay":
-        raise InputError("--trace and --engine go with a scenario that has [[schedule]] tables")
+    if trace is not None or report is not None or engine != "replay":
+        raise InputError(
+            "--report, --trace and --engine go with a scenario that has [[schedule]] tables"
+        )
     if out is not None:
         make_folder(out)
     with a_bar("replay") as update:
@@ -123,14 +128,22 @@ def run(
 
 
 def run_schedules(
-    question: "Scenario", out: Path | None, trace: Path | None, engine: "EngineName", json: bool
+    text: "ScenarioText",
+    out: Path | None,
+    report: Path | None,
+    trace: Path | None,
+    engine: "EngineName",
+    json: bool,
 ) -> None:
     """Run a scenario of schedules and say what came out."""
     from sim.result import dumps, save
-    from sim.scenario import run_scenario
+    from sim.scenario import make_scenario, run_scenario
 
+    question = make_scenario(text.data, text.name, text.where, text.folder)
     if out is not None:
         make_folder(out)
+    if report is not None:
+        check_writable("--report", report)
     if trace is not None:
         check_writable("--trace", trace)
     with a_bar(engine) as update:
@@ -145,6 +158,10 @@ def run_schedules(
         from sim.report.trace import save_trace
 
         save_trace(outcomes, trace)
+    if report is not None:
+        from sim.report.page import save_page
+
+        save_page(text, records, report)
     if json:
         print(dumps(records), end="")
     else:
@@ -153,6 +170,8 @@ def run_schedules(
         print_records(question.title, records)
         if out is not None:
             print(f"results.json and figures are in {out}")
+        if report is not None:
+            print(f"The report is {report}")
 
 
 @app.command()
@@ -173,6 +192,10 @@ def sweep(
     ] = Path("sweeps.sqlite"),
     export: Annotated[
         Path | None, typer.Option(help="A .parquet or .csv file: a row a schedule and point.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="An .html file: table, interactive charts and what was asked, in one."),
     ] = None,
     engine: Annotated[
         Literal["replay", "reference"],
@@ -199,6 +222,8 @@ def sweep(
     if export is not None:
         check_export(export)
         check_writable("--export", export)
+    if report is not None:
+        check_writable("--report", report)
     kept = Store(store)
     go_on = f"what is finished is in {store}: run again to go on"
     try:
@@ -212,8 +237,15 @@ def sweep(
         kept.close()
     if export is not None:
         export_frame(swept.records, export)
+    if report is not None:
+        from sim.report.page import save_page
+
+        with a_bar(engine) as update:
+            save_page(text, swept.records, report, update)
     print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
     print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
+    if report is not None:
+        print(f"The report is {report}")
 
 
 def give(answer: "Answer", out: Path | None, json: bool) -> None:

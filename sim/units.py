@@ -136,7 +136,7 @@ def amount(value: Any) -> tuple[float, str] | None:
     if not isinstance(value, str):
         return None
     try:
-        quantity = _registry().Quantity(value).to_base_units()
+        quantity: Any = _registry().Quantity(value).to_base_units()
     except Exception:  # as above
         return None
     unit = f"{quantity.units:~}".replace(" ", "").replace("1/s", "Hz")

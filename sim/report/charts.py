@@ -19,17 +19,25 @@ INK, LIGHT = "#222222", "#dddddd"
 
 # What time goes to, in words, and the causes that are told as one (`sim.engine.machine.CAUSES`).
 CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "HBM bandwidth": ("#0072B2", ("hbm",)),
-    "L2 bandwidth": ("#56B4E9", ("l2", "sm_port")),
+    "HBM": ("#0072B2", ("hbm",)),
+    "L2": ("#56B4E9", ("l2", "sm_port")),
     "tensor cores": ("#D55E00", ("tensor",)),
-    "vector lanes and exponentials": ("#E69F00", ("vector", "exp")),
-    "shared memory": ("#009E73", ("sram",)),
+    "vector, exp": ("#E69F00", ("vector", "exp")),
+    "SRAM": ("#009E73", ("sram",)),
     "issue slots": ("#CC79A7", ("issue",)),
-    "latencies": ("#888888", ("hbm_latency", "l2_latency", "op_latency")),
-    "launches and starts of CTAs": ("#444444", ("launch", "cta_start")),
-    "links and idle GPUs": ("#F0E442", ("link", "idle")),
+    "latency": ("#888888", ("hbm_latency", "l2_latency", "op_latency")),
+    "launch, start": ("#444444", ("launch", "cta_start")),
+    "links, idle": ("#F0E442", ("link", "idle")),
 }
-WORDS = {cause: words for words, (_, causes) in CAUSES.items() for cause in causes}
+BELOW: dict[str, Any] = {  # a legend at the foot of its chart, in the order of the traces
+    "orientation": "h",
+    "traceorder": "normal",
+    "yref": "container",
+    "y": 0,
+    "yanchor": "bottom",
+    "x": 0,
+    "xref": "paper",
+}
 
 
 def _axis(title: str, **more: Any) -> dict[str, Any]:
@@ -48,6 +56,13 @@ def _si_axis(title: str, unit: str, **more: Any) -> dict[str, Any]:
     return _axis(title, tickformat="~s", ticksuffix=unit, hoverformat=".4s", **more)
 
 
+def _log(values: Iterable[float]) -> dict[str, Any]:
+    """A log axis for the values: ticks at 1, 2 and 5, or at decades alone where there are many."""
+    known = [value for value in values if value]
+    few = bool(known) and max(known) < 500 * min(known)
+    return {"type": "log", "dtick": "D2" if few else 1}
+
+
 def _chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> Chart:
     return {
         "data": traces,
@@ -59,7 +74,7 @@ def _chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) ->
             "plot_bgcolor": "white",
             "paper_bgcolor": "white",
             "hovermode": "closest",
-            "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"},
+            "legend": BELOW,
             **layout,
         },
     }
@@ -91,7 +106,7 @@ def time_by_cause(records: list[Record]) -> Chart:
                 | {"customdata": shares, "hovertemplate": "%{y}: %{x}s, %{customdata:.0%}"}
             )
     totals = [show(record.time_s or 0, "s") for record in ran]
-    return _bars("Time, by what held it back", traces, ran, totals, "time", "s")
+    return _bars("Time, by what held it back", traces, ran, totals, "s")
 
 
 def hbm_traffic(records: list[Record]) -> Chart:
@@ -105,7 +120,7 @@ def hbm_traffic(records: list[Record]) -> Chart:
     for trace in traces:
         trace["hovertemplate"] = "%{y}: %{x}B"
     totals = [show(record.hbm_bytes or 0, "B") for record in ran]
-    return _bars("HBM traffic", traces, ran, totals, "bytes", "B")
+    return _bars("HBM traffic", traces, ran, totals, "B")
 
 
 def _bar(name: str, values: Sequence[float], names: list[str], colour: str) -> Trace:
@@ -120,7 +135,7 @@ def _bar(name: str, values: Sequence[float], names: list[str], colour: str) -> T
 
 
 def _bars(
-    title: str, traces: list[Trace], ran: list[Record], totals: list[str], axis: str, unit: str
+    title: str, traces: list[Trace], ran: list[Record], totals: list[str], unit: str
 ) -> Chart:
     """Bars stacked to the right, the first schedule on top, each total at its end."""
     names = [record.schedule for record in ran]
@@ -142,9 +157,8 @@ def _bars(
         height=190 + 34 * len(ran),
         barmode="stack",
         bargap=0.35,
-        xaxis=_si_axis(axis, unit, range=[0, 1.15 * max(ends, default=1.0)]),
+        xaxis=_si_axis("", unit, range=[0, 1.18 * max(ends, default=1.0)]),
         yaxis=_axis("", autorange="reversed", type="category"),
-        legend={"orientation": "h", "y": -90 / (80 + 34 * len(ran)), "yanchor": "top"},
     )
 
 
@@ -192,8 +206,8 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
     return _chart(
         "Roofline, a mark a kernel",
         [roof, *traces],
-        xaxis=_axis("FLOPs a byte of HBM traffic", type="log", hoverformat=".3s", dtick=1),
-        yaxis=_si_axis("rate", "FLOP/s", type="log", dtick=1),
+        xaxis=_axis("FLOPs a byte of HBM traffic", tickformat="~s", **_log([low, high])),
+        yaxis=_si_axis("", "FLOP/s", **_log([peak, *(y for t in traces for y in t["y"])])),
     )
 
 
@@ -251,7 +265,6 @@ def timeline(records: list[Record]) -> Chart:
                 _name_kernel(layout, part.kernel, part.start_s, number)
     layout["grid"] = {"rows": max(len(ran), 1), "columns": 1, "pattern": "independent", "ygap": 0.3}
     height = 150 + 150 * max(len(ran), 1)
-    layout["legend"] = {"orientation": "h", "y": -70 / height, "yanchor": "top"}
     return _chart("In use over time, of the vendor's figure", traces, height, **layout)
 
 
@@ -330,7 +343,7 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
         "HBM allocated over time",
         [*traces, capacity],
         xaxis=_si_axis("time", "s"),
-        yaxis=_si_axis("allocated", "B", type="log"),
+        yaxis=_si_axis("", "B", **_log([hw.hbm.capacity, *(y for t in traces for y in t["y"])])),
     )
 
 
@@ -339,16 +352,16 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
 
 def swept_time(records: list[Record]) -> Chart:
     """Time over what is swept."""
-    return _swept("Time", records, lambda record: record.time_s, "time", "s")
+    return _swept("Time", records, lambda record: record.time_s, "s")
 
 
 def swept_traffic(records: list[Record]) -> Chart:
     """HBM bytes over what is swept."""
-    return _swept("HBM traffic", records, lambda record: record.hbm_bytes, "bytes", "B")
+    return _swept("HBM traffic", records, lambda record: record.hbm_bytes, "B")
 
 
 def _swept(
-    title: str, records: list[Record], value: Callable[[Record], float | None], axis: str, unit: str
+    title: str, records: list[Record], value: Callable[[Record], float | None], unit: str
 ) -> Chart:
     """`value` over a swept key, which a menu chooses where there are several.
 
@@ -389,7 +402,7 @@ def _swept(
         title,
         traces,
         xaxis=axes[keys[0]] if keys else _axis(""),
-        yaxis=_si_axis(axis, unit, type="log"),
+        yaxis=_si_axis("", unit, **_log([value(record) or 0 for record in ran])),
         updatemenus=[menus] if len(keys) > 1 else [],
     )
 
@@ -423,13 +436,13 @@ def _key_axis(key: str, records: list[Record]) -> dict[str, Any]:
     values = [_coordinate(record.point.get(key)) for record in records]
     if not values or not all(isinstance(value, int | float) for value in values):
         return _axis(key, type="category")
-    wide = min(values) > 0 and max(values) >= 8 * min(values)
-    known = amount(records[0].point.get(key))
-    if known is None:
-        few = sorted(set(values)) if len(set(values)) <= 12 else None
-        ticks = {"tickvals": few, "ticktext": [f"{v:,}" for v in few]} if few else {}
-        return _axis(key, type="log" if wide else "linear", **ticks)
-    return _si_axis(key, known[1], type="log" if wide else "linear")
+    scale = _log(values) if min(values) > 0 and max(values) >= 8 * min(values) else {}
+    if known := amount(records[0].point.get(key)):
+        return _si_axis(key, known[1], **scale)
+    if len(set(values)) <= 12:
+        few = sorted(set(values))
+        scale |= {"tickvals": few, "ticktext": [f"{value:,}" for value in few]}
+    return _axis(key, **scale)
 
 
 def point_words(point: Mapping[str, Any]) -> str:

@@ -1,15 +1,16 @@
 """Results, profiles and scenarios as tables on a terminal, by rich."""
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sim.files import read_toml
-from sim.hardware import HardwareProfile, find_toml, load_profile, shipped_names
+from sim.hardware import HardwareProfile, Section, find_toml, load_profile, shipped_names
 from sim.result import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.units import show, show_binary
@@ -38,89 +39,100 @@ def point_text(record: Record) -> str:
     return ", ".join(f"{key.split('.', 1)[-1]} {value}" for key, value in record.point.items())
 
 
-def print_records(title: str, records: list[Record]) -> None:
-    """A row a record and, where nothing is swept, one a kernel below it.
+@dataclass(frozen=True)
+class Column:
+    """Of the records' table: its heading, what a record has there, and what a kernel has."""
 
-    Where a schedule runs on several GPUs or uses links, columns tell of that.
-    """
-    table = new_table(
-        title,
-        "schedule",
-        "point",
-        "time",
+    heading: str
+    of_record: Callable[[Record], str]
+    of_kernel: Callable[[KernelResult], str] = lambda _: ""
+
+
+def _causes(record: Record) -> str:
+    return ", ".join(f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2])
+
+
+def _kernel_name(kernel: KernelResult) -> str:
+    return f"  {kernel.name}{f' ×{kernel.launches}' if kernel.launches > 1 else ''}"
+
+
+_COLUMNS = (
+    Column("schedule", lambda r: r.schedule, _kernel_name),
+    Column("point", point_text),
+    Column("time", lambda r: show(r.time_s or 0, "s"), lambda k: show(k.time_s, "s")),
+    Column(
         "HBM read",
+        lambda r: show(r.hbm_read_bytes or 0, "B"),
+        lambda k: show(k.hbm_read_bytes, "B"),
+    ),
+    Column(
         "HBM write",
-        "L2 hits",
-        "peak memory",
+        lambda r: show(r.hbm_write_bytes or 0, "B"),
+        lambda k: show(k.hbm_write_bytes, "B"),
+    ),
+    Column("L2 hits", lambda r: f"{r.l2_hit_rate:.0%}", lambda k: f"{k.l2_hit_rate:.0%}"),
+    Column("peak memory", lambda r: show(r.peak_hbm_bytes or 0, "B")),
+    Column(
         "tensor",
-        "HBM",
-        "GPUs",
-        "over links",
-        "wait for links",
-        "held back by",
-        numeric_from=2,
-    )
-    swept = any(record.point for record in records)
-    linked = any(record.gpus > 1 or record.link_bytes for record in records)
-    for record in records:
-        if record.status != "ok":
-            table.add_row(record.schedule, point_text(record), record.status, style="red")
-            continue
-        table.add_row(*_record_cells(record))
-        if len(record.kernels) > 1 and not swept:
-            for kernel in record.kernels:
-                table.add_row(*_kernel_cells(kernel), style="dim")
-    dropped = [] if swept else ["point"]
-    if not linked:
-        dropped += ["GPUs", "over links", "wait for links"]
-    table.columns = [column for column in table.columns if column.header not in dropped]
-    show_table(table)
+        lambda r: f"{r.tensor_utilisation:.0%}",
+        lambda k: f"{k.tensor_utilisation:.0%}",
+    ),
+    Column("HBM", lambda r: f"{r.hbm_utilisation:.0%}", lambda k: f"{k.hbm_utilisation:.0%}"),
+    Column("GPUs", lambda r: str(r.gpus)),
+    Column("over links", lambda r: show(r.link_bytes, "B")),
+    Column("wait for links", lambda r: show(r.link_wait_s, "s")),
+    Column("held back by", _causes, lambda k: f"{k.bottleneck} {k.bottleneck_share:.0%}"),
+)
+
+
+def columns_of(records: list[Record]) -> list[Column]:
+    """The table's columns: of points only in a sweep, of links only where they are used."""
+    dropped = set()
+    if not any(record.point for record in records):
+        dropped.add("point")
+    if not any(record.gpus > 1 or record.link_bytes for record in records):
+        dropped |= {"GPUs", "over links", "wait for links"}
+    return [column for column in _COLUMNS if column.heading not in dropped]
+
+
+def with_kernels(records: list[Record]) -> bool:
+    """Whether the table tells kernels apart: not in a sweep."""
+    return not any(record.point for record in records)
+
+
+def notes(records: list[Record]) -> list[str]:
+    """What goes below the table: what was fast-forwarded, and what did not run."""
+    lines = []
     for record in records:
         who = f"{record.schedule} {point_text(record)}".strip()
         if skipped := record.fast_forward:
-            print(
+            lines.append(
                 f"{who}: fast-forwarded over {skipped['steps_skipped']:.2g} tile steps; estimated "
                 f"error {skipped['time_error']:.1%} of time, {skipped['hbm_error']:.1%} of HBM "
                 "bytes (--exact replays all)"
             )
         if record.reason:
-            print(f"{who}: {record.status}: {record.reason}")
+            lines.append(f"{who}: {record.status}: {record.reason}")
+    return lines
 
 
-def _record_cells(record: Record) -> list[str]:
-    causes = [f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2]]
-    return [
-        record.schedule,
-        point_text(record),
-        show(record.time_s or 0, "s"),
-        show(record.hbm_read_bytes or 0, "B"),
-        show(record.hbm_write_bytes or 0, "B"),
-        f"{record.l2_hit_rate:.0%}",
-        show(record.peak_hbm_bytes or 0, "B"),
-        f"{record.tensor_utilisation:.0%}",
-        f"{record.hbm_utilisation:.0%}",
-        str(record.gpus),
-        show(record.link_bytes, "B"),
-        show(record.link_wait_s, "s"),
-        ", ".join(causes),
-    ]
-
-
-def _kernel_cells(kernel: KernelResult) -> list[str]:
-    times = f" ×{kernel.launches}" if kernel.launches > 1 else ""
-    return [
-        f"  {kernel.name}{times}",
-        "",
-        show(kernel.time_s, "s"),
-        show(kernel.hbm_read_bytes, "B"),
-        show(kernel.hbm_write_bytes, "B"),
-        f"{kernel.l2_hit_rate:.0%}",
-        "",
-        f"{kernel.tensor_utilisation:.0%}",
-        f"{kernel.hbm_utilisation:.0%}",
-        *[""] * 3,
-        f"{kernel.bottleneck} {kernel.bottleneck_share:.0%}",
-    ]
+def print_records(title: str, records: list[Record]) -> None:
+    """A row a record and, where nothing is swept, one a kernel below it; then the notes."""
+    columns = columns_of(records)
+    numeric_from = 1 if with_kernels(records) else 2
+    table = new_table(title, *(c.heading for c in columns), numeric_from=numeric_from)
+    for record in records:
+        if record.status != "ok":
+            leading = [column.of_record(record) for column in columns[:numeric_from]]
+            table.add_row(*leading, record.status, style="red")
+            continue
+        table.add_row(*(column.of_record(record) for column in columns))
+        if len(record.kernels) > 1 and with_kernels(records):
+            for kernel in record.kernels:
+                table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
+    show_table(table)
+    for line in notes(records):
+        print(line)
 
 
 _ROWS = 40  # of a sweep that a reader would still look through
@@ -173,21 +185,38 @@ def print_profile(hw: HardwareProfile) -> None:
     """Every figure of a profile with its section's source below."""
     console = Console()
     console.print(f"[bold]{hw.name}[/bold]: {hw.title} ({hw.arch})")
-    _print_section(console, "", hw)
+    for section in sections_of(hw):
+        console.print(f"\n[bold]\\[{section.name}][/bold]")
+        for key, text in section.figures.items():
+            console.print(f"  {key} = {text}")
+        console.print(f"  [dim]{section.source}[/dim]")
 
 
-def _print_section(console: Console, path: str, section: BaseModel) -> None:
-    for key, value in section:
-        if isinstance(value, BaseModel):
-            heading = f"{path}{key}"
-            if hasattr(value, "source"):
-                console.print(f"\n[bold]\\[{heading}][/bold]")
-            _print_section(console, f"{heading}.", value)
-        elif path and value is not None and key != "source":
-            console.print(f"  {key} = {figure_text(key, value)}")
-    source = getattr(section, "source", None)
-    if source:
-        console.print(f"  [dim]{source}[/dim]")
+@dataclass(frozen=True)
+class ProfileSection:
+    """A table of a profile, such as calibration.hbm: its figures as texts, and their source."""
+
+    name: str
+    figures: dict[str, str]
+    source: str
+
+
+def sections_of(hw: HardwareProfile) -> list[ProfileSection]:
+    """All sections of a profile, the calibration's last."""
+    tables = [(key, value) for key, value in hw if isinstance(value, Section)]
+    tables += [(f"calibration.{key}", value) for key, value in hw.calibration]
+    return [
+        ProfileSection(
+            name,
+            {
+                key: figure_text(key, value)
+                for key, value in table
+                if value is not None and key != "source"
+            },
+            table.source,
+        )
+        for name, table in tables
+    ]
 
 
 def figure_text(key: str, value: Any) -> str:

@@ -1,0 +1,84 @@
+"""What a run came to, in a sentence or two."""
+
+from collections import Counter
+
+from sim.result import Record
+from sim.units import show
+
+WORDS = {
+    "hbm": "HBM bandwidth",
+    "l2": "L2 bandwidth",
+    "sm_port": "the SMs' ports to L2",
+    "tensor": "the tensor cores",
+    "vector": "the vector lanes",
+    "exp": "exponentials",
+    "sram": "SRAM bandwidth",
+    "issue": "issue slots",
+    "hbm_latency": "HBM latency",
+    "l2_latency": "L2 latency",
+    "op_latency": "instruction latency",
+    "cta_start": "starts of CTAs",
+    "launch": "launches",
+    "link": "links",
+    "idle": "waiting for other GPUs",
+}
+
+
+def answer(records: list[Record]) -> str:
+    """Which schedule is fastest, by how much, and what holds it back; over a sweep, how often."""
+    points: dict[str, list[Record]] = {}
+    for record in records:
+        points.setdefault(str(record.point), []).append(record)
+    ran = [[r for r in at_point if r.time_s] for at_point in points.values()]
+    ran = [at_point for at_point in ran if at_point]
+    missing = sum(not record.time_s for record in records)
+    if not ran:
+        return f"Nothing ran: {records[0].schedule}: {records[0].reason}."
+    text = _of_point(ran[0]) if len(points) == 1 else _of_sweep(ran, len(points))
+    if missing:
+        left = [record for record in records if not record.time_s]
+        why = f"{left[0].schedule}: {left[0].status}"
+        text += f" {missing} of {len(records)} did not run (such as {why})."
+    return text
+
+
+def _time_s(record: Record) -> float:
+    return record.time_s or float("inf")
+
+
+def _of_point(ran: list[Record]) -> str:
+    best = min(ran, key=_time_s)
+    cause, share = next(iter(best.bottleneck_shares.items()))
+    took = f"{show(_time_s(best), 's')}, held back by {WORDS[cause]} for {share:.0%} of it"
+    moves = f"{show(best.hbm_bytes or 0, 'B')} through HBM"
+    if len(ran) == 1:
+        return f"{best.schedule} takes {took}, and moves {moves}."
+    slowest = max(ran, key=_time_s)
+    ratio = _time_s(slowest) / _time_s(best)
+    most = max(ran, key=lambda record: record.hbm_bytes or 0)
+    others = "" if most is best else f", {most.schedule} {show(most.hbm_bytes or 0, 'B')}"
+    return (
+        f"{best.schedule} is fastest: {took}; {ratio:.3g} times as fast as {slowest.schedule}. "
+        f"It moves {moves}{others}."
+    )
+
+
+def _of_sweep(ran: list[list[Record]], points: int) -> str:
+    schedules = dict.fromkeys(record.schedule for at_point in ran for record in at_point)
+    times_s = [_time_s(record) for at_point in ran for record in at_point]
+    span = f"from {show(min(times_s), 's')} to {show(max(times_s), 's')}"
+    if len(schedules) == 1:
+        return f"{next(iter(schedules))} takes {span} over {points:,} points."
+    wins = Counter(min(at_point, key=_time_s).schedule for at_point in ran)
+    (first, times), *others = wins.most_common()
+    text = f"{first} is fastest at {times:,} of {points:,} points"
+    text += "".join(f", {schedule} at {count:,}" for schedule, count in others) + "."
+    ratios = [
+        max(map(_time_s, at_point)) / _time_s(record)
+        for at_point in ran
+        for record in at_point
+        if record.schedule == first and len(at_point) > 1
+    ]
+    if ratios:
+        text += f" It is {min(ratios):.3g} to {max(ratios):.3g} times as fast as the slowest."
+    return f"{text} Times go {span}."
