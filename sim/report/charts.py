@@ -158,15 +158,15 @@ def _bars(
         barmode="stack",
         bargap=0.35,
         xaxis=_si_axis("", unit, range=[0, 1.18 * max(ends, default=1.0)]),
-        yaxis=_axis("", autorange="reversed", type="category"),
+        yaxis=_axis("", autorange="reversed", type="category", showgrid=False),
     )
 
 
 def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
     """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the device's roof."""
     colours = colours_of(records)
-    traces = []
-    intensities = []
+    traces: list[Trace] = []
+    intensities: list[float] = []
     for (schedule, colour), symbol in zip(colours.items(), cycle(SYMBOLS), strict=False):
         kernels = [
             kernel
