@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sim.cli import app
-from sim.report.answer import answer
+from sim.engine.machine import CAUSES
+from sim.report import charts
+from sim.report.answer import WORDS, answer
 from sim.result import load
 from sim.units import show
 from tests.browser import Visit
@@ -223,6 +225,12 @@ def test_a_report_that_cannot_be_is_one_line(arguments, said, monkeypatch, capsy
     captured = capsys.readouterr()
     assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", captured.err)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_cause_has_words_and_one_place_in_the_chart():
+    causes = [*CAUSES, "launch", "link", "idle"]
+    told = [cause for _, own in charts.CAUSES.values() for cause in own]
+    assert sorted(told) == sorted(causes) == sorted(WORDS)
 
 
 def test_the_answer_of_one_schedule_names_no_rival(written):

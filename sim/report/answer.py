@@ -31,14 +31,13 @@ def answer(records: list[Record]) -> str:
         points.setdefault(str(record.point), []).append(record)
     ran = [[r for r in at_point if r.time_s] for at_point in points.values()]
     ran = [at_point for at_point in ran if at_point]
-    missing = sum(not record.time_s for record in records)
+    left = [record for record in records if not record.time_s]
     if not ran:
         return f"Nothing ran: {records[0].schedule}: {records[0].reason}."
     text = _of_point(ran[0]) if len(points) == 1 else _of_sweep(ran, len(points))
-    if missing:
-        left = [record for record in records if not record.time_s]
+    if left:
         why = f"{left[0].schedule}: {left[0].status}"
-        text += f" {missing} of {len(records)} did not run (such as {why})."
+        text += f" {len(left):,} of {len(records):,} did not run (such as {why})."
     return text
 
 
@@ -80,5 +79,6 @@ def _of_sweep(ran: list[list[Record]], points: int) -> str:
         if record.schedule == first and len(at_point) > 1
     ]
     if ratios:
-        text += f" It is {min(ratios):.3g} to {max(ratios):.3g} times as fast as the slowest."
+        rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest"
+        text += f" It is {min(ratios):.3g} to {max(ratios):.3g} times as fast as {rival}."
     return f"{text} Times go {span}."

@@ -29,6 +29,7 @@ CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "launch, start": ("#444444", ("launch", "cta_start")),
     "links, idle": ("#F0E442", ("link", "idle")),
 }
+VISIBLE = 0.003  # of a bar: less is not to be seen, and not told
 BELOW: dict[str, Any] = {  # a legend at the foot of its chart, in the order of the traces
     "orientation": "h",
     "traceorder": "normal",
@@ -99,8 +100,8 @@ def time_by_cause(records: list[Record]) -> Chart:
             sum(record.bottleneck_shares.get(cause, 0.0) for cause in causes) * (record.time_s or 0)
             for record in ran
         ]
-        if any(times_s):
-            shares = [t / (r.time_s or 1) for t, r in zip(times_s, ran, strict=True)]
+        shares = [t / (r.time_s or 1) for t, r in zip(times_s, ran, strict=True)]
+        if any(share > VISIBLE for share in shares):
             traces.append(
                 _bar(words, times_s, names, colour)
                 | {"customdata": shares, "hovertemplate": "%{y}: %{x}s, %{customdata:.0%}"}
