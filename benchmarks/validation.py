@@ -1,0 +1,202 @@
+"""How near predictions are to measurements: the errors that attnsim ships, and tells in reports.
+
+The shipped profile of every GPU of which there are measurements (published tables, and files in
+validate/measurements) is judged on their test split. It takes a minute. With --write, the data file
+and the tables of README.md and docs/validation.md are renewed; what their text says is left alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sim.files import save_text
+from sim.hardware import HardwareProfile, load_profile
+from validate.compare import WARM, Comparison, compare
+from validate.known_errors import FILE, KnownError
+from validate.measurement import Measurement, Measurements, load_measurements
+from validate.published import published, published_profiles
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "validate" / "measurements" / FILE
+# In the order of the tables, with the README's names.
+GPUS = {
+    "h100-sxm": "H100 SXM",
+    "h100-pcie": "H100 PCIe",
+    "a100-sxm-80gb": "A100 80 GB",
+    "a100-sxm-40gb": "A100 (inferred)",
+    "rtx-3090": "RTX 3090",
+    "rtx-4090": "RTX 4090",
+}
+KERNELS = {
+    "flash2": "FlashAttention-2",
+    "flash3": "FlashAttention-3",
+    "triton_flash2": "Triton's FlashAttention-2",
+    "eager": "eager PyTorch",
+    "flash_decoding": "split-KV decoding, FlashAttention",
+    "triton_flash_decoding": "split-KV decoding, Triton",
+    "paged_decode": "paged decoding, FlashInfer",
+}
+
+
+def all_measurements() -> Iterator[Measurements]:
+    """The published tables, GPU by GPU, and the measurement files that are shipped."""
+    for profile in published_profiles():
+        yield published(profile)
+    for path in sorted(DATA.parent.glob("*.json")):
+        if path != DATA:
+            yield load_measurements(path)
+
+
+def data_of(all_measured: Iterable[Measurements]) -> dict[str, Any]:
+    """What the data file says of these measurements: every kernel's errors, and pairs."""
+    compared, errors = [], []
+    for measured in all_measured:
+        print(f"{measured.title} ...", file=sys.stderr, flush=True)
+        hw = load_profile(measured.device.profile)
+        comparison = compare(measured, hw)
+        compared.append(
+            {
+                "title": measured.title,
+                "profile": hw.name,
+                "inputs": digest(measured, hw),
+                "pairs": asdict(comparison.pairs),
+            }
+        )
+        errors += errors_of(comparison)
+    errors.sort(key=_place)
+    return {
+        "made_by": "python benchmarks/validation.py --write",
+        "attnsim": version("attnsim"),
+        "compared": compared,
+        "errors": [asdict(error) for error in errors],
+    }
+
+
+def digest(measured: Measurements, hw: HardwareProfile) -> str:
+    """Of what the errors rest on but the simulator: the measurements and the profile's figures."""
+    return sha256((measured.model_dump_json() + hw.model_dump_json()).encode()).hexdigest()[:16]
+
+
+def errors_of(comparison: Comparison) -> Iterator[KnownError]:
+    """A comparison's scores, with what each kernel was predicted by and whose figures it has."""
+    for score in comparison.scores:
+        points = [one.point for one in comparison.judged if one.point.family == score.family]
+        yield KnownError(
+            **asdict(score),
+            profile=comparison.hardware,
+            title=comparison.title,
+            schedule=_kernel(points),
+            sources=tuple(sorted({point.source for point in points if point.source})),
+        )
+
+
+def _kernel(points: Iterable[Measurement]) -> dict[str, Any]:
+    """The one kernel that a family's points were predicted by."""
+    (kernel,) = {
+        tuple((key, table[key]) for key in ("name", "implementation") if key in table)
+        for table in (point.schedule or {} for point in points)
+    }
+    return dict(kernel)
+
+
+def _place(error: KnownError) -> tuple[int, int, str, str]:
+    return _index(GPUS, error.profile), _index(KERNELS, error.family), error.family, error.quantity
+
+
+def _index(names: dict[str, str], name: str) -> int:
+    return list(names).index(name) if name in names else len(names)
+
+
+def docs_table(errors: Iterable[KnownError]) -> str:
+    """The table of docs/validation.md."""
+    columns = "GPU|kernel|points|mean error|worst|bias|rank correlation|roofline's mean error"
+    return _markdown(
+        columns.split("|"),
+        (
+            (
+                one.profile,
+                one.family if one.quantity == WARM else f"{one.family}: {one.quantity}",
+                str(one.points),
+                f"{one.mean_error:.1%}",
+                f"{one.worst_error:.1%}",
+                f"{one.bias:+.1%}",
+                "" if one.rank_correlation is None else f"{one.rank_correlation:.2f}",
+                "" if one.roofline_error is None else f"{one.roofline_error:.1%}",
+            )
+            for one in errors
+        ),
+    )
+
+
+def readme_table(errors: Iterable[KnownError]) -> str:
+    """The README's table."""
+    columns = "GPU|kernel|points|mean error of time|worst|roofline's mean error"
+    return _markdown(
+        columns.split("|"),
+        (
+            (
+                GPUS[one.profile],
+                KERNELS[one.family],
+                str(one.points),
+                f"{one.mean_error:.1%}",
+                f"{one.worst_error:.1%}",
+                f"{one.roofline_error:.1%}",
+            )
+            for one in errors
+        ),
+    )
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return _line(columns) + "|" + "---|" * len(columns) + "\n" + "".join(map(_line, rows))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells) + "\n"
+
+
+def renew(path: Path, table: str) -> None:
+    """Put the table in the place of the one with its header in a Markdown file."""
+    header = table.splitlines(keepends=True)[0]
+    before, after = path.read_text(encoding="utf-8").split(header)
+    rest = after.splitlines(keepends=True)
+    while rest and rest[0].startswith("|"):
+        rest.pop(0)
+    save_text(before + table + "".join(rest), path)
+
+
+def main() -> None:
+    """Judge, print and, with --write, store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the data file instead")
+    parser.add_argument("--write", action="store_true", help="renew the data file and the tables")
+    asked = parser.parse_args()
+    data = data_of(all_measurements())
+    errors = [KnownError(**row) for row in data["errors"]]
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    if asked.write:
+        of_others = [one for one in errors if one.sources]
+        save_text(text, DATA)
+        renew(ROOT / "docs" / "validation.md", docs_table(of_others))
+        renew(ROOT / "README.md", readme_table(of_others))
+    if asked.json:
+        print(text, end="")
+        return
+    print(docs_table(errors))
+    for one in data["compared"]:
+        pairs = one["pairs"]
+        if pairs["total"]:
+            print(
+                f"{one['title']}: the faster kernel is named in {pairs['right']} of "
+                f"{pairs['total']} pairs (roofline: {pairs['roofline_right']})"
+            )
+
+
+if __name__ == "__main__":
+    main()
