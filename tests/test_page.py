@@ -15,6 +15,7 @@ from sim.report.answer import WORDS, answer
 from sim.result import load
 from sim.units import show
 from tests.browser import Visit
+from validate.known_errors import known_errors
 
 QUESTION = """
 title = "Two schedules"
@@ -140,6 +141,18 @@ def test_the_device_is_shown_with_its_sources(written, opened):
     text = device.inner_text()
     assert "capacity = 12 MiB" in text
     assert "datasheet" in text
+
+
+def test_the_errors_of_earlier_predictions_are_those_that_are_shipped(written, opened):
+    path, _ = written(QUESTION + '[[schedule]]\nname = "bigbird"\nlabel = "bird"\n')
+    page = opened(path)
+    rows = [row.split("\t") for row in page.locator("#errors tbody tr").all_inner_texts()]
+    known = known_errors({"name": "flash2"}, "a100-sxm-80gb")
+    flash = [row for row in rows if row[0] == "flash2"]
+    assert [row[1] for row in flash] == [one.profile for one in known]
+    assert flash[0][1] == "a100-sxm-80gb"
+    assert flash[0][3:5] == [str(known[0].points), f"{known[0].mean_error:.1%}"]
+    assert "bird: no measurement of such a kernel is known" in page.locator("body").inner_text()
 
 
 def test_a_sweep_has_all_points_and_charts_of_the_chosen_one(written, opened, tmp_path):

@@ -32,6 +32,8 @@ from sim.scenario import (
     run_scenario,
     variations,
 )
+from sim.schedules import make_schedule
+from validate.known_errors import KnownError, known_errors
 
 CHARTED = 8  # points of a sweep of which the page has all charts
 
@@ -104,6 +106,7 @@ def page(text: ScenarioText, records: list[Record], progress: Progress = lambda 
         telling=_telling(shown),
         swept=swept,
         charts=_script({"swept": swept, "points": [one.charts() for one in shown]}),
+        errors=_errors(text, records[0].hardware),
         scenario=tomli_w.dumps(text.data),
         devices={one.device: sections_of(one.hardware) for one in shown},
         versions=records[0].versions | {"plotly": version("plotly")},
@@ -140,6 +143,14 @@ def _with_timeline(record: Record, text: ScenarioText, point: Point, progress: P
     scenario = Scenario(text.name, text.name, (one,), limits, text.where)
     (outcome,) = run_scenario(scenario, cast(EngineName, record.engine), progress)
     return outcome.record
+
+
+def _errors(text: ScenarioText, profile: str) -> dict[str, list[KnownError]]:
+    """What is known of each schedule's error, by its title; of the GPU `profile` first."""
+    return {
+        make_schedule(table, text.where, text.folder).title: known_errors(table, profile)
+        for table in text.data["schedule"]
+    }
 
 
 def _telling(shown: list[Shown]) -> int:
