@@ -418,6 +418,35 @@ def sensitivity(
     give(answer, out, json)
 
 
+@explore_app.command()
+def serve(
+    scenario: ScenarioArgument = "flash_vs_naive",
+    settings: SettingsOption = None,
+    port: Annotated[int, typer.Option(help="Where to listen; 0: where there is room.")] = 8050,
+    out: Annotated[Path, typer.Option(help="Where the page's button makes its folders.")] = Path(),
+) -> None:
+    """Serve a page on this computer whose sliders change the device and the workload."""
+    from sim.files import InputError
+    from sim.question import question_in
+    from sim.scenario import read_scenario
+
+    try:
+        from sim.explore.app import Explorer
+        from sim.explore.app import serve as serve_page
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the page needs {error.name}, which is not installed: pip install 'attnsim[explore]'"
+        ) from None
+    text = read_scenario(scenario, tuple(settings or ()))
+    if question_in(text.data) is not None or "search" in text.data:
+        raise InputError(f"{text.where}: schedule: the explorer is of [[schedule]] tables")
+    explorer = Explorer(text, out)
+    try:
+        serve_page(explorer, port, lambda address: print(f"The explorer is at {address}"))
+    except KeyboardInterrupt:
+        print()
+
+
 @app.command()
 def scenarios() -> None:
     """List the scenarios that come with attnsim."""

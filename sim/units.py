@@ -112,22 +112,22 @@ _SHOWN_PREFIXES = (
 _SMALL_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
 
 
-def show(value: float, unit: str) -> str:
-    """`value` with three digits and a decimal prefix: show(3.35e12, "B/s") == "3.35 TB/s"."""
+def show(value: float, unit: str, digits: int = 3) -> str:
+    """`value` with so many digits and a decimal prefix: show(3.35e12, "B/s") == "3.35 TB/s"."""
     if value == 0:
         return f"0 {unit}"
     prefixes = _SHOWN_PREFIXES if abs(value) >= 1 else _SMALL_PREFIXES
     for scale, prefix in prefixes:
         if abs(value) >= scale * 0.9995:
-            return f"{value / scale:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
+            return f"{value / scale:.{digits}g} {prefix}{unit}"
+    return f"{value:.{digits}g} {unit}"
 
 
-def show_binary(value_bytes: float) -> str:
+def show_binary(value_bytes: float, digits: int = 4) -> str:
     """A capacity with a binary prefix: show_binary(233472) == "228 KiB"."""
     for scale, prefix in ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki")):
         if value_bytes >= scale:
-            return f"{value_bytes / scale:.4g} {prefix}B"
+            return f"{value_bytes / scale:.{digits}g} {prefix}B"
     return f"{value_bytes:.0f} B"
 
 

@@ -17,7 +17,8 @@ _INNER: dict[str, Any] = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapp
 
 inlined = njit(forceinline=True, **_INNER)
 called = njit(**_OPTIONS)
-entry = njit(cache=True, **_OPTIONS)  # what Python calls: compiled once, then read from disk
+# What Python calls: compiled once, then read from disk; other threads run beside it.
+entry = njit(cache=True, nogil=True, **_OPTIONS)
 
 
 def aligned(fields: list[Any]) -> np.dtype[np.void]:

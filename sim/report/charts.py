@@ -81,6 +81,12 @@ def _chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) ->
     }
 
 
+EMPTY: Chart = {
+    "data": [],
+    "layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}},
+}
+
+
 def colours_of(records: Iterable[Record]) -> dict[str, str]:
     """A colour for each schedule, in the order in which they come."""
     schedules = dict.fromkeys(record.schedule for record in records)

@@ -219,17 +219,24 @@ def sections_of(hw: HardwareProfile) -> list[ProfileSection]:
     ]
 
 
+_UNITS = {
+    "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
+    "network": "B/s", "network_latency": "s",
+    "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
+    "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s",
+    "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",
+    "tensor_per_flop": "J/FLOP",
+}  # fmt: skip
+
+
+def unit_of(key: str) -> str | None:
+    """The unit of a profile's figure, by the last part of its key; None for plain numbers."""
+    return _UNITS.get(key.rsplit(".", 1)[-1])
+
+
 def figure_text(key: str, value: Any) -> str:
     """A figure of a profile in the unit that the last part of its key stands for."""
-    units = {
-        "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
-        "network": "B/s", "network_latency": "s",
-        "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
-        "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s",
-        "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",
-        "tensor_per_flop": "J/FLOP",
-    }  # fmt: skip
-    unit = units.get(key)
+    unit = unit_of(key)
     if unit is None:
         return f"{value:g}"
     return show_binary(value) if unit == "B" else show(value, unit)

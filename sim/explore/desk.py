@@ -1,0 +1,105 @@
+"""Answers the explorer's questions: what each schedule comes to, as changed and as it is."""
+
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sim.explore.controls import Controls, changes, hardware_of, tables_of
+from sim.files import InputError
+from sim.hardware import HardwareProfile, load_profile
+from sim.result import Record
+from sim.scenario import ScenarioText, make_scenario, run_scenario
+
+# A second at most, of what cannot be fast-forwarded; `attnsim run` has time for more.
+LIMITS = {"tile_steps": 12_000_000}
+KEPT = 512  # answers
+WHERE = "explorer"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A schedule's record on the changed device and on the profile's, or why there is none."""
+
+    title: str
+    changed: Record | str
+    shipped: Record | str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page shows: `hardware` is the changed device."""
+
+    hardware: HardwareProfile
+    differs: bool
+    rows: list[Row]
+
+    @property
+    def ran(self) -> list[Record]:
+        """Records on the changed device."""
+        return [row.changed for row in self.rows if isinstance(row.changed, Record)]
+
+
+class Desk:
+    """One scenario's questions. Of a page's questions only the newest is worked on."""
+
+    def __init__(self, text: ScenarioText) -> None:
+        """Nothing is replayed yet."""
+        self.text = text
+        self._workers = ThreadPoolExecutor()  # the compiled engine runs beside Python
+        self._one_at_a_time = threading.Lock()
+        self._newest: dict[str, int] = {}
+        self._replayed = lru_cache(KEPT)(self._replay)
+
+    def profile(self, name: str) -> HardwareProfile:
+        """The profile of that name, as it is; raises InputError."""
+        return self._load(hardware_of(self.text.data, name))
+
+    def _load(self, tables: Mapping[str, Any]) -> HardwareProfile:
+        overrides = {key: value for key, value in tables.items() if key != "profile"}
+        return load_profile(tables["profile"], overrides, WHERE, self.text.folder)
+
+    def ask(self, page: str, number: int, controls: Controls) -> Answer | None:
+        """The answer, or None where `page` has asked a later question meanwhile.
+
+        Questions of a page are numbered as it asks them.
+        """
+        self._newest[page] = max(number, self._newest.get(page, 0))
+        with self._one_at_a_time:
+            return None if number < self._newest[page] else self.answer(controls)
+
+    def answer(self, controls: Controls) -> Answer:
+        """Every schedule on the changed device and, for comparison, on the profile as it is.
+
+        Raises InputError where the device or the workload cannot be.
+        """
+        changed = changes(self.profile(controls.profile), controls.figures)
+        sides = [tables_of(self.text.data, controls, side) for side in (changed, {})]
+        questions = [
+            _of_schedule(side, n) for n in range(len(controls.schedules)) for side in sides
+        ]
+        records = list(self._workers.map(self._replayed, questions))
+        rows = [
+            Row(title, *both)
+            for title, *both in zip(controls.schedules, records[::2], records[1::2], strict=True)
+        ]
+        return Answer(self._load(sides[0]["hardware"]), bool(changed), rows)
+
+    def _replay(self, question: str) -> Record | str:
+        """One schedule's record, or why there is none; the question is a scenario as JSON."""
+        try:
+            scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
+            (outcome,) = run_scenario(scenario)
+        except InputError as error:
+            return str(error).removeprefix(f"{WHERE}: ")
+        record = outcome.record
+        return record if record.time_s else f"{record.status}: {record.reason}"
+
+
+def _of_schedule(tables: Mapping[str, Any], number: int) -> str:
+    """The scenario of one of its schedules, as JSON."""
+    one = {**tables, "schedule": tables["schedule"][number : number + 1], "limits": LIMITS}
+    return json.dumps(one, sort_keys=True)
