@@ -1,0 +1,361 @@
+"""The explorer: its controls and its files, and its page in a real browser."""
+
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cli import main
+from sim.explore.app import Explorer, serve
+from sim.explore.controls import (
+    FIGURES,
+    SPAN,
+    STEP,
+    Controls,
+    changes,
+    figure_of,
+    tables_of,
+    write_files,
+)
+from sim.explore.desk import Desk
+from sim.hardware import load_profile, shipped_names
+from sim.result import Record
+from sim.scenario import load_scenario, make_scenario, read_scenario, run_scenario
+from sim.units import show
+from tests.browser import Visit
+
+QUESTION = """
+title = "Two schedules"
+[workload]
+heads = 8
+head_dim = 64
+seq_len = 1024
+[hardware]
+profile = "a100-sxm-80gb"
+l2.capacity = "30 MiB"
+[[schedule]]
+name = "naive"
+[[schedule]]
+name = "flash2"
+label = "flash"
+"""
+STEPS = int(2 * SPAN / STEP)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("explored") / "question.toml"
+    path.write_text(QUESTION)
+    return read_scenario(str(path))
+
+
+def hardware(text, controls):
+    """The device that the page's tables describe."""
+    base = Desk(text).profile(controls.profile)
+    tables = tables_of(text.data, controls, changes(base, controls.figures))
+    (point,) = make_scenario(tables, "explored", "here", text.folder).points
+    return base, point.hardware
+
+
+def figures(hw):
+    """All figures of a profile, without names and sources."""
+
+    def plain(table):
+        return {
+            key: plain(value) if isinstance(value, dict) else value
+            for key, value in table.items()
+            if key not in ("source", "name", "title")
+        }
+
+    return plain(hw.model_dump())
+
+
+# Without a browser: what the positions of sliders mean.
+
+
+positions = st.fixed_dictionaries(
+    {},
+    optional={
+        figure.key: st.integers(1, 100).map(lambda n: n / 100)
+        if figure.share
+        else st.integers(0, STEPS).map(lambda n: n * STEP - SPAN)
+        for figure in FIGURES
+    },
+)
+
+
+@settings(max_examples=60)
+@given(profile=st.sampled_from(shipped_names("hw_profiles")), moved=positions)
+def test_every_position_of_the_sliders_is_a_device_with_those_figures(text, profile, moved):
+    base, hw = hardware(text, Controls(profile, moved, {}, ("flash",)))
+    for figure in FIGURES:
+        if figure.key == "tensor":
+            continue
+        before, after = figure_of(base, figure.key), figure_of(hw, figure.key)
+        position = moved.get(figure.key, figure.start(base))
+        expected = position if figure.share else before * 2**position
+        if figure.whole:
+            assert after == max(1, round(expected))
+        else:
+            assert after == pytest.approx(expected, rel=1e-5)
+    untouched = set(base.model_fields_set) - {"hbm", "l2", "sm", "sram", "tensor", "calibration"}
+    assert all(getattr(hw, name) == getattr(base, name) for name in untouched - {"name"})
+
+
+def test_tensor_rates_follow_the_sms_and_their_clock(text):
+    moved = {"sm.count": 1.0, "sm.clock": -0.5, "tensor": 0.25}
+    base, hw = hardware(text, Controls("h100-sxm", moved, {}, ("flash",)))
+    assert hw.tensor.fp16 == pytest.approx(base.tensor.fp16 * 2**0.75, rel=1e-5)
+    assert hw.tensor.fp8 == pytest.approx(base.tensor.fp8 * 2**0.75, rel=1e-5)
+
+
+def test_the_scenarios_own_overrides_hold_on_its_own_profile_alone(text):
+    base, hw = hardware(text, Controls("a100-sxm-80gb", {"l2.bandwidth": 1.0}, {}, ("flash",)))
+    assert base.l2.capacity == hw.l2.capacity == 30 * 2**20
+    assert hw.l2.bandwidth == pytest.approx(2 * base.l2.bandwidth)
+    base, _ = hardware(text, Controls("h100-sxm", {}, {}, ("flash",)))
+    assert base.l2.capacity == load_profile("h100-sxm").l2.capacity
+
+
+@settings(max_examples=15)
+@given(profile=st.sampled_from(["a100-sxm-80gb", "rtx-4090", "mi300x"]), moved=positions)
+def test_the_files_are_the_page(text, tmp_path_factory, profile, moved):
+    out = tmp_path_factory.mktemp("out")
+    controls = Controls(profile, moved, {"seq_len": 512, "batch": 2}, ("naive", "flash"))
+    base, hw = hardware(text, controls)
+    made = write_files(text.data, text.folder, base, controls, out)
+    scenario = load_scenario(str(made / "scenario.toml"))
+    (point,) = scenario.points
+    assert figures(point.hardware) == figures(hw)
+    assert (point.workload.seq_kv, point.workload.batch) == (512, 2)
+    assert [schedule.title for schedule in point.schedules] == ["naive", "flash"]
+    again = write_files(text.data, text.folder, base, controls, out)
+    assert again != made
+
+
+def test_of_a_pages_questions_only_the_newest_is_answered(text):
+    desk = Desk(text)
+    asked = Controls("a100-sxm-80gb", {}, {}, ("flash",))
+    answered = desk.ask("page", 2, asked)
+    assert [row.title for row in answered.rows] == ["flash"]
+    assert desk.ask("page", 1, asked) is None
+    assert desk.ask("another page", 1, asked) is not None
+
+
+def test_a_schedule_that_cannot_run_says_why_and_the_others_run(text):
+    asked = Controls("a100-sxm-80gb", {}, {"phase": "training"}, ("flash", "flash_decoding"))
+    yes, no = Desk(text).answer(asked).rows
+    assert isinstance(yes.changed, Record)
+    assert 'the workload\'s phase is "training"' in no.changed
+
+
+# The page.
+
+
+@pytest.fixture(scope="module")
+def explored(text, tmp_path_factory):
+    """The page's address, and the folder that it writes into."""
+    out = tmp_path_factory.mktemp("written")
+    ready = queue.Queue()
+    server = threading.Thread(target=serve, args=(Explorer(text, out), 0, ready.put), daemon=True)
+    server.start()
+    return ready.get(timeout=60), out
+
+
+@pytest.fixture
+def opened(browser, explored):
+    """The page, freshly opened; at the end it has talked to this computer alone."""
+    address, _ = explored
+    visit = Visit(browser)
+    visit.page.goto(address)
+    visit.page.wait_for_selector("#time .bars path")
+    yield visit.page
+    assert visit.complaints == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in visit.requests)
+    visit.context.close()
+
+
+def slider(page, key):
+    return page.locator(f"[id*='figure'][id*='\"{key}\"'] [role=slider]")
+
+
+def value(page, key):
+    return page.locator(f"[id*='text'][id*='\"{key}\"']").inner_text()
+
+
+def cells(page):
+    """The table's rows."""
+    return [row.split("\t") for row in page.locator("#table tbody tr").all_inner_texts()]
+
+
+def until(page, condition):
+    page.wait_for_function(condition, timeout=20_000)
+
+
+DIFFERS = "document.querySelector('#table').innerText.includes('beside')"
+AS_IT_IS = "!document.querySelector('#table').innerText.includes('beside')"
+
+
+def test_the_page_opens_with_the_scenario_as_it_is(opened, text):
+    records = [
+        outcome.record for outcome in run_scenario(make_scenario(text.data, "", "", text.folder))
+    ]
+    assert opened.locator("h1").inner_text() == "Two schedules"
+    assert [row[:2] for row in cells(opened)] == [
+        [record.schedule, show(record.time_s, "s")] for record in records
+    ]
+    assert value(opened, "l2.capacity") == "30 MiB"
+    assert value(opened, "hbm.bandwidth") == "2.04 TB/s"
+
+
+def test_a_slider_that_is_moved_changes_figures_table_and_charts(opened):
+    before = opened.locator("#time .textpoint").all_text_contents()
+    slider(opened, "hbm.bandwidth").focus()
+    for _ in range(8):
+        opened.keyboard.press("ArrowRight")
+    opened.wait_for_function(
+        "document.querySelectorAll('#time .textpoint').length === 4", timeout=20_000
+    )
+    assert value(opened, "hbm.bandwidth") == "4.08 TB/s (×2)"
+    until(opened, "document.querySelector('#table').innerText.includes('−')")
+    naive = cells(opened)[0]
+    assert naive[2].startswith("−")
+    after = opened.locator("#time .textpoint").all_text_contents()
+    assert after[0] == before[0]  # the profile's own
+    assert after[1].strip() == naive[1] != before[0].strip()
+
+
+def test_a_slider_is_dragged_with_the_mouse(opened):
+    box = slider(opened, "sm.count").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    opened.mouse.move(x, y)
+    opened.mouse.down()
+    for step in range(1, 6):
+        opened.mouse.move(x - 10 * step, y)
+    opened.mouse.up()
+    until(opened, DIFFERS)
+    assert re.fullmatch(r"\d+ \(×0\.\d+\)", value(opened, "sm.count"))
+    assert "(×0." in value(opened, "tensor")
+    opened.click("#reset")
+    until(opened, AS_IT_IS)
+    opened.get_by_text("108", exact=True).wait_for()
+
+
+def choose(page, name, option):
+    page.click(f"#{name}")
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_another_profile_is_another_device(opened, text):
+    slider(opened, "l2.capacity").focus()
+    opened.keyboard.press("ArrowRight")
+    until(opened, DIFFERS)
+    choose(opened, "profile", "rtx-4090")
+    until(opened, AS_IT_IS)
+    assert value(opened, "hbm.bandwidth") == "1.01 TB/s"
+    (outcome, _) = run_scenario(
+        make_scenario(text.data | {"hardware": {"profile": "rtx-4090"}}, "", "")
+    )
+    assert cells(opened)[0][:2] == ["naive", show(outcome.record.time_s, "s")]
+
+
+def test_what_cannot_run_says_so_in_its_row(opened):
+    choose(opened, "dtype", "fp8")
+    until(opened, "document.querySelector('#table').innerText.includes('no tensor rate')")
+    assert [row[0] for row in cells(opened)] == ["naive", "flash"]
+    assert all("a100-sxm-80gb has no tensor rate for it" in row[1] for row in cells(opened))
+    assert opened.locator("#answer").inner_text() == "None of these schedules runs here."
+
+
+def test_the_button_writes_files_that_run_to_the_same_times(opened, explored):
+    _, out = explored
+    for key in ("sram.capacity", "calibration.sm.op_latency"):
+        if key.startswith("calibration"):
+            opened.locator("summary").click()
+        slider(opened, key).focus()
+        opened.keyboard.press("ArrowLeft")
+        opened.keyboard.press("ArrowLeft")
+    until(opened, DIFFERS)
+    opened.wait_for_timeout(1000)
+    shown = [row[:2] for row in cells(opened)]
+    opened.click("#write")
+    opened.wait_for_selector("#wrote:not(:empty)")
+    path = opened.locator("#wrote").inner_text().removeprefix("attnsim run ")
+    assert path.startswith(str(out))
+    records = [outcome.record for outcome in run_scenario(load_scenario(path))]
+    assert [[record.schedule, show(record.time_s, "s")] for record in records] == shown
+
+
+# The server.
+
+
+def status(address, **headers):
+    ask = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.urlopen(ask) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_this_computers_own_page_is_answered(explored):
+    address, _ = explored
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+    assert status(address) == 200
+    assert status(address, Host=f"attacker.example:{port}") == 403
+    assert status(address, Origin="http://attacker.example") == 403
+    with socket.socket() as elsewhere, pytest.raises(ConnectionRefusedError):
+        elsewhere.connect(("127.0.0.2", port))  # loopback too, but not where it listens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sweep_l2",), "the explorer starts from one point"),
+        (("serving",), "the explorer is of [[schedule]] tables"),
+        (("search_tiles",), "the explorer is of [[schedule]] tables"),
+        (("nothing",), "no such scenario"),
+        (("flash_vs_naive", "--port", "TAKEN"), "cannot be listened on"),
+        (("flash_vs_naive", "--port", "99999"), "cannot be listened on"),
+    ],
+)
+def test_what_cannot_be_explored_is_one_line(arguments, said, explored, monkeypatch, capsys):
+    port = explored[0].rsplit(":", 1)[1].strip("/")
+    told = [port if argument == "TAKEN" else argument for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["attnsim", "explore", "serve", *told])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", capsys.readouterr().err)
+
+
+def test_without_dash_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "dash", None)
+    monkeypatch.delitem(sys.modules, "sim.explore.app")
+    monkeypatch.setattr("sys.argv", ["attnsim", "explore", "serve"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "pip install 'attnsim[explore]'" in capsys.readouterr().err
+
+
+def test_the_command_tells_its_address_and_ctrl_c_ends_it():
+    command = [sys.executable, "-m", "sim.cli", "explore", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        said = server.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
+        assert status(address) == 200
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 0
+        assert server.stderr.read() == ""
