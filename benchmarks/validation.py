@@ -17,7 +17,7 @@ from typing import Any
 
 from sim.files import save_text
 from sim.hardware import HardwareProfile, load_profile
-from validate.compare import WARM, Comparison, compare
+from validate.compare import COLD, WARM, Comparison, compare
 from validate.known_errors import FILE, KnownError
 from validate.measurement import Measurement, Measurements, load_measurements
 from validate.published import published, published_profiles
@@ -42,6 +42,7 @@ KERNELS = {
     "triton_flash_decoding": "split-KV decoding, Triton",
     "paged_decode": "paged decoding, FlashInfer",
 }
+KERNEL = ("name", "implementation", "framework")  # what of a schedule's table the data tell
 
 
 def all_measurements() -> Iterator[Measurements]:
@@ -99,7 +100,7 @@ def errors_of(comparison: Comparison) -> Iterator[KnownError]:
 def _kernel(points: Iterable[Measurement]) -> dict[str, Any]:
     """The one kernel that a family's points were predicted by."""
     (kernel,) = {
-        tuple((key, table[key]) for key in ("name", "implementation") if key in table)
+        tuple((key, table[key]) for key in KERNEL if key in table)
         for table in (point.schedule or {} for point in points)
     }
     return dict(kernel)
@@ -136,13 +137,14 @@ def docs_table(errors: Iterable[KnownError]) -> str:
 
 def readme_table(errors: Iterable[KnownError]) -> str:
     """The README's table."""
-    columns = "GPU|kernel|points|mean error of time|worst|roofline's mean error"
+    columns = "GPU|kernel|L2|points|mean error of time|worst|roofline's mean error"
     return _markdown(
         columns.split("|"),
         (
             (
                 GPUS[one.profile],
                 KERNELS[one.family],
+                "cold" if one.quantity == COLD else "warm",
                 str(one.points),
                 f"{one.mean_error:.1%}",
                 f"{one.worst_error:.1%}",

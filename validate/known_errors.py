@@ -26,7 +26,7 @@ class KnownError:
 
     profile: str
     family: str  # the measured kernel, such as "triton_flash2"
-    schedule: dict[str, Any]  # what it was predicted by: name and, where it has one, implementation
+    schedule: dict[str, Any]  # what it was predicted by: name, implementation, framework
     quantity: str  # such as "time, warm L2"
     points: int
     mean_error: float

@@ -25,14 +25,16 @@ it (benchmarks/benchmark_flash_attention.py, attention_pytorch) and eager attent
 its gradient needs no pass. Heads that share a KV head read it in place, not from a copy. cuBLAS
 chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
 name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives that tile 4 warps
-(generator.py, GenerateSM80_TensorOp_16816).
+(generator.py, GenerateSM80_TensorOp_16816). With `framework = "pytorch"` the passes are all those
+that this benchmark's code runs, copies among them: see eager.py.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from sim.files import InputError
 from sim.hardware import HardwareProfile
-from sim.schedules.backward import ELEMENTS_A_BLOCK, gradients, sums_over_groups
+from sim.schedules.backward import gradients, sums_over_groups
 from sim.schedules.base import (
     VECTOR_OPS_PER_SCORE,
     SramBytes,
@@ -43,6 +45,7 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
+from sim.schedules.eager import copy, elementwise, transposed_copy, with_mask
 from sim.schedules.rope import with_passes
 from sim.tile_program import (
     Compute,
@@ -71,7 +74,8 @@ class Naive(TiledSchedule):
     """Standard attention.
 
     `mask` adds the pass that masks the scores (by default where the workload is masked), `scale` a
-    pass that scales them, `rope` those that rotate Q and K, as eager frameworks do. All of S is
+    pass that scales them, `rope` those that rotate Q and K, as eager frameworks do. `framework`
+    adds those around the algorithm that copy Q, K and V and make the mask. All of S is
     computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes.
     """
 
@@ -79,28 +83,55 @@ class Naive(TiledSchedule):
     scale: bool = False
     mask: bool | None = None
     rope: Literal["pass"] | None = None
+    framework: Literal["pytorch"] | None = None
 
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
     source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
     phases = ("prefill", "decode", "training")
     takes = frozenset({"dropout"})
 
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where Q, K and V of one tensor are asked for but cannot be."""
+        super().check(w)
+        if self.framework and not (
+            w.phase == "prefill"
+            and (w.heads, w.seq_q) == (w.kv_heads, w.seq_kv)
+            and w.window is None
+        ):
+            raise InputError(
+                f'schedule {self.name}: framework = "{self.framework}": prefill with as many '
+                "queries as keys, as many KV heads as heads and no window was expected"
+            )
+
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass; in training those of backward after them."""
         tile = self.fit_tile(Tile(q=128, kv=128), _gemm_sram_bytes(w), w, hw)
         q, k, v, o = qkvo(w)
         scores, probabilities = _matrix(w, "S"), _matrix(w, "P")
-        kernels = [_scores_kernel("S = Q K^T", w, tile, q, k, scores)]
+        kernels = []
+        copies = self.framework is not None and min(w.batch, w.heads) > 1
+        if copies:
+            (copy_q, q), (copy_k, k) = copy(w, q), transposed_copy(w, k)
+            kernels += [copy_q, copy_k]
+        kernels.append(_scores_kernel("S = Q K^T", w, tile, q, k, scores))
         if self.scale:
-            kernels.append(_pass("scale", [scores], [scores]))
+            kernels.append(elementwise("scale", [scores], [scores]))
         if w.mask != "full" if self.mask is None else self.mask:
-            mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input")
-            kernels.append(_pass("mask", [scores, mask], [scores]))
+            if self.framework:
+                masked = _matrix(w, "S + mask")
+                kernels += with_mask(w, scores, masked)
+                scores = masked
+            else:
+                mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input")
+                kernels.append(elementwise("mask", [scores, mask], [scores]))
         kernels.append(_softmax_kernel(scores, probabilities, hw))
         dropped, kept = probabilities, _matrix(w, "dropout mask", element_bytes=1)
         if w.dropout:
             dropped = _matrix(w, "P'")
-            kernels.append(_pass("dropout", [probabilities], [dropped, kept]))
+            kernels.append(elementwise("dropout", [probabilities], [dropped, kept]))
+        if copies:
+            copy_v, v = copy(w, v)
+            kernels.append(copy_v)
         kernels.append(_output_kernel("O = P V", w, tile, dropped, v, o))
         if w.phase == "training":
             saved = _Saved(q, k, v, probabilities, dropped, kept)
@@ -117,14 +148,14 @@ class Naive(TiledSchedule):
             _scores_kernel("dP = dO V^T", w, tile, g.do, saved.v, dropped),
         ]
         if w.dropout:
-            kernels.append(_pass("dropout backward", [dropped, saved.kept], [dp]))
+            kernels.append(elementwise("dropout backward", [dropped, saved.kept], [dp]))
         product = _matrix(w, "P dP")
         kernels += [
-            _pass("P dP", [dp, saved.p], [product]),
+            elementwise("P dP", [dp, saved.p], [product]),
             _softmax_backward_kernel(saved.p, product, ds, hw),
         ]
         if self.scale:
-            kernels.append(_pass("scale backward", [ds], [ds]))
+            kernels.append(elementwise("scale backward", [ds], [ds]))
         return [
             *kernels,
             _output_kernel("dQ = dS K", w, tile, ds, saved.k, g.dq),
@@ -263,28 +294,6 @@ def _tall_kernel(
         footprint=_gemm_footprint(
             GEMM_STAGES * (a.stream.tile_bytes + b.stream.tile_bytes), rows * width
         ),
-    )
-
-
-def _pass(name: str, reads: list[Tensor], writes: list[Tensor]) -> Kernel:
-    """An elementwise kernel in whole rows; a tensor of one group goes with all of the others."""
-    matrix = writes[0]
-    rows = min(matrix.rows, max(1, ELEMENTS_A_BLOCK // matrix.cols))
-    cols = min(matrix.cols, ELEMENTS_A_BLOCK)
-    tiles = blocks(matrix.rows, rows) * blocks(matrix.cols, cols)
-
-    def of(tensor: Tensor) -> Stream:
-        if tensor.groups == 1:
-            return Stream(tensor, rows, cols, lambda items: items % tiles)
-        return Stream(tensor, rows, cols, lambda items: items)
-
-    loads = tuple(Load(of(tensor)) for tensor in reads)
-    stores = tuple(Store(of(tensor)) for tensor in writes)
-    return Kernel(
-        name=name,
-        ctas=matrix.groups * tiles,
-        loops=(Loop(once, (*loads, Compute(name, loads, 0, 2 * rows * cols), *stores)),),
-        footprint=Footprint(0, threads=128, registers_per_thread=32),
     )
 
 
