@@ -87,7 +87,11 @@ def digest(measured: Measurements, hw: HardwareProfile) -> str:
 def errors_of(comparison: Comparison) -> Iterator[KnownError]:
     """A comparison's scores, with what each kernel was predicted by and whose figures it has."""
     for score in comparison.scores:
-        points = [one.point for one in comparison.judged if one.point.family == score.family]
+        points = [
+            one.point
+            for one in comparison.judged
+            if (one.point.family, one.quantity) == (score.family, score.quantity)
+        ]
         yield KnownError(
             **asdict(score),
             profile=comparison.hardware,

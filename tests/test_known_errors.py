@@ -176,7 +176,7 @@ def test_the_pairs_in_the_text_are_the_data(path, profile):
 
 def test_a_schedule_is_known_by_its_name_and_implementation_the_given_gpu_first():
     cuda = known_errors({"name": "flash2"}, "a100-sxm-80gb")
-    assert [e.profile for e in cuda] == ["a100-sxm-80gb", "h100-sxm"]
+    assert [e.profile for e in cuda] == ["a100-sxm-80gb", *2 * ["h100-sxm"], *2 * ["rtx-4090"]]
     assert {e.family for e in cuda} == {"flash2"}
     assert cuda == known_errors({"name": "flash2", "implementation": "cuda"}, "a100-sxm-80gb")
     tiled = {"name": "flash2", "implementation": "triton", "tile": {"q": 64, "kv": 64}}
