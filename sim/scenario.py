@@ -218,7 +218,7 @@ def naming(where: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
 
 
 def lower(point: Point, schedule: Schedule) -> list[Step]:

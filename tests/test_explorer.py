@@ -158,6 +158,13 @@ def test_a_schedule_that_cannot_run_says_why_and_the_others_run(text):
     assert 'the workload\'s phase is "training"' in no.changed
 
 
+def test_what_takes_long_is_told_at_once_or_left_to_run(text):
+    asked = Controls("h100-sxm", {}, {"seq_len": 2**17, "heads": 32}, ("flash", "block_sparse"))
+    flash, sparse = Desk(text).answer(asked).rows
+    assert flash.changed.fast_forward["time_error"] < 0.05
+    assert sparse.changed == "takes longer to replay than a moment: attnsim run has time for it"
+
+
 # The page.
 
 

@@ -180,7 +180,7 @@ class Explorer:
             return shown
         return {
             "answer": said(found),
-            "table": table(found, controls.profile),
+            "table": [table(found, controls.profile), *told_errors(found)],
             **dict(zip(CHARTS, drawn(found, controls.profile), strict=True)),
         }
 
@@ -267,6 +267,19 @@ def table(found: Answer, profile: str) -> html.Table:
     heads = ["schedule", "time", *of_changes, "HBM bytes", *of_changes, "energy", *of_changes]
     rows = [html.Tr([html.Th(head) for head in [*heads, "held back by"]])]
     return html.Table([html.Thead(rows), html.Tbody([_row(r, found.differs) for r in found.rows])])
+
+
+def told_errors(found: Answer) -> list[html.P]:
+    """What fast-forward may have got wrong, where it was used."""
+    told = [
+        f"{record.schedule} {skipped['time_error']:.1%} of time, "
+        f"{skipped['hbm_error']:.1%} of HBM bytes"
+        for record in found.ran
+        if (skipped := record.fast_forward)
+    ]
+    if not told:
+        return []
+    return [html.P(f"Fast-forwarded, with estimated errors: {'; '.join(told)}", className="hint")]
 
 
 def _row(row: Row, differs: bool) -> html.Tr:

@@ -12,10 +12,11 @@ from sim.explore.controls import Controls, changes, hardware_of, tables_of
 from sim.files import InputError
 from sim.hardware import HardwareProfile, load_profile
 from sim.result import Record
-from sim.scenario import ScenarioText, make_scenario, run_scenario
+from sim.scenario import LimitsError, ScenarioText, make_scenario, run_scenario
 
-# A second at most, of what cannot be fast-forwarded; `attnsim run` has time for more.
-LIMITS = {"tile_steps": 12_000_000}
+# A tenth of a second a kernel, and a second at most of what cannot be fast-forwarded: `attnsim run`
+# has time for more.
+LIMITS = {"replayed_steps": 1_000_000, "tile_steps": 12_000_000}
 KEPT = 512  # answers
 WHERE = "explorer"
 
@@ -93,6 +94,8 @@ class Desk:
         try:
             scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
             (outcome,) = run_scenario(scenario)
+        except LimitsError:
+            return "takes longer to replay than a moment: attnsim run has time for it"
         except InputError as error:
             return str(error).removeprefix(f"{WHERE}: ")
         record = outcome.record
