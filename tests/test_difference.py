@@ -9,7 +9,7 @@ import pytest
 from sim.cli import main
 from sim.difference import BETWEEN, LEFT_IN_L2, compare, difference
 from sim.files import InputError
-from sim.report.difference import sentence
+from sim.report.difference import print_comparison, sentence
 from sim.result import Record, dumps, load, save
 from sim.scenario import make_scenario, run_scenario
 
@@ -17,12 +17,16 @@ WORKLOAD = {"heads": 4, "head_dim": 64, "seq_len": 1024}
 OPTIONS = {"ring": {"gpus": 2}, "tree_decoding": {"gpus": 4}}
 
 
-def run(*names: str, profile: str = "h100-sxm", sweep=None, workload=None, **hardware) -> list:
+def run(
+    *names: str, profile="h100-sxm", sweep=None, workload=None, options=None, **hardware
+) -> list[Record]:
     scenario = make_scenario(
         {
             "workload": {**WORKLOAD, **(workload or {})},
             "hardware": {"profile": profile, **hardware},
-            "schedule": [{"name": name, **OPTIONS.get(name, {})} for name in names],
+            "schedule": [
+                {"name": name, **OPTIONS.get(name, {}), **(options or {})} for name in names
+            ],
             "sweep": sweep or {},
         },
         "a test",
@@ -102,7 +106,7 @@ def test_slower_hbm_and_less_l2_are_told_as_such(base, slow_hbm):
     assert next(iter(naive.time_by_cause_s)) == "hbm"
     assert naive.hbm_bytes.ratio > 1.2
     said = sentence(naive)
-    assert said.startswith("naive takes ")
+    assert said.startswith("naive with hardware.hbm.bandwidth 1 TB/s instead of the profile's, ")
     assert "more on HBM bandwidth" in said
     assert "By kernel: " in said
     assert "By kernel: " not in sentence(flash)
@@ -149,6 +153,54 @@ def test_single_points_are_matched_by_schedule_whatever_they_are(tmp_path, base)
     assert comparison.differences[0].asked == {"hardware": ("h100-sxm", "a100-sxm-80gb")}
 
 
+def test_overrides_and_options_that_differ_are_named(tmp_path, capsys):
+    first = run("flash2", l2={"capacity": "50 MiB", "source": "mine"}, hbm={"bandwidth": "2 TB/s"})
+    second = run(
+        "flash2",
+        l2={"capacity": "100 MiB", "source": "yours"},
+        hbm={"bandwidth": "2000 GB/s"},  # the same
+        options={"stages": 3, "tile": {"q": 128, "kv": 64}, "label": "flash2"},
+    )
+    comparison = compared(tmp_path, first, second)
+    assert comparison.differences[0].asked == {
+        "hardware.l2.capacity": ("50 MiB", "100 MiB"),
+        "schedule.flash2.stages": (None, 3),
+        "schedule.flash2.tile.q": (None, 128),
+        "schedule.flash2.tile.kv": (None, 64),
+    }
+    print_comparison(comparison)
+    said = capsys.readouterr().out
+    assert "hardware.l2.capacity 100 MiB instead of 50 MiB" in said
+    assert "schedule.flash2.stages 3 instead of the default" in said
+
+
+def test_a_swept_override_is_named_once(tmp_path):
+    first, second = (
+        run("flash2", sweep={"hardware.l2.capacity": [c], "schedule.flash2.stages": [s]})
+        for c, s in (("50 MiB", 2), ("100 MiB", 3))
+    )
+    (d,) = compared(tmp_path, first, second).differences
+    assert d.asked == {
+        "hardware.l2.capacity": ("50 MiB", "100 MiB"),
+        "schedule.flash2.stages": (2, 3),
+    }
+    assert second[0].overrides == {"l2.capacity": "100 MiB"}
+    assert second[0].options == {"name": "flash2", "stages": 3}
+
+
+def test_files_from_before_options_were_kept_are_read_and_compared_by_their_points(tmp_path):
+    new = run("flash2", sweep={"hardware.l2.capacity": ["50 MiB"]}, options={"stages": 3})
+    save(new, tmp_path / "new.json")
+    (told,) = json.loads((tmp_path / "new.json").read_text())
+    del told["options"], told["overrides"]
+    told["point"]["hardware.l2.capacity"] = "60 MiB"
+    (tmp_path / "old.json").write_text(json.dumps([told]))
+    (old,) = load(tmp_path / "old.json")
+    assert (old.options, old.overrides) == (None, None)
+    (d,) = compare(tmp_path / "old.json", tmp_path / "new.json").differences
+    assert d.asked == {"hardware.l2.capacity": ("60 MiB", "50 MiB")}
+
+
 def test_what_does_not_fit_has_no_time_to_compare(tmp_path, base):
     (large,) = run("naive", workload={"seq_len": 262144})
     comparison = compared(tmp_path, base, [large])
@@ -163,7 +215,8 @@ def test_the_command_says_it_and_gives_json(tmp_path, base, slow_hbm, capsys, mo
     paths = tmp_path / "a.json", tmp_path / "b.json"
     code, said, _ = attnsim(capsys, monkeypatch, "compare", *paths)
     assert code == 0
-    assert said.startswith("naive takes ")
+    assert said.startswith("B has hardware.hbm.bandwidth 1 TB/s instead of the profile's, ")
+    assert "\nnaive takes " in said
     assert "0.0.1 wrote B" in said
     assert "P = softmax(S)" in said
     assert "B / A" in said

@@ -159,6 +159,22 @@ def test_records_are_those_of_run_to_the_bit_and_asked_twice_are_free():
     assert (first.replayed, again.replayed) == (12, 0)
 
 
+def test_a_record_says_what_its_own_scenario_asked_whoever_replayed_it():
+    schedule = [{"name": "flash2", "stages": 2, "label": "mine"}]
+    first = {**TABLES, "hardware": {"profile": "h100-sxm", "hbm": {"bandwidth": "2 TB/s"}}}
+    other = {**TABLES, "schedule": schedule, "sweep": {"hardware.hbm.bandwidth": ["2000 GB/s"]}}
+    first["schedule"] = [{"name": "flash2", "stages": 2}]
+    store = Store()
+    (one,), again = swept(first, store).records, swept(other, store)
+    (same,) = again.records
+    assert again.replayed == 0
+    assert (one.options, same.options) == ({"name": "flash2", "stages": 2},) * 2
+    assert one.overrides == {"hbm.bandwidth": "2 TB/s"}
+    assert same.overrides == {"hbm.bandwidth": "2000 GB/s"}
+    assert same.settings == {**same.point, "schedule.name": "flash2", "schedule.flash2.stages": 2}
+    assert same.time_s == one.time_s
+
+
 def test_what_cannot_be_has_its_reason_and_the_rest_goes_on():
     tables = {
         **TABLES,
@@ -176,6 +192,8 @@ def test_what_cannot_be_has_its_reason_and_the_rest_goes_on():
     assert len(records) == 18
     assert all("kv_heads = 3" in r.reason for r in records if r.point["workload.kv_heads"] == 3)
     assert reasons[4, "flash2"].status == "failed"
+    assert reasons[4, "flash2"].options == {"name": "flash2", "tile": {"q": 7}}
+    assert reasons[4, "decoding"].options == {"name": "flash_decoding"}
     small = [r for r in records if r.point["workload.kv_heads"] == 4]
     assert ["SRAM" in (r.reason or "") for r in small[3:5]] == [True, True]
     assert ["tile.q = 7" in (r.reason or "") for r in small[6:9]] == [True, True, False]
@@ -245,6 +263,7 @@ def test_the_frame_has_a_row_a_record_and_exports_as_it_is(tmp_path):
             assert row["hbm_read_bytes"] == record.hbm_read_bytes
             assert row["time_s"] == record.time_s
             assert row["share.hbm"] == record.bottleneck_shares["hbm"]
+            assert row["schedule.name"] == row["schedule"] == "naive"
     assert str(frame.hbm_read_bytes.dtype) == "Int64"
     for name, read in (("a.parquet", pd.read_parquet), ("a.csv", pd.read_csv)):
         export_frame([bare(record) for record in records], tmp_path / name)

@@ -180,7 +180,7 @@ def _stepped(
     if key.startswith("energy."):  # of the same run
         assert base.run is not None
         w = base.point.workload
-        return record_of(schedule.title, {}, w, hw, base.run, base.record.engine)
+        return record_of(base.point.asked(schedule), w, hw, base.run, base.record.engine)
     try:
         record = _run(scenario, schedule, hw).record
     except InputError:  # a tile that no longer fits, say

@@ -26,6 +26,7 @@ CAUSES_IN_WORDS = {
     "link": "waiting for links",
     "idle": "idling at the end",
 }
+_NOT_ASKED = {"hardware.": "the profile's", "schedule.": "the default"}
 SAME = 5e-4  # a relative change below this is none
 WORTH_SAYING = 0.1  # a part that changed by less than this share of the largest one is left out
 MOST_PARTS = 3
@@ -58,7 +59,7 @@ def _shared(differences: list[Difference]) -> dict[str, tuple[Any, Any]]:
 
 def _asked(asked: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(
-        f"{key} {_plain(after)} instead of {_plain(before)}"
+        f"{key} {_plain(key, after)} instead of {_plain(key, before)}"
         for key, (before, after) in asked.items()
     )
 
@@ -94,8 +95,9 @@ def _who(schedule: str, point: Mapping[str, Any]) -> str:
     return f"{schedule} at {at}" if at else schedule
 
 
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _plain(key: str, value: Any) -> str:
+    section, dot, _ = key.partition(".")
+    return _NOT_ASKED.get(section + dot, "none") if value is None else str(value)
 
 
 def _time(d: Difference) -> str:
