@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 import tomllib
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def test_ranges_keep_their_ends_and_are_even(first, ratio, steps, log):
     )
 
 
+@given(st.integers(-1000, 1000), st.integers(-1000, 1000), st.integers(1, 300))
+def test_steps_of_a_size_start_at_the_first_end_and_stop_at_the_other_or_short_of_it(a, b, step):
+    ahead = 1 if a <= b else -1
+    expected = list(range(a, b + ahead, ahead * step))
+    assert [p[SEQ] for p in values_of({SEQ: {"from": a, "to": b, "step": step}})] == expected
+    text = {"from": f"{a / 10} MB", "to": f"{b / 10} MB", "step": f"{step / 10} MB"}
+    tenths = [float(p[SEQ].removesuffix(" MB")) * 10 for p in values_of({SEQ: text})]
+    assert tenths == pytest.approx(expected)
+
+
 def bounds(first, last, steps, log):
     return {"from": first, "to": last, "steps": steps, "log": log}
 
@@ -92,6 +103,17 @@ def test_the_sweep_that_the_guide_shows_is_one():
     assert all(64 <= point["hardware.sm.count"] <= 256 for point in points)
 
 
+def test_samples_of_whole_numbers_and_steps_are_of_all_of_them_alike():
+    sample = {"method": "sobol", "points": 32}
+    sample["bounds"] = {
+        "a.x": {"from": 1, "to": 4},
+        "a.y": {"from": "1 MB", "to": "8 MB", "steps": 8},
+    }
+    points = values_of({"sample": sample})
+    assert Counter(p["a.x"] for p in points) == dict.fromkeys(range(1, 5), 8)
+    assert Counter(p["a.y"] for p in points) == {f"{n} MB": 4 for n in range(1, 9)}
+
+
 def test_samples_choose_from_lists_and_go_with_a_grid():
     sample = {"method": "sobol", "points": 6, "bounds": {"a.x": ["p", "q"]}}
     points = values_of({"a.z": [1, 2], "sample": sample})
@@ -108,6 +130,14 @@ BAD_SWEEPS = {
     "two units": ({"a.x": {"from": "1 MB", "to": "2 GB", "steps": 3}}, ["the same unit"]),
     "no number": ({"a.x": {"from": "small", "to": "large", "steps": 3}}, ['"small"']),
     "infinite": ({"a.x": {"from": 1.0, "to": float("inf"), "steps": 3}}, ["finite"]),
+    "no steps": ({SEQ: {"from": 1, "to": 2}}, ["seq_len: steps or step: missing"]),
+    "steps and step": ({SEQ: {"from": 1, "to": 2, "steps": 2, "step": 1}}, ["neither with steps"]),
+    "log and step": ({SEQ: {"from": 1, "to": 2, "step": 1, "log": True}}, ["nor with log"]),
+    "backward step": ({SEQ: {"from": 1, "to": 2, "step": -1}}, ["step must be above zero"]),
+    "unit of step": ({"a.x": {"from": "1 MB", "to": "2 MB", "step": 1}}, ["the same unit"]),
+    "true": ({SEQ: {"from": True, "to": 2, "steps": 2}}, ["a number was expected"]),
+    "old spelling": ({SEQ: {"low": 1, "high": 2, "steps": 2}}, ["spelt from and to"]),
+    "no table": ({"sample": 3}, ["sweep.sample = 3: a table"]),
     "misspelt": ({SEQ: {"from": 1, "to": 2, "steps": 3, "lg": True}}, ["unknown key"]),
     "neither": ({SEQ: 4096}, ["a list of values or a range"]),
     "method": (
