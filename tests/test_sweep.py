@@ -6,6 +6,7 @@ import random
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -20,9 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sim
+from sim.cli import main
 from sim.design import design_of
 from sim.files import InputError
 from sim.report.frame import export_frame, frame_of
+from sim.result import Record
 from sim.scenario import make_scenario, read_scenario
 from sim.store import Store
 from sim.sweeps import address, processes, sweep_points
@@ -313,11 +316,16 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
-def test_bad_options_are_one_line(case, tmp_path):
+def test_bad_options_are_one_line(case, tmp_path, monkeypatch, capsys):
     options, parts = BAD_OPTIONS[case]
     with sqlite3.connect(tmp_path / "other.sqlite") as other:
         other.execute("CREATE TABLE mine (x)")
-    assert_one_line(attnsim("sweep", scenario(tmp_path), *options, cwd=tmp_path), *parts)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["attnsim", "sweep", str(scenario(tmp_path)), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    done = subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
+    assert_one_line(done, *parts)
 
 
 # Stopped in the middle
@@ -370,9 +378,14 @@ def of_session(session: int) -> list[int]:
     return found
 
 
-def assert_each_once(folder: Path, path: Path) -> None:
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory) -> list[Record]:
+    """What the long sweep comes to."""
+    return sim.simulate(long_sweep(tmp_path_factory.mktemp("unstopped")))
+
+
+def assert_each_once(folder: Path, records: list[Record]) -> None:
     assert stored(folder) == (POINTS, POINTS)
-    records = sim.simulate(path)
     exported = pd.read_csv(folder / "a.csv")
     assert list(exported.time_s) == [record.time_s for record in records]
     with sqlite3.connect(folder / "sweeps.sqlite") as db:
@@ -381,45 +394,21 @@ def assert_each_once(folder: Path, path: Path) -> None:
     assert set(texts) == ours
 
 
-def test_a_sweep_killed_at_any_moment_resumes_without_losing_or_repeating_a_point(tmp_path):
-    path, moments = long_sweep(tmp_path), random.Random(int.from_bytes(os.urandom(4)))
-    had = 0
-    for _ in range(3):
-        sweep = started(path)
-        goal = had + moments.randrange(POINTS // 6)
-        until(lambda goal=goal, sweep=sweep: stored(tmp_path)[0] > goal or sweep.poll() is not None)
-        time.sleep(moments.uniform(0, 0.02))
-        os.kill(sweep.pid, signal.SIGKILL)
-        sweep.communicate(timeout=30)
-        until(lambda sweep=sweep: not of_session(sweep.pid), 20)  # nor do workers outlive it
-        has, written = stored(tmp_path)
-        assert has == written >= had
-        had = has
-    assert 0 < had < POINTS
-    done = attnsim("sweep", path, "--export", "a.csv", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"{POINTS - had} of them replayed now" in done.stdout
-    assert_each_once(tmp_path, path)
+def killed(sweep: subprocess.Popen[str]) -> None:
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.communicate(timeout=30)
 
 
-def test_ctrl_c_is_one_line_and_leaves_what_was_finished(tmp_path):
-    path = long_sweep(tmp_path)
-    sweep = started(path)
-    until(lambda: stored(tmp_path)[0] > 3)
-    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
+def interrupted(sweep: subprocess.Popen[str]) -> None:
+    os.killpg(sweep.pid, signal.SIGINT)  # Ctrl-C, as a terminal has it
     out, err = sweep.communicate(timeout=30)
     assert (sweep.returncode, out) == (2, "")
-    assert err == "attnsim: interrupted; what is finished is in sweeps.sqlite: run again to go on\n"
-    until(lambda: not of_session(sweep.pid), 20)
-    assert 3 < stored(tmp_path)[0] < POINTS
+    where = "sweeps.sqlite"
+    assert err == f"attnsim: interrupted; what is finished is in {where}: run again to go on\n"
 
 
-def test_a_killed_worker_process_is_one_line_and_leaves_what_was_finished(tmp_path):
-    path = long_sweep(tmp_path)
-    sweep = started(path)
-    until(lambda: stored(tmp_path)[0] > 3)
-    youngest = max(of_session(sweep.pid))
-    os.kill(youngest, signal.SIGKILL)
+def robbed_of_a_worker(sweep: subprocess.Popen[str]) -> None:
+    os.kill(max(of_session(sweep.pid)), signal.SIGKILL)  # the youngest process
     out, err = sweep.communicate(timeout=30)
     assert (sweep.returncode, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -427,7 +416,30 @@ def test_a_killed_worker_process_is_one_line_and_leaves_what_was_finished(tmp_pa
     assert "run again to go on" in err
 
 
-def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path):
+def test_a_sweep_stopped_again_and_again_resumes_without_losing_or_repeating_a_point(
+    tmp_path, unstopped
+):
+    """Twenty kills of one sweep: python benchmarks/sweep.py --kills 20."""
+    path, moments = long_sweep(tmp_path), random.Random(int.from_bytes(os.urandom(4)))
+    had = 0
+    for stopped in (killed, interrupted, robbed_of_a_worker, killed):
+        sweep = started(path)
+        goal = had + moments.randrange(POINTS // 9)
+        until(lambda goal=goal, sweep=sweep: stored(tmp_path)[0] > goal or sweep.poll() is not None)
+        time.sleep(moments.uniform(0, 0.02))
+        stopped(sweep)
+        until(lambda sweep=sweep: not of_session(sweep.pid), 20)  # nor do workers outlive it
+        has, written = stored(tmp_path)
+        assert has == written > had
+        had = has
+    assert had < POINTS
+    done = attnsim("sweep", path, "--export", "a.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{POINTS - had} of them replayed now" in done.stdout
+    assert_each_once(tmp_path, unstopped)
+
+
+def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path, unstopped):
     from dask.distributed import LocalCluster
 
     path = long_sweep(tmp_path)
@@ -445,7 +457,7 @@ def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path):
         frame = sim.sweep(path, dask=cluster.scheduler_address, store="sweeps.sqlite")
         killer.join()
     frame.to_csv(tmp_path / "a.csv")
-    assert_each_once(tmp_path, path)
+    assert_each_once(tmp_path, unstopped)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
