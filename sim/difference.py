@@ -45,9 +45,10 @@ class Difference:
 
     `asked` holds what differs of the workload's keys, hardware, engine, the profile's overrides
     (`hardware.l2.capacity`), the schedule's options (`schedule.flash2.stages`) and other swept
-    keys; None is what a side leaves to the profile or to the schedule. Times of kernels are of all
-    their launches, as the mean of the GPUs; bytes are of all GPUs. The parts are in the order of
-    how much they changed.
+    keys; None is what a side leaves to the profile or to the schedule. The errors are those that
+    fast-forwarding is estimated to have, of both sides together; 0 where all was replayed. Times
+    of kernels are of all their launches, as the mean of the GPUs; bytes are of all GPUs. The parts
+    are in the order of how much they changed.
     """
 
     schedule: str
@@ -62,6 +63,9 @@ class Difference:
     time_by_cause_s: dict[str, Change]
     time_by_kernel_s: dict[str, Change]
     hbm_bytes_by_kernel: dict[str, Change]
+    fast_forwarded: tuple[bool, bool]
+    time_error_s: float
+    hbm_error_bytes: float
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,9 @@ def difference(before: Record, after: Record) -> Difference:
         time_by_cause_s=_changes(_time_by_cause_s(before), _time_by_cause_s(after)),
         time_by_kernel_s=_changes(_time_by_kernel_s(before), _time_by_kernel_s(after)),
         hbm_bytes_by_kernel=_changes(_bytes_by_kernel(before), _bytes_by_kernel(after)),
+        fast_forwarded=(before.fast_forward is not None, after.fast_forward is not None),
+        time_error_s=sum(_error(r, "time_error") * (r.time_s or 0.0) for r in (before, after)),
+        hbm_error_bytes=sum(_error(r, "hbm_error") * (r.hbm_bytes or 0) for r in (before, after)),
     )
 
 
@@ -185,6 +192,10 @@ def _question(record: Record, with_settings: bool) -> dict[str, Any]:
 def _same(first: Any, second: Any) -> bool:
     """Whether two values are the same, perhaps in other units."""
     return first == second or (amount(first) is not None and amount(first) == amount(second))
+
+
+def _error(record: Record, of: str) -> float:
+    return (record.fast_forward or {}).get(of, 0.0)
 
 
 def _changes(before: dict[str, float], after: dict[str, float]) -> dict[str, Change]:

@@ -124,6 +124,35 @@ def test_a_difference_backwards_is_its_negative(base, slow_hbm):
     assert part.format("less") in sentence(back)
 
 
+SKIPPED = {"steps_skipped": 1e8, "time_error": 0.01, "hbm_error": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio", "said"),
+    [
+        (SKIPPED, SKIPPED, 1.03, "A and B were fast-forwarded, which alone may make such a diff"),
+        (None, SKIPPED, 1.015, "B was fast-forwarded, which alone may make such a difference in"),
+        (SKIPPED, None, 0.985, "A was fast-forwarded, which alone may make such a difference in"),
+        (SKIPPED, SKIPPED, 1.05, None),  # more than twice the errors
+        (None, SKIPPED, 1.03, None),
+        (SKIPPED, SKIPPED, 1.0, None),  # no difference
+        (None, None, 1.001, None),
+    ],
+)
+def test_a_difference_of_the_order_of_fast_forwards_error_is_said_to_be(
+    base, before, after, ratio, said
+):
+    record = base[1]
+    first = replace(record, fast_forward=before)
+    second = replace(record, fast_forward=after, time_s=record.time_s * ratio)
+    text = sentence(difference(first, second))
+    assert ("fast-forwarded" in text) == (said is not None)
+    if said is not None:
+        assert said in text
+        assert "time (estimated error " in text
+        assert "HBM traffic (" not in text
+
+
 def test_the_same_run_twice_says_so(tmp_path, base):
     comparison = compared(tmp_path, base, base)
     assert [d.time_s.ratio for d in comparison.differences] == [1, 1]
