@@ -235,6 +235,13 @@ def record_of(
     link_wait_s, idle_s = _waits_s(run)
     shares = _shares(kernels, run, link_wait_s, idle_s)
     gpu_s = run.gpus * run.time_s
+    hbm_bytes = hbm_read_bytes + hbm_write_bytes
+    energy_j = _energy_j(hw, gpu_s, hbm_bytes, l2_bytes, sram_bytes, flops)
+    skipped = _fast_forward(run)
+    if skipped and energy_j:
+        time_error, hbm_error = skipped["time_error"], skipped["hbm_error"]
+        of_it_j = _energy_j(hw, time_error * gpu_s, hbm_error * hbm_bytes, 0, 0, 0) or 0.0
+        skipped["energy_error"] = of_it_j / energy_j
     return Record(
         **vars(asked),
         workload=asdict(w),
@@ -250,24 +257,15 @@ def record_of(
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
         tensor_utilisation=flops / _peak_flops_per_s(w, hw) / gpu_s,
-        hbm_utilisation=(hbm_read_bytes + hbm_write_bytes - run.l2_dirty_bytes)
-        / hw.hbm.bandwidth
-        / gpu_s,
+        hbm_utilisation=(hbm_bytes - run.l2_dirty_bytes) / hw.hbm.bandwidth / gpu_s,
         occupancy=mean("occupancy"),
         bottleneck=next(iter(shares)),
         bottleneck_shares=shares,
-        energy_j=_energy_j(
-            hw,
-            gpu_s,
-            hbm_read_bytes + hbm_write_bytes,
-            l2_bytes,
-            sram_bytes,
-            flops,
-        ),
+        energy_j=energy_j,
         gpus=run.gpus,
         link_bytes=sum(sent.transfer.bytes for sent in run.sent),
         link_wait_s=link_wait_s,
-        fast_forward=_fast_forward(run),
+        fast_forward=skipped,
         kernels=kernels,
         timeline=timelines_of(run, w, hw),
         memory=[asdict(change) for change in run.memory],
@@ -382,7 +380,7 @@ def _shares(
 def _energy_j(
     hw: HardwareProfile,
     gpu_s: float,
-    hbm_bytes: int,
+    hbm_bytes: float,
     l2_bytes: int,
     sram_bytes: int,
     flops: int,

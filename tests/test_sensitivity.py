@@ -227,6 +227,7 @@ def test_what_steps_is_told_from_what_slopes():
 
 def fast_forwarded(record, error: float):
     errors = {"steps_skipped": 1e8, "time_error": error, "hbm_error": error / 2}
+    errors["energy_error"] = error / 4
     return replace(record, fast_forward=errors)
 
 
@@ -245,13 +246,27 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
         assert found.time.central == exact.time.central
         assert found.time.noise == pytest.approx(2 * error / log(1.05**2))
         assert found.hbm_bytes.noise == pytest.approx(found.time.noise / 2)
-        assert found.energy.noise == found.time.noise
+        assert found.energy.noise == pytest.approx(found.time.noise / 4)
         shown = replace(found, energy=replace(exact.energy, central=-0.3))
         one = replace(answer, schedules=[ScheduleSensitivity(sides[0], [shown])])
         one.show()
         said = capsys.readouterr().out
         assert told in said
         assert f"fast-forwarded, with an estimated error of {error:.2%} of time" in said
+
+
+def test_the_error_of_energy_is_that_of_its_parts(monkeypatch):
+    monkeypatch.setattr("sim.engine.fast_forward.FROM_STEPS", 10_000)
+    monkeypatch.setattr("sim.engine.fast_forward.MOST_STEPS", 9_000)
+    (outcome,) = run_scenario(scenario("flash2", heads=96, seq_len=2048, causal=True))
+    record, figures = outcome.record, H100.energy
+    errors = record.fast_forward
+    hbm_j = record.hbm_bytes * figures.hbm_per_byte
+    idle_j = record.time_s * figures.idle
+    assert errors["time_error"] > 0
+    assert errors["hbm_error"] > 0
+    expected = (errors["hbm_error"] * hbm_j + errors["time_error"] * idle_j) / record.energy_j
+    assert errors["energy_error"] == pytest.approx(expected)
 
 
 def test_figures_without_effect_by_nature_are_left_out():
