@@ -247,6 +247,8 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
         assert found.time.noise == pytest.approx(2 * error / log(1.05**2))
         assert found.hbm_bytes.noise == pytest.approx(found.time.noise / 2)
         assert found.energy.noise == pytest.approx(found.time.noise / 4)
+        own = replace(bandwidth, key="energy.hbm_per_byte")  # of the same run
+        assert effect(own, *sides).energy.noise == 0
         shown = replace(found, energy=replace(exact.energy, central=-0.3))
         one = replace(answer, schedules=[ScheduleSensitivity(sides[0], [shown])])
         one.show()

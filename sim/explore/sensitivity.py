@@ -29,6 +29,7 @@ from sim.schedules.base import Schedule
 STEP = 0.05  # up by it, and down by as much in logarithm
 # What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
 WITHOUT_EFFECT = ("power.tdp", "hbm.capacity")
+OF_THE_SAME_RUN = "energy."  # figures that need no other run, and so add no error
 # Where a fast-forwarded record says how far each result may be off.
 ERRORS = {"time_s": "time_error", "energy_j": "energy_error", "hbm_bytes": "hbm_error"}
 Model = TypeVar("Model", bound=BaseModel)
@@ -187,7 +188,7 @@ def _stepped(
     if value is None:
         return None
     hw = with_figure(base.point.hardware, key.split("."), value)
-    if key.startswith("energy."):  # of the same run
+    if key.startswith(OF_THE_SAME_RUN):
         assert base.run is not None
         w = base.point.workload
         return record_of(base.point.asked(schedule), w, hw, base.run, base.record.engine)
@@ -256,6 +257,8 @@ def effect(parameter: Parameter, base: Record, down: Record | None, up: Record |
 
         first, last = min(at), max(at)
         error = _error(at[first], result) + _error(at[last], result)
+        if parameter.key.startswith(OF_THE_SAME_RUN):
+            error = 0.0
         return Elasticity(
             central=slope(first, last),
             down=slope(parameter.down, parameter.value),
