@@ -12,8 +12,10 @@ from typing import Any
 
 from sim.files import InputError
 from sim.result import Record, load
+from sim.units import amount
 
 BETWEEN = "between kernels"  # launches and waits, where time is told by kernel
+_TOLD_BY_NAME = ("workload.", "hardware.profile")  # swept keys of which a record says more
 LEFT_IN_L2 = "left in L2"  # dirty bytes that no kernel has written to HBM yet
 
 
@@ -41,7 +43,10 @@ class Change:
 class Difference:
     """A schedule that ran in both files: what was asked otherwise, and what came out otherwise.
 
-    `asked` holds the workload's keys, the swept keys, hardware and engine where they differ. Times
+    `asked` holds what differs of the workload's keys, hardware, engine, the profile's overrides
+    (`hardware.l2.capacity`), the schedule's options (`schedule.flash2.stages`) and other swept
+    keys; None is what a side leaves to the profile or to the schedule. The errors are those that
+    fast-forwarding is estimated to have, of both sides together; 0 where all was replayed. Times
     of kernels are of all their launches, as the mean of the GPUs; bytes are of all GPUs. The parts
     are in the order of how much they changed.
     """
@@ -58,6 +63,9 @@ class Difference:
     time_by_cause_s: dict[str, Change]
     time_by_kernel_s: dict[str, Change]
     hbm_bytes_by_kernel: dict[str, Change]
+    fast_forwarded: tuple[bool, bool]
+    time_error_s: float
+    hbm_error_bytes: float
 
 
 @dataclass(frozen=True)
@@ -156,25 +164,38 @@ def difference(before: Record, after: Record) -> Difference:
         time_by_cause_s=_changes(_time_by_cause_s(before), _time_by_cause_s(after)),
         time_by_kernel_s=_changes(_time_by_kernel_s(before), _time_by_kernel_s(after)),
         hbm_bytes_by_kernel=_changes(_bytes_by_kernel(before), _bytes_by_kernel(after)),
+        fast_forwarded=(before.fast_forward is not None, after.fast_forward is not None),
+        time_error_s=sum(_error(r, "time_error") * (r.time_s or 0.0) for r in (before, after)),
+        hbm_error_bytes=sum(_error(r, "hbm_error") * (r.hbm_bytes or 0) for r in (before, after)),
     )
 
 
 def _asked(before: Record, after: Record) -> dict[str, tuple[Any, Any]]:
-    """What the two were asked otherwise; a swept key that the workload holds stands there once."""
-    pairs = {
-        **{
-            key: (before.workload.get(key), after.workload.get(key))
-            for key in {**before.workload, **after.workload}
-        },
-        "hardware": (before.hardware, after.hardware),
-        "engine": (before.engine, after.engine),
-        **{
-            key: (before.point.get(key), after.point.get(key))
-            for key in {**before.point, **after.point}
-            if not key.startswith("workload.") and key != "hardware.profile"
-        },
+    """What the two were asked otherwise, each once; of options what both files say."""
+    with_settings = before.options is not None and after.options is not None
+    first, second = (_question(record, with_settings) for record in (before, after))
+    pairs = {key: (first.get(key), second.get(key)) for key in {**first, **second}}
+    return {key: pair for key, pair in pairs.items() if not _same(*pair)}
+
+
+def _question(record: Record, with_settings: bool) -> dict[str, Any]:
+    told = ("workload.", "hardware.", "schedule.") if with_settings else _TOLD_BY_NAME
+    return {
+        **record.workload,
+        "hardware": record.hardware,
+        "engine": record.engine,
+        **(record.settings if with_settings else {}),
+        **{key: value for key, value in record.point.items() if not key.startswith(told)},
     }
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two values are the same, perhaps in other units."""
+    return first == second or (amount(first) is not None and amount(first) == amount(second))
+
+
+def _error(record: Record, of: str) -> float:
+    return (record.fast_forward or {}).get(of, 0.0)
 
 
 def _changes(before: dict[str, float], after: dict[str, float]) -> dict[str, Change]:
@@ -205,6 +226,6 @@ def _bytes_by_kernel(record: Record) -> dict[str, float]:
 
 def _sums(amounts: Iterable[tuple[str, float]]) -> dict[str, float]:
     sums: dict[str, float] = {}
-    for name, amount in amounts:
-        sums[name] = sums.get(name, 0) + amount
+    for name, one in amounts:
+        sums[name] = sums.get(name, 0) + one
     return sums

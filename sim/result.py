@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from sim.engine import timeline as tl
-from sim.engine.device import DeviceRun, Launched, OutOfMemoryError
+from sim.engine.device import DeviceRun, EngineName, Launched, OutOfMemoryError
 from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import CAUSES, TENSOR
 from sim.files import InputError, save_text
@@ -83,8 +83,27 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which schedule on which device, in the words of the scenario.
+
+    `schedule` is the title, `options` the schedule's table without its label, `point` the swept
+    keys, `hardware` the profile's name, and `overrides` what the scenario lays over the profile, by
+    dotted key ({"l2.capacity": "100 MiB"}), swept or not.
+    """
+
+    schedule: str
+    options: dict[str, Any]
+    point: dict[str, Any]
+    hardware: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Record:
     """One schedule on one point of a scenario.
+
+    What was asked stands there as in `Asked`; `options` and `overrides` are None in files that
+    attnsim wrote before it kept them.
 
     `hbm_write_bytes` counts all that the schedule makes dirty, also the `l2_dirty_bytes` that are
     still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
@@ -125,7 +144,9 @@ class Record:
     kernels: list[KernelResult] = field(default_factory=list)
     timeline: list[Timeline] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
-    engine: str = "replay"
+    options: dict[str, Any] | None = None
+    overrides: dict[str, Any] | None = None
+    engine: EngineName = "replay"
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -134,6 +155,28 @@ class Record:
         if self.hbm_read_bytes is None or self.hbm_write_bytes is None:
             return None
         return self.hbm_read_bytes + self.hbm_write_bytes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Overrides and options under the keys by which scenarios sweep them.
+
+        Such as hardware.l2.capacity, schedule.flash2.tile.q and, besides, schedule.name.
+        """
+        options = dict(self.options or {})
+        name = options.pop("name", None)
+        schedule = {"name": name, name: options} if name else {}
+        return flat({"hardware": self.overrides or {}, "schedule": schedule})
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a nested table holds, by dotted keys; but for where its figures come from."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif key != "source":
+            found[prefix + key] = value
+    return found
 
 
 @cache
@@ -147,12 +190,11 @@ def versions() -> Mapping[str, str]:
 
 
 def record_of_oom(
-    schedule: str,
-    point: dict[str, Any],
+    asked: Asked,
     w: AttentionWorkload,
     hw: HardwareProfile,
     error: OutOfMemoryError,
-    engine: str,
+    engine: EngineName,
 ) -> Record:
     """The record of a schedule whose tensors do not fit."""
     reason = (
@@ -160,12 +202,10 @@ def record_of_oom(
         f"{error.free_bytes / 1e9:.1f} of {hw.hbm.capacity / 1e9:.1f} GB are free"
     )
     return Record(
-        schedule,
-        point,
-        asdict(w),
-        hw.name,
-        "out of memory",
-        reason,
+        **vars(asked),
+        workload=asdict(w),
+        status="out of memory",
+        reason=reason,
         engine=engine,
         useful_flops=w.useful_flops,
         versions=dict(versions()),
@@ -173,12 +213,7 @@ def record_of_oom(
 
 
 def record_of(
-    schedule: str,
-    point: dict[str, Any],
-    w: AttentionWorkload,
-    hw: HardwareProfile,
-    run: DeviceRun,
-    engine: str,
+    asked: Asked, w: AttentionWorkload, hw: HardwareProfile, run: DeviceRun, engine: EngineName
 ) -> Record:
     """The record of a schedule that ran."""
     runs = distinct(run)
@@ -200,11 +235,16 @@ def record_of(
     link_wait_s, idle_s = _waits_s(run)
     shares = _shares(kernels, run, link_wait_s, idle_s)
     gpu_s = run.gpus * run.time_s
+    hbm_bytes = hbm_read_bytes + hbm_write_bytes
+    energy_j = _energy_j(hw, gpu_s, hbm_bytes, l2_bytes, sram_bytes, flops)
+    skipped = _fast_forward(run)
+    if skipped and energy_j:
+        time_error, hbm_error = skipped["time_error"], skipped["hbm_error"]
+        of_it_j = _energy_j(hw, time_error * gpu_s, hbm_error * hbm_bytes, 0, 0, 0) or 0.0
+        skipped["energy_error"] = of_it_j / energy_j
     return Record(
-        schedule=schedule,
-        point=point,
+        **vars(asked),
         workload=asdict(w),
-        hardware=hw.name,
         status="ok",
         time_s=run.time_s,
         flops=flops,
@@ -217,24 +257,15 @@ def record_of(
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
         tensor_utilisation=flops / _peak_flops_per_s(w, hw) / gpu_s,
-        hbm_utilisation=(hbm_read_bytes + hbm_write_bytes - run.l2_dirty_bytes)
-        / hw.hbm.bandwidth
-        / gpu_s,
+        hbm_utilisation=(hbm_bytes - run.l2_dirty_bytes) / hw.hbm.bandwidth / gpu_s,
         occupancy=mean("occupancy"),
         bottleneck=next(iter(shares)),
         bottleneck_shares=shares,
-        energy_j=_energy_j(
-            hw,
-            gpu_s,
-            hbm_read_bytes + hbm_write_bytes,
-            l2_bytes,
-            sram_bytes,
-            flops,
-        ),
+        energy_j=energy_j,
         gpus=run.gpus,
         link_bytes=sum(sent.transfer.bytes for sent in run.sent),
         link_wait_s=link_wait_s,
-        fast_forward=_fast_forward(run),
+        fast_forward=skipped,
         kernels=kernels,
         timeline=timelines_of(run, w, hw),
         memory=[asdict(change) for change in run.memory],
@@ -349,7 +380,7 @@ def _shares(
 def _energy_j(
     hw: HardwareProfile,
     gpu_s: float,
-    hbm_bytes: int,
+    hbm_bytes: float,
     l2_bytes: int,
     sram_bytes: int,
     flops: int,

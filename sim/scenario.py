@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sim.engine.machine import machine_of
 from sim.engine.records import replay_bytes
 from sim.files import InputError, checked, nearest, read_toml
 from sim.hardware import HardwareProfile, find_toml, load_profile
-from sim.result import Record, record_of, record_of_oom
+from sim.result import Asked, Record, flat, record_of, record_of_oom
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
 from sim.tile_program import Step, chunk_tensors
@@ -73,6 +73,12 @@ class Point:
     workload: AttentionWorkload
     hardware: HardwareProfile
     schedules: tuple[Schedule, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)  # of the profile, by dotted key
+
+    def asked(self, schedule: Schedule) -> Asked:
+        """What one of the schedules is asked here."""
+        options = schedule.model_dump(mode="json", exclude={"label"}, exclude_unset=True)
+        return Asked(schedule.title, options, self.values, self.hardware.name, self.overrides)
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ def make_point(
             f'{where}: workload.dtype = "{workload.dtype}": {hardware.name} has no tensor rate for '
             f"it; accepted there: {', '.join(['fp32', *known])}"
         )
-    return Point(swept, workload, hardware, schedules)
+    return Point(swept, workload, hardware, schedules, flat(overrides))
 
 
 def check_titles(titles: list[str], where: str) -> None:
@@ -288,8 +294,8 @@ class Job:
 
     def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
         """Replay it; raises InputError where a transfer needs a link that there is not."""
-        title, point = self.schedule.title, self.point
-        facts = (title, point.values, point.workload, point.hardware)
+        point = self.point
+        facts = (point.asked(self.schedule), point.workload, point.hardware)
         if self.oom is not None:
             return Outcome(point, record_of_oom(*facts, self.oom, engine), None)
         try:
@@ -302,7 +308,7 @@ class Job:
                 most_steps=self.most_steps,
             )
         except InputError as error:
-            raise InputError(f"schedule {title}: {error}") from None
+            raise InputError(f"schedule {self.schedule.title}: {error}") from None
         return Outcome(point, record_of(*facts, run, engine), run)
 
 

@@ -37,7 +37,7 @@ from typing import Any
 from sim.engine.device import EngineName
 from sim.files import InputError, checked
 from sim.hardware import HardwareProfile
-from sim.result import KernelResult, Record, versions
+from sim.result import Asked, KernelResult, Record, flat, versions
 from sim.scenario import (
     Job,
     Limits,
@@ -82,12 +82,10 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a sweep asks of one schedule on one point: a task, or why there is none."""
+class Wanted:
+    """One record that a sweep is to give: from a task, or with the problem why there is none."""
 
-    values: dict[str, Any]
-    title: str
-    hardware: str
+    asked: Asked
     task: Task | None
     problem: str = ""
 
@@ -123,10 +121,10 @@ def sweep_points(
     tables as such are wrong, and WorkersLostError.
     """
     limits = checked(ScenarioFile, data, where).limits
-    asked = list(_asked(data, where, folder, engine, limits))
-    if not any(one.task for one in asked):
-        raise InputError(asked[0].problem)
-    tasks = {one.task.key: one.task for one in asked if one.task}
+    wanted = list(_wanted(data, where, folder, engine, limits))
+    if not any(one.task for one in wanted):
+        raise InputError(wanted[0].problem)
+    tasks = {one.task.key: one.task for one in wanted if one.task}
     known = limits.model_dump_json()
     missing = [task for key, task in tasks.items() if store.get(key, known) is None]
     passing: dict[str, str] = {}  # records that are not kept
@@ -140,28 +138,27 @@ def sweep_points(
         rate = replayed / (time.monotonic() - start_s)
         progress(f"{replayed:,} of {len(missing):,}, {rate:.3g}/s", replayed, len(missing))
 
-    def record_of(one: Asked) -> Record:
+    def record_of(one: Wanted) -> Record:
         if one.task is None:
             return Record(
-                one.title, one.values, {}, one.hardware, "failed", one.problem, engine=engine
+                **vars(one.asked), workload={}, status="failed", reason=one.problem, engine=engine
             )
         text = passing.get(one.task.key) or store.get(one.task.key, known)
         assert text is not None
-        return _relabelled(json.loads(text), one)
+        return _renamed(json.loads(text), one.asked)
 
-    return Swept([record_of(one) for one in asked], replayed)
+    return Swept([record_of(one) for one in wanted], replayed)
 
 
-def _relabelled(fields: dict[str, Any], asked: Asked) -> Record:
-    """The record under the names that are asked for: an address knows figures alone."""
+def _renamed(fields: dict[str, Any], asked: Asked) -> Record:
+    """The record in the words that it is asked for in: an address knows figures alone."""
     kernels = [KernelResult(**kernel) for kernel in fields.pop("kernels")]
-    named = {"schedule": asked.title, "point": asked.values, "hardware": asked.hardware}
-    return Record(**{**fields, **named}, kernels=kernels)
+    return Record(**{**fields, **vars(asked)}, kernels=kernels)
 
 
-def _asked(
+def _wanted(
     data: Mapping[str, Any], where: str, folder: Path | None, engine: EngineName, limits: Limits
-) -> Iterator[Asked]:
+) -> Iterator[Wanted]:
     """Every schedule of every point, in order; raises InputError for what is wrong in all."""
     tables = data["schedule"]
     check_titles([str(table.get("label") or table.get("name")) for table in tables], where)
@@ -174,13 +171,21 @@ def _asked(
             try:
                 points.append(make_point({**varied, "schedule": [table]}, swept, where, folder))
             except InputError as error:
-                title = str(table.get("label") or table.get("name"))
-                profile = str(varied["hardware"].get("profile"))
-                yield Asked(swept, title, profile, None, str(error))
+                yield Wanted(_as_written(table, varied["hardware"], swept), None, str(error))
         for point in points:
             for schedule in point.schedules:
                 task = Task(address(point, schedule, engine, limits), point, schedule)
-                yield Asked(swept, schedule.title, point.hardware.name, task)
+                yield Wanted(point.asked(schedule), task)
+
+
+def _as_written(
+    schedule: Mapping[str, Any], hardware: Mapping[str, Any], swept: dict[str, Any]
+) -> Asked:
+    """What tables ask that cannot be."""
+    options, overrides = dict(schedule), dict(hardware)
+    label, profile = options.pop("label", None), overrides.pop("profile", None)
+    title = str(label or options.get("name"))
+    return Asked(title, options, swept, str(profile), flat(overrides))
 
 
 def address(point: Point, schedule: Schedule, engine: EngineName, limits: Limits) -> str:
@@ -298,14 +303,12 @@ def _done(task: Task, limits: Limits, engine: EngineName) -> Done:
 
 
 def _failed(task: Task, reason: str, engine: EngineName) -> Finished:
-    w, hw = task.point.workload, task.point.hardware
+    w = task.point.workload
     record = Record(
-        task.schedule.title,
-        task.point.values,
-        asdict(w),
-        hw.name,
-        "failed",
-        reason,
+        **vars(task.point.asked(task.schedule)),
+        workload=asdict(w),
+        status="failed",
+        reason=reason,
         engine=engine,
         useful_flops=w.useful_flops,
         versions=dict(versions()),

@@ -9,7 +9,7 @@ import pytest
 from sim.cli import main
 from sim.difference import BETWEEN, LEFT_IN_L2, compare, difference
 from sim.files import InputError
-from sim.report.difference import sentence
+from sim.report.difference import print_comparison, sentence
 from sim.result import Record, dumps, load, save
 from sim.scenario import make_scenario, run_scenario
 
@@ -17,12 +17,16 @@ WORKLOAD = {"heads": 4, "head_dim": 64, "seq_len": 1024}
 OPTIONS = {"ring": {"gpus": 2}, "tree_decoding": {"gpus": 4}}
 
 
-def run(*names: str, profile: str = "h100-sxm", sweep=None, workload=None, **hardware) -> list:
+def run(
+    *names: str, profile="h100-sxm", sweep=None, workload=None, options=None, **hardware
+) -> list[Record]:
     scenario = make_scenario(
         {
             "workload": {**WORKLOAD, **(workload or {})},
             "hardware": {"profile": profile, **hardware},
-            "schedule": [{"name": name, **OPTIONS.get(name, {})} for name in names],
+            "schedule": [
+                {"name": name, **OPTIONS.get(name, {}), **(options or {})} for name in names
+            ],
             "sweep": sweep or {},
         },
         "a test",
@@ -102,7 +106,7 @@ def test_slower_hbm_and_less_l2_are_told_as_such(base, slow_hbm):
     assert next(iter(naive.time_by_cause_s)) == "hbm"
     assert naive.hbm_bytes.ratio > 1.2
     said = sentence(naive)
-    assert said.startswith("naive takes ")
+    assert said.startswith("naive with hardware.hbm.bandwidth 1 TB/s instead of the profile's, ")
     assert "more on HBM bandwidth" in said
     assert "By kernel: " in said
     assert "By kernel: " not in sentence(flash)
@@ -118,6 +122,35 @@ def test_a_difference_backwards_is_its_negative(base, slow_hbm):
     part = "36.2 µs {} on HBM bandwidth"
     assert part.format("more") in sentence(there)
     assert part.format("less") in sentence(back)
+
+
+SKIPPED = {"steps_skipped": 1e8, "time_error": 0.01, "hbm_error": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio", "said"),
+    [
+        (SKIPPED, SKIPPED, 1.03, "A and B were fast-forwarded, which alone may make such a diff"),
+        (None, SKIPPED, 1.015, "B was fast-forwarded, which alone may make such a difference in"),
+        (SKIPPED, None, 0.985, "A was fast-forwarded, which alone may make such a difference in"),
+        (SKIPPED, SKIPPED, 1.05, None),  # more than twice the errors
+        (None, SKIPPED, 1.03, None),
+        (SKIPPED, SKIPPED, 1.0, None),  # no difference
+        (None, None, 1.001, None),
+    ],
+)
+def test_a_difference_of_the_order_of_fast_forwards_error_is_said_to_be(
+    base, before, after, ratio, said
+):
+    record = base[1]
+    first = replace(record, fast_forward=before)
+    second = replace(record, fast_forward=after, time_s=record.time_s * ratio)
+    text = sentence(difference(first, second))
+    assert ("fast-forwarded" in text) == (said is not None)
+    if said is not None:
+        assert said in text
+        assert "time (estimated error " in text
+        assert "HBM traffic (" not in text
 
 
 def test_the_same_run_twice_says_so(tmp_path, base):
@@ -149,6 +182,54 @@ def test_single_points_are_matched_by_schedule_whatever_they_are(tmp_path, base)
     assert comparison.differences[0].asked == {"hardware": ("h100-sxm", "a100-sxm-80gb")}
 
 
+def test_overrides_and_options_that_differ_are_named(tmp_path, capsys):
+    first = run("flash2", l2={"capacity": "50 MiB", "source": "mine"}, hbm={"bandwidth": "2 TB/s"})
+    second = run(
+        "flash2",
+        l2={"capacity": "100 MiB", "source": "yours"},
+        hbm={"bandwidth": "2000 GB/s"},  # the same
+        options={"stages": 3, "tile": {"q": 128, "kv": 64}, "label": "flash2"},
+    )
+    comparison = compared(tmp_path, first, second)
+    assert comparison.differences[0].asked == {
+        "hardware.l2.capacity": ("50 MiB", "100 MiB"),
+        "schedule.flash2.stages": (None, 3),
+        "schedule.flash2.tile.q": (None, 128),
+        "schedule.flash2.tile.kv": (None, 64),
+    }
+    print_comparison(comparison)
+    said = capsys.readouterr().out
+    assert "hardware.l2.capacity 100 MiB instead of 50 MiB" in said
+    assert "schedule.flash2.stages 3 instead of the default" in said
+
+
+def test_a_swept_override_is_named_once(tmp_path):
+    first, second = (
+        run("flash2", sweep={"hardware.l2.capacity": [c], "schedule.flash2.stages": [s]})
+        for c, s in (("50 MiB", 2), ("100 MiB", 3))
+    )
+    (d,) = compared(tmp_path, first, second).differences
+    assert d.asked == {
+        "hardware.l2.capacity": ("50 MiB", "100 MiB"),
+        "schedule.flash2.stages": (2, 3),
+    }
+    assert second[0].overrides == {"l2.capacity": "100 MiB"}
+    assert second[0].options == {"name": "flash2", "stages": 3}
+
+
+def test_files_from_before_options_were_kept_are_read_and_compared_by_their_points(tmp_path):
+    new = run("flash2", sweep={"hardware.l2.capacity": ["50 MiB"]}, options={"stages": 3})
+    save(new, tmp_path / "new.json")
+    (told,) = json.loads((tmp_path / "new.json").read_text())
+    del told["options"], told["overrides"]
+    told["point"]["hardware.l2.capacity"] = "60 MiB"
+    (tmp_path / "old.json").write_text(json.dumps([told]))
+    (old,) = load(tmp_path / "old.json")
+    assert (old.options, old.overrides) == (None, None)
+    (d,) = compare(tmp_path / "old.json", tmp_path / "new.json").differences
+    assert d.asked == {"hardware.l2.capacity": ("60 MiB", "50 MiB")}
+
+
 def test_what_does_not_fit_has_no_time_to_compare(tmp_path, base):
     (large,) = run("naive", workload={"seq_len": 262144})
     comparison = compared(tmp_path, base, [large])
@@ -163,7 +244,8 @@ def test_the_command_says_it_and_gives_json(tmp_path, base, slow_hbm, capsys, mo
     paths = tmp_path / "a.json", tmp_path / "b.json"
     code, said, _ = attnsim(capsys, monkeypatch, "compare", *paths)
     assert code == 0
-    assert said.startswith("naive takes ")
+    assert said.startswith("B has hardware.hbm.bandwidth 1 TB/s instead of the profile's, ")
+    assert "\nnaive takes " in said
     assert "0.0.1 wrote B" in said
     assert "P = softmax(S)" in said
     assert "B / A" in said

@@ -36,8 +36,8 @@ objectives = ["time", "price"]
 trials = 16
 seed = 3
 [search.space]
-"hardware.sm.count" = { low = 20, high = 140, step = 4 }
-"hardware.hbm.bandwidth" = { low = "0.5 TB/s", high = "6 TB/s", log = true }
+"hardware.sm.count" = { from = 20, to = 140, step = 4 }
+"hardware.hbm.bandwidth" = { from = "0.5 TB/s", to = "6 TB/s", log = true }
 "hardware.hbm.capacity" = ["48 GiB", "80 GiB"]
 """
 GIVEN = DEVICE.split("[search.space]")[0]
@@ -216,12 +216,16 @@ BAD = {
     ),
     "workload": (GIVEN + '[search.space]\n"workload.batch" = [1]', ["a figure of the hardware"]),
     "wrong unit": (
-        GIVEN + '[search.space]\n"hardware.l2.capacity" = { low = "1 MiB", high = "2 GiB" }',
+        GIVEN + '[search.space]\n"hardware.l2.capacity" = { from = "1 MiB", to = "2 GiB" }',
         ["search.space.hardware.l2.capacity", "same unit"],
     ),
-    "backwards": (
-        GIVEN + '[search.space]\n"hardware.sm.count" = { low = 9, high = 3 }',
-        ["low must be below high"],
+    "old spelling": (
+        GIVEN + '[search.space]\n"hardware.sm.count" = { low = 3, high = 9 }',
+        ["search.space.hardware.sm.count: low and high are spelt from and to"],
+    ),
+    "no range": (
+        GIVEN + '[search.space]\n"hardware.sm.count" = 3',
+        ["search.space.hardware.sm.count = 3: a list of values or a range"],
     ),
     "free figure": (
         GIVEN + '[search.space]\n"hardware.sm.clock" = ["1 GHz", "2 GHz"]',

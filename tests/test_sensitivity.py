@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from sim.cli import main
-from sim.explore.sensitivity import Effect, parameters, sensitivity, with_figure
+from sim.explore.sensitivity import (
+    Effect,
+    ScheduleSensitivity,
+    effect,
+    parameters,
+    sensitivity,
+    with_figure,
+)
 from sim.files import InputError
 from sim.hardware import load_profile
 from sim.report.sensitivity import step_like, tornado
@@ -218,6 +225,52 @@ def test_what_steps_is_told_from_what_slopes():
     assert not step_like(by_key["tensor.fp16"].time)
 
 
+def fast_forwarded(record, error: float):
+    errors = {"steps_skipped": 1e8, "time_error": error, "hbm_error": error / 2}
+    errors["energy_error"] = error / 4
+    return replace(record, fast_forward=errors)
+
+
+def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
+    answer = sensitivity(scenario("flash2"))
+    (of,) = answer.schedules
+    bandwidth = next(e.parameter for e in of.effects if e.parameter.key == "hbm.bandwidth")
+    base = of.record
+    assert base.time_s is not None
+    down = replace(base, time_s=base.time_s * 1.01)  # a slope of -0.1
+    exact = effect(bandwidth, base, down, base)
+    assert (exact.time.noise, exact.hbm_bytes.noise) == (0, 0)
+    for error, told in ((0.004, "−0.10"), (0.006, "±0.12")):
+        sides = [fast_forwarded(record, error) for record in (base, down, base)]
+        found = effect(bandwidth, *sides)
+        assert found.time.central == exact.time.central
+        assert found.time.noise == pytest.approx(2 * error / log(1.05**2))
+        assert found.hbm_bytes.noise == pytest.approx(found.time.noise / 2)
+        assert found.energy.noise == pytest.approx(found.time.noise / 4)
+        own = replace(bandwidth, key="energy.hbm_per_byte")  # of the same run
+        assert effect(own, *sides).energy.noise == 0
+        shown = replace(found, energy=replace(exact.energy, central=-0.3))
+        one = replace(answer, schedules=[ScheduleSensitivity(sides[0], [shown])])
+        one.show()
+        said = capsys.readouterr().out
+        assert told in said
+        assert f"fast-forwarded, with an estimated error of {error:.2%} of time" in said
+
+
+def test_the_error_of_energy_is_that_of_its_parts(monkeypatch):
+    monkeypatch.setattr("sim.engine.fast_forward.FROM_STEPS", 10_000)
+    monkeypatch.setattr("sim.engine.fast_forward.MOST_STEPS", 9_000)
+    (outcome,) = run_scenario(scenario("flash2", heads=96, seq_len=2048, causal=True))
+    record, figures = outcome.record, H100.energy
+    errors = record.fast_forward
+    hbm_j = record.hbm_bytes * figures.hbm_per_byte
+    idle_j = record.time_s * figures.idle
+    assert errors["time_error"] > 0
+    assert errors["hbm_error"] > 0
+    expected = (errors["hbm_error"] * hbm_j + errors["time_error"] * idle_j) / record.energy_j
+    assert errors["energy_error"] == pytest.approx(expected)
+
+
 def test_figures_without_effect_by_nature_are_left_out():
     left = set(effects(scenario("flash2")))
     assert not left & {"power.tdp", "hbm.capacity", "tensor.fp8", "links.peer", "links.host"}
@@ -262,6 +315,8 @@ def test_the_command_prints_saves_and_gives_json(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out/sensitivity.png").stat().st_size > 10_000
     told = json.loads((tmp_path / "out/results.json").read_text())
     assert told["step"] == 0.05
+    assert told["overrides"] == {}
+    assert told["schedules"][0]["options"] == {"name": "flash2"}
     assert told["schedules"][0]["effects"][0]["parameter"]["key"] in said
     code, text, _ = attnsim(capsys, monkeypatch, *command, "--json")
     assert json.loads(text) == told

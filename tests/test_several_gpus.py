@@ -14,7 +14,7 @@ from sim.hardware import HardwareProfile, load_profile
 from sim.report.plots import save_figures
 from sim.report.table import print_records
 from sim.report.trace import save_trace
-from sim.result import Record, record_of
+from sim.result import Asked, Record, record_of
 from sim.scenario import make_scenario, run_scenario
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
@@ -43,6 +43,7 @@ def device(**sections) -> HardwareProfile:
 
 
 HW = device()
+ASKED = Asked("it", {}, {}, "a test", {})
 
 
 def steps_of(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW) -> list[Step]:
@@ -56,7 +57,7 @@ def steps_of(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW)
 def ran(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW):
     """The run and its record."""
     run = run_on_device(steps_of(schedule, w, hw), hw, w.dtype, "replay", lambda _: None)
-    return run, record_of("it", {}, w, hw, run, "replay")
+    return run, record_of(ASKED, w, hw, run, "replay")
 
 
 def workload(**table) -> AttentionWorkload:
@@ -436,7 +437,7 @@ def test_both_engines_agree_on_several_gpus(case, l2):
         run_on_device(steps, hw, w.dtype, engine, lambda _: None)
         for engine in ("replay", "reference")
     )
-    ours, theirs = (record_of("it", {}, w, hw, run, "") for run in (replay, reference))
+    ours, theirs = (record_of(ASKED, w, hw, run, "replay") for run in (replay, reference))
     for one, other in zip(replay.kernels, reference.kernels, strict=True):
         assert one.gpu == other.gpu
         assert one.start_s == pytest.approx(other.start_s, rel=1e-9, abs=1e-15)

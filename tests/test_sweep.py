@@ -6,9 +6,11 @@ import random
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 import tomllib
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sim
+from sim.cli import main
 from sim.design import design_of
 from sim.files import InputError
 from sim.report.frame import export_frame, frame_of
+from sim.result import Record
 from sim.scenario import make_scenario, read_scenario
 from sim.store import Store
 from sim.sweeps import address, processes, sweep_points
@@ -63,6 +67,16 @@ def test_ranges_keep_their_ends_and_are_even(first, ratio, steps, log):
     )
 
 
+@given(st.integers(-1000, 1000), st.integers(-1000, 1000), st.integers(1, 300))
+def test_steps_of_a_size_start_at_the_first_end_and_stop_at_the_other_or_short_of_it(a, b, step):
+    ahead = 1 if a <= b else -1
+    expected = list(range(a, b + ahead, ahead * step))
+    assert [p[SEQ] for p in values_of({SEQ: {"from": a, "to": b, "step": step}})] == expected
+    text = {"from": f"{a / 10} MB", "to": f"{b / 10} MB", "step": f"{step / 10} MB"}
+    tenths = [float(p[SEQ].removesuffix(" MB")) * 10 for p in values_of({SEQ: text})]
+    assert tenths == pytest.approx(expected)
+
+
 def bounds(first, last, steps, log):
     return {"from": first, "to": last, "steps": steps, "log": log}
 
@@ -92,6 +106,17 @@ def test_the_sweep_that_the_guide_shows_is_one():
     assert all(64 <= point["hardware.sm.count"] <= 256 for point in points)
 
 
+def test_samples_of_whole_numbers_and_steps_are_of_all_of_them_alike():
+    sample = {"method": "sobol", "points": 32}
+    sample["bounds"] = {
+        "a.x": {"from": 1, "to": 4},
+        "a.y": {"from": "1 MB", "to": "8 MB", "steps": 8},
+    }
+    points = values_of({"sample": sample})
+    assert Counter(p["a.x"] for p in points) == dict.fromkeys(range(1, 5), 8)
+    assert Counter(p["a.y"] for p in points) == {f"{n} MB": 4 for n in range(1, 9)}
+
+
 def test_samples_choose_from_lists_and_go_with_a_grid():
     sample = {"method": "sobol", "points": 6, "bounds": {"a.x": ["p", "q"]}}
     points = values_of({"a.z": [1, 2], "sample": sample})
@@ -108,6 +133,14 @@ BAD_SWEEPS = {
     "two units": ({"a.x": {"from": "1 MB", "to": "2 GB", "steps": 3}}, ["the same unit"]),
     "no number": ({"a.x": {"from": "small", "to": "large", "steps": 3}}, ['"small"']),
     "infinite": ({"a.x": {"from": 1.0, "to": float("inf"), "steps": 3}}, ["finite"]),
+    "no steps": ({SEQ: {"from": 1, "to": 2}}, ["seq_len: steps or step: missing"]),
+    "steps and step": ({SEQ: {"from": 1, "to": 2, "steps": 2, "step": 1}}, ["neither with steps"]),
+    "log and step": ({SEQ: {"from": 1, "to": 2, "step": 1, "log": True}}, ["nor with log"]),
+    "backward step": ({SEQ: {"from": 1, "to": 2, "step": -1}}, ["step must be above zero"]),
+    "unit of step": ({"a.x": {"from": "1 MB", "to": "2 MB", "step": 1}}, ["the same unit"]),
+    "true": ({SEQ: {"from": True, "to": 2, "steps": 2}}, ["a number was expected"]),
+    "old spelling": ({SEQ: {"low": 1, "high": 2, "steps": 2}}, ["spelt from and to"]),
+    "no table": ({"sample": 3}, ["sweep.sample = 3: a table"]),
     "misspelt": ({SEQ: {"from": 1, "to": 2, "steps": 3, "lg": True}}, ["unknown key"]),
     "neither": ({SEQ: 4096}, ["a list of values or a range"]),
     "method": (
@@ -159,6 +192,22 @@ def test_records_are_those_of_run_to_the_bit_and_asked_twice_are_free():
     assert (first.replayed, again.replayed) == (12, 0)
 
 
+def test_a_record_says_what_its_own_scenario_asked_whoever_replayed_it():
+    schedule = [{"name": "flash2", "stages": 2, "label": "mine"}]
+    first = {**TABLES, "hardware": {"profile": "h100-sxm", "hbm": {"bandwidth": "2 TB/s"}}}
+    other = {**TABLES, "schedule": schedule, "sweep": {"hardware.hbm.bandwidth": ["2000 GB/s"]}}
+    first["schedule"] = [{"name": "flash2", "stages": 2}]
+    store = Store()
+    (one,), again = swept(first, store).records, swept(other, store)
+    (same,) = again.records
+    assert again.replayed == 0
+    assert (one.options, same.options) == ({"name": "flash2", "stages": 2},) * 2
+    assert one.overrides == {"hbm.bandwidth": "2 TB/s"}
+    assert same.overrides == {"hbm.bandwidth": "2000 GB/s"}
+    assert same.settings == {**same.point, "schedule.name": "flash2", "schedule.flash2.stages": 2}
+    assert same.time_s == one.time_s
+
+
 def test_what_cannot_be_has_its_reason_and_the_rest_goes_on():
     tables = {
         **TABLES,
@@ -176,6 +225,8 @@ def test_what_cannot_be_has_its_reason_and_the_rest_goes_on():
     assert len(records) == 18
     assert all("kv_heads = 3" in r.reason for r in records if r.point["workload.kv_heads"] == 3)
     assert reasons[4, "flash2"].status == "failed"
+    assert reasons[4, "flash2"].options == {"name": "flash2", "tile": {"q": 7}}
+    assert reasons[4, "decoding"].options == {"name": "flash_decoding"}
     small = [r for r in records if r.point["workload.kv_heads"] == 4]
     assert ["SRAM" in (r.reason or "") for r in small[3:5]] == [True, True]
     assert ["tile.q = 7" in (r.reason or "") for r in small[6:9]] == [True, True, False]
@@ -247,6 +298,7 @@ def test_the_frame_has_a_row_a_record_and_exports_as_it_is(tmp_path):
             assert row["hbm_read_bytes"] == record.hbm_read_bytes
             assert row["time_s"] == record.time_s
             assert row["share.hbm"] == record.bottleneck_shares["hbm"]
+            assert row["schedule.name"] == row["schedule"] == "naive"
     assert str(frame.hbm_read_bytes.dtype) == "Int64"
     for name, read in (("a.parquet", pd.read_parquet), ("a.csv", pd.read_csv)):
         export_frame([bare(record) for record in records], tmp_path / name)
@@ -266,11 +318,16 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
-def test_bad_options_are_one_line(case, tmp_path):
+def test_bad_options_are_one_line(case, tmp_path, monkeypatch, capsys):
     options, parts = BAD_OPTIONS[case]
     with sqlite3.connect(tmp_path / "other.sqlite") as other:
         other.execute("CREATE TABLE mine (x)")
-    assert_one_line(attnsim("sweep", scenario(tmp_path), *options, cwd=tmp_path), *parts)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["attnsim", "sweep", str(scenario(tmp_path)), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    done = subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
+    assert_one_line(done, *parts)
 
 
 # Stopped in the middle
@@ -323,9 +380,14 @@ def of_session(session: int) -> list[int]:
     return found
 
 
-def assert_each_once(folder: Path, path: Path) -> None:
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory) -> list[Record]:
+    """What the long sweep comes to."""
+    return sim.simulate(long_sweep(tmp_path_factory.mktemp("unstopped")))
+
+
+def assert_each_once(folder: Path, records: list[Record]) -> None:
     assert stored(folder) == (POINTS, POINTS)
-    records = sim.simulate(path)
     exported = pd.read_csv(folder / "a.csv")
     assert list(exported.time_s) == [record.time_s for record in records]
     with sqlite3.connect(folder / "sweeps.sqlite") as db:
@@ -334,45 +396,21 @@ def assert_each_once(folder: Path, path: Path) -> None:
     assert set(texts) == ours
 
 
-def test_a_sweep_killed_at_any_moment_resumes_without_losing_or_repeating_a_point(tmp_path):
-    path, moments = long_sweep(tmp_path), random.Random(int.from_bytes(os.urandom(4)))
-    had = 0
-    for _ in range(3):
-        sweep = started(path)
-        goal = had + moments.randrange(POINTS // 6)
-        until(lambda goal=goal, sweep=sweep: stored(tmp_path)[0] > goal or sweep.poll() is not None)
-        time.sleep(moments.uniform(0, 0.02))
-        os.kill(sweep.pid, signal.SIGKILL)
-        sweep.communicate(timeout=30)
-        until(lambda sweep=sweep: not of_session(sweep.pid), 20)  # nor do workers outlive it
-        has, written = stored(tmp_path)
-        assert has == written >= had
-        had = has
-    assert 0 < had < POINTS
-    done = attnsim("sweep", path, "--export", "a.csv", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"{POINTS - had} of them replayed now" in done.stdout
-    assert_each_once(tmp_path, path)
+def killed(sweep: subprocess.Popen[str]) -> None:
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.communicate(timeout=30)
 
 
-def test_ctrl_c_is_one_line_and_leaves_what_was_finished(tmp_path):
-    path = long_sweep(tmp_path)
-    sweep = started(path)
-    until(lambda: stored(tmp_path)[0] > 3)
-    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
+def interrupted(sweep: subprocess.Popen[str]) -> None:
+    os.killpg(sweep.pid, signal.SIGINT)  # Ctrl-C, as a terminal has it
     out, err = sweep.communicate(timeout=30)
     assert (sweep.returncode, out) == (2, "")
-    assert err == "attnsim: interrupted; what is finished is in sweeps.sqlite: run again to go on\n"
-    until(lambda: not of_session(sweep.pid), 20)
-    assert 3 < stored(tmp_path)[0] < POINTS
+    where = "sweeps.sqlite"
+    assert err == f"attnsim: interrupted; what is finished is in {where}: run again to go on\n"
 
 
-def test_a_killed_worker_process_is_one_line_and_leaves_what_was_finished(tmp_path):
-    path = long_sweep(tmp_path)
-    sweep = started(path)
-    until(lambda: stored(tmp_path)[0] > 3)
-    youngest = max(of_session(sweep.pid))
-    os.kill(youngest, signal.SIGKILL)
+def robbed_of_a_worker(sweep: subprocess.Popen[str]) -> None:
+    os.kill(max(of_session(sweep.pid)), signal.SIGKILL)  # the youngest process
     out, err = sweep.communicate(timeout=30)
     assert (sweep.returncode, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -380,7 +418,30 @@ def test_a_killed_worker_process_is_one_line_and_leaves_what_was_finished(tmp_pa
     assert "run again to go on" in err
 
 
-def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path):
+def test_a_sweep_stopped_again_and_again_resumes_without_losing_or_repeating_a_point(
+    tmp_path, unstopped
+):
+    """Twenty kills of one sweep: python benchmarks/sweep.py --kills 20."""
+    path, moments = long_sweep(tmp_path), random.Random(int.from_bytes(os.urandom(4)))
+    had = 0
+    for stopped in (killed, interrupted, robbed_of_a_worker, killed):
+        sweep = started(path)
+        goal = had + moments.randrange(POINTS // 9)
+        until(lambda goal=goal, sweep=sweep: stored(tmp_path)[0] > goal or sweep.poll() is not None)
+        time.sleep(moments.uniform(0, 0.02))
+        stopped(sweep)
+        until(lambda sweep=sweep: not of_session(sweep.pid), 20)  # nor do workers outlive it
+        has, written = stored(tmp_path)
+        assert has == written > had
+        had = has
+    assert had < POINTS
+    done = attnsim("sweep", path, "--export", "a.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{POINTS - had} of them replayed now" in done.stdout
+    assert_each_once(tmp_path, unstopped)
+
+
+def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path, unstopped):
     from dask.distributed import LocalCluster
 
     path = long_sweep(tmp_path)
@@ -398,7 +459,7 @@ def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path):
         frame = sim.sweep(path, dask=cluster.scheduler_address, store="sweeps.sqlite")
         killer.join()
     frame.to_csv(tmp_path / "a.csv")
-    assert_each_once(tmp_path, path)
+    assert_each_once(tmp_path, unstopped)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):

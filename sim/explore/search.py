@@ -8,15 +8,16 @@ A search file is a scenario with one schedule and a table more:
     seed = 1
 
     [search.space]
-    "hardware.l2.capacity" = { low = "25 MiB", high = "200 MiB", log = true }
-    "hardware.sm.count" = { low = 66, high = 264, step = 6 }
+    "hardware.l2.capacity" = { from = "25 MiB", to = "200 MiB", log = true }
+    "hardware.sm.count" = { from = 66, to = 264, step = 6 }
     "schedule.flash2.tile.q" = [64, 128, 192]
 
-A space of no more designs than trials is tried whole. In a larger one the tree-structured Parzen
-estimator for several objectives (Ozaki et al., GECCO 2020; optuna.samplers.TPESampler) chooses from
-what the trials before came to. It starts each trial from a seed of that trial's own, so that a
-search that was interrupted goes on as if it had not been. What cannot be built or does not fit its
-memory is counted with the reason, and has no values.
+Ranges are those of a sweep (sim/design.py); without `steps` or `step` they hold whatever lies
+between their ends. A space of no more designs than trials is tried whole. In a larger one the
+tree-structured Parzen estimator for several objectives (Ozaki et al., GECCO 2020;
+optuna.samplers.TPESampler) chooses from what the trials before came to. It starts each trial from a
+seed of that trial's own, so that a search that was interrupted goes on as if it had not been. What
+cannot be built or does not fit its memory is counted with the reason, and has no values.
 """
 
 import itertools
@@ -25,18 +26,18 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sim.design import Axis, Range, axis_of, values_of
 from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
 from sim.files import InputError, checked
 from sim.hardware import find_toml
@@ -46,88 +47,6 @@ from sim.units import Count
 Objective = Literal["time", "energy", "area", "price", "hbm_bytes"]
 Choice = bool | int | float | str
 Design = dict[str, Choice]  # a value for every key of the space
-
-
-def _amount(value: Any) -> tuple[float, str]:
-    """A number and its unit ("" for a plain one); raises ValueError."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*([a-zA-Zµ/]+)\s*", value)
-        try:
-            return float(match[1]), match[2]  # type: ignore[index]
-        except (TypeError, ValueError):
-            raise ValueError('a number or a quantity was expected, such as "25 MiB"') from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("a number or a quantity was expected")
-    return value, ""
-
-
-def _checked_amount(value: Any) -> Any:
-    _amount(value)
-    return value
-
-
-Amount = Annotated[int | float | str, BeforeValidator(_checked_amount)]
-
-
-class Range(BaseModel):
-    """From `low` to `high`, in steps, or evenly on a logarithmic scale."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    low: Amount
-    high: Amount
-    step: Amount | None = None
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> "Range":
-        (low, unit), (high, of_high) = _amount(self.low), _amount(self.high)
-        if of_high != unit:
-            raise ValueError(f'low and high must have the same unit, not "{unit}" and "{of_high}"')
-        if low >= high:
-            raise ValueError("low must be below high")
-        if self.log and (low <= 0 or self.step is not None):
-            raise ValueError("log = true takes a low above zero, and no step")
-        if self.step is not None:
-            step, of_step = _amount(self.step)
-            if of_step != unit or step <= 0:
-                raise ValueError("step must be above zero, in the unit of low")
-        return self
-
-    @property
-    def whole(self) -> bool:
-        """Whether its values are whole numbers."""
-        return all(isinstance(value, int) for value in (self.low, self.high, self.step or 1))
-
-    @property
-    def values(self) -> list[Choice] | None:
-        """All of them, or None where they are too many to list."""
-        if self.log or (self.step is None and not self.whole):
-            return None
-        low, high, step = (_amount(value)[0] for value in (self.low, self.high, self.step or 1))
-        count = int((high - low) / step + 1e-9) + 1
-        return [self.written(low + step * n) for n in range(count)]
-
-    @property
-    def ends(self) -> list[Choice]:
-        """Its first and last value."""
-        return [self.low, self.high]
-
-    def suggest(self, trial: optuna.Trial, key: str) -> Choice:
-        """A value of the trial's, as it is written in a file."""
-        (low, _), (high, _) = _amount(self.low), _amount(self.high)
-        step = None if self.step is None else _amount(self.step)[0]
-        if self.whole:
-            whole_step = 1 if step is None else int(step)
-            return trial.suggest_int(key, int(low), int(high), step=whole_step, log=self.log)
-        return self.written(trial.suggest_float(key, low, high, step=step, log=self.log))
-
-    def written(self, value: float) -> Choice:
-        """The value with four digits, and its unit."""
-        if self.whole:
-            return round(value)
-        unit = _amount(self.low)[1]
-        rounded = float(f"{value:.4g}")
-        return f"{rounded:.12g} {unit}" if unit else rounded
 
 
 class SearchTable(BaseModel):
@@ -146,27 +65,30 @@ class SearchTable(BaseModel):
         return self
 
 
-Axis = Range | list[Choice]
-
-
 def _axis(key: str, given: Any, where: str) -> Axis:
     """What a key of the space may be; raises InputError."""
-    here = f"{where}: search.space.{key}"
+    here = f"search.space.{key}"
     if re.match(r"schedule\.[^.]+\..|hardware\.[^.]+\..", key) is None:
         raise InputError(
-            f"{here}: a figure of the hardware or an option of the schedule was expected, such as "
-            f"hardware.l2.capacity or schedule.flash2.tile.q"
+            f"{where}: {here}: a figure of the hardware or an option of the schedule was expected, "
+            "such as hardware.l2.capacity or schedule.flash2.tile.q"
         )
-    if isinstance(given, Mapping):
-        return checked(Range, given, where, f"search.space.{key}")
-    if not isinstance(given, list):
-        raise InputError(f"{here} = {given}: a list of values or {{ low, high }} was expected")
-    if not given:
-        raise InputError(f"{here}: at least one value was expected")
-    for value in given:
-        if not isinstance(value, bool | int | float | str):
-            raise InputError(f"{here} = {given}: numbers, texts or true and false were expected")
-    return given
+    axis = axis_of(given, where, here)
+    if isinstance(axis, list) and not all(isinstance(v, bool | int | float | str) for v in axis):
+        raise InputError(
+            f"{where}: {here} = {given}: numbers, texts or true and false were expected"
+        )
+    return axis
+
+
+def _suggested(trial: optuna.Trial, key: str, axis: Axis) -> Choice:
+    """A value of the trial's, as it is written in a file."""
+    if isinstance(axis, list):
+        return cast(Choice, trial.suggest_categorical(key, axis))
+    values = axis.values
+    if values is None:
+        return cast(Choice, axis.at(trial.suggest_float(key, 0.0, 1.0)))
+    return cast(Choice, values[trial.suggest_int(key, 0, len(values) - 1)])
 
 
 @dataclass(frozen=True)
@@ -282,7 +204,9 @@ class Search:
 
     def _check_keys(self) -> None:
         """Every value that a file names can be read, the other keys being at their first."""
-        named = {key: a.ends if isinstance(a, Range) else a for key, a in self.axes.items()}
+        named = {
+            key: [a.first, a.last] if isinstance(a, Range) else a for key, a in self.axes.items()
+        }
         first: Design = {key: values[0] for key, values in named.items()}
         for key, values in named.items():
             for value in values:
@@ -317,7 +241,7 @@ class Search:
     @cached_property
     def designs(self) -> list[dict[str, Choice]] | None:
         """All designs, where the space has no more of them than there are trials."""
-        values = [a.values if isinstance(a, Range) else a for a in self.axes.values()]
+        values = [values_of(axis) for axis in self.axes.values()]
         listed = [v for v in values if v is not None]
         if len(listed) < len(values) or math.prod(map(len, listed)) > self.trials:
             return None
@@ -355,12 +279,7 @@ class Search:
         """What the trial is to try."""
         if self.designs is not None:
             return self.designs[number]
-        return {
-            key: axis.suggest(trial, key)
-            if isinstance(axis, Range)
-            else cast(Choice, trial.suggest_categorical(key, axis))
-            for key, axis in self.axes.items()
-        }
+        return {key: _suggested(trial, key, axis) for key, axis in self.axes.items()}
 
     def _study(self, out: Path | None) -> optuna.Study:
         """The study that is kept in `out`, or a new one."""

@@ -5,7 +5,8 @@ figure gives 0.4% less of the result. It is taken by central differences of loga
 figure divided by 1.05 to the figure times 1.05 (`STEP`). Whole numbers, such as the SMs' count, go
 to the whole numbers nearest to those, at least one away. A share stops at 1, and one that is 1
 is only stepped down. Both sides are kept besides, as what a capacity does is often a step: a tile
-that just fits, a working set just above the L2.
+that just fits, a working set just above the L2. What fast-forwarding may have made of a slope, by
+the estimated errors of the runs that it is taken from, stands beside it (`noise`).
 
 Each figure moves alone. The tensor rates do not follow `sm.clock`, nor SRAM the SMs' count.
 """
@@ -28,6 +29,9 @@ from sim.schedules.base import Schedule
 STEP = 0.05  # up by it, and down by as much in logarithm
 # What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
 WITHOUT_EFFECT = ("power.tdp", "hbm.capacity")
+OF_THE_SAME_RUN = "energy."  # figures that need no other run, and so add no error
+# Where a fast-forwarded record says how far each result may be off.
+ERRORS = {"time_s": "time_error", "energy_j": "energy_error", "hbm_bytes": "hbm_error"}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -43,11 +47,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Elasticity:
-    """Of one result to one figure: over both steps, and over each; None where there is none."""
+    """Of one result to one figure: over both steps, and over each; None where there is none.
+
+    `central` is uncertain by `noise` where runs were fast-forwarded, the others by twice as much.
+    """
 
     central: float | None
     down: float | None
     up: float | None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,13 @@ class Sensitivity:
         of_schedules = [
             {
                 "schedule": of.record.schedule,
+                "options": of.record.options,
                 "status": of.record.status,
                 "reason": of.record.reason,
                 "time_s": of.record.time_s,
                 "energy_j": of.record.energy_j,
                 "hbm_bytes": of.record.hbm_bytes,
+                "fast_forward": of.record.fast_forward,
                 "effects": [asdict(effect) for effect in of.effects],
             }
             for of in self.schedules
@@ -106,6 +116,7 @@ class Sensitivity:
         whole = {
             "title": self.title,
             "hardware": self.hardware.name,
+            "overrides": next((of.record.overrides for of in self.schedules), None),
             "step": self.step,
             "schedules": of_schedules,
             "versions": dict(versions()),
@@ -177,10 +188,10 @@ def _stepped(
     if value is None:
         return None
     hw = with_figure(base.point.hardware, key.split("."), value)
-    if key.startswith("energy."):  # of the same run
+    if key.startswith(OF_THE_SAME_RUN):
         assert base.run is not None
         w = base.point.workload
-        return record_of(schedule.title, {}, w, hw, base.run, base.record.engine)
+        return record_of(base.point.asked(schedule), w, hw, base.run, base.record.engine)
     try:
         record = _run(scenario, schedule, hw).record
     except InputError:  # a tile that no longer fits, say
@@ -230,7 +241,7 @@ def effect(parameter: Parameter, base: Record, down: Record | None, up: Record |
 
     def of(result: str) -> Elasticity:
         at = {
-            value: getattr(record, result)
+            value: record
             for value, record in (
                 (parameter.down, down),
                 (parameter.value, base),
@@ -242,12 +253,17 @@ def effect(parameter: Parameter, base: Record, down: Record | None, up: Record |
         def slope(x0: float | None, x1: float | None) -> float | None:
             if x0 == x1 or x0 not in at or x1 not in at:
                 return None
-            return log(at[x1] / at[x0]) / log(x1 / x0)
+            return log(getattr(at[x1], result) / getattr(at[x0], result)) / log(x1 / x0)
 
+        first, last = min(at), max(at)
+        error = _error(at[first], result) + _error(at[last], result)
+        if parameter.key.startswith(OF_THE_SAME_RUN):
+            error = 0.0
         return Elasticity(
-            central=slope(min(at), max(at)),
+            central=slope(first, last),
             down=slope(parameter.down, parameter.value),
             up=slope(parameter.value, parameter.up),
+            noise=error / log(last / first) if error and first != last else 0.0,
         )
 
     return Effect(
@@ -256,3 +272,8 @@ def effect(parameter: Parameter, base: Record, down: Record | None, up: Record |
         energy=None if base.energy_j is None else of("energy_j"),
         hbm_bytes=of("hbm_bytes"),
     )
+
+
+def _error(record: Record, result: str) -> float:
+    """The estimated relative error of a result; 0 where all was replayed."""
+    return (record.fast_forward or {}).get(ERRORS[result], 0.0)

@@ -26,6 +26,8 @@ CAUSES_IN_WORDS = {
     "link": "waiting for links",
     "idle": "idling at the end",
 }
+_NOT_ASKED = {"hardware.": "the profile's", "schedule.": "the default"}
+OF_THE_ORDER = 2  # differences below so many estimated errors may be the errors'
 SAME = 5e-4  # a relative change below this is none
 WORTH_SAYING = 0.1  # a part that changed by less than this share of the largest one is left out
 MOST_PARTS = 3
@@ -58,7 +60,7 @@ def _shared(differences: list[Difference]) -> dict[str, tuple[Any, Any]]:
 
 def _asked(asked: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(
-        f"{key} {_plain(after)} instead of {_plain(before)}"
+        f"{key} {_plain(key, after)} instead of {_plain(key, before)}"
         for key, (before, after) in asked.items()
     )
 
@@ -81,6 +83,8 @@ def sentence(d: Difference, known: Mapping[str, tuple[Any, Any]] | None = None) 
         if was == now
         else f"What holds it back most is now {now}, no longer {was}"
     )
+    if doubt := _doubt(d):
+        said.append(doubt)
     return ". ".join(said) + "."
 
 
@@ -94,8 +98,9 @@ def _who(schedule: str, point: Mapping[str, Any]) -> str:
     return f"{schedule} at {at}" if at else schedule
 
 
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _plain(key: str, value: Any) -> str:
+    section, dot, _ = key.partition(".")
+    return _NOT_ASKED.get(section + dot, "none") if value is None else str(value)
 
 
 def _time(d: Difference) -> str:
@@ -121,6 +126,25 @@ def _traffic(d: Difference) -> str:
     if abs(hits.difference) >= 0.01:
         said += f", L2 hits from {hits.before:.0%} to {hits.after:.0%}"
     return said
+
+
+def _doubt(d: Difference) -> str:
+    """What of the difference fast-forwarding alone may have made, if anything."""
+    small = [
+        f"{what} (estimated error {show(error, unit)})"
+        for what, change, error, unit in (
+            ("time", d.time_s, d.time_error_s, "s"),
+            ("HBM traffic", d.hbm_bytes, d.hbm_error_bytes, "B"),
+        )
+        if _relative(change) != "the same" and abs(change.difference) < OF_THE_ORDER * error
+    ]
+    if not small:
+        return ""
+    sides = [side for side, skipped in zip("AB", d.fast_forwarded, strict=True) if skipped]
+    return (
+        f"{' and '.join(sides)} {'were' if len(sides) == 2 else 'was'} fast-forwarded, which alone "
+        f"may make such a difference in {' and '.join(small)}; limits.exact = true replays all"
+    )
 
 
 def _relative(change: Change) -> str:

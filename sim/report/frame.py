@@ -10,13 +10,25 @@ import pandas as pd
 from sim.files import InputError
 from sim.result import Record
 
-_NESTED = ("point", "workload", "bottleneck_shares", "kernels", "timeline", "memory", "versions")
+_NESTED = (
+    "point",
+    "workload",
+    "bottleneck_shares",
+    "kernels",
+    "timeline",
+    "memory",
+    "options",
+    "overrides",
+    "versions",
+)
 _SUFFIXES = (".parquet", ".csv")
 
 
 def frame_of(records: list[Record]) -> pd.DataFrame:
     """A row a record: its swept keys, its workload, its figures (units are in their names).
 
+    What a scenario sets of the device and of a schedule stands under its key there, such as
+    `hardware.l2.capacity` and `schedule.flash2.tile.q`.
     `share.hbm` and the like are the parts of time by what was critical. Kernels, timelines and
     memory are left out.
     """
@@ -30,7 +42,7 @@ def _row(record: Record) -> dict[str, Any]:
     figures = {f.name: flat[f.name] for f in fields(Record) if f.name not in _NESTED}
     workload = {f"workload.{key}": value for key, value in record.workload.items()}
     shares = {f"share.{cause}": share for cause, share in record.bottleneck_shares.items()}
-    return {**record.point, **workload, **figures, **shares}
+    return {**record.point, **workload, **record.settings, **figures, **shares}
 
 
 def _column(values: list[Any]) -> Any:

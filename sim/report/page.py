@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from sim.engine.device import EngineName
 from sim.files import checked, save_text
 from sim.hardware import HardwareProfile
 from sim.report import charts
@@ -141,7 +140,7 @@ def _with_timeline(record: Record, text: ScenarioText, point: Point, progress: P
     limits = checked(Limits, text.data.get("limits", {}), text.where, "limits")
     one = replace(point, schedules=(schedule,))
     scenario = Scenario(text.name, text.name, (one,), limits, text.where)
-    (outcome,) = run_scenario(scenario, cast(EngineName, record.engine), progress)
+    (outcome,) = run_scenario(scenario, record.engine, progress)
     return outcome.record
 
 

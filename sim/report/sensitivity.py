@@ -72,7 +72,15 @@ def _print_schedule(of: ScheduleSensitivity, answer: Sensitivity) -> None:
     show_table(table)
     if unstepped := [e.parameter.key for e in of.effects if e.time.central is None]:
         print(f"  cannot run with another {', '.join(unstepped)}")
-    print(f"  {len(of.effects) - len(told)} other figures change nothing by 0.005%\n")
+    change = "nothing by 0.005%"
+    if skipped := of.record.fast_forward:
+        print(
+            f"  fast-forwarded, with an estimated error of {skipped['time_error']:.2%} of time and "
+            f"{skipped['hbm_error']:.2%} of HBM bytes: what that alone\n  may make of a slope is "
+            "told as ±, or left out; limits.exact = true replays all"
+        )
+        change += ", or no more than that error may"
+    print(f"  {len(of.effects) - len(told)} other figures change {change}\n")
 
 
 def _last(effect: Effect) -> str:
@@ -87,8 +95,9 @@ def _shows(elasticity: Elasticity | None) -> bool:
     """Whether two digits show any of it."""
     if elasticity is None:
         return False
-    slopes = (elasticity.central, elasticity.down, elasticity.up)
-    return any(slope is not None and abs(slope) >= SMALLEST for slope in slopes)
+    noise = elasticity.noise
+    slopes = ((elasticity.central, noise), (elasticity.down, 2 * noise), (elasticity.up, 2 * noise))
+    return any(abs(slope or 0) >= max(SMALLEST, unsure) for slope, unsure in slopes)
 
 
 def step_like(elasticity: Elasticity) -> bool:
@@ -97,7 +106,8 @@ def step_like(elasticity: Elasticity) -> bool:
     if down is None or up is None:
         return False
     at_least, share = STEP_LIKE
-    return abs(down - up) > max(at_least, share * max(abs(down), abs(up)))
+    unsure = 4 * elasticity.noise  # of the difference
+    return abs(down - up) > max(at_least, unsure, share * max(abs(down), abs(up)))
 
 
 def _text(elasticity: Elasticity) -> str:
@@ -106,7 +116,15 @@ def _text(elasticity: Elasticity) -> str:
     if step_like(elasticity):
         sides = f"{_signed(elasticity.down)}, {_signed(elasticity.up)}"
         return f"{_signed(elasticity.central)} ({sides})"
-    return _signed(elasticity.central)
+    if SMALLEST <= abs(elasticity.central) < elasticity.noise:
+        return f"±{elasticity.noise:.2f}"
+    return _signed(_central(elasticity))
+
+
+def _central(elasticity: Elasticity) -> float:
+    """The slope between both steps; 0 where it may be noise alone."""
+    slope = elasticity.central or 0.0
+    return 0.0 if abs(slope) < elasticity.noise else slope
 
 
 def _signed(slope: float | None) -> str:
@@ -152,7 +170,7 @@ def tornado(answer: Sensitivity) -> Figure:
 def _told(elasticity: Elasticity) -> list[float]:
     """The slopes that the figure draws."""
     sides = (elasticity.down, elasticity.up) if step_like(elasticity) else ()
-    return [slope or 0 for slope in (elasticity.central, *sides)]
+    return [slope or 0 for slope in (_central(elasticity), *sides)]
 
 
 def _panel(
@@ -160,7 +178,7 @@ def _panel(
 ) -> None:
     """One schedule's bars; a marker beyond the `reach` of all times stands at its end, named."""
     places = range(len(effects))
-    ax.barh(places, [e.time.central or 0 for e in effects], 0.7, color=COLOURS[0])
+    ax.barh(places, [_central(e.time) for e in effects], 0.7, color=COLOURS[0])
     for place, effect in enumerate(effects):
         if step_like(effect.time):
             ax.plot(
@@ -171,7 +189,7 @@ def _panel(
                 linewidth=1,
                 markersize=7,
             )
-        slope = effect.hbm_bytes.central or 0
+        slope = _central(effect.hbm_bytes)
         if abs(slope) >= SMALLEST:
             within = min(max(slope, reach[0]), reach[1])
             ax.plot(within, place, **HBM_BYTES)
