@@ -23,7 +23,7 @@ from sim.explore.sensitivity import (
 from sim.files import InputError
 from sim.hardware import load_profile
 from sim.report.sensitivity import step_like, tornado
-from sim.scenario import Scenario, make_scenario, run_scenario
+from sim.scenario import Limits, Scenario, make_scenario, run_scenario
 from sim.units import Count
 
 H100 = load_profile("h100-sxm")
@@ -258,9 +258,9 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
 
 
 def test_the_error_of_energy_is_that_of_its_parts(monkeypatch):
-    monkeypatch.setattr("sim.engine.fast_forward.FROM_STEPS", 10_000)
-    monkeypatch.setattr("sim.engine.fast_forward.MOST_STEPS", 9_000)
-    (outcome,) = run_scenario(scenario("flash2", heads=96, seq_len=2048, causal=True))
+    monkeypatch.setattr("sim.engine.fast_forward.LONG", 1.1)
+    asked = scenario("flash2", heads=96, seq_len=2048, causal=True)
+    (outcome,) = run_scenario(replace(asked, limits=Limits(replayed_steps=9_000)))
     record, figures = outcome.record, H100.energy
     errors = record.fast_forward
     hbm_j = record.hbm_bytes * figures.hbm_per_byte
