@@ -624,7 +624,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The profile file to write.")],
 ) -> None:
     """Fit a profile's calibration to micro-benchmarks and the train split of a measurement file."""
-    from sim.hardware import load_profile
+    from sim.hardware import find_toml, load_profile
     from validate.calibrate import calibrate as calibrated
     from validate.calibrate import profile_toml
     from validate.report import print_calibration
@@ -634,7 +634,8 @@ def calibrate(
     check_writable("--out", out)
     with a_bar() as update:
         calibration = calibrated(measured, hw, lambda what: update(what, 0, 0))
-    out.write_text(profile_toml(calibration, profile, hw.title, measured.title, out))
+    parent = find_toml(profile, "hw_profiles", "profile")
+    out.write_text(profile_toml(calibration, parent, hw.title, measured.title, out))
     print_calibration(calibration)
     print(f"The calibrated profile is in {out}")
 

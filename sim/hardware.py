@@ -5,11 +5,12 @@ A profile is a TOML file. `extends` makes it a variation of another one, and a s
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.files import InputError, checked, nearest, read_toml
@@ -269,6 +270,33 @@ def load_profile(
         data = _overlay(data, overrides, where)
         return checked(HardwareProfile, {"name": path.stem, **data}, where, "hardware")
     return checked(HardwareProfile, {"name": path.stem, **data}, label)
+
+
+def variation_toml(
+    title: str,
+    parent: Path,
+    folder: Path,
+    tables: Mapping[str, Any],
+    source: Callable[[str, list[str]], str],
+) -> str:
+    """A profile file, to stand in `folder`, that lays `tables` over the profile at `parent`.
+
+    `source` says of a section's name and the figures in it where they come from.
+    """
+
+    def with_sources(table: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+        figures = [key for key, value in table.items() if not isinstance(value, Mapping)]
+        parts = {
+            key: with_sources(value, f"{name}.{key}".lstrip("."))
+            if isinstance(value, Mapping)
+            else value
+            for key, value in table.items()
+        }
+        return {"source": source(name, figures), **parts} if name and figures else parts
+
+    shipped = parent.parent.name == "hw_profiles"
+    extends = parent.stem if shipped else os.path.relpath(parent.resolve(), folder.resolve())
+    return tomli_w.dumps({"title": title, "extends": extends, **with_sources(tables)})
 
 
 def _with_parents(path: Path, label: str, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 from sim.files import InputError
-from sim.hardware import load_profile
+from sim.hardware import find_toml, load_profile
 from tests.simulated_bench import SimulatedBench
 from validate.calibrate import BY_NAME, calibrate, profile_toml, value_of, with_values
 from validate.campaign import load_campaign
@@ -12,6 +12,7 @@ from validate.measurement import FORMAT, Device, Measurements, Micro
 from validate.published import published
 
 HW = load_profile("h100-sxm")
+H100_FILE = find_toml("h100-sxm", "hw_profiles", "profile")
 TRUTH = {
     "tensor.native": 0.6,
     "tensor.mma_sync": 0.55,
@@ -95,7 +96,7 @@ def test_what_the_data_does_not_determine_is_kept_and_said():
 
 def test_the_profile_that_is_written_is_the_one_that_was_fitted(on_published, tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(profile_toml(on_published, "h100-sxm", "Mine", "a test", path))
+    path.write_text(profile_toml(on_published, H100_FILE, "Mine", "a test", path))
     loaded = load_profile(str(path))
     for name in BY_NAME:
         assert value_of(loaded, name) == pytest.approx(value_of(on_published.hardware, name), 1e-5)

@@ -5,8 +5,6 @@ is fitted to the times of the kernels of the train split, by least squares on lo
 robust loss. Points of the test split are never looked at.
 """
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
 from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.hardware import HardwareProfile, variation_toml
 from sim.units import show
 from validate.measurement import Measurement, Measurements
 from validate.micro import readings
@@ -311,29 +309,27 @@ class _Fit:
         }
 
 
-def profile_toml(calibration: Calibration, parent: str, title: str, where: str, path: Path) -> str:
-    """A profile file, to stand at `path`, that extends `parent` by what was calibrated.
+def profile_toml(calibration: Calibration, parent: Path, title: str, where: str, path: Path) -> str:
+    """A profile file, to stand at `path`, that lays what was calibrated over the one at `parent`.
 
     `where` names the data for the sources.
     """
-    if parent.endswith(".toml"):
-        parent = os.path.relpath(parent, path.parent)
-    lines = [f"title = {json.dumps(title)}", f"extends = {json.dumps(parent)}"]
-    sections: dict[str, list[Calibrated]] = {}
+    tables: dict[str, dict[str, float | str]] = {}
+    said: dict[str, list[str]] = {}
     for one in calibration.parameters:
         if one.by is not None:
-            sections.setdefault(one.section, []).append(one)
-    for section, ones in sections.items():
-        said = "; ".join(f"{one.field}: {_said(one)}" for one in ones)
-        source = f"Calibrated by attnsim on {where}. {said}. The rest: {parent}."
-        lines += ["", f"[calibration.{section}]"]
-        lines += [f"{one.field} = {_toml_value(one)}" for one in ones]
-        lines.append(f"source = {json.dumps(source, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
+            tables.setdefault(one.section, {})[one.field] = _as_written(one)
+            said.setdefault(f"calibration.{one.section}", []).append(f"{one.field}: {_said(one)}")
+
+    def source(section: str, _: list[str]) -> str:
+        parts = "; ".join(said[section])
+        return f"Calibrated by attnsim on {where}. {parts}. The rest: {parent.stem}."
+
+    return variation_toml(title, parent, path.parent, {"calibration": tables}, source)
 
 
-def _toml_value(one: Calibrated) -> str:
-    return f'"{one.value * 1e9:.6g} ns"' if one.parameter.unit else f"{one.value:.6g}"
+def _as_written(one: Calibrated) -> str | float:
+    return f"{one.value * 1e9:.6g} ns" if one.parameter.unit else float(f"{one.value:.6g}")
 
 
 def _said(one: Calibrated) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 
 from sim.files import InputError, save_text
-from sim.hardware import HardwareProfile, find_toml
+from sim.hardware import HardwareProfile, find_toml, variation_toml
 from sim.models import MODELS
 from sim.report.table import unit_of
 from sim.schedules import SCHEDULES
@@ -177,12 +177,14 @@ def write_files(
     Returns the new folder; raises InputError where it cannot be made.
     """
     scenario = tables_of(data, controls, changes(hw, controls.figures))
-    profile = _profile_tables(hw, scenario["hardware"], folder)
+    hardware = scenario["hardware"]
     scenario["hardware"] = {"profile": "./profile.toml"}
     scenario["schedule"] = [_with_paths(table, folder) for table in scenario["schedule"]]
     try:
         made = _new_folder(out)
-        save_text(tomli_w.dumps(profile), made / "profile.toml")
+        parent = find_toml(hardware.pop("profile"), "hw_profiles", "profile", folder)
+        profile = variation_toml(f"{hw.title}, explored", parent, made, hardware, _source)
+        save_text(profile, made / "profile.toml")
         save_text(tomli_w.dumps(scenario), made / "scenario.toml")
     except OSError as error:
         raise InputError(f"{out}: cannot be written to: {error.strerror}") from None
@@ -201,6 +203,10 @@ def _new_folder(out: Path) -> Path:
     return made
 
 
+def _source(_: str, figures: list[str]) -> str:
+    return f"{', '.join(figures)}: set in the explorer."
+
+
 def _with_paths(table: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """A schedule's table, its files by where they are."""
     return {
@@ -209,22 +215,3 @@ def _with_paths(table: Mapping[str, Any], folder: Path | None) -> dict[str, Any]
         else value
         for key, value in table.items()
     }
-
-
-def _profile_tables(
-    hw: HardwareProfile, hardware: Mapping[str, Any], folder: Path | None
-) -> dict[str, Any]:
-    """A profile file's tables: the parent, and what differs from it with a source a section."""
-    parent = hardware["profile"]
-    path = find_toml(parent, "hw_profiles", "profile", folder)
-    if path.parent.name != "hw_profiles":
-        parent = str(path.resolve())
-
-    def with_source(table: dict[str, Any]) -> dict[str, Any]:
-        inner = {k: with_source(v) if isinstance(v, dict) else v for k, v in table.items()}
-        own = [key for key, value in table.items() if not isinstance(value, dict)]
-        source = f"{', '.join(own)}: set in the explorer. The rest: {hw.name}."
-        return {"source": source, **inner} if own else inner
-
-    tables = {key: with_source(t) for key, t in hardware.items() if isinstance(t, dict)}
-    return {"title": f"{hw.title}, explored", "extends": parent, **tables}

@@ -23,7 +23,6 @@ cannot be built or does not fit its memory is counted with the reason, and has n
 import itertools
 import json
 import math
-import os
 import re
 import warnings
 from copy import deepcopy
@@ -40,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sim.design import Axis, Range, axis_of, values_of
 from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
 from sim.files import InputError, checked
-from sim.hardware import find_toml
+from sim.hardware import find_toml, variation_toml
 from sim.scenario import Progress, Scenario, ScenarioText, make_scenario, run_scenario
 from sim.units import Count
 
@@ -338,13 +337,8 @@ class Search:
 
     def profile_toml(self, trial: Trial, folder: Path) -> str:
         """A profile file, to stand in `folder`, of the device that a trial chose."""
-        parent = self.data["hardware"]["profile"]
-        path = find_toml(parent, "hw_profiles", "profile", self.folder)
-        if path.parent.name != "hw_profiles":
-            parent = os.path.relpath(path, folder)
-        source = f"search of {self.where}, trial {trial.number}. The rest: {parent}."
         changed: dict[str, Any] = deepcopy(self.data["hardware"])
-        del changed["profile"]
+        parent = find_toml(changed.pop("profile"), "hw_profiles", "profile", self.folder)
         for key, value in trial.design.items():
             *tables, figure = key.split(".")
             if tables[0] == "hardware":
@@ -352,24 +346,11 @@ class Search:
                 for name in tables[1:]:
                     table = table.setdefault(name, {})
                 table[figure] = value
-        chosen = [f"# {key} = {json.dumps(value)}" for key, value in trial.design.items()]
+        chosen = [f"# {key} = {json.dumps(value)}\n" for key, value in trial.design.items()]
+        source = f"search of {self.where}, trial {trial.number}. The rest: {parent.stem}."
         title = f"{self.hardware.title}, as trial {trial.number} has it"
-        head = [f"title = {json.dumps(title)}", f"extends = {json.dumps(parent)}"]
-        return "\n".join([*chosen, *head, *_sections(changed, (), source)]) + "\n"
-
-
-def _sections(table: dict[str, Any], path: tuple[str, ...], source: str) -> list[str]:
-    """The lines of a table and of those in it, each with its source."""
-    lines = []
-    figures = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    if path and figures:
-        lines += ["", f"[{'.'.join(path)}]"]
-        figures["source"] = source
-    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in figures.items()]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += _sections(value, (*path, key), source)
-    return lines
+        profile = variation_toml(title, parent, folder, changed, lambda *_: source)
+        return "".join([*chosen, profile])
 
 
 def _sampler(seed: int, number: int) -> TPESampler:
