@@ -237,14 +237,13 @@ def sweep(
         kept.close()
     if export is not None:
         export_frame(swept.records, export)
+    print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
+    print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
     if report is not None:
         from sim.report.page import save_page
 
         with a_bar(engine) as update:
             save_page(text, swept.records, report, update)
-    print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
-    print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
-    if report is not None:
         print(f"The report is {report}")
 
 

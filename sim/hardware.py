@@ -283,6 +283,8 @@ def variation_toml(
 
     `source` says of a section's name and the figures in it where they come from.
     """
+    shipped = parent.parent == Path(str(resources.files("hw_profiles")))
+    extends = parent.stem if shipped else os.path.relpath(parent.resolve(), folder.resolve())
 
     def with_sources(table: Mapping[str, Any], name: str = "") -> dict[str, Any]:
         figures = [key for key, value in table.items() if not isinstance(value, Mapping)]
@@ -292,10 +294,10 @@ def variation_toml(
             else value
             for key, value in table.items()
         }
-        return {"source": source(name, figures), **parts} if name and figures else parts
+        if name and figures:
+            parts["source"] = f"{source(name, figures)}. The rest: {extends}."
+        return parts
 
-    shipped = parent.parent.name == "hw_profiles"
-    extends = parent.stem if shipped else os.path.relpath(parent.resolve(), folder.resolve())
     return tomli_w.dumps({"title": title, "extends": extends, **with_sources(tables)})
 
 

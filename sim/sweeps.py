@@ -52,6 +52,7 @@ from sim.scenario import (
     run_scenario,
     variations,
 )
+from sim.schedules import title_of
 from sim.schedules.base import Schedule
 from sim.store import Finished, Store
 
@@ -161,7 +162,7 @@ def _wanted(
 ) -> Iterator[Wanted]:
     """Every schedule of every point, in order; raises InputError for what is wrong in all."""
     tables = data["schedule"]
-    check_titles([str(table.get("label") or table.get("name")) for table in tables], where)
+    check_titles([title_of(table) for table in tables], where)
     for swept, varied in variations(data, where):
         try:
             points = [make_point(varied, swept, where, folder)]
@@ -183,9 +184,9 @@ def _as_written(
 ) -> Asked:
     """What tables ask that cannot be."""
     options, overrides = dict(schedule), dict(hardware)
-    label, profile = options.pop("label", None), overrides.pop("profile", None)
-    title = str(label or options.get("name"))
-    return Asked(title, options, swept, str(profile), flat(overrides))
+    options.pop("label", None)
+    profile = overrides.pop("profile", None)
+    return Asked(title_of(schedule), options, swept, str(profile), flat(overrides))
 
 
 def address(point: Point, schedule: Schedule, engine: EngineName, limits: Limits) -> str:

@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ from sim.explore.controls import (
 from sim.explore.desk import Desk
 from sim.hardware import load_profile, shipped_names
 from sim.result import Record
-from sim.scenario import load_scenario, make_scenario, read_scenario, run_scenario
+from sim.scenario import ScenarioText, load_scenario, make_scenario, read_scenario, run_scenario
 from sim.units import show
 from tests.browser import Visit
 
@@ -118,6 +120,17 @@ def test_tensor_rates_follow_the_sms_and_their_clock(text):
     assert hw.tensor.fp8 == pytest.approx(base.tensor.fp8 * 2**0.75, rel=1e-5)
 
 
+def test_a_figure_of_zero_stays_so(text):
+    none = ScenarioText(
+        text.data | {"hardware": {"profile": "t4", "l2": {"capacity": "0 B"}}},
+        "no L2",
+        "here",
+        None,
+    )
+    base = Desk(none).profile("t4")
+    assert changes(base, {"l2.capacity": 1.0}) == {"l2.capacity": 0.0}
+
+
 def test_the_scenarios_own_overrides_hold_on_its_own_profile_alone(text):
     base, hw = hardware(text, Controls("a100-sxm-80gb", {"l2.bandwidth": 1.0}, {}, ("flash",)))
     assert base.l2.capacity == hw.l2.capacity == 30 * 2**20
@@ -142,13 +155,45 @@ def test_the_files_are_the_page(text, tmp_path_factory, profile, moved):
     assert again != made
 
 
-def test_of_a_pages_questions_only_the_newest_is_answered(text):
+def test_the_files_ask_with_the_limits_and_the_mask_file_of_the_scenario(tmp_path):
+    (tmp_path / "block_sparse").touch()  # a file of an option's name is none of its business
+    asked = {"name": "block_sparse", "mask_file": "mine.npz"}
+    limited = QUESTION + "[limits]\nexact = true\n"
+    data = tomllib.loads(limited) | {"schedule": [asked]}
+    controls = Controls("a100-sxm-80gb", {}, {}, ("block_sparse",))
+    base = Desk(ScenarioText(data, "masked", "here", tmp_path)).profile("a100-sxm-80gb")
+    made = write_files(data, tmp_path, base, controls, tmp_path / "out")
+    written = tomllib.loads((made / "scenario.toml").read_text())
+    assert written["schedule"] == [asked | {"mask_file": str(tmp_path / "mine.npz")}]
+    assert written["limits"] == {"exact": True}
+
+
+def test_of_a_pages_questions_only_the_newest_is_answered(text, monkeypatch):
     desk = Desk(text)
+    begun, free = threading.Event(), threading.Event()
+    answered = desk.answer
+
+    def slowly(controls):
+        begun.set()
+        assert free.wait(20)
+        return answered(controls)
+
+    monkeypatch.setattr(desk, "answer", slowly)
     asked = Controls("a100-sxm-80gb", {}, {}, ("flash",))
-    answered = desk.ask("page", 2, asked)
-    assert [row.title for row in answered.rows] == ["flash"]
-    assert desk.ask("page", 1, asked) is None
-    assert desk.ask("another page", 1, asked) is not None
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(desk.ask, "page", asked)
+        assert begun.wait(20)
+        later = [pool.submit(desk.ask, "page", asked)]
+        other = pool.submit(desk.ask, "another page", asked)
+        while not later[0].running():
+            pass
+        newest = threading.Timer(0.2, free.set)
+        later.append(pool.submit(desk.ask, "page", asked))
+        newest.start()
+        assert first.result().rows[0].title == "flash"  # it had its turn
+        assert later[0].result() is None
+        assert later[1].result() is not None
+        assert other.result() is not None
 
 
 def test_a_schedule_that_cannot_run_says_why_and_the_others_run(text):
@@ -291,15 +336,12 @@ def test_the_button_writes_files_that_run_to_the_same_times(opened, explored):
         slider(opened, key).focus()
         opened.keyboard.press("ArrowLeft")
         opened.keyboard.press("ArrowLeft")
-    until(opened, DIFFERS)
-    opened.wait_for_timeout(1000)
-    shown = [row[:2] for row in cells(opened)]
     opened.click("#write")
     opened.wait_for_selector("#wrote:not(:empty)")
     path = opened.locator("#wrote").inner_text().removeprefix("attnsim run ")
     assert path.startswith(str(out))
-    records = [outcome.record for outcome in run_scenario(load_scenario(path))]
-    assert [[record.schedule, show(record.time_s, "s")] for record in records] == shown
+    for outcome in run_scenario(load_scenario(path)):
+        opened.get_by_role("cell", name=show(outcome.record.time_s, "s"), exact=True).wait_for()
 
 
 # The server.

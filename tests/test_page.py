@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from sim.cli import app
 from sim.engine.machine import CAUSES
 from sim.report import charts
-from sim.report.answer import WORDS, answer
-from sim.result import load
+from sim.report.answer import answer
+from sim.report.table import CAUSES_IN_WORDS
+from sim.result import Record, load
 from sim.units import show
 from tests.browser import Visit
 from validate.known_errors import known_errors
@@ -180,6 +181,32 @@ def test_a_sweep_has_all_points_and_charts_of_the_chosen_one(written, opened, tm
     assert page.locator("#timeline .scatterlayer .trace").count() == 4
 
 
+def test_a_sweep_in_which_one_schedule_cannot_be_has_its_page(written, opened):
+    options = '[sweep]\n"schedule.flash2.tile" = [{ q = 7, kv = 64 }, { q = 64, kv = 64 }]\n'
+    path, _ = written(QUESTION + options.replace("q = 7,", "q = 4096,"), command="sweep")
+    page = opened(path)
+    assert page.locator("#results tr.failed").count() == 1
+    assert page.locator("#point option").count() == 2
+    page.select_option("#point", index=0)
+    assert len(totals(page)) == 1
+    assert "numba" in page.locator("footer").inner_text()
+
+
+def test_the_answer_of_a_sweep_names_losses_too():
+    def record(schedule, tokens, time_s):
+        return Record(schedule, {"workload.seq_len": tokens}, {}, "h100-sxm", "ok", time_s=time_s)
+
+    times = [(1, 2), (1, 2), (4, 1)]
+    records = [
+        record(schedule, tokens, time_s)
+        for tokens, both in enumerate(times)
+        for schedule, time_s in zip(("new", "old"), both, strict=True)
+    ]
+    said = answer(records)
+    assert said.startswith("new is fastest at 2 of 3 points, old at 1.")
+    assert "It is 0.25 to 2 times as fast as old." in said
+
+
 def test_a_menu_chooses_the_swept_key(written, opened):
     path, _ = written(SWEEP)
     page = opened(path)
@@ -193,7 +220,7 @@ def test_a_menu_chooses_the_swept_key(written, opened):
     assert any(tick.endswith("MB") for tick in ticks)
 
 
-def test_what_does_not_run_is_said(written, browser):
+def test_what_does_not_run_is_said(written):
     path, _ = written(QUESTION.replace("1024", "262144"), "--set", "schedule.naive.label=eager")
     text = path.read_text()
     assert "out of memory: S needs" in text
@@ -243,7 +270,7 @@ def test_a_report_that_cannot_be_is_one_line(arguments, said, monkeypatch, capsy
 def test_every_cause_has_words_and_one_place_in_the_chart():
     causes = [*CAUSES, "launch", "link", "idle"]
     told = [cause for _, own in charts.CAUSES.values() for cause in own]
-    assert sorted(told) == sorted(causes) == sorted(WORDS)
+    assert sorted(told) == sorted(causes) == sorted(CAUSES_IN_WORDS)
 
 
 def test_the_answer_of_one_schedule_names_no_rival(written):

@@ -322,8 +322,7 @@ def profile_toml(calibration: Calibration, parent: Path, title: str, where: str,
             said.setdefault(f"calibration.{one.section}", []).append(f"{one.field}: {_said(one)}")
 
     def source(section: str, _: list[str]) -> str:
-        parts = "; ".join(said[section])
-        return f"Calibrated by attnsim on {where}. {parts}. The rest: {parent.stem}."
+        return f"Calibrated by attnsim on {where}. {'; '.join(said[section])}"
 
     return variation_toml(title, parent, path.parent, {"calibration": tables}, source)
 

@@ -41,8 +41,9 @@ class KnownError:
 def known_errors(schedule: Mapping[str, Any], profile: str) -> list[KnownError]:
     """What is known of a `[[schedule]]` table's kernel, on the GPU `profile` first.
 
-    The kernel is the schedule's name and implementation: other options, such as a tile that is not
-    the public one, may make predictions worse. Empty where no measurement was predicted by it.
+    The kernel is the schedule's name, implementation and framework: other options, such as a tile
+    that is not the public one, may make predictions worse. Empty where no measurement was predicted
+    by it.
     """
     known = [one for one in all_known_errors() if _kernel(one.schedule) == _kernel(schedule)]
     return sorted(known, key=lambda one: one.profile != profile)
@@ -60,5 +61,6 @@ def shipped() -> dict[str, Any]:
     return data
 
 
-def _kernel(schedule: Mapping[str, Any]) -> tuple[str, str]:
-    return schedule["name"], schedule.get("implementation", FIRST_IMPLEMENTATION)
+def _kernel(schedule: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    implementation = schedule.get("implementation", FIRST_IMPLEMENTATION)
+    return schedule["name"], implementation, schedule.get("framework")

@@ -4,7 +4,6 @@ Dash, because its pages are the same Plotly charts as the report's, its callback
 every control is an element that a browser test can find; it brings Flask and little else.
 """
 
-import itertools
 import logging
 import socket
 import uuid
@@ -67,7 +66,6 @@ class Explorer:
         self.lengths = sorted({*LENGTHS, w.seq_kv})
         self.batches = sorted({*BATCHES, w.batch})
         self.titles = [schedule.title for schedule in self.point.schedules]
-        self.numbers = itertools.count(1)
 
     def start(self) -> Controls:
         """Everything as the scenario has it."""
@@ -173,7 +171,7 @@ class Explorer:
         """What the page shows of these controls, or nothing new where it has moved on meanwhile."""
         shown: dict[str, Any] = dict.fromkeys(("answer", "table", *CHARTS), no_update)
         try:
-            found = self.desk.ask(page, next(self.numbers), controls)
+            found = self.desk.ask(page, controls)
         except InputError as error:
             return shown | {"answer": str(error), "table": ""}
         if found is None:
@@ -335,18 +333,11 @@ def app_of(explorer: Explorer) -> Dash:
         if origin is not None and origin != request.host_url.rstrip("/"):
             abort(403)
 
-    asked = {
-        "profile": Input("profile", "value"),
-        "positions": Input({"figure": ALL}, "value"),
-        "workload": {name: Input(name, "value") for name in WORKLOAD},
-        "schedules": Input("schedules", "value"),
-    }
-
     @app.callback(
         Output({"text": ALL}, "children"),
         Output("seq_len_text", "children"),
         Output("batch_text", "children"),
-        inputs=asked,
+        inputs=_controls(Input),
     )
     def _texts(**controls: Any) -> Any:
         """The figures beside the sliders, at once."""
@@ -360,7 +351,7 @@ def app_of(explorer: Explorer) -> Dash:
             "table": Output("table", "children"),
             **{name: Output(name, "figure") for name in CHARTS},
         },
-        inputs={"page": State("page", "data"), **asked},
+        inputs={"page": State("page", "data"), **_controls(Input)},
     )
     def _show(page: str, **controls: Any) -> Any:
         return explorer.show(page, explorer.controls(**controls))
@@ -375,7 +366,7 @@ def app_of(explorer: Explorer) -> Dash:
 
     @app.callback(
         Output("wrote", "children"),
-        inputs={"clicks": Input("write", "n_clicks"), "controls": _states(asked)},
+        inputs={"clicks": Input("write", "n_clicks"), "controls": _controls(State)},
         prevent_initial_call=True,
     )
     def _write(clicks: int, controls: dict[str, Any]) -> str:
@@ -384,11 +375,14 @@ def app_of(explorer: Explorer) -> Dash:
     return app
 
 
-def _states(inputs: Any) -> Any:
-    """The same elements, of which a change calls nothing."""
-    if isinstance(inputs, dict):
-        return {key: _states(value) for key, value in inputs.items()}
-    return State(inputs.component_id, inputs.component_property)
+def _controls(of: type[Input] | type[State]) -> dict[str, Any]:
+    """What the page's controls say, by the names of `Explorer.controls`."""
+    return {
+        "profile": of("profile", "value"),
+        "positions": of({"figure": ALL}, "value"),
+        "workload": {name: of(name, "value") for name in WORKLOAD},
+        "schedules": of("schedules", "value"),
+    }
 
 
 def serve(explorer: Explorer, port: int, ready: Callable[[str], None]) -> None:

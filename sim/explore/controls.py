@@ -18,7 +18,7 @@ from sim.files import InputError, save_text
 from sim.hardware import HardwareProfile, find_toml, variation_toml
 from sim.models import MODELS
 from sim.report.table import unit_of
-from sim.schedules import SCHEDULES
+from sim.schedules import SCHEDULES, title_of
 from sim.units import show, show_binary
 
 SPAN = 3.0  # powers of two, either way
@@ -81,21 +81,18 @@ def figure_of(hw: HardwareProfile, key: str) -> float:
 def changes(hw: HardwareProfile, figures: Mapping[str, float]) -> dict[str, float]:
     """The figures of the profile that come out otherwise, by dotted key, in SI."""
     changed: dict[str, float] = {}
-    factors: dict[str, float] = {}
     for figure in FIGURES:
         position = figures.get(figure.key, figure.start(hw))
         if position == figure.start(hw):
             continue
         if figure.share:
             changed[figure.key] = position
-        elif figure.key == "tensor":
-            factors[figure.key] = 2.0**position
-        else:
-            before = figure_of(hw, figure.key)
-            value = before * 2.0**position
+        elif figure.key != "tensor":
+            value = figure_of(hw, figure.key) * 2.0**position
             changed[figure.key] = max(1, round(value)) if figure.whole else value
-            factors[figure.key] = changed[figure.key] / before
-    rate = factors.get("tensor", 1.0) * factors.get("sm.count", 1.0) * factors.get("sm.clock", 1.0)
+    rate = 2.0 ** figures.get("tensor", 0.0)
+    for key in ("sm.count", "sm.clock"):
+        rate *= changed.get(key, figure_of(hw, key)) / figure_of(hw, key)
     for dtype in ("fp16", "bf16", "fp8"):
         if rate != 1.0 and (own := getattr(hw.tensor, dtype)) is not None:
             changed[f"tensor.{dtype}"] = own * rate
@@ -106,7 +103,7 @@ def written(key: str, value: float) -> str | float | int:
     """A figure as a profile file has it, with six digits and its unit."""
     unit = unit_of(key)
     if unit is None:
-        return int(value) if value == int(value) and not key.startswith("calibration") else value
+        return value
     return show_binary(value, 6) if unit == "B" else show(value, unit, 6)
 
 
@@ -124,7 +121,7 @@ def nested(changed: Mapping[str, float]) -> dict[str, Any]:
 
 def schedule_tables(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What one may choose, by title: the scenario's schedules, then all others as they are."""
-    own = {str(table.get("label") or table["name"]): dict(table) for table in data["schedule"]}
+    own = {title_of(table): dict(table) for table in data["schedule"]}
     return own | {name: {"name": name} for name in SCHEDULES if name not in own}
 
 
@@ -179,6 +176,8 @@ def write_files(
     scenario = tables_of(data, controls, changes(hw, controls.figures))
     hardware = scenario["hardware"]
     scenario["hardware"] = {"profile": "./profile.toml"}
+    if "limits" in data:
+        scenario["limits"] = data["limits"]
     scenario["schedule"] = [_with_paths(table, folder) for table in scenario["schedule"]]
     try:
         made = _new_folder(out)
@@ -204,14 +203,11 @@ def _new_folder(out: Path) -> Path:
 
 
 def _source(_: str, figures: list[str]) -> str:
-    return f"{', '.join(figures)}: set in the explorer."
+    return f"{', '.join(figures)}: set in the explorer, or in the scenario that it started from"
 
 
 def _with_paths(table: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """A schedule's table, its files by where they are."""
-    return {
-        key: str((folder / value).resolve())
-        if folder is not None and isinstance(value, str) and (folder / value).is_file()
-        else value
-        for key, value in table.items()
-    }
+    """A schedule's table, its file by where it is."""
+    if folder is None or "mask_file" not in table:
+        return dict(table)
+    return {**table, "mask_file": str((folder / table["mask_file"]).resolve())}

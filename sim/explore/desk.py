@@ -52,7 +52,7 @@ class Desk:
         self.text = text
         self._workers = ThreadPoolExecutor()  # the compiled engine runs beside Python
         self._one_at_a_time = threading.Lock()
-        self._newest: dict[str, int] = {}
+        self._newest: dict[str, object] = {}
         self._replayed = lru_cache(KEPT)(self._replay)
 
     def profile(self, name: str) -> HardwareProfile:
@@ -63,14 +63,11 @@ class Desk:
         overrides = {key: value for key, value in tables.items() if key != "profile"}
         return load_profile(tables["profile"], overrides, WHERE, self.text.folder)
 
-    def ask(self, page: str, number: int, controls: Controls) -> Answer | None:
-        """The answer, or None where `page` has asked a later question meanwhile.
-
-        Questions of a page are numbered as it asks them.
-        """
-        self._newest[page] = max(number, self._newest.get(page, 0))
+    def ask(self, page: str, controls: Controls) -> Answer | None:
+        """The answer, or None where `page` has asked another question before this one's turn."""
+        mine = self._newest[page] = object()
         with self._one_at_a_time:
-            return None if number < self._newest[page] else self.answer(controls)
+            return self.answer(controls) if self._newest[page] is mine else None
 
     def answer(self, controls: Controls) -> Answer:
         """Every schedule on the changed device and, for comparison, on the profile as it is.
@@ -82,7 +79,9 @@ class Desk:
         questions = [
             _of_schedule(side, n) for n in range(len(controls.schedules)) for side in sides
         ]
-        records = list(self._workers.map(self._replayed, questions))
+        different = list(dict.fromkeys(questions))
+        found = dict(zip(different, self._workers.map(self._replayed, different), strict=True))
+        records = [found[question] for question in questions]
         rows = [
             Row(title, *both)
             for title, *both in zip(controls.schedules, records[::2], records[1::2], strict=True)

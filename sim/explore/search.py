@@ -347,7 +347,7 @@ class Search:
                     table = table.setdefault(name, {})
                 table[figure] = value
         chosen = [f"# {key} = {json.dumps(value)}\n" for key, value in trial.design.items()]
-        source = f"search of {self.where}, trial {trial.number}. The rest: {parent.stem}."
+        source = f"search of {self.where}, trial {trial.number}"
         title = f"{self.hardware.title}, as trial {trial.number} has it"
         profile = variation_toml(title, parent, folder, changed, lambda *_: source)
         return "".join([*chosen, profile])

@@ -2,26 +2,9 @@
 
 from collections import Counter
 
+from sim.report.table import CAUSES_IN_WORDS
 from sim.result import Record
 from sim.units import show
-
-WORDS = {
-    "hbm": "HBM bandwidth",
-    "l2": "L2 bandwidth",
-    "sm_port": "the SMs' ports to L2",
-    "tensor": "the tensor cores",
-    "vector": "the vector lanes",
-    "exp": "exponentials",
-    "sram": "SRAM bandwidth",
-    "issue": "issue slots",
-    "hbm_latency": "HBM latency",
-    "l2_latency": "L2 latency",
-    "op_latency": "instruction latency",
-    "cta_start": "starts of CTAs",
-    "launch": "launches",
-    "link": "links",
-    "idle": "waiting for other GPUs",
-}
 
 
 def answer(records: list[Record]) -> str:
@@ -48,7 +31,9 @@ def _time_s(record: Record) -> float:
 def _of_point(ran: list[Record]) -> str:
     best = min(ran, key=_time_s)
     cause, share = next(iter(best.bottleneck_shares.items()))
-    took = f"{show(_time_s(best), 's')}, held back by {WORDS[cause]} for {share:.0%} of it"
+    took = (
+        f"{show(_time_s(best), 's')}, held back by {CAUSES_IN_WORDS[cause]} for {share:.0%} of it"
+    )
     moves = f"{show(best.hbm_bytes or 0, 'B')} through HBM"
     if len(ran) == 1:
         return f"{best.schedule} takes {took}, and moves {moves}."
@@ -73,7 +58,7 @@ def _of_sweep(ran: list[list[Record]], points: int) -> str:
     text = f"{first} is fastest at {times:,} of {points:,} points"
     text += "".join(f", {schedule} at {count:,}" for schedule, count in others) + "."
     ratios = [
-        max(map(_time_s, at_point)) / _time_s(record)
+        max(_time_s(rival) for rival in at_point if rival is not record) / _time_s(record)
         for at_point in ran
         for record in at_point
         if record.schedule == first and len(at_point) > 1

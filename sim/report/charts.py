@@ -196,7 +196,7 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
                     "marker": {"color": colour, "symbol": symbol, "size": 12},
                 }
             )
-    dtype = str(records[0].workload["dtype"])
+    dtype = str(next(r for r in records if r.time_s).workload["dtype"])
     peak = hw.tensor_flops_per_s(dtype) or 2 * hw.vector_ops_per_s
     ridge = peak / hw.hbm.bandwidth
     low, high = min([*intensities, ridge]) / 3, max([*intensities, ridge]) * 3
@@ -455,6 +455,6 @@ def _key_axis(key: str, records: list[Record]) -> dict[str, Any]:
 def point_words(point: Mapping[str, Any]) -> str:
     """A swept point, such as "seq_len 4,096, l2.capacity 25 MiB"."""
     return ", ".join(
-        f"{key.split('.', 1)[-1]} {f'{value:,}' if isinstance(value, int) else value}"
+        f"{key.split('.', 1)[-1]} {f'{value:,}' if type(value) is int else value}"
         for key, value in point.items()
     )

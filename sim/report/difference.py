@@ -6,26 +6,9 @@ from typing import Any
 from rich.table import Table
 
 from sim.difference import Change, Comparison, Difference
-from sim.report.table import new_table, show_table
+from sim.report.table import CAUSES_IN_WORDS, new_table, show_table
 from sim.units import show
 
-CAUSES_IN_WORDS = {
-    "tensor": "tensor cores",
-    "vector": "fp32 lanes",
-    "exp": "exponentials",
-    "sram": "SRAM",
-    "issue": "issue slots",
-    "sm_port": "SMs' ports to L2",
-    "l2": "L2 bandwidth",
-    "hbm": "HBM bandwidth",
-    "l2_latency": "L2 latency",
-    "hbm_latency": "HBM latency",
-    "op_latency": "dependent instructions",
-    "cta_start": "starts of CTAs",
-    "launch": "launches",
-    "link": "waiting for links",
-    "idle": "idling at the end",
-}
 _NOT_ASKED = {"hardware.": "the profile's", "schedule.": "the default"}
 OF_THE_ORDER = 2  # differences below so many estimated errors may be the errors'
 SAME = 5e-4  # a relative change below this is none
@@ -77,7 +60,7 @@ def sentence(d: Difference, known: Mapping[str, tuple[Any, Any]] | None = None) 
     if kernels and _has_kernels(d):
         said.append(f"By kernel: {', '.join(kernels)}")
     said.append(_traffic(d))
-    was, now = (CAUSES_IN_WORDS.get(cause, cause) for cause in d.bottleneck)
+    was, now = (CAUSES_IN_WORDS[cause] for cause in d.bottleneck)
     said.append(
         f"What holds it back most is still {now}"
         if was == now
@@ -214,7 +197,7 @@ def _table(comparison: Comparison) -> Table:
             table.add_row(f"  {name}", "", *cells, "", style="dim")
         for cause, change in d.time_by_cause_s.items():
             if abs(change.difference) > SAME * d.time_s.before:
-                name = f"  on {CAUSES_IN_WORDS.get(cause, cause)}"
+                name = f"  on {CAUSES_IN_WORDS[cause]}"
                 table.add_row(name, "", *_cells(change, "s"), style="dim")
     if all(not d.point for d in comparison.differences):
         table.columns = [column for column in table.columns if column.header != "point"]

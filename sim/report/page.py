@@ -15,23 +15,14 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from sim.files import checked, save_text
+from sim.files import save_text
 from sim.hardware import HardwareProfile
 from sim.report import charts
 from sim.report.answer import answer
 from sim.report.table import columns_of, notes, sections_of, with_kernels
 from sim.result import Record
-from sim.scenario import (
-    Limits,
-    Point,
-    Progress,
-    Scenario,
-    ScenarioText,
-    make_point,
-    run_scenario,
-    variations,
-)
-from sim.schedules import make_schedule
+from sim.scenario import Progress, ScenarioText, make_scenario, run_scenario, variations
+from sim.schedules import title_of
 from validate.known_errors import KnownError, known_errors
 
 CHARTED = 8  # points of a sweep of which the page has all charts
@@ -80,8 +71,9 @@ def page(text: ScenarioText, records: list[Record], progress: Progress = lambda 
     for record in records:
         points.setdefault(_address(record.point), []).append(record)
     shown = list(_shown(text, points, progress))
+    ran = [record for record in records if record.time_s]
     swept = {}
-    if len(points) > 1 and any(record.time_s for record in records):
+    if len(points) > 1 and ran:
         swept = {
             "swept_time": charts.swept_time(records),
             "swept_traffic": charts.swept_traffic(records),
@@ -105,10 +97,10 @@ def page(text: ScenarioText, records: list[Record], progress: Progress = lambda 
         telling=_telling(shown),
         swept=swept,
         charts=_script({"swept": swept, "points": [one.charts() for one in shown]}),
-        errors=_errors(text, records[0].hardware),
+        errors=_errors(records),
         scenario=tomli_w.dumps(text.data),
         devices={one.device: sections_of(one.hardware) for one in shown},
-        versions=records[0].versions | {"plotly": version("plotly")},
+        versions=ran[0].versions | {"plotly": version("plotly")} if ran else {},
         engine=records[0].engine,
         plotly=get_plotlyjs(),
     )
@@ -128,27 +120,36 @@ def _shown(
     for swept, varied in variations(text.data, text.where):
         if (address := _address(swept)) in chosen:
             chosen.remove(address)
-            point = make_point(varied, swept, text.where, text.folder)
-            own = [_with_timeline(record, text, point, progress) for record in points[address]]
-            yield Shown(swept, point.hardware, own)
+            tables = {title_of(table): table for table in varied["schedule"]}
+            replayed = {
+                record.schedule: _replayed(
+                    record, {**varied, "schedule": [tables[record.schedule]]}, text, progress
+                )
+                for record in points[address]
+                if record.time_s
+            }
+            own = [replayed[r.schedule][0] if r.time_s else r for r in points[address]]
+            hardware = next(hw for _, hw in replayed.values())
+            yield Shown(swept, hardware, own)
 
 
-def _with_timeline(record: Record, text: ScenarioText, point: Point, progress: Progress) -> Record:
-    if record.timeline or not record.time_s:
-        return record
-    (schedule,) = (one for one in point.schedules if one.title == record.schedule)
-    limits = checked(Limits, text.data.get("limits", {}), text.where, "limits")
-    one = replace(point, schedules=(schedule,))
-    scenario = Scenario(text.name, text.name, (one,), limits, text.where)
-    (outcome,) = run_scenario(scenario, record.engine, progress)
-    return outcome.record
+def _replayed(
+    record: Record, tables: dict[str, Any], text: ScenarioText, progress: Progress
+) -> tuple[Record, HardwareProfile]:
+    """The record with its timeline, and its device; `tables` are those of its schedule alone."""
+    scenario = make_scenario(tables, text.name, text.where, text.folder)
+    if not record.timeline:
+        (outcome,) = run_scenario(scenario, record.engine, progress)
+        record = replace(outcome.record, point=record.point)
+    return record, scenario.points[0].hardware
 
 
-def _errors(text: ScenarioText, profile: str) -> dict[str, list[KnownError]]:
-    """What is known of each schedule's error, by its title; of the GPU `profile` first."""
+def _errors(records: list[Record]) -> dict[str, list[KnownError]]:
+    """What is known of each schedule's error, by its title; of the records' GPU first."""
     return {
-        make_schedule(table, text.where, text.folder).title: known_errors(table, profile)
-        for table in text.data["schedule"]
+        record.schedule: known_errors(record.options, record.hardware)
+        for record in records
+        if record.options is not None
     }
 
 

@@ -15,6 +15,24 @@ from sim.result import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.units import show, show_binary
 
+CAUSES_IN_WORDS = {
+    "tensor": "tensor cores",
+    "vector": "fp32 lanes",
+    "exp": "exponentials",
+    "sram": "SRAM",
+    "issue": "issue slots",
+    "sm_port": "SMs' ports to L2",
+    "l2": "L2 bandwidth",
+    "hbm": "HBM bandwidth",
+    "l2_latency": "L2 latency",
+    "hbm_latency": "HBM latency",
+    "op_latency": "dependent instructions",
+    "cta_start": "starts of CTAs",
+    "launch": "launches",
+    "link": "waiting for links",
+    "idle": "idling at the end",
+}
+
 
 def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
     """An empty table; columns from number `numeric_from` on are aligned right."""

@@ -65,6 +65,11 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
+def title_of(table: Mapping[str, Any]) -> str:
+    """What a `[[schedule]]` table's schedule is called: its label, else its name."""
+    return str(table.get("label") or table.get("name"))
+
+
 def make_schedule(table: Mapping[str, Any], where: str, folder: Path | None = None) -> Schedule:
     """The schedule that a `[[schedule]]` table of the file `where` describes; raises InputError.
 
