@@ -37,13 +37,20 @@ from sim.workload import AttentionWorkload, WorkloadTable
 class Limits(BaseModel):
     """What one schedule on one point may take of this computer.
 
-    Long kernels are fast-forwarded unless the replay is to be `exact`.
+    Of a long kernel only about `replayed_steps` tile steps are replayed, which tell the rest
+    (`sim.engine.fast_forward`), unless the replay is to be `exact`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tile_steps: Count = 2_000_000_000
     memory: Bytes = 8 * 2.0**30
+    replayed_steps: Count = 9_000_000  # a second or so
     exact: bool = False
+
+    @property
+    def most_steps(self) -> int | None:
+        """How much of a long kernel to replay; None for all of it."""
+        return None if self.exact else self.replayed_steps
 
 
 class ScenarioFile(BaseModel):
@@ -237,10 +244,7 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[S
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    tile_steps = sum(
-        kernel.tile_steps if limits.exact else replayed_steps(kernel)
-        for kernel in replays_of(steps)
-    )
+    tile_steps = sum(replayed_steps(kernel, limits.most_steps) for kernel in replays_of(steps))
     if tile_steps > limits.tile_steps:
         raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
@@ -270,7 +274,7 @@ class Job:
     steps: list[Step]
     tile_steps: int
     oom: OutOfMemoryError | None
-    exact: bool
+    most_steps: int | None
 
     @classmethod
     def of(cls, point: Point, schedule: Schedule, steps: list[Step], limits: Limits) -> "Job":
@@ -278,9 +282,9 @@ class Job:
         try:
             check_memory(steps, point.hardware)
         except OutOfMemoryError as error:
-            return cls(point, schedule, steps, 0, error, limits.exact)
+            return cls(point, schedule, steps, 0, error, limits.most_steps)
         tile_steps = check_limits(limits, point, schedule, steps)
-        return cls(point, schedule, steps, tile_steps, None, limits.exact)
+        return cls(point, schedule, steps, tile_steps, None, limits.most_steps)
 
     def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
         """Replay it; raises InputError where a transfer needs a link that there is not."""
@@ -295,7 +299,7 @@ class Job:
                 point.workload.dtype,
                 engine,
                 progress,
-                exact=self.exact,
+                most_steps=self.most_steps,
             )
         except InputError as error:
             raise InputError(f"schedule {title}: {error}") from None

@@ -123,7 +123,7 @@ def sweep_points(
     tables as such are wrong, and WorkersLostError.
     """
     limits = checked(ScenarioFile, data, where).limits
-    asked = list(_asked(data, where, folder, engine, limits.exact))
+    asked = list(_asked(data, where, folder, engine, limits))
     if not any(one.task for one in asked):
         raise InputError(asked[0].problem)
     tasks = {one.task.key: one.task for one in asked if one.task}
@@ -160,7 +160,7 @@ def _relabelled(fields: dict[str, Any], asked: Asked) -> Record:
 
 
 def _asked(
-    data: Mapping[str, Any], where: str, folder: Path | None, engine: EngineName, exact: bool
+    data: Mapping[str, Any], where: str, folder: Path | None, engine: EngineName, limits: Limits
 ) -> Iterator[Asked]:
     """Every schedule of every point, in order; raises InputError for what is wrong in all."""
     tables = data["schedule"]
@@ -179,18 +179,18 @@ def _asked(
                 yield Asked(swept, title, profile, None, str(error))
         for point in points:
             for schedule in point.schedules:
-                task = Task(address(point, schedule, engine, exact), point, schedule)
+                task = Task(address(point, schedule, engine, limits), point, schedule)
                 yield Asked(swept, schedule.title, point.hardware.name, task)
 
 
-def address(point: Point, schedule: Schedule, engine: EngineName, exact: bool) -> str:
+def address(point: Point, schedule: Schedule, engine: EngineName, limits: Limits) -> str:
     """A hash of what a record's figures depend on: canonical inputs, engine, code and versions."""
     inputs = {
         "workload": asdict(point.workload),
         "hardware": _figures(point.hardware),
         "schedule": schedule.model_dump(exclude={"label"}),
         "engine": engine,
-        "exact": exact,
+        "most_steps": limits.most_steps,
         "code": fingerprint(),
     }
     return sha256(json.dumps(inputs, sort_keys=True, default=_file_content).encode()).hexdigest()

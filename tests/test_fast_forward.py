@@ -9,11 +9,13 @@ from sim.engine.fast_forward import can_be_coarse, can_skip, coarse, replayed_st
 from sim.engine.machine import HBM, L2, TENSOR, machine_of
 from sim.engine.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.hardware import load_profile
+from sim.scenario import Limits
 from sim.schedules import make_schedule
 from sim.tile_program import chunk_tensors
 from sim.workload import WorkloadTable
 
 H100 = load_profile("h100-sxm")
+MOST_STEPS = Limits().replayed_steps
 
 
 def kernel_of(name: str, **workload):
@@ -29,8 +31,8 @@ def exactly(kernel, hw=H100):
     return replay.run_kernel(kernel, chunkings, hw, l2, "fp16", lambda _: None)
 
 
-def skipping(kernel):
-    return fast_forward.run_kernel(replay, kernel, H100, "fp16", lambda _: None)
+def skipping(kernel, most_steps=MOST_STEPS):
+    return fast_forward.run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
 
 
 def hbm_bytes(run) -> int:
@@ -49,10 +51,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
     workload, most_steps, time_error, hbm_error = CASES[case]
-    monkeypatch.setattr(fast_forward, "MOST_STEPS", most_steps)
     monkeypatch.setattr(fast_forward, "COARSE_TRIPS", 128)
     kernel = kernel_of("flash2", seq_len=32768, **workload)
-    whole, ours = exactly(kernel), skipping(kernel)
+    whole, ours = exactly(kernel), skipping(kernel, most_steps)
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 4
     assert ours.time_s == pytest.approx(whole.time_s, rel=time_error)
     assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=hbm_error)
@@ -64,12 +65,11 @@ def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
         assert ours.busy_s[pipe] == pytest.approx(whole.busy_s[pipe], rel=max(hbm_error, 1e-9))
 
 
-def test_part_of_a_period_stands_for_all_of_it(monkeypatch):
+def test_part_of_a_period_stands_for_all_of_it():
     """Two long causal heads, of whose tile steps a quarter are replayed: half of one head's."""
     kernel = kernel_of("flash2", heads=2, seq_len=262144)
     whole = exactly(kernel)
-    monkeypatch.setattr(fast_forward, "MOST_STEPS", kernel.tile_steps // 4)
-    ours = skipping(kernel)
+    ours = skipping(kernel, kernel.tile_steps // 4)
     assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
     assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.05)
     assert ours.fast_forward.hbm_error > abs(hbm_bytes(ours) / hbm_bytes(whole) - 1)
@@ -80,8 +80,7 @@ def test_ten_million_tokens_take_as_long_to_tell_as_a_million(causal):
     runs = {}
     for tokens in (2**20, 10 * 2**20):
         kernel = kernel_of("flash2", heads=4, kv_heads=1, seq_len=tokens, causal=causal)
-        assert can_skip(kernel)
-        assert replayed_steps(kernel) < 10**8
+        assert replayed_steps(kernel, MOST_STEPS) == MOST_STEPS
         runs[tokens] = ours = skipping(kernel)
         assert kernel.tile_steps - ours.fast_forward.steps_skipped < 3 * 10**7
         assert ours.fast_forward.time_error < 0.02
@@ -110,22 +109,20 @@ def test_coarse_trips_on_a_slower_machine_are_the_same_from_further_away():
 
 
 def test_persistent_and_short_kernels_are_replayed_whole():
-    assert not can_skip(kernel_of("flash3", heads=4, kv_heads=1, seq_len=2**20))
+    assert not can_skip(kernel_of("flash3", heads=4, kv_heads=1, seq_len=2**20), MOST_STEPS)
     short = kernel_of("flash2", heads=4, seq_len=4096)
-    assert not can_skip(short)
-    assert replayed_steps(short) == short.tile_steps
+    assert replayed_steps(short, MOST_STEPS) == short.tile_steps
 
 
-def test_a_record_says_what_was_skipped_and_exact_skips_nothing(monkeypatch):
-    monkeypatch.setattr(fast_forward, "FROM_STEPS", 10_000)
-    monkeypatch.setattr(fast_forward, "MOST_STEPS", 140_000)
+def test_a_record_says_what_was_skipped_and_exact_skips_nothing():
     tables = {
         "workload": {"heads": 16, "head_dim": 128, "seq_len": 16384, "causal": True},
         "hardware": "h100-sxm",
         "schedule": "flash2",
     }
-    (skipped,) = simulate(**tables)
-    (whole,) = simulate(**tables, limits={"exact": True})
+    budget = {"replayed_steps": 56_000}
+    (skipped,) = simulate(**tables, limits=budget)
+    (whole,) = simulate(**tables, limits={"exact": True, **budget})
     assert whole.fast_forward is None
     assert skipped.fast_forward is not None
     assert 0 < skipped.fast_forward["steps_skipped"] < whole.kernels[0].tile_steps
@@ -136,14 +133,11 @@ def test_a_record_says_what_was_skipped_and_exact_skips_nothing(monkeypatch):
     assert np.isfinite(skipped.energy_j or 0.0)
 
 
-def test_a_pruned_kernel_is_told_by_whole_heads_or_not_at_all(monkeypatch):
-    monkeypatch.setattr(fast_forward, "FROM_STEPS", 10_000)
-    kernel = kernel_of("hip", heads=16, kv_heads=16, seq_len=16384)
-    a_head = kernel.tile_steps // 16
-    monkeypatch.setattr(fast_forward, "MOST_STEPS", 2 * a_head)
-    assert not can_skip(kernel)
-    monkeypatch.setattr(fast_forward, "MOST_STEPS", 8 * a_head)
-    assert can_skip(kernel)
-    whole, ours = exactly(kernel), skipping(kernel)
+def test_a_pruned_kernel_is_told_by_whole_heads_or_not_at_all():
+    kernel = kernel_of("hip", heads=48, kv_heads=48, seq_len=16384)
+    a_head = kernel.tile_steps // 48
+    assert not can_skip(kernel, 2 * a_head)
+    assert can_skip(kernel, 8 * a_head)
+    whole, ours = exactly(kernel), skipping(kernel, 8 * a_head)
     assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
     assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)

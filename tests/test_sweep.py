@@ -196,9 +196,10 @@ def test_a_sweep_in_which_nothing_can_be_is_one_line_and_runs_nothing(tmp_path):
     assert_one_line(done, "mine.toml", "workload.seqlen", "did you mean 'seq_len'?")
 
 
-def address_of(folder=None, engine="replay", exact=False, **changes):
-    point = make_scenario({**TABLES, **changes}, "x", "x", folder).points[0]
-    return address(point, point.schedules[0], engine, exact)
+def address_of(folder=None, engine="replay", **changes):
+    scenario = make_scenario({**TABLES, **changes}, "x", "x", folder)
+    point = scenario.points[0]
+    return address(point, point.schedules[0], engine, scenario.limits)
 
 
 def test_an_address_tells_figures_apart_and_nothing_else(tmp_path):
@@ -216,7 +217,8 @@ def test_an_address_tells_figures_apart_and_nothing_else(tmp_path):
     differing = [
         address_of(tmp_path, hardware={"profile": "other.toml"}),
         address_of(engine="reference"),
-        address_of(exact=True),
+        address_of(limits={"exact": True}),
+        address_of(limits={"replayed_steps": 10**6}),
         address_of(schedule=[{"name": "flash2", "stages": 3}]),
         address_of(workload={**TABLES["workload"], "batch": 2}),
     ]

@@ -179,7 +179,8 @@ class Replays:
     """Replays kernels on an engine, and tells `progress` how many tile steps are done so far.
 
     On one GPU each finds in L2 what the last one left. Of several GPUs each starts from an empty
-    L2, and one that repeats is replayed once. Unless `exact`, long ones are fast-forwarded.
+    L2, and one that repeats is replayed once. With `most_steps`, of a long one only about so many
+    tile steps are replayed (`sim.engine.fast_forward`).
     """
 
     def __init__(
@@ -189,9 +190,10 @@ class Replays:
         dtype: str,
         engine: EngineName,
         progress: Callable[[int], None],
-        exact: bool,
+        most_steps: int | None,
     ) -> None:
-        self.engine, self.hw, self.dtype, self.exact = ENGINES[engine], hw, dtype, exact
+        self.engine, self.hw, self.dtype = ENGINES[engine], hw, dtype
+        self.most_steps = most_steps
         self.progress, self.tile_steps = progress, 0
         self.chunkings = chunk_tensors(kernels_of(steps))
         self.shared_l2 = self._empty_l2() if gpus_of(steps) == 1 else None
@@ -212,10 +214,12 @@ class Replays:
         def so_far(tile_steps: int) -> None:
             self.progress(before + tile_steps)
 
-        if not self.exact and fast_forward.can_skip(kernel):
-            self.tile_steps += fast_forward.replayed_steps(kernel)
-            return fast_forward.run_kernel(self.engine, kernel, self.hw, self.dtype, so_far)
-        self.tile_steps += kernel.tile_steps
+        most_steps = self.most_steps
+        self.tile_steps += fast_forward.replayed_steps(kernel, most_steps)
+        if most_steps is not None and fast_forward.can_skip(kernel, most_steps):
+            return fast_forward.run_kernel(
+                self.engine, kernel, self.hw, self.dtype, so_far, most_steps
+            )
         l2 = self._empty_l2() if self.shared_l2 is None else self.shared_l2
         run: KernelRun = self.engine.run_kernel(
             kernel, self.chunkings, self.hw, l2, self.dtype, so_far
@@ -230,13 +234,13 @@ def run_on_device(
     engine: EngineName,
     progress: Callable[[int], None],
     *,
-    exact: bool = True,
+    most_steps: int | None = None,
 ) -> DeviceRun:
-    """Run the steps; `engine`, `progress` and `exact` are of `Replays`.
+    """Run the steps; `engine`, `progress` and `most_steps` are of `Replays`.
 
     Raises OutOfMemoryError, and InputError where a transfer needs a link that there is not.
     """
-    gpus, replays = gpus_of(steps), Replays(steps, hw, dtype, engine, progress, exact)
+    gpus, replays = gpus_of(steps), Replays(steps, hw, dtype, engine, progress, most_steps)
     env = simpy.Environment()
     links = Links(env, hw)
     memories = [Hbm(hw.hbm.capacity) for _ in range(gpus)]

@@ -1,7 +1,7 @@
 """Fast-forward: what a long kernel takes, told by its beginning.
 
 A grid runs through its periods (the CTAs of a head, head after head). The first CTAs are replayed
-exactly, so many that they have MOST_STEPS tile steps or so; the rest goes on as their later half:
+exactly, so many that they have `most_steps` tile steps or so; the rest goes on as their later half:
 
     waves               where all CTAs have the same trips: each further wave adds what each of the
                         later half added. Trips beyond COARSE_TRIPS are made coarser first: g of
@@ -38,8 +38,7 @@ from sim.tile_program import (
     chunk_tensors,
 )
 
-FROM_STEPS = 40_000_000  # shorter kernels are replayed whole
-MOST_STEPS = 9_000_000  # of a longer one that are replayed: a second or so
+LONG = 4.5  # times the tile steps that are replayed: shorter kernels are replayed whole
 COARSE_TRIPS = 256  # of a CTA: what g trips made one lose is then below 0.2% of its time
 WAVES = 6  # of CTAs, at least, for the later half to be past the beginning's transient
 PERIODS = 3  # at least: the first, which starts from an empty L2, and two to compare
@@ -69,26 +68,33 @@ class Whole:
     hbm_error: float
 
 
-def can_skip(kernel: Kernel) -> bool:
+def can_skip(kernel: Kernel, most_steps: int) -> bool:
     """Whether the kernel is long, and some of its CTAs stand for others.
 
     Of a pruned kernel, whose CTAs visit what a table says, only whole periods do.
     """
-    if kernel.tile_steps <= FROM_STEPS or kernel.items_per_cta > 1:
+    if kernel.tile_steps <= LONG * most_steps or kernel.items_per_cta > 1:
         return False
     if all(stream.table is None for stream in kernel.streams):
         return True
     trips = kernel.trips.sum(axis=0)
-    return PERIODS * int(trips[: _period(kernel, trips)].sum()) <= MOST_STEPS
+    return PERIODS * int(trips[: _period(kernel, trips)].sum()) <= most_steps
 
 
-def replayed_steps(kernel: Kernel) -> int:
-    """About how many tile steps of the kernel are replayed."""
-    return MOST_STEPS if can_skip(kernel) else kernel.tile_steps
+def replayed_steps(kernel: Kernel, most_steps: int | None) -> int:
+    """About how many tile steps of the kernel are replayed; all without `most_steps`."""
+    if most_steps is None or not can_skip(kernel, most_steps):
+        return kernel.tile_steps
+    return most_steps
 
 
 def run_kernel(
-    simulated: Any, kernel: Kernel, hw: HardwareProfile, dtype: str, progress: Callable[[int], None]
+    simulated: Any,
+    kernel: Kernel,
+    hw: HardwareProfile,
+    dtype: str,
+    progress: Callable[[int], None],
+    most_steps: int,
 ) -> KernelRun:
     """A kernel that `can_skip`, from an empty L2, on the engine `simulated`."""
     trips = kernel.trips.sum(axis=0)
@@ -105,16 +111,16 @@ def run_kernel(
 
     if (trips == trips[0]).all():
         grain = max(1, int(trips[0]) // COARSE_TRIPS) if can_be_coarse(kernel) else 1
-        waves = max(WAVES, MOST_STEPS * grain // (slots * int(trips[0])))
+        waves = max(WAVES, most_steps * grain // (slots * int(trips[0])))
         ctas = kernel.ctas % slots + min(waves, kernel.ctas // slots) * slots
         beginning = begin(coarse(kernel, grain), slower(hw, grain), ctas)
         whole = _by_waves(beginning, kernel.ctas, slots)
-    elif PERIODS * a_period <= MOST_STEPS:
-        periods = _periods(kernel, MOST_STEPS // a_period)
+    elif PERIODS * a_period <= most_steps:
+        periods = _periods(kernel, most_steps // a_period)
         beginning = begin(kernel, hw, periods * period)
         whole = _by_periods(beginning, kernel.ctas // period, periods, period)
     else:
-        ctas = int(np.searchsorted(np.cumsum(trips[:period]), MOST_STEPS))
+        ctas = int(np.searchsorted(np.cumsum(trips[:period]), most_steps))
         beginning = begin(kernel, hw, ctas)
         whole = _by_steps(beginning, trips[:period], kernel.ctas // period, slots)
     return _completed(kernel, beginning.run, whole, hw, dtype)
