@@ -48,14 +48,18 @@ from sim.tile_program import (
 )
 
 LONG = 4.5  # times the tile steps that are replayed: shorter kernels are replayed whole
-COARSE_TRIPS = 256  # of a CTA: what g trips made one lose is then below 0.2% of its time
+COARSE_TRIPS = 192  # of a CTA, or more
+STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
 WAVES = 8  # at least, for the later half to be past the beginning's transient
 PERIODS = 3  # at least: the first, which starts from an empty L2, and two to compare
-STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
 THIN_WAVES = 4  # of a period, at least
 BLOCKS = 4  # at least
 BLOCK_WAVES = 4  # two to get going, two that are measured
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
+# What the scatter does not show, by comparisons with exact replays: what trips made one add to the
+# time, and by how much of one wave of those measured their time and HBM bytes are off.
+COARSE_ERROR = 0.003
+WAVE_TIME_ERROR, WAVE_HBM_ERROR = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -156,19 +160,26 @@ def run_kernel(
 ) -> KernelRun:
     """A kernel that `can_skip`, from an empty L2, on the engine `simulated`."""
     period = _period(kernel)
-    most_steps //= kernel.footprint.workers  # each of which runs every step
     grain = _grain(Grid.of(kernel, hw), period, most_steps)
     form, device = coarse(kernel, grain), slower(hw, grain)
     plan = _plan(Grid.of(form, hw), period, most_steps)
-    if plan.part.tile_steps * grain >= kernel.tile_steps:  # few long CTAs stand for no others
+    if plan.part.tile_steps >= kernel.tile_steps:  # so few CTAs stand for no others
         form, device, plan = kernel, hw, Plan(kernel, [], counts=True)
     chunkings = chunk_tensors([plan.part])
     l2 = simulated.new_l2(chunkings, machine_of(device).l2_capacity_bytes)
-    run = simulated.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
-    rounded = max(kernel.loop_trips) / (max(form.loop_trips) * grain)
+    run: KernelRun = simulated.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
     if not plan.measured:
         return run
-    return _completed(kernel, run, _whole(plan, run, rounded), hw, dtype)
+    whole = _whole(plan, run, Grid.of(plan.part, hw).waves)
+    rounded = max(kernel.loop_trips) / (max(form.loop_trips) * grain)
+    whole = replace(
+        whole,
+        time_s=whole.time_s * rounded,
+        hbm_bytes=whole.hbm_bytes * rounded,
+        hit_bytes=whole.hit_bytes * rounded,
+        time_error=whole.time_error + (COARSE_ERROR if grain > 1 else 0.0),
+    )
+    return _completed(kernel, run, whole, hw, dtype)
 
 
 def _period(kernel: Kernel) -> int:
@@ -232,7 +243,7 @@ def _plan(grid: Grid, period: int, most_steps: int) -> Plan:
     else:
         periods, together = kernel.ctas // period, _sharing(kernel)
     replayed = most_steps * periods // kernel.tile_steps
-    if PERIODS <= replayed:
+    if replayed >= (2 if grid.persistent else PERIODS):
         return _first_periods(grid, periods, min(replayed, periods), together)
     if is_pruned:
         return _blocks(grid, period, most_steps)
@@ -243,7 +254,8 @@ def _first_waves(grid: Grid, most_steps: int) -> Plan:
     """The first waves, as many full ones as a multiple of four, and what the last one lacks."""
     kernel = grid.kernel
     a_wave = max(1, kernel.tile_steps // grid.waves)
-    waves = min(max(WAVES, most_steps // a_wave) // 4 * 4, grid.waves)
+    affordable = most_steps // (a_wave * kernel.footprint.workers)  # each runs all steps
+    waves = min(max(WAVES, affordable) // 4 * 4, grid.waves)
     if grid.persistent:
         part = grid.part(np.arange(waves))
     else:
@@ -255,7 +267,7 @@ def _first_waves(grid: Grid, most_steps: int) -> Plan:
 def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Plan:
     """Two halves of whole groups that go together; at least one such group, not the first head."""
     kernel = grid.kernel
-    replayed = max(replayed // (2 * together) * 2 * together, min(together + 1, periods), PERIODS)
+    replayed = max(replayed // (2 * together) * 2 * together, min(together + 1, periods), 2)
     if grid.persistent:
         part = grid.part(np.arange(-(-grid.waves * replayed // periods)))
     else:
@@ -339,8 +351,8 @@ def _stratum_bytes(grid: Grid, strata: NDArray[np.float64], waves: int) -> NDArr
     return np.array(of_stratum)
 
 
-def _whole(plan: Plan, run: KernelRun, rounded: float) -> Whole:
-    """The part, and what it stands for at the rates measured; `rounded` is what trips lost.
+def _whole(plan: Plan, run: KernelRun, waves: int) -> Whole:
+    """The part, of so many waves, and what it stands for at the rates measured.
 
     The last one that is measured has to end before the grid's tail begins, with the first slot
     that has nothing more to run: it is taken from that much earlier.
@@ -378,16 +390,18 @@ def _whole(plan: Plan, run: KernelRun, rounded: float) -> Whole:
     time_s, time_off = added([end - start for start, end in spans])
     hbm_bytes, hbm_off = added(between(HBM_BYTES))
     hit_bytes, _ = added(between(L2_HIT_BYTES))
+    rest_s, rest_bytes = time_s, hbm_bytes
     if plan.counts:
         time_s += run.time_s
         hbm_bytes += run.hbm_read_bytes + run.hbm_write_bytes
         hit_bytes += run.l2_hit_bytes
+    seen = sum(part.end - part.start for part in plan.measured) / own * waves
     return Whole(
-        time_s * rounded,
-        hbm_bytes * rounded,
-        hit_bytes * rounded,
-        time_off / time_s,
-        hbm_off / hbm_bytes,
+        time_s,
+        hbm_bytes,
+        hit_bytes,
+        (time_off + rest_s * WAVE_TIME_ERROR / seen) / time_s,
+        (hbm_off + rest_bytes * WAVE_HBM_ERROR / seen) / hbm_bytes,
     )
 
 
