@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 TensorPath = Literal["native", "mma_sync", "asynchronous"]
 OfItem = Callable[[IntArray], IntArray]  # an integer for each of the items asked for
-COUNTED_ITEMS = 2**23  # of a larger grid so many items are looked at to count its trips
+COUNTED_ITEMS = 2**20  # of a larger grid so many items are looked at to count its trips
 
 
 @dataclass(frozen=True, eq=False)

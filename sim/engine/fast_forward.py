@@ -50,7 +50,7 @@ from sim.tile_program import (
 LONG = 4.5  # times the tile steps that are replayed: shorter kernels are replayed whole
 COARSE_TRIPS = 192  # of a CTA, or more
 STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
-WAVES = 8  # at least, for the later half to be past the beginning's transient
+WAVES, MOST_WAVES = 8, 128  # for the later half to be past the beginning's transient
 PERIODS = 3  # at least: the first, which starts from an empty L2, and two to compare
 THIN_WAVES = 4  # of a period, at least
 BLOCKS = 4  # at least
@@ -255,7 +255,7 @@ def _first_waves(grid: Grid, most_steps: int) -> Plan:
     kernel = grid.kernel
     a_wave = max(1, kernel.tile_steps // grid.waves)
     affordable = most_steps // (a_wave * kernel.footprint.workers)  # each runs all steps
-    waves = min(max(WAVES, affordable) // 4 * 4, grid.waves)
+    waves = min(min(max(WAVES, affordable), MOST_WAVES) // 4 * 4, grid.waves)
     if grid.persistent:
         part = grid.part(np.arange(waves))
     else:
@@ -267,7 +267,11 @@ def _first_waves(grid: Grid, most_steps: int) -> Plan:
 def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Plan:
     """Two halves of whole groups that go together; at least one such group, not the first head."""
     kernel = grid.kernel
-    replayed = max(replayed // (2 * together) * 2 * together, min(together + 1, periods), 2)
+    halves = replayed // (2 * together) * 2 * together
+    if halves:
+        replayed = halves
+    elif 4 * replayed >= 3 * (together + 1):
+        replayed = min(together + 1, periods)
     if grid.persistent:
         part = grid.part(np.arange(-(-grid.waves * replayed // periods)))
     else:
