@@ -212,7 +212,11 @@ def _grain(grid: Grid, period: int, most_steps: int) -> int:
     if not can_be_coarse(kernel):
         return 1
     coarsest = int(_sampled_steps(kernel).max()) // COARSE_TRIPS
-    if not _is_uniform(kernel):
+    if _is_uniform(kernel):
+        waves = min(grid.waves, MOST_WAVES) * kernel.footprint.workers
+        needed = waves * kernel.tile_steps // (grid.waves * most_steps)
+        coarsest = min(coarsest, needed + 1)
+    else:
         needed = PERIODS * kernel.tile_steps * period // kernel.ctas // most_steps
         coarsest = min(coarsest, needed + 1)
         if not grid.persistent:
@@ -276,7 +280,8 @@ def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Pl
         part = grid.part(np.arange(-(-grid.waves * replayed // periods)))
     else:
         part = grid.of_ctas(np.arange(kernel.ctas // periods * replayed))
-    return _beginning(kernel, part, replayed, max(replayed // 2, min(together, replayed - 1), 2))
+    later = max(replayed // 2, min(max(together, 2), replayed - 1))
+    return _beginning(kernel, part, replayed, later)
 
 
 def _beginning(kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
@@ -320,7 +325,8 @@ def _blocks(grid: Grid, period: int, most_steps: int) -> Plan:
     waves = grid.waves // periods
     a_wave = kernel.tile_steps / grid.waves
     number = max(BLOCKS, int(most_steps / (a_wave * BLOCK_WAVES)))
-    number = min(number, max(1, waves // BLOCK_WAVES))
+    if number * BLOCK_WAVES > waves:  # hardly any less than a period, of which two tell the others
+        return _first_periods(grid, periods, min(2, periods), 1)
     strata = np.linspace(0, waves, number + 1)
     phases = (np.arange(number) + 0.5) * GOLDEN % 1.0
     first = (strata[:-1] + phases * (np.diff(strata) - BLOCK_WAVES)).astype(np.int64)
@@ -404,8 +410,8 @@ def _whole(plan: Plan, run: KernelRun, waves: int) -> Whole:
         time_s,
         hbm_bytes,
         hit_bytes,
-        (time_off + rest_s * WAVE_TIME_ERROR / seen) / time_s,
-        (hbm_off + rest_bytes * WAVE_HBM_ERROR / seen) / hbm_bytes,
+        float(time_off + rest_s * WAVE_TIME_ERROR / seen) / time_s,
+        float(hbm_off + rest_bytes * WAVE_HBM_ERROR / seen) / hbm_bytes,
     )
 
 
