@@ -215,13 +215,13 @@ def _grain(grid: Grid, period: int, most_steps: int) -> int:
     if _is_uniform(kernel):
         waves = min(grid.waves, MOST_WAVES) * kernel.footprint.workers
         needed = waves * kernel.tile_steps // (grid.waves * most_steps)
-        coarsest = min(coarsest, needed + 1)
     else:
         needed = PERIODS * kernel.tile_steps * period // kernel.ctas // most_steps
-        coarsest = min(coarsest, needed + 1)
         if not grid.persistent:
-            coarsest = min(coarsest, kernel.tile_steps // (kernel.ctas * grid.wide * STAGGER))
-    return max(1, coarsest)
+            spread = kernel.ctas * grid.wide * STAGGER
+            coarsest = min(coarsest, kernel.tile_steps // spread)
+    coarsest = 1 << max(0, coarsest.bit_length() - 1)  # powers of two cut most lengths evenly
+    return int(min(coarsest, 1 << needed.bit_length()))
 
 
 def _sampled_steps(kernel: Kernel) -> IntArray:
@@ -255,13 +255,13 @@ def _plan(grid: Grid, period: int, most_steps: int) -> Plan:
 
 
 def _first_waves(grid: Grid, most_steps: int) -> Plan:
-    """The first waves, as many full ones as a multiple of four, and what the last one lacks."""
+    """The first waves, a multiple of four, and the last one, which may not be full."""
     kernel = grid.kernel
     a_wave = max(1, kernel.tile_steps // grid.waves)
     affordable = most_steps // (a_wave * kernel.footprint.workers)  # each runs all steps
     waves = min(min(max(WAVES, affordable), MOST_WAVES) // 4 * 4, grid.waves)
     if grid.persistent:
-        part = grid.part(np.arange(waves))
+        part = grid.part(np.append(np.arange(waves - 1), grid.waves - 1))
     else:
         lacking = min(kernel.ctas, waves * grid.wide + kernel.ctas % grid.wide)
         part = grid.of_ctas(np.arange(lacking))
@@ -364,8 +364,8 @@ def _stratum_bytes(grid: Grid, strata: NDArray[np.float64], waves: int) -> NDArr
 def _whole(plan: Plan, run: KernelRun, waves: int) -> Whole:
     """The part, of so many waves, and what it stands for at the rates measured.
 
-    The last one that is measured has to end before the grid's tail begins, with the first slot
-    that has nothing more to run: it is taken from that much earlier.
+    What is measured has to end before the part's tail begins, with the first slot that has nothing
+    more to run: it is taken from that much earlier.
     """
     times_s = np.arange(run.bins.shape[1] + 1) * run.bin_width_s
     sums = np.concatenate([np.zeros((len(run.bins), 1)), np.cumsum(run.bins, axis=1)], axis=1)
@@ -377,15 +377,12 @@ def _whole(plan: Plan, run: KernelRun, waves: int) -> Whole:
     scale = float(sums[L2_BYTES, -1]) / own  # edges cut tiles
     late = min(0.0, moved / scale - plan.measured[-1].end)
 
-    def at_s(l2_bytes: float) -> float:
-        return float(np.interp(l2_bytes * scale, sums[L2_BYTES], times_s))
-
-    spans = [(at_s(part.start), at_s(part.end)) for part in plan.measured]
-    spans[-1] = (at_s(plan.measured[-1].start + late), at_s(plan.measured[-1].end + late))
+    bounds = [(max(0.0, part.start + late), part.end + late) for part in plan.measured]
+    spans = np.interp(np.array(bounds) * scale, sums[L2_BYTES], times_s)
 
     def added(values: list[float]) -> tuple[float, float]:
         """What all that the measured parts stand for adds, and its error."""
-        sizes = np.array([part.end - part.start for part in plan.measured])
+        sizes = np.diff(bounds, axis=1)[:, 0]
         weights = np.array([part.stands_for for part in plan.measured])
         rates = np.array(values) / sizes
         error = 2.0 * np.sqrt((np.diff(rates) ** 2).sum() / (2 * (len(rates) - 1) * len(rates)))
