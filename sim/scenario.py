@@ -21,7 +21,7 @@ from sim.engine.device import (
     replays_of,
     run_on_device,
 )
-from sim.engine.fast_forward import replayed_steps
+from sim.engine.fast_forward import can_skip, replayed_steps
 from sim.engine.machine import machine_of
 from sim.engine.records import replay_bytes
 from sim.files import InputError, checked, nearest, read_toml
@@ -242,15 +242,20 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[S
     who = f"schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
     l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
-    kernels = kernels_of(steps)
-    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes)
-    memory += max(replay_bytes(kernel, point.hardware) for kernel in kernels)
+    most_steps = limits.most_steps
+    kernels = [
+        kernel
+        for kernel in kernels_of(steps)
+        if most_steps is None or not can_skip(kernel, most_steps)
+    ]
+    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) if kernels else 0
+    memory += max((replay_bytes(kernel, point.hardware) for kernel in kernels), default=0)
     if memory > limits.memory:
         raise LimitsError(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    tile_steps = sum(replayed_steps(kernel, limits.most_steps) for kernel in replays_of(steps))
+    tile_steps = sum(replayed_steps(kernel, most_steps) for kernel in replays_of(steps))
     if tile_steps > limits.tile_steps:
         raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 TensorPath = Literal["native", "mma_sync", "asynchronous"]
 OfItem = Callable[[IntArray], IntArray]  # an integer for each of the items asked for
+COUNTED_ITEMS = 2**20  # of a larger grid so many items are looked at to count its trips
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +152,12 @@ class Footprint:
         return max(1, (self.threads - self.producer_threads) // 128)
 
 
+def spread_over(number: int, most: int) -> IntArray:
+    """The numbers below `number`, or `most` of them, evenly spread."""
+    most = min(most, number)
+    return np.linspace(0, number, most, endpoint=False).astype(np.int64)
+
+
 def once(items: IntArray) -> IntArray:
     """Trips of a prologue or an epilogue."""
     return np.ones_like(items)
@@ -182,12 +189,25 @@ class Kernel:
     @cached_property
     def trips(self) -> IntArray:
         """Trips of every loop in every item: shape (loops, items)."""
-        return np.array([loop.trips(self.items) for loop in self.loops], np.int64)
+        return self.trips_of(self.items)
+
+    def trips_of(self, items: IntArray) -> IntArray:
+        """Trips of every loop in these items: shape (loops, items)."""
+        return np.array([loop.trips(items) for loop in self.loops], np.int64)
 
     @cached_property
+    def loop_trips(self) -> list[int]:
+        """Trips of each loop over all items: of a vast grid by items spread evenly over it."""
+        number = self.ctas * self.items_per_cta
+        if number <= COUNTED_ITEMS:
+            return [int(trips) for trips in self.trips.sum(axis=1)]
+        counted = self.trips_of(spread_over(number, COUNTED_ITEMS)).sum(axis=1)
+        return [int(trips) * number // COUNTED_ITEMS for trips in counted]
+
+    @property
     def tile_steps(self) -> int:
         """Trips over all loops and items."""
-        return int(self.trips.sum())
+        return sum(self.loop_trips)
 
     @property
     def steps(self) -> list[Compute | Store]:

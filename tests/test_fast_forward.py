@@ -41,8 +41,18 @@ def hbm_bytes(run) -> int:
 
 # Workload, what of it is replayed, and by how much time and HBM bytes may be off.
 CASES = {
-    "waves of coarse trips": ({"heads": 8, "kv_heads": 2, "causal": False}, 400_000, 0.005, 0.005),
-    "all waves, coarse": ({"heads": 4, "kv_heads": 4, "causal": False}, 10**7, 0.005, 0.01),
+    "waves of coarse trips": (
+        {"heads": 8, "kv_heads": 2, "causal": False},
+        400_000,
+        0.005,
+        0.01,
+    ),
+    "all waves, coarse": (
+        {"heads": 2, "kv_heads": 2, "causal": False},
+        130_000,
+        0.005,
+        0.01,
+    ),
     "whole periods": ({"heads": 16, "kv_heads": 16}, 500_000, 0.005, 0.01),
     "periods that share keys": ({"heads": 16, "kv_heads": 4}, 600_000, 0.005, 0.02),
 }
@@ -57,7 +67,7 @@ def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 4
     assert ours.time_s == pytest.approx(whole.time_s, rel=time_error)
     assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=hbm_error)
-    assert ours.hbm_write_bytes == pytest.approx(whole.hbm_write_bytes, rel=0.05)
+    assert ours.hbm_write_bytes == pytest.approx(whole.hbm_write_bytes, rel=0.15)
     assert ours.counts == whole.counts
     assert ours.l2_read_bytes == whole.l2_read_bytes
     assert ours.l2_write_bytes == whole.l2_write_bytes
@@ -66,12 +76,13 @@ def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
 
 
 def test_part_of_a_period_stands_for_all_of_it():
-    """Two long causal heads, of whose tile steps a quarter are replayed: half of one head's."""
-    kernel = kernel_of("flash2", heads=2, seq_len=262144)
+    """Four causal heads of 8 waves, a quarter of whose tile steps is replayed."""
+    kernel = kernel_of("flash2", heads=4, seq_len=262144)
     whole = exactly(kernel)
     ours = skipping(kernel, kernel.tile_steps // 4)
-    assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
-    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.05)
+    assert ours.fast_forward.steps_skipped > kernel.tile_steps / 3
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.01)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)
     assert ours.fast_forward.hbm_error > abs(hbm_bytes(ours) / hbm_bytes(whole) - 1)
 
 
@@ -108,19 +119,39 @@ def test_coarse_trips_on_a_slower_machine_are_the_same_from_further_away():
     assert coarse(kernel, 1) is kernel
 
 
-def test_persistent_and_short_kernels_are_replayed_whole():
-    assert not can_skip(kernel_of("flash3", heads=4, kv_heads=1, seq_len=2**20), MOST_STEPS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_persistent_kernel_is_told_by_its_first_items(causal):
+    kernel = kernel_of("flash3", heads=8, kv_heads=2, seq_len=65536, causal=causal)
+    whole, ours = exactly(kernel), skipping(kernel, 400_000)
+    assert kernel.tile_steps - ours.fast_forward.steps_skipped < 800_000
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
+    assert abs(ours.time_s / whole.time_s - 1) < ours.fast_forward.time_error + 0.005
+    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < ours.fast_forward.hbm_error
+    assert ours.counts == whole.counts
+
+
+def test_a_short_kernel_is_replayed_whole():
     short = kernel_of("flash2", heads=4, seq_len=4096)
+    assert not can_skip(short, MOST_STEPS)
     assert replayed_steps(short, MOST_STEPS) == short.tile_steps
+
+
+def test_a_grid_of_a_billion_ctas_and_tensors_beyond_any_memory_are_told_too():
+    """S of a million tokens is 2 TiB a head; each of 8,192 rows of tiles reads 256 MiB of K."""
+    w = WorkloadTable.model_validate({"heads": 8, "head_dim": 128, "seq_len": 2**20}).workload()
+    kernel = make_schedule({"name": "naive"}, "a test").lower(w, H100)[0]
+    assert kernel.tile_steps == kernel.ctas * kernel.trips_of(np.array([0])).sum()
+    ours = skipping(kernel, 200_000)
+    assert hbm_bytes(ours) == pytest.approx(8 * 2 * 2**41, rel=0.01)
 
 
 def test_a_record_says_what_was_skipped_and_exact_skips_nothing():
     tables = {
-        "workload": {"heads": 16, "head_dim": 128, "seq_len": 16384, "causal": True},
+        "workload": {"heads": 32, "head_dim": 128, "seq_len": 16384, "causal": True},
         "hardware": "h100-sxm",
         "schedule": "flash2",
     }
-    budget = {"replayed_steps": 56_000}
+    budget = {"replayed_steps": 110_000}
     (skipped,) = simulate(**tables, limits=budget)
     (whole,) = simulate(**tables, limits={"exact": True, **budget})
     assert whole.fast_forward is None
@@ -128,16 +159,17 @@ def test_a_record_says_what_was_skipped_and_exact_skips_nothing():
     assert 0 < skipped.fast_forward["steps_skipped"] < whole.kernels[0].tile_steps
     assert 0 <= skipped.fast_forward["time_error"] < 1
     assert skipped.flops == whole.flops
-    assert skipped.occupancy == pytest.approx(whole.occupancy, rel=0.2)
+    assert skipped.occupancy == pytest.approx(whole.occupancy, rel=0.25)
     assert len(skipped.timeline[0].hbm_utilisation) > 1
     assert np.isfinite(skipped.energy_j or 0.0)
 
 
-def test_a_pruned_kernel_is_told_by_whole_heads_or_not_at_all():
-    kernel = kernel_of("hip", heads=48, kv_heads=48, seq_len=16384)
-    a_head = kernel.tile_steps // 48
-    assert not can_skip(kernel, 2 * a_head)
-    assert can_skip(kernel, 8 * a_head)
-    whole, ours = exactly(kernel), skipping(kernel, 8 * a_head)
-    assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
-    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)
+@pytest.mark.parametrize("a_head", [0.1, 0.5, 2.0, 8.0])
+def test_a_pruned_kernel_is_told_by_whole_heads_or_by_blocks_of_waves(a_head):
+    kernel = kernel_of("hip", heads=48, kv_heads=48, seq_len=65536)
+    most_steps = int(a_head * kernel.tile_steps // 48)
+    whole, ours = exactly(kernel), skipping(kernel, most_steps)
+    assert ours.fast_forward.steps_skipped > kernel.tile_steps / 2
+    error = ours.fast_forward
+    assert abs(ours.time_s / whole.time_s - 1) < min(0.02, error.time_error + 0.005)
+    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < error.hbm_error

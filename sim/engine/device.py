@@ -195,9 +195,14 @@ class Replays:
         self.engine, self.hw, self.dtype = ENGINES[engine], hw, dtype
         self.most_steps = most_steps
         self.progress, self.tile_steps = progress, 0
-        self.chunkings = chunk_tensors(kernels_of(steps))
+        self.chunkings = chunk_tensors(
+            [kernel for kernel in kernels_of(steps) if not self._skips(kernel)]
+        )
         self.shared_l2 = self._empty_l2() if gpus_of(steps) == 1 else None
         self.known: dict[Kernel, KernelRun] = {}
+
+    def _skips(self, kernel: Kernel) -> bool:
+        return self.most_steps is not None and fast_forward.can_skip(kernel, self.most_steps)
 
     def _empty_l2(self) -> Any:
         return self.engine.new_l2(self.chunkings, machine_of(self.hw).l2_capacity_bytes)
