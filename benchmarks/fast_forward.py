@@ -17,7 +17,7 @@ from sim.workload import WorkloadTable
 
 HW = load_profile("h100-sxm")
 # No device holds naive attention's N x N matrices of a million tokens: 2 TiB each a head.
-VAST = load_profile("h100-sxm", {"hbm.capacity": "1000 TiB"})
+VAST = load_profile("h100-sxm", {"hbm": {"capacity": "1000 TiB"}}, "a benchmark")
 MILLION = 2**20
 MOST_STEPS = Limits().replayed_steps
 
