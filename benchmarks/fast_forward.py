@@ -17,7 +17,7 @@ from sim.workload import WorkloadTable
 
 HW = load_profile("h100-sxm")
 # No device holds naive attention's N x N matrices of a million tokens: 2 TiB each a head.
-VAST = load_profile("h100-sxm", {"hbm.capacity": "1000 TiB"})
+VAST = load_profile("h100-sxm", {"hbm": {"capacity": "1000 TiB"}})
 MILLION = 2**20
 MOST_STEPS = Limits().replayed_steps
 
@@ -57,8 +57,10 @@ def rows_of(long: bool) -> list[tuple[str, HardwareProfile, dict[str, Any], bool
         ("flash2", 10 * MILLION, few, False),
         ("flash3", MILLION, eight, False),
     ):
-        for causal in (True, False):
-            rows.append((name, HW, {"seq_len": tokens, "causal": causal, **heads}, exact))
+        rows += [
+            (name, HW, {"seq_len": tokens, "causal": causal, **heads}, exact)
+            for causal in (True, False)
+        ]
     a_million = {"seq_len": MILLION, "causal": True, **eight}
     rows.append(("naive", VAST, a_million, False))
     rows.append(("hip", HW, a_million, False))
