@@ -59,7 +59,7 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 # What the scatter does not show, by comparisons with exact replays: what trips made one add to the
 # time, and by how much of one wave of those measured their time and HBM bytes are off.
 COARSE_ERROR = 0.003
-WAVE_TIME_ERROR, WAVE_HBM_ERROR = 0.1, 1.0
+WAVE_TIME_ERROR, WAVE_HBM_ERROR = 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -571,7 +571,7 @@ def _completed(
     """What was replayed, made to stand for the whole kernel."""
     machine, workers = machine_of(hw), kernel.footprint.workers
     counts = {
-        step: trips * workers
+        step: trips * (workers if isinstance(step, Compute) else 1)
         for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True)
         for step in loop.steps
     }
