@@ -94,7 +94,7 @@ def test_ten_million_tokens_take_as_long_to_tell_as_a_million(causal):
         assert replayed_steps(kernel, MOST_STEPS) == MOST_STEPS
         runs[tokens] = ours = skipping(kernel)
         assert kernel.tile_steps - ours.fast_forward.steps_skipped < 3 * 10**7
-        assert ours.fast_forward.time_error < 0.02
+        assert ours.fast_forward.time_error < 0.05
         totals = {HBM_BYTES: hbm_bytes(ours), L2_HIT_BYTES: ours.l2_hit_bytes}
         totals |= {L2_BYTES: ours.l2_read_bytes + ours.l2_write_bytes}
         totals |= {TENSOR_BUSY: ours.busy_s[TENSOR]}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from sim.hardware import HardwareProfile, load_profile
 from sim.result import Record
 from sim.scenario import LimitsError, ScenarioText, make_scenario, run_scenario
 
-# A tenth of a second a kernel, and a second at most of what cannot be fast-forwarded: `attnsim run`
-# has time for more.
+# Of a long kernel a tenth of a second's steps; what has more than seconds of them is not begun.
 LIMITS = {"replayed_steps": 1_000_000, "tile_steps": 12_000_000}
+MOMENT_S = 1.5  # then a replay is given up: some steps take longer than others
 KEPT = 512  # answers
 WHERE = "explorer"
+
+
+class _TooLongError(Exception):
+    """A replay takes longer than a page can wait."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Desk:
             _of_schedule(side, n) for n in range(len(controls.schedules)) for side in sides
         ]
         different = list(dict.fromkeys(questions))
-        found = dict(zip(different, self._workers.map(self._replayed, different), strict=True))
+        found = dict(zip(different, self._workers.map(self._answered, different), strict=True))
         records = [found[question] for question in questions]
         rows = [
             Row(title, *both)
@@ -88,13 +93,26 @@ class Desk:
         ]
         return Answer(self._load(sides[0]["hardware"]), bool(changed), rows)
 
-    def _replay(self, question: str) -> Record | str:
+    def _answered(self, question: str) -> Record | str:
         """One schedule's record, or why there is none; the question is a scenario as JSON."""
         try:
-            scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
-            (outcome,) = run_scenario(scenario)
-        except LimitsError:
+            return self._replayed(question)
+        except _TooLongError:
             return "takes longer to replay than a moment: attnsim run has time for it"
+
+    def _replay(self, question: str) -> Record | str:
+        """The same, unless it takes too long: that is not kept."""
+        ends_s = time.monotonic() + MOMENT_S
+
+        def in_time(*_: Any) -> None:
+            if time.monotonic() > ends_s:
+                raise _TooLongError
+
+        try:
+            scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
+            (outcome,) = run_scenario(scenario, progress=in_time)
+        except LimitsError:
+            raise _TooLongError from None
         except InputError as error:
             return str(error).removeprefix(f"{WHERE}: ")
         record = outcome.record
