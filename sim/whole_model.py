@@ -22,23 +22,16 @@ lower bound of a real server's.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sim.capacity import Setting
-from sim.engine.machine import ctas_per_sm, machine_of
-from sim.files import InputError
+from sim.engine.machine import machine_of
 from sim.hardware import HardwareProfile
 from sim.models import ModelShape
 from sim.result import Record
 from sim.scenario import Limits, Point, Progress, Scenario, run_scenario
 from sim.schedules.base import Schedule
-from sim.tile_program import Kernel
 from sim.workload import DTYPE_BYTES, AttentionWorkload, Dtype, Phase, WorkloadTable
-
-# Up to so many tile steps all heads of a layer are replayed.
-REPLAYED_WHOLE = 100_000_000
-# Above, as many as leave the last wave this share of the trips at most.
-LAST_WAVE = 0.01
 
 
 @dataclass(frozen=True)
@@ -61,13 +54,13 @@ class ModelPass:
 class PassTime:
     """What a pass takes: times of all layers, and the HBM bytes of their attention.
 
-    One layer's attention is `scaled` times what was replayed.
+    `attention_error` is what fast-forward may have made of its time, relatively.
     """
 
     attention_s: float
     dense_s: float
     attention_hbm_bytes: int
-    scaled: int
+    attention_error: float
 
     @property
     def time_s(self) -> float:
@@ -124,40 +117,6 @@ def _matmul_s(weights: float, multiplied: float, hw: HardwareProfile, dtype: Dty
     return max(read_s, 2 * multiplied / flops_per_s)
 
 
-def replayed_share(
-    schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile
-) -> tuple[AttentionWorkload, int]:
-    """The part of one layer's attention to replay, and how many times as much the layer is.
-
-    It is the whole layer, but where that takes more than REPLAYED_WHOLE tile steps, is one kernel,
-    and a KV head's keys and values are four times L2 or more, so that what one head leaves there
-    matters little to the next. Then it is as many KV heads as fill the device so often that a last
-    wave, in which SMs run dry, would be LAST_WAVE of the trips at most.
-
-    Without reuse in L2 time is off by no more than that, and bytes by nothing. With it, CTAs that
-    share keys may keep in step longer in few heads than in all: 0.1% of time and bytes on an H100
-    at 131,072 tokens, 0.01% at a million (FlashAttention-3, one KV head for 8), but up to a tenth
-    on tiny devices whose HBM is full. Raises InputError where the schedule does not lower.
-    """
-    groups = w.batch * w.kv_heads
-    kv_bytes = 2 * w.seq_kv * w.head_dim * w.dtype_bytes
-    if w.latent_dim is not None or kv_bytes < 4 * machine_of(hw).l2_capacity_bytes:
-        return w, 1
-    one = replace(w, batch=1, heads=w.heads // w.kv_heads, kv_heads=1)
-    kernel, *others = schedule.lower(one, hw)
-    if others or kernel.tile_steps * groups <= REPLAYED_WHOLE:
-        return w, 1
-    fewest = min(groups, last_wave(kernel, hw) / LAST_WAVE)
-    heads = next(n for n in range(1, groups + 1) if groups % n == 0 and n >= fewest)
-    return replace(one, heads=heads * one.heads, kv_heads=heads), groups // heads
-
-
-def last_wave(kernel: Kernel, hw: HardwareProfile) -> float:
-    """Trips of one more wave, of its longest items alone, as a share of the kernel's trips."""
-    slots = ctas_per_sm(kernel.footprint, hw) * hw.sm.count
-    return slots * int(kernel.trips.sum(axis=0).max()) / kernel.tile_steps
-
-
 def replay(
     passes: Sequence[ModelPass], where: str, limits: Limits, progress: Progress
 ) -> Iterator[tuple[Record, PassTime | None]]:
@@ -166,29 +125,19 @@ def replay(
     The replays are one `[[schedule]]` scenario; `where` names the file in its messages. Raises
     InputError.
     """
-    shares = []
-    for one in passes:
-        try:
-            one.schedule.check(one.workload)
-            shares.append(replayed_share(one.schedule, one.workload, one.hardware))
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-    points = tuple(
-        Point({}, workload, one.hardware, (one.schedule,))
-        for one, (workload, _) in zip(passes, shares, strict=True)
-    )
+    points = tuple(Point({}, one.workload, one.hardware, (one.schedule,)) for one in passes)
     scenario = Scenario("whole_model", "", points, limits, where)
     outcomes = run_scenario(scenario, progress=progress)
-    for one, (_, times), outcome in zip(passes, shares, outcomes, strict=True):
+    for one, outcome in zip(passes, outcomes, strict=True):
         record, run = outcome.record, outcome.run
         if run is None:
             yield record, None
             continue
-        layers = one.shape.layers * times
+        layers = one.shape.layers
         time = PassTime(
             attention_s=(run.time_s - run.kernels[0].start_s) * layers,
             dense_s=one.dense_s,
             attention_hbm_bytes=(record.hbm_bytes or 0) * layers,
-            scaled=times,
+            attention_error=(record.fast_forward or {}).get("time_error", 0.0),
         )
         yield record, time

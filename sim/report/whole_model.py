@@ -46,8 +46,11 @@ def print_rows(answer: ModelAnswer) -> None:
     for row in answer.rows:
         if row.reason:
             print(f"{row.label}: out of memory: {row.reason}")
-        if row.time and row.time.scaled > 1:
-            print(f"{row.label}: 1/{row.time.scaled} of the KV heads was replayed")
+        if row.time and row.time.attention_error:
+            error = row.time.attention_error
+            print(
+                f"{row.label}: attention is fast-forwarded, with an estimated error of {error:.1%}"
+            )
 
 
 def _times(time: PassTime | None) -> tuple[str, ...]:
