@@ -281,7 +281,7 @@ def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Pl
     else:
         part = grid.of_ctas(np.arange(kernel.ctas // periods * replayed))
     later = max(replayed // 2, min(max(together, 2), replayed - 1))
-    return _beginning(kernel, part, replayed, later)
+    return _beginning(kernel, part, max(2, replayed), max(1, later))  # of a single one, its halves
 
 
 def _beginning(kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
