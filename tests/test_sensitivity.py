@@ -1,9 +1,11 @@
 """Elasticities against what dimensions, bounds and runs of one's own say."""
 
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 from math import log
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+import sim.explore.sensitivity as module
 from sim.cli import main
 from sim.explore.sensitivity import (
     Effect,
@@ -179,6 +182,25 @@ def test_an_elasticity_is_what_two_runs_of_ones_own_give():
     assert found.central == pytest.approx(log(up / down) / log(1.05**2))
     assert found.down == pytest.approx(log(here / down) / log(1.05))
     assert found.up == pytest.approx(log(up / here) / log(1.05))
+
+
+def test_all_cores_say_what_one_says(monkeypatch):
+    """Side by side: of the first two steps neither goes on before the other has begun."""
+    of = scenario("naive", "flash2", "ring")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    alone = sensitivity(of).json()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    first_two = [Barrier(2)] * 2
+
+    def side_by_side(*asked):
+        if first_two:
+            first_two.pop().wait(timeout=20)
+        return stepped(*asked)
+
+    stepped = module._stepped
+    monkeypatch.setattr(module, "_stepped", side_by_side)
+    assert sensitivity(of).json() == alone
+    assert not first_two
 
 
 def test_energy_is_a_sum_of_its_constants_so_that_their_elasticities_sum_to_one():

@@ -12,7 +12,9 @@ Each figure moves alone. The tensor rates do not follow `sm.clock`, nor SRAM the
 """
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
 from pathlib import Path
@@ -161,14 +163,16 @@ def _of_schedule(
     if base.run is None:
         return ScheduleSensitivity(base.record, [])
     varied = [p for p in parameters(point.hardware, step) if _can_matter(p.key, point, base.record)]
-    effects = []
-    for number, parameter in enumerate(varied):
-        progress(schedule.title, number, len(varied))
-        sides = [
-            _stepped(scenario, schedule, base, parameter.key, value)
-            for value in (parameter.down, parameter.up)
-        ]
-        effects.append(effect(parameter, base.record, *sides))
+    sides = [(p.key, value) for p in varied for value in (p.down, p.up)]
+    records: list[Record | None] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:  # the engine holds no GIL
+        for record in cores.map(lambda side: _stepped(scenario, schedule, base, *side), sides):
+            records.append(record)
+            progress(schedule.title, len(records), len(sides))
+    effects = [
+        effect(parameter, base.record, down, up)
+        for parameter, down, up in zip(varied, records[::2], records[1::2], strict=True)
+    ]
     effects.sort(key=lambda e: -abs(e.time.central or 0))
     return ScheduleSensitivity(base.record, effects)
 
