@@ -40,10 +40,13 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def save_text(text: str, path: Path) -> None:
-    """Write the text, whole or not at all."""
+    """Write the text, whole or not at all; raises InputError where that cannot be."""
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

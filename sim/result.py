@@ -19,6 +19,7 @@ from sim.engine.kernel_run import KernelRun
 from sim.engine.machine import CAUSES, TENSOR
 from sim.files import InputError, save_text
 from sim.hardware import HardwareProfile
+from sim.units import show
 from sim.workload import AttentionWorkload
 
 Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
@@ -198,8 +199,8 @@ def record_of_oom(
 ) -> Record:
     """The record of a schedule whose tensors do not fit."""
     reason = (
-        f"{error.tensor.name} needs {error.tensor.bytes / 1e9:.1f} GB, "
-        f"{error.free_bytes / 1e9:.1f} of {hw.hbm.capacity / 1e9:.1f} GB are free"
+        f"{error.tensor.name} needs {show(error.tensor.bytes, 'B')}, "
+        f"{show(error.free_bytes, 'B')} of {show(hw.hbm.capacity, 'B')} are free"
     )
     return Record(
         **vars(asked),

@@ -154,7 +154,7 @@ def test_out_of_memory_is_a_result_that_names_the_tensor(tmp_path):
     done = attnsim("run", path, "--json", cwd=tmp_path)
     (record,) = json.loads(done.stdout)
     assert record["status"] == "out of memory"
-    assert record["reason"].startswith("S needs 1099.5 GB")
+    assert record["reason"].startswith("S needs 1.1 TB")
 
 
 @pytest.mark.parametrize("command", [["profiles"], ["scenarios"], ["profiles", "show", "h200-sxm"]])

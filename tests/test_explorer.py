@@ -352,6 +352,16 @@ def test_the_button_writes_files_that_run_to_the_same_times(opened, explored):
         opened.get_by_role("cell", name=show(outcome.record.time_s, "s"), exact=True).wait_for()
 
 
+def test_what_cannot_run_is_not_written(explored, text):
+    _, out = explored
+    page = Explorer(text, out)
+    asked = Controls("a100-sxm-80gb", {}, {"phase": "training"}, ("flash", "flash_decoding"))
+    said = page.write(asked)
+    scenario = load_scenario(said.removeprefix("attnsim run "))
+    assert [schedule.title for schedule in scenario.points[0].schedules] == ["flash"]
+    assert page.write(replace(asked, schedules=("flash_decoding",))).startswith("nothing runs")
+
+
 # The server.
 
 

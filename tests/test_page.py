@@ -233,7 +233,11 @@ def test_a_run_of_which_nothing_fits_is_a_page_too(written, browser):
     )
     visit = Visit(browser, offline=True)
     page = visit.open_file(path)
-    assert page.locator("#answer").inner_text().startswith("Nothing ran: naive: S needs")
+    assert (
+        page.locator("#answer")
+        .inner_text()
+        .startswith("Nothing ran: naive: out of memory: S needs")
+    )
     assert visit.complaints == []
 
 
@@ -265,6 +269,28 @@ def test_a_report_that_cannot_be_is_one_line(arguments, said, monkeypatch, capsy
     captured = capsys.readouterr()
     assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", captured.err)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_long_label_costs_no_chart(written, opened):
+    label = "a label that goes on and on and on " * 4
+    path, _ = written(QUESTION.replace('name = "flash2"', f'name = "flash2"\nlabel = "{label}"'))
+    page = opened(path)
+    for chart in ("time", "traffic", "timeline", "roofline", "memory"):
+        assert page.locator(f"#{chart} .main-svg").count() >= 1
+    assert sum(bars(page, "traffic")) > 150
+    assert page.evaluate("document.body.scrollWidth") <= 1280
+
+
+@pytest.mark.parametrize("span", [(145e-6, 186e-6), (2e-6, 5e-6), (1e-6, 3e-3), (1e-9, 1e3)])
+def test_an_axis_has_ticks_with_units_however_narrow_its_span(span):
+    records = [
+        Record("one", {"workload.seq_len": n}, {}, "h100-sxm", "ok", time_s=time_s)
+        for n, time_s in enumerate(span)
+    ]
+    ticks = charts.swept_time(records)["layout"]["yaxis"]["ticktext"]
+    assert 3 <= len(ticks) <= 14
+    assert all(tick.endswith("s") for tick in ticks)
+    assert len(set(ticks)) == len(ticks)
 
 
 def test_every_cause_has_words_and_one_place_in_the_chart():

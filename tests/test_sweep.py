@@ -241,9 +241,20 @@ def test_what_cannot_be_has_its_reason_and_the_rest_goes_on():
     assert later.replayed <= 2 + len(asked_again)
 
 
-def test_a_sweep_in_which_nothing_can_be_is_one_line_and_runs_nothing(tmp_path):
-    path = scenario(tmp_path, sweep='"workload.seqlen" = [1, 2]')
-    done = attnsim("sweep", path, cwd=tmp_path)
+def in_process(monkeypatch, capsys, folder, *options):
+    """`attnsim sweep` of a folder's scenario, without starting another Python."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["attnsim", "sweep", "mine.toml", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
+
+
+def test_a_sweep_in_which_nothing_can_be_is_one_line_and_runs_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    scenario(tmp_path, sweep='"workload.seqlen" = [1, 2]')
+    done = in_process(monkeypatch, capsys, tmp_path)
     assert_one_line(done, "mine.toml", "workload.seqlen", "did you mean 'seq_len'?")
 
 
@@ -322,12 +333,8 @@ def test_bad_options_are_one_line(case, tmp_path, monkeypatch, capsys):
     options, parts = BAD_OPTIONS[case]
     with sqlite3.connect(tmp_path / "other.sqlite") as other:
         other.execute("CREATE TABLE mine (x)")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["attnsim", "sweep", str(scenario(tmp_path)), *options])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    done = subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
-    assert_one_line(done, *parts)
+    scenario(tmp_path)
+    assert_one_line(in_process(monkeypatch, capsys, tmp_path, *options), *parts)
 
 
 # Stopped in the middle
@@ -421,10 +428,10 @@ def robbed_of_a_worker(sweep: subprocess.Popen[str]) -> None:
 def test_a_sweep_stopped_again_and_again_resumes_without_losing_or_repeating_a_point(
     tmp_path, unstopped
 ):
-    """Twenty kills of one sweep: python benchmarks/sweep.py --kills 20."""
+    """In each way once, in any order; benchmarks/sweep.py --kills 20 kills one twenty times."""
     path, moments = long_sweep(tmp_path), random.Random(int.from_bytes(os.urandom(4)))
     had = 0
-    for stopped in (killed, interrupted, robbed_of_a_worker, killed):
+    for stopped in moments.sample([killed, interrupted, robbed_of_a_worker], 3):
         sweep = started(path)
         goal = had + moments.randrange(POINTS // 9)
         until(lambda goal=goal, sweep=sweep: stored(tmp_path)[0] > goal or sweep.poll() is not None)

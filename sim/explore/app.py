@@ -191,9 +191,12 @@ class Explorer:
     def write(self, controls: Controls) -> str:
         """Write the files, and say where they are."""
         try:
-            if not controls.schedules:
-                raise InputError("choose a schedule first")
+            found = self.desk.answer(controls)
+            ran = tuple(row.title for row in found.rows if isinstance(row.changed, Record))
+            if not ran:
+                raise InputError("nothing runs: choose another schedule first")
             hw = self.desk.profile(controls.profile)
+            controls = replace(controls, schedules=ran)
             made = write_files(self.text.data, self.text.folder, hw, controls, self.out)
         except InputError as error:
             return str(error)

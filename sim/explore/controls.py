@@ -120,9 +120,14 @@ def nested(changed: Mapping[str, float]) -> dict[str, Any]:
 
 
 def schedule_tables(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What one may choose, by title: the scenario's schedules, then all others as they are."""
+    """What one may choose, by title: the scenario's schedules, then others that need no options."""
     own = {title_of(table): dict(table) for table in data["schedule"]}
-    return own | {name: {"name": name} for name in SCHEDULES if name not in own}
+    as_they_are = {
+        name: {"name": name}
+        for name, schedule in SCHEDULES.items()
+        if name not in own and not any(f.is_required() for f in schedule.model_fields.values())
+    }
+    return own | as_they_are
 
 
 def workload_of(data: Mapping[str, Any], controls: Controls) -> dict[str, Any]:

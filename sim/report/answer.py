@@ -16,7 +16,8 @@ def answer(records: list[Record]) -> str:
     ran = [at_point for at_point in ran if at_point]
     left = [record for record in records if not record.time_s]
     if not ran:
-        return f"Nothing ran: {records[0].schedule}: {records[0].reason}."
+        first = records[0]
+        return f"Nothing ran: {first.schedule}: {first.status}: {first.reason}."
     text = _of_point(ran[0]) if len(points) == 1 else _of_sweep(ran, len(points))
     if left:
         why = f"{left[0].schedule}: {left[0].status}"
@@ -55,7 +56,8 @@ def _of_sweep(ran: list[list[Record]], points: int) -> str:
         return f"{next(iter(schedules))} takes {span} over {points:,} points."
     wins = Counter(min(at_point, key=_time_s).schedule for at_point in ran)
     (first, times), *others = wins.most_common()
-    text = f"{first} is fastest at {times:,} of {points:,} points"
+    of = f"{len(ran):,} points" if len(ran) == points else f"the {len(ran):,} points where one ran"
+    text = f"{first} is fastest at {times:,} of {of}"
     text += "".join(f", {schedule} at {count:,}" for schedule, count in others) + "."
     ratios = [
         max(_time_s(rival) for rival in at_point if rival is not record) / _time_s(record)

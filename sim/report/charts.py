@@ -3,8 +3,11 @@
 A page or an app hands them to plotly.js as they are. Colours are those of `sim.report.plots`.
 """
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from itertools import cycle
+from math import ceil, floor, log10
 from typing import Any
 
 from sim.hardware import HardwareProfile
@@ -57,11 +60,26 @@ def _si_axis(title: str, unit: str, **more: Any) -> dict[str, Any]:
     return _axis(title, tickformat="~s", ticksuffix=unit, hoverformat=".4s", **more)
 
 
-def _log(values: Iterable[float]) -> dict[str, Any]:
-    """A log axis for the values: ticks at 1, 2 and 5, or at decades alone where there are many."""
-    known = [value for value in values if value]
-    few = bool(known) and max(known) < 500 * min(known)
-    return {"type": "log", "dtick": "D2" if few else 1}
+def _log(values: Iterable[float], unit: str = "") -> dict[str, Any]:
+    """A log axis for the values: ticks at decades and, where these are few, between them."""
+    known = [value for value in values if value] or [1.0]
+    low, high = min(known) / 1.5, max(known) * 1.5
+    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = [low * (high / low) ** (part / 4) for part in range(5)]
+    texts = [show(tick, unit) if unit else show(tick, "").strip() for tick in ticks]
+    return {"type": "log", "tickvals": ticks, "ticktext": texts, "range": [log10(low), log10(high)]}
+
+
+def _lines_of(label: str, width: int = 24, most: int = 3) -> str:
+    """A label in lines, as a text: Plotly takes some markup for markup."""
+    lines = textwrap.wrap(label, width, max_lines=most, placeholder=" …") or [""]
+    return "<br>".join(map(escape, lines))
 
 
 def _chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> Chart:
@@ -99,7 +117,7 @@ def colours_of(records: Iterable[Record]) -> dict[str, str]:
 def time_by_cause(records: list[Record]) -> Chart:
     """A bar a schedule, as long as its time, split by what held it back."""
     ran = [record for record in records if record.time_s]
-    names = [record.schedule for record in ran]
+    names = [_lines_of(record.schedule) for record in ran]
     traces = []
     for words, (colour, causes) in CAUSES.items():
         times_s = [
@@ -119,7 +137,7 @@ def time_by_cause(records: list[Record]) -> Chart:
 def hbm_traffic(records: list[Record]) -> Chart:
     """A bar a schedule, as long as its HBM bytes: read and written."""
     ran = [record for record in records if record.hbm_bytes is not None]
-    names = [record.schedule for record in ran]
+    names = [_lines_of(record.schedule) for record in ran]
     traces = [
         _bar("read", [r.hbm_read_bytes or 0 for r in ran], names, COLOURS[0]),
         _bar("written", [r.hbm_write_bytes or 0 for r in ran], names, COLOURS[4]),
@@ -145,7 +163,7 @@ def _bars(
     title: str, traces: list[Trace], ran: list[Record], totals: list[str], unit: str
 ) -> Chart:
     """Bars stacked to the right, the first schedule on top, each total at its end."""
-    names = [record.schedule for record in ran]
+    names = [_lines_of(record.schedule) for record in ran]
     ends = [sum(trace["x"][row] for trace in traces) for row in range(len(ran))]
     labels = {
         "type": "scatter",
@@ -188,7 +206,7 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "name": schedule,
+                    "name": _lines_of(schedule),
                     "x": [_intensity(kernel) for kernel in kernels],
                     "y": [kernel.flops / kernel.time_s for kernel in kernels],
                     "text": [kernel.name for kernel in kernels],
@@ -213,8 +231,8 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
     return _chart(
         "Roofline, a mark a kernel",
         [roof, *traces],
-        xaxis=_axis("FLOPs a byte of HBM traffic", tickformat="~s", **_log([low, high])),
-        yaxis=_si_axis("", "FLOP/s", **_log([peak, *(y for t in traces for y in t["y"])])),
+        xaxis=_axis("FLOPs a byte of HBM traffic", **_log([low, high])),
+        yaxis=_axis("", **_log([peak, *(y for t in traces for y in t["y"])], "FLOP/s")),
     )
 
 
@@ -261,7 +279,7 @@ def timeline(records: list[Record]) -> Chart:
             anchor=f"y{number}",
         )
         layout[f"yaxis{number}"] = _axis(
-            record.schedule,
+            _lines_of(record.schedule, 14, 2),
             range=[0, 1.2],
             tickvals=[0, 0.5, 1],
             tickformat=".0%",
@@ -327,7 +345,7 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": schedule,
+                    "name": _lines_of(schedule),
                     "x": [*(c["time_s"] for c in changes), record.time_s],
                     "y": [*(c["in_use_bytes"] for c in changes), changes[-1]["in_use_bytes"]],
                     "text": [*(c["what"] for c in changes), "end"],
@@ -350,7 +368,7 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
         "HBM allocated over time",
         [*traces, capacity],
         xaxis=_si_axis("time", "s"),
-        yaxis=_si_axis("", "B", **_log([hw.hbm.capacity, *(y for t in traces for y in t["y"])])),
+        yaxis=_axis("", **_log([hw.hbm.capacity, *(y for t in traces for y in t["y"])], "B")),
     )
 
 
@@ -388,9 +406,9 @@ def _swept(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": schedule,
+                    "name": _lines_of(schedule),
                     "visible": shown == 0,
-                    "hovertemplate": "%{text}<br>%{y}" + unit,
+                    "hovertemplate": "%{text}<br>%{y:.4s}" + unit,
                     "marker": {"color": colour, "symbol": symbols[schedule], "size": 8},
                     "line": {"color": colour, "width": 1.5},
                     **_lines(own, key, value),
@@ -409,7 +427,7 @@ def _swept(
         title,
         traces,
         xaxis=axes[keys[0]] if keys else _axis(""),
-        yaxis=_si_axis("", unit, **_log([value(record) or 0 for record in ran])),
+        yaxis=_axis("", **_log([value(record) or 0 for record in ran], unit)),
         updatemenus=[menus] if len(keys) > 1 else [],
     )
 
@@ -443,9 +461,12 @@ def _key_axis(key: str, records: list[Record]) -> dict[str, Any]:
     values = [_coordinate(record.point.get(key)) for record in records]
     if not values or not all(isinstance(value, int | float) for value in values):
         return _axis(key, type="category")
-    scale = _log(values) if min(values) > 0 and max(values) >= 8 * min(values) else {}
-    if known := amount(records[0].point.get(key)):
-        return _si_axis(key, known[1], **scale)
+    wide = min(values) > 0 and max(values) >= 8 * min(values)
+    known = amount(records[0].point.get(key))
+    unit = known[1] if known else ""
+    scale = _log(values, unit) if wide else {}
+    if unit:
+        return _axis(key, **scale) if wide else _si_axis(key, unit)
     if len(set(values)) <= 12:
         few = sorted(set(values))
         scale |= {"tickvals": few, "ticktext": [f"{value:,}" for value in few]}

@@ -19,7 +19,7 @@ from sim.files import save_text
 from sim.hardware import HardwareProfile
 from sim.report import charts
 from sim.report.answer import answer
-from sim.report.table import columns_of, notes, sections_of, with_kernels
+from sim.report.table import columns_of, sections_of, skipped, with_kernels
 from sim.result import Record
 from sim.scenario import Progress, ScenarioText, make_scenario, run_scenario, variations
 from sim.schedules import title_of
@@ -91,7 +91,7 @@ def page(text: ScenarioText, records: list[Record], progress: Progress = lambda 
         columns=columns_of(records),
         records=records,
         with_kernels=with_kernels(records),
-        notes=notes(records),
+        notes=skipped(records),
         points=len(points),
         shown=[charts.point_words(one.values) for one in shown],
         telling=_telling(shown),

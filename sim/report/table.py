@@ -118,24 +118,23 @@ def with_kernels(records: list[Record]) -> bool:
     return not any(record.point for record in records)
 
 
-def notes(records: list[Record]) -> list[str]:
-    """What goes below the table: what was fast-forwarded, and what did not run."""
-    lines = []
-    for record in records:
-        who = f"{record.schedule} {point_text(record)}".strip()
-        if skipped := record.fast_forward:
-            lines.append(
-                f"{who}: fast-forwarded over {skipped['steps_skipped']:.2g} tile steps; estimated "
-                f"error {skipped['time_error']:.1%} of time, {skipped['hbm_error']:.1%} of HBM "
-                "bytes (--exact replays all)"
-            )
-        if record.reason:
-            lines.append(f"{who}: {record.status}: {record.reason}")
-    return lines
+def skipped(records: list[Record]) -> list[str]:
+    """A line a record that was fast-forwarded."""
+    return [
+        f"{_who(record)}: fast-forwarded over {errors['steps_skipped']:.2g} tile steps; estimated "
+        f"error {errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
+        "(--exact replays all)"
+        for record in records
+        if (errors := record.fast_forward)
+    ]
+
+
+def _who(record: Record) -> str:
+    return f"{record.schedule} {point_text(record)}".strip()
 
 
 def print_records(title: str, records: list[Record]) -> None:
-    """A row a record and, where nothing is swept, one a kernel below it; then the notes."""
+    """A row a record and, where nothing is swept, one a kernel below it; then reasons."""
     columns = columns_of(records)
     numeric_from = 1 if with_kernels(records) else 2
     table = new_table(title, *(c.heading for c in columns), numeric_from=numeric_from)
@@ -149,8 +148,11 @@ def print_records(title: str, records: list[Record]) -> None:
             for kernel in record.kernels:
                 table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
     show_table(table)
-    for line in notes(records):
+    for line in skipped(records):
         print(line)
+    for record in records:
+        if record.reason:
+            print(f"{_who(record)}: {record.status}: {record.reason}")
 
 
 _ROWS = 40  # of a sweep that a reader would still look through
