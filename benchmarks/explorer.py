@@ -25,6 +25,7 @@ from tests.browser import Visit, a_browser
 QUESTIONS = (
     ("flash_vs_naive", ()),
     ("flash_vs_naive", ("workload.seq_len=16384",)),
+    ("gpt2_medium_a100", ()),
     ("llama3_8b_long", ("sweep={}", "workload.seq_len=131072")),
     ("hip_vs_flash", ("sweep={}", "workload.seq_len=1048576")),
 )

@@ -441,7 +441,11 @@ def serve(
         raise InputError(f"{text.where}: schedule: the explorer is of [[schedule]] tables")
     explorer = Explorer(text, out)
     try:
-        serve_page(explorer, port, lambda address: print(f"The explorer is at {address}"))
+        serve_page(
+            explorer,
+            port,
+            lambda address: print(f"The explorer is at {address}", flush=True),
+        )
     except KeyboardInterrupt:
         print()
 

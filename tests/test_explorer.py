@@ -1,7 +1,9 @@
 """The explorer: its controls and its files, and its page in a real browser."""
 
+import os
 import queue
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.cli import main
+from sim.engine.device import replays_of
 from sim.explore.app import Explorer, serve
 from sim.explore.controls import (
     FIGURES,
@@ -29,10 +32,17 @@ from sim.explore.controls import (
     tables_of,
     write_files,
 )
-from sim.explore.desk import Desk
+from sim.explore.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
 from sim.hardware import load_profile, shipped_names
 from sim.result import Record
-from sim.scenario import ScenarioText, load_scenario, make_scenario, read_scenario, run_scenario
+from sim.scenario import (
+    ScenarioText,
+    load_scenario,
+    lower,
+    make_scenario,
+    read_scenario,
+    run_scenario,
+)
 from sim.units import show
 from tests.browser import Visit
 
@@ -218,6 +228,45 @@ def test_what_takes_long_is_told_at_once_or_left_to_run(text, monkeypatch):
     assert isinstance(desk.answer(asked).rows[0].changed, Record)  # giving up is not kept
 
 
+@pytest.mark.parametrize(
+    "scenario", ["gpt2_medium_a100", "half_the_sram", "million_tokens", "pruned_long"]
+)
+def test_of_long_kernels_so_much_is_replayed_as_there_is_time_for(scenario):
+    text = read_scenario(scenario, ("sweep={}",))
+    (point,) = make_scenario(text.data, "", "", text.folder).points
+    for schedule in point.schedules:
+        steps = lower(point, schedule)
+        most = affordable(steps, point.hardware)
+        takes_s = replay_s(replays_of(steps), most)
+        assert takes_s <= MOMENT_S
+        assert takes_s <= AIM_S or most == REPLAYED[-1]
+        if most < REPLAYED[0]:  # more would take longer
+            assert replay_s(replays_of(steps), 2 * most) > AIM_S
+
+
+def test_what_is_replayed_in_part_is_as_far_off_as_it_says():
+    text = read_scenario("flash_vs_naive", ("workload.seq_len=8192",))
+    (naive,) = Desk(text).answer(Controls("h100-sxm", {}, {}, ("naive",))).rows
+    data = text.data | {"schedule": [{"name": "naive"}], "limits": {"exact": True}}
+    (exact,) = run_scenario(make_scenario(data, "", "", text.folder))
+    off = naive.changed.time_s / exact.record.time_s - 1
+    assert 0 < abs(off) < max(naive.changed.fast_forward["time_error"], 0.01)
+
+
+def test_a_replay_that_is_done_is_not_given_up(text, monkeypatch):
+    times_s = iter([0.0, 0.0])  # when it starts; then it is late
+    monkeypatch.setattr("sim.explore.desk.time.thread_time", lambda: next(times_s, 1e9))
+    (flash,) = Desk(text).answer(Controls("a100-sxm-80gb", {}, {}, ("flash",))).rows
+    assert isinstance(flash.changed, Record)
+
+
+def test_what_does_not_fit_is_said_without_counting_its_steps(text, monkeypatch):
+    monkeypatch.setattr("sim.explore.desk.replay_s", lambda *_: pytest.fail("counted"))
+    asked = Controls("a100-sxm-80gb", {"hbm.capacity": -3.0}, {"seq_len": 2**17}, ("naive",))
+    (naive,) = Desk(text).answer(asked).rows
+    assert naive.changed.startswith("out of memory: ")
+
+
 # The page.
 
 
@@ -269,7 +318,7 @@ def test_the_page_opens_with_the_scenario_as_it_is(opened, text):
     records = [
         outcome.record for outcome in run_scenario(make_scenario(text.data, "", "", text.folder))
     ]
-    assert opened.locator("h1").inner_text() == "Two schedules"
+    assert opened.locator("h1").inner_text() == "Explored from: Two schedules"
     assert [row[:2] for row in cells(opened)] == [
         [record.schedule, show(record.time_s, "s")] for record in records
     ]
@@ -326,6 +375,36 @@ def test_another_profile_is_another_device(opened, text):
         make_scenario(text.data | {"hardware": {"profile": "rtx-4090"}}, "", "")
     )
     assert cells(opened)[0][:2] == ["naive", show(outcome.record.time_s, "s")]
+
+
+def offered(page):
+    """The schedules that one may choose."""
+    page.click("#schedules")
+    options = page.get_by_role("option").all_inner_texts()
+    page.keyboard.press("Escape")
+    return options
+
+
+def test_the_schedules_that_one_may_choose_take_the_phase(opened):
+    prefill = offered(opened)
+    assert {"naive", "flash", "flash1"} <= set(prefill)
+    assert "flash_decoding" not in prefill
+    opened.get_by_label("decode").check()
+    opened.wait_for_timeout(1000)
+    assert "flash_decoding" in offered(opened)
+
+
+@pytest.mark.parametrize("width", [1100, 1440])
+def test_the_answer_and_the_table_are_seen_without_scrolling(opened, width):
+    opened.set_viewport_size({"width": width, "height": 800})
+    slider(opened, "hbm.bandwidth").focus()
+    opened.keyboard.press("ArrowRight")
+    until(opened, DIFFERS)
+    marked = opened.locator("mark").all_inner_texts()
+    assert [text.split(" (")[1] for text in marked] == ["×1.09)"]
+    box = opened.locator("#table table").bounding_box()
+    assert box["x"] + box["width"] <= width
+    assert box["y"] + box["height"] <= 800
 
 
 def test_what_cannot_run_says_so_in_its_row(opened):
@@ -417,9 +496,11 @@ def test_without_dash_one_line_says_what_to_install(monkeypatch, capsys):
 
 def test_the_command_tells_its_address_and_ctrl_c_ends_it():
     command = [sys.executable, "-m", "sim.cli", "explore", "serve", "--port", "0"]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
+        assert select.select([server.stdout], [], [], 60)[0], "has not told its address"
         said = server.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
         assert status(address) == 200

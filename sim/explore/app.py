@@ -36,11 +36,12 @@ from sim.report.answer import answer as sentence
 from sim.report.table import figure_text
 from sim.result import Record
 from sim.scenario import ScenarioText, make_scenario
+from sim.schedules import SCHEDULES
 from sim.units import show
 
 HOST = "127.0.0.1"
 WORKLOAD = ("model", "seq_len", "batch", "phase", "causal", "dtype")
-CHARTS = ("time", "traffic", "timeline", "roofline")
+CHARTS = ("time", "traffic", "timeline", "roofline", "memory")
 LENGTHS = [2**n for n in range(7, 21)]  # tokens
 BATCHES = [2**n for n in range(9)]
 OWN_SHAPE = "as in the scenario"
@@ -145,7 +146,7 @@ class Explorer:
             dcc.Checklist(["causal"], ["causal"] if w.causal else [], id="causal"),
             _dropdown("dtype", dtypes, w.dtype),
             html.H2("Schedules"),
-            _dropdown("schedules", list(schedule_tables(self.text.data)), self.titles, multi=True),
+            _dropdown("schedules", self.schedules(w.phase, self.titles), self.titles, multi=True),
         ]
 
     def _results(self) -> list[Any]:
@@ -153,7 +154,7 @@ class Explorer:
         return [
             html.Div(
                 [
-                    html.H1(self.title),
+                    html.H1(f"Explored from: {self.title}"),
                     html.Span(id="wrote"),
                     html.Button("Write profile and scenario", id="write"),
                 ],
@@ -178,11 +179,19 @@ class Explorer:
             return shown
         return {
             "answer": said(found),
-            "table": [table(found, controls.profile), *told_errors(found)],
+            "table": [table(found), *beneath(found, controls.profile)],
             **dict(zip(CHARTS, drawn(found, controls.profile), strict=True)),
         }
 
-    def texts(self, controls: Controls) -> list[str]:
+    def schedules(self, phase: str, chosen: list[str] | None) -> list[str]:
+        """The titles that may be chosen: of schedules that take the phase, and what is chosen."""
+        return [
+            title
+            for title, table in schedule_tables(self.text.data).items()
+            if phase in SCHEDULES[table["name"]].phases or title in (chosen or ())
+        ]
+
+    def texts(self, controls: Controls) -> list[str | html.Mark]:
         """What stands beside the sliders of the device's figures."""
         hw = self.desk.profile(controls.profile)
         changed = changes(hw, controls.figures)
@@ -239,8 +248,8 @@ def _choice(name: str, label: str, values: list[int], start: int) -> html.Div:
     return html.Div([html.Label([label, text]), slider], className="slider")
 
 
-def _figure_text(figure: Figure, hw: HardwareProfile, changed: dict[str, float]) -> str:
-    """A figure's value and, where it differs, how many times the profile's it is."""
+def _figure_text(figure: Figure, hw: HardwareProfile, changed: dict[str, float]) -> str | html.Mark:
+    """A figure's value and, where it differs, marked, how many times the profile's it is."""
     key = figure.key
     if key == "tensor":
         rates = ["fp16", "bf16", "fp8"]
@@ -250,7 +259,9 @@ def _figure_text(figure: Figure, hw: HardwareProfile, changed: dict[str, float])
     before = figure_of(hw, key)
     value = changed.get(key, before)
     text = figure_text(key, value)
-    return text if value == before or figure.share else f"{text} (×{value / before:.3g})"
+    if value == before:
+        return text
+    return html.Mark(text if figure.share else f"{text} (×{value / before:.3g})")
 
 
 def said(found: Answer) -> str:
@@ -262,25 +273,26 @@ def said(found: Answer) -> str:
     return sentence(found.ran)
 
 
-def table(found: Answer, profile: str) -> html.Table:
+def table(found: Answer) -> html.Table:
     """A row a schedule: its figures, and what the changes did to them."""
-    of_changes = [f"beside {profile}"] if found.differs else []
+    of_changes = ["change"] if found.differs else []
     heads = ["schedule", "time", *of_changes, "HBM bytes", *of_changes, "energy", *of_changes]
     rows = [html.Tr([html.Th(head) for head in [*heads, "held back by"]])]
     return html.Table([html.Thead(rows), html.Tbody([_row(r, found.differs) for r in found.rows])])
 
 
-def told_errors(found: Answer) -> list[html.P]:
-    """What fast-forward may have got wrong, where it was used."""
+def beneath(found: Answer, profile: str) -> list[html.P]:
+    """What the changes are beside, and what fast-forward may have got wrong, where it was used."""
     told = [
         f"{record.schedule} {skipped['time_error']:.1%} of time, "
         f"{skipped['hbm_error']:.1%} of HBM bytes"
         for record in found.ran
         if (skipped := record.fast_forward)
     ]
-    if not told:
-        return []
-    return [html.P(f"Fast-forwarded, with estimated errors: {'; '.join(told)}", className="hint")]
+    lines = [f"Changes are beside {profile} as it is."] if found.differs else []
+    if told:
+        lines.append(f"Fast-forwarded, with estimated errors: {'; '.join(told)}")
+    return [html.P(line, className="hint") for line in lines]
 
 
 def _row(row: Row, differs: bool) -> html.Tr:
@@ -319,6 +331,7 @@ def drawn(found: Answer, profile: str) -> list[charts.Chart]:
         charts.hbm_traffic(beside),
         charts.timeline(found.ran),
         charts.roofline(found.ran, found.hardware),
+        charts.memory(found.ran, found.hardware),
     ]
 
 
@@ -358,6 +371,10 @@ def app_of(explorer: Explorer) -> Dash:
     )
     def _show(page: str, **controls: Any) -> Any:
         return explorer.show(page, explorer.controls(**controls))
+
+    app.callback(
+        Output("schedules", "options"), Input("phase", "value"), Input("schedules", "value")
+    )(explorer.schedules)
 
     @app.callback(
         Output({"figure": ALL}, "value"), Input("reset", "n_clicks"), Input("profile", "value")
