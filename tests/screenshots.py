@@ -45,6 +45,8 @@ def explorer(browser: Browser) -> None:
         for _ in range(8):
             page.keyboard.press(arrow)
     page.locator("h1").click()
+    page.get_by_text("25 MiB (×0.5)").wait_for()
+    page.wait_for_function("!document.querySelector('[data-dash-is-loading=true]')")
     take(page, "explorer", 1440, 940)
 
 

@@ -25,6 +25,7 @@ REPLAYED = tuple(1 << n for n in range(20, 13, -1))  # tile steps of a long kern
 # What a tile step, and each chunk of the L2 that it touches, take the compiled engine: fitted to
 # replays of 29 schedules, of 10 ms to 7 s, on a 2-core machine.
 STEP_S, TOUCH_S = 130e-9, 40e-9
+STALE_S = 0.02  # at most, that a question waits which is not the newest
 KEPT = 512  # answers
 WHERE = "explorer"
 
@@ -78,8 +79,13 @@ class Desk:
     def ask(self, page: str, controls: Controls) -> Answer | None:
         """The answer, or None where `page` has asked another question before this one's turn."""
         mine = self._newest[page] = object()
-        with self._one_at_a_time:
+        while not self._one_at_a_time.acquire(timeout=STALE_S):
+            if self._newest[page] is not mine:  # else the browser has no connection for others
+                return None
+        try:
             return self.answer(controls) if self._newest[page] is mine else None
+        finally:
+            self._one_at_a_time.release()
 
     def answer(self, controls: Controls) -> Answer:
         """Every schedule on the changed device and, for comparison, on the profile as it is.
