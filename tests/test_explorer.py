@@ -335,8 +335,9 @@ def test_a_slider_that_is_moved_changes_figures_table_and_charts(opened):
     opened.wait_for_function(
         "document.querySelectorAll('#time .textpoint').length === 4", timeout=20_000
     )
-    assert value(opened, "hbm.bandwidth") == "4.08 TB/s (×2)"
+    opened.get_by_text("4.08 TB/s (×2)").wait_for()
     until(opened, "document.querySelector('#table').innerText.includes('−')")
+    until(opened, "!document.querySelector('[data-dash-is-loading=true]')")
     naive = cells(opened)[0]
     assert naive[2].startswith("−")
     after = opened.locator("#time .textpoint").all_text_contents()
@@ -397,15 +398,19 @@ def test_the_schedules_that_one_may_choose_take_the_phase(opened):
 
 @pytest.mark.parametrize("width", [1100, 1440])
 def test_the_answer_and_the_table_are_seen_without_scrolling(opened, width):
-    opened.set_viewport_size({"width": width, "height": 800})
     slider(opened, "hbm.bandwidth").focus()
     opened.keyboard.press("ArrowRight")
     until(opened, DIFFERS)
+    opened.set_viewport_size({"width": width, "height": 800})
     marked = opened.locator("mark").all_inner_texts()
     assert [text.split(" (")[1] for text in marked] == ["×1.09)"]
     box = opened.locator("#table table").bounding_box()
     assert box["x"] + box["width"] <= width
     assert box["y"] + box["height"] <= 800
+    opened.wait_for_timeout(500)
+    charts = [chart.bounding_box() for chart in opened.locator(".chart").all()]
+    assert min(chart["height"] for chart in charts) > 200
+    assert opened.evaluate("document.querySelector('#charts').offsetHeight") > 1000
 
 
 def test_what_cannot_run_says_so_in_its_row(opened):

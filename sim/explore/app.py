@@ -171,16 +171,19 @@ class Explorer:
     def show(self, page: str, controls: Controls) -> dict[str, Any]:
         """What the page shows of these controls, or nothing new where it has moved on meanwhile."""
         shown: dict[str, Any] = dict.fromkeys(("answer", "table", *CHARTS), no_update)
+        shown["heights"] = [no_update] * len(CHARTS)
         try:
             found = self.desk.ask(page, controls)
         except InputError as error:
             return shown | {"answer": str(error), "table": ""}
         if found is None:
             return shown
+        figures = drawn(found, controls.profile)
         return {
             "answer": said(found),
+            "heights": [{"height": figure["layout"].get("height", 300)} for figure in figures],
             "table": [table(found), *beneath(found, controls.profile)],
-            **dict(zip(CHARTS, drawn(found, controls.profile), strict=True)),
+            **dict(zip(CHARTS, figures, strict=True)),
         }
 
     def schedules(self, phase: str, chosen: list[str] | None) -> list[str]:
@@ -365,6 +368,7 @@ def app_of(explorer: Explorer) -> Dash:
         output={
             "answer": Output("answer", "children"),
             "table": Output("table", "children"),
+            "heights": [Output(name, "style") for name in CHARTS],  # else a resize makes them none
             **{name: Output(name, "figure") for name in CHARTS},
         },
         inputs={"page": State("page", "data"), **_controls(Input)},
