@@ -66,7 +66,7 @@ def main() -> None:
             threading.Thread(target=serve, args=arguments, daemon=True).start()
             visit = Visit(browser, width=1440)
             visit.page.goto(ready.get())
-            visit.page.wait_for_selector("#time .bars path")
+            visit.page.wait_for_selector("#time .textpoint")
             took_s = latencies_s(visit.page)
             visit.context.close()
             rows.append(

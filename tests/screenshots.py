@@ -39,7 +39,7 @@ def explorer(browser: Browser) -> None:
     threading.Thread(target=serve, args=(page_of, 0, ready.put), daemon=True).start()
     page = Visit(browser).page
     page.goto(ready.get())
-    page.wait_for_selector("#time .bars path")
+    page.wait_for_selector("#time .textpoint")
     for key, arrow in (("hbm.bandwidth", "ArrowRight"), ("l2.capacity", "ArrowLeft")):
         page.locator(f"[id*='figure'][id*='\"{key}\"'] [role=slider]").focus()
         for _ in range(8):

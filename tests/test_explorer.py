@@ -287,7 +287,7 @@ def opened(browser, explored):
     address, _ = explored
     visit = Visit(browser)
     visit.page.goto(address)
-    visit.page.wait_for_selector("#time .bars path")
+    visit.page.wait_for_selector("#time .textpoint")
     yield visit.page
     assert visit.complaints == []
     assert all(url.startswith((address, "data:", "blob:")) for url in visit.requests)
