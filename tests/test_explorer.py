@@ -504,12 +504,20 @@ def test_the_command_tells_its_address_and_ctrl_c_ends_it():
     command = [sys.executable, "-m", "sim.cli", "explore", "serve", "--port", "0"]
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        command, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=buffered,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as server:
         assert select.select([server.stdout], [], [], 60)[0], "has not told its address"
         said = server.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
         assert status(address) == 200
         server.send_signal(signal.SIGINT)
-        assert server.wait(10) == 0
+        try:
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
         assert server.stderr.read() == ""
