@@ -12,9 +12,10 @@ import json
 import time
 from types import ModuleType
 
-from sim.engine import reference, replay
-from sim.engine.machine import machine_of
-from sim.hardware import load_profile
+from sim.engine import reference
+from sim.engine.compiled import replay
+from sim.inputs.hardware import load_profile
+from sim.machine import machine_of
 from sim.schedules.base import of_constant
 from sim.tile_program import (
     Compute,

@@ -16,11 +16,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from sim.explore.app import Explorer, serve
-from sim.scenario import read_scenario
+from sim.runs.scenario import read_scenario
+from sim.web.app import Explorer, serve
+from tests.support.browser import Visit, a_browser
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.browser import Visit, a_browser
 
 QUESTIONS = (
     ("flash_vs_naive", ()),

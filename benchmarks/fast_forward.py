@@ -9,11 +9,11 @@ import resource
 import time
 from typing import Any
 
-from sim.engine.device import run_on_device
-from sim.hardware import HardwareProfile, load_profile
-from sim.scenario import Limits
+from sim.device.run import run_on_device
+from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.inputs.workload import WorkloadTable
+from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.workload import WorkloadTable
 
 HW = load_profile("h100-sxm")
 # No device holds naive attention's N x N matrices of a million tokens: 2 TiB each a head.

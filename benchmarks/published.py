@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from sim import simulate
-from sim.hardware import load_profile
-from sim.models import MODELS
-from sim.result import Record
-from sim.scenario import Limits
+from sim.inputs.hardware import load_profile
+from sim.inputs.shapes import MODELS
+from sim.inputs.workload import WorkloadTable
+from sim.runs.record import Record
+from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
 from sim.schedules.infinite_hip import InfiniteHip
-from sim.whole_model import ModelPass, decode_step, prefill, replay
-from sim.workload import WorkloadTable
+from sim.whole_model.passes import ModelPass, decode_step, prefill, replay
 
 HIP = "arXiv 2406.09827, appendix, k = 512"
 INFINITE_HIP = "arXiv 2502.08910, Table 3"

@@ -25,9 +25,11 @@ from typing import Any
 
 import tomli_w
 
-from sim.scenario import make_scenario, run_scenario
-from sim.store import Store
-from sim.sweeps import Workers, processes, sweep_points
+from sim.runs.job import run_scenario
+from sim.runs.scenario import make_scenario
+from sim.runs.store import Store
+from sim.runs.sweep import sweep_points
+from sim.runs.workers import Workers, processes
 
 POLL_S = 0.01
 
@@ -84,7 +86,7 @@ def started(folder: Path, name: str) -> subprocess.Popen[bytes]:
     """`attnsim sweep` of the folder's scenario, with a store and a table of that name."""
     files = ["--store", f"{name}.sqlite", "--export", f"{name}.csv"]
     quiet = subprocess.DEVNULL
-    command = [sys.executable, "-m", "sim.cli", "sweep", "mine.toml", "--workers", "2", *files]
+    command = [sys.executable, "-m", "sim.cli.app", "sweep", "mine.toml", "--workers", "2", *files]
     return subprocess.Popen(command, cwd=folder, stdout=quiet, stderr=quiet)
 
 

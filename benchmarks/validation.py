@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sim.files import save_text
-from sim.hardware import HardwareProfile, load_profile
+from sim.inputs.files import save_text
+from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.report.known_errors import FILE, KnownError
 from validate.compare import COLD, WARM, Comparison, compare
-from validate.known_errors import FILE, KnownError
 from validate.measurement import Measurement, Measurements, load_measurements
 from validate.published import published, published_profiles
 

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sim.api import simulate as simulate
     from sim.api import sweep as sweep
-    from sim.files import InputError as InputError
-    from sim.hardware import load_profile as load_profile
-    from sim.result import Record as Record
+    from sim.inputs.files import InputError as InputError
+    from sim.inputs.hardware import load_profile as load_profile
+    from sim.runs.record import Record as Record
 
 __all__ = ["InputError", "Record", "load_profile", "simulate", "sweep"]
 _HOME = {
     "simulate": "sim.api",
     "sweep": "sim.api",
-    "InputError": "sim.files",
-    "load_profile": "sim.hardware",
-    "Record": "sim.result",
+    "InputError": "sim.inputs.files",
+    "load_profile": "sim.inputs.hardware",
+    "Record": "sim.runs.record",
 }
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.engine.device import EngineName
-from sim.result import Record
-from sim.scenario import ScenarioText, make_scenario, read_scenario, run_scenario
+from sim.device.run import EngineName
+from sim.runs.job import run_scenario
+from sim.runs.record import Record
+from sim.runs.scenario import ScenarioText, make_scenario, read_scenario
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,8 +53,9 @@ def sweep(
     with worker processes.
     """
     from sim.report.frame import frame_of
-    from sim.store import Store
-    from sim.sweeps import cluster, processes, sweep_points
+    from sim.runs.store import Store
+    from sim.runs.sweep import sweep_points
+    from sim.runs.workers import cluster, processes
 
     text = _text(scenario, tables, "sweep")
     kept = Store(Path(store) if store is not None else None)

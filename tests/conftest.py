@@ -21,7 +21,7 @@ settings.load_profile("attnsim")
 @pytest.fixture(scope="session")
 def browser():
     """A real headless browser."""
-    from tests.browser import a_browser
+    from tests.support.browser import a_browser
 
     with a_browser() as one:
         yield one

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile, variation_toml
-from sim.units import show
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile, variation_toml
+from sim.inputs.units import show
 from validate.measurement import Measurement, Measurements
-from validate.micro import readings
 from validate.predict import NotPredictedError, Prediction, predict
+from validate.readings import readings
 
 MOST_STEPS = 4_000_000  # tile steps of all points that are fitted to: each is replayed 150 times
 STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise

@@ -5,10 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sim.files import InputError, checked, read_toml
-from sim.hardware import find_toml
+from sim.inputs.files import InputError, checked, find_toml, read_toml
+from sim.inputs.workload import WorkloadTable
 from sim.schedules import make_schedule
-from sim.workload import WorkloadTable
 from validate.measurement import Runner, Shape, Split
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
 from validate.measurement import Measurement, Measurements, Split
 from validate.predict import NotPredictedError, Prediction, predict
 

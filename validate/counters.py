@@ -18,7 +18,7 @@ from glob import glob
 from pathlib import Path
 from typing import TypeAlias
 
-from sim.files import InputError, checked
+from sim.inputs.files import InputError, checked
 from validate.measurement import Counters
 
 TIME = "gpu__time_duration.sum"

@@ -5,7 +5,7 @@ from math import inf, sqrt
 import numpy as np
 import torch
 
-from sim.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload
 from validate.kernels.launch import Attention
 
 # Relative error (Frobenius norm) that rounding explains: of inputs, P and outputs in the dtype.

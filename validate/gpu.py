@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile, load_profile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile, load_profile
 from validate import counters
 from validate.clock import CudaClock
 from validate.float64 import TOLERANCE, relative_error

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from sim.files import InputError
+from sim.inputs.files import InputError
 from validate.campaign import Campaign
 from validate.compare import point_text
 from validate.counters import NcuError

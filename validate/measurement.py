@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from sim.files import InputError, checked
+from sim.inputs.files import InputError, checked
+from sim.inputs.workload import WorkloadTable
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
-from sim.workload import WorkloadTable
 
 FORMAT = "attnsim measurements 1"
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from sim.engine.device import Launched, OutOfMemoryError, check_memory, run_on_device
-from sim.engine.machine import CAUSES
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.run import Launched, run_on_device
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
+from sim.machine import CAUSES
 from sim.tile_program import Compute, Kernel, in_order
-from sim.workload import AttentionWorkload
 from validate.measurement import Shape
 
 WARM_BELOW = 4  # times the L2's capacity: of larger tensors a second run finds next to nothing

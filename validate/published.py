@@ -12,7 +12,7 @@ import csv
 from importlib import resources
 from typing import Any
 
-from sim.workload import AttentionWorkload, WorkloadTable
+from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from validate.measurement import FORMAT, Device, Measurement, Measurements
 
 # What the simulator predicts each algorithm by; None where it has no such schedule (yet). All that

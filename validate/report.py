@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sim.inputs.units import show
 from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
 from sim.report.table import new_table, show_table
-from sim.units import show
 from validate.calibrate import Calibration
 from validate.compare import (
     COLD,

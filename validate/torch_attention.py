@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from sim.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload
 from validate.kernels.launch import DTYPES
 from validate.measurement import Runner
 

@@ -1,4 +1,4 @@
-"""The reference engine: the semantics of `sim.engine.replay` as SimPy processes.
+"""The reference engine: the semantics of `sim.engine.compiled.replay` as SimPy processes.
 
 For reading, extending and checking: one process a worker, one object a thing of the machine. Every
 counter equals the compiled engine's to the bit, every time to rounding.
@@ -14,10 +14,8 @@ import simpy
 from numpy.typing import NDArray
 from simpy.events import EventPriority
 
-from sim.engine import machine as mc
-from sim.engine.kernel_run import KernelRun
-from sim.engine.machine import Machine
-from sim.engine.timeline import (
+from sim import machine as mc
+from sim.engine.compiled.timeline import (
     HBM_BYTES,
     HBM_IN_FLIGHT,
     L2_BYTES,
@@ -26,17 +24,10 @@ from sim.engine.timeline import (
     add,
     new_timeline,
 )
-from sim.hardware import HardwareProfile
-from sim.tile_program import (
-    Chunking,
-    Compute,
-    Kernel,
-    Load,
-    Loop,
-    Store,
-    Stream,
-    Tensor,
-)
+from sim.engine.kernel_run import KernelRun
+from sim.inputs.hardware import HardwareProfile
+from sim.machine import Machine
+from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
 
 Path = NDArray[np.float64]  # critical time so far, by cause
 Events = Generator[simpy.Event, Any, None]

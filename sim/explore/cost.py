@@ -22,8 +22,8 @@ whitepaper). Logic shrinks as the dies' transistors: 54.2e9 on 826 mm2, 80e9 on 
 import math
 from dataclasses import dataclass
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
 
 MIB = 2.0**20
 RETICLE_MM2 = 26 * 33  # the field of a scanner

@@ -12,7 +12,7 @@ A search file is a scenario with one schedule and a table more:
     "hardware.sm.count" = { from = 66, to = 264, step = 6 }
     "schedule.flash2.tile.q" = [64, 128, 192]
 
-Ranges are those of a sweep (sim/design.py); without `steps` or `step` they hold whatever lies
+Ranges are those of a sweep (sim/inputs/axes.py); without `steps` or `step` they hold whatever lies
 between their ends. A space of no more designs than trials is tried whole. In a larger one the
 tree-structured Parzen estimator for several objectives (Ozaki et al., GECCO 2020;
 optuna.samplers.TPESampler) chooses from what the trials before came to. It starts each trial from a
@@ -36,12 +36,13 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.design import Axis, Range, axis_of, values_of
 from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
-from sim.files import InputError, checked
-from sim.hardware import find_toml, variation_toml
-from sim.scenario import Progress, Scenario, ScenarioText, make_scenario, run_scenario
-from sim.units import Count
+from sim.inputs.axes import Axis, Range, axis_of, values_of
+from sim.inputs.files import InputError, checked, find_toml
+from sim.inputs.hardware import variation_toml
+from sim.inputs.units import Count
+from sim.runs.job import Progress, run_scenario
+from sim.runs.scenario import Scenario, ScenarioText, make_scenario
 
 Objective = Literal["time", "energy", "area", "price", "hbm_bytes"]
 Choice = bool | int | float | str

@@ -22,10 +22,12 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
-from sim.result import Record, record_of, versions
-from sim.scenario import Outcome, Point, Progress, Scenario, run_scenario
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.runs.job import Outcome, Progress, run_scenario
+from sim.runs.record import Record, versions
+from sim.runs.recorded import record_of
+from sim.runs.scenario import Point, Scenario
 from sim.schedules.base import Schedule
 
 STEP = 0.05  # up by it, and down by as much in logarithm

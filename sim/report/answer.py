@@ -2,9 +2,9 @@
 
 from collections import Counter
 
+from sim.inputs.units import show
 from sim.report.table import CAUSES_IN_WORDS
-from sim.result import Record
-from sim.units import show
+from sim.runs.record import Record
 
 
 def answer(records: list[Record]) -> str:

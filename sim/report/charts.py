@@ -10,17 +10,17 @@ from itertools import cycle
 from math import ceil, floor, log10
 from typing import Any
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import amount, show
 from sim.report.plots import COLOURS, GREY
-from sim.result import KernelResult, Record
-from sim.units import amount, show
+from sim.runs.record import KernelResult, Record
 
 Chart = dict[str, Any]  # {"data": [...], "layout": {...}}
 Trace = dict[str, Any]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 INK, LIGHT = "#222222", "#dddddd"
 
-# What time goes to, in words, and the causes that are told as one (`sim.engine.machine.CAUSES`).
+# What time goes to, in words, and the causes that are told as one (`sim.machine.CAUSES`).
 CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "HBM": ("#0072B2", ("hbm",)),
     "L2": ("#56B4E9", ("l2", "sm_port")),

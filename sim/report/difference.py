@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from sim.difference import Change, Comparison, Difference
+from sim.inputs.units import show
 from sim.report.table import CAUSES_IN_WORDS, new_table, show_table
-from sim.units import show
+from sim.runs.difference import Change, Comparison, Difference
 
 _NOT_ASKED = {"hardware.": "the profile's", "schedule.": "the default"}
 OF_THE_ORDER = 2  # differences below so many estimated errors may be the errors'

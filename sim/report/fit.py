@@ -7,11 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sim.capacity import MOST_TOKENS, Memory, Use, memory
-from sim.fit import FitAnswer, RowAnswer, UseAnswer
+from sim.inputs.units import show_binary
 from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades, short
 from sim.report.table import new_table, show_table
-from sim.units import show_binary
+from sim.whole_model.capacity import MOST_TOKENS, memory
+from sim.whole_model.fit import FitAnswer, RowAnswer, UseAnswer
+from sim.whole_model.setting import Memory, Use
 
 # In the order in which bars stack them.
 PARTS = {

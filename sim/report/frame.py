@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from sim.files import InputError
-from sim.result import Record
+from sim.inputs.files import InputError
+from sim.runs.record import Record
 
 _NESTED = (
     "point",

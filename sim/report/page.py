@@ -6,7 +6,7 @@ page), how near predictions of these schedules were, and what was asked: scenari
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from sim.files import save_text
-from sim.hardware import HardwareProfile
+from sim.inputs.files import save_text
+from sim.inputs.hardware import HardwareProfile
 from sim.report import charts
 from sim.report.answer import answer
+from sim.report.known_errors import KnownError, known_errors
 from sim.report.table import columns_of, sections_of, skipped, with_kernels
-from sim.result import Record
-from sim.scenario import Progress, ScenarioText, make_scenario, run_scenario, variations
+from sim.runs.again import replayed_again
+from sim.runs.job import Progress
+from sim.runs.record import Record
+from sim.runs.scenario import ScenarioText, variations
 from sim.schedules import title_of
-from validate.known_errors import KnownError, known_errors
 
 CHARTED = 8  # points of a sweep of which the page has all charts
 
@@ -122,7 +124,7 @@ def _shown(
             chosen.remove(address)
             tables = {title_of(table): table for table in varied["schedule"]}
             replayed = {
-                record.schedule: _replayed(
+                record.schedule: replayed_again(
                     record, {**varied, "schedule": [tables[record.schedule]]}, text, progress
                 )
                 for record in points[address]
@@ -131,17 +133,6 @@ def _shown(
             own = [replayed[r.schedule][0] if r.time_s else r for r in points[address]]
             hardware = next(hw for _, hw in replayed.values())
             yield Shown(swept, hardware, own)
-
-
-def _replayed(
-    record: Record, tables: dict[str, Any], text: ScenarioText, progress: Progress
-) -> tuple[Record, HardwareProfile]:
-    """The record with its timeline, and its device; `tables` are those of its schedule alone."""
-    scenario = make_scenario(tables, text.name, text.where, text.folder)
-    if not record.timeline:
-        (outcome,) = run_scenario(scenario, record.engine, progress)
-        record = replace(outcome.record, point=record.point)
-    return record, scenario.points[0].hardware
 
 
 def _errors(records: list[Record]) -> dict[str, list[KnownError]]:

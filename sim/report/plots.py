@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from sim.hardware import HardwareProfile
-from sim.result import Record
-from sim.scenario import Outcome
+from sim.inputs.hardware import HardwareProfile
+from sim.runs.job import Outcome
+from sim.runs.record import Record
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"

@@ -5,9 +5,9 @@ from itertools import combinations
 from matplotlib.figure import Figure
 
 from sim.explore.search import Objective, SearchAnswer, Trial
+from sim.inputs.units import show
 from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.table import new_table, show_table
-from sim.units import show
 
 _UNITS: dict[Objective, str] = {"time": "s", "energy": "J", "hbm_bytes": "B"}
 _PLOTTED: dict[Objective, tuple[float, str]] = {

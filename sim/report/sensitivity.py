@@ -8,9 +8,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sensitivity
+from sim.inputs.units import show
 from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.table import figure_text, new_table, show_table
-from sim.units import show
 
 SMALLEST = 0.005  # an elasticity that two digits show as 0
 STEP_LIKE = 0.05, 0.25  # sides differ much: by more than this, and this share of the larger one

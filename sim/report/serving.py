@@ -2,10 +2,10 @@
 
 from matplotlib.figure import Figure
 
+from sim.inputs.units import show
 from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
 from sim.report.table import new_table, show_table
-from sim.serving import ServingAnswer
-from sim.units import show
+from sim.whole_model.serving import ServingAnswer
 
 
 def print_loads(answer: ServingAnswer) -> None:

@@ -9,11 +9,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sim.files import read_toml
-from sim.hardware import HardwareProfile, Section, find_toml, load_profile, shipped_names
-from sim.result import KernelResult, Record
+from sim.inputs.files import find_toml, read_toml, shipped_names
+from sim.inputs.hardware import HardwareProfile, Section, load_profile
+from sim.inputs.units import show, show_binary
+from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
-from sim.units import show, show_binary
 
 CAUSES_IN_WORDS = {
     "tensor": "tensor cores",

@@ -14,10 +14,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from sim.engine.device import Launched
-from sim.engine.links import Kind
-from sim.result import Timeline, distinct
-from sim.scenario import Outcome
+from sim.device.run import Launched
+from sim.machine import Kind
+from sim.runs.job import Outcome
+from sim.runs.record import Timeline
+from sim.runs.recorded import distinct
 
 MOST_SLICES = 200_000  # CTAs shown of one kernel: beyond it only those of the first SMs
 # Threads are numbered through all processes, as an operating system does.

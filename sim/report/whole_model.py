@@ -3,11 +3,11 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sim.model_question import ModelAnswer, ModelRow
+from sim.inputs.units import show, show_binary
 from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
 from sim.report.table import new_table, show_table
-from sim.units import show, show_binary
-from sim.whole_model import PassTime
+from sim.whole_model.passes import PassTime
+from sim.whole_model.prefill import ModelAnswer, ModelRow
 
 
 def print_rows(answer: ModelAnswer) -> None:

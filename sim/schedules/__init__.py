@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sim.files import InputError, checked, nearest
+from sim.inputs.files import InputError, checked, nearest
 from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.flash1 import Flash1

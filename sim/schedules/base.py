@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import show_binary
+from sim.inputs.workload import AttentionWorkload, Mask, Phase
 from sim.tile_program import IntArray, Kernel, OfItem, Step, Tensor, in_order
-from sim.units import show_binary
-from sim.workload import AttentionWorkload, Mask, Phase
 
 # fp32 lane operations of softmax per score: running maximum, scale and subtract (one FMA), sum, and
 # conversion of P to the tensor cores' dtype (FlashAttention-2, csrc/flash_attn/src/softmax.h).
@@ -183,3 +183,21 @@ def blocks(length: int, size: int) -> int:
 def of_constant(trips: int) -> OfItem:
     """The same number of trips for every item."""
     return lambda items: np.full_like(items, trips)
+
+
+def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
+    """Raises InputError unless all tokens are queries, or one is decoded."""
+    if w.seq_q != (1 if w.phase == "decode" else w.seq_kv):
+        raise InputError(
+            f"schedule {schedule.name}: workload.seq_q = {w.seq_q}: seq_q = seq_kv = {w.seq_kv}, "
+            "or decoding of one token, was expected"
+        )
+
+
+def check_triton_kernel(schedule: Schedule, w: AttentionWorkload) -> None:
+    """Raises InputError unless dtype and head_dim are those that the public kernels assert."""
+    if w.dtype not in ("fp16", "bf16") or w.head_dim > 128:
+        raise InputError(
+            f'schedule {schedule.name}: workload.dtype = "{w.dtype}", head_dim = {w.head_dim}: '
+            "fp16 or bf16 and a head_dim of at most 128 were expected"
+        )

@@ -35,13 +35,8 @@ from typing import Literal
 
 import numpy as np
 
-from sim.hardware import HardwareProfile
-from sim.schedules.backward import (
-    DROPOUT_BACKWARD_OPS_PER_SCORE,
-    DROPOUT_OPS_PER_SCORE,
-    gradients,
-    sums_over_groups,
-)
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
@@ -52,6 +47,12 @@ from sim.schedules.base import (
     qkvo,
     sram_bytes_of,
     visible_blocks,
+)
+from sim.schedules.parts.backward import (
+    DROPOUT_BACKWARD_OPS_PER_SCORE,
+    DROPOUT_OPS_PER_SCORE,
+    gradients,
+    sums_over_groups,
 )
 from sim.tile_program import (
     Compute,
@@ -65,7 +66,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.workload import AttentionWorkload
 
 
 def published_tile(w: AttentionWorkload, hw: HardwareProfile, kv_tiles: int = 4) -> Tile:

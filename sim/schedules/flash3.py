@@ -31,16 +31,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
-from sim.schedules.base import (
-    STATISTICS_BYTES,
-    SramBytes,
-    Tile,
-    TiledSchedule,
-    blocks,
-    kv_matrix,
-)
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload, Mask, Phase
+from sim.schedules.base import STATISTICS_BYTES, SramBytes, Tile, TiledSchedule, blocks, kv_matrix
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -53,7 +47,6 @@ from sim.tile_program import (
     Stream,
     Tensor,
 )
-from sim.workload import AttentionWorkload, Mask, Phase
 
 WORKER_ROWS = 64  # of a warp group: wgmma is of 64 rows
 MOST_WORKERS = 3

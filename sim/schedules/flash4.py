@@ -31,19 +31,13 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import show_binary
+from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import Schedule, Tile, blocks
-from sim.schedules.flash3 import (
-    QueryRows,
-    check_arch,
-    dealt_in_turn,
-    longest_first,
-    section_of,
-)
+from sim.schedules.flash3 import QueryRows, check_arch, dealt_in_turn, longest_first, section_of
 from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Store, Stream
-from sim.units import show_binary
-from sim.workload import AttentionWorkload, Phase
 
 TILE_ROWS, KEYS = 128, 128
 MOST_HEAD_DIM = 128

@@ -23,9 +23,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.flash_decoding import SplitKeys, SplitKv, Splits, contiguous, split_kernels
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_kernels
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -38,7 +39,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.workload import AttentionWorkload
 
 KEYS_A_CTA = 1024
 INDEX_BYTES = 4

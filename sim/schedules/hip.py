@@ -29,11 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
-from sim.schedules.block_sparse import MaskedSchedule, read_mask
-from sim.schedules.flash2 import Cta, KeyBlocks, forward_kernel, public_cta
+from sim.schedules.parts.flash_loop import Cta, KeyBlocks, forward_kernel
+from sim.schedules.parts.masks import MaskedSchedule, read_mask
+from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -48,8 +51,6 @@ from sim.tile_program import (
     in_order,
     once,
 )
-from sim.units import Count, CountOrNone
-from sim.workload import AttentionWorkload
 
 REPRESENTATIVE = 16  # keys that stand for a chunk
 LOAD_STAGES = 3

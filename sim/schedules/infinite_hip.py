@@ -39,13 +39,15 @@ from typing import Literal
 import numpy as np
 from pydantic import model_validator
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone, show_binary
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile, blocks
-from sim.schedules.flash2 import Cta, Operand, key_loop, triton_registers
-from sim.schedules.flash_decoding import SplitKeys, split_kernels
 from sim.schedules.hip import Share
-from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.schedules.parts.flash_loop import Cta, Operand, key_loop, triton_registers
+from sim.schedules.parts.split_kv import SplitKeys, split_kernels
+from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -60,8 +62,6 @@ from sim.tile_program import (
     Transfer,
     once,
 )
-from sim.units import Count, CountOrNone, show_binary
-from sim.workload import AttentionWorkload
 
 CHUNKS_A_CTA = 64
 KEYS_A_TRIP = 16  # the least that tensor cores take

@@ -23,8 +23,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, kv_matrix, of_constant, qkvo
 from sim.tile_program import (
     Compute,
@@ -38,7 +39,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.workload import AttentionWorkload
 
 BLOCK = 64
 STAGES = 2

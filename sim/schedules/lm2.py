@@ -15,12 +15,13 @@ and head, which is an estimate.
 from dataclasses import replace
 from typing import Literal
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks, qkvo
-from sim.schedules.flash2 import FlashSchedule, all_visible, forward_kernel, public_cta
+from sim.schedules.parts.flash_loop import FlashSchedule, all_visible, forward_kernel
+from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
-from sim.units import Count
-from sim.workload import AttentionWorkload
 
 ROWS = 16  # of an elementwise pass's CTA
 

@@ -19,7 +19,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, of_constant
 from sim.schedules.linear_attention import check_whole_sequence
 from sim.tile_program import (
@@ -35,8 +37,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.units import Count
-from sim.workload import AttentionWorkload
 
 FP32 = 4
 HEADS_A_BLOCK = 16  # of the cumsum kernel

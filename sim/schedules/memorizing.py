@@ -23,9 +23,12 @@ from typing import Literal
 
 import numpy as np
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks, kv_matrix, qkvo
-from sim.schedules.flash2 import Cta, FlashSchedule, all_visible, forward_kernel, public_cta
+from sim.schedules.parts.flash_loop import Cta, FlashSchedule, all_visible, forward_kernel
+from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -38,8 +41,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.units import Count, CountOrNone
-from sim.workload import AttentionWorkload
 
 INDEX_BYTES = 4
 FOUND_STAGES = 8  # keys and values, a row each, that are on their way at once: an estimate

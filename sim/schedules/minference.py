@@ -36,19 +36,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
     STATISTICS_BYTES,
     Schedule,
     Tile,
     blocks,
+    check_self_attention,
+    check_triton_kernel,
     kv_matrix,
     of_constant,
     qkvo,
 )
-from sim.schedules.block_sparse import check_self_attention, check_triton_kernel, triton_cta
-from sim.schedules.flash2 import Operand, key_loop
-from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.schedules.parts.flash_loop import Operand, key_loop, triton_cta
+from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -61,8 +64,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.units import Count, CountOrNone
-from sim.workload import AttentionWorkload
 
 BLOCK = 64  # query rows and keys
 FORCED_VERTICALS, FORCED_SLASHES = 30, 100

@@ -27,16 +27,11 @@ from typing import Literal
 
 import numpy as np
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
-from sim.schedules.base import (
-    STATISTICS_BYTES,
-    VECTOR_OPS_PER_SCORE,
-    Tile,
-    TiledSchedule,
-    blocks,
-)
-from sim.schedules.kv_cache import scattered
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, TiledSchedule, blocks
+from sim.schedules.parts.kv_cache import scattered
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -50,7 +45,6 @@ from sim.tile_program import (
     Stream,
     Tensor,
 )
-from sim.workload import AttentionWorkload
 
 BUFFERS = 2
 WARP_GROUPS = 2

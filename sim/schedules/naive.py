@@ -32,9 +32,9 @@ that this benchmark's code runs, copies among them: see eager.py.
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
-from sim.schedules.backward import gradients, sums_over_groups
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
     VECTOR_OPS_PER_SCORE,
     SramBytes,
@@ -45,8 +45,9 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
-from sim.schedules.eager import copy, elementwise, transposed_copy, with_mask
-from sim.schedules.rope import with_passes
+from sim.schedules.parts.backward import gradients, sums_over_groups
+from sim.schedules.parts.eager import copy, elementwise, transposed_copy, with_mask
+from sim.schedules.parts.rope import with_passes
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -59,7 +60,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.workload import AttentionWorkload
 
 GEMM_DEPTH = 64
 GEMM_STAGES = 3
@@ -196,7 +196,7 @@ def _gemm_footprint(sram_bytes: int, elements: int) -> Footprint:
     """4 warps; the accumulators in registers, and some 52 a thread beside them.
 
     So Triton 3.9 compiles the matmuls of validate/kernels/naive.py for sm_90, bf16: 180 registers
-    for 128 x 128, 124 for 128 x 64; tests/test_compiled_kernels.py compiles and compares.
+    for 128 x 128, 124 for 128 x 64; tests/validate/test_compiled_kernels.py compiles and compares.
     """
     return Footprint(sram_bytes, 128, min(255, elements // 128 + 52))
 

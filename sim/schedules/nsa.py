@@ -39,20 +39,25 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
     STATISTICS_BYTES,
     Schedule,
     Tile,
     blocks,
+    check_self_attention,
+    check_triton_kernel,
     kv_matrix,
     of_constant,
     visible_blocks,
 )
-from sim.schedules.block_sparse import check_self_attention, check_triton_kernel, triton_cta
-from sim.schedules.flash2 import Cta, Operand, flash_kernel, key_loop, public_cta
-from sim.schedules.flash_decoding import FlashDecoding, split_kernels
-from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.parts.flash_loop import Cta, Operand, flash_kernel, key_loop, triton_cta
+from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.split_kv import split_kernels
+from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -65,8 +70,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.units import Count, CountOrNone
-from sim.workload import AttentionWorkload
 
 FORCED = 3  # the first block, a query's own and the one before
 FLASH_TILE = Tile(q=128, kv=128)

@@ -23,15 +23,15 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import CountOrNone
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.flash2 import Operand
-from sim.schedules.flash_decoding import SplitKeys, SplitKv, Splits, split_kernels
-from sim.schedules.kv_cache import PageTable, cache_tensor, ops_of_making_ready, scattered
+from sim.schedules.parts.flash_loop import Operand
+from sim.schedules.parts.kv_cache import PageTable, cache_tensor, ops_of_making_ready, scattered
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_kernels
 from sim.tile_program import IntArray, Kernel, Loop, Stream, Tensor
-from sim.units import CountOrNone
-from sim.workload import AttentionWorkload
 
 MOST_PAGES_A_TILE = 16  # K's and V's are a load each, and a loop has up to 63
 

@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import field_validator
 
-from sim.hardware import HardwareProfile
-from sim.schedules.base import Tile, blocks, qkvo
-from sim.schedules.block_sparse import check_self_attention, keys_between, pattern
-from sim.schedules.flash2 import FlashSchedule, forward_kernel, public_cta
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import Tile, blocks, check_self_attention, qkvo
+from sim.schedules.parts.flash_loop import FlashSchedule, forward_kernel
+from sim.schedules.parts.masks import keys_between, pattern
+from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import IntArray, Kernel
-from sim.units import Count, CountOrNone
-from sim.workload import AttentionWorkload
 
 
 class BigBird(FlashSchedule):

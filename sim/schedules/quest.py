@@ -27,20 +27,22 @@ from typing import Literal
 
 import numpy as np
 
-from sim.engine.machine import ctas_per_sm
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count, CountOrNone
+from sim.inputs.workload import AttentionWorkload
+from sim.machine import ctas_per_sm
 from sim.schedules.base import (
     STATISTICS_BYTES,
     VECTOR_OPS_PER_SCORE,
     Schedule,
     blocks,
+    check_self_attention,
     kv_matrix,
     of_constant,
     qkvo,
 )
-from sim.schedules.block_sparse import check_self_attention
-from sim.schedules.top_k import INDEX_BYTES, top_k_kernel
+from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -53,8 +55,6 @@ from sim.tile_program import (
     Tensor,
     once,
 )
-from sim.units import Count, CountOrNone
-from sim.workload import AttentionWorkload
 
 THREADS, STAGES = 128, 2
 REGISTERS = 80

@@ -16,13 +16,14 @@ chunks is a model of its own and not counted.
 from dataclasses import replace
 from typing import Literal
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, of_constant
-from sim.schedules.flash2 import Flash2, FlashSchedule
+from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.parts.flash_loop import FlashSchedule
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
-from sim.units import Count
-from sim.workload import AttentionWorkload
 
 VECTORS, QUESTIONS, SLICE, STAGES = (
     128,

@@ -30,12 +30,14 @@ from typing import Literal
 
 import numpy as np
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
-from sim.schedules.flash2 import Operand, flash_kernel, public_cta
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.several_gpus import (
+from sim.schedules.parts.flash_loop import Operand, flash_kernel
+from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.several_gpus import (
     Result,
     SeveralGpus,
     finish_kernel,
@@ -46,7 +48,6 @@ from sim.schedules.several_gpus import (
     start_kernel,
 )
 from sim.tile_program import IntArray, Kernel, Step, Stream, Tensor, Transfer
-from sim.workload import AttentionWorkload
 
 # What a GPU's queries see of the keys of a step.
 Part = Literal["all", "causal", "below diagonal", "earlier keys", "later queries"]

@@ -20,12 +20,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import Count
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.block_sparse import BlockSparse
-from sim.schedules.flash_decoding import SplitKv, Splits, contiguous_kernels
+from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_kernels
 from sim.tile_program import Kernel
-from sim.units import Count
-from sim.workload import AttentionWorkload
 
 
 class StreamingLlm(SplitKv):

@@ -14,13 +14,13 @@ one shot for what is small, where a ring costs 2 (P - 1) latencies.
 from dataclasses import replace
 from typing import Literal
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.several_gpus import SeveralGpus, run_kernels
+from sim.schedules.parts.several_gpus import SeveralGpus, run_kernels
 from sim.tile_program import Kernel, Step, Tensor, Transfer
-from sim.workload import AttentionWorkload
 
 
 class TensorParallel(SeveralGpus):

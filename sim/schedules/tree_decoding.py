@@ -17,9 +17,10 @@ here it is one reduction of (O, LSE) pairs, which carry the same, and one broadc
 from dataclasses import replace
 from typing import Literal
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.several_gpus import (
+from sim.schedules.parts.several_gpus import (
     Result,
     SeveralGpus,
     finish_kernel,
@@ -30,7 +31,6 @@ from sim.schedules.several_gpus import (
     start_kernel,
 )
 from sim.tile_program import Kernel, Step, Transfer
-from sim.workload import AttentionWorkload
 
 
 class TreeDecoding(SeveralGpus):

@@ -15,11 +15,11 @@ microsoft/DeepSpeed, deepspeed/sequence/layer.py (single_all_to_all).
 from dataclasses import replace
 from typing import Literal
 
-from sim.hardware import HardwareProfile
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.flash2 import Flash2
-from sim.schedules.several_gpus import SeveralGpus, copy_kernel
+from sim.schedules.parts.several_gpus import SeveralGpus, copy_kernel
 from sim.tile_program import Kernel, Step, Tensor, Transfer
-from sim.workload import AttentionWorkload
 
 Exchange = tuple[Tensor, Tensor]  # what leaves, 1 / P to each GPU, and where as much arrives
 

@@ -4,10 +4,10 @@
     NEW/.venv/bin/python tests/support/same_answers.py write after.json
     python tests/support/same_answers.py compare before.json after.json
 
-`write` asks the attnsim of the Python that runs it: every shipped scenario, `simulate()` on 200 drawn
-questions over all schedules and phases and on 60 more that are fast-forwarded, and `validate compare
-published` for every device with published figures. It uses nothing but the public interface, so that
-the same script asks both versions. Versions that a record names are left out.
+`write` asks the attnsim of the Python that runs it: every shipped scenario, `simulate()` on 200
+drawn questions over all schedules and phases and on 60 more that are fast-forwarded, and `validate
+compare published` for every device with published figures. It uses nothing but the public
+interface, so that the same script asks both versions. Versions that a record names are left out.
 """
 
 import json
@@ -163,7 +163,10 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
         keys = dict.fromkeys([*before, *after])
         found = [differences(before.get(k), after.get(k), f"{at}.{k}") for k in keys]
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        found = [differences(a, b, f"{at}[{n}]") for n, (a, b) in enumerate(zip(before, after))]
+        found = [
+            differences(a, b, f"{at}[{n}]")
+            for n, (a, b) in enumerate(zip(before, after, strict=True))
+        ]
     else:
         return [] if before == after else [f"{at}: {str(before)[:200]} -> {str(after)[:200]}"]
     return [line for lines in found for line in lines]

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim.files import InputError
-from sim.hardware import HardwareProfile
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile
 from sim.schedules.hip import Hip, chunks_a_load, search_rounds
 from sim.tile_program import IntArray, Kernel, Load, Store, Stream, Tensor
-from sim.workload import AttentionWorkload
 from validate.kernels.flash import combine_kernel, flash_kernel
 from validate.kernels.hip import estimate_kernel
 from validate.kernels.naive import matmul_kernel, softmax_kernel

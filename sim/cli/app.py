@@ -1,0 +1,73 @@
+"""The command line. A command imports what it needs when it runs, so that --help is quick."""
+
+import sys
+from typing import Any
+
+import typer
+
+from sim.cli import explore, lists, run, validate
+
+app = typer.Typer(
+    help="Simulate the memory traffic of attention schedules on a GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+profiles_app = typer.Typer(help="List, show or check hardware profiles.")
+app.add_typer(profiles_app, name="profiles")
+validate_app = typer.Typer(
+    help="Measure real kernels, and hold the simulator's predictions against them.",
+    no_args_is_help=True,
+)
+app.add_typer(validate_app, name="validate")
+explore_app = typer.Typer(
+    help="Ask what a device should be like: what its figures matter, and which to choose.",
+    no_args_is_help=True,
+)
+app.add_typer(explore_app, name="explore")
+
+app.command()(run.run)
+app.command()(run.sweep)
+app.command()(run.fit)
+app.command("compare")(run.compare_results)
+app.command()(lists.scenarios)
+app.command()(lists.schedules)
+app.command()(validate.calibrate)
+
+profiles_app.callback(invoke_without_command=True)(lists.profiles)
+profiles_app.command("show")(lists.show_profile)
+profiles_app.command("check")(lists.check_profile)
+
+explore_app.command()(explore.sensitivity)
+explore_app.command()(explore.serve)
+explore_app.command()(explore.search)
+
+validate_app.command()(validate.measure)
+validate_app.command("run")(validate.validate_run)
+validate_app.command()(validate.compare)
+
+
+# What wrong options raise; typer brings its own copy of click, or uses the installed one.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2."""
+    from sim.inputs.files import InputError
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        print("attnsim: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+            text = " ".join(error.format_message().split()).rstrip(".")
+            print(f"attnsim: {text}; --help says what is accepted", file=sys.stderr)
+    except InputError as error:
+        print(f"attnsim: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`attnsim explore`: what a device's figures matter, which to choose, and a page to try them on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli.options import ScenarioArgument, SettingsOption
+from sim.cli.output import a_bar, give, make_folder
+
+
+def sensitivity(
+    scenario: ScenarioArgument,
+    settings: SettingsOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for results.json and the figure.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+) -> None:
+    """How much 1% more of each figure of the device changes time, energy and HBM bytes."""
+    from sim.cli.kinds import question_in
+    from sim.explore.sensitivity import sensitivity as sensitivity_of
+    from sim.inputs.files import InputError
+    from sim.runs.scenario import make_scenario, read_scenario
+
+    text = read_scenario(scenario, tuple(settings or ()))
+    if question_in(text.data) is not None:
+        raise InputError(f"{text.where}: schedule: sensitivity is of [[schedule]] tables")
+    question = make_scenario(text.data, text.name, text.where, text.folder)
+    if out is not None:
+        make_folder(out)
+    with a_bar() as update:
+        answer = sensitivity_of(question, update)
+    give(answer, out, json)
+
+
+def serve(
+    scenario: ScenarioArgument = "flash_vs_naive",
+    settings: SettingsOption = None,
+    port: Annotated[int, typer.Option(help="Where to listen; 0: where there is room.")] = 8050,
+    out: Annotated[Path, typer.Option(help="Where the page's button makes its folders.")] = Path(),
+) -> None:
+    """Serve a page on this computer whose sliders change the device and the workload."""
+    from sim.cli.kinds import question_in
+    from sim.inputs.files import InputError
+    from sim.runs.scenario import read_scenario
+
+    try:
+        from sim.web.app import Explorer
+        from sim.web.app import serve as serve_page
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the page needs {error.name}, which is not installed: pip install 'attnsim[explore]'"
+        ) from None
+    text = read_scenario(scenario, tuple(settings or ()))
+    if question_in(text.data) is not None or "search" in text.data:
+        raise InputError(f"{text.where}: schedule: the explorer is of [[schedule]] tables")
+    explorer = Explorer(text, out)
+    try:
+        serve_page(
+            explorer,
+            port,
+            lambda address: print(f"The explorer is at {address}", flush=True),
+        )
+    except KeyboardInterrupt:
+        print()
+
+
+def search(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A scenario with [search]: a shipped name, or a path."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE laid over the file, such as search.trials=500."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for results.json, the figure and profiles; a search there is resumed."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+) -> None:
+    """Search devices and tiles for the best: what no other beats in everything."""
+    from sim.explore.search import Search
+    from sim.runs.scenario import read_scenario
+
+    question = Search(read_scenario(file, tuple(settings or ())))
+    if out is not None:
+        make_folder(out)
+    with a_bar() as update:
+        answer = question.run(out, update)
+    give(answer, out, json)

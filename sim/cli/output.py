@@ -1,0 +1,77 @@
+"""Where a command's answer goes: the terminal, a folder, a progress bar."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sim.cli.kinds import Answer
+    from sim.device.run import EngineName
+    from sim.runs.job import Progress
+
+
+def give(answer: "Answer", out: Path | None, json: bool) -> None:
+    """Save an answer where asked to, and print it."""
+    if out is not None:
+        answer.save(out)
+    if json:
+        print(answer.json(), end="")
+        return
+    answer.show()
+    if out is not None:
+        print(f"results.json and figures are in {out}")
+
+
+def make_folder(out: Path) -> None:
+    """The folder `out`, writable; raises InputError."""
+    import os
+
+    from sim.inputs.files import InputError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: cannot be written to")
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises InputError where a file at `path`, given by `option`, could not be written."""
+    import os
+
+    from sim.inputs.files import InputError
+
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{option} {path}: a file in a writable folder was expected")
+
+
+@contextmanager
+def a_bar(engine: "EngineName" = "replay") -> "Iterator[Progress]":
+    """A progress bar, to be told (what runs, done, total); only where standard error is a terminal.
+
+    Says first if the engine is yet to be compiled.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from sim.engine.compiled.replay import is_compiled
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    if engine == "replay" and not is_compiled():
+        console.print("Compiling the replay engine (once; later runs read it from disk) ...")
+    task = bar.add_task("", total=None)
+    with bar:
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total or None
+        )

@@ -1,0 +1,163 @@
+"""`attnsim validate` and `attnsim calibrate`: kernels measured, predictions held against them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sim.cli.output import a_bar, check_writable, make_folder
+
+if TYPE_CHECKING:
+    from validate.campaign import Campaign
+    from validate.measurement import Measurements
+
+MeasurementsArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MEASUREMENTS",
+        help='A measurement file, or "published" for the tables of papers on the profile\'s GPU '
+        '("published/h100-sxm": on that GPU).',
+    ),
+]
+CampaignOption = Annotated[str, typer.Option(help="A shipped campaign's name, or a file's path.")]
+DeviceProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", help="The profile nearest to the device, where it is not known."),
+]
+ProfileOption = Annotated[str, typer.Option("--profile", help="A profile's name or path.")]
+
+
+def measure(
+    out: Annotated[Path, typer.Option(help="The measurement file; one that exists is resumed.")],
+    campaign: CampaignOption = "h100",
+    profile: DeviceProfileOption = None,
+) -> None:
+    """Time the kernels of a campaign on this machine's GPU, and count their bytes."""
+    from validate.campaign import load_campaign
+
+    planned = load_campaign(campaign)
+    check_writable("--out", out)
+    measured = measure_here(planned, out, profile)
+    print(f"{len(measured.points)} points are in {out}")
+
+
+def validate_run(
+    out: Annotated[
+        Path, typer.Option(help="A folder for measurements, profile, comparison and figures.")
+    ],
+    campaign: CampaignOption = "h100",
+    profile: DeviceProfileOption = None,
+) -> None:
+    """Measure, calibrate and compare in one go; leaves a profile of this machine's GPU."""
+    from validate.campaign import load_campaign
+
+    planned = load_campaign(campaign)
+    make_folder(out)
+    measurements, calibrated = out / "measurements.json", out / "profile.toml"
+    measured = measure_here(planned, measurements, profile)
+    calibrate(str(measurements), profile or measured.device.profile, calibrated)
+    compare(str(measurements), str(calibrated), out=out)
+
+
+def measure_here(campaign: "Campaign", out: Path, profile: str | None) -> "Measurements":
+    """Run a campaign on this machine's GPU; raises InputError where there is none to use."""
+    from sim.inputs.files import InputError
+
+    try:
+        import torch
+        import triton  # noqa: F401  the kernels' compiler
+    except ImportError as error:
+        raise InputError(
+            f"measuring needs {error.name}, which is not installed: pip install 'attnsim[validate]'"
+        ) from None
+    if not torch.cuda.is_available():
+        raise InputError("measuring needs a CUDA device, and PyTorch finds none here")
+    from validate.gpu import GpuBench, nearest_profile
+    from validate.measure import DeviceLostError, run_campaign
+
+    bench = GpuBench(profile or nearest_profile())
+    try:
+        return run_campaign(campaign, out, bench, lambda line: print(line, file=sys.stderr))
+    except DeviceLostError as error:
+        raise InputError(f"{error}; what was measured is in {out}: run again to go on") from None
+    except KeyboardInterrupt:
+        raise InputError(
+            f"interrupted; what was measured is in {out}: run again to go on"
+        ) from None
+
+
+def compare(
+    measurements: MeasurementsArgument,
+    profile: ProfileOption,
+    split: Annotated[
+        Literal["test", "train", "all"],
+        typer.Option(help="Which points; only those of the test split are predictions."),
+    ] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for comparison.json and the figures.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
+) -> None:
+    """Predicted against measured, beside what a plain roofline would have said."""
+    from sim.inputs.hardware import load_profile
+    from validate.compare import compare as compared
+    from validate.report import comparison_json, print_comparison, save_comparison
+
+    hw = load_profile(profile)
+    measured = find_measurements(measurements, hw.name)
+    if out is not None:
+        make_folder(out)
+    with a_bar() as update:
+        comparison = compared(
+            measured, hw, None if split == "all" else split, lambda n, of: update("", n, of)
+        )
+    if out is not None:
+        save_comparison(comparison, out)
+    if json:
+        print(comparison_json(comparison), end="")
+    else:
+        print_comparison(comparison)
+        if out is not None:
+            print(f"comparison.json and figures are in {out}")
+
+
+def calibrate(
+    measurements: MeasurementsArgument,
+    profile: ProfileOption,
+    out: Annotated[Path, typer.Option(help="The profile file to write.")],
+) -> None:
+    """Fit a profile's calibration to micro-benchmarks and the train split of a measurement file."""
+    from sim.inputs.files import find_toml
+    from sim.inputs.hardware import load_profile
+    from validate.calibrate import calibrate as calibrated
+    from validate.calibrate import profile_toml
+    from validate.report import print_calibration
+
+    hw = load_profile(profile)
+    measured = find_measurements(measurements, hw.name)
+    check_writable("--out", out)
+    with a_bar() as update:
+        calibration = calibrated(measured, hw, lambda what: update(what, 0, 0))
+    parent = find_toml(profile, "hw_profiles", "profile")
+    out.write_text(profile_toml(calibration, parent, hw.title, measured.title, out))
+    print_calibration(calibration)
+    print(f"The calibrated profile is in {out}")
+
+
+def find_measurements(name: str, profile: str) -> "Measurements":
+    """What a measurement file holds, or what was published of a GPU; raises InputError."""
+    from sim.inputs.files import InputError
+    from validate.measurement import load_measurements
+    from validate.published import published, published_profiles
+
+    source, _, gpu = name.partition("/")
+    if source != "published" or name.endswith(".json"):
+        return load_measurements(Path(name))
+    measured = published(gpu or profile)
+    if not measured.points:
+        raise InputError(
+            f"{name}: there are no published figures of {gpu or profile}; there are of "
+            f"{', '.join(published_profiles())} (published/NAME)"
+        )
+    return measured

@@ -1,0 +1,1 @@
+"""The device (SimPy): memory, launches and links, on one GPU or several."""

@@ -1,0 +1,286 @@
+"""A kernel as arrays of records, the form in which the compiled replay takes it."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.engine.compiled.jit import aligned, sources_stamp
+from sim.engine.compiled.l2 import Cache
+from sim.engine.compiled.timeline import new_timeline
+from sim.inputs.hardware import HardwareProfile
+from sim.machine import N_CAUSES, SM_PIPES, Machine, ctas_per_sm, service_times_s
+from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
+
+COMPUTE, STORE, ATOMIC = 0, 1, 2  # kinds of op
+# What a worker's next event is.
+START, WAITING, RUNNING, STORING, PASSED, DRAINING, IDLE = range(7)
+
+
+def _int64(names: str) -> list[tuple[str, str]]:
+    return [(name, "i8") for name in names.split()]
+
+
+def _float64(names: str) -> list[tuple[str, str]]:
+    return [(name, "f8") for name in names.split()]
+
+
+PATH = ("path_s", "f8", (N_CAUSES,))  # critical time so far, by cause
+
+# `rows` and `cols` are of one of the tensor's matrices. `whole_bytes` is the size of any tile where
+# each is one whole chunk, else 0. `table_at` is where its table begins in Replay.table, or -1.
+STREAM = aligned(
+    _int64("rows cols element_bytes tile_rows tile_cols tiles_down tiles_across")
+    + _int64("chunk_rows chunk_cols chunks_down chunks_across first_chunk whole_bytes")
+    + _int64("stride table_at")
+)
+# A load has a ring of buffers from `ring_at` on among its CTA's. A trip's place in it is
+# trip & ring_mask: a ring is a power of two long, for speed, though no more than `stages` are used.
+LOAD = aligned(_int64("stream stages ring_at ring_mask"))
+LOOP = aligned(_int64("load_at load_end op_at op_end"))
+# `reads` and `frees` are bit masks of the loop's loads. `shared` says whether what comes after the
+# op may touch more than the SM, `count` how often it ran. `service_s` is of one worker's share.
+OP = aligned([*_int64("kind stream reads frees shared count"), ("service_s", "f8", (SM_PIPES,))])
+# `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
+LIMITS = aligned(
+    _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves {sources_stamp()}")
+    + _float64("port_bytes_per_s l2_bytes_per_s hbm_bytes_per_s l2_latency_s hbm_latency_s")
+    + _float64("op_latency_s cta_start_s")
+)
+WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op"), PATH])
+SLOT = aligned(_int64("cta item last_item arrived"))
+BUFFER = aligned([*_float64("arrival_s"), *_int64("trip released"), PATH])
+PIPE = aligned([*_float64("free_at_s busy_s"), PATH])
+MATCH = aligned([*_float64("next_s"), *_int64("winner")])
+CTA = aligned([*_int64("sm"), *_float64("start_s end_s")])
+TOTAL = aligned(
+    [
+        *_int64("hbm_read_bytes hbm_write_bytes l2_read_bytes l2_write_bytes l2_hit_bytes"),
+        *_int64("next_cta ctas_done steps_done"),
+        *_float64("end_s"),
+        PATH,
+    ]
+)
+
+
+def _record(dtype: np.dtype[np.void], **values: Any) -> NDArray[np.void]:
+    """An array of one record."""
+    record = np.zeros(1, dtype)
+    for name, value in values.items():
+        record[name] = value
+    return record
+
+
+class Replay(NamedTuple):
+    """A kernel as arrays of records, and how far it has come.
+
+    `base` and `start` have shape (streams, items), `trips` (loops, items). `pipes` holds SM_PIPES
+    an SM, then L2 and HBM. `matches` is a tournament of SMs as a binary tree: the root is 1, below
+    n are 2n and 2n + 1, SM k is at `leaves` + k; each node holds its winner and when that is due.
+    `limits` and `total` are one record each.
+    """
+
+    limits: NDArray[np.void]
+    streams: NDArray[np.void]
+    base: NDArray[np.int64]
+    start: NDArray[np.int64]
+    table: NDArray[np.int64]
+    trips: NDArray[np.int64]
+    loads: NDArray[np.void]
+    loops: NDArray[np.void]
+    ops: NDArray[np.void]
+    workers: NDArray[np.void]
+    slots: NDArray[np.void]
+    buffers: NDArray[np.void]
+    pipes: NDArray[np.void]
+    matches: NDArray[np.void]
+    ctas: NDArray[np.void]
+    total: NDArray[np.void]
+    bins: NDArray[np.float64]
+    bins_per_s: NDArray[np.float64]
+    l2: Cache
+
+
+def frees_of(loads: list[Load], steps: list[Compute | Store]) -> list[int]:
+    """For each step the bit mask of the loads whose buffer it is the last to read."""
+    frees = [0] * len(steps)
+    for k, load in enumerate(loads):
+        readers = [n for n, s in enumerate(steps) if isinstance(s, Compute) and load in s.reads]
+        frees[readers[-1]] |= 1 << k
+    return frees
+
+
+class _Program:
+    """A kernel's loops, loads, ops and streams, collected as records."""
+
+    def __init__(
+        self, kernel: Kernel, chunkings: dict[Tensor, Chunking], hw: HardwareProfile, dtype: str
+    ) -> None:
+        self.kernel, self.chunkings, self.hw, self.dtype = kernel, chunkings, hw, dtype
+        self.streams: list[NDArray[np.void]] = [np.empty(0, STREAM)]
+        self.bases: list[NDArray[np.int64]] = []
+        self.starts: list[NDArray[np.int64]] = []
+        self.tables: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self.loads: list[NDArray[np.void]] = [np.empty(0, LOAD)]
+        self.ops: list[NDArray[np.void]] = []
+        self.loops: list[NDArray[np.void]] = []
+        self.buffers = 0
+        for loop in kernel.loops:
+            self.add_loop(loop)
+
+    def add_loop(self, loop: Loop) -> None:
+        """Collect a loop."""
+        loads, ops = len(self.loads) - 1, len(self.ops)
+        for load in loop.loads:
+            self.add_load(load)
+        for position, frees in enumerate(frees_of(loop.loads, loop.steps)):
+            self.add_op(loop, position, frees)
+        self.loops.append(
+            _record(
+                LOOP,
+                load_at=loads,
+                load_end=len(self.loads) - 1,
+                op_at=ops,
+                op_end=len(self.ops),
+            )
+        )
+
+    def add_load(self, load: Load) -> None:
+        """Collect a load, with its ring of buffers."""
+        length = 1 << (load.stages - 1).bit_length()
+        self.loads.append(
+            _record(
+                LOAD,
+                stream=self.add_stream(load.stream),
+                stages=load.stages,
+                ring_at=self.buffers,
+                ring_mask=length - 1,
+            )
+        )
+        self.buffers += length
+
+    def add_op(self, loop: Loop, position: int, frees: int) -> None:
+        """Collect a step of a loop."""
+        step, following = loop.steps[position], loop.steps[(position + 1) % len(loop.steps)]
+        if isinstance(step, Store):
+            kind = ATOMIC if step.atomic else STORE
+            op = _record(OP, kind=kind, stream=self.add_stream(step.stream), shared=1)
+        else:
+            op = _record(
+                OP,
+                kind=COMPUTE,
+                stream=-1,
+                reads=sum(1 << loop.loads.index(load) for load in step.reads),
+                frees=frees,
+                shared=bool(frees) or isinstance(following, Store),
+                service_s=service_times_s(step, self.kernel, self.hw, self.dtype),
+            )
+        self.ops.append(op)
+
+    def add_stream(self, stream: Stream) -> int:
+        """Collect a stream; returns its number."""
+        tensor, chunking = stream.tensor, self.chunkings[stream.tensor]
+        rows, cols = min(stream.tile_rows, tensor.rows), min(stream.tile_cols, tensor.cols)
+        whole = (
+            (rows, cols) == (chunking.rows, chunking.cols)
+            and tensor.rows % rows == 0
+            and tensor.cols % cols == 0
+        )
+        table_at = -1
+        if stream.table is not None:
+            table_at = sum(len(table) for table in self.tables)
+            self.tables.append(stream.table)
+        self.streams.append(
+            _record(
+                STREAM,
+                rows=tensor.rows,
+                cols=tensor.cols,
+                element_bytes=tensor.element_bytes,
+                tile_rows=rows,
+                tile_cols=cols,
+                tiles_down=stream.tiles_down,
+                tiles_across=stream.tiles_across,
+                chunk_rows=chunking.rows,
+                chunk_cols=chunking.cols,
+                chunks_down=chunking.down,
+                chunks_across=chunking.across,
+                first_chunk=chunking.first,
+                whole_bytes=rows * cols * tensor.element_bytes if whole else 0,
+                stride=stream.stride,
+                table_at=table_at,
+            )
+        )
+        self.bases.append(stream.base(self.kernel.items))
+        self.starts.append(stream.start(self.kernel.items))
+        return len(self.bases) - 1
+
+
+def new_replay(
+    kernel: Kernel,
+    chunkings: dict[Tensor, Chunking],
+    hw: HardwareProfile,
+    machine: Machine,
+    l2: Cache,
+    dtype: str,
+) -> Replay:
+    """`kernel` ready to begin on the machine, with the L2 as its predecessor left it."""
+    program = _Program(kernel, chunkings, hw, dtype)
+    per_sm, workers = ctas_per_sm(kernel.footprint, hw), kernel.footprint.workers
+    slots, buffers = machine.sms * per_sm, program.buffers + 1
+    leaves = 1 << max(0, machine.sms - 1).bit_length()
+    limits = _record(
+        LIMITS,
+        sms=machine.sms,
+        ctas_per_sm=per_sm,
+        workers=workers,
+        buffers=buffers,
+        loops=len(kernel.loops),
+        items_per_cta=kernel.items_per_cta,
+        leaves=leaves,
+        port_bytes_per_s=machine.port_bytes_per_s,
+        l2_bytes_per_s=machine.l2_bytes_per_s,
+        hbm_bytes_per_s=machine.hbm_bytes_per_s,
+        l2_latency_s=machine.l2_latency_s,
+        hbm_latency_s=machine.hbm_latency_s,
+        op_latency_s=machine.op_latency_s,
+        cta_start_s=machine.cta_start_s,
+    )
+    worker_records = np.zeros(slots * workers, WORKER)
+    worker_records["status"], worker_records["time_s"] = IDLE, np.inf
+    worker_records["slot"] = np.arange(slots).repeat(workers)
+    matches = np.zeros(2 * leaves, MATCH)
+    matches["next_s"] = np.inf
+    bins, bins_per_s = new_timeline()
+    l2.lines["arrival_s"] = 0.0  # what the last kernel left has arrived; times start anew
+    return Replay(
+        limits=limits,
+        streams=np.concatenate(program.streams),
+        base=np.array(program.bases, np.int64).reshape(-1, len(kernel.items)),
+        start=np.array(program.starts, np.int64).reshape(-1, len(kernel.items)),
+        table=np.concatenate(program.tables),
+        trips=kernel.trips,
+        loads=np.concatenate(program.loads),
+        loops=np.concatenate(program.loops),
+        ops=np.concatenate(program.ops),
+        workers=worker_records,
+        slots=np.zeros(slots, SLOT),
+        buffers=np.zeros(slots * buffers, BUFFER),
+        pipes=np.zeros(machine.sms * SM_PIPES + 2, PIPE),
+        matches=matches,
+        ctas=np.zeros(kernel.ctas, CTA),
+        total=np.zeros(1, TOTAL),
+        bins=bins,
+        bins_per_s=bins_per_s,
+        l2=l2,
+    )
+
+
+def replay_bytes(kernel: Kernel, hw: HardwareProfile) -> int:
+    """What `new_replay` takes of this computer's memory, nearly, the L2 apart."""
+    workers = kernel.footprint.workers
+    buffers = 1 + sum(2 * load.stages for loop in kernel.loops for load in loop.loads)
+    slot = SLOT.itemsize + workers * WORKER.itemsize + buffers * BUFFER.itemsize
+    sm = SM_PIPES * PIPE.itemsize + 4 * MATCH.itemsize + ctas_per_sm(kernel.footprint, hw) * slot
+    an_item = 8 * (len(kernel.loops) + 2 * len(kernel.streams))
+    items = kernel.ctas * kernel.items_per_cta
+    return hw.sm.count * sm + kernel.ctas * CTA.itemsize + items * an_item

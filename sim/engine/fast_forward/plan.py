@@ -1,0 +1,231 @@
+"""Fast-forward: what a long kernel takes, told by a part of it.
+
+A grid is replayed in *waves*: the CTAs that run at a time or, of a persistent kernel, an item of
+each CTA. It runs through its periods (the CTAs of a head, head after head). Replayed is, in about
+`most_steps` tile steps,
+
+    its first waves     where all items have the same trips
+    its first periods   where several fit
+    blocks of waves     else: so many, spread evenly over the period, one after the other
+
+and measured is what the later half of the waves, of the periods, or of each block took, from when
+so many bytes had gone through L2 to when so many more had: what is skipped takes time, HBM bytes
+and L2 hits at those rates a byte. Its own L2 bytes, FLOPs and steps are counted, not extrapolated.
+
+Trips beyond COARSE_TRIPS are made coarser first, as far as needed: g of them become one of g times
+the size, on a machine of g times the latencies, which is the same machine seen from further away.
+
+The estimated error is twice the standard error of the mean rate, told by how much each measured
+part differs from the next, as far as it bears on the whole.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.engine.fast_forward.reduced import Grid, can_be_coarse
+from sim.engine.fast_forward.told import Measured, Plan, asked_bytes, trip_bytes
+from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, spread_over
+
+LONG = 4.5  # times the tile steps that are replayed: shorter kernels are replayed whole
+COARSE_TRIPS = 192  # of a CTA, or more
+STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
+WAVES, MOST_WAVES = 8, 128  # for the later half to be past the beginning's transient
+PERIODS = 3  # at least: the first, which starts from an empty L2, and two to compare
+THIN_WAVES = 4  # of a period, at least
+BLOCKS = 4  # at least
+BLOCK_WAVES = 4  # two to get going, two that are measured
+GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
+
+
+def can_skip(kernel: Kernel, most_steps: int) -> bool:
+    """Whether the kernel is long."""
+    return kernel.tile_steps > LONG * most_steps
+
+
+def replayed_steps(kernel: Kernel, most_steps: int | None) -> int:
+    """About how many tile steps of the kernel are replayed; all without `most_steps`."""
+    if most_steps is None or not can_skip(kernel, most_steps):
+        return kernel.tile_steps
+    return most_steps
+
+
+def period_of(kernel: Kernel) -> int:
+    """CTAs until the grid repeats itself: those of one matrix, if all matrices have like trips.
+
+    Of a persistent kernel, whose CTAs each see all matrices, all.
+    """
+    matrices = max(tensor.groups for tensor in kernel.tensors)
+    if kernel.ctas % matrices or kernel.items_per_cta > 1:
+        return kernel.ctas
+    period = kernel.ctas // matrices
+    ctas = spread_over(kernel.ctas, COUNTED_ITEMS)
+    alike = (kernel.trips_of(ctas) == kernel.trips_of(ctas % period)).all()
+    return period if alike else kernel.ctas
+
+
+def _sharing(kernel: Kernel) -> int:
+    """Periods that go together: heads that share K and V."""
+    groups = [tensor.groups for tensor in kernel.tensors]
+    return max(1, max(groups) // min(groups))
+
+
+def grain_of(grid: Grid, period: int, most_steps: int) -> int:
+    """How many trips to make one.
+
+    CTAs of different trips run staggered: each reads what the one before read a while ago. That
+    while must stay long beside a trip, or they find in L2 what they would not.
+    """
+    kernel = grid.kernel
+    if not can_be_coarse(kernel):
+        return 1
+    coarsest = int(_sampled_steps(kernel).max()) // COARSE_TRIPS
+    if _is_uniform(kernel):
+        waves = min(grid.waves, MOST_WAVES) * kernel.footprint.workers
+        needed = waves * kernel.tile_steps // (grid.waves * most_steps)
+    else:
+        needed = PERIODS * kernel.tile_steps * period // kernel.ctas // most_steps
+        if not grid.persistent:
+            spread = kernel.ctas * grid.wide * STAGGER
+            coarsest = min(coarsest, kernel.tile_steps // spread)
+    coarsest = 1 << max(0, coarsest.bit_length() - 1)  # powers of two cut most lengths evenly
+    return int(min(coarsest, 1 << needed.bit_length()))
+
+
+def _sampled_steps(kernel: Kernel) -> IntArray:
+    """Tile steps of the items, or of as many as are looked at."""
+    sample = spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS)
+    steps: IntArray = kernel.trips_of(sample).sum(axis=0)
+    return steps
+
+
+def _is_uniform(kernel: Kernel) -> bool:
+    """Whether all items that do anything have the same trips."""
+    steps = _sampled_steps(kernel)
+    return bool(steps[steps > 0].min() == steps.max())
+
+
+def plan_of(grid: Grid, period: int, most_steps: int) -> Plan:
+    """The part of a grid to replay in about so many tile steps."""
+    kernel = grid.kernel
+    is_pruned = any(stream.table is not None for stream in kernel.streams)
+    if _is_uniform(kernel) and not is_pruned:
+        return _first_waves(grid, most_steps)
+    if grid.persistent:  # its periods are of heads that share keys: it runs these side by side
+        periods, together = min(tensor.groups for tensor in kernel.tensors), 1
+    else:
+        periods, together = kernel.ctas // period, _sharing(kernel)
+    replayed = most_steps * periods // kernel.tile_steps
+    if replayed >= (2 if grid.persistent else PERIODS):
+        return _first_periods(grid, periods, min(replayed, periods), together)
+    if is_pruned:
+        return _blocks(grid, period, most_steps)
+    return _thinned(grid, periods, most_steps)
+
+
+def _first_waves(grid: Grid, most_steps: int) -> Plan:
+    """The first waves, a multiple of four, and the last one, which may not be full."""
+    kernel = grid.kernel
+    a_wave = max(1, kernel.tile_steps // grid.waves)
+    affordable = most_steps // (a_wave * kernel.footprint.workers)  # each runs all steps
+    waves = min(min(max(WAVES, affordable), MOST_WAVES) // 4 * 4, grid.waves)
+    if grid.persistent:
+        part = grid.part(np.append(np.arange(waves - 1), grid.waves - 1))
+    else:
+        lacking = min(kernel.ctas, waves * grid.wide + kernel.ctas % grid.wide)
+        part = grid.of_ctas(np.arange(lacking))
+    return _beginning(kernel, part, waves, max(2, waves // 2))
+
+
+def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Plan:
+    """Two halves of whole groups that go together; at least one such group, not the first head."""
+    kernel = grid.kernel
+    halves = replayed // (2 * together) * 2 * together
+    if halves:
+        replayed = halves
+    elif 4 * replayed >= 3 * (together + 1):
+        replayed = min(together + 1, periods)
+    if grid.persistent:
+        part = grid.part(np.arange(-(-grid.waves * replayed // periods)))
+    else:
+        part = grid.of_ctas(np.arange(kernel.ctas // periods * replayed))
+    later = max(replayed // 2, min(max(together, 2), replayed - 1))
+    return _beginning(kernel, part, max(2, replayed), max(1, later))  # of a single one, its halves
+
+
+def _beginning(kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
+    """So many waves or periods, of which the later ones stand, in two stretches, for the rest."""
+    end = sum(asked_bytes(part))
+    more = sum(asked_bytes(kernel)) - end
+    a_unit, last = end / units, max(1, later // 2)
+    before = max(1, later - last)
+    measured = [
+        Measured(
+            end - (last + before) * a_unit, end - last * a_unit, more * (later - last) / later
+        ),
+        Measured(end - last * a_unit, end, more * last / later),
+    ]
+    return Plan(part, measured, counts=True)
+
+
+def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
+    """Two periods, or one twice, of every n-th CTA. The second stands for the rest.
+
+    Of a persistent kernel, which deals the long and the short in turn, it is some waves in a row.
+    """
+    kernel = grid.kernel
+    run, a_period = (THIN_WAVES, grid.waves) if grid.persistent else (1, kernel.ctas)
+    a_period //= periods
+    most_apart = a_period // (run if grid.persistent else THIN_WAVES * grid.wide)
+    apart = -(-2 * kernel.tile_steps // (periods * most_steps))
+    apart = max(1, min(apart, most_apart))
+    numbers = np.arange(a_period)
+    first = numbers[numbers // run % apart == 0]
+    second = numbers[numbers // run % apart == apart // 2]
+    chosen = np.append(first, second + (a_period if periods > 1 else 0))
+    part = grid.part(chosen) if grid.persistent else grid.of_ctas(chosen)
+    return _beginning(kernel, part, 2, 1)
+
+
+def _blocks(grid: Grid, period: int, most_steps: int) -> Plan:
+    """Blocks of waves from the strata of a period, each from another one of the periods."""
+    kernel = grid.kernel
+    periods = kernel.ctas // period
+    waves = grid.waves // periods
+    a_wave = kernel.tile_steps / grid.waves
+    number = max(BLOCKS, int(most_steps / (a_wave * BLOCK_WAVES)))
+    if number * BLOCK_WAVES > waves:  # hardly any less than a period, of which two tell the others
+        return _first_periods(grid, periods, min(2, periods), 1)
+    strata = np.linspace(0, waves, number + 1)
+    phases = (np.arange(number) + 0.5) * GOLDEN % 1.0
+    first = (strata[:-1] + phases * (np.diff(strata) - BLOCK_WAVES)).astype(np.int64)
+    first += np.arange(number) * periods // number * period // grid.wide
+    picked = (first[:, None] + np.arange(BLOCK_WAVES)).ravel()
+    part = grid.part(np.concatenate([[0], picked, [picked[-1] + 1]]))
+    own = _bytes_by_wave(grid, np.append(0, picked))
+    ends = np.cumsum(own)[BLOCK_WAVES::BLOCK_WAVES]
+    middles = np.cumsum(own)[BLOCK_WAVES // 2 :: BLOCK_WAVES]
+    weights = _stratum_bytes(grid, strata, waves)
+    weights *= sum(asked_bytes(kernel)) / weights.sum()
+    measured = [Measured(*of_block) for of_block in zip(middles, ends, weights, strict=True)]
+    return Plan(part, measured, counts=False)
+
+
+def _bytes_by_wave(grid: Grid, waves: IntArray) -> NDArray[np.float64]:
+    """L2 bytes of each of these waves."""
+    kernel = grid.kernel
+    bytes_by_loop = np.array([sum(trip_bytes(loop)) for loop in kernel.loops])
+    return np.array(
+        [bytes_by_loop @ kernel.trips_of(grid.items_of(w)).sum(axis=1) for w in waves.tolist()],
+        np.float64,
+    )
+
+
+def _stratum_bytes(grid: Grid, strata: NDArray[np.float64], waves: int) -> NDArray[np.float64]:
+    """L2 bytes of the strata of the first `waves`, told by at most 16 waves of each."""
+    of_stratum = []
+    for start, end in pairwise(strata):
+        seen = np.unique(np.linspace(start, min(end, waves - 1), 16).astype(np.int64))
+        of_stratum.append(float(_bytes_by_wave(grid, seen).mean()) * (end - start))
+    return np.array(of_stratum)

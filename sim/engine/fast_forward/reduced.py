@@ -1,0 +1,219 @@
+"""Kernels made smaller: some of a grid's CTAs alone, and many trips made one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sim.inputs.hardware import HardwareProfile
+from sim.machine import ctas_per_sm
+from sim.tile_program import (
+    COUNTED_ITEMS,
+    Compute,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    OfItem,
+    Store,
+    Stream,
+    Tensor,
+    spread_over,
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A kernel's items as waves of `wide`: its CTAs or, of a persistent kernel, an item of each."""
+
+    kernel: Kernel
+    wide: int
+    persistent: bool
+
+    @classmethod
+    def of(cls, kernel: Kernel, hw: HardwareProfile) -> "Grid":
+        """As the device runs it."""
+        slots = hw.sm.count * ctas_per_sm(kernel.footprint, hw)
+        persistent = kernel.items_per_cta > 1 and kernel.ctas <= slots
+        return cls(kernel, min(slots, kernel.ctas), persistent)
+
+    @property
+    def waves(self) -> int:
+        """How many, the last one perhaps not full."""
+        return self.kernel.items_per_cta if self.persistent else -(-self.kernel.ctas // self.wide)
+
+    def part(self, waves: IntArray) -> Kernel:
+        """The kernel of these waves alone, without what they do not touch."""
+        kernel = self.kernel
+        if self.persistent:
+            own = np.arange(kernel.ctas)[:, None] * kernel.items_per_cta + waves
+            return _cut(_of_items(kernel, own.ravel(), kernel.ctas, len(waves)))
+        ctas = (waves[:, None] * self.wide + np.arange(self.wide)).ravel()
+        return self.of_ctas(ctas[ctas < kernel.ctas])
+
+    def of_ctas(self, ctas: IntArray) -> Kernel:
+        """The kernel of these CTAs alone, without what they do not touch."""
+        each = self.kernel.items_per_cta
+        items = (ctas[:, None] * each + np.arange(each)).ravel()
+        return _cut(_of_items(self.kernel, items, len(ctas), each))
+
+    def items_of(self, wave: int) -> IntArray:
+        """The numbers of a wave's items."""
+        kernel, each = self.kernel, self.kernel.items_per_cta
+        if self.persistent:
+            return np.arange(kernel.ctas, dtype=np.int64) * each + wave
+        first, end = wave * self.wide, min((wave + 1) * self.wide, kernel.ctas)
+        return np.arange(first * each, end * each, dtype=np.int64)
+
+
+def _remade(
+    loop: Loop, stream: Callable[[Stream], Stream], trips: OfItem, amounts: int = 1
+) -> Loop:
+    """A loop with other streams and trips, and so many times the work in each."""
+    loads = {load: Load(stream(load.stream), load.stages) for load in loop.loads}
+
+    def op_of(op: Load | Compute | Store) -> Load | Compute | Store:
+        if isinstance(op, Load):
+            return loads[op]
+        if isinstance(op, Store):
+            return Store(stream(op.stream), op.atomic)
+        return Compute(
+            op.name,
+            tuple(loads[load] for load in op.reads if load in loads),
+            op.mma_flops * amounts,
+            op.vector_ops * amounts,
+            op.exp_count * amounts,
+            op.sram_bytes * amounts,
+        )
+
+    return Loop(trips, tuple(op_of(op) for op in loop.ops))
+
+
+def _of_items(kernel: Kernel, items: IntArray, ctas: int, items_per_cta: int) -> Kernel:
+    """The kernel of these items alone, in this order."""
+
+    def chosen(of: OfItem) -> OfItem:
+        return lambda numbers: of(items[numbers])
+
+    def stream(whole: Stream) -> Stream:
+        return replace(whole, base=chosen(whole.base), start=chosen(whole.start))
+
+    loops = tuple(_remade(loop, stream, chosen(loop.trips)) for loop in kernel.loops)
+    return replace(kernel, ctas=ctas, items_per_cta=items_per_cta, loops=loops)
+
+
+def _cut(kernel: Kernel) -> Kernel:
+    """The kernel with its tensors cut behind the last tile that it touches."""
+    tensors: dict[Tensor, Tensor] = {}
+    for whole in kernel.tensors:
+        streams = [stream for stream in kernel.streams if stream.tensor is whole]
+        if all(stream.table is None for stream in streams):
+            last = [(s, _last_tile(kernel, s)) for s in streams]
+            groups = 1 + max(t // (s.tiles_down * s.tiles_across) for s, t in last)
+            rows = max((t // s.tiles_across + 1) * s.tile_rows for s, t in last)
+            tensors[whole] = replace(
+                whole, groups=groups, rows=min(rows, whole.rows) if groups == 1 else whole.rows
+            )
+
+    def stream(whole: Stream) -> Stream:
+        return replace(whole, tensor=tensors.get(whole.tensor, whole.tensor))
+
+    return replace(kernel, loops=tuple(_remade(loop, stream, loop.trips) for loop in kernel.loops))
+
+
+def _last_tile(kernel: Kernel, stream: Stream) -> int:
+    """The highest number of a tile that it touches in any trip."""
+    for loop, trips in zip(kernel.loops, kernel.trips, strict=True):
+        if any(not isinstance(op, Compute) and op.stream is stream for op in loop.ops):
+            base = stream.base(kernel.items)
+            touched = np.maximum(base, base + stream.stride * (trips - 1))[trips > 0]
+            return int(touched.max(initial=0))
+    raise AssertionError("a stream of no loop")
+
+
+def coarse(kernel: Kernel, grain: int) -> Kernel:
+    """The kernel with `grain` trips of its long loops made one; rounded to the nearest."""
+    if grain == 1:
+        return kernel
+    long_loops = _long_loops(kernel)
+    by_rows = {stream.tensor: _by_rows(stream) for stream in _streams_of(long_loops)}
+
+    def stream(fine: Stream) -> Stream:
+        if fine.tensor not in by_rows:
+            return fine
+        return _coarse_stream(fine, grain, by_rows[fine.tensor])
+
+    def trips(of: OfItem) -> OfItem:
+        return lambda items: np.maximum(np.rint(of(items) / grain).astype(np.int64), of(items) > 0)
+
+    loops = tuple(
+        _remade(loop, stream, trips(loop.trips), grain)
+        if loop in long_loops
+        else _remade(loop, stream, loop.trips)
+        for loop in kernel.loops
+    )
+    return replace(kernel, loops=loops)
+
+
+def can_be_coarse(kernel: Kernel) -> bool:
+    """Whether the streams of the long loops go down or across their matrices, tile after tile."""
+    return all(
+        stream.table is None and abs(stream.stride) in (1, stream.tiles_across)
+        for stream in _streams_of(_long_loops(kernel))
+    )
+
+
+def _long_loops(kernel: Kernel) -> list[Loop]:
+    """The loops of more than one trip."""
+    trips = kernel.trips_of(spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS))
+    return [loop for loop, own in zip(kernel.loops, trips, strict=True) if own.max() > 1]
+
+
+def _streams_of(loops: list[Loop]) -> list[Stream]:
+    return [op.stream for loop in loops for op in loop.ops if not isinstance(op, Compute)]
+
+
+def _by_rows(stream: Stream) -> bool:
+    """Whether its tiles follow each other down a matrix, not across."""
+    return abs(stream.stride) == stream.tiles_across
+
+
+def _coarse_stream(stream: Stream, grain: int, by_rows: bool) -> Stream:
+    """`grain` tiles that follow each other down or across a matrix as one."""
+    across, down = stream.tiles_across, stream.tiles_down
+    coarse_down = -(-down // grain) if by_rows else down
+    coarse_across = across if by_rows else -(-across // grain)
+
+    def base(items: IntArray) -> IntArray:
+        tile = stream.base(items)
+        row, col = tile // across, tile % across
+        group, row = row // down, row % down
+        if by_rows:
+            row = row // grain
+        else:
+            col = col // grain
+        return (group * coarse_down + row) * coarse_across + col
+
+    return replace(
+        stream,
+        tile_rows=stream.tile_rows * grain if by_rows else stream.tile_rows,
+        tile_cols=stream.tile_cols if by_rows else stream.tile_cols * grain,
+        base=base,
+        stride=int(np.sign(stream.stride)) * (coarse_across if by_rows else 1),
+    )
+
+
+def slower(hw: HardwareProfile, grain: int) -> HardwareProfile:
+    """The device with latencies so many times as long."""
+    c = hw.calibration
+    latencies = {
+        "hbm": c.hbm.model_copy(update={"latency": c.hbm.latency * grain}),
+        "l2": c.l2.model_copy(update={"latency": c.l2.latency * grain}),
+        "sm": c.sm.model_copy(
+            update={
+                "op_latency": c.sm.op_latency * grain,
+                "cta_start": c.sm.cta_start * grain,
+            }
+        ),
+    }
+    return hw.model_copy(update={"calibration": c.model_copy(update=latencies)})

@@ -1,0 +1,1 @@
+"""What a person states: files, quantities, model shapes, hardware profiles, workloads."""

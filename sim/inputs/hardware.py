@@ -1,0 +1,311 @@
+"""Hardware profiles: what a vendor states of a GPU and, apart from it, what kernels sustain.
+
+A profile is a TOML file. `extends` makes it a variation of another one, and a scenario's
+`[hardware]` may override single figures. Every section says where its figures come from.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
+from sim.inputs.units import (
+    Bytes,
+    BytesOrNone,
+    BytesPerSecond,
+    Count,
+    FlopsPerSecond,
+    Hertz,
+    JoulesPerByte,
+    JoulesPerFlop,
+    Seconds,
+    Watts,
+)
+
+Share = float  # a fraction in (0, 1]; the fields state the bounds
+_SHARE = Field(gt=0, le=1, allow_inf_nan=False)
+
+
+class Section(BaseModel):
+    """A table of a profile: figures of one subject, and where they come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str = Field(min_length=1)
+
+
+class Hbm(Section):
+    """Device memory (also where it is GDDR)."""
+
+    capacity: Bytes
+    bandwidth: BytesPerSecond
+
+
+class L2(Section):
+    """The cache that all SMs share."""
+
+    capacity: BytesOrNone
+    bandwidth: BytesPerSecond
+
+
+class Sram(Section):
+    """Shared memory of one SM."""
+
+    capacity: Bytes
+    reserved_per_cta: BytesOrNone
+    bytes_per_clock: Count
+
+    @property
+    def max_per_cta(self) -> float:
+        """Bytes that one CTA can have: all of an SM's but what the runtime reserves."""
+        return self.capacity - self.reserved_per_cta
+
+
+class Sm(Section):
+    """Streaming multiprocessors: how many, how fast, and what one holds."""
+
+    count: Count
+    clock: Hertz
+    registers: Count
+    max_threads: Count
+    max_ctas: Count
+    fp32_lanes: Count
+    exp_per_clock: Count
+    l2_bytes_per_clock: Count
+
+
+class Tensor(Section):
+    """Dense tensor-core rates with fp32 accumulation, by dtype."""
+
+    fp16: FlopsPerSecond | None = None
+    bf16: FlopsPerSecond | None = None
+    fp8: FlopsPerSecond | None = None
+
+
+class Power(Section):
+    """Power limit of the board."""
+
+    tdp: Watts
+
+
+class Energy(Section):
+    """Energy of one byte moved or one FLOP; `idle` is drawn all the time."""
+
+    hbm_per_byte: JoulesPerByte
+    l2_per_byte: JoulesPerByte
+    sram_per_byte: JoulesPerByte
+    tensor_per_flop: JoulesPerFlop
+    idle: Watts
+
+
+class Links(Section):
+    """Bandwidths of one GPU's links, a direction: to the host, to peers, and to other nodes.
+
+    `node_gpus` is how many GPUs a node has that `peer` joins; without it, all.
+    """
+
+    host: BytesPerSecond | None = None
+    peer: BytesPerSecond | None = None
+    network: BytesPerSecond | None = None
+    node_gpus: Count | None = None
+
+
+class HbmCalibration(Section):
+    """Share of the HBM bandwidth that is sustained, and load-to-use latency from HBM."""
+
+    sustained: Share = _SHARE
+    latency: Seconds
+
+
+class L2Calibration(Section):
+    """Sustained share of the L2 bandwidth, share of its capacity that data sees, latency."""
+
+    sustained: Share = _SHARE
+    effective_capacity: Share = _SHARE
+    latency: Seconds
+
+
+class TensorCalibration(Section):
+    """Shares of the tensor rate that a tile loop reaches, by instruction path.
+
+    `mma_sync` is the warp-level instruction, `native` the device's best (wgmma on sm90).
+    """
+
+    native: Share = _SHARE
+    mma_sync: Share = _SHARE
+
+
+class SmCalibration(Section):
+    """Sustained shares of an SM's other pipes, and fixed costs.
+
+    `mma_issue` is the share of a matmul's time in which the SM can issue nothing else: 0 lets
+    softmax overlap another CTA's matmul wholly, 1 not at all. `async_issue` is the same of matmuls
+    that are issued asynchronously (`Kernel.tensor_path`).
+    """
+
+    vector: Share = _SHARE
+    exp: Share = _SHARE
+    sram: Share = _SHARE
+    mma_issue: float = Field(ge=0, le=1, allow_inf_nan=False)
+    async_issue: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    op_latency: Seconds
+    cta_start: Seconds
+
+
+class LaunchCalibration(Section):
+    """Host time of one kernel launch, and device time between dependent kernels."""
+
+    latency: Seconds
+    gap: Seconds
+
+
+class LinksCalibration(Section):
+    """Share of the links' bandwidths that is sustained, and latencies of a transfer."""
+
+    sustained: Share = _SHARE
+    latency: Seconds
+    network_latency: Seconds
+
+
+class Calibration(BaseModel):
+    """What kernels reach of the vendor's figures, and costs that no datasheet states."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    hbm: HbmCalibration
+    l2: L2Calibration
+    tensor: TensorCalibration
+    sm: SmCalibration
+    launch: LaunchCalibration
+    links: LinksCalibration
+
+
+class HardwareProfile(BaseModel):
+    """One GPU. All figures are SI floats once parsed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    title: str
+    arch: Literal[
+        "sm70", "sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "gfx942"
+    ]  # public kernels choose tiles by it
+    hbm: Hbm
+    l2: L2
+    sram: Sram
+    sm: Sm
+    tensor: Tensor
+    power: Power | None = None
+    energy: Energy | None = None
+    links: Links | None = None
+    calibration: Calibration
+
+    @model_validator(mode="after")
+    def _reserve_fits(self) -> "HardwareProfile":
+        if self.sram.max_per_cta <= 0:
+            raise ValueError("sram.capacity must exceed sram.reserved_per_cta")
+        return self
+
+    def tensor_flops_per_s(self, dtype: str) -> float | None:
+        """The vendor's dense tensor rate for `dtype`, or None where the device has none."""
+        rate: float | None = getattr(self.tensor, dtype, None)
+        return rate
+
+    @property
+    def matmul_by_warp_group(self) -> bool:
+        """Whether a warp group, not a warp, issues the native matmul (wgmma, tcgen05)."""
+        return self.arch in ("sm90", "sm100")
+
+    @property
+    def vector_ops_per_s(self) -> float:
+        """Lane operations (an FMA is one) a second over the whole device."""
+        return self.sm.count * self.sm.fp32_lanes * self.sm.clock
+
+
+def load_profile(
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    where: str = "",
+    beside: Path | None = None,
+) -> HardwareProfile:
+    """The profile `name` (shipped name or path) with `overrides` laid over it.
+
+    `where` names the file that overrides, for messages. Raises InputError.
+    """
+    path = find_toml(name, "hw_profiles", "profile", beside)
+    label = str(path) if path.parent.name != "hw_profiles" else f"hw_profiles/{path.name}"
+    data = _with_parents(path, label, ())
+    if overrides:
+        known = list(HardwareProfile.model_fields)
+        for key in overrides:
+            if key not in known:
+                raise InputError(
+                    f"{where}: hardware.{key}: unknown key; {nearest(key, ['profile', *known])}"
+                )
+        checked(HardwareProfile, {"name": path.stem, **data}, label)
+        data = _overlay(data, overrides, where)
+        return checked(HardwareProfile, {"name": path.stem, **data}, where, "hardware")
+    return checked(HardwareProfile, {"name": path.stem, **data}, label)
+
+
+def variation_toml(
+    title: str,
+    parent: Path,
+    folder: Path,
+    tables: Mapping[str, Any],
+    source: Callable[[str, list[str]], str],
+) -> str:
+    """A profile file, to stand in `folder`, that lays `tables` over the profile at `parent`.
+
+    `source` says of a section's name and the figures in it where they come from.
+    """
+    shipped = parent.parent == Path(str(resources.files("hw_profiles")))
+    extends = parent.stem if shipped else os.path.relpath(parent.resolve(), folder.resolve())
+
+    def with_sources(table: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+        figures = [key for key, value in table.items() if not isinstance(value, Mapping)]
+        parts = {
+            key: with_sources(value, f"{name}.{key}".lstrip("."))
+            if isinstance(value, Mapping)
+            else value
+            for key, value in table.items()
+        }
+        if name and figures:
+            parts["source"] = f"{source(name, figures)}. The rest: {extends}."
+        return parts
+
+    return tomli_w.dumps({"title": title, "extends": extends, **with_sources(tables)})
+
+
+def _with_parents(path: Path, label: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        chain = " -> ".join(p.stem for p in (*seen, path))
+        raise InputError(f"{label}: extends: the profiles extend each other in a circle: {chain}")
+    data = read_toml(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise InputError(f"{label}: extends = {parent}: the name of a profile was expected")
+    try:
+        parent_path = find_toml(parent, "hw_profiles", "profile", path.parent)
+    except InputError as error:
+        raise InputError(f"{label}: extends: {error}") from None
+    base = _with_parents(parent_path, str(parent_path), (*seen, path.resolve()))
+    return _overlay(base, data, label)
+
+
+def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """`changes` laid over `base`; a section that changes without a source says who changed it."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            merged[key] = _overlay(base[key], value, who)
+            if "source" in base[key] and "source" not in value:
+                changed = ", ".join(value)
+                merged[key]["source"] = f"{changed}: set by {who}. The rest: {base[key]['source']}"
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,168 @@
+"""What is to be computed: the attention of one layer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from sim.inputs.files import nearest
+from sim.inputs.shapes import MODELS
+from sim.inputs.units import Count, CountOrNone
+
+Dtype = Literal["fp32", "fp16", "bf16", "fp8"]
+KvDtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
+Phase = Literal["prefill", "decode", "training"]
+Mask = Literal["full", "causal", "window"]
+DTYPE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+KV_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4}
+# Backward takes five matmuls where forward takes two (FlashAttention's benchmarks count so:
+# Dao-AILab/flash-attention, benchmarks/benchmark_flash_attention.py).
+TRAINING_FLOPS = 3.5
+
+
+@dataclass(frozen=True)
+class AttentionWorkload:
+    """Attention of one layer: shapes, dtype and mask.
+
+    `window` is how many of the latest keys a query sees, itself included (it implies `causal`).
+    Query i stands at position seq_kv - seq_q + i, as in decoding with a cache. `training` is a pass
+    forward and one backward; `tokens` are decoded one after the other, each with a cache of seq_kv.
+    `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
+    `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
+    elements each (V padded to it).
+    """
+
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_q: int
+    seq_kv: int
+    head_dim: int
+    dtype: Dtype
+    causal: bool = False
+    window: int | None = None
+    phase: Phase = "prefill"
+    tokens: int = 1
+    dropout: bool = False
+    kv_dtype: KvDtype | None = None
+    latent_dim: int | None = None
+    rope_dim: int = 0
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one element of Q, K, V and O."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def mask(self) -> Mask:
+        """Which keys a query may see."""
+        return "window" if self.window is not None else "causal" if self.causal else "full"
+
+    def visible_keys(self, first_row: int, last_row: int) -> tuple[int, int]:
+        """The range [low, high) of keys that any of the query rows first..last may see."""
+        offset = self.seq_kv - self.seq_q
+        high = self.seq_kv if not self.causal else min(self.seq_kv, offset + last_row + 1)
+        low = 0 if self.window is None else max(0, offset + first_row + 1 - self.window)
+        return min(low, max(high, 0)), max(high, 0)
+
+    @property
+    def visible_pairs(self) -> int:
+        """(query, key) pairs that the mask lets through, of one head of one sequence."""
+        if not self.causal:
+            return self.seq_q * self.seq_kv
+        first = self.seq_kv - self.seq_q + 1  # keys that the first query sees
+        most = self.seq_kv if self.window is None else min(self.window, self.seq_kv)
+        if first >= most:
+            return self.seq_q * most
+        growing = most - first
+        return (first + most - 1) * growing // 2 + (self.seq_q - growing) * most
+
+    @property
+    def useful_flops(self) -> int:
+        """FLOPs of the matmuls over the visible pairs: forward 4 d a pair, as FlashAttention."""
+        forward = 4 * self.head_dim * self.visible_pairs * self.batch * self.heads * self.tokens
+        return int(forward * TRAINING_FLOPS) if self.phase == "training" else forward
+
+
+class WorkloadTable(BaseModel):
+    """The `[workload]` table of a scenario file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: str | None = None
+    batch: Count = 1
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    head_dim: Count | None = None
+    seq_len: Count | None = None
+    seq_q: Count | None = None
+    seq_kv: Count | None = None
+    dtype: Dtype = "fp16"
+    causal: bool | None = None
+    window: Count | None = None
+    phase: Phase = "prefill"
+    tokens: Count = 1
+    dropout: bool = False
+    kv_dtype: KvDtype | None = None
+    latent_dim: Count | None = None
+    rope_dim: CountOrNone | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, model: str | None) -> str | None:
+        if model is not None and model not in MODELS:
+            raise ValueError(f"no such model; {nearest(model, MODELS)}")
+        return model
+
+    @model_validator(mode="after")
+    def _complete(self) -> "WorkloadTable":
+        self.workload()
+        return self
+
+    def workload(self) -> AttentionWorkload:
+        """The workload that the table describes; raises ValueError where it describes none."""
+        shape = MODELS[self.model] if self.model else None
+        heads = self.heads or (shape.heads if shape else None)
+        head_dim = self.head_dim or (shape.head_dim if shape else None)
+        if heads is None or head_dim is None:
+            raise ValueError("give either model, or heads and head_dim")
+        kv_heads = self.kv_heads or (shape.kv_heads if shape and not self.heads else heads)
+        if heads % kv_heads:
+            raise ValueError(f"heads = {heads} must be a multiple of kv_heads = {kv_heads}")
+        seq_q, seq_kv = self._lengths(shape.context if shape else None)
+        window = self.window or (shape.window if shape else None)
+        causal = self.causal if self.causal is not None else bool(shape or window)
+        if window is not None and not causal:
+            raise ValueError("window goes with causal = true: a query sees its latest keys")
+        if self.tokens > 1 and self.phase != "decode":
+            raise ValueError(f'tokens = {self.tokens} goes with phase = "decode"')
+        if causal and seq_q > seq_kv:
+            raise ValueError(f"causal needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
+        return AttentionWorkload(
+            batch=self.batch,
+            heads=heads,
+            kv_heads=kv_heads,
+            seq_q=seq_q,
+            seq_kv=seq_kv,
+            head_dim=head_dim,
+            dtype=self.dtype,
+            causal=causal,
+            window=window if window is not None and window < seq_kv else None,
+            phase=self.phase,
+            tokens=self.tokens,
+            dropout=self.dropout,
+            kv_dtype=self.kv_dtype if self.kv_dtype != self.dtype else None,
+            latent_dim=self.latent_dim or (shape.latent_dim if shape else None),
+            rope_dim=self.rope_dim if self.rope_dim is not None else shape.rope_dim if shape else 0,
+        )
+
+    def _lengths(self, context: int | None) -> tuple[int, int]:
+        length = self.seq_len or context
+        seq_kv = self.seq_kv or length
+        seq_q = self.seq_q or (1 if self.phase == "decode" else length)
+        if seq_q is None or seq_kv is None:
+            raise ValueError("give seq_len, or both seq_q and seq_kv")
+        if self.seq_len and self.seq_q and self.seq_kv:
+            raise ValueError("give seq_len, or seq_q and seq_kv, not all three")
+        if self.phase == "decode" and seq_q > seq_kv:
+            raise ValueError(f"decode needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
+        return seq_q, seq_kv

@@ -1,0 +1,167 @@
+"""The machine both engines run on: a profile's pipes at the rates that kernels sustain.
+
+A pipe is a FIFO server. Each SM has its own tensor, vector, exp, SRAM and issue pipes and a port to
+L2; L2 and HBM are one pipe each for the device.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.tile_program import Compute, Footprint, Kernel, Transfer
+
+TENSOR, VECTOR, EXP, SRAM, ISSUE, PORT = range(6)
+SM_PIPES = 6
+L2, HBM = 6, 7
+# Causes to which critical time goes: the pipes by their numbers, then what no pipe serves.
+L2_LATENCY, HBM_LATENCY, OP_LATENCY, CTA_START = 8, 9, 10, 11
+CAUSES = (
+    "tensor",
+    "vector",
+    "exp",
+    "sram",
+    "issue",
+    "sm_port",
+    "l2",
+    "hbm",
+    "l2_latency",
+    "hbm_latency",
+    "op_latency",
+    "cta_start",
+)
+N_CAUSES = len(CAUSES)
+
+# An SM issues one warp instruction a clock on each of 4 sub-partitions: 4 x 32 lanes (CUDA C++
+# Programming Guide, sections "Compute Capability 7.x" to "9.0").
+ISSUE_LANES = 128
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Sustained rates and fixed times of a profile, in SI."""
+
+    sms: int
+    hbm_bytes_per_s: float
+    l2_bytes_per_s: float
+    port_bytes_per_s: float
+    l2_capacity_bytes: int
+    l2_latency_s: float
+    hbm_latency_s: float
+    op_latency_s: float
+    cta_start_s: float
+
+
+def machine_of(hw: HardwareProfile) -> Machine:
+    """The machine that a profile describes."""
+    calibration = hw.calibration
+    return Machine(
+        sms=hw.sm.count,
+        hbm_bytes_per_s=hw.hbm.bandwidth * calibration.hbm.sustained,
+        l2_bytes_per_s=hw.l2.bandwidth * calibration.l2.sustained,
+        port_bytes_per_s=hw.sm.l2_bytes_per_clock * hw.sm.clock,
+        l2_capacity_bytes=int(hw.l2.capacity * calibration.l2.effective_capacity),
+        l2_latency_s=calibration.l2.latency,
+        hbm_latency_s=calibration.hbm.latency,
+        op_latency_s=calibration.sm.op_latency,
+        cta_start_s=calibration.sm.cta_start,
+    )
+
+
+def service_times_s(
+    op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str
+) -> NDArray[np.float64]:
+    """Seconds that one worker's share of `op` takes of each SM pipe.
+
+    A dtype without a tensor rate (fp32) has its matmuls on the vector pipe. Returns shape (6,).
+    """
+    sm, calibration = hw.sm, hw.calibration
+    service_s = np.zeros(SM_PIPES)
+    vector_ops = float(op.vector_ops)
+    tensor_rate = hw.tensor_flops_per_s(dtype)
+    if tensor_rate is None:
+        vector_ops += op.mma_flops / 2  # an FMA is two FLOPs
+    else:
+        by_warp = kernel.tensor_path == "mma_sync"
+        sustained = calibration.tensor.mma_sync if by_warp else calibration.tensor.native
+        service_s[TENSOR] = op.mma_flops / (tensor_rate / sm.count * sustained)
+    service_s[VECTOR] = vector_ops / (sm.fp32_lanes * sm.clock * calibration.sm.vector)
+    service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
+    service_s[SRAM] = op.sram_bytes / (hw.sram.bytes_per_clock * sm.clock * calibration.sm.sram)
+    issued = (vector_ops + op.exp_count) / (ISSUE_LANES * sm.clock)
+    asynchronous = kernel.tensor_path == "asynchronous"
+    blocking = calibration.sm.async_issue if asynchronous else calibration.sm.mma_issue
+    service_s[ISSUE] = issued + blocking * service_s[TENSOR]
+    return service_s / kernel.footprint.workers
+
+
+def ctas_per_sm(footprint: Footprint, hw: HardwareProfile) -> int:
+    """How many such CTAs one SM holds at once: by SRAM, registers, threads and CTA slots.
+
+    Registers are dealt a warp in units of 256 (CUDA occupancy calculator). Raises InputError where
+    not even one fits.
+    """
+    warps = -(-footprint.threads // 32)
+    registers = warps * (-(-footprint.registers_per_thread * 32 // 256) * 256)
+    room = {
+        "SRAM": int(hw.sram.capacity // (footprint.sram_bytes + hw.sram.reserved_per_cta))
+        if footprint.sram_bytes + hw.sram.reserved_per_cta
+        else hw.sm.max_ctas,
+        "registers": hw.sm.registers // registers,
+        "threads": hw.sm.max_threads // footprint.threads,
+        "CTA slots": hw.sm.max_ctas,
+    }
+    limit = min(room, key=lambda name: room[name])
+    if room[limit] < 1:
+        raise InputError(f"one CTA does not fit an SM of {hw.name}: too little of its {limit}")
+    return room[limit]
+
+
+Kind = Literal["peer", "network", "to host", "from host"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """What joins two ends: its kind, sustained bytes a second a direction, and latency."""
+
+    kind: Kind
+    bytes_per_s: float
+    latency_s: float
+
+
+def link_of(hw: HardwareProfile, gpu: int, transfer: Transfer) -> Link:
+    """The link that a transfer of GPU `gpu` takes; raises InputError where there is none."""
+    if transfer.from_host:
+        return host_link(hw, "from host")
+    if transfer.to == "host":
+        return host_link(hw, "to host")
+    return peer_link(hw, gpu, transfer.to)
+
+
+def host_link(hw: HardwareProfile, kind: Kind) -> Link:
+    """The link to the host's memory; raises InputError without one."""
+    if hw.links is None or hw.links.host is None:
+        raise InputError(f"{hw.name} has no links.host: the link to the host's memory")
+    calibration = hw.calibration.links
+    return Link(kind, hw.links.host * calibration.sustained, calibration.latency)
+
+
+def peer_link(hw: HardwareProfile, gpu: int, to: int) -> Link:
+    """The link from one GPU to another: links.peer within a node, links.network beyond.
+
+    A node has `links.node_gpus`. Raises InputError where the profile has no such link.
+    """
+    links, calibration = hw.links, hw.calibration.links
+    if links is None or links.peer is None:
+        raise InputError(f"{hw.name} has no links.peer: the link to other GPUs")
+    if links.node_gpus is None or gpu // links.node_gpus == to // links.node_gpus:
+        return Link("peer", links.peer * calibration.sustained, calibration.latency)
+    if links.network is None:
+        raise InputError(
+            f"{hw.name} has no links.network: the link beyond the {links.node_gpus} GPUs of a node "
+            "(links.node_gpus)"
+        )
+    return Link("network", links.network * calibration.sustained, calibration.network_latency)

@@ -1,0 +1,1 @@
+"""Scenarios run: jobs, records and their files, differences, sweeps and their store."""

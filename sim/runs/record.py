@@ -1,0 +1,178 @@
+"""What a run says: one record a schedule and point, and their table."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
+
+from sim.device.run import EngineName
+
+_AS_SAVED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what `load` takes
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """One kernel of a schedule. Shares and utilisations are of the vendor's figures.
+
+    Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
+    its other figures are of one launch.
+    """
+
+    __pydantic_config__ = _AS_SAVED
+    name: str
+    launches: int
+    start_s: float
+    time_s: float
+    ctas: int
+    ctas_per_sm: int
+    tile_steps: int
+    flops: int
+    vector_ops: int
+    exp_count: int
+    sram_bytes: int
+    hbm_read_bytes: int
+    hbm_write_bytes: int
+    l2_dirty_bytes: int
+    l2_read_bytes: int
+    l2_write_bytes: int
+    l2_hit_rate: float
+    tensor_utilisation: float
+    hbm_utilisation: float
+    occupancy: float
+    bottleneck: str
+    critical_time_s: dict[str, float]
+
+    @property
+    def bottleneck_share(self) -> float:
+        """Share of the kernel's time that went to its bottleneck."""
+        return self.critical_time_s[self.bottleneck] / self.time_s
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What the device did over time, in bins of `bin_width_s`, kernel by kernel.
+
+    Several GPUs have one timeline, of what they did in the mean. Each track has one value a bin:
+    shares of the vendor's HBM bandwidth and tensor rate, the hit rate of L2 loads, and the HBM
+    bytes on their way to SMs.
+    """
+
+    __pydantic_config__ = _AS_SAVED
+    kernel: str
+    start_s: float
+    bin_width_s: float
+    hbm_utilisation: list[float]
+    tensor_utilisation: list[float]
+    l2_hit_rate: list[float]
+    hbm_bytes_in_flight: list[float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which schedule on which device, in the words of the scenario.
+
+    `schedule` is the title, `options` the schedule's table without its label, `point` the swept
+    keys, `hardware` the profile's name, and `overrides` what the scenario lays over the profile, by
+    dotted key ({"l2.capacity": "100 MiB"}), swept or not.
+    """
+
+    schedule: str
+    options: dict[str, Any]
+    point: dict[str, Any]
+    hardware: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One schedule on one point of a scenario.
+
+    What was asked stands there as in `Asked`; `options` and `overrides` are None in files that
+    attnsim wrote before it kept them.
+
+    `hbm_write_bytes` counts all that the schedule makes dirty, also the `l2_dirty_bytes` that are
+    still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
+    counts the (query, key) pairs that the mask shows, `flops` what the tiles compute. Bytes, FLOPs
+    and energy are of all `gpus` together, utilisations and shares their mean, `peak_hbm_bytes` the
+    fullest one's. `link_wait_s` is the communication that nothing hid: how long a GPU's kernels
+    waited for transfers and, once they were done, it for what its outputs still lacked, in the
+    mean.
+    """
+
+    __pydantic_config__ = _AS_SAVED
+    schedule: str
+    point: dict[str, Any]
+    workload: dict[str, Any]
+    hardware: str
+    status: Literal["ok", "out of memory", "failed"]  # failed: only in a sweep, with its reason
+    reason: str | None = None
+    time_s: PositiveFloat | None = None
+    flops: int | None = None
+    useful_flops: int | None = None
+    hbm_read_bytes: int | None = None
+    hbm_write_bytes: int | None = None
+    l2_dirty_bytes: int | None = None
+    l2_bytes: int | None = None
+    l2_hit_rate: float | None = None
+    sram_bytes: int | None = None
+    peak_hbm_bytes: int | None = None
+    tensor_utilisation: float | None = None
+    hbm_utilisation: float | None = None
+    occupancy: float | None = None
+    bottleneck: str | None = None
+    bottleneck_shares: dict[str, float] = field(default_factory=dict)
+    energy_j: float | None = None
+    gpus: PositiveInt = 1
+    link_bytes: int = 0
+    link_wait_s: float = 0.0
+    fast_forward: dict[str, float] | None = None
+    kernels: list[KernelResult] = field(default_factory=list)
+    timeline: list[Timeline] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    options: dict[str, Any] | None = None
+    overrides: dict[str, Any] | None = None
+    engine: EngineName = "replay"
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hbm_bytes(self) -> int | None:
+        """HBM reads and writes together."""
+        if self.hbm_read_bytes is None or self.hbm_write_bytes is None:
+            return None
+        return self.hbm_read_bytes + self.hbm_write_bytes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Overrides and options under the keys by which scenarios sweep them.
+
+        Such as hardware.l2.capacity, schedule.flash2.tile.q and, besides, schedule.name.
+        """
+        options = dict(self.options or {})
+        name = options.pop("name", None)
+        schedule = {"name": name, name: options} if name else {}
+        return flat({"hardware": self.overrides or {}, "schedule": schedule})
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a nested table holds, by dotted keys; but for where its figures come from."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif key != "source":
+            found[prefix + key] = value
+    return found
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of what determines a result."""
+    names = ("attnsim", "numba", "numpy", "simpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }

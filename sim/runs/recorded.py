@@ -1,0 +1,277 @@
+"""What a run on the device comes to as a record."""
+
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.device.memory import OutOfMemoryError
+from sim.device.run import DeviceRun, EngineName, Launched
+from sim.engine.compiled import timeline as tl
+from sim.engine.kernel_run import KernelRun
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import show
+from sim.inputs.workload import AttentionWorkload
+from sim.machine import CAUSES, TENSOR
+from sim.runs.record import Asked, KernelResult, Record, Timeline, versions
+
+Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
+
+
+def record_of_oom(
+    asked: Asked,
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+    error: OutOfMemoryError,
+    engine: EngineName,
+) -> Record:
+    """The record of a schedule whose tensors do not fit."""
+    reason = (
+        f"{error.tensor.name} needs {show(error.tensor.bytes, 'B')}, "
+        f"{show(error.free_bytes, 'B')} of {show(hw.hbm.capacity, 'B')} are free"
+    )
+    return Record(
+        **vars(asked),
+        workload=asdict(w),
+        status="out of memory",
+        reason=reason,
+        engine=engine,
+        useful_flops=w.useful_flops,
+        versions=dict(versions()),
+    )
+
+
+def record_of(
+    asked: Asked, w: AttentionWorkload, hw: HardwareProfile, run: DeviceRun, engine: EngineName
+) -> Record:
+    """The record of a schedule that ran."""
+    runs = distinct(run)
+    kernels = [kernel_result(*first, w, hw) for first in runs]
+
+    def total(amount: str) -> int:
+        return sum(getattr(kernel, amount) * kernel.launches for kernel in kernels)
+
+    def mean(share: str) -> float:
+        weights = [kernel.time_s * kernel.launches for kernel in kernels]
+        return float(np.average([getattr(kernel, share) for kernel in kernels], weights=weights))
+
+    hbm_read_bytes = total("hbm_read_bytes")
+    hbm_write_bytes = total("hbm_write_bytes") + run.l2_dirty_bytes
+    l2_read_bytes = total("l2_read_bytes")
+    l2_bytes = l2_read_bytes + total("l2_write_bytes")
+    hit_bytes = sum(first.run.l2_hit_bytes * launches for first, launches in runs)
+    flops, sram_bytes = total("flops"), total("sram_bytes")
+    link_wait_s, idle_s = _waits_s(run)
+    shares = _shares(kernels, run, link_wait_s, idle_s)
+    gpu_s = run.gpus * run.time_s
+    hbm_bytes = hbm_read_bytes + hbm_write_bytes
+    energy_j = _energy_j(hw, gpu_s, hbm_bytes, l2_bytes, sram_bytes, flops)
+    skipped = _fast_forward(run)
+    if skipped and energy_j:
+        time_error, hbm_error = skipped["time_error"], skipped["hbm_error"]
+        of_it_j = _energy_j(hw, time_error * gpu_s, hbm_error * hbm_bytes, 0, 0, 0) or 0.0
+        skipped["energy_error"] = of_it_j / energy_j
+    return Record(
+        **vars(asked),
+        workload=asdict(w),
+        status="ok",
+        time_s=run.time_s,
+        flops=flops,
+        useful_flops=w.useful_flops,
+        hbm_read_bytes=hbm_read_bytes,
+        hbm_write_bytes=hbm_write_bytes,
+        l2_dirty_bytes=run.l2_dirty_bytes,
+        l2_bytes=l2_bytes,
+        l2_hit_rate=hit_bytes / max(l2_read_bytes, 1),
+        sram_bytes=sram_bytes,
+        peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
+        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / gpu_s,
+        hbm_utilisation=(hbm_bytes - run.l2_dirty_bytes) / hw.hbm.bandwidth / gpu_s,
+        occupancy=mean("occupancy"),
+        bottleneck=next(iter(shares)),
+        bottleneck_shares=shares,
+        energy_j=energy_j,
+        gpus=run.gpus,
+        link_bytes=sum(sent.transfer.bytes for sent in run.sent),
+        link_wait_s=link_wait_s,
+        fast_forward=skipped,
+        kernels=kernels,
+        timeline=timelines_of(run, w, hw),
+        memory=[asdict(change) for change in run.memory],
+        engine=engine,
+        versions=dict(versions()),
+    )
+
+
+def _peak_flops_per_s(w: AttentionWorkload, hw: HardwareProfile) -> float:
+    """The vendor's rate for the workload's matmuls: tensor cores, or fp32 lanes without them."""
+    return hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
+
+
+def _fast_forward(run: DeviceRun) -> dict[str, float] | None:
+    """Tile steps that were not replayed, and the estimated relative errors that come of it."""
+    skipped = [
+        (first.run, first.run.fast_forward, launches)
+        for first, launches in distinct(run)
+        if first.run.fast_forward is not None
+    ]
+    if not skipped:
+        return None
+    hbm_bytes = sum(k.run.hbm_read_bytes + k.run.hbm_write_bytes for k in run.kernels)
+    return {
+        "steps_skipped": sum(part.steps_skipped for _, part, _ in skipped),
+        "time_error": sum(part.time_error * one.time_s * n for one, part, n in skipped)
+        / (run.gpus * run.time_s),
+        "hbm_error": sum(
+            part.hbm_error * (one.hbm_read_bytes + one.hbm_write_bytes) * n
+            for one, part, n in skipped
+        )
+        / max(hbm_bytes, 1),
+    }
+
+
+def distinct(run: DeviceRun) -> list[tuple[Launched, int]]:
+    """The first launch of every replay, and how many launches it stands for."""
+    launches: dict[int, list[Launched]] = {}
+    for launched in run.kernels:
+        launches.setdefault(id(launched.run), []).append(launched)
+    return [(same[0], len(same)) for same in launches.values()]
+
+
+def kernel_result(
+    launched: Launched, launches: int, w: AttentionWorkload, hw: HardwareProfile
+) -> KernelResult:
+    """What is said of one kernel."""
+    run, kernel = launched.run, launched.run.kernel
+    critical = {c: float(s) for c, s in zip(CAUSES, run.path_s, strict=True) if s > 0}
+    resident_s = float((run.cta_end_s - run.cta_start_s).sum())
+    if run.fast_forward is not None:  # of the CTAs that were replayed
+        resident_s *= run.time_s / run.fast_forward.replayed_s
+    flops = run.executed("mma_flops")
+    return KernelResult(
+        name=kernel.name,
+        launches=launches,
+        start_s=launched.start_s,
+        time_s=run.time_s,
+        ctas=kernel.ctas,
+        ctas_per_sm=run.ctas_per_sm,
+        tile_steps=kernel.tile_steps,
+        flops=flops,
+        vector_ops=run.executed("vector_ops"),
+        exp_count=run.executed("exp_count"),
+        sram_bytes=run.executed("sram_bytes"),
+        hbm_read_bytes=run.hbm_read_bytes,
+        hbm_write_bytes=run.hbm_write_bytes,
+        l2_dirty_bytes=run.l2_dirty_bytes,
+        l2_read_bytes=run.l2_read_bytes,
+        l2_write_bytes=run.l2_write_bytes,
+        l2_hit_rate=run.l2_hit_bytes / max(run.l2_read_bytes, 1),
+        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / run.time_s,
+        hbm_utilisation=(run.hbm_read_bytes + run.hbm_write_bytes) / hw.hbm.bandwidth / run.time_s,
+        occupancy=resident_s
+        * kernel.footprint.threads
+        / (hw.sm.count * hw.sm.max_threads * run.time_s),
+        bottleneck=max(critical, key=lambda cause: critical[cause]),
+        critical_time_s=critical,
+    )
+
+
+def _waits_s(run: DeviceRun) -> tuple[float, float]:
+    """How long a GPU waited for transfers, and how long it idled once it was done, in the mean."""
+    worked_s, ended_s = [0.0] * run.gpus, [0.0] * run.gpus
+    for launched in run.kernels:
+        worked_s[launched.gpu] = launched.start_s + launched.run.time_s
+    for sent in run.sent:
+        transfer = sent.transfer
+        if isinstance(transfer.to, int) and transfer.buffer and transfer.buffer.role == "output":
+            ended_s[transfer.to] = max(ended_s[transfer.to], sent.end_s)
+    ended_s = [max(times_s) for times_s in zip(worked_s, ended_s, strict=True)]
+    waited_s = sum(launched.waited_s for launched in run.kernels) + sum(ended_s) - sum(worked_s)
+    return waited_s / run.gpus, run.time_s - sum(ended_s) / run.gpus
+
+
+def _shares(
+    kernels: list[KernelResult], run: DeviceRun, link_wait_s: float, idle_s: float
+) -> dict[str, float]:
+    """Shares of the GPUs' time by what was critical, largest first; launches are the rest."""
+    totals: dict[str, float] = {}
+    for kernel in kernels:
+        for cause, critical_s in kernel.critical_time_s.items():
+            totals[cause] = totals.get(cause, 0.0) + critical_s * kernel.launches
+    if run.sent:
+        totals["link"] = link_wait_s * run.gpus
+        totals["idle"] = idle_s * run.gpus
+    totals["launch"] = run.gpus * run.time_s - sum(totals.values())
+    ordered = sorted(totals.items(), key=lambda entry: -entry[1])
+    return {cause: critical_s / (run.gpus * run.time_s) for cause, critical_s in ordered}
+
+
+def _energy_j(
+    hw: HardwareProfile,
+    gpu_s: float,
+    hbm_bytes: float,
+    l2_bytes: int,
+    sram_bytes: int,
+    flops: int,
+) -> float | None:
+    if hw.energy is None:
+        return None
+    e = hw.energy
+    moved = hbm_bytes * e.hbm_per_byte + l2_bytes * e.l2_per_byte + sram_bytes * e.sram_per_byte
+    return moved + flops * e.tensor_per_flop + gpu_s * e.idle
+
+
+def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> list[Timeline]:
+    """One a kernel; of several GPUs one, of what they did in the mean."""
+    if run.gpus == 1:
+        return [
+            _timeline(k.run.kernel.name, k.start_s, k.run.bin_width_s, _bins(k.run), w, hw)
+            for k, _ in distinct(run)
+        ]
+    edges_s = np.linspace(0.0, run.time_s, tl.BINS + 1)
+    width_s = float(edges_s[1])
+    bins = np.zeros((tl.TRACKS, tl.BINS))
+    sums: dict[int, Bins] = {}  # of each replay's bins, up to each of its edges
+    for k in run.kernels:
+        if id(k.run) not in sums:
+            sums[id(k.run)] = np.cumsum(np.pad(_bins(k.run), ((0, 0), (1, 0))), axis=1)
+        up_to = sums[id(k.run)]
+        first, last = int(k.start_s / width_s), int((k.start_s + k.run.time_s) / width_s) + 2
+        at = (edges_s[first:last] - k.start_s) / k.run.bin_width_s
+        for track in range(tl.TRACKS):
+            so_far = np.interp(at, np.arange(up_to.shape[1]), up_to[track])
+            bins[track, first : last - 1] += np.diff(so_far)
+    return [_timeline(f"{run.gpus} GPUs", 0.0, width_s, bins / run.gpus, w, hw)]
+
+
+def _bins(run: KernelRun) -> Bins:
+    """A kernel's bins up to its end, with FLOPs on the track of the tensor pipes."""
+    bins = run.bins[:, : max(1, int(np.ceil(run.time_s / run.bin_width_s)))].copy()
+    if run.busy_s[TENSOR]:
+        bins[tl.TENSOR_BUSY] *= run.executed("mma_flops") / run.busy_s[TENSOR]
+    return bins
+
+
+def _timeline(
+    name: str,
+    start_s: float,
+    width_s: float,
+    bins: Bins,
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+) -> Timeline:
+    """The bins as shares."""
+    l2_bytes = np.maximum(bins[tl.L2_BYTES], 1.0)
+    return Timeline(
+        kernel=name,
+        start_s=start_s,
+        bin_width_s=width_s,
+        hbm_utilisation=_rounded(bins[tl.HBM_BYTES] / width_s / hw.hbm.bandwidth),
+        tensor_utilisation=_rounded(bins[tl.TENSOR_BUSY] / width_s / _peak_flops_per_s(w, hw)),
+        l2_hit_rate=_rounded(np.minimum(bins[tl.L2_HIT_BYTES] / l2_bytes, 1.0)),
+        hbm_bytes_in_flight=_rounded(bins[tl.HBM_IN_FLIGHT] / width_s),
+    )
+
+
+def _rounded(values: Bins) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

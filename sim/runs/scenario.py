@@ -1,0 +1,193 @@
+"""Scenario files: a workload, a device, schedules, and what to vary."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sim.inputs.axes import design_of
+from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
+from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.inputs.units import Bytes, Count
+from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.runs.record import Asked, flat
+from sim.schedules import make_schedule
+from sim.schedules.base import Schedule
+
+
+class Limits(BaseModel):
+    """What one schedule on one point may take of this computer.
+
+    Of a long kernel only about `replayed_steps` tile steps are replayed, which tell the rest
+    (`sim.engine.fast_forward.plan`), unless the replay is to be `exact`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tile_steps: Count = 2_000_000_000
+    memory: Bytes = 8 * 2.0**30
+    replayed_steps: Count = 9_000_000  # a second or so
+    exact: bool = False
+
+    @property
+    def most_steps(self) -> int | None:
+        """How much of a long kernel to replay; None for all of it."""
+        return None if self.exact else self.replayed_steps
+
+
+class ScenarioFile(BaseModel):
+    """The tables of a scenario file, before its sweep is expanded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: str = ""
+    workload: dict[str, Any]
+    hardware: dict[str, Any]
+    schedule: list[dict[str, Any]] = Field(min_length=1)
+    sweep: dict[str, Any] = Field(default_factory=dict)
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One workload on one device, with the schedules to compare there."""
+
+    values: dict[str, Any]  # the swept keys
+    workload: AttentionWorkload
+    hardware: HardwareProfile
+    schedules: tuple[Schedule, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)  # of the profile, by dotted key
+
+    def asked(self, schedule: Schedule) -> Asked:
+        """What one of the schedules is asked here."""
+        options = schedule.model_dump(mode="json", exclude={"label"}, exclude_unset=True)
+        return Asked(schedule.title, options, self.values, self.hardware.name, self.overrides)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A question: the points at which to run which schedules."""
+
+    name: str
+    title: str
+    points: tuple[Point, ...]
+    limits: Limits
+    where: str
+
+
+@dataclass(frozen=True)
+class ScenarioText:
+    """What a scenario file says, before anything in it is understood."""
+
+    data: dict[str, Any]
+    name: str
+    where: str
+    folder: Path | None  # that relative paths in it start from
+
+
+def read_scenario(name: str, settings: tuple[str, ...] = ()) -> ScenarioText:
+    """The file of that name or path, with KEY=VALUE `settings` laid over it; raises InputError."""
+    path = find_toml(name, "scenarios", "scenario")
+    where = str(path) if path.parent.name != "scenarios" else f"scenarios/{path.name}"
+    data = read_toml(path)
+    for setting in settings:
+        _set(data, *_split_setting(setting))
+    return ScenarioText(data, path.stem, where, path.parent)
+
+
+def load_scenario(name: str, settings: tuple[str, ...] = ()) -> Scenario:
+    """The scenario of that name or path, with `settings` laid over it; raises InputError."""
+    text = read_scenario(name, settings)
+    return make_scenario(text.data, text.name, text.where, text.folder)
+
+
+def make_scenario(
+    data: Mapping[str, Any], name: str, where: str, folder: Path | None = None
+) -> Scenario:
+    """The scenario that `data` (the tables of a file) describes; raises InputError."""
+    tables = checked(ScenarioFile, data, where)
+    points = tuple(
+        make_point(varied, swept, where, folder) for swept, varied in variations(data, where)
+    )
+    return Scenario(name, tables.title or name, points, tables.limits, where)
+
+
+def variations(
+    data: Mapping[str, Any], where: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The swept keys with their values, and the tables with these laid over, point by point."""
+    fixed = {key: table for key, table in data.items() if key != "sweep"}
+    for swept in design_of(data.get("sweep", {}), where):
+        varied = deepcopy(fixed)
+        for key, value in swept.items():
+            _set(varied, key, value, f"{where}: sweep")
+        yield swept, varied
+
+
+def _split_setting(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {setting}: KEY=VALUE was expected, such as workload.seq_len=4096")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return key.strip(), value
+
+
+def _set(data: dict[str, Any], key: str, value: Any, where: str = "--set") -> None:
+    """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to schedules of that name."""
+    first, *rest = key.split(".")
+    if first == "schedule" and len(rest) >= 2:
+        chosen = [table for table in data.get("schedule", []) if table.get("name") == rest[0]]
+        if not chosen:
+            names = [str(table.get("name")) for table in data.get("schedule", [])]
+            raise InputError(f"{where}: {key}: no such schedule here; {nearest(rest[0], names)}")
+        for table in chosen:
+            _set_in(table, rest[1:], value, key, where)
+    else:
+        _set_in(data, [first, *rest], value, key, where)
+
+
+def _set_in(table: dict[str, Any], path: list[str], value: Any, key: str, where: str) -> None:
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {key}: {part} is not a table")
+    table[path[-1]] = value
+
+
+def make_point(
+    data: Mapping[str, Any], swept: dict[str, Any], where: str, folder: Path | None
+) -> Point:
+    """The point that `data` (the tables of a file, nothing swept) describes; raises InputError."""
+    tables = checked(ScenarioFile, data, where)
+    workload = checked(WorkloadTable, tables.workload, where, "workload").workload()
+    overrides = dict(tables.hardware)
+    profile = overrides.pop("profile", None)
+    if not isinstance(profile, str):
+        raise InputError(f"{where}: hardware.profile: the name of a profile was expected")
+    try:
+        hardware = load_profile(profile, overrides, where, folder)
+    except InputError as error:
+        if str(error).startswith("profile "):
+            raise InputError(f"{where}: hardware.profile: {error}") from None
+        raise
+    schedules = tuple(make_schedule(table, where, folder) for table in tables.schedule)
+    check_titles([schedule.title for schedule in schedules], where)
+    if workload.dtype != "fp32" and hardware.tensor_flops_per_s(workload.dtype) is None:
+        known = [d for d in ("fp16", "bf16", "fp8") if hardware.tensor_flops_per_s(d)]
+        raise InputError(
+            f'{where}: workload.dtype = "{workload.dtype}": {hardware.name} has no tensor rate for '
+            f"it; accepted there: {', '.join(['fp32', *known])}"
+        )
+    return Point(swept, workload, hardware, schedules, flat(overrides))
+
+
+def check_titles(titles: list[str], where: str) -> None:
+    """Raises InputError where two schedules could not be told apart."""
+    for title in titles:
+        if titles.count(title) > 1:
+            raise InputError(f"{where}: schedule: {title!r} stands there twice; give each a label")

@@ -1,0 +1,319 @@
+"""FlashAttention-2, backward.
+
+    for each block of query rows (one CTA of the first kernel):
+        D_i = rowsum(dO_i * O_i);  dQ_i in fp32 = 0
+    for each block of tile.kv keys, of each head of each sequence (one CTA of the second):
+        load K_j, V_j
+        for each block of tile.q query rows that sees some of them, last to first:
+            load Q_i, dO_i, log-sum-exp, D_i
+            S = Q_i K_j^T;  P = exp(S - lse);  dP = dO_i V_j^T;  dS = P (dP - D)
+            dV_j += P^T dO_i;  dQ_i in fp32 += dS K_j (atomically);  dK_j += dS^T Q_i
+        store dK_j, dV_j
+    for each block of query rows (one CTA of the third):
+        dQ_i = dQ_i in fp32
+    sums of dK and dV over the heads that share a KV head, if any do
+
+Source: Dao 2023 (arXiv 2307.08691), Algorithm 2; kernels, tiles, grid and loop order as in
+Dao-AILab/flash-attention, csrc/flash_attn/src: flash_bwd_launch_template.h (run_mha_bwd_hdim*,
+run_flash_bwd_seqk_parallel), flash_bwd_kernel.h (compute_dq_dk_dv_1colblock),
+flash_bwd_preprocess_kernel.h, kernel_traits.h (Flash_bwd_kernel_traits). Q has two buffers there,
+dO one; P and dS go through SRAM; a block of keys that no query sees is not loaded. Deviations: fp32
+dQ is padded there to 128 rows and 32 columns, here not. Estimates: registers; an atomic addition
+counts as one lane operation an element.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import STATISTICS_BYTES, SramBytes, Tile, blocks, kv_matrix
+from sim.schedules.parts.backward import (
+    DROPOUT_BACKWARD_OPS_PER_SCORE,
+    Gradients,
+    gradients,
+    sums_over_groups,
+)
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
+
+ROW_REGISTERS = 64  # a thread of the kernels that go through rows; an estimate
+
+
+@dataclass(frozen=True)
+class BackwardCta:
+    """How a CTA of the main kernel works.
+
+    `warps_down` is how many of the warps share out the rows of S and dP, of dK and dV, and of dQ;
+    the others share out the columns. `v_in_registers` has V leave its SRAM to P and dS.
+    """
+
+    tile: Tile
+    warps_down: tuple[int, int, int]
+    v_in_registers: bool = False
+    q_stages: int = 2
+    warps: int = 8
+
+    def sram_bytes(self, w: AttentionWorkload) -> SramBytes:
+        """SRAM by tile (kSmemSize1colblock): buffers of Q and dO; K, V, P and dS."""
+
+        def bytes_of(tile: Tile) -> int:
+            rows = (self.q_stages + 1) * tile.q * w.head_dim
+            k = v = tile.kv * w.head_dim
+            p_and_ds = 2 * tile.q * tile.kv
+            held = max(k + v, k + p_and_ds) if self.v_in_registers else k + v + p_and_ds
+            return w.dtype_bytes * (rows + held)
+
+        return bytes_of
+
+
+@dataclass(frozen=True)
+class PublicBackwardCta:
+    """What the public kernel uses up to a head_dim, where a CTA can have so much SRAM."""
+
+    head_dim: int
+    least_sram_kib: int
+    cta: BackwardCta
+    dropout: tuple[bool, ...] = (False, True)
+
+
+def _row(
+    head_dim: int,
+    least_sram_kib: int,
+    tile: tuple[int, int],
+    warps_down: tuple[int, int, int],
+    v_in_registers: bool = False,
+    q_stages: int = 2,
+    dropout: tuple[bool, ...] = (False, True),
+) -> PublicBackwardCta:
+    cta = BackwardCta(Tile(q=tile[0], kv=tile[1]), warps_down, v_in_registers, q_stages)
+    return PublicBackwardCta(head_dim, least_sram_kib, cta, dropout)
+
+
+# run_mha_bwd_hdim*; the first row that suits counts. head_dim 160 and 224 run the next larger one.
+_PUBLIC = (
+    _row(32, 104, (128, 128), (4, 4, 4), dropout=(True,)),
+    _row(32, 0, (128, 128), (4, 4, 4), v_in_registers=True),
+    _row(64, 144, (128, 128), (4, 4, 4)),
+    _row(64, 0, (64, 128), (2, 4, 4), v_in_registers=True),
+    _row(96, 116, (64, 128), (2, 4, 4), dropout=(True,)),
+    _row(96, 0, (64, 128), (2, 4, 4), v_in_registers=True),
+    _row(128, 144, (64, 128), (2, 4, 2)),
+    _row(128, 0, (64, 64), (4, 2, 2), v_in_registers=True),
+    _row(192, 136, (64, 64), (4, 2, 2)),
+    _row(192, 0, (64, 64), (4, 2, 2), v_in_registers=True, q_stages=1),
+    _row(256, 176, (64, 64), (4, 2, 2)),
+    _row(256, 144, (64, 64), (4, 2, 2), q_stages=1),
+    _row(256, 0, (64, 32), (4, 1, 2), v_in_registers=True, q_stages=1, dropout=(False,)),
+)
+
+
+def public_backward_cta(w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:
+    """What FlashAttention's kernel uses; raises InputError where there is none."""
+    for row in _PUBLIC:
+        roomy = hw.sram.max_per_cta >= row.least_sram_kib * 1024
+        if w.head_dim <= row.head_dim and roomy and w.dropout in row.dropout:
+            return row.cta
+    with_dropout = " with dropout" if w.dropout else ""
+    raise InputError(
+        f"schedule flash2: workload.head_dim = {w.head_dim}: FlashAttention-2 has no backward "
+        f"kernel for it{with_dropout} on {hw.name}"
+    )
+
+
+def query_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:
+    """For each block of keys, the first and the end of the blocks of query rows that see any of it.
+
+    Returns two arrays of ceil(seq_kv / tile.kv); the end is not below the first.
+    """
+    down = blocks(w.seq_q, tile.q)
+    first_key = tile.kv * np.arange(blocks(w.seq_kv, tile.kv), dtype=np.int64)
+    end_key = np.minimum(first_key + tile.kv, w.seq_kv)
+    offset = w.seq_kv - w.seq_q
+    first, end = np.zeros_like(first_key), np.full_like(first_key, down)
+    if w.causal:
+        first = np.maximum(0, first_key - offset) // tile.q
+    if w.window is not None:
+        end_row = end_key - 1 + w.window - offset
+        end = np.clip(-(-end_row // tile.q), first, down)
+    return first, end
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the forward pass leaves for backward."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    lse: Tensor
+
+
+def backward_kernels(w: AttentionWorkload, cta: BackwardCta, saved: Saved) -> list[Kernel]:
+    """The kernels of the backward pass: three, and two sums where heads share K and V."""
+    g = gradients(w)
+    sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES)
+    accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, w.head_dim, 4)
+    return [
+        _preprocess(w, cta, saved.o, g.do, sums, accumulated),
+        _main(w, cta, saved, g, sums, accumulated),
+        _convert(w, cta, accumulated, g.dq),
+        *sums_over_groups(g),
+    ]
+
+
+def _over_rows(w: AttentionWorkload, cta: BackwardCta, name: str, loop: Loop) -> Kernel:
+    """A kernel of a CTA for each block of query rows, its tile in registers."""
+    ctas = w.batch * w.heads * blocks(w.seq_q, cta.tile.q)
+    return Kernel(name, ctas, (loop,), Footprint(0, 32 * cta.warps, ROW_REGISTERS))
+
+
+def _preprocess(
+    w: AttentionWorkload, cta: BackwardCta, o: Tensor, do: Tensor, sums: Tensor, zeros: Tensor
+) -> Kernel:
+    def of(tensor: Tensor) -> Stream:
+        return Stream(tensor, cta.tile.q, tensor.cols, lambda items: items)
+
+    load_do, load_o = Load(of(do)), Load(of(o))
+    dot = Compute("D = dO O", (load_do, load_o), vector_ops=cta.tile.q * w.head_dim)
+    ops = (load_do, load_o, dot, Store(of(sums)), Store(of(zeros)))
+    return _over_rows(w, cta, "D = rowsum(dO O)", Loop(once, ops))
+
+
+def _convert(w: AttentionWorkload, cta: BackwardCta, accumulated: Tensor, dq: Tensor) -> Kernel:
+    def of(tensor: Tensor) -> Stream:
+        return Stream(tensor, cta.tile.q, tensor.cols, lambda items: items)
+
+    load, elements = Load(of(accumulated)), cta.tile.q * w.head_dim
+    scale = Compute("scale dQ", (load,), 0, 2 * elements, 0, 2 * elements * w.dtype_bytes)
+    return _over_rows(w, cta, "dQ to dtype", Loop(once, (load, scale, Store(of(dq)))))
+
+
+def _main(
+    w: AttentionWorkload,
+    cta: BackwardCta,
+    saved: Saved,
+    g: Gradients,
+    sums: Tensor,
+    accumulated: Tensor,
+) -> Kernel:
+    tile = cta.tile
+    down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
+    first, end = query_blocks(w, tile)
+
+    def matrix(items: IntArray) -> IntArray:
+        """Grid (key blocks, sequences, heads), the first fastest."""
+        head, sequence = items // (across * w.batch), items // across % w.batch
+        return sequence * w.heads + head
+
+    def trips(items: IntArray) -> IntArray:
+        return (end - first)[items % across]
+
+    def if_seen(items: IntArray) -> IntArray:
+        return np.minimum(trips(items), 1)
+
+    def kv_tile(items: IntArray) -> IntArray:
+        return kv_matrix(w, matrix(items)) * across + items % across
+
+    def own_tile(items: IntArray) -> IntArray:
+        return matrix(items) * across + items % across
+
+    def last_q_tile(items: IntArray) -> IntArray:
+        return matrix(items) * down + end[items % across] - 1
+
+    def rows_of(tensor: Tensor) -> Stream:
+        return Stream(tensor, tile.q, tensor.cols, last_q_tile, -1)
+
+    rows = _Rows(
+        q=Load(rows_of(saved.q), cta.q_stages),
+        do=Load(rows_of(g.do)),
+        lse=Load(rows_of(saved.lse)),
+        sums=Load(rows_of(sums)),
+        dq=Store(rows_of(accumulated), atomic=True),
+    )
+    load_k, load_v = (Load(Stream(t, tile.kv, w.head_dim, kv_tile)) for t in (saved.k, saved.v))
+    dk, dv = (Stream(t, tile.kv, w.head_dim, own_tile) for t in (g.dk_of_heads, g.dv_of_heads))
+    kv_bytes = tile.kv * w.head_dim * w.dtype_bytes
+    arrive = Compute("wait for K, V", (load_k, load_v), sram_bytes=2 * kv_bytes)
+    scale = Compute(
+        "scale dK, dV", vector_ops=2 * 2 * tile.kv * w.head_dim, sram_bytes=2 * 2 * kv_bytes
+    )
+    return Kernel(
+        name="dQ, dK, dV",
+        ctas=w.batch * w.heads * across,
+        loops=(
+            Loop(if_seen, (load_k, load_v, arrive)),
+            Loop(trips, _trip(w, cta, rows)),
+            Loop(once, (scale, Store(dk), Store(dv))),
+        ),
+        footprint=Footprint(cta.sram_bytes(w)(tile), 32 * cta.warps),
+        tensor_path="mma_sync",
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a trip of the main kernel loads of its query rows, and where it adds their dQ."""
+
+    q: Load
+    do: Load
+    lse: Load
+    sums: Load
+    dq: Store
+
+
+def _trip(
+    w: AttentionWorkload, cta: BackwardCta, rows: _Rows
+) -> tuple[Load | Compute | Store, ...]:
+    """Five matmuls on one block of scores. Each warp reads its rows and columns of the operands."""
+    tile = cta.tile
+    scores, q_elements = tile.q * tile.kv, tile.q * w.head_dim
+    q_bytes, kv_bytes, p_bytes = (
+        elements * w.dtype_bytes for elements in (q_elements, tile.kv * w.head_dim, scores)
+    )
+    v_bytes = 0 if cta.v_in_registers else kv_bytes
+    dropout = DROPOUT_BACKWARD_OPS_PER_SCORE * scores if w.dropout else 0
+    s_down, dkv_down, dq_down = cta.warps_down
+
+    def matmul(
+        name: str,
+        reads: tuple[Load, ...],
+        operand_bytes: tuple[int, int],
+        down: int,
+        arriving_bytes: int = 0,
+        vector_ops: int = 0,
+    ) -> Compute:
+        a_bytes, b_bytes = operand_bytes
+        read_bytes = max(1, cta.warps // down) * a_bytes + down * b_bytes
+        flops = 2 * scores * w.head_dim
+        return Compute(name, reads, flops, vector_ops, 0, arriving_bytes + read_bytes)
+
+    return (
+        rows.q,
+        rows.do,
+        rows.lse,
+        rows.sums,
+        matmul("S = Q K^T", (rows.q,), (q_bytes, kv_bytes), s_down, q_bytes),
+        # Scale and subtract (one FMA), convert.
+        Compute("P = exp(S - lse)", (rows.lse,), 0, 2 * scores + dropout, scores, p_bytes),
+        matmul("dP = dO V^T", (rows.do,), (q_bytes, v_bytes), s_down, q_bytes),
+        # Subtract, multiply, convert.
+        Compute("dS = P (dP - D)", (rows.sums,), 0, 3 * scores, 0, p_bytes),
+        matmul("dV += P^T dO", (rows.do,), (p_bytes, q_bytes), dkv_down),
+        matmul("dQ += dS K", (), (p_bytes, kv_bytes), dq_down, vector_ops=q_elements),
+        rows.dq,
+        matmul("dK += dS^T Q", (rows.q,), (p_bytes, q_bytes), dkv_down),
+    )

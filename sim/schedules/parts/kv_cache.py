@@ -1,0 +1,114 @@
+"""The KV cache in HBM: how wide its elements are, and where its pages lie.
+
+A row is one token of one KV head. Of a quantised cache it holds the narrower elements and right
+behind them their scale and zero point, one row of bytes:
+
+    fp8     one scale a tensor, which is no traffic (vLLM, kv_cache_dtype = "fp8")
+    int8    a scale and a zero point of 16 bits a token and head (LMDeploy, quant_policy = 8)
+    int4    the same, two elements a byte (LMDeploy, quant_policy = 4)
+
+A paged cache is a pool of pages in which each sequence's lie scattered; a table names them.
+
+Source: vllm-project/vllm, docs/features/quantization/quantized_kvcache.md; InternLM/lmdeploy,
+docs/en/quantization/kv_quant.md (asymmetric, a token and head); QServe (arXiv 2405.04532), which
+has scale and zero point behind each page's elements. Elements are made ready in registers, as
+FlashInfer's and LMDeploy's kernels do. Their lane operations are an estimate: a cast, or a
+conversion and one FMA.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.inputs.workload import KV_BITS, AttentionWorkload
+from sim.tile_program import IntArray, Tensor
+
+SECTOR_BYTES = 32  # what a load of one number reads from L2
+PAGE_NUMBER_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """Bytes of scale and zero point a row, and lane operations that make an element ready."""
+
+    parameter_bytes: int
+    vector_ops: int
+
+
+QUANTISATIONS = {
+    "fp8": Quantisation(parameter_bytes=0, vector_ops=1),
+    "int8": Quantisation(parameter_bytes=4, vector_ops=2),
+    "int4": Quantisation(parameter_bytes=4, vector_ops=2),
+}
+
+
+def row_bytes(w: AttentionWorkload) -> int:
+    """Bytes of K, or of V, of one token of one KV head."""
+    if w.kv_dtype is None:
+        return w.head_dim * w.dtype_bytes
+    return -(-w.head_dim * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
+
+
+def cache_tensor(name: str, w: AttentionWorkload, groups: int, rows: int) -> Tensor:
+    """K or V: `groups` matrices of `rows` tokens; a quantised one is of bytes."""
+    if w.kv_dtype is None:
+        return Tensor(name, groups, rows, w.head_dim, w.dtype_bytes, "input")
+    return Tensor(name, groups, rows, row_bytes(w), 1, "input")
+
+
+def ops_of_making_ready(w: AttentionWorkload, keys: int) -> int:
+    """Lane operations that make so many rows ready for the matmul."""
+    return keys * w.head_dim * QUANTISATIONS[w.kv_dtype].vector_ops if w.kv_dtype else 0
+
+
+@dataclass(frozen=True, eq=False)
+class PageTable:
+    """Pages of `page_rows` tokens, scattered over a pool that they just fill.
+
+    `table` has the pages of each sequence in order: shape (sequences, pages). Where the keys are
+    visited in tiles, a page of several tiles is cut in them, and a tile of several pages is that
+    many loads. Sizes of pages and tiles are powers of two.
+    """
+
+    page_rows: int
+    table: IntArray
+
+    @property
+    def pool_rows(self) -> int:
+        """Tokens that the pool holds."""
+        return self.table.size * self.page_rows
+
+    @property
+    def tensor(self) -> Tensor:
+        """The table in HBM, a row of whole sectors a sequence."""
+        sequences, pages = self.table.shape
+        entries = SECTOR_BYTES // PAGE_NUMBER_BYTES
+        cols = -(-pages // entries) * entries
+        return Tensor("page table", sequences, 1, cols, PAGE_NUMBER_BYTES, "input")
+
+    def piece_rows(self, tile_rows: int) -> int:
+        """Rows that one load brings: a page, or as much of it as belongs to a tile."""
+        return min(self.page_rows, tile_rows)
+
+    def pieces(self, tile_rows: int, seq_kv: int) -> IntArray:
+        """Where in the pool each sequence's pieces lie: shape (sequences, pieces)."""
+        rows = self.piece_rows(tile_rows)
+        cut = self.page_rows // rows  # pieces of a page
+        piece = np.arange(-(-seq_kv // rows))
+        return self.table[:, piece // cut] * cut + piece % cut
+
+    def entries_a_load(self, tile_rows: int) -> int:
+        """Numbers that are read of the table at a time: a tile's, or the sector that has them."""
+        return max(SECTOR_BYTES // PAGE_NUMBER_BYTES, tile_rows // self.page_rows)
+
+    def sectors(self, tile_rows: int, tiles: int) -> IntArray:
+        """Which load of the table has the numbers of each of a sequence's tiles."""
+        return np.arange(tiles) * tile_rows // self.page_rows // self.entries_a_load(tile_rows)
+
+
+def scattered(sequences: int, seq_kv: int, page_rows: int, seed: int) -> PageTable:
+    """Pages of so many sequences, drawn from the pool without return."""
+    pages = -(-seq_kv // page_rows)
+    drawn: NDArray[np.int64] = np.random.default_rng(seed).permutation(sequences * pages)
+    return PageTable(page_rows, drawn.reshape(sequences, pages))

@@ -1,0 +1,1 @@
+"""The explorer: a page on this computer whose sliders change the device."""

@@ -1,0 +1,182 @@
+"""Answers the explorer's questions: what each schedule comes to, as changed and as it is."""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+from sim.device.memory import OutOfMemoryError, check_memory, replays_of
+from sim.engine.fast_forward.plan import can_skip
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.runs.job import LimitsError, lower, run_scenario
+from sim.runs.record import Record
+from sim.runs.scenario import Limits, ScenarioText, make_scenario
+from sim.tile_program import Chunking, Compute, Kernel, Step, Tensor, chunk_tensors
+from sim.web.controls import Controls, changes, hardware_of, tables_of
+
+AIM_S = 0.5  # for the replay of a schedule
+MOMENT_S = 1.5  # then it is given up, or not even begun
+REPLAYED = tuple(1 << n for n in range(20, 13, -1))  # tile steps of a long kernel, at choice
+# What a tile step, and each chunk of the L2 that it touches, take the compiled engine: fitted to
+# replays of 29 schedules, of 10 ms to 7 s, on a 2-core machine.
+STEP_S, TOUCH_S = 130e-9, 40e-9
+STALE_S = 0.02  # at most, that a question waits which is not the newest
+KEPT = 512  # answers
+WHERE = "explorer"
+
+
+class _TooLongError(Exception):
+    """A replay takes longer than a page can wait."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A schedule's record on the changed device and on the profile's, or why there is none."""
+
+    title: str
+    changed: Record | str
+    shipped: Record | str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page shows: `hardware` is the changed device."""
+
+    hardware: HardwareProfile
+    differs: bool
+    rows: list[Row]
+
+    @property
+    def ran(self) -> list[Record]:
+        """Records on the changed device."""
+        return [row.changed for row in self.rows if isinstance(row.changed, Record)]
+
+
+class Desk:
+    """One scenario's questions. Of a page's questions only the newest is worked on."""
+
+    def __init__(self, text: ScenarioText) -> None:
+        """Nothing is replayed yet."""
+        self.text = text
+        self._workers = ThreadPoolExecutor()  # the compiled engine runs beside Python
+        self._one_at_a_time = threading.Lock()
+        self._newest: dict[str, object] = {}
+        self._replayed = lru_cache(KEPT)(self._replay)
+
+    def profile(self, name: str) -> HardwareProfile:
+        """The profile of that name, as it is; raises InputError."""
+        return self._load(hardware_of(self.text.data, name))
+
+    def _load(self, tables: Mapping[str, Any]) -> HardwareProfile:
+        overrides = {key: value for key, value in tables.items() if key != "profile"}
+        return load_profile(tables["profile"], overrides, WHERE, self.text.folder)
+
+    def ask(self, page: str, controls: Controls) -> Answer | None:
+        """The answer, or None where `page` has asked another question before this one's turn."""
+        mine = self._newest[page] = object()
+        while not self._one_at_a_time.acquire(timeout=STALE_S):
+            if self._newest[page] is not mine:  # else the browser has no connection for others
+                return None
+        try:
+            return self.answer(controls) if self._newest[page] is mine else None
+        finally:
+            self._one_at_a_time.release()
+
+    def answer(self, controls: Controls) -> Answer:
+        """Every schedule on the changed device and, for comparison, on the profile as it is.
+
+        Raises InputError where the device or the workload cannot be.
+        """
+        changed = changes(self.profile(controls.profile), controls.figures)
+        sides = [tables_of(self.text.data, controls, side) for side in (changed, {})]
+        questions = [
+            _of_schedule(side, n) for n in range(len(controls.schedules)) for side in sides
+        ]
+        different = list(dict.fromkeys(questions))
+        found = dict(zip(different, self._workers.map(self._answered, different), strict=True))
+        records = [found[question] for question in questions]
+        rows = [
+            Row(title, *both)
+            for title, *both in zip(controls.schedules, records[::2], records[1::2], strict=True)
+        ]
+        return Answer(self._load(sides[0]["hardware"]), bool(changed), rows)
+
+    def _answered(self, question: str) -> Record | str:
+        """One schedule's record, or why there is none; the question is a scenario as JSON."""
+        try:
+            return self._replayed(question)
+        except _TooLongError:
+            return "takes longer to replay than a moment: attnsim run has time for it"
+
+    def _replay(self, question: str) -> Record | str:
+        """The same, unless it takes too long: that is not kept."""
+        ends_s = time.thread_time() + MOMENT_S  # of its own work: others may run beside it
+
+        def in_time(_: str, done: int, of: int) -> None:
+            if done < of and time.thread_time() > ends_s:
+                raise _TooLongError
+
+        try:
+            scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
+            (point,) = scenario.points
+            (schedule,) = point.schedules
+            limits = Limits(replayed_steps=affordable(lower(point, schedule), point.hardware))
+            (outcome,) = run_scenario(replace(scenario, limits=limits), progress=in_time)
+        except LimitsError:
+            raise _TooLongError from None
+        except InputError as error:
+            return str(error).removeprefix(f"{WHERE}: ")
+        record = outcome.record
+        return record if record.time_s else f"{record.status}: {record.reason}"
+
+
+def _of_schedule(tables: Mapping[str, Any], number: int) -> str:
+    """The scenario of one of its schedules, as JSON."""
+    one = {**tables, "schedule": tables["schedule"][number : number + 1]}
+    return json.dumps(one, sort_keys=True)
+
+
+def affordable(steps: list[Step], hw: HardwareProfile) -> int:
+    """How many tile steps of each long kernel to replay: the most that AIM_S has time for.
+
+    Else the fewest; raises LimitsError where these would take longer than a moment.
+    """
+    try:
+        check_memory(steps, hw)
+    except OutOfMemoryError:  # nothing will be replayed
+        return REPLAYED[-1]
+    kernels = replays_of(steps)
+    for most in REPLAYED:
+        takes_s = replay_s(kernels, most)
+        if takes_s <= AIM_S:
+            return most
+    if takes_s > MOMENT_S:
+        raise LimitsError(f"the replay would take some {takes_s:.1f} s")
+    return REPLAYED[-1]
+
+
+def replay_s(kernels: list[Kernel], most_steps: int) -> float:
+    """About what the replay takes. For all that is replayed whole the L2 has the same chunks."""
+    long = [kernel for kernel in kernels if can_skip(kernel, most_steps)]
+    whole = [kernel for kernel in kernels if not can_skip(kernel, most_steps)]
+    chunkings = chunk_tensors(whole)
+    return sum(
+        kernel.tile_steps * _step_s(kernel, chunkings) for kernel in whole
+    ) + most_steps * sum(_step_s(kernel, chunk_tensors([kernel])) for kernel in long)
+
+
+def _step_s(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> float:
+    """About what one of the kernel's tile steps takes."""
+    touched = 0
+    for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True):
+        for stream in (op.stream for op in loop.ops if not isinstance(op, Compute)):
+            chunks = chunkings[stream.tensor]
+            down, across = stream.tile_rows / chunks.rows, stream.tile_cols / chunks.cols
+            touched += trips * ceil(down) * ceil(across)
+    return STEP_S + TOUCH_S * touched / max(kernel.tile_steps, 1)

@@ -1,0 +1,83 @@
+"""What files of `[[fit]]`, `[[model]]` and `[serving]` share: hardware, models, schedules."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sim.inputs.files import InputError, checked, nearest
+from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.inputs.shapes import MODELS
+from sim.runs.record import versions
+from sim.schedules import make_schedule
+from sim.schedules.base import Schedule
+from sim.schedules.linear_attention import LinearAttention
+from sim.schedules.lm2 import Lm2
+from sim.schedules.mamba2 import Mamba2
+from sim.schedules.memorizing import Memorizing
+from sim.schedules.parts.several_gpus import SeveralGpus
+from sim.schedules.retrieval import Retrieval
+
+# Schedules of models of another kind, with other parameters or a memory beside the KV cache.
+OTHER_MODELS = (LinearAttention, Lm2, Mamba2, Memorizing, Retrieval)
+
+Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ScheduleTable = str | dict[str, Any]
+
+
+class PricedHardware(BaseModel):
+    """What `[hardware]` says of money; the rest of the table is the profile's."""
+
+    model_config = ConfigDict(frozen=True)
+    price_per_hour: Price | None = None
+
+
+class Hardware(NamedTuple):
+    """A device, and what an hour of it costs."""
+
+    profile: HardwareProfile
+    price_per_hour: float | None
+
+    def price_of_million(self, time_s: float, tokens: float) -> float | None:
+        """What a million tokens cost where so many take so long."""
+        if self.price_per_hour is None:
+            return None
+        return self.price_per_hour / 3600 * time_s / tokens * 1e6
+
+
+def known_model(model: str) -> str:
+    """The name; raises ValueError where no model has it."""
+    if model not in MODELS:
+        raise ValueError(f"no such model; {nearest(model, MODELS)}")
+    return model
+
+
+def hardware_of(table: Mapping[str, Any], where: str) -> Hardware:
+    """What a `[hardware]` table describes; raises InputError."""
+    price = checked(PricedHardware, table, where, "hardware").price_per_hour
+    overrides = {key: value for key, value in table.items() if key != "price_per_hour"}
+    profile = overrides.pop("profile", None)
+    if not isinstance(profile, str):
+        raise InputError(f"{where}: hardware.profile: the name of a profile was expected")
+    return Hardware(load_profile(profile, overrides, where), price)
+
+
+def schedule_of(table: ScheduleTable, where: str) -> Schedule:
+    """The attention of such models on one GPU that a name or a table means; raises InputError."""
+    schedule = make_schedule({"name": table} if isinstance(table, str) else table, where)
+    if isinstance(schedule, SeveralGpus):
+        raise InputError(f"{where}: schedule {schedule.name}: a schedule of one GPU was expected")
+    if isinstance(schedule, OTHER_MODELS):
+        raise InputError(f"{where}: schedule {schedule.name}: it is of models of another kind")
+    return schedule
+
+
+def dumps(title: str, hardware: Hardware, results: Mapping[str, Any]) -> str:
+    """An answer as JSON."""
+    head = {
+        "title": title,
+        "hardware": hardware.profile.name,
+        "price_per_hour": hardware.price_per_hour,
+    }
+    return json.dumps({**head, **results, "versions": dict(versions())}, indent=1) + "\n"

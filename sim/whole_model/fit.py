@@ -1,0 +1,271 @@
+"""Does it fit: how far a model's context goes on a GPU, as a question with its answer.
+
+A file of this kind has `[[fit]]` tables, one a row of the answer:
+
+    title = "How far do 24 GB go?"
+    rule = 50_000                     # a context to hold the answers against
+    uses = ["prefill", "decode"]      # of all four, which to answer; all by default
+
+    [defaults]                        # what all rows have unless they say otherwise
+    hardware = "rtx-4090"
+
+    [[fit]]
+    model = "llama-3-8b"
+    weights = "int4"
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sim.inputs.files import InputError, checked, nearest, save_text
+from sim.inputs.hardware import load_profile
+from sim.inputs.shapes import MODELS
+from sim.inputs.units import Bytes, Count, CountOrNone
+from sim.schedules import SCHEDULES, make_schedule
+from sim.schedules.base import Schedule
+from sim.schedules.parts.several_gpus import SeveralGpus
+from sim.whole_model.asked import OTHER_MODELS
+from sim.whole_model.capacity import MOST_TOKENS, longest_context, memory
+from sim.whole_model.setting import (
+    CHUNK,
+    RESERVE_BYTES,
+    USES,
+    Memory,
+    Parallel,
+    Setting,
+    Use,
+    Weights,
+)
+
+Progress = Callable[[str, int, int], None]  # which row, rows done, of how many
+
+
+class FitRow(BaseModel):
+    """A `[[fit]]` table.
+
+    `schedule` is a name, or a table as of a scenario. `context` is where the parts are told, by
+    default the model's own. `chunk` and `reserve` are as `Setting` has them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: str
+    hardware: str
+    label: str = ""
+    schedule: str | dict[str, Any] | None = None
+    weights: Weights = "bf16"
+    kv_dtype: Literal["fp16", "bf16", "fp8", "int8", "int4"] = "bf16"
+    batch: Count = 1
+    context: Count | None = None
+    gpus: Count = 1
+    parallel: Parallel = "tensor"
+    chunk: CountOrNone = CHUNK
+    reserve: Bytes = RESERVE_BYTES
+    dropout: bool = False
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, model: str) -> str:
+        if model not in MODELS:
+            raise ValueError(f"no such model; {nearest(model, MODELS)}")
+        return model
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the row."""
+        if self.label:
+            return self.label
+        named = self.schedule.get("name") if isinstance(self.schedule, dict) else self.schedule
+        parts = [self.model, str(named or ""), "" if self.weights == "bf16" else self.weights]
+        if self.kv_dtype not in ("fp16", "bf16"):
+            parts.append(f"KV {self.kv_dtype}")
+        if self.gpus > 1:
+            parts.append(f"{self.gpus} GPUs, {self.parallel}")
+        return ", ".join(filter(None, parts))
+
+    def setting(self, where: str) -> Setting:
+        """What the row asks about; raises InputError."""
+        try:
+            hardware = load_profile(self.hardware)
+        except InputError as error:
+            raise InputError(f"{where}: hardware: {error}") from None
+        schedule = self._schedule(where)
+        try:
+            return Setting(
+                model=MODELS[self.model],
+                hardware=hardware,
+                schedule=schedule,
+                weights=self.weights,
+                kv_dtype=None if self.kv_dtype in ("fp16", "bf16") else self.kv_dtype,
+                batch=self.batch,
+                gpus=self.gpus,
+                parallel=self.parallel,
+                chunk=self.chunk,
+                reserve_bytes=self.reserve,
+                dropout=self.dropout,
+            )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def _schedule(self, where: str) -> Schedule | None:
+        if self.schedule is None:
+            return None
+        table = {"name": self.schedule} if isinstance(self.schedule, str) else self.schedule
+        kind = SCHEDULES.get(str(table.get("name")), Schedule)
+        if issubclass(kind, SeveralGpus):
+            raise InputError(
+                f"{where}: schedule = {table['name']}: gpus and parallel were expected instead"
+            )
+        if issubclass(kind, OTHER_MODELS):
+            refused = (SeveralGpus, *OTHER_MODELS)
+            known = [name for name in SCHEDULES if not issubclass(SCHEDULES[name], refused)]
+            raise InputError(
+                f"{where}: schedule = {table['name']}: it is of models of another kind; known: "
+                f"{', '.join(known)}"
+            )
+        return make_schedule(table, where)
+
+
+class FitFile(BaseModel):
+    """The tables of a file with `[[fit]]`, before defaults are laid under its rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: str = ""
+    rule: Count | None = None
+    uses: tuple[Use, ...] = Field(default=USES, min_length=1)
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    fit: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class UseAnswer:
+    """How far one use goes, and what it needs at the row's context.
+
+    `longest_tokens` is MOST_TOKENS where nothing limits it, 0 where nothing fits. Both are None
+    where the use cannot be, and `refused` says why.
+    """
+
+    longest_tokens: int | None
+    at_context: Memory | None
+    refused: str = ""
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether the memory needed stops growing before it fills the GPU."""
+        return self.longest_tokens == MOST_TOKENS
+
+
+@dataclass(frozen=True)
+class RowAnswer:
+    """The answers to a row, by use."""
+
+    title: str
+    row: FitRow
+    setting: Setting
+    context: int
+    uses: dict[Use, UseAnswer]
+
+    @property
+    def capacity_bytes(self) -> int:
+        """HBM of one of the GPUs."""
+        return int(self.setting.hardware.hbm.capacity)
+
+
+@dataclass(frozen=True)
+class FitAnswer:
+    """The answers to all rows."""
+
+    title: str
+    rule: int | None
+    rows: list[RowAnswer]
+
+    @property
+    def uses(self) -> list[Use]:
+        """The uses asked about."""
+        return list(self.rows[0].uses)
+
+    def show(self) -> None:
+        """Print the table."""
+        from sim.report.fit import print_fit
+
+        print_fit(self)
+
+    def json(self) -> str:
+        """The answers as JSON, which ends with a newline."""
+        rows = [
+            {
+                "label": row.title,
+                "asked": row.row.model_dump(exclude={"label"}),
+                "capacity_bytes": row.capacity_bytes,
+                "context": row.context,
+                "uses": {use: _use_json(answer, row) for use, answer in row.uses.items()},
+            }
+            for row in self.rows
+        ]
+        return json.dumps({"title": self.title, "rule": self.rule, "rows": rows}, indent=1) + "\n"
+
+    def save(self, out: Path) -> None:
+        """Leave results.json and the figures in the folder `out`."""
+        from sim.report.fit import save_figures
+
+        save_text(self.json(), out / "results.json")
+        save_figures(self, out)
+
+
+def _use_json(answer: UseAnswer, row: RowAnswer) -> dict[str, Any]:
+    if answer.at_context is None:
+        return {"refused": answer.refused}
+    needed = answer.at_context
+    return {
+        "longest_tokens": answer.longest_tokens,
+        "unlimited": answer.unlimited,
+        "at_context": asdict(needed)
+        | {"bytes": needed.bytes, "fits": needed.bytes <= row.capacity_bytes},
+    }
+
+
+@dataclass(frozen=True)
+class FitQuestion:
+    """Which settings to answer for which uses."""
+
+    title: str
+    rule: int | None
+    uses: tuple[Use, ...]
+    rows: list[tuple[FitRow, Setting]]
+    where: str
+
+    @staticmethod
+    def from_tables(data: Mapping[str, Any], name: str, where: str) -> "FitQuestion":
+        """The question that the tables of the file `where` ask; raises InputError."""
+        tables = checked(FitFile, data, where)
+        rows = []
+        for number, table in enumerate(tables.fit, 1):
+            at = where if len(tables.fit) == 1 else f"{where}: fit {number}"
+            row = checked(FitRow, {**tables.defaults, **table}, at)
+            rows.append((row, row.setting(at)))
+        return FitQuestion(tables.title or name, tables.rule, tables.uses, rows, where)
+
+    def answer(self, progress: Progress = lambda *_: None) -> FitAnswer:
+        """The answers; raises InputError for a row that has none."""
+        answers = []
+        for number, (row, setting) in enumerate(self.rows):
+            progress(row.title, number, len(self.rows))
+            context = row.context or setting.model.context
+            uses = {use: _answer(setting, use, context) for use in self.uses}
+            refusals = [answer.refused for answer in uses.values()]
+            if all(refusals):
+                raise InputError(f"{self.where}: {'; '.join(dict.fromkeys(refusals))}")
+            answers.append(RowAnswer(row.title, row, setting, context, uses))
+        progress("", len(self.rows), len(self.rows))
+        return FitAnswer(self.title, self.rule, answers)
+
+
+def _answer(setting: Setting, use: Use, context: int) -> UseAnswer:
+    try:
+        return UseAnswer(longest_context(setting, use), memory(setting, use, context))
+    except InputError as error:
+        return UseAnswer(None, None, str(error))

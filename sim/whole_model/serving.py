@@ -1,0 +1,348 @@
+"""The `[serving]` question: how many requests one GPU serves, and how fast, by load.
+
+A file of this kind has a title, `[hardware]` (a profile, and `price_per_hour` of renting it) and
+
+    [serving]
+    model             whose shape it is
+    requests_per_s    the loads to try: rates of a Poisson process
+    prompt, output    lengths in tokens: { tokens = 512 }, or { median = 1730, p90 = 5696 } of a
+                      lognormal distribution; pairs longer than `context` together are drawn again
+    context           most tokens of prompt and output together; without it, the model's
+    requests          how many arrive at each load
+    seed              of lengths and arrivals: all loads have the same requests, closer or not
+    prefill, decode   schedules of attention: names, or tables of a name and options
+    max_batch         most requests at a time
+    prefill_tokens    most tokens that one step prefills (a longer prompt alone)
+    page_tokens       tokens of a page of the KV cache
+
+The KV cache has what HBM leaves beside parameters, a prefill step's activations and the framework's
+reserve (capacity.py). How requests are served is told in server.py, how long steps take in
+step_times.py.
+
+**Measured** over the middle half of each run's time, so that neither the empty start nor the last
+requests' leaving count: throughput, batch, use of the cache. Latencies are of all requests.
+**Saturation** is the highest throughput of all loads. It is the server's own where the highest load
+brings at least a twentieth more, reckoned by the lowest, which counts as served in full.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import log
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sim.inputs.files import InputError, checked, save_text
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.shapes import MODELS, ModelShape
+from sim.inputs.units import Count
+from sim.runs.job import Progress
+from sim.runs.scenario import Limits
+from sim.schedules.base import Schedule
+from sim.whole_model.asked import (
+    Hardware,
+    ScheduleTable,
+    dumps,
+    hardware_of,
+    known_model,
+    schedule_of,
+)
+from sim.whole_model.capacity import memory
+from sim.whole_model.server import Request, Server, ServerStep, Service
+from sim.whole_model.setting import Setting, cache_bytes_per_token
+from sim.whole_model.step_times import StepTimes, step_times
+
+NORMAL_P90 = 1.2815515655446004  # the standard normal distribution's 90th percentile
+DRAWS = 100  # of a pair of lengths, before the distribution counts as longer than the context
+SATURATED = 1.05  # a load that brings so much more than is served
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Lengths(BaseModel):
+    """Lengths in tokens: all the same, or lognormal by median and 90th percentile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tokens: Count | None = None
+    median: Count | None = None
+    p90: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Lengths":
+        lognormal = self.median is not None and self.p90 is not None
+        if (self.tokens is None) != lognormal or (self.median is None) != (self.p90 is None):
+            raise ValueError("give tokens, or median and p90")
+        if self.median is not None and self.p90 is not None and self.p90 < self.median:
+            raise ValueError(f"p90 = {self.p90} must not be below median = {self.median}")
+        return self
+
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """So many lengths, at least one token each."""
+        if self.median is None or self.p90 is None:
+            return np.full(count, self.tokens, np.int64)
+        sigma = log(self.p90 / self.median) / NORMAL_P90
+        drawn = rng.lognormal(log(self.median), sigma, count)
+        return np.maximum(1, np.rint(np.minimum(drawn, 2.0**40))).astype(np.int64)
+
+
+class ServingTable(BaseModel):
+    """The `[serving]` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: str
+    requests_per_s: list[Rate] = Field(min_length=1)
+    prompt: Lengths
+    output: Lengths
+    context: Count | None = None
+    requests: Annotated[Count, Field(ge=20)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+    prefill: ScheduleTable = "flash2"
+    decode: ScheduleTable = "flash_decoding"
+    max_batch: Count = 256  # vLLM's max_num_seqs
+    prefill_tokens: Count = 8192
+    page_tokens: Count = 16  # vLLM's block_size
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, model: str) -> str:
+        return known_model(model)
+
+
+class ServingFile(BaseModel):
+    """The tables of a file of this kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: str = ""
+    hardware: dict[str, Any]
+    serving: ServingTable
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Requests before a load is chosen: times of arrival at one a second, and their lengths."""
+
+    arrivals_s: NDArray[np.float64]
+    prompts: NDArray[np.int64]
+    outputs: NDArray[np.int64]
+
+    def at(self, requests_per_s: float) -> list[Request]:
+        """The requests as they arrive at that load."""
+        arrivals_s = self.arrivals_s / requests_per_s
+        columns = (arrivals_s.tolist(), self.prompts.tolist(), self.outputs.tolist())
+        return [Request(*row) for row in zip(*columns, strict=True)]
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a prompt and its output."""
+        return int((self.prompts + self.outputs).max())
+
+
+def draw_traffic(table: ServingTable, context: int, where: str) -> Traffic:
+    """The requests that a table describes; raises InputError where hardly any fits the context."""
+    rng = np.random.default_rng(table.seed)
+    arrivals_s = np.cumsum(rng.exponential(size=table.requests))
+    prompts, outputs = (np.full(table.requests, context, np.int64) for _ in range(2))
+    for _ in range(DRAWS):
+        again = prompts + outputs > context
+        if not again.any():
+            return Traffic(arrivals_s, prompts, outputs)
+        prompts[again] = table.prompt.draw(rng, int(again.sum()))
+        outputs[again] = table.output.draw(rng, int(again.sum()))
+    raise InputError(
+        f"{where}: serving.context = {context}: prompts and outputs are longer together; shorten "
+        "them or raise serving.context"
+    )
+
+
+def kv_pages(
+    shape: ModelShape, hw: HardwareProfile, prefill: Schedule, prefill_tokens: int, page_tokens: int
+) -> int:
+    """Pages of KV cache that fit in HBM beside all else; not above zero where none does.
+
+    The rest is what a prefill of `prefill_tokens` takes but for its cache.
+    """
+    setting = Setting(shape, hw, prefill, chunk=prefill_tokens)
+    moment = memory(setting, "prefill", prefill_tokens)
+    free_bytes = hw.hbm.capacity - (moment.bytes - moment.parts["KV cache"])
+    return int(free_bytes // (page_tokens * shape.layers * cache_bytes_per_token(setting)))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of one load.
+
+    `ttft` is the time to first token, `tpot` the mean time of a request's tokens after it. `batch`
+    is the mean of decode steps; `cache_use` (mean) and `most_cache_use` are shares of the KV cache.
+    """
+
+    requests_per_s: float
+    tokens_per_s: float
+    ttft_median_s: float
+    ttft_p95_s: float
+    tpot_median_s: float
+    tpot_p95_s: float
+    batch: float
+    cache_use: float
+    most_cache_use: float
+    preemptions: int
+    price_per_million_tokens: float | None
+
+
+@dataclass(frozen=True)
+class ServingAnswer:
+    """Loads from low to high, and how many tokens the KV cache holds."""
+
+    title: str
+    hardware: Hardware
+    model: str
+    cache_tokens: int
+    loads: list[Load]
+
+    @property
+    def saturation_tokens_per_s(self) -> float:
+        """Output tokens a second at the best load."""
+        return max(load.tokens_per_s for load in self.loads)
+
+    @property
+    def saturation_requests_per_s(self) -> float | None:
+        """The load that so many tokens a second serve; None where no load was beyond it."""
+        lowest = self.loads[0]
+        served = self.saturation_tokens_per_s / lowest.tokens_per_s * lowest.requests_per_s
+        return served if self.loads[-1].requests_per_s >= SATURATED * served else None
+
+    def show(self) -> None:
+        """Print the table."""
+        from sim.report.serving import print_loads
+
+        print_loads(self)
+
+    def json(self) -> str:
+        """The loads, and what they rest on, as JSON."""
+        results = {
+            "model": self.model,
+            "cache_tokens": self.cache_tokens,
+            "saturation_tokens_per_s": self.saturation_tokens_per_s,
+            "saturation_requests_per_s": self.saturation_requests_per_s,
+            "loads": [asdict(load) for load in self.loads],
+        }
+        return dumps(self.title, self.hardware, results)
+
+    def save(self, out: Path) -> None:
+        """Write results.json and the figure into the folder `out`."""
+        from sim.report.serving import latency_figure
+
+        save_text(self.json(), out / "results.json")
+        latency_figure(self).savefig(out / "latency.png")
+
+
+@dataclass(frozen=True)
+class ServingQuestion:
+    """Which requests, at which loads, for which model on which device."""
+
+    title: str
+    hardware: Hardware
+    table: ServingTable
+    schedules: tuple[Schedule, Schedule]
+    traffic: Traffic
+    pages: int
+    limits: Limits
+    where: str
+
+    @classmethod
+    def from_tables(cls, data: Mapping[str, Any], name: str, where: str) -> "ServingQuestion":
+        """The question that the tables of a file pose; raises InputError."""
+        tables = checked(ServingFile, data, where)
+        table, shape = tables.serving, MODELS[tables.serving.model]
+        hardware = hardware_of(tables.hardware, where)
+        schedules = schedule_of(table.prefill, where), schedule_of(table.decode, where)
+        traffic = draw_traffic(table, table.context or shape.context, where)
+        try:
+            pages = kv_pages(
+                shape, hardware.profile, schedules[0], table.prefill_tokens, table.page_tokens
+            )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        if pages * table.page_tokens < traffic.longest:
+            raise InputError(
+                f"{where}: serving.model = {shape.name!r}: {hardware.profile.name} has room for "
+                f"{max(0, pages * table.page_tokens)} tokens of KV cache beside it, the longest "
+                f"request has {traffic.longest}"
+            )
+        title = tables.title or name
+        return cls(title, hardware, table, schedules, traffic, pages, tables.limits, where)
+
+    def answer(self, progress: Progress = lambda *_: None) -> ServingAnswer:
+        """Run it; raises InputError for what cannot be run."""
+        table, shape = self.table, MODELS[self.table.model]
+        times = step_times(
+            shape,
+            self.hardware.profile,
+            self.schedules,
+            self.traffic.longest,
+            table.max_batch,
+            self.where,
+            self.limits,
+            progress,
+        )
+        server = self.server(times)
+        loads = []
+        for number, rate in enumerate(sorted(table.requests_per_s)):
+            progress(f"{rate:g} requests/s", number, len(table.requests_per_s))
+            service = Service(server, self.traffic.at(rate))
+            service.run()
+            loads.append(load_of(rate, service, self.hardware))
+        return ServingAnswer(
+            self.title,
+            self.hardware,
+            shape.name,
+            self.pages * table.page_tokens,
+            loads,
+        )
+
+    def server(self, times: StepTimes) -> Server:
+        """The server, with steps that take so long."""
+        table = self.table
+        return Server(
+            pages=self.pages,
+            page_tokens=table.page_tokens,
+            max_batch=table.max_batch,
+            prefill_tokens=table.prefill_tokens,
+            prefill_s=times.prefill_s,
+            decode_s=times.decode_s,
+        )
+
+
+def load_of(requests_per_s: float, service: Service, hardware: Hardware) -> Load:
+    """What is said of one load."""
+    requests, steps = service.requests, middle_half(service.steps)
+    decoding = [step for step in steps if not step.prefill]
+    seconds = np.array([step.end_s - step.start_s for step in steps])
+    pages = np.array([step.pages for step in steps])
+    elapsed_s = steps[-1].end_s - steps[0].start_s
+    tokens_per_s = sum(step.batch for step in steps) / elapsed_s
+    first_s = [request.first_token_s for request in requests]
+    per_token_s = [r.per_token_s for r in requests if r.per_token_s is not None] or [0.0]
+    return Load(
+        requests_per_s=requests_per_s,
+        tokens_per_s=tokens_per_s,
+        ttft_median_s=float(np.median(first_s)),
+        ttft_p95_s=float(np.percentile(first_s, 95)),
+        tpot_median_s=float(np.median(per_token_s)),
+        tpot_p95_s=float(np.percentile(per_token_s, 95)),
+        batch=float(np.mean([step.batch for step in decoding])) if decoding else 0.0,
+        cache_use=float(pages @ seconds) / elapsed_s / service.server.pages,
+        most_cache_use=max(step.pages for step in service.steps) / service.server.pages,
+        preemptions=sum(request.preempted for request in requests),
+        price_per_million_tokens=hardware.price_of_million(1.0, tokens_per_s),
+    )
+
+
+def middle_half(steps: list[ServerStep]) -> list[ServerStep]:
+    """The steps that end in the middle half of the time; all, where none does."""
+    start_s, end_s = steps[0].start_s, steps[-1].end_s
+    quarter_s = (end_s - start_s) / 4
+    chosen = [s for s in steps if start_s + quarter_s < s.end_s <= end_s - quarter_s]
+    return chosen or steps

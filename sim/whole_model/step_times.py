@@ -1,0 +1,126 @@
+"""How long a model's steps take on a device: replays at a grid of sizes, and in between.
+
+Attention is replayed (passes.py) for single prompts of 16, 32, 64 ... tokens and for decode
+steps of 1, 2, 4 ... requests with caches of 16, 32, 64 ... tokens. Between them its time is
+interpolated on logarithmic axes, which has powers right: a line for short prompts, a square for
+long ones. The matrices' closed form is taken as it is.
+
+Two things are approximations. Prompts that one step prefills attend one after the other. Requests
+that decode together count as all of their mean length; what is read is the same.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.shapes import ModelShape
+from sim.inputs.workload import Dtype
+from sim.runs.job import Progress
+from sim.runs.scenario import Limits
+from sim.schedules.base import Schedule
+from sim.whole_model.passes import decode_step, dense_s, prefill, replay
+
+SHORTEST = 16  # tokens; whatever is shorter takes as long
+
+
+def doublings(first: int, most: int) -> list[int]:
+    """first, 2 first, 4 first ... up to the first not below `most`; at least two."""
+    sizes = [first, 2 * first]
+    while sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+def place(sizes: Sequence[int], size: float) -> tuple[int, float]:
+    """Between which two sizes: the number of the lower, and how far up on a logarithmic axis."""
+    size = min(max(size, sizes[0]), sizes[-1])
+    lower = min(bisect_right(sizes, size) - 1, len(sizes) - 2)
+    return lower, log(size / sizes[lower]) / log(sizes[lower + 1] / sizes[lower])
+
+
+@dataclass(frozen=True, eq=False)
+class StepTimes:
+    """Step times of a model on a device.
+
+    `prefill_attention_s` has a time for each of `lengths`, `decode_attention_s` for each of
+    `batches` and `lengths`: shape (batches, lengths).
+    """
+
+    shape: ModelShape
+    hardware: HardwareProfile
+    dtype: Dtype
+    lengths: list[int]
+    batches: list[int]
+    prefill_attention_s: NDArray[np.float64]
+    decode_attention_s: NDArray[np.float64]
+
+    @cached_property
+    def _prefill_log(self) -> list[float]:
+        return [float(x) for x in np.log(self.prefill_attention_s)]
+
+    @cached_property
+    def _decode_log(self) -> list[list[float]]:
+        return [[float(x) for x in row] for row in np.log(self.decode_attention_s)]
+
+    def prefill_s(self, prompts: Sequence[int]) -> float:
+        """Seconds of a step that prefills prompts of so many tokens."""
+        attention_s = sum(self._prompt_attention_s(tokens) for tokens in prompts)
+        return attention_s + self._dense_s(sum(prompts), len(prompts))
+
+    def decode_s(self, batch: int, mean_length: float) -> float:
+        """Seconds of a step that decodes a token of each request."""
+        row, up = place(self.batches, batch)
+        column, along = place(self.lengths, mean_length)
+        low, high = (
+            (1 - along) * times[column] + along * times[column + 1]
+            for times in self._decode_log[row : row + 2]
+        )
+        return float(np.exp((1 - up) * low + up * high)) + self._dense_s(batch, batch)
+
+    def _prompt_attention_s(self, tokens: int) -> float:
+        lower, along = place(self.lengths, tokens)
+        low, high = self._prefill_log[lower : lower + 2]
+        return float(np.exp((1 - along) * low + along * high))
+
+    def _dense_s(self, tokens: int, sequences: int) -> float:
+        return dense_s(self.shape, tokens, sequences, self.hardware, self.dtype)
+
+
+def step_times(
+    shape: ModelShape,
+    hw: HardwareProfile,
+    schedules: tuple[Schedule, Schedule],
+    longest: int,
+    max_batch: int,
+    where: str,
+    limits: Limits,
+    progress: Progress,
+) -> StepTimes:
+    """Replay the grid, up to so many tokens and requests. `schedules` are prefill's and decode's.
+
+    Corners of the grid need not fit the device: the server sees to that. Raises InputError.
+    """
+    of_prefill, of_decode = schedules
+    lengths, batches = doublings(SHORTEST, longest), doublings(1, max_batch)
+    roomy = hw.model_copy(update={"hbm": hw.hbm.model_copy(update={"capacity": 2.0**80})})
+    passes = [prefill(shape, roomy, of_prefill, tokens) for tokens in lengths] + [
+        decode_step(shape, roomy, of_decode, batch, tokens)
+        for batch in batches
+        for tokens in lengths
+    ]
+    times = [time.attention_s for _, time in replay(passes, where, limits, progress) if time]
+    return StepTimes(
+        shape,
+        hw,
+        passes[0].workload.dtype,
+        lengths,
+        batches,
+        np.array(times[: len(lengths)]),
+        np.reshape(times[len(lengths) :], (len(batches), len(lengths))),
+    )

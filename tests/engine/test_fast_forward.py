@@ -1,0 +1,185 @@
+"""Fast-forward against the exact replay, and what must hold of it where that is too long."""
+
+import numpy as np
+import pytest
+
+from sim import simulate
+from sim.engine.compiled import replay
+from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
+from sim.engine.fast_forward import plan as fast_forward
+from sim.engine.fast_forward.plan import can_skip, replayed_steps
+from sim.engine.fast_forward.reduced import can_be_coarse, coarse, slower
+from sim.inputs.hardware import load_profile
+from sim.inputs.workload import WorkloadTable
+from sim.machine import HBM, L2, TENSOR, machine_of
+from sim.runs.scenario import Limits
+from sim.schedules import make_schedule
+from sim.tile_program import chunk_tensors
+
+H100 = load_profile("h100-sxm")
+MOST_STEPS = Limits().replayed_steps
+
+
+def kernel_of(name: str, **workload):
+    """The longest kernel of a schedule, at head_dim 128 unless told."""
+    w = WorkloadTable.model_validate({"head_dim": 128, "causal": True, **workload}).workload()
+    kernels = make_schedule({"name": name}, "a test").lower(w, H100)
+    return max(kernels, key=lambda kernel: kernel.tile_steps)
+
+
+def exactly(kernel, hw=H100):
+    chunkings = chunk_tensors([kernel])
+    l2 = replay.new_l2(chunkings, machine_of(hw).l2_capacity_bytes)
+    return replay.run_kernel(kernel, chunkings, hw, l2, "fp16", lambda _: None)
+
+
+def skipping(kernel, most_steps=MOST_STEPS):
+    return fast_forward.run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
+
+
+def hbm_bytes(run) -> int:
+    return run.hbm_read_bytes + run.hbm_write_bytes
+
+
+# Workload, what of it is replayed, and by how much time and HBM bytes may be off.
+CASES = {
+    "waves of coarse trips": (
+        {"heads": 8, "kv_heads": 2, "causal": False},
+        400_000,
+        0.005,
+        0.01,
+    ),
+    "all waves, coarse": (
+        {"heads": 2, "kv_heads": 2, "causal": False},
+        130_000,
+        0.005,
+        0.01,
+    ),
+    "whole periods": ({"heads": 16, "kv_heads": 16}, 500_000, 0.005, 0.01),
+    "periods that share keys": ({"heads": 16, "kv_heads": 4}, 600_000, 0.005, 0.02),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
+    workload, most_steps, time_error, hbm_error = CASES[case]
+    monkeypatch.setattr(fast_forward, "COARSE_TRIPS", 128)
+    kernel = kernel_of("flash2", seq_len=32768, **workload)
+    whole, ours = exactly(kernel), skipping(kernel, most_steps)
+    assert ours.fast_forward.steps_skipped > kernel.tile_steps / 4
+    assert ours.time_s == pytest.approx(whole.time_s, rel=time_error)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=hbm_error)
+    assert ours.hbm_write_bytes == pytest.approx(whole.hbm_write_bytes, rel=0.15)
+    assert ours.counts == whole.counts
+    assert ours.l2_read_bytes == whole.l2_read_bytes
+    assert ours.l2_write_bytes == whole.l2_write_bytes
+    for pipe in (TENSOR, L2, HBM):
+        assert ours.busy_s[pipe] == pytest.approx(whole.busy_s[pipe], rel=max(hbm_error, 1e-9))
+
+
+def test_part_of_a_period_stands_for_all_of_it():
+    """Four causal heads of 8 waves, a quarter of whose tile steps is replayed."""
+    kernel = kernel_of("flash2", heads=4, seq_len=262144)
+    whole = exactly(kernel)
+    ours = skipping(kernel, kernel.tile_steps // 4)
+    assert ours.fast_forward.steps_skipped > kernel.tile_steps / 3
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.01)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)
+    assert ours.fast_forward.hbm_error > abs(hbm_bytes(ours) / hbm_bytes(whole) - 1)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_ten_million_tokens_take_as_long_to_tell_as_a_million(causal):
+    runs = {}
+    for tokens in (2**20, 10 * 2**20):
+        kernel = kernel_of("flash2", heads=4, kv_heads=1, seq_len=tokens, causal=causal)
+        assert replayed_steps(kernel, MOST_STEPS) == MOST_STEPS
+        runs[tokens] = ours = skipping(kernel)
+        assert kernel.tile_steps - ours.fast_forward.steps_skipped < 3 * 10**7
+        assert ours.fast_forward.time_error < 0.04
+        totals = {HBM_BYTES: hbm_bytes(ours), L2_HIT_BYTES: ours.l2_hit_bytes}
+        totals |= {L2_BYTES: ours.l2_read_bytes + ours.l2_write_bytes}
+        totals |= {TENSOR_BUSY: ours.busy_s[TENSOR]}
+        for track, total in totals.items():
+            assert ours.bins[track].sum() == pytest.approx(total, rel=1e-6)
+        assert ours.path_s.sum() == pytest.approx(ours.time_s)
+        sm_s = ours.busy_s[:6].max() / H100.sm.count
+        assert ours.time_s >= max(sm_s, ours.busy_s[L2], ours.busy_s[HBM])
+    assert runs[10 * 2**20].time_s == pytest.approx(100 * runs[2**20].time_s, rel=0.1)
+
+
+def test_coarse_trips_on_a_slower_machine_are_the_same_from_further_away():
+    kernel = kernel_of("flash2", heads=4, seq_len=16384, causal=False)
+    assert can_be_coarse(kernel)
+    whole = exactly(kernel)
+    errors = [
+        exactly(coarse(kernel, grain), slower(H100, grain)).time_s / whole.time_s - 1
+        for grain in (8, 4, 2)
+    ]
+    assert errors[0] > errors[1] > errors[2] > -1e-3
+    assert errors[2] < 0.005
+    assert coarse(kernel, 1) is kernel
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_persistent_kernel_is_told_by_its_first_items(causal):
+    kernel = kernel_of("flash3", heads=8, kv_heads=2, seq_len=65536, causal=causal)
+    whole, ours = exactly(kernel), skipping(kernel, 400_000)
+    assert kernel.tile_steps - ours.fast_forward.steps_skipped < 800_000
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
+    assert abs(ours.time_s / whole.time_s - 1) < ours.fast_forward.time_error + 0.005
+    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < ours.fast_forward.hbm_error
+    assert ours.counts == whole.counts
+
+
+@pytest.mark.parametrize("name", ["flash2", "flash3"])
+def test_a_single_head_is_told_by_its_coarse_form_where_that_fits(name):
+    kernel = kernel_of(name, heads=1, seq_len=131072)
+    whole, ours = exactly(kernel), skipping(kernel, kernel.tile_steps)
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.01)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)
+
+
+def test_a_short_kernel_is_replayed_whole():
+    short = kernel_of("flash2", heads=4, seq_len=4096)
+    assert not can_skip(short, MOST_STEPS)
+    assert replayed_steps(short, MOST_STEPS) == short.tile_steps
+
+
+def test_a_grid_of_a_billion_ctas_and_tensors_beyond_any_memory_are_told_too():
+    """S of a million tokens is 2 TiB a head; each of 8,192 rows of tiles reads 256 MiB of K."""
+    w = WorkloadTable.model_validate({"heads": 8, "head_dim": 128, "seq_len": 2**20}).workload()
+    kernel = make_schedule({"name": "naive"}, "a test").lower(w, H100)[0]
+    assert kernel.tile_steps == kernel.ctas * kernel.trips_of(np.array([0])).sum()
+    ours = skipping(kernel, 200_000)
+    assert hbm_bytes(ours) == pytest.approx(8 * 2 * 2**41, rel=0.01)
+
+
+def test_a_record_says_what_was_skipped_and_exact_skips_nothing():
+    tables = {
+        "workload": {"heads": 32, "head_dim": 128, "seq_len": 16384, "causal": True},
+        "hardware": "h100-sxm",
+        "schedule": "flash2",
+    }
+    budget = {"replayed_steps": 110_000}
+    (skipped,) = simulate(**tables, limits=budget)
+    (whole,) = simulate(**tables, limits={"exact": True, **budget})
+    assert whole.fast_forward is None
+    assert skipped.fast_forward is not None
+    assert 0 < skipped.fast_forward["steps_skipped"] < whole.kernels[0].tile_steps
+    assert 0 <= skipped.fast_forward["time_error"] < 1
+    assert skipped.flops == whole.flops
+    assert skipped.occupancy == pytest.approx(whole.occupancy, rel=0.25)
+    assert len(skipped.timeline[0].hbm_utilisation) > 1
+    assert np.isfinite(skipped.energy_j or 0.0)
+
+
+@pytest.mark.parametrize("a_head", [0.1, 0.5, 2.0, 8.0])
+def test_a_pruned_kernel_is_told_by_whole_heads_or_by_blocks_of_waves(a_head):
+    kernel = kernel_of("hip", heads=48, kv_heads=48, seq_len=65536)
+    most_steps = int(a_head * kernel.tile_steps // 48)
+    whole, ours = exactly(kernel), skipping(kernel, most_steps)
+    assert ours.fast_forward.steps_skipped > kernel.tile_steps / 2
+    error = ours.fast_forward
+    assert abs(ours.time_s / whole.time_s - 1) < min(0.02, error.time_error + 0.005)
+    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < error.hbm_error

@@ -1,0 +1,488 @@
+"""Decoding: what each cache is read for, against formulas written independently of the code."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
+from sim.inputs.shapes import MODELS
+from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.schedules import SCHEDULES, make_schedule
+from sim.schedules.mla import cut_in_parts
+from sim.schedules.parts.split_kv import splits_of
+from sim.tile_program import Compute, Load
+from tests.schedules.test_closed_forms import run, visible
+from tests.support.drawn import cases, devices, lowered
+
+H100 = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+
+
+def ceil(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def cached_row_bytes(w: AttentionWorkload) -> int:
+    """K or V of a token and head: fp8 with a scale a tensor, int with 4 bytes of scale and zero."""
+    bits = {"fp8": 8, "int8": 8, "int4": 4, None: 8 * w.dtype_bytes}[w.kv_dtype]
+    return ceil(w.head_dim * bits, 8) + (4 if w.kv_dtype in ("int8", "int4") else 0)
+
+
+def tile_of(kernel) -> tuple[int, int]:
+    """Query rows and keys of a step, by its first matmul's FLOPs: 2 rows keys depth."""
+    (q,) = (s for s in kernel.streams if s.tensor.name == "Q")
+    multiply = next(s for s in kernel.steps if isinstance(s, Compute) and s.mma_flops)
+    return q.tile_rows, multiply.mma_flops // (2 * q.tile_rows * q.tensor.cols)
+
+
+def shown_keys(w: AttentionWorkload, tile_kv: int) -> tuple[int, int]:
+    """(the first key of the first block that the mask shows, blocks from there on)."""
+    first = np.flatnonzero(visible(w)[0])[0] // tile_kv
+    return first * tile_kv, ceil(w.seq_kv, tile_kv) - first
+
+
+def assert_moves_partials(kernels, runs, w, splits):
+    """What a split kernel writes and a combine kernel moves."""
+    o_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    statistics = 4 * w.batch * w.heads
+    if splits == 1:
+        assert [kernel.name for kernel in kernels].count("combine") == 0
+        assert runs[0].hbm_write_bytes == o_bytes + statistics
+    else:
+        partial_bytes = splits * statistics * (w.head_dim + 1)
+        assert runs[0].hbm_write_bytes == runs[1].hbm_read_bytes == partial_bytes
+        assert runs[1].hbm_write_bytes == o_bytes + statistics
+
+
+@given(cases("flash_decoding", "decode"), devices(l2="0 B"))
+@settings(max_examples=60)
+def test_flash_decoding_without_l2_reads_the_cache_once_and_partials_in_fp32(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    runs = run(kernels, hw, w)
+    matrices = w.batch * w.kv_heads
+    splits = kernels[0].ctas // matrices
+    first, _ = shown_keys(w, tile_of(kernels[0])[1])
+    q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    cache_bytes = 2 * matrices * (w.seq_kv - first) * cached_row_bytes(w)
+    assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes
+    assert_moves_partials(kernels, runs, w, splits)
+
+
+def splits_as_published(batch_nheads_mblocks: int, num_sms: int, num_n_blocks: int) -> int:
+    """Told as in flash_api.cpp: efficiencies of the eligible counts, then the first good one."""
+    if batch_nheads_mblocks >= 0.8 * num_sms:
+        return 1
+    best, efficiency = 0.0, {}
+    for n in range(1, min(128, num_sms, num_n_blocks) + 1):
+        if n > 1 and -(-num_n_blocks // n) == -(-num_n_blocks // (n - 1)):
+            continue
+        waves = batch_nheads_mblocks * n / num_sms
+        efficiency[n] = waves / np.ceil(waves)
+        best = max(best, efficiency[n])
+    return min(n for n, e in efficiency.items() if e >= 0.85 * best)
+
+
+@given(st.integers(1, 300), st.integers(1, 200_000))
+def test_the_number_of_splits_is_the_published_heuristic_s(kv_heads, seq_kv):
+    w = WorkloadTable(heads=kv_heads, head_dim=128, seq_kv=seq_kv, phase="decode").workload()
+    key_blocks = -(-seq_kv // 128)
+    assert splits_of(w, H100, key_blocks) == splits_as_published(kv_heads, 264, key_blocks)
+
+
+def rows_of_pages(w: AttentionWorkload, page: int, tile_kv: int) -> int:
+    """Rows that a KV head's CTAs load: whole pages, of larger ones the tiles that hold keys."""
+    piece = min(page, tile_kv)
+    return ceil(w.seq_kv, piece) * piece - shown_keys(w, tile_kv)[0]
+
+
+def page_table_bytes(w: AttentionWorkload, page: int, tile_kv: int) -> int:
+    """Sectors of 8 numbers that hold those of each block of keys, for one KV head."""
+    sectors = 0
+    for block in range(shown_keys(w, tile_kv)[0] // tile_kv, ceil(w.seq_kv, tile_kv)):
+        first = block * tile_kv // page // 8
+        # Of more than 8 pages a block, as many sectors as it would fill, if there are.
+        sectors += min(max(1, tile_kv // page // 8), ceil(ceil(w.seq_kv, page), 8) - first)
+    return 32 * sectors
+
+
+@given(cases("paged"), devices(l2="0 B"))
+@settings(max_examples=80)
+def test_paged_reads_whole_pages_once_and_the_sectors_of_their_numbers(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    runs = run(kernels, hw, w)
+    matrices, page = w.batch * w.kv_heads, schedule.page_size
+    _, tile_kv = tile_of(kernels[0])
+    splits = kernels[0].ctas // matrices
+    q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    rows = matrices * rows_of_pages(w, page, tile_kv)
+    numbers = matrices * page_table_bytes(w, page, tile_kv)
+    cache_bytes = 2 * rows * cached_row_bytes(w)
+    assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes + numbers
+    assert_moves_partials(kernels, runs, w, splits)
+
+
+def loaded_tiles(kernel, name: str) -> dict[int, list[int]]:
+    """The tiles of a tensor that each item loads, in any order."""
+    tiles: dict[int, list[int]] = {}
+    for loop, trips in zip(kernel.loops, kernel.trips, strict=True):
+        for load in (op for op in loop.ops if isinstance(op, Load)):
+            stream = load.stream
+            if stream.tensor.name == name:
+                base, start = stream.base(kernel.items), stream.start(kernel.items)
+                for item, count in enumerate(trips):
+                    at = start[item] + np.arange(count)
+                    moved = stream.table[at] if stream.table is not None else stream.stride * at
+                    tiles.setdefault(item, []).extend((base[item] + moved).tolist())
+    return tiles
+
+
+@given(cases("paged"), devices())
+@settings(max_examples=60)
+def test_pages_are_each_one_sequence_s_and_every_head_reads_its_own(case, hw):
+    w, schedule = case
+    w = replace(w, window=None)
+    (kernel, *_) = lowered(schedule, w, hw)
+    pool = next(s for s in kernel.streams if s.tensor.name == "K")
+    piece, splits = pool.tile_rows, kernel.ctas // (w.batch * w.kv_heads)
+    of_page, pieces = schedule.page_size // piece, ceil(w.seq_kv, piece)
+    assert pool.tensor.rows == w.batch * ceil(w.seq_kv, schedule.page_size) * schedule.page_size
+    for name in "KV":
+        read: dict[tuple[int, int], list[int]] = {}
+        for item, tiles in loaded_tiles(kernel, name).items():
+            sequence, head = divmod(item // splits, w.kv_heads)
+            read.setdefault((sequence, head), []).extend(tiles)
+        pages_of: dict[int, set[int]] = {}
+        for (sequence, head), tiles in read.items():
+            in_pool = np.array(tiles) - head * pool.tiles_down
+            assert len(tiles) == len(set(tiles)) == pieces
+            assert in_pool.min() >= 0
+            assert in_pool.max() < pool.tiles_down
+            pages = set((in_pool // of_page).tolist())
+            assert len(pages) == ceil(w.seq_kv, schedule.page_size)
+            assert pages_of.setdefault(sequence, pages) == pages
+        assert sum(map(len, pages_of.values())) == len(set().union(*pages_of.values()))
+
+
+def test_pages_lie_where_the_seed_says():
+    w = WorkloadTable(heads=2, head_dim=64, seq_kv=1000, phase="decode").workload()
+    reads = [
+        loaded_tiles(SCHEDULES["paged"](seed=seed).lower(w, H100)[0], "K") for seed in (1, 1, 2)
+    ]
+    assert reads[0] == reads[1] != reads[2]
+
+
+def readers(schedule, rows: int, hw) -> int:
+    """Who makes each element ready: warps of 16 rows each, or the warp groups of wgmma."""
+    warps = schedule.warps or 4
+    if schedule.implementation == "cuda":
+        return min(warps, rows // 16)
+    return warps // 4 if hw.arch == "sm90" else min(warps, rows // 16)
+
+
+@given(cases("flash_decoding", "paged"), devices())
+@settings(max_examples=60)
+def test_decoding_takes_four_d_flops_a_row_and_key_and_makes_each_element_ready(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    rows, keys = tile_of(kernels[0])
+    matrices = w.batch * w.kv_heads
+    steps = matrices * shown_keys(w, keys)[1]
+    ran = run(kernels, hw, w)[0]
+    assert ran.executed("mma_flops") == 4 * w.head_dim * rows * keys * steps
+    assert ran.executed("exp_count") == steps * rows * (keys + 1)
+    softmax = steps * rows * (4 * keys + w.head_dim) + kernels[0].ctas * rows * w.head_dim
+    of_pages = schedule.name == "paged"
+    ready = matrices * rows_of_pages(w, schedule.page_size, keys) if of_pages else steps * keys
+    operations = {"fp8": 1, "int8": 2, "int4": 2, None: 0}[w.kv_dtype] * readers(schedule, rows, hw)
+    assert ran.executed("vector_ops") == softmax + 2 * ready * w.head_dim * operations
+
+
+@pytest.mark.parametrize("name", ["flash_decoding", "paged", "decode"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 2), (8, 1)])
+@pytest.mark.parametrize("window", [None, 1000])
+def test_decoding_reads_the_cache_of_its_kv_heads_as_far_as_the_window_reaches(
+    name, heads, kv_heads, window
+):
+    w = WorkloadTable(
+        heads=heads, kv_heads=kv_heads, head_dim=128, seq_kv=8192, window=window, phase="decode"
+    ).workload()
+    kernels = SCHEDULES[name]().lower(w, H100)
+    ran = run(kernels, H100, w)[0]
+    splits = kernels[0].ctas // kv_heads
+    keys = (window or 8192) + 128  # and the block that the window cuts
+    least = 2 * kv_heads * (window or 8192) * 256
+    most = 2 * kv_heads * keys * 256 + splits * heads * 256 + kv_heads * ceil(keys, 128) * 32
+    assert least <= ran.hbm_read_bytes <= most
+
+
+def test_decode_is_the_split_kernel_unsplit():
+    w = WorkloadTable(model="llama-3-8b", seq_kv=5000, phase="decode", batch=2).workload()
+    (plain,), (split,) = (
+        run(make_schedule(table, "a test").lower(w, H100), H100, w)
+        for table in ({"name": "decode"}, {"name": "flash_decoding", "splits": 1})
+    )
+    assert plain.time_s == split.time_s
+    assert plain.hbm_read_bytes == split.hbm_read_bytes
+    # A CTA a query head, as flash2 has it, reads a KV head's cache for each of its four.
+    (unpacked,) = run(SCHEDULES["flash2"]().lower(w, H100), H100, w)
+    cache_bytes = 2 * 2 * 8 * 5000 * 256
+    assert unpacked.hbm_read_bytes - plain.hbm_read_bytes == 3 * cache_bytes
+
+
+@given(cases("flash_decoding", "paged", "h2o"), devices())
+@settings(max_examples=40)
+def test_a_quantised_cache_lies_in_sram_as_narrow_as_in_hbm(case, hw):
+    w, schedule = case
+    w = replace(w, kv_dtype="int8")
+    (kernel, *_) = lowered(schedule, w, hw)
+    rows, keys = tile_of(kernel)
+    stages = next(loop.loads[0].stages for loop in kernel.loops[1:] if loop.loads)
+    q_bytes = rows * w.head_dim * w.dtype_bytes
+    assert kernel.footprint.sram_bytes == q_bytes + 2 * stages * keys * (w.head_dim + 4)
+
+
+def test_a_quantised_cache_is_read_in_less_time_by_about_its_width():
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(model="llama-3-8b", seq_kv=131072, batch=4, phase="decode").workload()
+
+    def time_s(kv_dtype):
+        quantised = replace(w, kv_dtype=kv_dtype)
+        return run(SCHEDULES["paged"]().lower(quantised, hw), hw, quantised)[0].time_s
+
+    assert time_s(None) / time_s("fp8") == pytest.approx(2, rel=0.05)
+    assert time_s(None) / time_s("int8") == pytest.approx(256 / 132, rel=0.05)
+    assert 3 < time_s(None) / time_s("int4") < 256 / 68
+
+
+@given(cases("streaming_llm"), devices(l2="0 B"))
+@settings(max_examples=60)
+def test_streaming_llm_decodes_from_sinks_and_window_only(case, hw):
+    w, schedule = case
+    w = replace(w, phase="decode", seq_q=1)
+    kernels = lowered(schedule, w, hw)
+    runs = run(kernels, hw, w)
+    kept = min(w.seq_kv, schedule.sinks + schedule.keep_window)
+    matrices = w.batch * w.kv_heads
+    splits = kernels[0].ctas // matrices
+    q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    angles = matrices * (splits + kept) * w.head_dim * w.dtype_bytes  # of the query, of each key
+    cache_bytes = 2 * matrices * kept * cached_row_bytes(w)
+    assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes + angles
+    assert_moves_partials(kernels, runs, w, splits)
+
+
+def test_streaming_llm_s_decoding_does_not_grow_with_length_and_rotates_keys():
+    ran = {}
+    for seq_kv in (4096, 1_000_000):
+        w = WorkloadTable(model="llama-3-8b", seq_kv=seq_kv, phase="decode").workload()
+        ran[seq_kv] = run(SCHEDULES["streaming_llm"]().lower(w, H100), H100, w)[0]
+    assert ran[4096].time_s == ran[1_000_000].time_s
+    short = replace(w, seq_kv=2004)
+    kernels = SCHEDULES["flash_decoding"]().lower(short, H100)
+    unrotated = run(kernels, H100, short)[0]
+    elements = (8 * ceil(2004, 128) * 128 + kernels[0].ctas * 64) * 128
+    rotated = ran[4096].executed("vector_ops") - unrotated.executed("vector_ops")
+    assert rotated == 3 * elements
+
+
+@given(cases("streaming_llm"), devices())
+@settings(max_examples=20)
+def test_streaming_llm_s_prefill_is_block_sparse_with_window_and_sinks(case, hw):
+    w, schedule = case
+    w = replace(w, phase="prefill")
+    options = schedule.model_dump(exclude={"name", "splits"}, exclude_none=True)
+    same = make_schedule({"name": "block_sparse", **options}, "a test")
+    in_float = replace(w, kv_dtype=None)
+    ours = run(lowered(schedule, w, hw), hw, w)[0]
+    theirs = run(lowered(same, in_float, hw), hw, w)[0]
+    assert ours.hbm_read_bytes == theirs.hbm_read_bytes
+    assert ours.time_s == theirs.time_s
+
+
+@given(cases("h2o"), devices(l2="0 B"))
+@settings(max_examples=60)
+def test_h2o_reads_its_budget_and_adds_each_probability_to_its_key(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    *attention, update, evict = run(kernels, hw, w)
+    tenths = [max(1, int(share * w.seq_kv)) for share in (schedule.heavy, schedule.recent)]
+    kept, matrices = min(w.seq_kv, sum(tenths)), w.batch * w.kv_heads
+    splits = kernels[0].ctas // matrices
+    q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    cache_bytes = 2 * matrices * kept * cached_row_bytes(w)
+    scores = w.batch * w.heads * kept * w.dtype_bytes
+    accumulated = matrices * kept * w.dtype_bytes
+    statistics = 4 * w.batch * w.heads
+    assert attention[0].hbm_read_bytes == splits * q_bytes + cache_bytes
+    out = q_bytes + statistics if splits == 1 else splits * statistics * (w.head_dim + 1)
+    assert attention[0].hbm_write_bytes == scores + out
+    steps = ceil(kept, 1024)
+    assert update.hbm_read_bytes == scores + accumulated + steps * statistics
+    assert update.hbm_write_bytes == accumulated + 8 * matrices * steps
+    assert (evict.hbm_read_bytes, evict.hbm_write_bytes) == (8 * matrices * steps, 4 * matrices)
+    assert update.executed("exp_count") >= w.batch * w.heads * kept
+
+
+def test_h2o_keeps_a_fifth_of_the_tokens_unless_told_otherwise():
+    w = WorkloadTable(model="llama-2-7b", seq_kv=4000, phase="decode").workload()
+    kernels = SCHEDULES["h2o"]().lower(w, H100)
+    (k,) = {s.tensor for s in kernels[0].streams if s.tensor.name == "K"}
+    assert k.rows == 800
+
+
+# --- multi-head latent attention
+
+
+def schedule_as_published(
+    seqlens: list[int], num_sm_parts: int
+) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+    """get_mla_metadata.cu: (begin sequence, begin block, end sequence, end block) of each part."""
+    fixed, blocks = 5, [ceil(n, 64) for n in seqlens]
+    payload = max(ceil(sum(b + fixed for b in blocks), num_sm_parts) + fixed, 2 * fixed)
+    now, block, split, parts, splits = 0, 0, 0, [], [0] * len(seqlens)
+    for _ in range(num_sm_parts):
+        begin, remain = (now, block), payload
+        while now < len(seqlens):
+            left = blocks[now] - block
+            if remain >= left + fixed:
+                splits[now] = split + 1
+                remain -= left + fixed
+                now, block, split = now + 1, 0, 0
+            else:
+                if remain - fixed > 0:
+                    block += remain - fixed
+                    split += 1
+                break
+        end = (now, block) if block > 0 else (now - 1, blocks[now - 1])
+        parts.append((*begin, *end))
+    assert now == len(seqlens)
+    return parts, splits
+
+
+@given(st.integers(1, 200), st.integers(1, 20_000), st.integers(1, 132))
+@settings(max_examples=200)
+def test_parts_are_those_of_flash_mla_s_scheduler(sequences, seq_kv, num_sm_parts):
+    ours = cut_in_parts(sequences, ceil(seq_kv, 64), num_sm_parts)
+    published, splits = schedule_as_published([seq_kv] * sequences, num_sm_parts)
+    assert ours.splits.tolist() == splits
+    work = ours.count.reshape(-1, ours.slots)
+    for part, (sequence, block, end, end_block) in enumerate(published):
+        if sequence == sequences:  # nothing left
+            assert part >= len(work)
+            continue
+        visited = [
+            (ours.sequence[at], b)
+            for at in range(part * ours.slots, (part + 1) * ours.slots)
+            for b in range(ours.first[at], ours.first[at] + ours.count[at])
+        ]
+        blocks = ceil(seq_kv, 64)
+        first, last = sequence * blocks + block, end * blocks + end_block
+        assert visited == [divmod(n, blocks) for n in range(first, last)]
+
+
+@given(cases("mla"), devices(l2="0 B"))
+@settings(max_examples=80)
+def test_mla_reads_the_latent_cache_once_for_each_block_of_heads(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    runs = run(kernels, hw, w)
+    tile_q, tile_kv = tile_of(kernels[0])
+    width, size = w.latent_dim + w.rope_dim, w.dtype_bytes
+    down, pages = ceil(w.heads, tile_q), ceil(w.seq_kv, tile_kv)
+    parts = cut_in_parts(w.batch, pages, max(1, hw.sm.count // down))
+    pieces = int((parts.count > 0).sum())
+    split = int(parts.splits[parts.splits > 1].sum())
+    cache_bytes = down * w.batch * pages * tile_kv * width * size
+    numbers = down * w.batch * pages * 32
+    assert runs[0].hbm_read_bytes == cache_bytes + numbers + pieces * w.heads * width * size
+    row = w.latent_dim * size + 4
+    partial_row = 4 * (w.latent_dim + 1)
+    whole = pieces - split
+    assert runs[0].hbm_write_bytes == w.heads * (whole * row + split * partial_row)
+    flops = 2 * tile_q * tile_kv * (width + w.latent_dim)
+    assert runs[0].executed("mma_flops") == flops * down * w.batch * pages
+    if split:
+        assert runs[1].hbm_read_bytes == w.heads * split * partial_row
+        assert runs[1].hbm_write_bytes == w.heads * (w.batch - whole) * row
+    else:
+        assert len(runs) == 1
+
+
+def test_mla_on_deepseek_v3_is_flash_mla_s_kernel():
+    """128 heads are two blocks of 64; 576 elements a token, once each, whatever the heads."""
+    w = WorkloadTable(model="deepseek-v3", seq_kv=8192, batch=4, phase="decode").workload()
+    (kernel, _) = SCHEDULES["mla"]().lower(w, H100)
+    assert tile_of(kernel) == (64, 64)
+    published, _ = schedule_as_published([8192] * 4, 132 // 2)
+    assert kernel.ctas == 2 * sum(sequence < 4 for sequence, *_ in published)
+    assert kernel.footprint.threads == 256
+    (cache,) = {s.tensor for s in kernel.streams if s.tensor.name == "C"}
+    assert cache.bytes == 4 * 8192 * 576 * 2
+    with_l2 = load_profile("h100-sxm")
+    ran = run([kernel], with_l2, w)[0]
+    q_bytes = 4 * 128 * 576 * 2
+    assert cache.bytes + q_bytes <= ran.hbm_read_bytes < 1.05 * cache.bytes + q_bytes
+
+
+def cache_bytes_a_token(name: str) -> int:
+    """What all layers read of a token, in 16 bits: `mla` where a model has latents."""
+    shape = MODELS[name]
+    w = WorkloadTable(model=name, seq_kv=4096, phase="decode").workload()
+    schedule = "mla" if shape.latent_dim else "flash_decoding"
+    kernels = SCHEDULES[schedule]().lower(w, H100)
+    cached = {s.tensor for s in kernels[0].streams if s.tensor.name in ("K", "V", "C")}
+    return shape.layers * sum(tensor.bytes for tensor in cached) // 4096
+
+
+def test_the_latent_cache_is_as_small_as_deepseek_v2_says():
+    """arXiv 2405.04434: as GQA with 2.25 groups (table 1); 93.3% below DeepSeek 67B (abstract).
+
+    DeepSeek 67B has 95 layers with 8 KV heads of 128 (arXiv 2401.02954, table 2). V2's deployed
+    cache has 6 bits an element on average (section 3.2.3), which the 93.3% include.
+    """
+    v2 = cache_bytes_a_token("deepseek-v2")
+    assert v2 == 60 * 2.25 * 2 * 128 * 2
+    deepseek_67b = 95 * 2 * 8 * 128 * 2
+    assert 1 - v2 / deepseek_67b == pytest.approx(0.822, abs=5e-4)
+    assert 1 - v2 * 6 / 16 / deepseek_67b == pytest.approx(0.933, abs=5e-4)
+    assert cache_bytes_a_token("llama-3-8b") == 32 * 2 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "workload", "complaint"),
+    [
+        ({"name": "mla"}, {"model": "llama-3-8b"}, "latent_dim is missing"),
+        ({"name": "mla"}, {"model": "deepseek-v2", "seq_q": 2}, "seq_q = 2: it decodes one"),
+        ({"name": "paged"}, {"model": "llama-3-8b", "seq_q": 2}, "seq_q = 2: it decodes one"),
+        (
+            {"name": "paged", "tile": {"q": 64, "kv": 48}},
+            {"model": "llama-3-8b"},
+            "tile.kv = 48: a power of two",
+        ),
+        ({"name": "paged", "page_size": 24}, {"model": "llama-3-8b"}, "page_size.*power of two"),
+        (
+            {"name": "flash_decoding"},
+            {"model": "llama-3-8b", "kv_dtype": "fp32"},
+            'kv_dtype = "fp32": fp8, int8, int4',
+        ),
+        ({"name": "flash2"}, {"model": "llama-3-8b", "kv_dtype": "int8"}, "kv_dtype"),
+        ({"name": "streaming_llm"}, {"model": "mistral-7b"}, 'mask is "window"'),
+        ({"name": "h2o", "heavy": 0}, {"model": "llama-3-8b"}, "heavy"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(schedule, workload, complaint):
+    w = WorkloadTable(phase="decode", **workload).workload()
+    with pytest.raises(InputError, match=complaint) as caught:
+        lower_checked(schedule, w)
+    assert "\n" not in str(caught.value)
+
+
+def lower_checked(schedule, w):
+    made = make_schedule(schedule, "a test")
+    made.check(w)
+    made.lower(w, H100)

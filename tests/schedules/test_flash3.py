@@ -1,0 +1,232 @@
+"""FlashAttention-3 against formulas written independently of it, and what it promises."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
+from sim.inputs.workload import WorkloadTable
+from sim.machine import EXP, TENSOR, ctas_per_sm
+from sim.schedules import make_schedule
+from sim.schedules.base import Tile
+from sim.tile_program import Compute
+from tests.engine.test_engines import assert_engines_agree
+from tests.schedules.test_closed_forms import blocks_with_any, run, tile_of, visible
+from tests.support.drawn import cases, devices, lowered
+
+HOPPER = ("h100-sxm",)
+WIDER = st.sampled_from((None, 96, 192, 256))  # than the head_dims that are drawn
+H100 = load_profile("h100-sxm")
+FLASH3 = make_schedule({"name": "flash3"}, "a test")
+
+
+def workload(**table):
+    return WorkloadTable.model_validate(table).workload()
+
+
+def visits(w, kernel) -> np.ndarray:
+    """Which key blocks each block of query rows of one matrix visits, heads packed as the kernel's.
+
+    A packed matrix has the heads of a query one below the other.
+    """
+    packed = w.batch * w.heads // kernel.tensors[0].groups
+    return blocks_with_any(np.repeat(visible(w), packed, axis=0), tile_of([kernel]))
+
+
+def kernel_head_dim(w) -> int:
+    return min(d for d in (64, 96, 128, 192, 256) if d >= w.head_dim)
+
+
+@given(cases("flash3"), WIDER, devices(l2="0 B", names=HOPPER))
+@settings(max_examples=60)
+def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, head_dim, hw):
+    w, schedule = case
+    w = replace(w, head_dim=head_dim or w.head_dim)
+    (kernel,) = kernels = lowered(schedule, w, hw)
+    (ran,) = run(kernels, hw, w)
+    seen, tile, q = visits(w, kernel), tile_of(kernels), kernel.tensors[0]
+    keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(seen.shape[1]))
+    wide = kernel_head_dim(w) == 192 or (kernel_head_dim(w) >= 128 and w.dtype != "fp8")
+    in_pairs = w.mask == "full" and wide and seen.shape[0] % 2 == 0
+    kv_rows = 2 * q.groups * int((seen * keys).sum()) // (2 if in_pairs else 1)
+    query_rows = w.batch * w.heads * w.seq_q
+    assert ran.hbm_read_bytes == (query_rows + kv_rows) * w.head_dim * w.dtype_bytes
+    assert ran.hbm_write_bytes == query_rows * (2 * w.head_dim + 4)
+
+
+@given(cases("flash3"), WIDER, devices(names=HOPPER))
+@settings(max_examples=60)
+def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
+    w, schedule = case
+    w = replace(w, head_dim=head_dim or w.head_dim)
+    (kernel,) = kernels = lowered(schedule, w, hw)
+    (ran,) = run(kernels, hw, w)
+    seen, tile, matrices = visits(w, kernel), tile_of(kernels), kernel.tensors[0].groups
+    steps = matrices * int(seen.sum())
+    assert ran.executed("mma_flops") == 4 * kernel_head_dim(w) * steps * tile.q * tile.kv
+    # A row's sum is rescaled by one exponential a step, but for the peeled first one.
+    peeled = 0 if w.head_dim <= 64 and w.window is not None and w.dtype != "fp8" else 1
+    rescales = steps - peeled * matrices * len(seen)
+    assert ran.executed("exp_count") == steps * tile.q * tile.kv + rescales * tile.q
+    assert ran.executed("vector_ops") >= 4 * steps * tile.q * tile.kv
+
+
+@given(cases("flash3"), devices(names=HOPPER))
+@settings(max_examples=60)
+def test_every_block_of_query_rows_is_one_cta_s_item(case, hw):
+    w, schedule = case
+    (kernel,) = lowered(schedule, w, hw)
+    (has_tile,) = np.nonzero(kernel.trips[0])
+    q = kernel.streams[0]
+    dealt = np.sort(q.base(kernel.items[has_tile]))
+    np.testing.assert_array_equal(dealt, np.arange(q.tensor.groups * q.tiles_down))
+    assert kernel.ctas <= hw.sm.count
+    assert not kernel.trips[:, kernel.trips[0] == 0].any()
+
+
+@given(cases("flash3"), devices(names=HOPPER))
+@settings(max_examples=60)
+def test_both_engines_agree(case, hw):
+    w, schedule = case
+    assert_engines_agree(lowered(schedule, w, hw), hw, w.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "shared"),
+    [("fp16", 96, False), ("fp16", 128, True), ("bf16", 256, True), ("fp8", 192, True)],
+)
+def test_two_ctas_of_a_cluster_read_a_key_block_once(dtype, head_dim, shared):
+    """flash_fwd_launch_template.h, Enable_cluster: an even number of blocks of query rows."""
+    hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+    rows = 192 if head_dim == 96 else 128
+    for blocks in (3, 4):
+        w = workload(heads=3, head_dim=head_dim, seq_q=blocks * rows, seq_kv=700, dtype=dtype)
+        (ran,) = run(FLASH3.lower(w, hw), hw, w)
+        times = blocks / 2 if shared and blocks == 4 else blocks
+        rows_read = 3 * (blocks * rows + 2 * 700 * times)
+        assert ran.hbm_read_bytes == rows_read * head_dim * w.dtype_bytes
+
+
+# hopper/tile_size.h, tile_size_fwd_sm90: keys without mask, causal and with a window.
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "rows", "keys"),
+    [
+        ("fp16", 64, 192, (192, 128, 160)),
+        ("bf16", 80, 192, (144, 144, 128)),
+        ("fp16", 128, 128, (176, 128, 128)),
+        ("fp16", 192, 128, (112, 112, 96)),
+        ("bf16", 256, 128, (80, 80, 64)),
+        ("fp8", 64, 192, (160, 160, 160)),
+        ("fp8", 96, 192, (128, 128, 128)),
+        ("fp8", 128, 128, (224, 224, 224)),
+        ("fp8", 160, 128, (160, 160, 160)),
+        ("fp8", 256, 128, (128, 128, 64)),
+    ],
+)
+def test_the_public_tiles_fill_an_sm_with_one_cta(dtype, head_dim, rows, keys):
+    masks = ({"causal": False}, {"causal": True}, {"causal": True, "window": 512})
+    for mask, kv in zip(masks, keys, strict=True):
+        w = workload(heads=4, head_dim=head_dim, seq_len=2048, dtype=dtype, **mask)
+        (kernel,) = FLASH3.lower(w, H100)
+        assert tile_of([kernel]) == Tile(q=rows, kv=kv)
+        assert kernel.footprint.workers == rows // 64
+        assert kernel.footprint.sram_bytes <= H100.sram.max_per_cta
+        assert ctas_per_sm(kernel.footprint, H100) == 1
+
+
+def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
+    """tile_size.h: 128 x 112 at head_dim 192 and 128 x 80 at 256 are the most that fit."""
+    for head_dim, kv in ((192, 112), (256, 80)):
+        w = workload(heads=4, head_dim=head_dim, seq_len=2048)
+        FLASH3.lower(w, H100)
+        larger = make_schedule({"name": "flash3", "tile": {"q": 128, "kv": kv + 16}}, "a test")
+        with pytest.raises(InputError, match="of SRAM"):
+            larger.lower(w, H100)
+
+
+@given(st.integers(1, 40), st.integers(1, 3000), st.sampled_from((64, 128)))
+@settings(max_examples=40, deadline=None)
+def test_causal_work_is_shared_out_to_within_two_blocks(heads, seq_len, head_dim):
+    w = workload(heads=heads, head_dim=head_dim, seq_len=seq_len, causal=True)
+    (kernel,) = FLASH3.lower(w, H100)
+    steps = kernel.trips[1:].sum(axis=0) + 1
+    by_cta = (steps * kernel.trips[0]).reshape(kernel.ctas, -1).sum(axis=1)
+    assert by_cta.max() <= by_cta.mean() + 2 * steps.max()
+
+
+def test_causal_blocks_go_longest_first_within_what_32_mib_of_l2_hold():
+    """tile_scheduler.hpp: sections of as many heads, a power of two, as fit with their K and V."""
+    w = workload(heads=24, head_dim=128, seq_len=4096, causal=True)  # 2 MiB of K and V a head
+    (kernel,) = FLASH3.lower(w, H100)
+    q, down = kernel.streams[0], 4096 // 128
+    first = q.base(np.arange(kernel.ctas) * kernel.items_per_cta)
+    np.testing.assert_array_equal(first[:16], np.arange(16) * down + down - 1)
+    np.testing.assert_array_equal(first[16:32], np.arange(16) * down + down - 2)
+    assert first.max() < 16 * down
+    full = workload(heads=24, head_dim=128, seq_len=4096)
+    (kernel,) = FLASH3.lower(full, H100)
+    first = kernel.streams[0].base(np.arange(kernel.ctas) * kernel.items_per_cta)
+    np.testing.assert_array_equal(first, np.arange(kernel.ctas))
+
+
+def test_softmax_hides_behind_matmuls_as_far_as_these_leave_issue_slots():
+    w = workload(heads=16, head_dim=128, seq_len=8192)
+    free = load_profile("h100-sxm", {"calibration": {"sm": {"async_issue": 0.0}}}, "a test")
+    (hidden,) = run(FLASH3.lower(w, free), free, w)
+    tensor_s, exp_s = (float(hidden.busy_s[pipe]) / free.sm.count for pipe in (TENSOR, EXP))
+    assert exp_s > 0.3 * tensor_s
+    assert hidden.time_s < 1.1 * tensor_s
+    (ran,) = run(FLASH3.lower(w, H100), H100, w)
+    assert ran.time_s > 1.1 * hidden.time_s
+    (flash2,) = run(make_schedule({"name": "flash2"}, "a test").lower(w, H100), H100, w)
+    assert ran.time_s < 0.7 * flash2.time_s
+
+
+def test_decoding_packs_the_query_heads_that_share_a_cache():
+    """heuristics.h, should_pack_gqa and use_one_mma_wg."""
+    hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+    w = workload(heads=32, kv_heads=8, head_dim=128, seq_kv=4096, phase="decode")
+    (kernel,) = kernels = FLASH3.lower(w, hw)
+    assert tile_of(kernels).q == 64
+    assert kernel.footprint.workers == 1
+    (ran,) = run(kernels, hw, w)
+    assert ran.hbm_read_bytes == (32 + 2 * 8 * 4096) * 128 * 2
+    long = workload(heads=32, kv_heads=8, head_dim=128, seq_len=4096)
+    assert FLASH3.lower(long, hw)[0].tensors[0].groups == 32
+
+
+def test_fp8_transposes_v_and_writes_bf16():
+    shape = {"heads": 4, "head_dim": 128, "seq_len": 2048}
+    work = {}
+    for dtype in ("fp16", "fp8"):
+        table = {"name": "flash3", "tile": {"q": 128, "kv": 128}}
+        (kernel,) = make_schedule(table, "a test").lower(workload(dtype=dtype, **shape), H100)
+        work[dtype] = [s for s in kernel.loops[1].steps if isinstance(s, Compute)]
+        assert kernel.tensors[3].bytes == 4 * 2048 * 128 * 2
+    assert sum(s.mma_flops for s in work["fp8"]) == sum(s.mma_flops for s in work["fp16"])
+    assert work["fp8"][1].vector_ops - work["fp16"][1].vector_ops == 128 * 128 // 4
+    # Half the bytes of K and V for two readers and TMA, and V read and written once more.
+    half = (128 * 128) * (1 + 2)
+    assert work["fp16"][1].sram_bytes - work["fp8"][1].sram_bytes == half - 2 * 128 * 128
+
+
+@pytest.mark.parametrize(
+    ("table", "profile", "options", "complaint"),
+    [
+        ({}, "a100-sxm-80gb", {}, 'hardware.arch = "sm80"'),
+        ({"dtype": "fp32"}, "h100-sxm", {}, 'workload.dtype = "fp32"'),
+        ({"head_dim": 320}, "h100-sxm", {}, "workload.head_dim = 320: it takes up to 256"),
+        ({}, "h100-sxm", {"tile": {"q": 32, "kv": 64}}, "tile.q = 32: 64, 128 or 192"),
+        ({}, "h100-sxm", {"tile": {"q": 192, "kv": 512}}, "the largest that fits is"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(table, profile, options, complaint):
+    w = workload(**{"heads": 2, "head_dim": 64, "seq_len": 256, **table})
+    with pytest.raises(InputError, match=re.escape(complaint)) as raised:
+        make_schedule({"name": "flash3", **options}, "a test").lower(w, load_profile(profile))
+    assert "\n" not in str(raised.value)

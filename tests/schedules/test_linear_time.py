@@ -1,0 +1,190 @@
+"""Linear-time kin of attention: bytes and FLOPs against formulas, and what does not grow."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
+from sim.inputs.workload import WorkloadTable
+from sim.schedules import SCHEDULES
+from tests.schedules.test_closed_forms import run
+from tests.support.drawn import cases, devices, lowered
+
+
+def ceil(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def prefill(case):
+    """The drawn case with all tokens as queries."""
+    w, schedule = case
+    return replace(w, seq_q=w.seq_kv, phase="prefill"), schedule
+
+
+@given(cases("linear_attention"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_linear_attention_moves_its_states_once_and_its_chunks_once_a_block(case, hw):
+    w, schedule = prefill(case)
+    states, outputs = run(lowered(schedule, w, hw), hw, w)
+    chunks, across = ceil(w.seq_kv, schedule.chunk), ceil(w.head_dim, 64)
+    kv, q, size = w.batch * w.kv_heads, w.batch * w.heads, w.dtype_bytes
+    matrix = w.seq_kv * w.head_dim * size
+    of_states = chunks * w.head_dim**2 * size
+    assert states.hbm_read_bytes == kv * 2 * across * matrix
+    assert states.hbm_write_bytes == kv * of_states
+    assert outputs.hbm_read_bytes == q * (across * 2 * matrix + of_states + matrix)
+    assert outputs.hbm_write_bytes == q * matrix
+    cube = 64 * 64 * schedule.chunk
+    assert states.executed("mma_flops") == kv * chunks * across**2 * 2 * cube
+    square = schedule.chunk**2 * 64
+    assert outputs.executed("mma_flops") == (
+        q * chunks * (across**2 * 2 * (cube + square) + across * 2 * square)
+    )
+
+
+@given(cases("mamba2"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_mamba2_moves_what_each_of_its_five_kernels_must(case, hw):
+    w, schedule = prefill(case)
+    cumsum, added, passed, products, scan = run(lowered(schedule, w, hw), hw, w)
+    n, size, state, chunk = w.seq_kv, w.head_dim, schedule.state, schedule.chunk
+    heads, groups = w.batch * w.heads, w.batch * min(schedule.groups, w.heads)
+    chunks, width = ceil(n, chunk), w.dtype_bytes
+    assert cumsum.hbm_read_bytes == heads * n * width
+    assert cumsum.hbm_write_bytes == 2 * heads * n * 4
+    down, across = ceil(size, 64), ceil(state, 128)
+    x_bytes, b_bytes, sums = n * size * width, n * state * width, 2 * n * 4
+    assert added.hbm_read_bytes == heads * (
+        across * x_bytes + down * b_bytes + down * across * sums
+    )
+    states = heads * chunks * size * state
+    assert added.hbm_write_bytes == passed.hbm_read_bytes == 4 * states
+    assert passed.hbm_write_bytes == width * states
+    # C and B once for each block of 64 of the other that the chunk has.
+    tokens = [min(chunk, n - start) for start in range(0, n, chunk)]
+    rows = sum(length * ceil(length, 64) for length in tokens)
+    assert products.hbm_read_bytes == groups * 2 * rows * state * width
+    assert products.hbm_write_bytes == groups * chunks * chunk**2 * 4
+    rows = min(128, chunk)
+    slices = squares = 0  # tokens of X, and elements of C B^T, up to each block's diagonal
+    for length in tokens:
+        for start in range(0, length, rows):
+            seen = min(start + rows, ceil(length, 32) * 32)
+            slices += min(seen, length)
+            squares += rows * seen
+    blocks = sum(ceil(length, rows) for length in tokens)
+    assert scan.hbm_read_bytes == heads * (
+        down * (b_bytes + 4 * squares + 2 * 4 * slices)
+        + blocks * size * state * width
+        + slices * size * width
+    )
+    assert scan.hbm_write_bytes == heads * x_bytes
+
+
+@given(cases("linear_attention", "mamba2"), devices(l2="0 B"), st.integers(1, 50))
+@settings(max_examples=30)
+def test_decoding_reads_and_writes_the_state_whatever_the_context(case, hw, more):
+    w, schedule = case
+    w = replace(w, seq_q=1, phase="decode")
+    (ran,) = run(lowered(schedule, w, hw), hw, w)
+    longer = replace(w, seq_kv=w.seq_kv + more)
+    (again,) = run(lowered(schedule, longer, hw), hw, longer)
+    assert (ran.hbm_read_bytes, ran.time_s) == (again.hbm_read_bytes, again.time_s)
+    if schedule.name == "mamba2":
+        state = w.batch * w.heads * w.head_dim * schedule.state * w.dtype_bytes
+        out = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    else:
+        state = w.batch * w.kv_heads * w.head_dim**2 * 4
+        out = w.batch * w.heads * w.head_dim * w.dtype_bytes
+    assert ran.hbm_write_bytes == state + out
+    assert ran.hbm_read_bytes > state
+
+
+@pytest.mark.parametrize("name", ["linear_attention", "mamba2"])
+def test_work_grows_with_the_length_where_attention_s_grows_with_its_square(name):
+    hw = load_profile("h100-sxm")
+    flops = {}
+    for schedule in (name, "flash2"):
+        for length in (4096, 8192):
+            w = WorkloadTable(heads=2, head_dim=64, seq_len=length, causal=True).workload()
+            runs = run(SCHEDULES[schedule]().lower(w, hw), hw, w)
+            flops[schedule, length] = sum(ran.executed("mma_flops") for ran in runs)
+    assert flops[name, 8192] == 2 * flops[name, 4096]
+    assert flops["flash2", 8192] > 3.9 * flops["flash2", 4096]
+
+
+@pytest.mark.parametrize("name", ["linear_attention", "mamba2"])
+def test_a_state_takes_no_part_of_a_sequence(name):
+    w = WorkloadTable(heads=2, head_dim=64, seq_q=5, seq_kv=10, causal=True).workload()
+    with pytest.raises(InputError, match="seq_q = seq_kv = 10"):
+        SCHEDULES[name]().check(w)
+
+
+@given(cases("memorizing"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_memorizing_searches_its_memory_and_reads_what_it_found_by_rows(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    _, search, attend = run(kernels, hw, w)
+    q_rows = kernels[1].streams[0].tile_rows
+    key_rows = kernels[1].streams[1].tile_rows
+    matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
+    position = np.arange(w.seq_q) + w.seq_kv - w.seq_q
+    end = np.maximum(0, position + 1 - schedule.keep_window)
+    first = np.maximum(0, end - schedule.memory)
+    keys = 0
+    for start in range(0, w.seq_q, q_rows):
+        low = first[start] // key_rows * key_rows
+        high = ceil(int(end[start : start + q_rows].max()), key_rows) * key_rows
+        keys += max(0, min(high, w.seq_kv) - low)
+    assert search.hbm_read_bytes == matrices * (w.seq_q + keys) * row_bytes
+    assert search.hbm_write_bytes == matrices * w.seq_q * schedule.retrieve * 4
+    found = int(np.minimum(end - first, schedule.retrieve).sum())
+    assert attend.hbm_read_bytes == matrices * (
+        (2 * w.seq_q + 2 * found) * row_bytes + w.seq_q * schedule.retrieve * 4
+    )
+    assert attend.hbm_write_bytes == matrices * w.seq_q * row_bytes
+    numbers, starts = schedule.found_keys(w)
+    for row in range(w.seq_q):
+        own = numbers[starts[row] : starts[row + 1]]
+        assert len(set(own)) == len(own) == min(end[row] - first[row], schedule.retrieve)
+        assert all((own >= first[row]) & (own < end[row]))
+
+
+@given(cases("lm2"), devices(l2="0 B"))
+@settings(max_examples=30)
+def test_lm2_is_flash2_and_an_unmasked_one_over_the_slots_and_two_passes(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    attention, read, gate, write = run(kernels, hw, w)
+    q_rows = kernels[1].streams[0].tile_rows
+    matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
+    blocks = ceil(w.seq_q, q_rows)
+    assert read.hbm_read_bytes == matrices * (w.seq_q + blocks * 2 * schedule.slots) * row_bytes
+    assert gate.hbm_read_bytes == 2 * gate.hbm_write_bytes == 2 * matrices * w.seq_q * row_bytes
+    bank = matrices * schedule.slots * row_bytes
+    assert (write.hbm_read_bytes, write.hbm_write_bytes) == (2 * bank, bank)
+    assert attention.executed("mma_flops") >= w.useful_flops
+
+
+@given(cases("retrieval"), devices(l2="0 B"))
+@settings(max_examples=30)
+def test_retrieval_reads_the_index_once_and_attends_to_a_context_of_fixed_length(case, hw):
+    w, schedule = case
+    search, choice, *attention = run(lowered(schedule, w, hw), hw, w)
+    chunks, width = ceil(w.seq_kv, schedule.chunk_tokens), w.dtype_bytes
+    vectors = ceil(chunks, 128) * w.batch + chunks  # batch is below a block of questions
+    assert search.hbm_read_bytes == vectors * schedule.embedding_dim * width
+    assert search.hbm_write_bytes == choice.hbm_read_bytes == w.batch * chunks * 4
+    assert choice.hbm_write_bytes == w.batch * schedule.top * 4
+    context = min(w.seq_kv, schedule.top * schedule.chunk_tokens)
+    short = replace(w, seq_kv=context, seq_q=1 if w.phase == "decode" else context)
+    alone = SCHEDULES["flash_decoding" if w.phase == "decode" else "flash2"].model_validate(
+        schedule.model_dump(include={"tile", "implementation", "stages", "warps"})
+    )
+    expected = run(lowered(alone, short, hw), hw, short)
+    assert sum(ran.hbm_read_bytes for ran in attention) == sum(r.hbm_read_bytes for r in expected)

@@ -1,0 +1,112 @@
+"""What holds for every schedule: what it says of itself, and which workloads it refuses."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.device.memory import check_memory, gpus_of, kernels_of
+from sim.device.run import run_on_device
+from sim.inputs.files import InputError, shipped_names
+from sim.inputs.hardware import load_profile
+from sim.inputs.shapes import MODELS
+from sim.runs.job import lower_all
+from sim.runs.scenario import make_scenario
+from sim.schedules import SCHEDULES, make_schedule
+from sim.tile_program import Kernel
+from tests.support.drawn import cases, devices, lowered
+
+ROOMY = load_profile("h100-sxm", {"hbm": {"capacity": "100 TB"}}, "a test")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_says_what_it_is(name):
+    schedule = SCHEDULES[name]
+    assert schedule.model_fields["name"].default == name
+    assert 10 < len(schedule.summary) < 90
+    assert schedule.source
+    assert schedule.phases
+    assert schedule.masks
+
+
+@given(
+    st.sampled_from(list(SCHEDULES)),
+    st.sampled_from(shipped_names("hw_profiles")),
+    st.sampled_from(list(MODELS)),
+    st.sampled_from(("prefill", "decode", "training")),
+    st.sampled_from((512, 1000, 4096)),
+    st.sampled_from(("fp16", "bf16", "fp8", "fp32")),
+    st.sampled_from((None, "int4", "fp8")),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
+    name, profile, model, phase, length, dtype, kv_dtype
+):
+    workload = {"model": model, "phase": phase, "seq_len": length, "dtype": dtype}
+    if kv_dtype:
+        workload["kv_dtype"] = kv_dtype
+    tables = {
+        "workload": workload,
+        "hardware": {"profile": profile},
+        "schedule": [{"name": name}],
+    }
+    refused = ""
+    try:
+        ((_, _, steps),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
+    except InputError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith(("mine.toml: ", "profile "))
+        assert "\n" not in refused
+        return
+    assert check_memory(steps, ROOMY) > 0
+    for kernel in kernels_of(steps):
+        assert kernel.tile_steps >= 0
+
+
+@given(cases(), devices())
+@settings(max_examples=60, deadline=None)
+def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
+    w, schedule = case
+    try:
+        steps = schedule.steps(w, hw)
+    except InputError:
+        lowered(schedule, w, hw)  # the drawn tile does not fit
+        return
+    if gpus_of(steps) > 1 or any(not isinstance(step.work, Kernel) for step in steps):
+        hw = load_profile("h100-sxm")
+    run = run_on_device(steps, hw, w.dtype, "replay", lambda _: None)
+    launched = [k.run.kernel for k in run.kernels]
+    assert len(launched) == sum(isinstance(step.work, Kernel) for step in steps)
+    assert set(launched) == set(kernels_of(steps))
+    assert run.time_s >= max(k.start_s + k.run.time_s for k in run.kernels) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "workload", "complaint"),
+    [
+        ("hip", {"causal": False}, 'mask is "full": it takes causal, window'),
+        ("hip", {"causal": True, "phase": "training"}, 'phase is "training"'),
+        ("block_sparse", {"dropout": True}, "workload.dropout = true"),
+        ("flash2", {"kv_dtype": "int4", "phase": "decode"}, 'workload.kv_dtype = "int4"'),
+    ],
+)
+def test_a_workload_that_makes_no_sense_is_one_line(schedule, workload, complaint):
+    tables = {
+        "workload": {"heads": 4, "head_dim": 64, "seq_len": 256, **workload},
+        "hardware": {"profile": "h100-sxm"},
+        "schedule": [{"name": schedule}],
+    }
+    with pytest.raises(InputError, match=f"mine.toml: schedule {schedule}: .*{complaint}"):
+        lower_all(make_scenario(tables, "mine", "mine.toml"))
+
+
+def test_decoding_so_many_tokens_runs_the_kernels_so_many_times():
+    workload = {"heads": 4, "head_dim": 64, "seq_len": 1024, "phase": "decode", "tokens": 3}
+    tables = {
+        "workload": workload,
+        "hardware": {"profile": "h100-sxm"},
+        "schedule": [{"name": "flash_decoding", "splits": 2}],
+    }
+    ((_, schedule, steps),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
+    assert [step.work.name for step in steps] == ["flash_decoding", "combine"] * 3
+    assert make_schedule({"name": "flash_decoding", "splits": 2}, "a test") == schedule

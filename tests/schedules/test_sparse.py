@@ -1,0 +1,373 @@
+"""Pruned attention other than HiP: kept keys against brute-force masks, bytes against formulas."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
+from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.schedules import SCHEDULES
+from sim.schedules.base import Tile
+from sim.tile_program import Compute, Kernel, Load, Stream
+from tests.schedules.test_closed_forms import (
+    blocks_with_any,
+    kept_bytes,
+    run,
+    tile_of,
+    visible,
+    visited,
+)
+from tests.support.drawn import cases, devices, lowered
+
+NO_L2 = {"l2": {"capacity": "0 B"}}
+
+
+def ceil(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def touched(kernel: Kernel, stream: Stream) -> list[list[int]]:
+    """The tiles that each item touches by a stream, trip after trip."""
+    items = kernel.items
+    (loop,) = [
+        number
+        for number, loop in enumerate(kernel.loops)
+        if any(getattr(op, "stream", None) is stream for op in loop.ops)
+    ]
+    tiles = []
+    for item, base, start in zip(items, stream.base(items), stream.start(items), strict=True):
+        trips = np.arange(kernel.trips[loop][item])
+        offsets = stream.stride * trips if stream.table is None else stream.table[start + trips]
+        tiles.append((base + offsets).tolist())
+    return tiles
+
+
+def tiles_of(kernel: Kernel, name: str, loop: int) -> list[list[int]]:
+    """The tiles of a tensor that each item loads in a loop, trip after trip."""
+    (load,) = [load for load in kernel.loops[loop].loads if load.stream.tensor.name == name]
+    return touched(kernel, load.stream)
+
+
+def distances(w: AttentionWorkload) -> np.ndarray:
+    """Position of each query less that of each key: (seq_q, seq_kv)."""
+    return np.arange(w.seq_q)[:, None] - np.arange(w.seq_kv)[None, :]
+
+
+@given(cases("bigbird"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_bigbird_visits_window_global_and_random_blocks_once_each(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    tile, (ran,) = tile_of(kernels), run(kernels, hw, w)
+    seen = visited(w, tile)
+    down, across = seen.shape
+    first, last = ceil(schedule.global_blocks, 2), schedule.global_blocks // 2
+    is_global = {b for b in range(across) if b < first or b >= across - last}
+    found = np.zeros_like(seen)
+    for row, tiles in enumerate(tiles_of(kernels[0], "K", 1)[:down]):
+        bottom = min((row + 1) * tile.q, w.seq_q) - 1
+        own = set(range(row * tile.q // tile.kv, bottom // tile.kv + 1))
+        side = range(-(schedule.window_blocks // 2), schedule.window_blocks // 2 + 1)
+        fixed = is_global | {b + s for b in own for s in side}
+        if own & is_global:
+            fixed = set(range(across))
+        shown = set(np.flatnonzero(seen[row]))
+        rest = len(shown - fixed)
+        assert len(set(tiles)) == len(tiles)
+        assert fixed & shown <= set(tiles) <= shown
+        assert len(tiles) == len(fixed & shown) + min(rest, schedule.random_blocks)
+        found[row, tiles] = True
+    matrices = w.batch * w.heads
+    assert ran.hbm_read_bytes == matrices * kept_bytes(w, found, tile)
+    pairs = matrices * int(found.sum()) * tile.q * tile.kv
+    assert ran.executed("mma_flops") == 4 * w.head_dim * pairs
+
+
+@given(cases("longformer"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_longformer_keeps_both_sides_and_what_is_global_either_way(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    tile, (ran,) = tile_of(kernels), run(kernels, hw, w)
+    kept = abs(distances(w)) <= schedule.keep_window // 2
+    kept[: schedule.global_tokens] = kept[:, : schedule.global_tokens] = True
+    pairs = blocks_with_any(kept & visible(w), tile)
+    matrices = w.batch * w.heads
+    assert ran.hbm_read_bytes == matrices * kept_bytes(w, pairs, tile)
+    assert ran.executed("mma_flops") == 4 * w.head_dim * matrices * pairs.sum() * tile.q * tile.kv
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_longformer_s_window_ends_where_its_mask_does(causal):
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(heads=1, head_dim=64, seq_len=150, causal=causal).workload()
+    for keep_window in range(1, 70):
+        schedule = SCHEDULES["longformer"](keep_window=keep_window, tile={"q": 32, "kv": 16})
+        (kernel,) = schedule.lower(w, hw)
+        kept = abs(distances(w)) <= keep_window // 2
+        kept[:1] = kept[:, :1] = True
+        pairs = blocks_with_any(kept & visible(w), Tile(q=32, kv=16))
+        np.testing.assert_array_equal(kernel.trips[1], pairs.sum(axis=1))
+
+
+@given(st.integers(1, 9000), st.integers(1, 700), st.integers(1, 5000), st.integers(0, 99))
+def test_minference_s_lines_are_those_forced_and_as_many_as_asked_for(n, vertical, slash, seed):
+    schedule = SCHEDULES["minference"](vertical=vertical, slash=slash, seed=seed)
+    lines = schedule.lines(n)
+    for line, forced, count in ((lines.verticals, 30, vertical), (lines.slashes, 100, slash)):
+        assert len(line) == min(n, max(count, forced))
+        assert (np.diff(line) > 0).all()
+        np.testing.assert_array_equal(line[:forced], np.arange(min(n, forced)))
+        assert line[-1] < n
+
+
+@given(cases("minference"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_minference_attends_to_blocks_that_a_slash_crosses_and_to_other_verticals(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
+    lines, tile = schedule.lines(w.seq_kv), Tile(q=64, kv=64)
+    crossed = blocks_with_any(np.isin(distances(w), lines.slashes), tile)
+    columns = [
+        [v for v in lines.verticals if v < (row + 1) * 64 and not crossed[row, v // 64]]
+        for row in range(len(crossed))
+    ]
+    rows = sum(map(len, columns))
+    matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
+    attention = runs["sparse attention"]
+    expected = kept_bytes(w, crossed, tile) + 2 * rows * row_bytes
+    assert attention.hbm_read_bytes == matrices * expected
+    assert attention.hbm_write_bytes == matrices * w.seq_q * row_bytes
+    steps = int(crossed.sum()) + sum(ceil(len(row), 64) for row in columns)
+    assert attention.executed("mma_flops") == 4 * w.head_dim * matrices * steps * 64 * 64
+    gathered = tiles_of(kernels[-1], "K", 2)[: len(crossed)]
+    assert [[t % w.seq_kv for t in row] for row in gathered] == columns
+
+
+@given(cases("minference"), devices(l2="0 B"))
+@settings(max_examples=30)
+def test_minference_estimates_by_passes_over_the_last_queries_scores(case, hw):
+    w, schedule = case
+    runs = run(lowered(schedule, w, hw), hw, w)
+    scores, softmax, columns, _, pad, diagonals, _, index, _ = runs
+    n, size, matrices = w.seq_kv, w.dtype_bytes, w.batch * w.heads
+    last = (n - 1) % 64 + 1
+    row_bytes = w.head_dim * size
+    assert scores.hbm_read_bytes == matrices * (n + ceil(n, 128) * last) * row_bytes
+    assert scores.hbm_write_bytes == matrices * last * n * size
+    assert softmax.hbm_read_bytes == 3 * scores.hbm_write_bytes
+    p_bytes = matrices * last * n * 4
+    assert softmax.hbm_write_bytes == columns.hbm_read_bytes == pad.hbm_read_bytes == p_bytes
+    assert pad.hbm_write_bytes == diagonals.hbm_read_bytes == p_bytes
+    assert columns.hbm_write_bytes == diagonals.hbm_write_bytes == matrices * n * 4
+    lines, down = schedule.lines(n), ceil(n, 64)
+    listed = len(lines.verticals) + len(lines.slashes)
+    assert index.hbm_read_bytes == matrices * ceil(down, 64) * listed * 4
+    most = int(blocks_with_any(np.isin(distances(w), lines.slashes), Tile(q=64, kv=64)).sum(1)[-1])
+    assert index.hbm_write_bytes == matrices * down * (len(lines.verticals) + most) * 4
+
+
+@given(cases("quest"), devices(l2="0 B"))
+@settings(max_examples=50)
+def test_quest_reads_two_rows_a_page_and_then_the_pages_of_its_budget(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
+    size, heads, width = schedule.page_size, w.batch * w.heads, w.dtype_bytes
+    pages = ceil(w.seq_kv, size)
+    read = min(pages, schedule.budget // size)
+    last = w.seq_kv - (pages - 1) * size
+    row_bytes = w.head_dim * width
+    assert ("estimate" in runs) == (pages > read)
+    if "estimate" in runs:
+        assert runs["estimate"].hbm_read_bytes == heads * (1 + 2 * (pages - 1)) * row_bytes
+        assert runs["estimate"].hbm_write_bytes == heads * (pages - 1) * width
+        passes = 8 * width // 8 + 1
+        assert runs["choose pages"].hbm_read_bytes == heads * (pages - 1) * width * passes
+        assert runs["choose pages"].hbm_write_bytes == heads * (read - 1) * 4
+    (attention,) = [k for k in kernels if k.name == "attention"]
+    parts = attention.ctas // heads
+    tokens = (read - 1) * size + last
+    assert runs["attention"].hbm_read_bytes == heads * (parts + 2 * tokens) * row_bytes
+    tiles = tiles_of(attention, "K", 1)
+    for head in range(heads):
+        own = list(chain.from_iterable(tiles[head * parts : (head + 1) * parts]))
+        assert len(set(own)) == len(own) == read
+        matrix = head // w.heads * w.kv_heads + head % w.heads * w.kv_heads // w.heads
+        assert {tile // pages for tile in own} == {matrix}
+        assert own[-1] % pages == pages - 1
+    partial = heads * parts * (row_bytes + 4) if parts > 1 else heads * row_bytes
+    assert runs["attention"].hbm_write_bytes == partial
+    if parts > 1:
+        assert runs["merge"].hbm_read_bytes == partial
+        assert runs["merge"].hbm_write_bytes == heads * row_bytes
+
+
+@given(cases("minference", "quest", "nsa"), devices())
+@settings(max_examples=40)
+def test_each_kernel_writes_all_it_makes_once_and_reads_all_but_keys_and_pages(case, hw):
+    w, schedule = case
+    for kernel in lowered(schedule, w, hw):
+        reads, writes = {}, {}
+        for loop in kernel.loops:
+            for op in loop.ops:
+                if not isinstance(op, Compute):
+                    found = reads if isinstance(op, Load) else writes
+                    tiles = chain.from_iterable(touched(kernel, op.stream))
+                    found.setdefault(op.stream.tensor, (op.stream, []))[1].extend(tiles)
+        for tensor, (stream, tiles) in [*reads.items(), *writes.items()]:
+            count = tensor.groups * stream.tiles_down * stream.tiles_across
+            if tensor in writes:
+                assert sorted(tiles) == list(range(count)), (kernel.name, tensor.name)
+            elif tensor.name == "Q" and kernel.name == "S = Q_last K^T":
+                assert {tile % stream.tiles_down for tile in tiles} == {stream.tiles_down - 1}
+            elif tensor.name not in ("K", "V") and tiles:  # none before the first compressed key
+                assert set(tiles) == set(range(count)), (kernel.name, tensor.name)
+
+
+def compressed_visible(w: AttentionWorkload, schedule) -> np.ndarray:
+    """Which compressed keys lie wholly before each query: (seq_q, compressed keys)."""
+    length, stride = schedule.compress_block, schedule.compress_stride
+    count = max(1, (w.seq_kv - length) // stride + 1)
+    position = np.arange(w.seq_q)[:, None] + w.seq_kv - w.seq_q
+    return np.arange(count)[None, :] * stride + length - 1 <= position
+
+
+@given(cases("nsa"))
+@settings(max_examples=40)
+def test_nsa_selects_the_first_two_local_and_other_blocks(case):
+    w, schedule = case
+    first = w.seq_kv - w.seq_q
+    chosen, starts = schedule.selected(first, w.seq_q)
+    for row in range(w.seq_q):
+        own = (first + row) // schedule.block
+        blocks = list(chosen[starts[row] : starts[row + 1]])
+        assert blocks == sorted(set(blocks))
+        assert {0, max(0, own - 1), own} <= set(blocks) <= set(range(own + 1))
+        assert len(blocks) == min(schedule.top, own + 1)
+
+
+@given(cases("nsa"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_nsa_moves_what_each_of_its_branches_must(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
+    by_name = {k.name: k for k in kernels}
+    n, width, group = w.seq_kv, w.dtype_bytes, w.heads // w.kv_heads
+    heads, matrices, row_bytes = w.batch * w.heads, w.batch * w.kv_heads, w.head_dim * width
+    seen = compressed_visible(w, schedule)
+    count, decode = seen.shape[1], w.phase == "decode"
+    if not decode:
+        stride, pooled = schedule.compress_stride, 0
+        for c in range(count):
+            pooled += min(schedule.compress_block, n - c * stride)
+        for name in ("compress K", "compress V"):
+            assert runs[name].hbm_read_bytes == matrices * pooled * row_bytes
+            assert runs[name].hbm_write_bytes == matrices * count * row_bytes
+        for name, mask in (
+            ("compressed attention", seen),
+            ("window attention", visible(w) & (distances(w) < schedule.keep_window)),
+        ):
+            q, k = (by_name[name].loops[i].loads[0].stream for i in (0, 1))
+            pairs = blocks_with_any(mask, Tile(q=q.tile_rows, kv=k.tile_rows))
+            keys = np.minimum(k.tile_rows, mask.shape[1] - k.tile_rows * np.arange(pairs.shape[1]))
+            read = heads * (n + 2 * int((pairs * keys).sum())) * row_bytes
+            assert runs[name].hbm_read_bytes == read
+            assert runs[name].hbm_write_bytes == heads * n * (row_bytes + 4)
+            flops = 4 * w.head_dim * heads * int(pairs.sum()) * q.tile_rows * k.tile_rows
+            assert runs[name].executed("mma_flops") == flops
+    chosen, _ = schedule.selected(n - w.seq_q, w.seq_q)
+    keys = np.minimum(schedule.block, n - chosen * schedule.block).sum()
+    selected = runs["selected attention"]
+    assert selected.hbm_read_bytes == (heads * w.seq_q + 2 * matrices * keys) * row_bytes
+    assert selected.hbm_write_bytes == heads * w.seq_q * (row_bytes + 4)
+    rows = 16
+    while rows < group:
+        rows *= 2
+    pairs = matrices * len(chosen) * rows * schedule.block
+    assert selected.executed("mma_flops") == 4 * w.head_dim * pairs
+    scores = w.seq_q * count * 4
+    passes = 1 if decode else ceil(w.seq_q, 128)
+    across = ceil(count, 128)
+    expected = passes * count * row_bytes + across * group * w.seq_q * (row_bytes + 4)
+    assert runs["scores"].hbm_read_bytes == matrices * expected
+    assert runs["scores"].hbm_write_bytes == runs["block scores"].hbm_read_bytes
+    assert runs["scores"].hbm_write_bytes == matrices * scores
+    sums = matrices * w.seq_q * ceil(n, schedule.block) * 4
+    assert runs["block scores"].hbm_write_bytes == sums
+    assert runs["choose blocks"].hbm_read_bytes == 5 * sums
+    assert runs["gate"].hbm_read_bytes == heads * w.seq_q * 3 * (row_bytes + width)
+    assert runs["gate"].hbm_write_bytes == heads * w.seq_q * row_bytes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "equivalent"), [(8192, 2048), (16384, 2560), (32768, 3584), (65536, 5632)]
+)
+def test_nsa_decodes_with_the_paper_s_memory_accesses(tokens, equivalent):
+    """Tokens of K and V read, 11.6 times fewer at 64k: arXiv 2502.11089, Table 4 (recalled)."""
+    hw = load_profile("a100-sxm-80gb", NO_L2)
+    w = WorkloadTable(
+        heads=64, kv_heads=4, head_dim=128, seq_kv=tokens, causal=True, phase="decode"
+    ).workload()
+    schedule = SCHEDULES["nsa"]()
+    branches = ("compressed attention", "selected attention", "window attention")
+    kernels = [k for k in schedule.lower(w, hw) if k.name in branches]
+    read = sum(ran.hbm_read_bytes for ran in run(kernels, hw, w))
+    of_q = sum(k.ctas // w.kv_heads for k in kernels) * w.heads * 256
+    assert (read - of_q) / (2 * w.kv_heads * 256) == pytest.approx(equivalent, abs=1)
+
+
+@pytest.mark.parametrize("name", ["bigbird", "longformer"])
+def test_patterns_visit_as_many_blocks_a_row_however_long_the_sequence(name):
+    hw, steps = load_profile("h100-sxm"), {}
+    for length in (8192, 16384):
+        w = WorkloadTable(heads=2, head_dim=64, seq_len=length, causal=False).workload()
+        (kernel,) = SCHEDULES[name]().lower(w, hw)
+        steps[length] = np.median(kernel.trips[1])
+    assert steps[8192] == steps[16384] <= 9
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bigbird", {"seq_q": 64}, "seq_q = seq_kv = 256"),
+        ("longformer", {"phase": "decode"}, 'phase is "decode"'),
+        ("minference", {"causal": False}, 'mask is "full"'),
+        ("quest", {}, 'phase is "prefill"'),
+        ("nsa", {"window": 32}, 'mask is "window"'),
+        ("nsa", {"dtype": "fp32"}, 'dtype = "fp32", head_dim = 64: fp16 or bf16'),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(name, change, message):
+    table = {"heads": 2, "head_dim": 64, "seq_kv": 256, "seq_q": 256, "causal": True, **change}
+    if change.get("phase") == "decode":
+        table["seq_q"] = 1
+    with pytest.raises(InputError, match=message) as error:
+        SCHEDULES[name]().check(WorkloadTable(**table).workload())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bigbird", {"window_blocks": 2}, "an odd number"),
+        ("nsa", {"compress_stride": 12}, "a divisor of compress_block"),
+        ("nsa", {"top": 2}, "greater than or equal to 3"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(name, options, message):
+    with pytest.raises(ValidationError, match=message):
+        SCHEDULES[name].model_validate(options)
+
+
+def test_quest_needs_a_page_to_choose():
+    w = WorkloadTable(heads=2, head_dim=64, seq_kv=256, phase="decode").workload()
+    with pytest.raises(InputError, match="at least two pages"):
+        SCHEDULES["quest"](budget=16).check(w)

@@ -1,0 +1,284 @@
+"""What hypothesis draws: small workloads, tiny devices, any schedule."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules import SCHEDULES
+from sim.schedules.base import Schedule, TiledSchedule
+from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.several_gpus import SeveralGpus
+from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
+
+L2_SIZES = ("0 B", "4 KiB", "100 KiB", "1 MiB", "64 MiB")
+
+
+@st.composite
+def workloads(draw: Any) -> AttentionWorkload:
+    """Ragged lengths, grouped heads, all masks."""
+    kv_heads = draw(st.integers(1, 2))
+    seq_kv = draw(st.integers(1, 400))
+    causal = draw(st.booleans())
+    return AttentionWorkload(
+        batch=draw(st.integers(1, 2)),
+        heads=kv_heads * draw(st.integers(1, 3)),
+        kv_heads=kv_heads,
+        seq_q=draw(st.integers(1, seq_kv if causal else 400)),
+        seq_kv=seq_kv,
+        head_dim=draw(st.sampled_from((16, 40, 64, 128))),
+        dtype=draw(st.sampled_from(("fp16", "fp32", "bf16"))),
+        causal=causal,
+        window=draw(st.none() | st.integers(1, 300)) if causal else None,
+    )
+
+
+@st.composite
+def devices(
+    draw: Any,
+    l2: str | None = None,
+    names: tuple[str, ...] = ("h100-sxm", "a100-sxm-40gb", "rtx-4090"),
+) -> HardwareProfile:
+    """A few SMs of a real device, with any L2."""
+    name = draw(st.sampled_from(names))
+    overrides = {
+        "sm": {"count": draw(st.integers(1, 5))},
+        "l2": {"capacity": l2 or draw(st.sampled_from(L2_SIZES))},
+        "calibration": {"l2": {"effective_capacity": 1.0}},
+    }
+    return load_profile(name, overrides, "a test")
+
+
+SPLITS = st.none() | st.integers(1, 9)
+# Options of a schedule beyond those of its base class.
+OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "flash4": {"emulated": st.none() | st.floats(0, 1)},
+    "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
+    "mamba2": {
+        "state": st.sampled_from((16, 48, 128, 256)),
+        "groups": st.integers(1, 3),
+        "chunk": st.sampled_from((64, 128, 256)),
+    },
+    "memorizing": {
+        "memory": st.integers(1, 300),
+        "retrieve": st.integers(1, 6),
+        "keep_window": st.integers(1, 100),
+    },
+    "lm2": {"slots": st.integers(1, 200)},
+    "retrieval": {
+        "chunk_tokens": st.integers(1, 100),
+        "top": st.integers(1, 5),
+        "embedding_dim": st.integers(16, 200),
+    },
+    "naive": {"scale": st.booleans(), "mask": st.booleans()},
+    "block_sparse": {
+        "keep_window": st.none() | st.integers(1, 100),
+        "sinks": st.integers(0, 40),
+        "random_blocks": st.integers(0, 3),
+    },
+    "bigbird": {
+        "window_blocks": st.sampled_from((1, 3, 5)),
+        "global_blocks": st.integers(0, 3),
+        "random_blocks": st.integers(0, 3),
+    },
+    "longformer": {"keep_window": st.integers(1, 100), "global_tokens": st.integers(0, 40)},
+    "minference": {"vertical": st.integers(1, 100), "slash": st.integers(1, 250)},
+    "quest": {"budget": st.integers(32, 300), "page_size": st.sampled_from((8, 16))},
+    "nsa": {
+        "compress_block": st.sampled_from((16, 32)),
+        "compress_stride": st.sampled_from((8, 16)),
+        "block": st.sampled_from((32, 64)),
+        "top": st.integers(3, 6),
+        "keep_window": st.integers(1, 100),
+    },
+    "ring": {
+        "gpus": st.integers(2, 4),
+        "balance": st.sampled_from(("contiguous", "striped", "zigzag")),
+    },
+    "ulysses": {"gpus": st.integers(2, 4)},
+    "tree_decoding": {"gpus": st.integers(2, 5)},
+    "tensor_parallel": {"gpus": st.integers(2, 4)},
+    "flash_decoding": {"splits": SPLITS},
+    "paged": {"splits": SPLITS, "page_size": st.sampled_from((16, 64, 256))},
+    "streaming_llm": {
+        "splits": SPLITS,
+        "sinks": st.integers(0, 40),
+        "keep_window": st.integers(1, 300),
+    },
+    "h2o": {"splits": SPLITS, "heavy": st.floats(0.01, 1), "recent": st.floats(0.01, 1)},
+    "hip": {
+        "keep": st.sampled_from((128, 256)),
+        "sinks": st.integers(0, 40),
+        "keep_window": st.integers(1, 100),
+        "refresh": st.integers(1, 3),
+        "reuse": st.sampled_from((0, 0.5, 0.99)),
+    },
+    "infinite_hip": {
+        "chunks": st.sampled_from(((64, 16, 8), (32, 8, 4), (128, 64, 16))),
+        "keep": st.just((128, 64, 32)),
+        "refresh": st.just((4, 2, 1)),
+        "sinks": st.integers(0, 40),
+        "keep_window": st.integers(1, 100),
+        "cache_tokens": st.integers(16, 300),
+        "mask_cache_tokens": st.integers(1, 300),
+    },
+}
+
+# Schedules of one architecture, and the dtypes that they take.
+ARCHS = {"flash3": "sm90", "flash4": "sm100"}
+DTYPES = {"flash3": ("fp16", "bf16", "fp8"), "flash4": ("fp16", "bf16")}
+# Schedules that take all tokens as queries, or one.
+WHOLE_SEQUENCE = ("linear_attention", "mamba2", "bigbird", "longformer", "minference", "nsa")
+
+
+@st.composite
+def schedules(draw: Any, *names: str) -> Schedule:
+    """Any of the schedules, with tiles small enough to give several blocks."""
+    name = draw(st.sampled_from(names))
+    side = st.sampled_from((16, 32, 64, 128))
+    options: dict[str, Any] = {"name": name}
+    if issubclass(SCHEDULES[name], TiledSchedule):
+        options["tile"] = {"q": draw(side), "kv": draw(side)}
+    if issubclass(SCHEDULES[name], FlashSchedule):
+        options |= {
+            "implementation": draw(st.sampled_from(("cuda", "triton"))),
+            "stages": draw(st.none() | st.integers(1, 3)),
+            "warps": draw(st.none() | st.sampled_from((4, 8))),
+        }
+    options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
+    return SCHEDULES[name].model_validate(options)
+
+
+@st.composite
+def cases(draw: Any, *names: str) -> tuple[AttentionWorkload, Schedule]:
+    """Any schedule (or one of `names`), with a workload that it takes."""
+    schedule = draw(schedules(*(names or tuple(SCHEDULES))))
+    return draw(suited(schedule, draw(workloads()))), schedule
+
+
+@st.composite
+def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWorkload:
+    """The workload, changed as far as the schedule needs it."""
+    if w.mask not in schedule.masks:
+        mask = draw(st.sampled_from(schedule.masks))
+        window = draw(st.integers(1, 300)) if mask == "window" else None
+        w = replace(w, causal=mask != "full", window=window, seq_q=min(w.seq_q, w.seq_kv))
+    if schedule.name in DTYPES:
+        w = replace(w, dtype=draw(st.sampled_from(DTYPES[schedule.name])))
+    phase = draw(st.sampled_from(schedule.phases))
+    if phase == "decode":
+        w = replace(w, seq_q=1)
+    elif schedule.name in WHOLE_SEQUENCE:
+        w = replace(w, seq_q=w.seq_kv)
+    if schedule.name in ("minference", "nsa") and w.dtype == "fp32":
+        w = replace(w, dtype="bf16")
+    if isinstance(schedule, SeveralGpus):
+        w = shared_out(w, schedule.gpus, phase == "decode")
+    if isinstance(schedule, FlashSchedule) and schedule.rope:
+        w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
+    if schedule.name == "mla":
+        w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
+    if getattr(schedule, "implementation", "cuda") == "triton" and phase == "training":
+        phase = "prefill"
+    dropout = "dropout" in schedule.takes and draw(st.booleans())
+    dropout &= getattr(schedule, "implementation", "cuda") != "triton"
+    kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
+    kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
+    return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
+
+
+def shared_out(w: AttentionWorkload, gpus: int, decode: bool) -> AttentionWorkload:
+    """Tokens and heads that so many GPUs can share, each token range in two."""
+    seq_kv = -(-w.seq_kv // (2 * gpus)) * 2 * gpus
+    seq_q = -(-w.seq_q // (2 * gpus)) * 2 * gpus if w.mask == "full" else seq_kv
+    return replace(
+        w,
+        heads=w.heads * gpus,
+        kv_heads=w.kv_heads * gpus,
+        seq_q=1 if decode else seq_q,
+        seq_kv=seq_kv,
+        window=w.window if w.window and w.window < seq_kv else None,
+    )
+
+
+def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+    """The kernels, with the schedule's default tile where the drawn one does not fit."""
+    if ARCHS.get(schedule.name, hw.arch) != hw.arch:
+        reject()
+    try:
+        return schedule.lower(w, hw)
+    except InputError:
+        if not isinstance(schedule, TiledSchedule):
+            raise
+        return schedule.model_copy(update={"tile": None}).lower(w, hw)
+
+
+@st.composite
+def tensors(draw: Any) -> Tensor:
+    """A small tensor, ragged against most tiles."""
+    shape = (draw(st.integers(1, high)) for high in (3, 90, 70))
+    return Tensor("T", *shape, draw(st.sampled_from((2, 4))))
+
+
+@st.composite
+def streams(draw: Any, tensor: Tensor, items: int, trips: list[int]) -> Stream:
+    """Tiles of a tensor at random, from a table, for items of so many trips."""
+    side = st.sampled_from((8, 16, 32, 128))
+    stream = Stream(tensor, draw(side), draw(side), np.zeros_like)
+    tiles = tensor.groups * stream.tiles_down * stream.tiles_across
+    length = max(1, sum(trips))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    table = rng.integers(0, tiles, length, np.int64)
+    start = np.concatenate([[0], np.cumsum(trips)[:-1]]).astype(np.int64)
+    return Stream(
+        tensor, stream.tile_rows, stream.tile_cols, np.zeros_like, 0, table, lambda i: start[i]
+    )
+
+
+@st.composite
+def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
+    """Loads of several depths, computes that read them, stores and atomics anywhere."""
+    trips = draw(st.lists(st.integers(0, 6), min_size=items, max_size=items))
+
+    def a_stream() -> Stream:
+        return draw(streams(draw(st.sampled_from(drawn_tensors)), items, trips))
+
+    loads = [Load(a_stream(), draw(st.integers(1, 5))) for _ in range(draw(st.integers(0, 3)))]
+    amount = st.sampled_from((0, 10**4, 10**6))
+    ops: list[Any] = [
+        Compute(
+            "wait or work",
+            tuple(load for load in loads if draw(st.booleans())),
+            *(draw(amount) for _ in range(4)),
+        )
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    ops.append(Compute("last", tuple(loads), *(draw(amount) for _ in range(4))))
+    for _ in range(draw(st.integers(0, 2))):
+        ops.insert(draw(st.integers(0, len(ops))), Store(a_stream(), draw(st.booleans())))
+    counts = np.array(trips, np.int64)
+    return Loop(lambda i: counts[i], (*loads, *ops))
+
+
+@st.composite
+def kernel_sequences(draw: Any) -> list[Kernel]:
+    """One to three kernels over the same tensors: what no schedule has done yet, but might."""
+    shared = draw(st.lists(tensors(), min_size=1, max_size=3))
+    kernels = []
+    for number in range(draw(st.integers(1, 3))):
+        ctas, items_per_cta = draw(st.integers(1, 8)), draw(st.integers(1, 3))
+        footprint = Footprint(
+            draw(st.sampled_from((1, 50, 100))) * 1000,
+            threads=128 * draw(st.integers(1, 3)),
+            registers_per_thread=64,
+        )
+        items = ctas * items_per_cta
+        body = tuple(draw(loops(shared, items)) for _ in range(draw(st.integers(1, 3))))
+        name = f"kernel {number}"
+        kernels.append(Kernel(name, ctas, body, footprint, items_per_cta=items_per_cta))
+    return kernels

@@ -1,0 +1,518 @@
+"""The explorer: its controls and its files, and its page in a real browser."""
+
+import os
+import queue
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import tomllib
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cli.app import main
+from sim.device.memory import replays_of
+from sim.inputs.files import shipped_names
+from sim.inputs.hardware import load_profile
+from sim.inputs.units import show
+from sim.runs.job import lower, run_scenario
+from sim.runs.record import Record
+from sim.runs.scenario import ScenarioText, load_scenario, make_scenario, read_scenario
+from sim.web.app import Explorer, serve
+from sim.web.controls import (
+    FIGURES,
+    SPAN,
+    STEP,
+    Controls,
+    changes,
+    figure_of,
+    tables_of,
+    write_files,
+)
+from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
+from tests.support.browser import Visit
+
+QUESTION = """
+title = "Two schedules"
+[workload]
+heads = 8
+head_dim = 64
+seq_len = 1024
+[hardware]
+profile = "a100-sxm-80gb"
+l2.capacity = "30 MiB"
+[[schedule]]
+name = "naive"
+[[schedule]]
+name = "flash2"
+label = "flash"
+"""
+STEPS = int(2 * SPAN / STEP)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("explored") / "question.toml"
+    path.write_text(QUESTION)
+    return read_scenario(str(path))
+
+
+def hardware(text, controls):
+    """The device that the page's tables describe."""
+    base = Desk(text).profile(controls.profile)
+    tables = tables_of(text.data, controls, changes(base, controls.figures))
+    (point,) = make_scenario(tables, "explored", "here", text.folder).points
+    return base, point.hardware
+
+
+def figures(hw):
+    """All figures of a profile, without names and sources."""
+
+    def plain(table):
+        return {
+            key: plain(value) if isinstance(value, dict) else value
+            for key, value in table.items()
+            if key not in ("source", "name", "title")
+        }
+
+    return plain(hw.model_dump())
+
+
+# Without a browser: what the positions of sliders mean.
+
+
+positions = st.fixed_dictionaries(
+    {},
+    optional={
+        figure.key: st.integers(1, 100).map(lambda n: n / 100)
+        if figure.share
+        else st.integers(0, STEPS).map(lambda n: n * STEP - SPAN)
+        for figure in FIGURES
+    },
+)
+
+
+@settings(max_examples=60)
+@given(profile=st.sampled_from(shipped_names("hw_profiles")), moved=positions)
+def test_every_position_of_the_sliders_is_a_device_with_those_figures(text, profile, moved):
+    base, hw = hardware(text, Controls(profile, moved, {}, ("flash",)))
+    for figure in FIGURES:
+        if figure.key == "tensor":
+            continue
+        before, after = figure_of(base, figure.key), figure_of(hw, figure.key)
+        position = moved.get(figure.key, figure.start(base))
+        expected = position if figure.share else before * 2**position
+        if figure.whole:
+            assert after == max(1, round(expected))
+        else:
+            assert after == pytest.approx(expected, rel=1e-5)
+    untouched = set(base.model_fields_set) - {"hbm", "l2", "sm", "sram", "tensor", "calibration"}
+    assert all(getattr(hw, name) == getattr(base, name) for name in untouched - {"name"})
+
+
+def test_tensor_rates_follow_the_sms_and_their_clock(text):
+    moved = {"sm.count": 1.0, "sm.clock": -0.5, "tensor": 0.25}
+    base, hw = hardware(text, Controls("h100-sxm", moved, {}, ("flash",)))
+    assert hw.tensor.fp16 == pytest.approx(base.tensor.fp16 * 2**0.75, rel=1e-5)
+    assert hw.tensor.fp8 == pytest.approx(base.tensor.fp8 * 2**0.75, rel=1e-5)
+
+
+def test_a_figure_of_zero_stays_so(text):
+    none = ScenarioText(
+        text.data | {"hardware": {"profile": "t4", "l2": {"capacity": "0 B"}}},
+        "no L2",
+        "here",
+        None,
+    )
+    base = Desk(none).profile("t4")
+    assert changes(base, {"l2.capacity": 1.0}) == {"l2.capacity": 0.0}
+
+
+def test_the_scenarios_own_overrides_hold_on_its_own_profile_alone(text):
+    base, hw = hardware(text, Controls("a100-sxm-80gb", {"l2.bandwidth": 1.0}, {}, ("flash",)))
+    assert base.l2.capacity == hw.l2.capacity == 30 * 2**20
+    assert hw.l2.bandwidth == pytest.approx(2 * base.l2.bandwidth)
+    base, _ = hardware(text, Controls("h100-sxm", {}, {}, ("flash",)))
+    assert base.l2.capacity == load_profile("h100-sxm").l2.capacity
+
+
+@settings(max_examples=15)
+@given(profile=st.sampled_from(["a100-sxm-80gb", "rtx-4090", "mi300x"]), moved=positions)
+def test_the_files_are_the_page(text, tmp_path_factory, profile, moved):
+    out = tmp_path_factory.mktemp("out")
+    controls = Controls(profile, moved, {"seq_len": 512, "batch": 2}, ("naive", "flash"))
+    base, hw = hardware(text, controls)
+    made = write_files(text.data, text.folder, base, controls, out)
+    scenario = load_scenario(str(made / "scenario.toml"))
+    (point,) = scenario.points
+    assert figures(point.hardware) == figures(hw)
+    assert (point.workload.seq_kv, point.workload.batch) == (512, 2)
+    assert [schedule.title for schedule in point.schedules] == ["naive", "flash"]
+    again = write_files(text.data, text.folder, base, controls, out)
+    assert again != made
+
+
+def test_the_files_ask_with_the_limits_and_the_mask_file_of_the_scenario(tmp_path):
+    (tmp_path / "block_sparse").touch()  # a file of an option's name is none of its business
+    asked = {"name": "block_sparse", "mask_file": "mine.npz"}
+    limited = QUESTION + "[limits]\nexact = true\n"
+    data = tomllib.loads(limited) | {"schedule": [asked]}
+    controls = Controls("a100-sxm-80gb", {}, {}, ("block_sparse",))
+    base = Desk(ScenarioText(data, "masked", "here", tmp_path)).profile("a100-sxm-80gb")
+    made = write_files(data, tmp_path, base, controls, tmp_path / "out")
+    written = tomllib.loads((made / "scenario.toml").read_text())
+    assert written["schedule"] == [asked | {"mask_file": str(tmp_path / "mine.npz")}]
+    assert written["limits"] == {"exact": True}
+
+
+def test_of_a_pages_questions_only_the_newest_is_answered(text, monkeypatch):
+    desk = Desk(text)
+    begun, free = threading.Event(), threading.Event()
+    answered = desk.answer
+
+    def slowly(controls):
+        begun.set()
+        assert free.wait(20)
+        return answered(controls)
+
+    monkeypatch.setattr(desk, "answer", slowly)
+    asked = Controls("a100-sxm-80gb", {}, {}, ("flash",))
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(desk.ask, "page", asked)
+        assert begun.wait(20)
+        later = [pool.submit(desk.ask, "page", asked)]
+        other = pool.submit(desk.ask, "another page", asked)
+        while not later[0].running():
+            pass
+        newest = threading.Timer(0.2, free.set)
+        later.append(pool.submit(desk.ask, "page", asked))
+        assert later[0].result(20) is None  # at once, for the browser's few connections
+        assert not free.is_set()
+        newest.start()
+        assert first.result().rows[0].title == "flash"  # it had its turn
+        assert later[1].result() is not None
+        assert other.result() is not None
+
+
+def test_a_schedule_that_cannot_run_says_why_and_the_others_run(text):
+    asked = Controls("a100-sxm-80gb", {}, {"phase": "training"}, ("flash", "flash_decoding"))
+    yes, no = Desk(text).answer(asked).rows
+    assert isinstance(yes.changed, Record)
+    assert 'the workload\'s phase is "training"' in no.changed
+
+
+def test_what_takes_long_is_told_at_once_or_left_to_run(text, monkeypatch):
+    asked = Controls("h100-sxm", {}, {"seq_len": 2**17, "heads": 32}, ("flash", "block_sparse"))
+    desk = Desk(text)
+    flash, _ = desk.answer(asked).rows
+    assert flash.changed.fast_forward["time_error"] < 0.1
+    monkeypatch.setattr("sim.web.desk.MOMENT_S", 0)
+    asked = replace(asked, figures={"hbm.bandwidth": 1.0})
+    flash, _ = desk.answer(asked).rows
+    assert flash.changed == "takes longer to replay than a moment: attnsim run has time for it"
+    assert isinstance(flash.shipped, Record)  # known from before
+    monkeypatch.undo()
+    assert isinstance(desk.answer(asked).rows[0].changed, Record)  # giving up is not kept
+
+
+@pytest.mark.parametrize(
+    "scenario", ["gpt2_medium_a100", "half_the_sram", "million_tokens", "pruned_long"]
+)
+def test_of_long_kernels_so_much_is_replayed_as_there_is_time_for(scenario):
+    text = read_scenario(scenario, ("sweep={}",))
+    (point,) = make_scenario(text.data, "", "", text.folder).points
+    for schedule in point.schedules:
+        steps = lower(point, schedule)
+        most = affordable(steps, point.hardware)
+        takes_s = replay_s(replays_of(steps), most)
+        assert takes_s <= MOMENT_S
+        assert takes_s <= AIM_S or most == REPLAYED[-1]
+        if most < REPLAYED[0]:  # more would take longer
+            assert replay_s(replays_of(steps), 2 * most) > AIM_S
+
+
+def test_what_is_replayed_in_part_is_as_far_off_as_it_says():
+    text = read_scenario("flash_vs_naive", ("workload.seq_len=8192",))
+    (naive,) = Desk(text).answer(Controls("h100-sxm", {}, {}, ("naive",))).rows
+    data = text.data | {"schedule": [{"name": "naive"}], "limits": {"exact": True}}
+    (exact,) = run_scenario(make_scenario(data, "", "", text.folder))
+    off = naive.changed.time_s / exact.record.time_s - 1
+    assert 0 < abs(off) < max(naive.changed.fast_forward["time_error"], 0.01)
+
+
+def test_a_replay_that_is_done_is_not_given_up(text, monkeypatch):
+    times_s = iter([0.0, 0.0])  # when it starts; then it is late
+    monkeypatch.setattr("sim.web.desk.time.thread_time", lambda: next(times_s, 1e9))
+    (flash,) = Desk(text).answer(Controls("a100-sxm-80gb", {}, {}, ("flash",))).rows
+    assert isinstance(flash.changed, Record)
+
+
+def test_what_does_not_fit_is_said_without_counting_its_steps(text, monkeypatch):
+    monkeypatch.setattr("sim.web.desk.replay_s", lambda *_: pytest.fail("counted"))
+    asked = Controls("a100-sxm-80gb", {"hbm.capacity": -3.0}, {"seq_len": 2**17}, ("naive",))
+    (naive,) = Desk(text).answer(asked).rows
+    assert naive.changed.startswith("out of memory: ")
+
+
+# The page.
+
+
+@pytest.fixture(scope="module")
+def explored(text, tmp_path_factory):
+    """The page's address, and the folder that it writes into."""
+    out = tmp_path_factory.mktemp("written")
+    ready = queue.Queue()
+    server = threading.Thread(target=serve, args=(Explorer(text, out), 0, ready.put), daemon=True)
+    server.start()
+    return ready.get(timeout=60), out
+
+
+@pytest.fixture
+def opened(browser, explored):
+    """The page, freshly opened; at the end it has talked to this computer alone."""
+    address, _ = explored
+    visit = Visit(browser)
+    visit.page.goto(address)
+    visit.page.wait_for_selector("#time .textpoint")
+    yield visit.page
+    assert visit.complaints == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in visit.requests)
+    visit.context.close()
+
+
+def slider(page, key):
+    return page.locator(f"[id*='figure'][id*='\"{key}\"'] [role=slider]")
+
+
+def value(page, key):
+    return page.locator(f"[id*='text'][id*='\"{key}\"']").inner_text()
+
+
+def cells(page):
+    """The table's rows."""
+    return [row.split("\t") for row in page.locator("#table tbody tr").all_inner_texts()]
+
+
+def until(page, condition):
+    page.wait_for_function(condition, timeout=20_000)
+
+
+DIFFERS = "document.querySelector('#table').innerText.includes('beside')"
+AS_IT_IS = "!document.querySelector('#table').innerText.includes('beside')"
+
+
+def test_the_page_opens_with_the_scenario_as_it_is(opened, text):
+    records = [
+        outcome.record for outcome in run_scenario(make_scenario(text.data, "", "", text.folder))
+    ]
+    assert opened.locator("h1").inner_text() == "Explored from: Two schedules"
+    assert [row[:2] for row in cells(opened)] == [
+        [record.schedule, show(record.time_s, "s")] for record in records
+    ]
+    assert value(opened, "l2.capacity") == "30 MiB"
+    assert value(opened, "hbm.bandwidth") == "2.04 TB/s"
+
+
+def test_a_slider_that_is_moved_changes_figures_table_and_charts(opened):
+    before = opened.locator("#time .textpoint").all_text_contents()
+    slider(opened, "hbm.bandwidth").focus()
+    for _ in range(8):
+        opened.keyboard.press("ArrowRight")
+    opened.wait_for_function(
+        "document.querySelectorAll('#time .textpoint').length === 4", timeout=20_000
+    )
+    opened.get_by_text("4.08 TB/s (×2)").wait_for()
+    until(opened, "document.querySelector('#table').innerText.includes('−')")
+    until(opened, "!document.querySelector('[data-dash-is-loading=true]')")
+    naive = cells(opened)[0]
+    assert naive[2].startswith("−")
+    after = opened.locator("#time .textpoint").all_text_contents()
+    assert after[0] == before[0]  # the profile's own
+    assert after[1].strip() == naive[1] != before[0].strip()
+
+
+def test_a_slider_is_dragged_with_the_mouse(opened):
+    box = slider(opened, "sm.count").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    opened.mouse.move(x, y)
+    opened.mouse.down()
+    for step in range(1, 6):
+        opened.mouse.move(x - 10 * step, y)
+    opened.mouse.up()
+    until(opened, DIFFERS)
+    assert re.fullmatch(r"\d+ \(×0\.\d+\)", value(opened, "sm.count"))
+    assert "(×0." in value(opened, "tensor")
+    opened.click("#reset")
+    until(opened, AS_IT_IS)
+    opened.get_by_text("108", exact=True).wait_for()
+
+
+def choose(page, name, option):
+    page.click(f"#{name}")
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_another_profile_is_another_device(opened, text):
+    slider(opened, "l2.capacity").focus()
+    opened.keyboard.press("ArrowRight")
+    until(opened, DIFFERS)
+    choose(opened, "profile", "rtx-4090")
+    until(opened, AS_IT_IS)
+    assert value(opened, "hbm.bandwidth") == "1.01 TB/s"
+    (outcome, _) = run_scenario(
+        make_scenario(text.data | {"hardware": {"profile": "rtx-4090"}}, "", "")
+    )
+    assert cells(opened)[0][:2] == ["naive", show(outcome.record.time_s, "s")]
+
+
+def offered(page):
+    """The schedules that one may choose."""
+    page.click("#schedules")
+    options = page.get_by_role("option").all_inner_texts()
+    page.keyboard.press("Escape")
+    return options
+
+
+def test_the_schedules_that_one_may_choose_take_the_phase(opened):
+    prefill = offered(opened)
+    assert {"naive", "flash", "flash1"} <= set(prefill)
+    assert "flash_decoding" not in prefill
+    opened.get_by_label("decode").check()
+    opened.wait_for_timeout(1000)
+    assert "flash_decoding" in offered(opened)
+
+
+@pytest.mark.parametrize("width", [1100, 1440])
+def test_the_answer_and_the_table_are_seen_without_scrolling(opened, width):
+    slider(opened, "hbm.bandwidth").focus()
+    opened.keyboard.press("ArrowRight")
+    until(opened, DIFFERS)
+    opened.set_viewport_size({"width": width, "height": 800})
+    marked = opened.locator("mark").all_inner_texts()
+    assert [text.split(" (")[1] for text in marked] == ["×1.09)"]
+    box = opened.locator("#table table").bounding_box()
+    assert box["x"] + box["width"] <= width
+    assert box["y"] + box["height"] <= 800
+    opened.wait_for_timeout(500)
+    charts = [chart.bounding_box() for chart in opened.locator(".chart").all()]
+    assert min(chart["height"] for chart in charts) > 200
+    assert opened.evaluate("document.querySelector('#charts').offsetHeight") > 1000
+
+
+def test_what_cannot_run_says_so_in_its_row(opened):
+    choose(opened, "dtype", "fp8")
+    until(opened, "document.querySelector('#table').innerText.includes('no tensor rate')")
+    assert [row[0] for row in cells(opened)] == ["naive", "flash"]
+    assert all("a100-sxm-80gb has no tensor rate for it" in row[1] for row in cells(opened))
+    assert opened.locator("#answer").inner_text() == "None of these schedules runs here."
+
+
+def test_the_button_writes_files_that_run_to_the_same_times(opened, explored):
+    _, out = explored
+    for key in ("sram.capacity", "calibration.sm.op_latency"):
+        if key.startswith("calibration"):
+            opened.locator("summary").click()
+        slider(opened, key).focus()
+        opened.keyboard.press("ArrowLeft")
+        opened.keyboard.press("ArrowLeft")
+    opened.click("#write")
+    opened.wait_for_selector("#wrote:not(:empty)")
+    path = opened.locator("#wrote").inner_text().removeprefix("attnsim run ")
+    assert path.startswith(str(out))
+    for outcome in run_scenario(load_scenario(path)):
+        opened.get_by_role("cell", name=show(outcome.record.time_s, "s"), exact=True).wait_for()
+
+
+def test_what_cannot_run_is_not_written(explored, text):
+    _, out = explored
+    page = Explorer(text, out)
+    asked = Controls("a100-sxm-80gb", {}, {"phase": "training"}, ("flash", "flash_decoding"))
+    said = page.write(asked)
+    scenario = load_scenario(said.removeprefix("attnsim run "))
+    assert [schedule.title for schedule in scenario.points[0].schedules] == ["flash"]
+    assert page.write(replace(asked, schedules=("flash_decoding",))).startswith("nothing runs")
+
+
+# The server.
+
+
+def status(address, **headers):
+    ask = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.urlopen(ask) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_this_computers_own_page_is_answered(explored):
+    address, _ = explored
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+    assert status(address) == 200
+    assert status(address, Host=f"attacker.example:{port}") == 403
+    assert status(address, Origin="http://attacker.example") == 403
+    with socket.socket() as elsewhere, pytest.raises(ConnectionRefusedError):
+        elsewhere.connect(("127.0.0.2", port))  # loopback too, but not where it listens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sweep_l2",), "the explorer starts from one point"),
+        (("serving",), "the explorer is of [[schedule]] tables"),
+        (("search_tiles",), "the explorer is of [[schedule]] tables"),
+        (("nothing",), "no such scenario"),
+        (("flash_vs_naive", "--port", "TAKEN"), "cannot be listened on"),
+        (("flash_vs_naive", "--port", "99999"), "cannot be listened on"),
+    ],
+)
+def test_what_cannot_be_explored_is_one_line(arguments, said, explored, monkeypatch, capsys):
+    port = explored[0].rsplit(":", 1)[1].strip("/")
+    told = [port if argument == "TAKEN" else argument for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["attnsim", "explore", "serve", *told])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", capsys.readouterr().err)
+
+
+def test_without_dash_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "dash", None)
+    monkeypatch.delitem(sys.modules, "sim.web.app")
+    monkeypatch.setattr("sys.argv", ["attnsim", "explore", "serve"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "pip install 'attnsim[explore]'" in capsys.readouterr().err
+
+
+def test_the_command_tells_its_address_and_ctrl_c_ends_it():
+    command = [sys.executable, "-m", "sim.cli.app", "explore", "serve", "--port", "0"]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        command,
+        env=buffered,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as server:
+        assert select.select([server.stdout], [], [], 60)[0], "has not told its address"
+        said = server.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
+        assert status(address) == 200
+        server.send_signal(signal.SIGINT)
+        try:
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
+        assert server.stderr.read() == ""

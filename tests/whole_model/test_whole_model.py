@@ -1,0 +1,231 @@
+"""Whole models: their matrices by closed form, attention as replayed, the `[[model]]` question."""
+
+import json
+import tomllib
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim import simulate
+from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
+from sim.inputs.shapes import MODELS, ModelShape
+from sim.runs.scenario import Limits
+from sim.schedules import make_schedule
+from sim.whole_model.passes import ModelPass, PassTime, decode_step, dense_s, prefill, replay
+from sim.whole_model.prefill import ModelQuestion
+
+H100 = load_profile("h100-sxm")
+DENSE = [shape for shape in MODELS.values() if shape.parameters == shape.active_parameters]
+SCENARIO = Path(__file__).parents[2] / "scenarios" / "context_windows.toml"
+
+
+def schedule(name: str, **options: Any) -> Any:
+    return make_schedule({"name": name, **options}, "a test")
+
+
+def time_of(one: ModelPass) -> PassTime:
+    ((_, time),) = replay([one], "a test", Limits(), lambda *_: None)
+    assert time is not None
+    return time
+
+
+def layer_matrices(shape: ModelShape) -> int:
+    """Weights of a layer's matrices by their shapes: Q, K, V, O and the MLP's."""
+    q_and_o = 2 * shape.hidden * shape.heads * shape.head_dim
+    k_and_v = 2 * shape.hidden * shape.kv_heads * shape.head_dim
+    return q_and_o + k_and_v + shape.mlp_matrices * shape.hidden * shape.mlp
+
+
+def roof_s(weights: int, rows: int) -> float:
+    """Seconds of a matrix on an H100 in 16 bits, by its sustained rates."""
+    return max(2 * weights / (3.35e12 * 0.9), 2 * weights * rows / (989.4e12 * 0.8))
+
+
+@given(st.sampled_from(DENSE), st.integers(1, 300_000), st.integers(1, 300))
+def test_matrices_take_their_bytes_or_their_flops(shape, tokens, sequences):
+    layers_s = shape.layers * roof_s(layer_matrices(shape), tokens)
+    head_s = roof_s(shape.vocab * shape.hidden, sequences)
+    # Norms, biases and GPT-2's table of positions make a hundredth at the most.
+    assert 1 <= dense_s(shape, tokens, sequences, H100, "bf16") / (layers_s + head_s) < 1.011
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "deepseek-v2", "deepseek-v3"])
+def test_of_experts_one_token_reads_the_active_weights_and_many_read_all(name):
+    shape, hbm = MODELS[name], 3.35e12 * 0.9
+    in_embedding = shape.vocab * shape.hidden  # read row by row, as an embedding
+    one = dense_s(shape, 1, 1, H100, "bf16") * hbm
+    assert one == pytest.approx(2 * (shape.active_parameters - in_embedding), rel=1e-6)
+    reads = [dense_s(shape, n, 1, H100, "bf16") * hbm for n in (1, 2, 8, 64, 256)]
+    assert reads == sorted(reads)
+    assert reads[1] < 2 * reads[0]
+    assert reads[-1] <= 2 * (shape.parameters - in_embedding) * (1 + 1e-9)
+    assert reads[-1] > 0.95 * 2 * (shape.parameters - in_embedding)
+
+
+@given(st.sampled_from(list(MODELS.values())), st.integers(1, 10_000), st.integers(1, 64))
+def test_more_tokens_never_take_less(shape, tokens, more):
+    few, many = (dense_s(shape, n, 1, H100, "bf16") for n in (tokens, tokens + more))
+    assert few <= many
+
+
+def test_without_a_tensor_rate_the_matrices_take_the_fp32_lanes():
+    shape = MODELS["gpt2"]
+    lanes = 132 * 128 * 1830e6 * 0.9
+    weights = shape.layers * layer_matrices(shape)
+    expected = weights * 10_000 / lanes + 4 * shape.vocab * shape.hidden / (3.35e12 * 0.9)
+    assert 1 <= dense_s(shape, 10_000, 1, H100, "fp32") / expected < 1.011
+
+
+def test_attention_is_every_layers_as_the_scenario_replays_it_but_for_the_first_launch():
+    (record,) = simulate(
+        workload={"model": "llama-3-8b", "seq_len": 2000, "dtype": "bf16"},
+        hardware="h100-sxm",
+        schedule="flash2",
+    )
+    time = time_of(prefill(MODELS["llama-3-8b"], H100, schedule("flash2"), 2000))
+    assert time.attention_s == pytest.approx(32 * (record.time_s - 3e-6))
+    assert time.attention_hbm_bytes == 32 * record.hbm_bytes
+    assert time.time_s == time.attention_s + time.dense_s
+
+
+def test_a_decode_step_reads_the_whole_cache_once():
+    batch, tokens = 8, 4096
+    step = decode_step(MODELS["llama-3-8b"], H100, schedule("decode"), batch, tokens)
+    cache = 32 * 2 * 8 * 128 * 2 * batch * tokens
+    rows = 32 * 2 * 32 * 128 * 2 * batch  # Q and O
+    statistics = 32 * 32 * 4 * batch
+    time = time_of(step)
+    assert time.attention_hbm_bytes == cache + rows + statistics
+    assert time.attention_s >= cache / (3.35e12 * 0.9)
+
+
+def test_a_sliding_window_is_the_models_own():
+    step = decode_step(MODELS["mistral-7b"], H100, schedule("decode"), 1, 8192)
+    assert step.workload.window == 4096
+    assert time_of(step).attention_hbm_bytes < 32 * 2 * 8 * 128 * 2 * 4300
+
+
+def test_of_a_million_tokens_a_part_is_replayed_and_the_error_told():
+    one = prefill(MODELS["llama-3-8b"], H100, schedule("flash3"), 2**20)
+    time = time_of(one)
+    assert 0 < time.attention_error < 0.05
+    short = time_of(prefill(MODELS["llama-3-8b"], H100, schedule("flash3"), 2**14))
+    assert short.attention_error == 0
+    assert time.attention_s == pytest.approx(64**2 * short.attention_s, rel=0.1)
+
+
+def tables(**row: Any) -> dict[str, Any]:
+    return {
+        "title": "a test",
+        "hardware": {"profile": "h100-sxm", "price_per_hour": 3.6},
+        "model": [{"model": "gpt2", **row}],
+    }
+
+
+def question(data: dict[str, Any]) -> ModelQuestion:
+    return ModelQuestion.from_tables(data, "mine", "mine.toml")
+
+
+def test_an_answer_says_what_a_prefill_takes_and_costs(tmp_path, capsys):
+    data = tables()
+    data["model"].append({"model": "gpt3-175b", "proxy_of": "a closed one", "seq_len": 512})
+    answer = question(data).answer()
+    own, proxy = answer.rows
+    assert (own.seq_len, own.schedule, own.gpus) == (1024, "flash2", 1)
+    assert own.kv_bytes == 12 * 2 * 12 * 64 * 2 * 1024
+    assert own.parameter_bytes == pytest.approx(2 * 124.4e6, rel=0.01)
+    assert own.time is not None
+    assert own.price_per_million_tokens == pytest.approx(1e-3 * own.time.time_s / 1024 * 1e6)
+    assert (proxy.label, proxy.model) == ("a closed one", "gpt3-175b")
+    assert proxy.gpus == ceil((proxy.parameter_bytes + proxy.kv_bytes) / (80 * 2**30)) == 5
+    answer.show()
+    printed = capsys.readouterr().out
+    assert "gpt3-175b, a proxy" in printed
+    assert "$" in printed
+    answer.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "prefill.png"}
+    saved = (tmp_path / "results.json").read_text()
+    assert saved == answer.json() == question(data).answer().json()
+    first = json.loads(saved)["models"][0]
+    assert first["time"]["attention_s"] == own.time.attention_s
+
+
+def test_the_longer_the_context_the_more_of_the_time_is_attention():
+    shares = []
+    for tokens in (512, 2048, 8192, 32768):
+        time = time_of(prefill(MODELS["llama-3-8b"], H100, schedule("flash2"), tokens))
+        shares.append(time.attention_share)
+    assert shares == sorted(shares)
+
+
+def test_without_a_price_there_is_none(capsys):
+    data = tables()
+    del data["hardware"]["price_per_hour"]
+    answer = question(data).answer()
+    assert answer.rows[0].price_per_million_tokens is None
+    answer.show()
+    assert "million tokens" not in capsys.readouterr().out
+
+
+def test_a_layer_that_does_not_fit_is_a_result(capsys, tmp_path):
+    data = tables(schedule="naive", seq_len=60_000)
+    answer = question(data).answer()
+    (row,) = answer.rows
+    assert row.time is None
+    assert row.reason is not None
+    answer.show()
+    assert "out of memory: " in capsys.readouterr().out
+    answer.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"model": "gpt-2"}, ["mine.toml: model.0.model", "did you mean 'gpt2'?"]),
+        ({"tokens": 3}, ["model.0.tokens: unknown key"]),
+        ({"seq_len": 0}, ["model.0.seq_len = 0"]),
+        ({"schedule": "flash9"}, ["no such schedule", "did you mean"]),
+        ({"schedule": {"name": "ring", "gpus": 2}}, ["a schedule of one GPU was expected"]),
+        ({"schedule": {"name": "mamba2"}}, ["models of another kind"]),
+        ({"schedule": "decode"}, ["schedule decode: the workload's phase"]),
+        ({"schedule": {"name": "flash2", "tile": {"q": 1024, "kv": 1024}}}, ["needs"]),
+    ],
+)
+def test_a_bad_row_is_one_line(change, parts):
+    with pytest.raises(InputError) as error:
+        question(tables(**change)).answer()
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith("mine.toml: ")
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("hardware", "part"),
+    [
+        ({}, "hardware.profile"),
+        ({"profile": "h100-smx"}, "did you mean 'h100-sxm'?"),
+        ({"profile": "h100-sxm", "price_per_hour": -1}, "hardware.price_per_hour = -1"),
+        ({"profile": "h100-sxm", "price": 1}, "hardware.price: unknown key"),
+    ],
+)
+def test_bad_hardware_is_one_line(hardware, part):
+    with pytest.raises(InputError, match=r"\A[^\n]*\Z") as error:
+        question({**tables(), "hardware": hardware})
+    assert part in str(error.value)
+
+
+def test_the_shipped_question_names_every_proxy_and_runs_in_its_limits():
+    data = tomllib.loads(SCENARIO.read_text())
+    asked = question(data)
+    lengths = [one.workload.seq_q for one in asked.passes]
+    assert lengths[:4] == [1024, 2048, 4096, 8192]
+    assert lengths == sorted(lengths)
+    proxies = {table.proxy_of: table.model for table in asked.tables if table.proxy_of}
+    assert set(proxies) == {"GPT-4 32k", "GPT-4 Turbo", "Claude 2.1", "Gemini 1.5"}
