@@ -22,21 +22,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+Lifetime = Literal["input", "output", "workspace"]
+# What a tensor is to attention, by which whoever needs it finds it. Of what outlives a token's
+# attention, "key" and "value" are K and V, "cache" what else is kept of the tokens (latents, page
+# tables, minima of K). "statistics" are a softmax's (log-sum-exp, maximum, sum), "partial" the
+# results of part of the keys, "angles" RoPE's table.
+Role = Literal[
+    "query", "key", "value", "cache", "result", "statistics", "partial", "mask", "angles",
+    "query gradient", "key gradient", "other",
+]  # fmt: skip
 TensorPath = Literal["native", "mma_sync", "asynchronous"]
+Kind = Literal["scores", "softmax", "output", "flash", "combine", "block search"]
 OfItem = Callable[[IntArray], IntArray]  # an integer for each of the items asked for
 COUNTED_ITEMS = 2**20  # of a larger grid so many items are looked at to count its trips
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor in HBM: `groups` (such as batch x heads) matrices of `rows` x `cols` elements."""
+    """A tensor in HBM: `groups` (such as batch x heads) matrices of `rows` x `cols` elements.
+
+    Inputs and outputs are there throughout, a workspace from the first kernel that touches it to
+    the last. `role` is what it is to attention.
+    """
 
     name: str
     groups: int
     rows: int
     cols: int
     element_bytes: int
-    role: Literal["input", "output", "workspace"] = "workspace"
+    lifetime: Lifetime = "workspace"
+    role: Role = "other"
 
     @property
     def bytes(self) -> int:
@@ -129,7 +144,7 @@ class Loop:
         return [op for op in self.ops if isinstance(op, Load)]
 
     @property
-    def steps(self) -> list[Compute | Store]:
+    def actions(self) -> list[Compute | Store]:
         """What the workers execute, in program order: all but the loads."""
         return [op for op in self.ops if not isinstance(op, Load)]
 
@@ -172,6 +187,10 @@ class Kernel:
     how its matmuls are issued: `mma_sync` by the warp, `native` by the device's best instruction,
     waited for before anything else; `asynchronous` is native, and leaves other
     workers' instructions more of the issue slots meanwhile (both as a profile's calibration says).
+
+    The grid goes through `periods` like parts one after the other, such as the heads of all
+    sequences; `sharing` of them in a row read the same K and V. `kind` says which real kernel it
+    is, for whoever launches those; `backward` that it is one of the backward pass.
     """
 
     name: str
@@ -180,6 +199,10 @@ class Kernel:
     footprint: Footprint
     tensor_path: TensorPath = "native"
     items_per_cta: int = 1
+    periods: int = 1
+    sharing: int = 1
+    kind: Kind | None = None
+    backward: bool = False
 
     @property
     def items(self) -> IntArray:
@@ -210,9 +233,9 @@ class Kernel:
         return sum(self.loop_trips)
 
     @property
-    def steps(self) -> list[Compute | Store]:
+    def actions(self) -> list[Compute | Store]:
         """What the workers execute, over all loops."""
-        return [step for loop in self.loops for step in loop.steps]
+        return [action for loop in self.loops for action in loop.actions]
 
     @property
     def streams(self) -> list[Stream]:
@@ -240,20 +263,20 @@ class Transfer:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """A kernel that GPU `gpu` runs or a transfer that it makes, once the steps `after` are done.
+class Command:
+    """A kernel that GPU `gpu` runs or a transfer that it makes, once those `after` which it comes are done.
 
     The kernels of one GPU run in the order in which they are listed.
     """
 
     work: Kernel | Transfer
     gpu: int = 0
-    after: tuple["Step", ...] = ()
+    after: tuple["Command", ...] = ()
 
 
-def in_order(kernels: list[Kernel]) -> list[Step]:
+def in_order(kernels: list[Kernel]) -> list[Command]:
     """The kernels one after the other on one GPU."""
-    return [Step(kernel) for kernel in kernels]
+    return [Command(kernel) for kernel in kernels]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
+from sim.device.memory import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, variation_toml
 from sim.inputs.units import show
@@ -127,18 +128,12 @@ class Calibration:
 
 def value_of(hw: HardwareProfile, name: str) -> float:
     """A calibration figure by its dotted name."""
-    section, field = name.split(".")
-    return float(getattr(getattr(hw.calibration, section), field))
+    return hw.figure(f"calibration.{name}")
 
 
 def with_values(hw: HardwareProfile, values: dict[str, float]) -> HardwareProfile:
     """The profile with those calibration figures."""
-    calibration = hw.calibration
-    for name, value in values.items():
-        section, field = name.split(".")
-        changed = getattr(calibration, section).model_copy(update={field: value})
-        calibration = calibration.model_copy(update={section: changed})
-    return hw.model_copy(update={"calibration": calibration})
+    return hw.with_figures({f"calibration.{name}": value for name, value in values.items()})
 
 
 def calibrate(
@@ -195,11 +190,11 @@ def _affordable(points: Sequence[Measurement], hw: HardwareProfile) -> list[Meas
     for number, point in enumerate(points):
         try:
             schedule = point.parsed_schedule("measurement")
-            kernels = schedule.lower(point.workload.workload(), hw) if schedule else []
+            program = schedule.program(point.workload.workload(), hw) if schedule else []
         except InputError:
             continue
-        if kernels:
-            by_steps.append((sum(kernel.tile_steps for kernel in kernels), number))
+        if program:
+            by_steps.append((sum(kernel.tile_steps for kernel in kernels_of(program)), number))
     by_steps.sort()
     total = np.cumsum([steps for steps, _ in by_steps])
     return [points[n] for (_, n), t in zip(by_steps, total, strict=True) if t <= MOST_STEPS]

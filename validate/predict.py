@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.memory import OutOfMemoryError, check_memory, kernels_of
 from sim.device.run import Launched, run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
@@ -44,7 +44,7 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
         schedule = shape.parsed_schedule("measurement")
         if schedule is None:
             raise NotPredictedError(f"no schedule stands for {shape.family}")
-        kernels = schedule.lower(w, hw)
+        kernels = kernels_of(schedule.program(w, hw))
         check_memory(in_order(kernels), hw)
     except InputError as error:
         raise NotPredictedError(str(error)) from None
@@ -99,10 +99,10 @@ def roofline_s(kernel: Kernel, w: AttentionWorkload, hw: HardwareProfile) -> flo
     It knows the kernel's FLOPs and tensors, but no tiles, caches, waves, softmax or launches.
     """
     flops: int = sum(
-        step.mma_flops * trips
+        action.mma_flops * trips
         for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True)
-        for step in loop.steps
-        if isinstance(step, Compute)
+        for action in loop.actions
+        if isinstance(action, Compute)
     )
-    rate = hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
+    rate = hw.matmul_flops_per_s(w.dtype)
     return max(least_hbm_bytes(kernel) / hw.hbm.bandwidth, flops / rate)

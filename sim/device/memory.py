@@ -7,7 +7,7 @@ there from the first kernel that touches it to the last.
 from dataclasses import dataclass
 
 from sim.inputs.hardware import HardwareProfile
-from sim.tile_program import Kernel, Step, Tensor, Transfer
+from sim.tile_program import Command, Kernel, Tensor, Transfer
 
 
 class OutOfMemoryError(Exception):
@@ -64,36 +64,36 @@ class GpuPlan:
     `resident` is there throughout.
     """
 
-    steps: list[Step]
+    commands: list[Command]
     resident: list[Tensor]
     before: list[list[Tensor]]
     after: list[list[Tensor]]
 
 
-def plans_of(steps: list[Step]) -> list[GpuPlan]:
+def plans_of(commands: list[Command]) -> list[GpuPlan]:
     """Each GPU's kernels, and the lifetimes of its tensors and of what arrives over links."""
-    gpus = gpus_of(steps)
-    own: list[list[Step]] = [[] for _ in range(gpus)]
+    gpus = gpus_of(commands)
+    own: list[list[Command]] = [[] for _ in range(gpus)]
     arriving: list[dict[Tensor, None]] = [{} for _ in range(gpus)]
-    for step in steps:
-        work = step.work
+    for command in commands:
+        work = command.work
         if isinstance(work, Kernel):
-            own[step.gpu].append(step)
+            own[command.gpu].append(command)
         elif work.buffer is not None:
-            receiver = step.gpu if work.from_host or work.to == "host" else work.to
+            receiver = command.gpu if work.from_host or work.to == "host" else work.to
             arriving[receiver][work.buffer] = None
     return [_plan_of(*of_gpu) for of_gpu in zip(own, arriving, strict=True)]
 
 
-def _plan_of(own: list[Step], arriving: dict[Tensor, None]) -> GpuPlan:
+def _plan_of(own: list[Command], arriving: dict[Tensor, None]) -> GpuPlan:
     tensors_of = {kernel: kernel.tensors for kernel in kernels_of(own)}
     first: dict[Tensor, int] = {}
     last: dict[Tensor, int] = {}
-    for number, step in enumerate(own):
-        for tensor in tensors_of[step.work] if isinstance(step.work, Kernel) else ():
+    for number, command in enumerate(own):
+        for tensor in tensors_of[command.work] if isinstance(command.work, Kernel) else ():
             first.setdefault(tensor, number)
             last[tensor] = number
-    resident = {t: None for t in first if t.role != "workspace"} | arriving
+    resident = {t: None for t in first if t.lifetime != "workspace"} | arriving
     before: list[list[Tensor]] = [[] for _ in own]
     after: list[list[Tensor]] = [[] for _ in own]
     for tensor in first:
@@ -103,28 +103,32 @@ def _plan_of(own: list[Step], arriving: dict[Tensor, None]) -> GpuPlan:
     return GpuPlan(own, list(resident), before, after)
 
 
-def gpus_of(steps: list[Step]) -> int:
+def gpus_of(commands: list[Command]) -> int:
     """How many GPUs the steps run on or send to."""
-    receivers = [step.work.to for step in steps if isinstance(step.work, Transfer)]
-    return 1 + max(*(step.gpu for step in steps), *(to for to in receivers if to != "host"), 0)
+    receivers = [command.work.to for command in commands if isinstance(command.work, Transfer)]
+    return 1 + max(
+        *(command.gpu for command in commands), *(to for to in receivers if to != "host"), 0
+    )
 
 
-def kernels_of(steps: list[Step]) -> list[Kernel]:
+def kernels_of(commands: list[Command]) -> list[Kernel]:
     """Every kernel of the steps, once each, in order."""
-    return list(dict.fromkeys(step.work for step in steps if isinstance(step.work, Kernel)))
+    return list(
+        dict.fromkeys(command.work for command in commands if isinstance(command.work, Kernel))
+    )
 
 
-def replays_of(steps: list[Step]) -> list[Kernel]:
+def replays_of(commands: list[Command]) -> list[Kernel]:
     """The kernels that must be replayed: of several GPUs, one that repeats only once."""
-    if gpus_of(steps) > 1:
-        return kernels_of(steps)
-    return [step.work for step in steps if isinstance(step.work, Kernel)]
+    if gpus_of(commands) > 1:
+        return kernels_of(commands)
+    return [command.work for command in commands if isinstance(command.work, Kernel)]
 
 
-def check_memory(steps: list[Step], hw: HardwareProfile) -> int:
+def check_memory(commands: list[Command], hw: HardwareProfile) -> int:
     """Peak bytes in a GPU's HBM; raises OutOfMemoryError as the run itself would, unrun."""
     peaks = []
-    for plan in plans_of(steps):
+    for plan in plans_of(commands):
         hbm = Hbm(hw.hbm.capacity)
         hbm.allocate(plan.resident, 0.0)
         for allocated, freed in zip(plan.before, plan.after, strict=True):

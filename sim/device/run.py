@@ -23,7 +23,7 @@ from sim.engine.fast_forward.run import run_kernel
 from sim.engine.kernel_run import KernelRun
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import machine_of
-from sim.tile_program import Kernel, Step, Transfer, chunk_tensors
+from sim.tile_program import Command, Kernel, Transfer, chunk_tensors
 
 EngineName = Literal["replay", "reference"]
 ENGINES: dict[EngineName, Any] = {"replay": replay, "reference": reference}
@@ -65,7 +65,7 @@ class Replays:
 
     def __init__(
         self,
-        steps: list[Step],
+        commands: list[Command],
         hw: HardwareProfile,
         dtype: str,
         engine: EngineName,
@@ -76,9 +76,9 @@ class Replays:
         self.most_steps = most_steps
         self.progress, self.tile_steps = progress, 0
         self.chunkings = chunk_tensors(
-            [kernel for kernel in kernels_of(steps) if not self._skips(kernel)]
+            [kernel for kernel in kernels_of(commands) if not self._skips(kernel)]
         )
-        self.shared_l2 = self._empty_l2() if gpus_of(steps) == 1 else None
+        self.shared_l2 = self._empty_l2() if gpus_of(commands) == 1 else None
         self.known: dict[Kernel, KernelRun] = {}
 
     def _skips(self, kernel: Kernel) -> bool:
@@ -111,7 +111,7 @@ class Replays:
 
 
 def run_on_device(
-    steps: list[Step],
+    commands: list[Command],
     hw: HardwareProfile,
     dtype: str,
     engine: EngineName,
@@ -123,49 +123,51 @@ def run_on_device(
 
     Raises OutOfMemoryError, and InputError where a transfer needs a link that there is not.
     """
-    gpus, replays = gpus_of(steps), Replays(steps, hw, dtype, engine, progress, most_steps)
+    gpus, replays = gpus_of(commands), Replays(commands, hw, dtype, engine, progress, most_steps)
     env = simpy.Environment()
     links = Links(env, hw)
     memories = [Hbm(hw.hbm.capacity) for _ in range(gpus)]
     launched: list[Launched] = []
     sent: list[Sent] = []
-    done = {step: env.event() for step in steps}
+    done = {command: env.event() for command in commands}
 
     def host(plan: GpuPlan, stream: simpy.Store) -> Generator[simpy.Event, Any, None]:
         """Launches one kernel after the other, without waiting for the device."""
-        for step in plan.steps:
+        for command in plan.commands:
             yield env.timeout(hw.calibration.launch.latency)
-            yield stream.put(step)
+            yield stream.put(command)
 
     def device(plan: GpuPlan, stream: simpy.Store, hbm: Hbm) -> Generator[simpy.Event, Any, None]:
         """Runs what was launched, each after the one before."""
         hbm.allocate(plan.resident, env.now)
         for number, (allocated, freed) in enumerate(zip(plan.before, plan.after, strict=True)):
             hbm.allocate(allocated, env.now)
-            step = yield stream.get()
+            command = yield stream.get()
             if number:
                 yield env.timeout(hw.calibration.launch.gap)
             ready_s = env.now
-            yield env.all_of([done[earlier] for earlier in step.after])
-            run = replays.run(step.work)
-            launched.append(Launched(env.now, run, step.gpu, env.now - ready_s))
+            yield env.all_of([done[earlier] for earlier in command.after])
+            run = replays.run(command.work)
+            launched.append(Launched(env.now, run, command.gpu, env.now - ready_s))
             yield env.timeout(run.time_s)
             hbm.free(freed, env.now)
-            done[step].succeed()
+            done[command].succeed()
 
-    def sender(step: Step, transfer: Transfer) -> Generator[simpy.Event, Any, None]:
+    def sender(command: Command, transfer: Transfer) -> Generator[simpy.Event, Any, None]:
         """Makes a transfer as soon as what it waits for is done."""
-        yield env.all_of([done[earlier] for earlier in step.after])
-        sent.append((yield from links.send(step.gpu, transfer)))
-        done[step].succeed()
+        yield env.all_of([done[earlier] for earlier in command.after])
+        sent.append((yield from links.send(command.gpu, transfer)))
+        done[command].succeed()
 
     processes = []
-    for plan, hbm in zip(plans_of(steps), memories, strict=True):
+    for plan, hbm in zip(plans_of(commands), memories, strict=True):
         stream = simpy.Store(env)
         env.process(host(plan, stream))
         processes.append(env.process(device(plan, stream, hbm)))
-    transfers = [(step, step.work) for step in steps if isinstance(step.work, Transfer)]
-    processes += [env.process(sender(step, transfer)) for step, transfer in transfers]
+    transfers = [
+        (command, command.work) for command in commands if isinstance(command.work, Transfer)
+    ]
+    processes += [env.process(sender(command, transfer)) for command, transfer in transfers]
     env.run(env.all_of(processes))
     left_dirty = launched[-1:] if gpus == 1 else launched
     return DeviceRun(

@@ -55,7 +55,7 @@ class KernelRun:
         """Total of one amount of the computes (such as "mma_flops") over all that ran."""
         workers = self.kernel.footprint.workers
         return sum(
-            getattr(step, amount) * count // workers
-            for step, count in self.counts.items()
-            if isinstance(step, Compute)
+            getattr(action, amount) * count // workers
+            for action, count in self.counts.items()
+            if isinstance(action, Compute)
         )

@@ -248,7 +248,7 @@ class Worker:
                 if finished:
                     return
                 continue
-            self.engine.steps += sum(
+            self.engine.tile_steps += sum(
                 self.engine.trips(loop, cta.item) for loop in self.engine.kernel.loops
             )
             if cta.item == cta.last_item:
@@ -264,18 +264,21 @@ class Worker:
         """The ops of one trip, in order."""
         self.trip = trip
         last_reader = {
-            load: step for step in loop.steps if isinstance(step, Compute) for load in step.reads
+            load: action
+            for action in loop.actions
+            if isinstance(action, Compute)
+            for load in action.reads
         }
-        for step in loop.steps:
-            if isinstance(step, Store):
-                yield from self.store(step)
+        for action in loop.actions:
+            if isinstance(action, Store):
+                yield from self.store(action)
                 continue
-            yield from self.wait_for_loads(step.reads)
-            yield from self.compute(step)
+            yield from self.wait_for_loads(action.reads)
+            yield from self.compute(action)
             refilled = [
                 self.cta.release(load, trip, self.engine.trips(loop, self.cta.item), self.path)
                 for load in loop.loads
-                if last_reader.get(load) is step
+                if last_reader.get(load) is action
             ]
             if any(refilled):
                 self.cta.wake_starved()
@@ -367,7 +370,7 @@ class Engine:
         self.service_s = {
             op: mc.service_times_s(op, kernel, hw, dtype)
             for loop in kernel.loops
-            for op in loop.steps
+            for op in loop.actions
             if isinstance(op, Compute)
         }
         self.ctas_per_sm = mc.ctas_per_sm(kernel.footprint, hw)
@@ -377,7 +380,7 @@ class Engine:
         self.op_count: dict[Compute | Store, int] = {}
         self.hbm_read_bytes = self.hbm_write_bytes = 0
         self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = 0
-        self.next_cta = self.steps = 0
+        self.next_cta = self.tile_steps = 0
         self.bins, self.bins_per_s = new_timeline()
         self.ctas = [(0, 0.0, 0.0)] * kernel.ctas
         self.end_s = 0.0
@@ -500,14 +503,14 @@ def run_kernel(
         chunk.arrival_s = 0.0
     engine = Engine(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)
     engine.run()
-    progress(engine.steps)
+    progress(engine.tile_steps)
     busy_s = [sum(pipes[k].busy_s for pipes in engine.sm_pipes) for k in range(mc.SM_PIPES)]
     sms, starts, ends = zip(*engine.ctas, strict=True)
     return KernelRun(
         kernel=kernel,
         time_s=engine.end_s,
         ctas_per_sm=engine.ctas_per_sm,
-        counts={step: engine.op_count.get(step, 0) for step in kernel.steps},
+        counts={action: engine.op_count.get(action, 0) for action in kernel.actions},
         hbm_read_bytes=engine.hbm_read_bytes,
         hbm_write_bytes=engine.hbm_write_bytes,
         l2_read_bytes=engine.l2_read_bytes,

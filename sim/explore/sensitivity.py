@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -36,7 +35,6 @@ WITHOUT_EFFECT = ("power.tdp", "hbm.capacity")
 OF_THE_SAME_RUN = "energy."  # figures that need no other run, and so add no error
 # Where a fast-forwarded record says how far each result may be off.
 ERRORS = {"time_s": "time_error", "energy_j": "energy_error", "hbm_bytes": "hbm_error"}
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ def _stepped(
     """The record with one figure at `value`; None where it cannot be, or not run there."""
     if value is None:
         return None
-    hw = with_figure(base.point.hardware, key.split("."), value)
+    hw = base.point.hardware.with_figures({key: value})
     if key.startswith(OF_THE_SAME_RUN):
         assert base.run is not None
         w = base.point.workload
@@ -233,13 +231,6 @@ def _parameter(key: str, value: float, most: float, step: float) -> Parameter:
         down, up = min(value - 1, round(down)), max(value + 1, round(up))
     up = min(up, most)
     return Parameter(key, value, down if down > 0 else None, up if up > value else None)
-
-
-def with_figure(section: Model, path: list[str], value: float) -> Model:
-    """The section with the figure at `path` below it replaced."""
-    first, *rest = path
-    changed = with_figure(getattr(section, first), rest, value) if rest else value
-    return section.model_copy(update={first: changed})
 
 
 def effect(parameter: Parameter, base: Record, down: Record | None, up: Record | None) -> Effect:

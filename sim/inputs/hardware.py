@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +27,7 @@ from sim.inputs.units import (
     Watts,
 )
 
+Model = TypeVar("Model", bound=BaseModel)
 Share = float  # a fraction in (0, 1]; the fields state the bounds
 _SHARE = Field(gt=0, le=1, allow_inf_nan=False)
 
@@ -213,6 +214,24 @@ class HardwareProfile(BaseModel):
         rate: float | None = getattr(self.tensor, dtype, None)
         return rate
 
+    def matmul_flops_per_s(self, dtype: str) -> float:
+        """The vendor's rate of matmuls: of tensor cores, or of fp32 lanes for a dtype without."""
+        return self.tensor_flops_per_s(dtype) or 2 * self.vector_ops_per_s  # an FMA is two FLOPs
+
+    def figure(self, key: str) -> float:
+        """A figure by its dotted key, such as "calibration.hbm.latency"."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return float(value)
+
+    def with_figures(self, figures: Mapping[str, float]) -> "HardwareProfile":
+        """The profile with other figures, by dotted key; they are not checked again."""
+        changed = self
+        for key, value in figures.items():
+            changed = _with_figure(changed, key.split("."), value)
+        return changed
+
     @property
     def matmul_by_warp_group(self) -> bool:
         """Whether a warp group, not a warp, issues the native matmul (wgmma, tcgen05)."""
@@ -222,6 +241,13 @@ class HardwareProfile(BaseModel):
     def vector_ops_per_s(self) -> float:
         """Lane operations (an FMA is one) a second over the whole device."""
         return self.sm.count * self.sm.fp32_lanes * self.sm.clock
+
+
+def _with_figure(section: Model, path: list[str], value: float) -> Model:
+    """The section with the figure at `path` below it replaced."""
+    first, *rest = path
+    changed = _with_figure(getattr(section, first), rest, value) if rest else value
+    return section.model_copy(update={first: changed})
 
 
 def load_profile(

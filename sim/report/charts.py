@@ -215,7 +215,7 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
                 }
             )
     dtype = str(next(r for r in records if r.time_s).workload["dtype"])
-    peak = hw.tensor_flops_per_s(dtype) or 2 * hw.vector_ops_per_s
+    peak = hw.matmul_flops_per_s(dtype)
     ridge = peak / hw.hbm.bandwidth
     low, high = min([*intensities, ridge]) / 3, max([*intensities, ridge]) * 3
     roof = {

@@ -184,7 +184,7 @@ def roofline(outcomes: list[Outcome], title: str) -> Figure:
     intensities = []
     for outcome in ran:
         record, hw, dtype = outcome.record, outcome.point.hardware, outcome.point.workload.dtype
-        peak = hw.tensor_flops_per_s(dtype) or 2 * hw.vector_ops_per_s
+        peak = hw.matmul_flops_per_s(dtype)
         roofs[hw.hbm.bandwidth, peak, dtype] = None
         intensities.append(peak / hw.hbm.bandwidth)
         for kernel in record.kernels:

@@ -16,16 +16,17 @@ from sim.runs.record import Record
 from sim.runs.recorded import record_of, record_of_oom
 from sim.runs.scenario import Limits, Point, Scenario
 from sim.schedules.base import Schedule
-from sim.tile_program import Step, chunk_tensors
+from sim.tile_program import Command, chunk_tensors
 
 
-def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Step]]]:
-    """Every schedule of every point with its steps; raises InputError for what cannot be."""
+def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Command]]]:
+    """Every schedule of every point with its program; raises InputError for what cannot be."""
     lowered = []
     for point in scenario.points:
         for schedule in point.schedules:
             with naming(scenario.where):
-                lowered.append((point, schedule, lower(point, schedule)))
+                program = schedule.program(point.workload, point.hardware)
+            lowered.append((point, schedule, program))
     return lowered
 
 
@@ -38,17 +39,11 @@ def naming(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from None
 
 
-def lower(point: Point, schedule: Schedule) -> list[Step]:
-    """The schedule's steps on a point; raises InputError for what cannot be."""
-    schedule.check(point.workload)
-    return schedule.steps(point.workload, point.hardware)
-
-
 class LimitsError(InputError):
     """A replay would take more of this computer than the limits allow."""
 
 
-def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[Step]) -> int:
+def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: list[Command]) -> int:
     """Tile steps to replay; raises LimitsError where they or their arrays exceed the limits."""
     who = f"schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
@@ -56,7 +51,7 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[S
     most_steps = limits.most_steps
     kernels = [
         kernel
-        for kernel in kernels_of(steps)
+        for kernel in kernels_of(commands)
         if most_steps is None or not can_skip(kernel, most_steps)
     ]
     memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) if kernels else 0
@@ -66,7 +61,7 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, steps: list[S
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    tile_steps = sum(replayed_steps(kernel, most_steps) for kernel in replays_of(steps))
+    tile_steps = sum(replayed_steps(kernel, most_steps) for kernel in replays_of(commands))
     if tile_steps > limits.tile_steps:
         raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
@@ -93,20 +88,20 @@ class Job:
 
     point: Point
     schedule: Schedule
-    steps: list[Step]
+    commands: list[Command]
     tile_steps: int
     oom: OutOfMemoryError | None
     most_steps: int | None
 
     @classmethod
-    def of(cls, point: Point, schedule: Schedule, steps: list[Step], limits: Limits) -> "Job":
+    def of(cls, point: Point, schedule: Schedule, commands: list[Command], limits: Limits) -> "Job":
         """Raises LimitsError."""
         try:
-            check_memory(steps, point.hardware)
+            check_memory(commands, point.hardware)
         except OutOfMemoryError as error:
-            return cls(point, schedule, steps, 0, error, limits.most_steps)
-        tile_steps = check_limits(limits, point, schedule, steps)
-        return cls(point, schedule, steps, tile_steps, None, limits.most_steps)
+            return cls(point, schedule, commands, 0, error, limits.most_steps)
+        tile_steps = check_limits(limits, point, schedule, commands)
+        return cls(point, schedule, commands, tile_steps, None, limits.most_steps)
 
     def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
         """Replay it; raises InputError where a transfer needs a link that there is not."""
@@ -116,7 +111,7 @@ class Job:
             return Outcome(point, record_of_oom(*facts, self.oom, engine), None)
         try:
             run = run_on_device(
-                self.steps,
+                self.commands,
                 point.hardware,
                 point.workload.dtype,
                 engine,

@@ -85,7 +85,7 @@ def record_of(
         l2_hit_rate=hit_bytes / max(l2_read_bytes, 1),
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
-        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / gpu_s,
+        tensor_utilisation=flops / hw.matmul_flops_per_s(w.dtype) / gpu_s,
         hbm_utilisation=(hbm_bytes - run.l2_dirty_bytes) / hw.hbm.bandwidth / gpu_s,
         occupancy=mean("occupancy"),
         bottleneck=next(iter(shares)),
@@ -101,11 +101,6 @@ def record_of(
         engine=engine,
         versions=dict(versions()),
     )
-
-
-def _peak_flops_per_s(w: AttentionWorkload, hw: HardwareProfile) -> float:
-    """The vendor's rate for the workload's matmuls: tensor cores, or fp32 lanes without them."""
-    return hw.tensor_flops_per_s(w.dtype) or 2 * hw.vector_ops_per_s
 
 
 def _fast_forward(run: DeviceRun) -> dict[str, float] | None:
@@ -166,7 +161,7 @@ def kernel_result(
         l2_read_bytes=run.l2_read_bytes,
         l2_write_bytes=run.l2_write_bytes,
         l2_hit_rate=run.l2_hit_bytes / max(run.l2_read_bytes, 1),
-        tensor_utilisation=flops / _peak_flops_per_s(w, hw) / run.time_s,
+        tensor_utilisation=flops / hw.matmul_flops_per_s(w.dtype) / run.time_s,
         hbm_utilisation=(run.hbm_read_bytes + run.hbm_write_bytes) / hw.hbm.bandwidth / run.time_s,
         occupancy=resident_s
         * kernel.footprint.threads
@@ -183,7 +178,11 @@ def _waits_s(run: DeviceRun) -> tuple[float, float]:
         worked_s[launched.gpu] = launched.start_s + launched.run.time_s
     for sent in run.sent:
         transfer = sent.transfer
-        if isinstance(transfer.to, int) and transfer.buffer and transfer.buffer.role == "output":
+        if (
+            isinstance(transfer.to, int)
+            and transfer.buffer
+            and transfer.buffer.lifetime == "output"
+        ):
             ended_s[transfer.to] = max(ended_s[transfer.to], sent.end_s)
     ended_s = [max(times_s) for times_s in zip(worked_s, ended_s, strict=True)]
     waited_s = sum(launched.waited_s for launched in run.kernels) + sum(ended_s) - sum(worked_s)
@@ -267,7 +266,9 @@ def _timeline(
         start_s=start_s,
         bin_width_s=width_s,
         hbm_utilisation=_rounded(bins[tl.HBM_BYTES] / width_s / hw.hbm.bandwidth),
-        tensor_utilisation=_rounded(bins[tl.TENSOR_BUSY] / width_s / _peak_flops_per_s(w, hw)),
+        tensor_utilisation=_rounded(
+            bins[tl.TENSOR_BUSY] / width_s / hw.matmul_flops_per_s(w.dtype)
+        ),
         l2_hit_rate=_rounded(np.minimum(bins[tl.L2_HIT_BYTES] / l2_bytes, 1.0)),
         hbm_bytes_in_flight=_rounded(bins[tl.HBM_IN_FLIGHT] / width_s),
     )

@@ -21,7 +21,7 @@ from typing import Any
 from sim.device.run import EngineName
 from sim.inputs.files import InputError, checked
 from sim.runs.address import address, fingerprint
-from sim.runs.job import Job, LimitsError, Progress, lower
+from sim.runs.job import Job, LimitsError, Progress
 from sim.runs.record import Asked, KernelResult, Record, flat, versions
 from sim.runs.scenario import Limits, Point, ScenarioFile, check_titles, make_point, variations
 from sim.runs.store import Finished, Store
@@ -206,8 +206,8 @@ def work(tasks: list[Task], limits: Limits, engine: EngineName, code: str) -> li
 
 def _done(task: Task, limits: Limits, engine: EngineName) -> Done:
     try:
-        steps = lower(task.point, task.schedule)
-        job = Job.of(task.point, task.schedule, steps, limits)
+        commands = task.schedule.program(task.point.workload, task.point.hardware)
+        job = Job.of(task.point, task.schedule, commands, limits)
         record = job.run(engine, lambda _: None).record
     except LimitsError as error:
         known = limits.model_dump_json()

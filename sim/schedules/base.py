@@ -12,7 +12,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Mask, Phase
-from sim.tile_program import IntArray, Kernel, OfItem, Step, Tensor, in_order
+from sim.tile_program import Command, IntArray, Kernel, OfItem, Tensor, in_order
 
 # fp32 lane operations of softmax per score: running maximum, scale and subtract (one FMA), sum, and
 # conversion of P to the tensor cores' dtype (FlashAttention-2, csrc/flash_attn/src/softmax.h).
@@ -57,6 +57,15 @@ class Schedule(BaseModel):
         """What tables and figures call it."""
         return self.label or self.name
 
+    def program(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
+        """What runs on the device: the one door to a schedule.
+
+        Raises InputError where the schedule does not take such a workload, or where its options,
+        the workload and the device do not go together.
+        """
+        self.check(w)
+        return self.commands(w, hw)
+
     @abstractmethod
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The kernels of one GPU, each once, in order.
@@ -65,7 +74,7 @@ class Schedule(BaseModel):
         together.
         """
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """What runs: the kernels in order on one GPU, for each token that is decoded.
 
         Raises InputError as `lower` does.

@@ -38,13 +38,13 @@ from sim.schedules.parts.flash_loop import Cta, KeyBlocks, forward_kernel
 from sim.schedules.parts.masks import MaskedSchedule, read_mask
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import (
+    Command,
     Compute,
     Footprint,
     IntArray,
     Kernel,
     Load,
     Loop,
-    Step,
     Store,
     Stream,
     Tensor,
@@ -96,7 +96,7 @@ class Hip(MaskedSchedule):
         """The estimation kernel, and the sparse forward kernel over what it finds."""
         return self._refreshed(w, hw, 1)[0]
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """Of each token the sparse kernel, with the estimation before that of every refresh."""
         masks = self._refreshed(w, hw, blocks(w.tokens, self.refresh))
         kernels: list[Kernel] = []

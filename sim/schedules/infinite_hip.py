@@ -49,13 +49,13 @@ from sim.schedules.parts.flash_loop import Cta, Operand, key_loop, triton_regist
 from sim.schedules.parts.split_kv import SplitKeys, split_kernels
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
+    Command,
     Compute,
     Footprint,
     IntArray,
     Kernel,
     Load,
     Loop,
-    Step,
     Store,
     Stream,
     Tensor,
@@ -121,10 +121,10 @@ class InfiniteHip(Schedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The kernels of the first token, which refreshes every stage."""
-        steps = self.steps(replace(w, tokens=1), hw)
-        return [step.work for step in steps if isinstance(step.work, Kernel)]
+        commands = self.commands(replace(w, tokens=1), hw)
+        return [command.work for command in commands if isinstance(command.work, Kernel)]
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """Of each token the stages that are due, the attention, and before each what it fetches."""
         if w.seq_q != 1:
             raise InputError(
@@ -132,16 +132,16 @@ class InfiniteHip(Schedule):
                 '1, as phase = "decode" has it)'
             )
         gpu = _Gpu(self, w, hw)
-        steps: list[Step] = []
+        commands: list[Command] = []
 
         def run(accessed: "Accessed", what: str, bytes_each: int, kernels: list[Kernel]) -> None:
-            waits: tuple[Step, ...] = ()
+            waits: tuple[Command, ...] = ()
             if accessed.misses:
                 name = f"fetch {accessed.misses} of {accessed.touched} {what}"
                 moved = accessed.misses * gpu.matrices * bytes_each
                 fetch = Transfer(name, moved, to=0, from_host=True)
-                waits = (Step(fetch, after=tuple(steps[-1:])),)
-            steps.extend([*waits, Step(kernels[0], after=waits), *map(Step, kernels[1:])])
+                waits = (Command(fetch, after=tuple(commands[-1:])),)
+            commands.extend([*waits, Command(kernels[0], after=waits), *map(Command, kernels[1:])])
 
         for token in self.replay(w):
             attention = gpu.attention(token.pages)
@@ -149,7 +149,7 @@ class InfiniteHip(Schedule):
             for stage, keys in token.stages.items():
                 run(keys, f"keys, stage {stage + 1}", gpu.row_bytes, gpu.stage(stage, keys, q))
             run(token.pages, "pages", 2 * self.page * gpu.row_bytes, attention)
-        return steps
+        return commands
 
     def replay(self, w: AttentionWorkload) -> "Iterator[Token]":
         """What each token touches and what of it misses, replayed over the tokens."""

@@ -267,12 +267,12 @@ class _Tensors:
             Tensor(name, matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input") for name in "KV"
         )
         self.k_cmp, self.v_cmp = (
-            replace(tensor, name=f"compressed {tensor.name}", rows=compressed, role=kept)
+            replace(tensor, name=f"compressed {tensor.name}", rows=compressed, lifetime=kept)
             for tensor in (self.k, self.v)
         )
-        self.o_slc = replace(self.q, name="selected O", role="workspace")
+        self.o_slc = replace(self.q, name="selected O", lifetime="workspace")
         self.lse_slc = Tensor("selected LSE", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
-        self.o = replace(self.q, name="O", role="output")
+        self.o = replace(self.q, name="O", lifetime="output")
 
     @property
     def group_rows(self) -> int:
@@ -309,7 +309,7 @@ class _Tensors:
         """The flash loop over key blocks first to end - 1 of each block of query rows."""
         rows, across = cta.tile.q, blocks(k.rows, cta.tile.kv)
         down = blocks(w.seq_q, rows)
-        o = replace(self.q, name=f"O of {name}", role="workspace")
+        o = replace(self.q, name=f"O of {name}", lifetime="workspace")
         lse = Tensor(f"LSE of {name}", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
 
         def of_head(tensor: Tensor) -> Stream:

@@ -47,7 +47,7 @@ from sim.schedules.parts.several_gpus import (
     run_kernels,
     start_kernel,
 )
-from sim.tile_program import IntArray, Kernel, Step, Stream, Tensor, Transfer
+from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor, Transfer
 
 # What a GPU's queries see of the keys of a step.
 Part = Literal["all", "causal", "below diagonal", "earlier keys", "later queries"]
@@ -90,22 +90,22 @@ class Ring(SeveralGpus):
         attention = dict.fromkeys(k for part in kernels.attention.values() for k in part)
         return [*attention, kernels.start, *dict.fromkeys(kernels.merge.values()), kernels.finish]
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""
         self.check_links(hw)
         kernels = self._kernels(w, hw)
-        steps: list[Step] = []
-        ready: list[tuple[Step, ...]] = [()] * self.gpus
+        commands: list[Command] = []
+        ready: list[tuple[Command, ...]] = [()] * self.gpus
         for _ in range(w.tokens):
-            steps += self._round(w, kernels, ready)
-            finished = [Step(kernels.finish, gpu) for gpu in range(self.gpus)]
-            steps += finished
-            ready = [(step,) for step in finished]
-        return steps
+            commands += self._round(w, kernels, ready)
+            finished = [Command(kernels.finish, gpu) for gpu in range(self.gpus)]
+            commands += finished
+            ready = [(command,) for command in finished]
+        return commands
 
     def _round(
-        self, w: AttentionWorkload, kernels: RingKernels, ready: list[tuple[Step, ...]]
-    ) -> list[Step]:
+        self, w: AttentionWorkload, kernels: RingKernels, ready: list[tuple[Command, ...]]
+    ) -> list[Command]:
         """K and V once round; each GPU begins after its `ready`."""
         rows = self.share("seq_kv", w.seq_kv)
         matrices = 2 * w.batch * w.kv_heads
@@ -113,8 +113,8 @@ class Ring(SeveralGpus):
             Tensor(f"received K, V ({number})", matrices, rows, w.head_dim, w.dtype_bytes)
             for number in (0, 1)
         ]
-        ran: list[list[list[Step]]] = []  # by step and GPU
-        sent: list[list[Step]] = []
+        ran: list[list[list[Command]]] = []  # by step and GPU
+        sent: list[list[Command]] = []
         for s in range(self.gpus):
             arrived = [(sent[s - 1][gpu - 1],) if s else ready[gpu] for gpu in range(self.gpus)]
             ran.append([])
@@ -128,9 +128,9 @@ class Ring(SeveralGpus):
                 to = (gpu + 1) % self.gpus
                 free = (*ran[s - 1][to][:1], sent[s - 1][to]) if s > 1 else ready[to]
                 transfer = Transfer("K, V", buffer.bytes, to, buffer=buffer)
-                sent[s].append(Step(transfer, gpu, (*arrived[gpu], *free)))
-        of_all = [step for of_step in ran for of_gpu in of_step for step in of_gpu]
-        return of_all + [step for of_step in sent for step in of_step]
+                sent[s].append(Command(transfer, gpu, (*arrived[gpu], *free)))
+        of_all = [command for of_step in ran for of_gpu in of_step for command in of_gpu]
+        return of_all + [command for of_step in sent for command in of_step]
 
     def _of_step(
         self, w: AttentionWorkload, kernels: RingKernels, gpu: int, s: int
@@ -170,7 +170,7 @@ class Ring(SeveralGpus):
                 attention["below diagonal"] = attention["causal"]
             chunks, result = held.chunks, held.part
         merged = merged_like(result)
-        o = replace(result.o, name="O", role="output")
+        o = replace(result.o, name="O", lifetime="output")
         merge = merge_kernel(result, merged)
         into_later = merge_kernel(result, merged, chunks, chunks - 1)
         return RingKernels(

@@ -20,7 +20,7 @@ from sim.schedules.base import blocks
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts.several_gpus import SeveralGpus, run_kernels
-from sim.tile_program import Kernel, Step, Tensor, Transfer
+from sim.tile_program import Command, Kernel, Tensor, Transfer
 
 
 class TensorParallel(SeveralGpus):
@@ -38,28 +38,28 @@ class TensorParallel(SeveralGpus):
         )
         return self.local(FlashDecoding if w.phase == "decode" else Flash2).lower(local, hw)
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""
         self.check_links(hw)
         kernels, gpus = self.lower(w, hw), range(self.gpus)
         rows, hidden = w.batch * w.seq_q, w.heads * w.head_dim
         projected = Tensor("projected", 1, rows, hidden, w.dtype_bytes, "output")
         part_bytes = blocks(projected.bytes, self.gpus)
-        steps: list[Step] = []
-        ready: list[tuple[Step, ...]] = [()] * self.gpus
+        commands: list[Command] = []
+        ready: list[tuple[Command, ...]] = [()] * self.gpus
         for _ in range(w.tokens):
             ran = [run_kernels(kernels, gpu, ready[gpu]) for gpu in gpus]
-            steps += [step for of_gpu in ran for step in of_gpu]
+            commands += [command for of_gpu in ran for command in of_gpu]
             ready = [tuple(of_gpu[-1:]) for of_gpu in ran]
             for _ in range(2 * (self.gpus - 1)):
                 sent = [
-                    Step(
+                    Command(
                         Transfer("all-reduce", part_bytes, (gpu + 1) % self.gpus, buffer=projected),
                         gpu,
                         ready[gpu],
                     )
                     for gpu in gpus
                 ]
-                steps += sent
+                commands += sent
                 ready = [(sent[gpu - 1], ran[gpu][-1]) for gpu in gpus]
-        return steps
+        return commands

@@ -30,7 +30,7 @@ from sim.schedules.parts.several_gpus import (
     run_kernels,
     start_kernel,
 )
-from sim.tile_program import Kernel, Step, Transfer
+from sim.tile_program import Command, Kernel, Transfer
 
 
 class TreeDecoding(SeveralGpus):
@@ -48,35 +48,35 @@ class TreeDecoding(SeveralGpus):
         attention, merge, finish, _ = self._kernels(w, hw)
         return [*attention, merge, finish]
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""
         self.check_links(hw)
         attention, merge, finish, received = self._kernels(w, hw)
         o = finish.tensors[-1]
         gpus = range(self.gpus)
         strides = [2**r for r in range((self.gpus - 1).bit_length())]
-        steps: list[Step] = []
-        ready: list[tuple[Step, ...]] = [()] * self.gpus
+        commands: list[Command] = []
+        ready: list[tuple[Command, ...]] = [()] * self.gpus
         for _ in range(w.tokens):
             ran = [run_kernels(attention, gpu, ready[gpu]) for gpu in gpus]
-            steps += [step for of_gpu in ran for step in of_gpu]
+            commands += [command for of_gpu in ran for command in of_gpu]
             last = [of_gpu[-1] for of_gpu in ran]
             for stride in strides:
                 for gpu in range(stride, self.gpus, 2 * stride):
                     to = gpu - stride
                     transfer = Transfer("O, LSE", received.bytes, to, buffer=received.o)
-                    up = Step(transfer, gpu, (last[gpu], last[to]))
-                    last[to] = Step(merge, to, (up,))
-                    steps += [up, last[to]]
-            has_o = {0: Step(finish, 0)}
+                    up = Command(transfer, gpu, (last[gpu], last[to]))
+                    last[to] = Command(merge, to, (up,))
+                    commands += [up, last[to]]
+            has_o = {0: Command(finish, 0)}
             for stride in reversed(strides):
                 for gpu in range(stride, self.gpus, 2 * stride):
                     parent = gpu - stride
                     down = Transfer("O", o.bytes, gpu, buffer=o)
-                    has_o[gpu] = Step(down, parent, (has_o[parent],))
-            steps += has_o.values()
+                    has_o[gpu] = Command(down, parent, (has_o[parent],))
+            commands += has_o.values()
             ready = [(has_o[gpu],) for gpu in gpus]
-        return steps
+        return commands
 
     def _kernels(
         self, w: AttentionWorkload, hw: HardwareProfile
@@ -92,6 +92,6 @@ class TreeDecoding(SeveralGpus):
         return (
             [*attention, start_kernel(part, merged)],
             merge_kernel(received, merged),
-            finish_kernel(merged, replace(part.o, name="O", role="output")),
+            finish_kernel(merged, replace(part.o, name="O", lifetime="output")),
             received,
         )

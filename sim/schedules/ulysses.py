@@ -19,7 +19,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.flash2 import Flash2
 from sim.schedules.parts.several_gpus import SeveralGpus, copy_kernel
-from sim.tile_program import Kernel, Step, Tensor, Transfer
+from sim.tile_program import Command, Kernel, Tensor, Transfer
 
 Exchange = tuple[Tensor, Tensor]  # what leaves, 1 / P to each GPU, and where as much arrives
 
@@ -38,25 +38,25 @@ class Ulysses(SeveralGpus):
         packing, (attention, _), unpacking = self._program(w, hw)
         return [*(kernel for kernel, _ in packing), attention, unpacking]
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and exchanges."""
         self.check_links(hw)
         packing, (attention, o_exchange), unpacking = self._program(w, hw)
         gpus = range(self.gpus)
-        steps: list[Step] = []
-        arriving: list[tuple[Step, ...]] = [()] * self.gpus
+        commands: list[Command] = []
+        arriving: list[tuple[Command, ...]] = [()] * self.gpus
         for kernel, exchange in packing:
-            packed = [Step(kernel, gpu) for gpu in gpus]
+            packed = [Command(kernel, gpu) for gpu in gpus]
             sent = self._all_to_all(exchange, packed)
-            steps += [*packed, *sent]
+            commands += [*packed, *sent]
             arriving = [(*arriving[gpu], *_to(gpu, sent)) for gpu in gpus]
-        attended = [Step(attention, gpu, arriving[gpu]) for gpu in gpus]
+        attended = [Command(attention, gpu, arriving[gpu]) for gpu in gpus]
         sent = self._all_to_all(o_exchange, attended)
         return [
-            *steps,
+            *commands,
             *attended,
             *sent,
-            *(Step(unpacking, gpu, _to(gpu, sent)) for gpu in gpus),
+            *(Command(unpacking, gpu, _to(gpu, sent)) for gpu in gpus),
         ]
 
     def _program(
@@ -86,7 +86,7 @@ class Ulysses(SeveralGpus):
         unpacking = copy_kernel("unpack O", received, shard("O, own tokens", "seq_q", "output"))
         return packing, (attention, (gathered["O"], received)), unpacking
 
-    def _all_to_all(self, exchange: Exchange, after: list[Step]) -> list[Step]:
+    def _all_to_all(self, exchange: Exchange, after: list[Command]) -> list[Command]:
         """What every GPU sends to every other, once its step of `after` is done.
 
         The next on the right comes first, so that no two send to the same at once.
@@ -94,7 +94,7 @@ class Ulysses(SeveralGpus):
         leaving, arriving = exchange
         transfer_bytes = leaving.bytes // self.gpus
         return [
-            Step(
+            Command(
                 Transfer(leaving.name, transfer_bytes, (gpu + hop) % self.gpus, buffer=arriving),
                 gpu,
                 (after[gpu],),
@@ -104,6 +104,6 @@ class Ulysses(SeveralGpus):
         ]
 
 
-def _to(gpu: int, sent: list[Step]) -> tuple[Step, ...]:
+def _to(gpu: int, sent: list[Command]) -> tuple[Command, ...]:
     """Those of the transfers that go to a GPU."""
     return tuple(s for s in sent if isinstance(s.work, Transfer) and s.work.to == gpu)

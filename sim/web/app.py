@@ -33,7 +33,6 @@ from sim.web.controls import (
     Controls,
     Figure,
     changes,
-    figure_of,
     schedule_tables,
     write_files,
 )
@@ -259,7 +258,7 @@ def _figure_text(figure: Figure, hw: HardwareProfile, changed: dict[str, float])
         key = next((f"tensor.{d}" for d in rates if getattr(hw.tensor, d) is not None), "")
         if not key:
             return "none"
-    before = figure_of(hw, key)
+    before = hw.figure(key)
     value = changed.get(key, before)
     text = figure_text(key, value)
     if value == before:

@@ -37,7 +37,7 @@ class Figure:
 
     def start(self, hw: HardwareProfile) -> float:
         """Where the slider stands for the profile as it is."""
-        return figure_of(hw, self.key) if self.share else 0.0
+        return hw.figure(self.key) if self.share else 0.0
 
 
 FIGURES = (
@@ -70,14 +70,6 @@ class Controls:
     schedules: tuple[str, ...] = ()
 
 
-def figure_of(hw: HardwareProfile, key: str) -> float:
-    """A figure of the profile by its dotted key."""
-    value: Any = hw
-    for part in key.split("."):
-        value = getattr(value, part)
-    return float(value)
-
-
 def changes(hw: HardwareProfile, figures: Mapping[str, float]) -> dict[str, float]:
     """The figures of the profile that come out otherwise, by dotted key, in SI."""
     changed: dict[str, float] = {}
@@ -88,11 +80,11 @@ def changes(hw: HardwareProfile, figures: Mapping[str, float]) -> dict[str, floa
         if figure.share:
             changed[figure.key] = position
         elif figure.key != "tensor":
-            value = figure_of(hw, figure.key) * 2.0**position
+            value = hw.figure(figure.key) * 2.0**position
             changed[figure.key] = max(1, round(value)) if figure.whole else value
     rate = 2.0 ** figures.get("tensor", 0.0)
     for key in ("sm.count", "sm.clock"):
-        rate *= changed.get(key, figure_of(hw, key)) / figure_of(hw, key)
+        rate *= changed.get(key, hw.figure(key)) / hw.figure(key)
     for dtype in ("fp16", "bf16", "fp8"):
         if rate != 1.0 and (own := getattr(hw.tensor, dtype)) is not None:
             changed[f"tensor.{dtype}"] = own * rate

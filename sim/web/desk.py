@@ -14,10 +14,10 @@ from sim.device.memory import OutOfMemoryError, check_memory, replays_of
 from sim.engine.fast_forward.plan import can_skip
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.runs.job import LimitsError, lower, run_scenario
+from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import Limits, ScenarioText, make_scenario
-from sim.tile_program import Chunking, Compute, Kernel, Step, Tensor, chunk_tensors
+from sim.tile_program import Chunking, Command, Compute, Kernel, Tensor, chunk_tensors
 from sim.web.controls import Controls, changes, hardware_of, tables_of
 
 AIM_S = 0.5  # for the replay of a schedule
@@ -126,7 +126,8 @@ class Desk:
             scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
             (point,) = scenario.points
             (schedule,) = point.schedules
-            limits = Limits(replayed_steps=affordable(lower(point, schedule), point.hardware))
+            program = schedule.program(point.workload, point.hardware)
+            limits = Limits(replayed_steps=affordable(program, point.hardware))
             (outcome,) = run_scenario(replace(scenario, limits=limits), progress=in_time)
         except LimitsError:
             raise _TooLongError from None
@@ -142,16 +143,16 @@ def _of_schedule(tables: Mapping[str, Any], number: int) -> str:
     return json.dumps(one, sort_keys=True)
 
 
-def affordable(steps: list[Step], hw: HardwareProfile) -> int:
+def affordable(commands: list[Command], hw: HardwareProfile) -> int:
     """How many tile steps of each long kernel to replay: the most that AIM_S has time for.
 
     Else the fewest; raises LimitsError where these would take longer than a moment.
     """
     try:
-        check_memory(steps, hw)
+        check_memory(commands, hw)
     except OutOfMemoryError:  # nothing will be replayed
         return REPLAYED[-1]
-    kernels = replays_of(steps)
+    kernels = replays_of(commands)
     for most in REPLAYED:
         takes_s = replay_s(kernels, most)
         if takes_s <= AIM_S:

@@ -203,10 +203,13 @@ def attention_workload(
 def lowered_layer(setting: Setting, w: AttentionWorkload) -> tuple[int, list[Kernel]]:
     """Peak bytes of a layer's attention, however large, and its kernels; raises InputError."""
     schedule, hw = setting.schedule_of(w.phase), setting.hardware
-    schedule.check(w)
-    steps = schedule.steps(w, hw)
-    roomy = hw.hbm.model_copy(update={"capacity": 2**80})
-    return check_memory(steps, hw.model_copy(update={"hbm": roomy})), kernels_of(steps)
+    commands = schedule.program(w, hw)
+    return check_memory(commands, roomy(hw)), kernels_of(commands)
+
+
+def roomy(hw: HardwareProfile) -> HardwareProfile:
+    """The device with HBM for anything."""
+    return hw.with_figures({"hbm.capacity": 2.0**80})
 
 
 def tensors_of(kernels: list[Kernel]) -> list[Tensor]:

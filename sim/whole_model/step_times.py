@@ -25,6 +25,7 @@ from sim.runs.job import Progress
 from sim.runs.scenario import Limits
 from sim.schedules.base import Schedule
 from sim.whole_model.passes import decode_step, dense_s, prefill, replay
+from sim.whole_model.setting import roomy
 
 SHORTEST = 16  # tokens; whatever is shorter takes as long
 
@@ -108,9 +109,9 @@ def step_times(
     """
     of_prefill, of_decode = schedules
     lengths, batches = doublings(SHORTEST, longest), doublings(1, max_batch)
-    roomy = hw.model_copy(update={"hbm": hw.hbm.model_copy(update={"capacity": 2.0**80})})
-    passes = [prefill(shape, roomy, of_prefill, tokens) for tokens in lengths] + [
-        decode_step(shape, roomy, of_decode, batch, tokens)
+    large = roomy(hw)
+    passes = [prefill(shape, large, of_prefill, tokens) for tokens in lengths] + [
+        decode_step(shape, large, of_decode, batch, tokens)
         for batch in batches
         for tokens in lengths
     ]

@@ -21,7 +21,6 @@ from sim.explore.sensitivity import (
     effect,
     parameters,
     sensitivity,
-    with_figure,
 )
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
@@ -96,7 +95,7 @@ def test_every_number_of_a_profile_is_a_parameter(name):
 
 def test_one_figure_moves_and_no_other():
     for parameter in parameters(H100):
-        changed = numbers(with_figure(H100, parameter.key.split("."), 7).model_dump())
+        changed = numbers(H100.with_figures({parameter.key: 7}).model_dump())
         assert changed == {**numbers(H100.model_dump()), parameter.key: 7}
 
 
@@ -130,7 +129,7 @@ def test_twice_all_rates_and_half_all_latencies_is_half_the_time(name):
     hw = point.hardware
     for keys, factor in ((RATES, 2), (LATENCIES, 0.5)):
         for key in keys:
-            hw = with_figure(hw, key.split("."), numbers(hw.model_dump())[key] * factor)
+            hw = hw.with_figures({key: numbers(hw.model_dump())[key] * factor})
     (base,) = run_scenario(of)
     (fast,) = run_scenario(replace(of, points=(replace(point, hardware=hw),)))
     assert fast.record.time_s == pytest.approx(base.record.time_s / 2, rel=1e-12)

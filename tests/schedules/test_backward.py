@@ -266,11 +266,11 @@ def test_infinite_l2_reads_no_gradient_and_each_input_once(case, hw):
     if sum(t.bytes for t in tensors) > 64 * 2**20:
         return
     runs = run(kernels, hw, w)
-    inputs = sum(t.bytes for t in tensors if t.role == "input")
+    inputs = sum(t.bytes for t in tensors if t.lifetime == "input")
     reads = sum(ran.hbm_read_bytes for ran in runs)
     assert reads == inputs if w.mask == "full" or schedule.name == "naive" else reads <= inputs
     written = sum(ran.hbm_write_bytes for ran in runs) + runs[-1].l2_dirty_bytes
-    assert written == sum(t.bytes for t in tensors if t.role != "input")
+    assert written == sum(t.bytes for t in tensors if t.lifetime != "input")
 
 
 # flash_bwd_launch_template.h and the kB that its comments and conditions state.

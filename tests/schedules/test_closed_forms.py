@@ -215,7 +215,7 @@ def test_infinite_l2_moves_each_input_once_and_writes_each_tensor_once(w, hw, sc
     else:
         assert reads <= compulsory_bytes(w)[0]
     written = sum(r.hbm_write_bytes for r in runs) + runs[-1].l2_dirty_bytes
-    stored = {s.tensor for k in kernels for s in k.streams if s.tensor.role != "input"}
+    stored = {s.tensor for k in kernels for s in k.streams if s.tensor.lifetime != "input"}
     assert written == sum(t.bytes for t in stored)
 
 
@@ -228,7 +228,7 @@ def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(case, hw):
     none = hw.model_copy(update={"l2": hw.l2.model_copy(update={"capacity": 0.0})})
     without = run(kernels, none, w)
     for kernel, ran, bare in zip(kernels, runs, without, strict=True):
-        adds = any(isinstance(step, Store) and step.atomic for step in kernel.steps)
+        adds = any(isinstance(step, Store) and step.atomic for step in kernel.actions)
         fetched_to_add = bare.hbm_read_bytes - bare.l2_read_bytes
         assert 0 < fetched_to_add < bare.l2_write_bytes if adds else fetched_to_add == 0
         assert ran.l2_read_bytes == bare.l2_read_bytes
@@ -241,7 +241,7 @@ def longest_chain_s(kernel: Kernel, hw: HardwareProfile, dtype: str) -> float:
     machine = machine_of(hw)
     item_s = np.zeros(kernel.ctas * kernel.items_per_cta)
     for trips, loop in zip(kernel.trips, kernel.loops, strict=True):
-        for step in loop.steps:
+        for step in loop.actions:
             if isinstance(step, Compute):
                 service_s = service_times_s(step, kernel, hw, dtype).max()
                 item_s += trips * (service_s + (machine.op_latency_s if service_s else 0.0))
@@ -328,7 +328,7 @@ def test_softmax_of_rows_beyond_sram_takes_every_exp_twice():
 def test_a_kernel_starts_when_it_is_launched_and_the_one_before_is_over():
     hw = load_profile("h100-sxm")
     w = WorkloadTable(heads=2, head_dim=64, seq_len=512).workload()
-    ran = run_on_device(SCHEDULES["naive"]().steps(w, hw), hw, w.dtype, "replay", lambda _: None)
+    ran = run_on_device(SCHEDULES["naive"]().program(w, hw), hw, w.dtype, "replay", lambda _: None)
     launch, over_s = hw.calibration.launch, 0.0
     for number, kernel in enumerate(ran.kernels):
         gap_s = launch.gap if number else 0.0
@@ -342,7 +342,7 @@ def test_a_matmul_takes_its_share_of_the_issue_slots():
     hw = load_profile("h100-sxm")
     w = WorkloadTable(heads=1, head_dim=64, seq_len=512).workload()
     (kernel,) = SCHEDULES["flash2"]().lower(w, hw)
-    (matmul,) = [s for s in kernel.steps if isinstance(s, Compute) and s.name == "O += P V"]
+    (matmul,) = [s for s in kernel.actions if isinstance(s, Compute) and s.name == "O += P V"]
     service_s = service_times_s(matmul, kernel, hw, "fp16")
     assert service_s[ISSUE] == hw.calibration.sm.mma_issue * service_s[TENSOR] > 0
 

@@ -34,7 +34,7 @@ def cached_row_bytes(w: AttentionWorkload) -> int:
 def tile_of(kernel) -> tuple[int, int]:
     """Query rows and keys of a step, by its first matmul's FLOPs: 2 rows keys depth."""
     (q,) = (s for s in kernel.streams if s.tensor.name == "Q")
-    multiply = next(s for s in kernel.steps if isinstance(s, Compute) and s.mma_flops)
+    multiply = next(s for s in kernel.actions if isinstance(s, Compute) and s.mma_flops)
     return q.tile_rows, multiply.mma_flops // (2 * q.tile_rows * q.tensor.cols)
 
 

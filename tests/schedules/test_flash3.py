@@ -206,7 +206,7 @@ def test_fp8_transposes_v_and_writes_bf16():
     for dtype in ("fp16", "fp8"):
         table = {"name": "flash3", "tile": {"q": 128, "kv": 128}}
         (kernel,) = make_schedule(table, "a test").lower(workload(dtype=dtype, **shape), H100)
-        work[dtype] = [s for s in kernel.loops[1].steps if isinstance(s, Compute)]
+        work[dtype] = [s for s in kernel.loops[1].actions if isinstance(s, Compute)]
         assert kernel.tensors[3].bytes == 4 * 2048 * 128 * 2
     assert sum(s.mma_flops for s in work["fp8"]) == sum(s.mma_flops for s in work["fp16"])
     assert work["fp8"][1].vector_ops - work["fp16"][1].vector_ops == 128 * 128 // 4

@@ -88,7 +88,7 @@ def test_the_public_share_of_emulated_exponentials():
     for table, often in (({"causal": False}, 10), ({"causal": True}, 16)):
         w = workload(heads=8, head_dim=128, seq_len=4096, **table)
         (kernel,) = FLASH4.lower(w, B200)
-        (softmax,) = [s for s in kernel.loops[1].steps if s.name == "softmax"]
+        (softmax,) = [s for s in kernel.loops[1].actions if s.name == "softmax"]
         scores = 256 * 128
         assert scores + 256 - softmax.exp_count == pytest.approx(share(often) * scores)
 

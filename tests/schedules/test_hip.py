@@ -29,8 +29,8 @@ def workload(**table) -> AttentionWorkload:
     return WorkloadTable.model_validate(shape | table).workload()
 
 
-def run(steps, hw, w):
-    return run_on_device(steps, hw, w.dtype, "replay", lambda _: None)
+def run(commands, hw, w):
+    return run_on_device(commands, hw, w.dtype, "replay", lambda _: None)
 
 
 def without_l2(kernel: Kernel) -> int:
@@ -62,7 +62,7 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
     first = lowered(schedule, w, hw)
     rows, size = first[0].streams[0].tile_rows, first[1].streams[1].tile_rows
     schedule = schedule.model_copy(update={"tile": Tile(q=rows, kv=size)})
-    steps = schedule.steps(w, hw)
+    commands = schedule.commands(w, hw)
     chunks = visits = keys = 0
     key = np.arange(w.seq_kv)
     for top in range(0, w.seq_q, rows):
@@ -84,7 +84,7 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
         keys += sum(min(size, w.seq_kv - b * size) for b in fixed) + size * min(middle, found)
     matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
     estimations = -(-w.tokens // schedule.refresh)
-    ran = run(steps, hw, w).kernels
+    ran = run(commands, hw, w).kernels
     read = {"estimate mask": 0, "hip": 0}
     flops = dict.fromkeys(read, 0)
     for launched in ran:
@@ -99,12 +99,12 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
 @given(st.integers(1, 20), st.integers(1, 10))
 def test_the_mask_is_searched_anew_every_so_many_tokens(tokens, refresh):
     w = workload(seq_kv=2000, phase="decode", tokens=tokens)
-    steps = Hip(refresh=refresh).steps(w, H100)
+    commands = Hip(refresh=refresh).commands(w, H100)
     expected = []
     for token in range(tokens):
         expected += ["estimate mask", "hip"] if token % refresh == 0 else ["hip"]
-    assert [step.work.name for step in steps] == expected
-    sparse = {step.work for step in steps if step.work.name == "hip"}
+    assert [command.work.name for command in commands] == expected
+    sparse = {command.work for command in commands if command.work.name == "hip"}
     assert len(sparse) == expected.count("estimate mask")
     # Of the one query row a head, tensor cores take no fewer than 16.
     assert {kernel.streams[0].tile_rows for kernel in sparse} == {16}
@@ -128,9 +128,9 @@ def test_neighbouring_masks_have_the_reused_share_in_common(reuse):
     w = workload(seq_kv=1 << 20, phase="decode", tokens=40)
     schedule = Hip(refresh=1, keep=4096, reuse=reuse)
     found = []
-    for step in schedule.steps(w, H100):
-        if step.work.name == "hip":
-            k, trips = step.work.streams[1], int(step.work.trips[1][0])
+    for command in schedule.commands(w, H100):
+        if command.work.name == "hip":
+            k, trips = command.work.streams[1], int(command.work.trips[1][0])
             visited = k.table[int(k.start(np.array([0]))[0]) :][:trips]
             found.append(set(visited[-64:]))
     common = [len(a & b) / 64 for a, b in pairwise(found)]
@@ -234,7 +234,7 @@ def pruned(draw):
 def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
     w, schedule, middle = case
     hw = hw.model_copy(update={"links": H100.links})
-    steps = schedule.steps(w, hw)
+    commands = schedule.commands(w, hw)
     matrices, row_bytes = w.batch * w.kv_heads, w.head_dim * w.dtype_bytes
     q_rows, page = w.heads // w.kv_heads, schedule.chunks[-1]
     candidates, chosen, left = [], [], middle
@@ -242,7 +242,7 @@ def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
         candidates.append(left // size)
         left = min(left, kept)
         chosen.append(left // size)
-    ran = run(steps, hw, w)
+    ran = run(commands, hw, w)
     read = {}
     for launched in ran.kernels:
         read.setdefault(launched.run.kernel.name, []).append(launched.run.hbm_read_bytes)
@@ -262,7 +262,7 @@ def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
     key_misses = [keys.misses for token in replayed for keys in token.stages.values()]
     page_misses = [token.pages.misses for token in replayed]
     assert all(token.pages.touched == tokens // page for token in replayed)
-    transfers = [step.work for step in steps if isinstance(step.work, Transfer)]
+    transfers = [command.work for command in commands if isinstance(command.work, Transfer)]
     assert all(transfer.from_host for transfer in transfers)
     moved = [t.bytes for t in transfers if t.name.endswith("pages")]
     assert moved == [n * matrices * 2 * page * row_bytes for n in page_misses if n]
@@ -275,9 +275,11 @@ def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
 @settings(max_examples=40, deadline=None)
 def test_infinite_hip_holds_its_caches_in_hbm_and_no_more_of_keys_and_values(case):
     w, schedule, _ = case
-    kernels = [step.work for step in schedule.steps(w, H100) if isinstance(step.work, Kernel)]
+    kernels = [
+        command.work for command in schedule.commands(w, H100) if isinstance(command.work, Kernel)
+    ]
     tensors = dict.fromkeys(tensor for kernel in kernels for tensor in kernel.tensors)
-    caches = [t for t in tensors if t.role == "input" and t.name != "Q"]
+    caches = [t for t in tensors if t.lifetime == "input" and t.name != "Q"]
     pages = schedule.cache_tokens // schedule.page
     rows = {"mask K cache": schedule.mask_cache_tokens}
     rows |= {f"{name} cache": pages * schedule.page for name in "KV"}
@@ -289,9 +291,9 @@ def test_infinite_hip_holds_its_caches_in_hbm_and_no_more_of_keys_and_values(cas
 def test_a_page_is_fetched_before_the_attention_that_waits_for_it():
     w = workload(seq_kv=1 << 18, phase="decode", tokens=4)
     schedule = InfiniteHip(refresh=(4, 4, 4))
-    steps = schedule.steps(w, H100)
+    commands = schedule.commands(w, H100)
     first = next(schedule.replay(w))
-    names = [step.work.name for step in steps]
+    names = [command.work.name for command in commands]
     assert names[:3] == [
         f"fetch {first.stages[0].misses} of {first.stages[0].touched} keys, stage 1",
         "score chunks, stage 1",
@@ -299,13 +301,13 @@ def test_a_page_is_fetched_before_the_attention_that_waits_for_it():
     ]
     fetch = names.index(f"fetch {first.pages.misses} of {first.pages.touched} pages")
     assert names[fetch + 1] == "block sparse attention"
-    assert steps[fetch + 1].after == (steps[fetch],)
-    assert steps[fetch].after == (steps[fetch - 1],)
+    assert commands[fetch + 1].after == (commands[fetch],)
+    assert commands[fetch].after == (commands[fetch - 1],)
     assert names.count("score chunks, stage 3") == 1
     assert names.count("block sparse attention") == 4
-    ran = run(steps, H100, w)
+    ran = run(commands, H100, w)
     attention = next(k for k in ran.kernels if k.run.kernel.name == "block sparse attention")
-    arrival_s = next(s.end_s for s in ran.sent if s.transfer is steps[fetch].work)
+    arrival_s = next(s.end_s for s in ran.sent if s.transfer is commands[fetch].work)
     assert attention.start_s >= arrival_s
 
 
@@ -313,7 +315,7 @@ def test_without_a_link_to_the_host_nothing_is_fetched():
     w = workload(seq_kv=1 << 18, phase="decode")
     hw = H100.model_copy(update={"links": None})
     with pytest.raises(InputError, match=r"has no links\.host"):
-        run(InfiniteHip().steps(w, hw), hw, w)
+        run(InfiniteHip().commands(w, hw), hw, w)
 
 
 def test_pages_once_more_than_the_cache_holds_never_hit():

@@ -21,8 +21,8 @@ from tests.support.drawn import cases, devices
 FLASH = tuple(name for name, cls in SCHEDULES.items() if issubclass(cls, FlashSchedule))
 
 
-def on_device(steps, hw, w, engine="replay"):
-    return run_on_device(steps, hw, w.dtype, engine, lambda _: None).kernels
+def on_device(commands, hw, w, engine="replay"):
+    return run_on_device(commands, hw, w.dtype, engine, lambda _: None).kernels
 
 
 def with_rope(schedule, w, hw, rope):
@@ -30,7 +30,7 @@ def with_rope(schedule, w, hw, rope):
     schedule = schedule.model_copy(update={"rope": rope})
     try:
         schedule.check(w)
-        return schedule.steps(w, hw)
+        return schedule.commands(w, hw)
     except InputError as error:
         if "rope" in str(error):
             return None
@@ -44,12 +44,12 @@ def with_rope(schedule, w, hw, rope):
 def test_the_passes_read_and_write_q_and_the_new_k_and_read_the_table(case, hw):
     w, schedule = case
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv), kv_dtype=None)
-    steps = with_rope(schedule, w, hw, "pass")
-    assume(steps is not None)
-    names = [step.work.name for step in steps]
+    commands = with_rope(schedule, w, hw, "pass")
+    assume(commands is not None)
+    names = [command.work.name for command in commands]
     new = w.seq_kv if w.phase == "training" else w.seq_q
     key_name = "rope K" if new == w.seq_kv else "rope new K"
-    ran = {name: r.run for name, r in zip(names, on_device(steps, hw, w), strict=True)}
+    ran = {name: r.run for name, r in zip(names, on_device(commands, hw, w), strict=True)}
     row_bytes = w.head_dim * w.dtype_bytes
     of_q, of_k = w.batch * w.heads * w.seq_q, w.batch * w.kv_heads * new
     for name, rows in (("rope Q", of_q), (key_name, of_k), ("rope dQ", of_q), ("rope dK", of_k)):
@@ -67,9 +67,9 @@ def test_the_passes_read_and_write_q_and_the_new_k_and_read_the_table(case, hw):
 def test_fused_reads_table_rows_once_with_each_tile_and_rotates_them(case, hw):
     w, schedule = case
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv), phase="prefill")
-    steps = with_rope(schedule, w, hw, "fused")
-    assume(steps is not None)
-    kernels = [step.work for step in steps]
+    commands = with_rope(schedule, w, hw, "fused")
+    assume(commands is not None)
+    kernels = [command.work for command in commands]
     streams = {stream.tensor.name: stream for stream in kernels[0].streams}
     tile = schedule.tile.model_copy(
         update={"q": streams["Q"].tile_rows, "kv": streams["K"].tile_rows}
@@ -91,9 +91,9 @@ def test_fused_reads_table_rows_once_with_each_tile_and_rotates_them(case, hw):
 def test_the_table_s_tiles_are_those_of_the_keys_positions(case, hw):
     w, schedule = case
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
-    steps = with_rope(schedule, w, hw, "fused")
-    assume(steps is not None)
-    kernel = steps[0].work
+    commands = with_rope(schedule, w, hw, "fused")
+    assume(commands is not None)
+    kernel = commands[0].work
     load_k, load_turn = (
         [load for loop in kernel.loops for load in loop.loads if load.stream.tensor.name == name]
         for name in ("K", "cos, sin")
@@ -116,12 +116,14 @@ def test_every_flash_schedule_rotates_or_says_that_it_does_not(case, hw, rope):
     w, schedule = case
     assume(schedule.name != "naive" or rope == "pass")
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
-    steps = with_rope(schedule, w, hw, rope)
-    if steps is None:
+    commands = with_rope(schedule, w, hw, rope)
+    if commands is None:
         return
-    tables = [s for step in steps for s in step.work.streams if s.tensor.name == "cos, sin"]
+    tables = [
+        s for command in commands for s in command.work.streams if s.tensor.name == "cos, sin"
+    ]
     assert tables
-    ours, theirs = on_device(steps, hw, w), on_device(steps, hw, w, "reference")
+    ours, theirs = on_device(commands, hw, w), on_device(commands, hw, w, "reference")
     for replayed, reference in zip(ours, theirs, strict=True):
         assert_same(replayed.run, reference.run)
 
@@ -149,13 +151,13 @@ def test_fused_saves_the_passes_and_pays_in_lane_operations():
     hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
     w = WorkloadTable(heads=8, head_dim=128, seq_len=512).workload()
     passes, fused = (
-        SCHEDULES["flash2"].model_validate({"rope": rope}).steps(w, hw)
+        SCHEDULES["flash2"].model_validate({"rope": rope}).commands(w, hw)
         for rope in ("pass", "fused")
     )
-    assert [step.work.name for step in passes] == ["rope Q", "rope K", "flash2"]
-    assert [step.work.name for step in fused] == ["flash2"]
+    assert [command.work.name for command in passes] == ["rope Q", "rope K", "flash2"]
+    assert [command.work.name for command in fused] == ["flash2"]
     in_passes, in_loop = (
-        sum(ran.run.executed("vector_ops") for ran in on_device(steps, hw, w))
-        for steps in (passes, fused)
+        sum(ran.run.executed("vector_ops") for ran in on_device(commands, hw, w))
+        for commands in (passes, fused)
     )
     assert in_loop > in_passes

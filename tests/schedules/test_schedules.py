@@ -51,15 +51,15 @@ def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
     }
     refused = ""
     try:
-        ((_, _, steps),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
+        ((_, _, commands),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
     except InputError as error:
         refused = str(error)
     if refused:
         assert refused.startswith(("mine.toml: ", "profile "))
         assert "\n" not in refused
         return
-    assert check_memory(steps, ROOMY) > 0
-    for kernel in kernels_of(steps):
+    assert check_memory(commands, ROOMY) > 0
+    for kernel in kernels_of(commands):
         assert kernel.tile_steps >= 0
 
 
@@ -68,16 +68,16 @@ def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
 def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
     w, schedule = case
     try:
-        steps = schedule.steps(w, hw)
+        commands = schedule.commands(w, hw)
     except InputError:
         lowered(schedule, w, hw)  # the drawn tile does not fit
         return
-    if gpus_of(steps) > 1 or any(not isinstance(step.work, Kernel) for step in steps):
+    if gpus_of(commands) > 1 or any(not isinstance(command.work, Kernel) for command in commands):
         hw = load_profile("h100-sxm")
-    run = run_on_device(steps, hw, w.dtype, "replay", lambda _: None)
+    run = run_on_device(commands, hw, w.dtype, "replay", lambda _: None)
     launched = [k.run.kernel for k in run.kernels]
-    assert len(launched) == sum(isinstance(step.work, Kernel) for step in steps)
-    assert set(launched) == set(kernels_of(steps))
+    assert len(launched) == sum(isinstance(command.work, Kernel) for command in commands)
+    assert set(launched) == set(kernels_of(commands))
     assert run.time_s >= max(k.start_s + k.run.time_s for k in run.kernels) * (1 - 1e-12)
 
 
@@ -107,6 +107,6 @@ def test_decoding_so_many_tokens_runs_the_kernels_so_many_times():
         "hardware": {"profile": "h100-sxm"},
         "schedule": [{"name": "flash_decoding", "splits": 2}],
     }
-    ((_, schedule, steps),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
-    assert [step.work.name for step in steps] == ["flash_decoding", "combine"] * 3
+    ((_, schedule, commands),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
+    assert [command.work.name for command in commands] == ["flash_decoding", "combine"] * 3
     assert make_schedule({"name": "flash_decoding", "splits": 2}, "a test") == schedule

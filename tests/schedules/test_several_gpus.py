@@ -23,7 +23,7 @@ from sim.runs.recorded import record_of
 from sim.runs.scenario import make_scenario
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
-from sim.tile_program import Kernel, Step, Transfer
+from sim.tile_program import Command, Kernel, Transfer
 from tests.engine.test_engines import assert_same
 from tests.schedules.test_closed_forms import blocks_with_any, compulsory_bytes, tile_of
 from tests.support.drawn import cases, lowered
@@ -49,12 +49,12 @@ HW = device()
 ASKED = Asked("it", {}, {}, "a test", {})
 
 
-def steps_of(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW) -> list[Step]:
+def steps_of(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW) -> list[Command]:
     """The schedule's steps; a drawn tile gives way where it does not fit."""
     try:
-        return schedule.steps(w, hw)
+        return schedule.commands(w, hw)
     except InputError:
-        return schedule.model_copy(update={"tile": None}).steps(w, hw)
+        return schedule.model_copy(update={"tile": None}).commands(w, hw)
 
 
 def ran(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW):
@@ -293,7 +293,7 @@ def test_a_gpu_of_the_ring_holds_its_share_and_two_blocks_more(balance):
     shares, kv = rows * w.head_dim * w.dtype_bytes, kv_bytes(w, w.seq_kv // gpus)
     schedule = SCHEDULES["ring"].model_validate({"gpus": gpus, "balance": balance})
     part, merged = shares + 4 * rows, 4 * rows * (w.head_dim + 1)
-    assert check_memory(schedule.steps(w, HW), HW) == 2 * shares + 3 * kv + part + merged
+    assert check_memory(schedule.commands(w, HW), HW) == 2 * shares + 3 * kv + part + merged
 
 
 def test_alike_kernels_are_replayed_once():
@@ -435,9 +435,9 @@ def test_a_slow_hop_holds_up_those_behind_it(name):
 def test_both_engines_agree_on_several_gpus(case, l2):
     w, schedule = case
     hw = device(l2={"capacity": l2}, links={"peer": "3 GB/s", "network": "1 GB/s", "node_gpus": 2})
-    steps = steps_of(schedule, w, hw)
+    commands = steps_of(schedule, w, hw)
     replay, reference = (
-        run_on_device(steps, hw, w.dtype, engine, lambda _: None)
+        run_on_device(commands, hw, w.dtype, engine, lambda _: None)
         for engine in ("replay", "reference")
     )
     ours, theirs = (record_of(ASKED, w, hw, run, "replay") for run in (replay, reference))
@@ -456,15 +456,15 @@ def test_both_engines_agree_on_several_gpus(case, l2):
 def test_the_steps_run_what_lower_says(case):
     w, schedule = case
     try:
-        steps = schedule.steps(w, HW)
+        commands = schedule.commands(w, HW)
     except InputError:
         return  # the drawn tile does not fit
-    run = {step.work.name for step in steps if isinstance(step.work, Kernel)}
+    run = {command.work.name for command in commands if isinstance(command.work, Kernel)}
     assert run == {kernel.name for kernel in lowered(schedule, w, HW)}
-    listed: set[Step] = set()
-    for step in sorted(steps, key=lambda step: isinstance(step.work, Transfer)):
-        listed.add(step)
-    assert all(set(step.after) <= listed for step in steps)
+    listed: set[Command] = set()
+    for command in sorted(commands, key=lambda command: isinstance(command.work, Transfer)):
+        listed.add(command)
+    assert all(set(command.after) <= listed for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_what_cannot_be_is_one_line(options, table, profile, complaint):
     def try_it() -> None:
         schedule = make_schedule(options, "a test")
         schedule.check(w)
-        schedule.steps(w, load_profile(profile))
+        schedule.commands(w, load_profile(profile))
 
     with pytest.raises(InputError) as error:
         try_it()

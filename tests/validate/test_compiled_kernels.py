@@ -99,6 +99,6 @@ def test_sram_is_what_the_schedule_states_but_for_reductions(case, compiled):
 def test_matmuls_are_wgmma_on_hopper_and_mma_sync_before_and_spill_nothing(case, compiled):
     for stated, found in zip(kernels_of(case), compiled[case], strict=True):
         assert found["stack_bytes"] == 0
-        multiplies = any(getattr(step, "mma_flops", 0) for step in stated.steps)
+        multiplies = any(getattr(step, "mma_flops", 0) for step in stated.actions)
         assert bool(found["wgmma"]) == (multiplies and CASES[case][2] == 90)
         assert bool(found["mma_sync"]) == (multiplies and CASES[case][2] == 80)

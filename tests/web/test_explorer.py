@@ -34,7 +34,6 @@ from sim.web.controls import (
     STEP,
     Controls,
     changes,
-    figure_of,
     tables_of,
     write_files,
 )
@@ -108,7 +107,7 @@ def test_every_position_of_the_sliders_is_a_device_with_those_figures(text, prof
     for figure in FIGURES:
         if figure.key == "tensor":
             continue
-        before, after = figure_of(base, figure.key), figure_of(hw, figure.key)
+        before, after = base.figure(figure.key), hw.figure(figure.key)
         position = moved.get(figure.key, figure.start(base))
         expected = position if figure.share else before * 2**position
         if figure.whole:

@@ -323,8 +323,8 @@ def test_what_the_device_allocates_is_what_the_model_says(
     except InputError:
         return  # the schedule does not take the use
     w = attention_workload(asked, share, use, context)
-    steps = asked.schedule.steps(w, H100)
-    run = run_on_device(steps, H100, w.dtype, "replay", lambda _: None)
+    commands = asked.schedule.commands(w, H100)
+    run = run_on_device(commands, H100, w.dtype, "replay", lambda _: None)
     allocated = max(change.in_use_bytes for change in run.memory)
     assert needed.moment == "attention"
     parts = needed.parts
@@ -357,7 +357,7 @@ def test_the_longest_context_runs_on_the_device_and_the_next_does_not():
         free = hw.hbm.model_copy(update={"capacity": hw.hbm.capacity - beside})
         left = hw.model_copy(update={"hbm": free})
         w = attention_workload(asked, share, "prefill", context)
-        run_on_device(asked.schedule.steps(w, left), left, w.dtype, "replay", lambda _: None)
+        run_on_device(asked.schedule.commands(w, left), left, w.dtype, "replay", lambda _: None)
 
     assert tokens > 4 * STEP
     run(tokens)
@@ -372,9 +372,9 @@ def test_context_parallelism_allocates_what_its_schedules_do(schedule, use):
     (share,) = asked.shares
     context = 4096
     whole = attention_workload(replace(asked, gpus=1), replace(share, token_ways=1), use, context)
-    steps = make_schedule({"name": schedule, "gpus": 4}, "a test").steps(whole, H100)
+    commands = make_schedule({"name": schedule, "gpus": 4}, "a test").commands(whole, H100)
     parts = memory(asked, use, context).parts
-    counted, allocated = parts["attention"] + parts["KV cache"] // 2, check_memory(steps, H100)
+    counted, allocated = parts["attention"] + parts["KV cache"] // 2, check_memory(commands, H100)
     if use == "prefill":
         assert counted == allocated
     else:  # partial and merged results are counted as if all were there at once
@@ -457,16 +457,16 @@ def test_bisection_finds_what_a_search_one_by_one_finds(limit, most):
 )
 @settings(max_examples=150, deadline=None)
 def test_memory_grows_with_the_context(
-    model, schedule, weights, kv_dtype, batch, split, chunk, use, steps, more
+    model, schedule, weights, kv_dtype, batch, split, chunk, use, commands, more
 ):
     parallel, gpus = split
     changes = {"weights": weights, "kv_dtype": kv_dtype, "batch": batch, "chunk": chunk}
     try:
         asked = setting(model, schedule, gpus=gpus, parallel=parallel, **changes)
-        shorter = memory(asked, use, steps * STEP)
+        shorter = memory(asked, use, commands * STEP)
     except InputError:
         return  # heads do not share out, or the schedule does not take the use
-    assert memory(asked, use, (steps + more) * STEP).bytes >= shorter.bytes
+    assert memory(asked, use, (commands + more) * STEP).bytes >= shorter.bytes
 
 
 @pytest.mark.parametrize("use", USES[:2])

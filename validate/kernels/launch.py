@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sim.device.memory import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
@@ -93,7 +94,7 @@ def place(
         )
     if getattr(schedule, "rope", None) is not None or w.dropout:
         raise InputError(f"schedule {schedule.title}: the kernels here have no rope or dropout")
-    kernels = schedule.lower(w, hw)
+    kernels = kernels_of(schedule.program(w, hw))
     for kernel in kernels:
         if kernel.name not in LAUNCHERS:
             raise InputError(f"schedule {schedule.title}: no Triton kernel for {kernel.name!r}")
@@ -112,7 +113,7 @@ def _filled(
 ) -> torch.Tensor:
     shape = (tensor.groups, tensor.rows, tensor.cols)
     dtype = DTYPES[w.dtype] if tensor.element_bytes == w.dtype_bytes else torch.float32
-    if tensor.role == "input":
+    if tensor.lifetime == "input":
         return torch.randn(shape, device=device, dtype=dtype, generator=generator)
     return torch.full(shape, float("nan"), device=device, dtype=dtype)
 

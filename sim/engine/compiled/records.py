@@ -133,7 +133,7 @@ class _Program:
         loads, ops = len(self.loads) - 1, len(self.ops)
         for load in loop.loads:
             self.add_load(load)
-        for position, frees in enumerate(frees_of(loop.loads, loop.steps)):
+        for position, frees in enumerate(frees_of(loop.loads, loop.actions)):
             self.add_op(loop, position, frees)
         self.loops.append(
             _record(
@@ -161,19 +161,19 @@ class _Program:
 
     def add_op(self, loop: Loop, position: int, frees: int) -> None:
         """Collect a step of a loop."""
-        step, following = loop.steps[position], loop.steps[(position + 1) % len(loop.steps)]
-        if isinstance(step, Store):
-            kind = ATOMIC if step.atomic else STORE
-            op = _record(OP, kind=kind, stream=self.add_stream(step.stream), shared=1)
+        action, following = loop.actions[position], loop.actions[(position + 1) % len(loop.actions)]
+        if isinstance(action, Store):
+            kind = ATOMIC if action.atomic else STORE
+            op = _record(OP, kind=kind, stream=self.add_stream(action.stream), shared=1)
         else:
             op = _record(
                 OP,
                 kind=COMPUTE,
                 stream=-1,
-                reads=sum(1 << loop.loads.index(load) for load in step.reads),
+                reads=sum(1 << loop.loads.index(load) for load in action.reads),
                 frees=frees,
                 shared=bool(frees) or isinstance(following, Store),
-                service_s=service_times_s(step, self.kernel, self.hw, self.dtype),
+                service_s=service_times_s(action, self.kernel, self.hw, self.dtype),
             )
         self.ops.append(op)
 

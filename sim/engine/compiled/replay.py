@@ -74,7 +74,7 @@ def run_kernel(
         progress(int(replay.total["steps_done"][0]))
     total = replay.total[0]
     sm_busy_s = replay.pipes["busy_s"][:-2].reshape(machine.sms, SM_PIPES).sum(axis=0)
-    counts = dict(zip(kernel.steps, replay.ops["count"].tolist(), strict=True))
+    counts = dict(zip(kernel.actions, replay.ops["count"].tolist(), strict=True))
     return KernelRun(
         kernel=kernel,
         time_s=float(total["end_s"]),

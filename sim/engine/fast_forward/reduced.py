@@ -203,17 +203,10 @@ def _coarse_stream(stream: Stream, grain: int, by_rows: bool) -> Stream:
     )
 
 
+LATENCIES = ("hbm.latency", "l2.latency", "sm.op_latency", "sm.cta_start")  # of a calibration
+
+
 def slower(hw: HardwareProfile, grain: int) -> HardwareProfile:
     """The device with latencies so many times as long."""
-    c = hw.calibration
-    latencies = {
-        "hbm": c.hbm.model_copy(update={"latency": c.hbm.latency * grain}),
-        "l2": c.l2.model_copy(update={"latency": c.l2.latency * grain}),
-        "sm": c.sm.model_copy(
-            update={
-                "op_latency": c.sm.op_latency * grain,
-                "cta_start": c.sm.cta_start * grain,
-            }
-        ),
-    }
-    return hw.model_copy(update={"calibration": c.model_copy(update=latencies)})
+    keys = [f"calibration.{latency}" for latency in LATENCIES]
+    return hw.with_figures({key: hw.figure(key) * grain for key in keys})

@@ -111,14 +111,14 @@ def completed(
     """What was replayed, made to stand for the whole kernel."""
     machine, workers = machine_of(hw), kernel.footprint.workers
     counts = {
-        step: trips * (workers if isinstance(step, Compute) else 1)
+        action: trips * (workers if isinstance(action, Compute) else 1)
         for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True)
-        for step in loop.steps
+        for action in loop.actions
     }
     busy_s = np.zeros_like(run.busy_s)
-    for step, count in counts.items():
-        if isinstance(step, Compute):
-            busy_s[:SM_PIPES] += service_times_s(step, kernel, hw, dtype) * count
+    for action, count in counts.items():
+        if isinstance(action, Compute):
+            busy_s[:SM_PIPES] += service_times_s(action, kernel, hw, dtype) * count
     read, write = asked_bytes(kernel)
     replayed_read, replayed_write = asked_bytes(run.kernel)
     l2_read_bytes = int(run.l2_read_bytes * read / max(replayed_read, 1))

@@ -41,6 +41,7 @@ from sim.schedules.parts.rope import (
     with_passes,
 )
 from sim.tile_program import (
+    Command,
     Compute,
     Footprint,
     IntArray,
@@ -48,7 +49,6 @@ from sim.tile_program import (
     Load,
     Loop,
     OfItem,
-    Step,
     Store,
     Stream,
     Tensor,
@@ -132,12 +132,12 @@ class FlashSchedule(TiledSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
         super().check(w)
-        if self.rope and type(self).steps is not FlashSchedule.steps:
+        if self.rope and type(self).commands is not FlashSchedule.commands:
             raise InputError(
                 f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'
             )
 
-    def steps(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Step]:
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """What runs: the kernels in order, with `rope`, for each token that is decoded."""
         kernels = self.lower(w, hw)
         if self.rope == "fused":

@@ -23,13 +23,13 @@ from sim.machine import peer_link
 from sim.schedules.base import STATISTICS_BYTES, blocks
 from sim.schedules.parts.flash_loop import FlashSchedule
 from sim.tile_program import (
+    Command,
     Compute,
     Footprint,
     IntArray,
     Kernel,
     Load,
     Loop,
-    Step,
     Store,
     Stream,
     Tensor,
@@ -157,9 +157,11 @@ def rows_kernel(
     )
 
 
-def run_kernels(kernels: Iterable[Kernel], gpu: int, after: tuple[Step, ...] = ()) -> list[Step]:
+def run_kernels(
+    kernels: Iterable[Kernel], gpu: int, after: tuple[Command, ...] = ()
+) -> list[Command]:
     """The kernels in order on one GPU; the first waits for the steps `after`."""
-    steps: list[Step] = []
+    commands: list[Command] = []
     for kernel in kernels:
-        steps.append(Step(kernel, gpu, after if not steps else ()))
-    return steps
+        commands.append(Command(kernel, gpu, after if not commands else ()))
+    return commands
