@@ -264,7 +264,7 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class Command:
-    """A kernel that GPU `gpu` runs or a transfer that it makes, once those `after` which it comes are done.
+    """A kernel that GPU `gpu` runs or a transfer that it makes, once those in `after` are done.
 
     The kernels of one GPU run in the order in which they are listed.
     """
