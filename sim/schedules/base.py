@@ -158,10 +158,10 @@ def qkvo(w: AttentionWorkload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Q, K, V and O in HBM: a matrix of tokens x head_dim for each head of each sequence."""
     heads, kv_heads = w.batch * w.heads, w.batch * w.kv_heads
     return (
-        Tensor("Q", heads, w.seq_q, w.head_dim, w.dtype_bytes, "input"),
-        Tensor("K", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input"),
-        Tensor("V", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input"),
-        Tensor("O", heads, w.seq_q, w.head_dim, w.dtype_bytes, "output"),
+        Tensor("Q", heads, w.seq_q, w.head_dim, w.dtype_bytes, "input", "query"),
+        Tensor("K", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "key"),
+        Tensor("V", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "value"),
+        Tensor("O", heads, w.seq_q, w.head_dim, w.dtype_bytes, "output", "result"),
     )
 
 

@@ -94,8 +94,8 @@ class Flash1(TiledSchedule):
         sram_bytes = sram_bytes_of(w, q_matrices=2, kv_matrices=2)  # Q and O, K and V
         tile = self.fit_tile(published_tile(w, hw), sram_bytes, w, hw)
         q, k, v, o = qkvo(w)
-        row_sum = Tensor("l", q.groups, w.seq_q, 1, STATISTICS_BYTES, "workspace")
-        row_max = Tensor("m", q.groups, w.seq_q, 1, STATISTICS_BYTES, "workspace")
+        row_sum = Tensor("l", q.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
+        row_max = Tensor("m", q.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
         accumulated = (o, row_sum, row_max)
         visit = _Visit((q,), accumulated, accumulated, _step)
         forward = _kernel("flash1", w, tile, sram_bytes(tile), (k, v), visit)

@@ -136,11 +136,11 @@ class QueryRows:
         w, matrices, rows = self.w, self.matrices, self.rows
         kv_matrices = w.batch * w.kv_heads
         return (
-            Tensor("Q", matrices, rows, w.head_dim, w.dtype_bytes, "input"),
-            Tensor("K", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input"),
-            Tensor("V", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input"),
-            Tensor("O", matrices, rows, w.head_dim, O_ELEMENT_BYTES, "output"),
-            Tensor("LSE", matrices, rows, 1, STATISTICS_BYTES, "output"),
+            Tensor("Q", matrices, rows, w.head_dim, w.dtype_bytes, "input", "query"),
+            Tensor("K", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "key"),
+            Tensor("V", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "value"),
+            Tensor("O", matrices, rows, w.head_dim, O_ELEMENT_BYTES, "output", "result"),
+            Tensor("LSE", matrices, rows, 1, STATISTICS_BYTES, "output", "statistics"),
         )
 
     def keys_of(self, tensor: Tensor, tiles: OfItem, behind_last: int, shared_by: int) -> Stream:

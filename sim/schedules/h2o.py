@@ -69,16 +69,18 @@ class H2o(SplitKv):
         keys = self.split(replace(w, seq_kv=self.kept(w)), hw, self.splits)
         scores = Tensor("S", keys.matrices, keys.rows, keys.w.seq_kv, w.dtype_bytes)
         of_tile = Stream(scores, keys.rows, keys.cta.tile.kv, keys.last_tile, -1)
-        loop = keys.loop(keys.trips, contiguous("K", keys), contiguous("V", keys))
+        loop = keys.loop(keys.trips, *contiguous(keys))
         loop = replace(loop, ops=(*loop.ops, Store(of_tile)))
         kernels = split_kernels("h2o", keys, loop)
-        (lse,) = (tensor for tensor in kernels[-1].tensors if tensor.name == "LSE")
+        (lse,) = (t for t in kernels[-1].tensors if t.role == "statistics")
         return [*kernels, *_update_kernels(keys, scores, lse)]
 
 
 def _update_kernels(keys: SplitKeys, scores: Tensor, lse: Tensor) -> list[Kernel]:
     """A CTA a KV head and 1,024 keys adds its rows' probabilities; then a CTA a KV head evicts."""
-    accumulated = Tensor("A", keys.matrices, 1, keys.w.seq_kv, keys.w.dtype_bytes, "output")
+    accumulated = Tensor(
+        "A", keys.matrices, 1, keys.w.seq_kv, keys.w.dtype_bytes, "output", "cache"
+    )
     steps = blocks(keys.w.seq_kv, KEYS_A_CTA)
     least = Tensor("least of each", keys.matrices, 1, steps, CANDIDATE_BYTES)
     evicted = Tensor("evicted", keys.matrices, 1, 1, INDEX_BYTES, "output")

@@ -56,6 +56,7 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    Role,
     Store,
     Stream,
     Tensor,
@@ -300,13 +301,14 @@ class _Gpu:
                 f"size need {show_binary(self.cta.sram_bytes(w))} of SRAM, {hw.name} has "
                 f"{show_binary(hw.sram.max_per_cta)} a CTA"
             )
-        self.keys = self._cache("mask K", schedule.mask_cache_tokens)
-        self.k, self.v = (self._cache(name, self.slots * schedule.page) for name in "KV")
+        self.keys = self._cache("mask K", schedule.mask_cache_tokens, "other")
+        self.k = self._cache("K", self.slots * schedule.page, "key")
+        self.v = self._cache("V", self.slots * schedule.page, "value")
 
-    def _cache(self, name: str, rows: int) -> Tensor:
+    def _cache(self, name: str, rows: int, role: Role) -> Tensor:
         """`rows` tokens of each KV head of each sequence."""
-        w = self.w
-        return Tensor(f"{name} cache", self.matrices, rows, w.head_dim, w.dtype_bytes, "input")
+        shape = (self.matrices, rows, self.w.head_dim)
+        return Tensor(f"{name} cache", *shape, self.w.dtype_bytes, "input", role)
 
     def attention(self, pages: Accessed) -> list[Kernel]:
         """Flash decoding over the pages, tiles of them made whole by the last one again."""

@@ -180,9 +180,10 @@ def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
     kv_matrices, rows = w.batch * w.kv_heads, w.heads // w.kv_heads
     across = blocks(w.head_dim, BLOCK)
     size, dtype_bytes = w.head_dim, w.dtype_bytes
-    q = Tensor("Q", kv_matrices, rows, size, dtype_bytes, "input")
-    k, v = (Tensor(name, kv_matrices, 1, size, dtype_bytes, "input") for name in "KV")
-    o = Tensor("O", kv_matrices, rows, size, dtype_bytes, "output")
+    q = Tensor("Q", kv_matrices, rows, size, dtype_bytes, "input", "query")
+    k = Tensor("K", kv_matrices, 1, size, dtype_bytes, "input", "key")
+    v = Tensor("V", kv_matrices, 1, size, dtype_bytes, "input", "value")
+    o = Tensor("O", kv_matrices, rows, size, dtype_bytes, "output", "result")
     state = Tensor("state", kv_matrices, size, size, STATE_BYTES, "input")
 
     def matrix(items: IntArray) -> IntArray:

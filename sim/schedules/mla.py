@@ -180,12 +180,14 @@ def _kernels(
     down, pages = blocks(w.heads, tile.q), blocks(w.seq_kv, tile.kv)
     scatter = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
     partials = int(parts.splits.sum())
-    q = Tensor("Q", w.batch, w.heads, width, w.dtype_bytes, "input")
-    cache = Tensor("C", 1, scatter.pool_rows, width, w.dtype_bytes, "input")
-    o = Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output")
-    lse = Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output")
-    partial_o = Tensor("O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES)
-    partial_lse = Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES)
+    q = Tensor("Q", w.batch, w.heads, width, w.dtype_bytes, "input", "query")
+    cache = Tensor("C", 1, scatter.pool_rows, width, w.dtype_bytes, "input", "cache")
+    o = Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result")
+    lse = Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics")
+    partial_o = Tensor(
+        "O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES, role="partial"
+    )
+    partial_lse = Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial")
     ctas = _Ctas(parts, down)
     at = ctas.slot
     table, entries = scatter.tensor, scatter.entries_a_load(tile.kv)

@@ -122,7 +122,7 @@ class Naive(TiledSchedule):
                 kernels += with_mask(w, scores, masked)
                 scores = masked
             else:
-                mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input")
+                mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
                 kernels.append(elementwise("mask", [scores, mask], [scores]))
         kernels.append(_softmax_kernel(scores, probabilities, hw))
         dropped, kept = probabilities, _matrix(w, "dropout mask", element_bytes=1)

@@ -262,17 +262,23 @@ class _Tensors:
         self.w, self.group = w, w.heads // w.kv_heads
         matrices, width = w.batch * w.kv_heads, w.heads * w.head_dim
         kept: Literal["input", "workspace"] = "input" if w.phase == "decode" else "workspace"
-        self.q = Tensor("Q", w.batch, w.seq_q, width, w.dtype_bytes, "input")
-        self.k, self.v = (
-            Tensor(name, matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input") for name in "KV"
-        )
+        self.q = Tensor("Q", w.batch, w.seq_q, width, w.dtype_bytes, "input", "query")
+        shape = (matrices, w.seq_kv, w.head_dim)
+        self.k = Tensor("K", *shape, w.dtype_bytes, "input", "key")
+        self.v = Tensor("V", *shape, w.dtype_bytes, "input", "value")
         self.k_cmp, self.v_cmp = (
-            replace(tensor, name=f"compressed {tensor.name}", rows=compressed, lifetime=kept)
+            replace(
+                tensor,
+                name=f"compressed {tensor.name}",
+                rows=compressed,
+                lifetime=kept,
+                role="other",
+            )
             for tensor in (self.k, self.v)
         )
-        self.o_slc = replace(self.q, name="selected O", lifetime="workspace")
+        self.o_slc = replace(self.q, name="selected O", lifetime="workspace", role="partial")
         self.lse_slc = Tensor("selected LSE", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
-        self.o = replace(self.q, name="O", lifetime="output")
+        self.o = replace(self.q, name="O", lifetime="output", role="result")
 
     @property
     def group_rows(self) -> int:
@@ -309,7 +315,7 @@ class _Tensors:
         """The flash loop over key blocks first to end - 1 of each block of query rows."""
         rows, across = cta.tile.q, blocks(k.rows, cta.tile.kv)
         down = blocks(w.seq_q, rows)
-        o = replace(self.q, name=f"O of {name}", lifetime="workspace")
+        o = replace(self.q, name=f"O of {name}", lifetime="workspace", role="partial")
         lse = Tensor(f"LSE of {name}", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
 
         def of_head(tensor: Tensor) -> Stream:

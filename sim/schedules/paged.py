@@ -29,7 +29,7 @@ from sim.inputs.units import CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
 from sim.schedules.parts.flash_loop import Operand
-from sim.schedules.parts.kv_cache import PageTable, cache_tensor, ops_of_making_ready, scattered
+from sim.schedules.parts.kv_cache import PageTable, cache_tensors, ops_of_making_ready, scattered
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_kernels
 from sim.tile_program import IntArray, Kernel, Loop, Stream, Tensor
 
@@ -67,7 +67,7 @@ class Paged(SplitKv):
                 f"{MOST_PAGES_A_TILE} pages of {self.page_size} tokens, was expected"
             )
         pages = scattered(w.batch, w.seq_kv, self.page_size, self.seed)
-        pools = [cache_tensor(name, w, w.kv_heads, pages.pool_rows) for name in "KV"]
+        pools = cache_tensors(w, w.kv_heads, pages.pool_rows)
         # The last tile, visited first, is a loop of its own where it has fewer pieces of pages.
         pieces_a_tile = tile_rows // pages.piece_rows(tile_rows)
         pieces = pages.pieces(tile_rows, w.seq_kv)
@@ -81,7 +81,7 @@ class Paged(SplitKv):
 def _loop(
     keys: SplitKeys,
     pages: PageTable,
-    pools: list[Tensor],
+    pools: tuple[Tensor, Tensor],
     pieces: IntArray,
     low: int,
     high: int,

@@ -158,8 +158,8 @@ class Quest(Schedule):
         )
         add = Compute("o += p V", (load_v,), vector_ops=elements, sram_bytes=2 * page_bytes)
         partial = (
-            Tensor("O of chunks", heads, parts, w.head_dim, w.dtype_bytes),
-            Tensor("LSE of chunks", heads, parts, 1, STATISTICS_BYTES),
+            Tensor("O of chunks", heads, parts, w.head_dim, w.dtype_bytes, role="partial"),
+            Tensor("LSE of chunks", heads, parts, 1, STATISTICS_BYTES, role="partial"),
         )
         out = partial if parts > 1 else (o,)
         stores = (Store(Stream(tensor, 1, tensor.cols, lambda items: items)) for tensor in out)
@@ -193,7 +193,8 @@ def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
     trips = blocks(pages, rows)
 
     def of_pages(name: str) -> Load:
-        tensor = Tensor(name, w.batch * w.kv_heads, pages, w.head_dim, w.dtype_bytes, "input")
+        shape = (w.batch * w.kv_heads, pages, w.head_dim)
+        tensor = Tensor(name, *shape, w.dtype_bytes, "input", "cache")
         first = Stream(tensor, rows, w.head_dim, lambda items: kv_matrix(w, items) * trips, 1)
         return Load(first, STAGES)
 

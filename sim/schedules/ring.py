@@ -170,7 +170,7 @@ class Ring(SeveralGpus):
                 attention["below diagonal"] = attention["causal"]
             chunks, result = held.chunks, held.part
         merged = merged_like(result)
-        o = replace(result.o, name="O", lifetime="output")
+        o = replace(result.o, name="O", lifetime="output", role="result")
         merge = merge_kernel(result, merged)
         into_later = merge_kernel(result, merged, chunks, chunks - 1)
         return RingKernels(
@@ -193,12 +193,12 @@ class Ring(SeveralGpus):
         heads, kv_heads = (w.batch * count * chunks for count in (w.heads, w.kv_heads))
         return Held(
             chunks,
-            Tensor("Q", heads, queries, w.head_dim, w.dtype_bytes, "input"),
-            Tensor("K", kv_heads, keys, w.head_dim, w.dtype_bytes, "input"),
-            Tensor("V", kv_heads, keys, w.head_dim, w.dtype_bytes, "input"),
+            Tensor("Q", heads, queries, w.head_dim, w.dtype_bytes, "input", "query"),
+            Tensor("K", kv_heads, keys, w.head_dim, w.dtype_bytes, "input", "key"),
+            Tensor("V", kv_heads, keys, w.head_dim, w.dtype_bytes, "input", "value"),
             Result(
-                Tensor("O of a step", heads, queries, w.head_dim, w.dtype_bytes),
-                Tensor("LSE of a step", heads, queries, 1, STATISTICS_BYTES),
+                Tensor("O of a step", heads, queries, w.head_dim, w.dtype_bytes, role="partial"),
+                Tensor("LSE of a step", heads, queries, 1, STATISTICS_BYTES, role="partial"),
             ),
         )
 

@@ -92,6 +92,6 @@ class TreeDecoding(SeveralGpus):
         return (
             [*attention, start_kernel(part, merged)],
             merge_kernel(received, merged),
-            finish_kernel(merged, replace(part.o, name="O", lifetime="output")),
+            finish_kernel(merged, replace(part.o, name="O", lifetime="output", role="result")),
             received,
         )

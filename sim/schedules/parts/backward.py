@@ -50,12 +50,12 @@ def gradients(w: AttentionWorkload) -> Gradients:
     """The gradients of Q, K, V and O: matrices as theirs, in the workload's dtype."""
     heads, kv_heads = w.batch * w.heads, w.batch * w.kv_heads
     shape = (w.head_dim, w.dtype_bytes)
-    dk = Tensor("dK", kv_heads, w.seq_kv, *shape, "output")
+    dk = Tensor("dK", kv_heads, w.seq_kv, *shape, "output", "key gradient")
     dv = Tensor("dV", kv_heads, w.seq_kv, *shape, "output")
     grouped = heads != kv_heads
     return Gradients(
         do=Tensor("dO", heads, w.seq_q, *shape, "input"),
-        dq=Tensor("dQ", heads, w.seq_q, *shape, "output"),
+        dq=Tensor("dQ", heads, w.seq_q, *shape, "output", "query gradient"),
         dk=dk,
         dv=dv,
         dk_of_heads=Tensor("dK of heads", heads, w.seq_kv, *shape) if grouped else dk,

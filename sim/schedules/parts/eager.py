@@ -78,7 +78,7 @@ def elementwise(
 def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kernel]:
     """Make the causal mask and add it to the scores of every head: `masked`."""
     shape = (1, w.seq_q, w.seq_kv)
-    filled, upper = Tensor("M", *shape, 4), Tensor("triu(M)", *shape, 4)
+    filled, upper = (Tensor(name, *shape, 4, role="mask") for name in ("M", "triu(M)"))
     rows, cols = _shape(filled, ELEMENTS_A_BLOCK)
     across = blocks(w.seq_kv, cols)
 
@@ -94,7 +94,7 @@ def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kern
     ]
     mask = upper
     if w.dtype_bytes != upper.element_bytes:
-        mask = Tensor("mask", *shape, w.dtype_bytes)
+        mask = Tensor("mask", *shape, w.dtype_bytes, role="mask")
         kernels.append(elementwise("mask to dtype", [upper], [mask]))
     return [*kernels, elementwise("mask", [scores, mask], [masked], _strided(w))]
 

@@ -165,7 +165,7 @@ class Saved:
 def backward_kernels(w: AttentionWorkload, cta: BackwardCta, saved: Saved) -> list[Kernel]:
     """The kernels of the backward pass: three, and two sums where heads share K and V."""
     g = gradients(w)
-    sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES)
+    sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
     accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, w.head_dim, 4)
     return [
         _preprocess(w, cta, saved.o, g.do, sums, accumulated),

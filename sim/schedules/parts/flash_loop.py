@@ -222,7 +222,7 @@ def forward_kernel(
 ) -> Kernel:
     """The FlashAttention-2 loop over the key blocks that `visits` names; `tensors`: Q, K, V, O."""
     q, k, v, o = tensors
-    lse = Tensor("LSE", q.groups, w.seq_q, 1, STATISTICS_BYTES, "output")
+    lse = Tensor("LSE", q.groups, w.seq_q, 1, STATISTICS_BYTES, "output", "statistics")
     tile = cta.tile
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
     shared = len(visits.trips) == down  # one list of blocks for all heads

@@ -50,11 +50,13 @@ def row_bytes(w: AttentionWorkload) -> int:
     return -(-w.head_dim * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
 
 
-def cache_tensor(name: str, w: AttentionWorkload, groups: int, rows: int) -> Tensor:
-    """K or V: `groups` matrices of `rows` tokens; a quantised one is of bytes."""
-    if w.kv_dtype is None:
-        return Tensor(name, groups, rows, w.head_dim, w.dtype_bytes, "input")
-    return Tensor(name, groups, rows, row_bytes(w), 1, "input")
+def cache_tensors(w: AttentionWorkload, groups: int, rows: int) -> tuple[Tensor, Tensor]:
+    """K and V: `groups` matrices of `rows` tokens each; quantised ones are of bytes."""
+    width = (w.head_dim, w.dtype_bytes) if w.kv_dtype is None else (row_bytes(w), 1)
+    return (
+        Tensor("K", groups, rows, *width, "input", "key"),
+        Tensor("V", groups, rows, *width, "input", "value"),
+    )
 
 
 def ops_of_making_ready(w: AttentionWorkload, keys: int) -> int:
@@ -85,7 +87,7 @@ class PageTable:
         sequences, pages = self.table.shape
         entries = SECTOR_BYTES // PAGE_NUMBER_BYTES
         cols = -(-pages // entries) * entries
-        return Tensor("page table", sequences, 1, cols, PAGE_NUMBER_BYTES, "input")
+        return Tensor("page table", sequences, 1, cols, PAGE_NUMBER_BYTES, "input", "cache")
 
     def piece_rows(self, tile_rows: int) -> int:
         """Rows that one load brings: a page, or as much of it as belongs to a tile."""

@@ -86,41 +86,46 @@ def angles_of(w: AttentionWorkload, schedule: str) -> Angles:
             f"schedule {schedule}: rope: workload.seq_q = {w.seq_q}: the queries are the last of "
             f"the seq_kv = {w.seq_kv} tokens"
         )
-    of_k = Tensor(TABLE, 1, w.seq_kv, w.head_dim, w.dtype_bytes, "input")
+    of_k = Tensor(TABLE, 1, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "angles")
     if w.seq_q == w.seq_kv:
         return Angles(schedule, of_k, of_k)
-    of_q = Tensor(TABLE, 1, w.seq_q, w.head_dim, w.dtype_bytes, "input")
+    of_q = Tensor(TABLE, 1, w.seq_q, w.head_dim, w.dtype_bytes, "input", "angles")
     return Angles(schedule, of_q, of_k)
 
 
 def with_passes(w: AttentionWorkload, schedule: str, kernels: list[Kernel]) -> list[Kernel]:
     """The kernels, with those around them that rotate Q and K and, in training, dQ and dK back.
 
-    Raises InputError where no kernel reads a tensor Q.
+    Raises InputError where no kernel reads Q.
     """
-    tensors = {tensor.name: tensor for kernel in kernels for tensor in kernel.tensors}
-    if "Q" not in tensors:
+    by_role = {tensor.role: tensor for kernel in kernels for tensor in kernel.tensors}
+    if "query" not in by_role:
         raise InputError(f'schedule {schedule}: rope = "pass": none of its kernels reads Q')
     angles = angles_of(w, schedule)
     whole = w.phase == "training" or w.seq_q == w.seq_kv
-    k = tensors.get("K")
+    k = by_role.get("key")
     if not whole or k is None or (k.rows, k.element_bytes) != (w.seq_kv, w.dtype_bytes):
         rotate_k = angles.beside_q
-        k = Tensor("new K", w.batch * w.kv_heads, w.seq_q, w.head_dim, w.dtype_bytes, "input")
+        k = Tensor(
+            "new K", w.batch * w.kv_heads, w.seq_q, w.head_dim, w.dtype_bytes, "input", "key"
+        )
     else:
         rotate_k = angles.beside_k
-    before = [_pass(tensors["Q"], angles.beside_q), _pass(k, rotate_k)]
+    before = [_pass(by_role["query"], angles.beside_q), _pass(k, rotate_k)]
     if w.phase != "training":
         return [*before, *kernels]
-    back = [_pass(tensors["dQ"], angles.beside_q), _pass(tensors["dK"], angles.beside_k)]
+    back = [
+        _pass(by_role["query gradient"], angles.beside_q),
+        _pass(by_role["key gradient"], angles.beside_k),
+    ]
     return [*before, *kernels, *back]
 
 
 def check_fused(schedule: str, kernels: list[Kernel]) -> None:
     """Raises InputError where a kernel takes Q or K unrotated, or rotates what has no position."""
     for kernel in kernels:
-        read = [load.stream.tensor.name for loop in kernel.loops for load in loop.loads]
-        if read.count("Q") + read.count("K") != read.count(TABLE):
+        read = [load.stream.tensor.role for loop in kernel.loops for load in loop.loads]
+        if read.count("query") + read.count("key") != read.count("angles"):
             raise InputError(
                 f'schedule {schedule}: rope = "fused": its kernel "{kernel.name}" rotates not just '
                 'Q and K, each time it reads them; rope = "pass" was expected'

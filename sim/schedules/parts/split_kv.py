@@ -12,7 +12,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
 from sim.schedules.parts.flash_loop import Cta, FlashSchedule, Operand, around_key_loops, key_loop
-from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensor, ops_of_making_ready
+from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_making_ready
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -125,28 +125,31 @@ class SplitKv(FlashSchedule):
 
 def contiguous_kernels(keys: SplitKeys) -> list[Kernel]:
     """The kernels over a cache that is a matrix a KV head of a sequence."""
-    k, v = contiguous("K", keys), contiguous("V", keys)
+    k, v = contiguous(keys)
     return split_kernels("flash_decoding", keys, keys.loop(keys.trips, k, v))
 
 
-def contiguous(name: str, keys: SplitKeys) -> Operand:
-    """K or V as a matrix a KV head of a sequence, its blocks visited last first."""
-    tensor = cache_tensor(name, keys.w, keys.matrices, keys.w.seq_kv)
+def contiguous(keys: SplitKeys) -> tuple[Operand, Operand]:
+    """K and V as a matrix a KV head of a sequence each, its blocks visited last first."""
     rows = keys.cta.tile.kv
-    return Operand(
-        (Stream(tensor, rows, tensor.cols, keys.last_tile, -1),),
-        register_ops=ops_of_making_ready(keys.w, rows),
+    ops = ops_of_making_ready(keys.w, rows)
+    k, v = (
+        Operand((Stream(tensor, rows, tensor.cols, keys.last_tile, -1),), register_ops=ops)
+        for tensor in cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
     )
+    return k, v
 
 
 def split_kernels(name: str, keys: SplitKeys, *key_loops: Loop) -> list[Kernel]:
     """The split kernel, named with the cache's dtype where it has its own, and combine."""
     w, cta, rows, all_rows = keys.w, keys.cta, keys.rows, keys.matrices * keys.rows
-    q = Tensor("Q", keys.matrices, rows, w.head_dim, w.dtype_bytes, "input")
-    o = Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output")
-    lse = Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output")
-    partial_o = Tensor("O of splits", keys.splits, all_rows, w.head_dim, STATISTICS_BYTES)
-    partial_lse = Tensor("LSE of splits", keys.splits, all_rows, 1, STATISTICS_BYTES)
+    q = Tensor("Q", keys.matrices, rows, w.head_dim, w.dtype_bytes, "input", "query")
+    o = Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output", "result")
+    lse = Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output", "statistics")
+    partial_o, partial_lse = (
+        Tensor(name, keys.splits, all_rows, cols, STATISTICS_BYTES, role="partial")
+        for name, cols in (("O of splits", w.head_dim), ("LSE of splits", 1))
+    )
     out, statistics = (partial_o, partial_lse) if keys.splits > 1 else (o, lse)
     split = around_key_loops(
         f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name,
