@@ -70,7 +70,8 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: lis
     return tile_steps
 
 
-Progress = Callable[[str, int, int], None]  # what runs, tile steps done, of how many
+# Is told what is worked on, how much is done, and of how much in all (0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
