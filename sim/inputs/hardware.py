@@ -255,6 +255,16 @@ class HardwareProfile(BaseModel):
         """Lane operations (an FMA is one) a second over the whole device."""
         return self.sm.count * self.sm.fp32_lanes * self.sm.clock
 
+    @property
+    def exps_per_s(self) -> float:
+        """Exponentials a second over the whole device."""
+        return self.sm.count * self.sm.exp_per_clock * self.sm.clock
+
+    @property
+    def sram_bytes_per_s(self) -> float:
+        """SRAM bandwidth of all SMs together."""
+        return self.sm.count * self.sram.bytes_per_clock * self.sm.clock
+
 
 def _with_figure(section: Model, path: list[str], value: float) -> Model:
     """The section with the figure at `path` below it replaced."""
