@@ -25,7 +25,7 @@ from sim.inputs.units import show
 from sim.runs.job import Progress
 from validate.measurement import Measurement, Measurements
 from validate.predict import NotPredictedError, Prediction, predict
-from validate.readings import readings
+from validate.readings import Reading, readings
 
 MOST_STEPS = 4_000_000  # tile steps of all points that are fitted to: each is replayed 150 times
 STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise
@@ -172,7 +172,7 @@ def calibrate(
 def _calibrated(
     parameter: Parameter,
     hw: HardwareProfile,
-    read: dict[str, Any],
+    read: dict[str, Reading],
     fitted: dict[str, tuple[float, float]],
 ) -> Calibrated:
     before = value_of(hw, parameter.name)

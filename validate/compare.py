@@ -17,6 +17,7 @@ from validate.predict import NotPredictedError, Prediction, predict
 
 COLD, WARM, HBM, HITS = "time, cold L2", "time, warm L2", "HBM bytes", "L2 hit rate"
 QUANTITIES = (COLD, WARM, HBM, HITS)
+_UNSAID = ("name", "label", "implementation", "mask")  # of a schedule's options, about a point
 PAIR_DIFFERS = 0.05  # schedules whose times differ by less are not ranked
 
 
@@ -225,9 +226,6 @@ def point_text(point: Measurement) -> str:
     options = {k: v for k, v in (point.schedule or {}).items() if k not in _UNSAID}
     extra = "".join(f", {k} {_shown(v)}" for k, v in options.items())
     return f"{point.family} {w.batch} x {heads}, {length}, d {w.head_dim}{mask}, {w.dtype}{extra}"
-
-
-_UNSAID = ("name", "label", "implementation", "mask")
 
 
 def _shown(value: Any) -> str:
