@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
-from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -93,12 +92,6 @@ class Sensitivity:
     step: float
     schedules: list[ScheduleSensitivity]
 
-    def show(self) -> None:
-        """Print a table a schedule."""
-        from sim.report.sensitivity import print_sensitivity
-
-        print_sensitivity(self)
-
     def json(self) -> str:
         """All of it, without the records' kernels and timelines."""
         of_schedules = [
@@ -124,14 +117,6 @@ class Sensitivity:
             "versions": dict(versions()),
         }
         return json.dumps(whole, indent=1, allow_nan=False) + "\n"
-
-    def save(self, out: Path) -> None:
-        """Write results.json and, where anything ran, the figure into the folder `out`."""
-        from sim.report.sensitivity import tornado
-
-        (out / "results.json").write_text(self.json())
-        if any(of.effects for of in self.schedules):
-            tornado(self).savefig(out / "sensitivity.png")
 
 
 def sensitivity(

@@ -7,7 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sim.inputs.files import save_text
 from sim.inputs.units import show_binary
+from sim.report import present
 from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades, short
 from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
@@ -31,7 +33,8 @@ FIRST = 1024  # tokens from which a figure shows what grows with the context
 TRAINING: tuple[Use, ...] = ("training", "training with checkpointing")
 
 
-def print_fit(answer: FitAnswer) -> None:
+@present.show.register
+def show_fit(answer: FitAnswer) -> None:
     """A row a setting with its longest contexts; below, what lives in HBM if it is the only one."""
     rule = [f"{answer.rule:,} tokens?"] if answer.rule else []
     table = new_table(
@@ -239,8 +242,10 @@ def _growing_bytes(row: RowAnswer, use: Use, context: int) -> int:
     return sum(needed.get(part, 0) for part in ("activations", "attention", "logits"))
 
 
-def save_figures(answer: FitAnswer, out: Path) -> None:
-    """Draw the figures of an answer into the folder `out`."""
+@present.save.register
+def save_fit(answer: FitAnswer, out: Path) -> None:
+    """Leave results.json and the figures in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
     figures = {"memory": parts(answer)}
     if len(answer.rows) > 1:
         figures["longest_context"] = longest(answer)

@@ -1,11 +1,14 @@
 """The table and the figure of a search."""
 
 from itertools import combinations
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from sim.explore.search import Objective, SearchAnswer, Trial
+from sim.inputs.files import save_text
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.table import new_table, show_table
 
@@ -21,7 +24,8 @@ _SHOWN = 30  # rows
 COSTS = "Areas and prices are estimates of which only ratios mean something (sim/explore/cost.py)."
 
 
-def print_front(answer: SearchAnswer) -> None:
+@present.show.register
+def show_search(answer: SearchAnswer) -> None:
     """A row a member of the front (some, where they are many), by its objectives and figures."""
     keys = list(answer.front[0].design) if answer.front else []
     names = [key.removeprefix("hardware.").removeprefix("schedule.") for key in keys]
@@ -65,6 +69,19 @@ def _spread(front: list[Trial]) -> list[Trial]:
     if len(front) <= _SHOWN:
         return front
     return [front[round(n * (len(front) - 1) / (_SHOWN - 1))] for n in range(_SHOWN)]
+
+
+@present.save.register
+def save_search(answer: SearchAnswer, out: Path) -> None:
+    """Leave results.json, the figure and the front's profiles (`front/`) in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    pareto(answer).savefig(out / "pareto.png")
+    front = out / "front"
+    front.mkdir(exist_ok=True)
+    for old in front.glob("trial_*.toml"):
+        old.unlink()
+    for name, text in answer.profiles.items():
+        (front / name).write_text(text)
 
 
 def pareto(answer: SearchAnswer) -> Figure:

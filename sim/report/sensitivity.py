@@ -1,5 +1,6 @@
 """The tables and the figure of `attnsim explore sensitivity`."""
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,7 +9,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sensitivity
+from sim.inputs.files import save_text
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.table import figure_text, new_table, show_table
 
@@ -25,7 +28,8 @@ HBM_BYTES: dict[str, Any] = {
 }
 
 
-def print_sensitivity(answer: Sensitivity) -> None:
+@present.show.register
+def show_sensitivity(answer: Sensitivity) -> None:
     """A table a schedule, of the figures that matter to it, and how to read it."""
     for of in answer.schedules:
         if of.record.status != "ok":
@@ -130,6 +134,14 @@ def _central(elasticity: Elasticity) -> float:
 def _signed(slope: float | None) -> str:
     text = f"{slope or 0:+.2f}".replace("-", "−")
     return "0" if text[1:] == "0.00" else text
+
+
+@present.save.register
+def save_sensitivity(answer: Sensitivity, out: Path) -> None:
+    """Leave results.json and, where anything ran, the figure in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    if any(of.effects for of in answer.schedules):
+        tornado(answer).savefig(out / "sensitivity.png")
 
 
 def tornado(answer: Sensitivity) -> Figure:

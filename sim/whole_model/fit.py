@@ -17,12 +17,11 @@ A file of this kind has `[[fit]]` tables, one a row of the answer:
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sim.inputs.files import InputError, checked, nearest, save_text
+from sim.inputs.files import InputError, checked, nearest
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import Bytes, Count, CountOrNone
@@ -188,12 +187,6 @@ class FitAnswer:
         """The uses asked about."""
         return list(self.rows[0].uses)
 
-    def show(self) -> None:
-        """Print the table."""
-        from sim.report.fit import print_fit
-
-        print_fit(self)
-
     def json(self) -> str:
         """The answers as JSON, which ends with a newline."""
         rows = [
@@ -207,13 +200,6 @@ class FitAnswer:
             for row in self.rows
         ]
         return json.dumps({"title": self.title, "rule": self.rule, "rows": rows}, indent=1) + "\n"
-
-    def save(self, out: Path) -> None:
-        """Leave results.json and the figures in the folder `out`."""
-        from sim.report.fit import save_figures
-
-        save_text(self.json(), out / "results.json")
-        save_figures(self, out)
 
 
 def _use_json(answer: UseAnswer, row: RowAnswer) -> dict[str, Any]:

@@ -15,12 +15,11 @@ Times are one GPU's, had it the memory; `gpus` says how many of them hold weight
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sim.inputs.files import checked, save_text
+from sim.inputs.files import checked
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import Count
 from sim.runs.job import Progress
@@ -97,22 +96,9 @@ class ModelAnswer:
     hardware: Hardware
     rows: list[ModelRow]
 
-    def show(self) -> None:
-        """Print the table."""
-        from sim.report.whole_model import print_rows
-
-        print_rows(self)
-
     def json(self) -> str:
         """The rows, and what they rest on, as JSON."""
         return dumps(self.title, self.hardware, {"models": [asdict(row) for row in self.rows]})
-
-    def save(self, out: Path) -> None:
-        """Write results.json and the figure into the folder `out`."""
-        from sim.report.whole_model import prefill_figure
-
-        save_text(self.json(), out / "results.json")
-        prefill_figure(self).savefig(out / "prefill.png")
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,13 @@ brings at least a twentieth more, reckoned by the lowest, which counts as served
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import log
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sim.inputs.files import InputError, checked, save_text
+from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.shapes import MODELS, ModelShape
 from sim.inputs.units import Count
@@ -213,12 +212,6 @@ class ServingAnswer:
         served = self.saturation_tokens_per_s / lowest.tokens_per_s * lowest.requests_per_s
         return served if self.loads[-1].requests_per_s >= SATURATED * served else None
 
-    def show(self) -> None:
-        """Print the table."""
-        from sim.report.serving import print_loads
-
-        print_loads(self)
-
     def json(self) -> str:
         """The loads, and what they rest on, as JSON."""
         results = {
@@ -229,13 +222,6 @@ class ServingAnswer:
             "loads": [asdict(load) for load in self.loads],
         }
         return dumps(self.title, self.hardware, results)
-
-    def save(self, out: Path) -> None:
-        """Write results.json and the figure into the folder `out`."""
-        from sim.report.serving import latency_figure
-
-        save_text(self.json(), out / "results.json")
-        latency_figure(self).savefig(out / "latency.png")
 
 
 @dataclass(frozen=True)

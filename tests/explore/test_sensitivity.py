@@ -25,6 +25,7 @@ from sim.explore.sensitivity import (
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import Count
+from sim.report.present import show
 from sim.report.sensitivity import step_like, tornado
 from sim.runs.job import run_scenario
 from sim.runs.scenario import Limits, Scenario, make_scenario
@@ -273,7 +274,7 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
         assert effect(own, *sides).energy.noise == 0
         shown = replace(found, energy=replace(exact.energy, central=-0.3))
         one = replace(answer, schedules=[ScheduleSensitivity(sides[0], [shown])])
-        one.show()
+        show(one)
         said = capsys.readouterr().out
         assert told in said
         assert f"fast-forwarded, with an estimated error of {error:.2%} of time" in said
@@ -369,7 +370,7 @@ def test_what_does_not_fit_has_no_effects(capsys):
     answer = sensitivity(scenario("naive", seq_len=262144))
     (of,) = answer.schedules
     assert of.effects == []
-    answer.show()
+    show(answer)
     assert "naive: out of memory: S needs" in capsys.readouterr().out
 
 

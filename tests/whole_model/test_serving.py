@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
+from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
 from sim.whole_model.passes import decode_step, prefill, replay
@@ -332,11 +333,11 @@ def test_all_loads_have_the_same_requests_at_their_own_rate(seed, rate):
 
 
 def test_an_answer_is_shown_and_saved(answer, tmp_path, capsys):
-    answer.show()
+    show(answer)
     printed = capsys.readouterr().out
     assert "saturated at" in printed
     assert "$" in printed
-    answer.save(tmp_path)
+    save(answer, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "latency.png"}
     saved = json.loads((tmp_path / "results.json").read_text())
     assert [load["requests_per_s"] for load in saved["loads"]] == [2, 64, 256, 1024]

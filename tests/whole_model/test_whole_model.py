@@ -14,6 +14,7 @@ from sim import simulate
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS, ModelShape
+from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
 from sim.whole_model.passes import ModelPass, PassTime, decode_step, dense_s, prefill, replay
@@ -143,11 +144,11 @@ def test_an_answer_says_what_a_prefill_takes_and_costs(tmp_path, capsys):
     assert own.price_per_million_tokens == pytest.approx(1e-3 * own.time.time_s / 1024 * 1e6)
     assert (proxy.label, proxy.model) == ("a closed one", "gpt3-175b")
     assert proxy.gpus == ceil((proxy.parameter_bytes + proxy.kv_bytes) / (80 * 2**30)) == 5
-    answer.show()
+    show(answer)
     printed = capsys.readouterr().out
     assert "gpt3-175b, a proxy" in printed
     assert "$" in printed
-    answer.save(tmp_path)
+    save(answer, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "prefill.png"}
     saved = (tmp_path / "results.json").read_text()
     assert saved == answer.json() == question(data).answer().json()
@@ -168,7 +169,7 @@ def test_without_a_price_there_is_none(capsys):
     del data["hardware"]["price_per_hour"]
     answer = question(data).answer()
     assert answer.rows[0].price_per_million_tokens is None
-    answer.show()
+    show(answer)
     assert "million tokens" not in capsys.readouterr().out
 
 
@@ -178,9 +179,9 @@ def test_a_layer_that_does_not_fit_is_a_result(capsys, tmp_path):
     (row,) = answer.rows
     assert row.time is None
     assert row.reason is not None
-    answer.show()
+    show(answer)
     assert "out of memory: " in capsys.readouterr().out
-    answer.save(tmp_path)
+    save(answer, tmp_path)
 
 
 @pytest.mark.parametrize(
