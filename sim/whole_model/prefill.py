@@ -17,19 +17,20 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.files import checked
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import Count
 from sim.runs.job import Progress
+from sim.runs.record import Record
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
     Hardware,
+    ModelName,
     ScheduleTable,
-    dumps,
+    answer_json,
     hardware_of,
-    known_model,
     schedule_of,
 )
 from sim.whole_model.passes import ModelPass, PassTime, prefill, replay
@@ -40,16 +41,11 @@ class ModelTable(BaseModel):
     """A `[[model]]` table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str
+    model: ModelName
     seq_len: Count | None = None
     schedule: ScheduleTable = "flash2"
     label: str | None = None
     proxy_of: str | None = None
-
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, model: str) -> str:
-        return known_model(model)
 
     @property
     def title(self) -> str:
@@ -98,7 +94,9 @@ class ModelAnswer:
 
     def json(self) -> str:
         """The rows, and what they rest on, as JSON."""
-        return dumps(self.title, self.hardware, {"models": [asdict(row) for row in self.rows]})
+        return answer_json(
+            self.title, self.hardware, {"models": [asdict(row) for row in self.rows]}
+        )
 
 
 @dataclass(frozen=True)
@@ -126,29 +124,33 @@ class ModelQuestion:
 
     def answer(self, progress: Progress = lambda *_: None) -> ModelAnswer:
         """Run it; raises InputError for what cannot be run."""
-        rows = []
         replays = replay(self.passes, self.where, self.limits, progress)
-        for table, one, (record, time) in zip(self.tables, self.passes, replays, strict=True):
-            tokens = one.workload.seq_q
-            setting = Setting(one.shape, one.hardware)
-            (share,) = setting.shares
-            weights = parameter_bytes(setting, share)
-            cached = cached_tokens(setting, share, tokens)
-            cache = one.shape.layers * cached * cache_bytes_per_token(setting)
-            row = ModelRow(
-                label=table.title,
-                model=one.shape.name,
-                proxy_of=table.proxy_of,
-                seq_len=tokens,
-                schedule=one.schedule.title,
-                kv_bytes=cache,
-                parameter_bytes=weights,
-                gpus=ceil((weights + cache) / self.hardware.profile.hbm.capacity),
-                time=time,
-                price_per_million_tokens=self.hardware.price_of_million(time.time_s, tokens)
-                if time
-                else None,
-                reason=record.reason,
-            )
-            rows.append(row)
+        rows = [
+            self._row(table, one, *replayed)
+            for table, one, replayed in zip(self.tables, self.passes, replays, strict=True)
+        ]
         return ModelAnswer(self.title, self.hardware, rows)
+
+    def _row(
+        self, table: ModelTable, one: ModelPass, record: Record, time: PassTime | None
+    ) -> ModelRow:
+        tokens = one.workload.seq_q
+        setting = Setting(one.shape, one.hardware)
+        (share,) = setting.shares
+        weights = parameter_bytes(setting, share)
+        cached = cached_tokens(setting, share, tokens)
+        cache = one.shape.layers * cached * cache_bytes_per_token(setting)
+        price = self.hardware.price_of_million(time.time_s, tokens) if time else None
+        return ModelRow(
+            label=table.title,
+            model=one.shape.name,
+            proxy_of=table.proxy_of,
+            seq_len=tokens,
+            schedule=one.schedule.title,
+            kv_bytes=cache,
+            parameter_bytes=weights,
+            gpus=ceil((weights + cache) / self.hardware.profile.hbm.capacity),
+            time=time,
+            price_per_million_tokens=price,
+            reason=record.reason,
+        )
