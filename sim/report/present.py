@@ -5,6 +5,7 @@ Answers are data and draw nothing. The module that draws one registers how, by `
 that no command loads what it does not draw with.
 """
 
+from collections.abc import Callable
 from functools import singledispatch
 from importlib import import_module
 from pathlib import Path
@@ -32,20 +33,21 @@ class Answer(Protocol):
 @singledispatch
 def show(answer: Any) -> None:
     """Print an answer: its tables, and what is to be said of them."""
-    _import_what_draws(answer)
-    show.dispatch(type(answer))(answer)
+    _registered(show, answer)(answer)
 
 
 @singledispatch
 def save(answer: Any, out: Path) -> None:
     """Leave an answer's results.json and its figures in the folder `out`."""
-    _import_what_draws(answer)
-    save.dispatch(type(answer))(answer, out)
+    _registered(save, answer)(answer, out)
 
 
-def _import_what_draws(answer: Any) -> None:
-    """Has the answer's type registered; raises TypeError for what is no answer."""
+def _registered(how: Any, answer: Any) -> Callable[..., None]:
+    """What draws such an answer, imported; raises TypeError where nothing does."""
     kind = type(answer)
-    if kind.__module__ not in DRAWN_BY:
-        raise TypeError(f"nothing is known that draws a {kind.__module__}.{kind.__qualname__}")
-    import_module(DRAWN_BY[kind.__module__])
+    if kind.__module__ in DRAWN_BY:
+        import_module(DRAWN_BY[kind.__module__])
+    draws: Callable[..., None] = how.dispatch(kind)
+    if draws is how.dispatch(object):
+        raise TypeError(f"{how.__name__}: nothing draws a {kind.__module__}.{kind.__qualname__}")
+    return draws
