@@ -1,36 +1,32 @@
 """A program's run: hosts launch kernels, GPUs run them, links carry transfers.
 
-A host launches its GPU's kernels on one stream, without waiting for them. On one GPU, what the L2
-holds at a kernel's end the next kernel may find there. Of several GPUs each kernel starts from an
-empty L2, so that a kernel that runs on many of them, or many times, is replayed once. A transfer
-starts as soon as what it waits for is done and its ports are free (`sim.device.links`); the HBM
-bandwidth that it takes from kernels is not counted.
+A host launches its GPU's kernels on one stream, without waiting for them; what each takes an engine
+says (`sim.device.replays`). A transfer starts as soon as what it waits for is done and its ports
+are free (`sim.device.links`); the HBM bandwidth that it takes from kernels is not counted.
 """
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal
+from typing import Any, Literal
 
 import simpy
 
 from sim.device.links import Links, Sent
 from sim.device.memory import GpuPlan, Hbm, MemoryChange, plans_of
-from sim.device.program import gpus_of, kernels_of
+from sim.device.replays import Replays
 from sim.engine import reference
 from sim.engine.compiled import replay
 from sim.engine.compiled.l2 import L2Lines
-from sim.engine.fast_forward import run as fast_forward
-from sim.engine.fast_forward.plan import can_skip, replayed_steps
 from sim.engine.kernel_run import KernelRun
-from sim.engine.protocol import Engine, L2State
+from sim.engine.protocol import Engine
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import machine_of
-from sim.tile_program import Command, Kernel, Transfer, chunk_tensors
+from sim.tile_program import Command, Transfer
 
+Events = Generator[simpy.Event, Any, None]
 EngineName = Literal["replay", "reference"]
 _REPLAY: Engine[L2Lines] = replay
 _REFERENCE: Engine[reference.L2Cache] = reference
-# Any: which form of L2 an engine keeps, only who named it knows.
+# Any: by an engine's name alone it is not known in which form that keeps L2.
 ENGINES: dict[EngineName, Engine[Any]] = {"replay": _REPLAY, "reference": _REFERENCE}
 
 
@@ -46,7 +42,7 @@ class Launched:
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """A schedule that ran to its end. `time_s` is from the first launch on.
+    """A program that ran to its end. `time_s` is from the first launch on.
 
     `kernels` and `sent` are in the order of their starts, `memory` is the fullest GPU's.
     `l2_dirty_bytes` is what the run left dirty in L2, of all GPUs.
@@ -86,61 +82,6 @@ def run_on_device(
         sent=sorted(run.sent, key=lambda s: s.start_s),
         gpus=gpus,
     )
-
-
-class Replays(Generic[L2State]):
-    """Replays kernels on an engine, and tells `progress` how many tile steps are done so far.
-
-    On one GPU each finds in L2 what the last one left. Of several GPUs each starts from an empty
-    L2, and one that repeats is replayed once. With `most_steps`, of a long one only about so many
-    tile steps are replayed (`sim.engine.fast_forward`).
-    """
-
-    def __init__(
-        self,
-        commands: list[Command],
-        hw: HardwareProfile,
-        dtype: str,
-        engine: Engine[L2State],
-        progress: Callable[[int], None],
-        most_steps: int | None,
-    ) -> None:
-        self.engine, self.hw, self.dtype = engine, hw, dtype
-        self.most_steps = most_steps
-        self.progress, self.tile_steps = progress, 0
-        self.chunkings = chunk_tensors(
-            [
-                kernel
-                for kernel in kernels_of(commands)
-                if most_steps is None or not can_skip(kernel, most_steps)
-            ]
-        )
-        self.shared_l2 = self._empty_l2() if gpus_of(commands) == 1 else None
-        self.known: dict[Kernel, KernelRun] = {}
-
-    def _empty_l2(self) -> L2State:
-        return self.engine.new_l2(self.chunkings, machine_of(self.hw).l2_capacity_bytes)
-
-    def run(self, kernel: Kernel) -> KernelRun:
-        """What the kernel takes now."""
-        if self.shared_l2 is not None or kernel not in self.known:
-            self.known[kernel] = self._replay(kernel)
-        return self.known[kernel]
-
-    def _replay(self, kernel: Kernel) -> KernelRun:
-        before, hw, dtype, most_steps = self.tile_steps, self.hw, self.dtype, self.most_steps
-        self.tile_steps += replayed_steps(kernel, most_steps)
-
-        def so_far(tile_steps: int) -> None:
-            self.progress(before + tile_steps)
-
-        if most_steps is not None and can_skip(kernel, most_steps):
-            return fast_forward.run_kernel(self.engine, kernel, hw, dtype, so_far, most_steps)
-        l2 = self._empty_l2() if self.shared_l2 is None else self.shared_l2
-        return self.engine.run_kernel(kernel, self.chunkings, hw, l2, dtype, so_far)
-
-
-Events = Generator[simpy.Event, Any, None]
 
 
 class _Run:
