@@ -73,4 +73,5 @@ def _code(module: str) -> ast.Module:
 
 def _is_text(line: ast.stmt) -> bool:
     """Whether a statement is a string and nothing else, as a docstring is."""
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+    value = line.value if isinstance(line, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
