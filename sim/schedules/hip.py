@@ -34,8 +34,8 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
-from sim.schedules.parts.flash_loop import Cta, KeyBlocks, forward_kernel
-from sim.schedules.parts.masks import MaskedSchedule, read_mask
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.masks import KeyBlocks, MaskedSchedule, read_mask, sparse_attention
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import (
     Command,
@@ -85,6 +85,7 @@ class Hip(MaskedSchedule):
     summary = "tree search for the key blocks that matter, then FlashAttention-2 over them"
     source = "arXiv 2406.09827; DeepAuto-AI/hip-attention"
     masks = ("causal", "window")
+    rotates = False
 
     @model_validator(mode="after")
     def _one_tile(self) -> "Hip":
@@ -111,7 +112,7 @@ class Hip(MaskedSchedule):
         """The estimation and the sparse kernel of each of so many masks."""
         public = public_cta(w, hw, self.implementation)
         rows = 64 if w.seq_q > 16 else 16
-        default = Cta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
+        default = FlashCta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
         real: KeyBlocks | None = None
         schedule = self
         if self.mask_file is not None:
@@ -131,7 +132,9 @@ class Hip(MaskedSchedule):
         return [
             [
                 _estimation_kernel(w, hw, cta, found, _of_rows(seen, rows), *tensors[:2]),
-                forward_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors),
+                *sparse_attention(
+                    "hip", w, cta, real or _of_rows(visited, rows), tensors, "flash"
+                ).kernels,
             ]
             for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes))
         ]
@@ -270,7 +273,7 @@ def chunks_a_load(found: int) -> int:
 def _estimation_kernel(
     w: AttentionWorkload,
     hw: HardwareProfile,
-    cta: Cta,
+    cta: FlashCta,
     found: int,
     seen: KeyBlocks,
     q: Tensor,
@@ -285,7 +288,6 @@ def _estimation_kernel(
     together = chunks_a_load(found)
     room = (hw.sram.max_per_cta - q_bytes) // (together * k_bytes)
     ahead = together * max(1, min(LOAD_STAGES, int(room)))
-    assert seen.table is not None
     centres = seen.table * a_block + a_block // 2
 
     def q_tile(items: IntArray) -> IntArray:

@@ -50,7 +50,8 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
-from sim.schedules.parts.flash_loop import Operand, key_loop, triton_cta
+from sim.schedules.parts.flash_cta import triton_cta
+from sim.schedules.parts.flash_loop import Operand, key_loop
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,

@@ -22,7 +22,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, of_constant
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
 
 VECTORS, QUESTIONS, SLICE, STAGES = (
@@ -44,6 +44,7 @@ class Retrieval(FlashSchedule):
 
     summary = "vector search over the context, then attention over a few chunks of it"
     source = "arXiv 2005.11401; exact search as in arXiv 1702.08734"
+    of_other_models = True
     masks = ("full", "causal")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
