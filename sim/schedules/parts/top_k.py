@@ -34,6 +34,7 @@ def top_k_kernel(name: str, scores: Tensor, found: Tensor) -> Kernel:
     return Kernel(
         name=name,
         ctas=scores.groups * scores.rows,
+        periods=scores.groups,
         loops=(
             Loop(of_constant(len(pieces)), (load, count)),
             Loop(once, (Store(Stream(found, 1, found.cols, lambda items: items)),)),
