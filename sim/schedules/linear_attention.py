@@ -20,13 +20,13 @@ has head_dim x head_dim elements for each KV head.
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, kv_matrix, of_constant, qkvo
+from sim.schedules.parts import registers
 from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
@@ -117,7 +117,7 @@ def _states_kernel(
         ctas=grid.size,
         periods=k.groups,
         loops=(Loop(of_constant(chunks), (load_k, load_v, store, update)),),
-        footprint=Footprint(STAGES * block_bytes, 128, 128),
+        footprint=Footprint(STAGES * block_bytes, 128, registers.CHUNK_STATES),
     )
 
 
@@ -171,7 +171,7 @@ def _outputs_kernel(
             Loop(of_constant(across), (*slices, from_state)),
             Loop(once, (load_v, within, Store(Stream(o, chunk, BLOCK, lambda items: items)))),
         ),
-        footprint=Footprint(STAGES * slice_bytes, 128, 168),
+        footprint=Footprint(STAGES * slice_bytes, 128, registers.CHUNK_OUTPUTS),
     )
 
 
@@ -215,5 +215,5 @@ def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
                 ),
             ),
         ),
-        footprint=Footprint(0, 128, min(255, 32 + int(np.ceil(size * BLOCK / 128)))),
+        footprint=Footprint(0, 128, registers.state_step(size * BLOCK)),
     )

@@ -24,6 +24,7 @@ from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, of_constant
 from sim.schedules.linear_attention import check_whole_sequence
+from sim.schedules.parts import registers
 from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
@@ -159,7 +160,7 @@ class _Scan:
             ctas=grid.size,
             periods=self.w.batch,
             loops=(Loop(once, (load, softplus)), Loop(heads_of, stores)),
-            footprint=Footprint(0, 128, 64),
+            footprint=Footprint(0, 128, registers.UPDATE),
         )
 
     def states(self) -> Kernel:
@@ -205,7 +206,7 @@ class _Scan:
                 Loop(slices, (load_x, load_b, *decays, add)),
                 Loop(once, (store,)),
             ),
-            footprint=Footprint(STAGES * operands, 128, 128),
+            footprint=Footprint(STAGES * operands, 128, registers.CHUNK_STATES),
         )
 
     def _column(self, tensor: Tensor, first: OfItem) -> Load:
@@ -233,7 +234,7 @@ class _Scan:
             ctas=grid.size,
             periods=self.x.groups,
             loops=(Loop(of_constant(self.chunks), (load, store, update)),),
-            footprint=Footprint(0, 128, 32),
+            footprint=Footprint(0, 128, registers.ELEMENTWISE),
         )
 
     def products(self) -> Kernel:
@@ -269,7 +270,7 @@ class _Scan:
             ctas=grid.size,
             periods=self.b.groups * self.parts,
             loops=(Loop(trips, (load_c, load_b, multiply)), Loop(once, (store,))),
-            footprint=Footprint(STAGES * operands, 128, 96),
+            footprint=Footprint(STAGES * operands, 128, registers.SQUARE_PRODUCT),
         )
 
     def outputs(self) -> Kernel:
@@ -309,7 +310,7 @@ class _Scan:
                 Loop(grid.slices, (load_cb, load_x, *decays, within)),
                 Loop(grid.starts, (Store(Stream(self.y, rows, SCAN_COLS, grid.y_tile)),)),
             ),
-            footprint=Footprint(max(head_bytes, STAGES * operands), 128, 168),
+            footprint=Footprint(max(head_bytes, STAGES * operands), 128, registers.CHUNK_OUTPUTS),
         )
 
 
@@ -412,5 +413,5 @@ def _update_kernel(w: AttentionWorkload, schedule: Mamba2) -> Kernel:
         periods=heads,
         sharing=w.heads // groups,
         loops=(Loop(once, (*loads, update, *stores)),),
-        footprint=Footprint(0, 128, 64),
+        footprint=Footprint(0, 128, registers.UPDATE),
     )

@@ -19,8 +19,7 @@ token and KV head beside K and V) is part of appending, which is not counted for
 
 Which pages score high depends on data: here any, drawn by `seed` for each query head. The public
 kernels know no groups; here the heads of a group choose and read pages each for itself. A trip is a
-page where the kernel takes tiles of two (head_dim 128). Registers and lane operations are
-estimates.
+page where the kernel takes tiles of two (head_dim 128). Lane operations are estimates.
 """
 
 from typing import Literal
@@ -42,6 +41,9 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
+from sim.schedules.parts import registers
+from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
@@ -55,11 +57,9 @@ from sim.tile_program import (
     Store,
     Stream,
     Tensor,
-    once,
 )
 
 THREADS, STAGES = 128, 2
-REGISTERS = 80
 LEAST_CHUNK = 128  # tokens
 ESTIMATE_OPS = 4  # of an element of a page: two products, the larger, the sum
 
@@ -177,7 +177,6 @@ class Quest(Schedule):
             sram_bytes=2 * page_bytes,
         )
         add = Compute("o += p V", (load_v,), vector_ops=elements, sram_bytes=2 * page_bytes)
-        rows = (Stream(tensor, 1, tensor.cols, lambda items: items) for tensor in results)
         return Kernel(
             name="attention",
             ctas=grid.size,
@@ -186,7 +185,7 @@ class Quest(Schedule):
             loops=(
                 begin("q", load_q),
                 Loop(trips, (load_k, load_v, score, add)),
-                finish(w.head_dim, *rows),
+                finish(w.head_dim, *(in_order(tensor, 1) for tensor in results)),
             ),
             footprint=_footprint(w),
         )
@@ -201,7 +200,7 @@ def _tile_rows(w: AttentionWorkload) -> int:
 def _footprint(w: AttentionWorkload) -> Footprint:
     """Two tensors' stages, and a pointer for each row that a thread has."""
     rows_bytes = 2 * STAGES * _tile_rows(w) * w.head_dim * w.dtype_bytes
-    return Footprint(rows_bytes + 4 * THREADS * 8, THREADS, REGISTERS)
+    return Footprint(rows_bytes + 4 * THREADS * 8, THREADS, registers.PAGES)
 
 
 def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
@@ -214,7 +213,7 @@ def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
         first = Stream(tensor, rows, w.head_dim, lambda items: kv_matrix(w, items) * trips, 1)
         return Load(first, STAGES)
 
-    load_q = Load(Stream(q, 1, w.head_dim, lambda items: items))
+    load_q = Load(in_order(q, 1))
     loads = (of_pages("maxima of K"), of_pages("minima of K"))
     score = Compute(
         "score pages",
@@ -243,14 +242,11 @@ def _merge_kernel(partial_o: Tensor, partial_lse: Tensor, o: Tensor) -> Kernel:
         Load(Stream(tensor, 1, tensor.cols, lambda items: items * parts, 1), stages=4)
         for tensor in (partial_o, partial_lse)
     )
-    weigh = Compute("o += exp(lse_c - lse) o_c", (load_o, load_lse), 0, 2 * o.cols, 1)
-    return Kernel(
-        name="merge",
-        ctas=o.groups,
-        periods=o.groups,
-        loops=(
-            Loop(of_constant(parts), (load_o, load_lse, weigh)),
-            Loop(once, (Store(Stream(o, 1, o.cols, lambda items: items)),)),
-        ),
-        footprint=Footprint(4 * 8 * o.cols * o.element_bytes, THREADS, registers_per_thread=64),
+    return combine_kernel(
+        "merge",
+        of_constant(parts),
+        (load_o, load_lse),
+        (in_order(o, 1),),
+        Footprint(4 * 8 * o.cols * o.element_bytes, THREADS, registers.COMBINE),
+        ops_per_element=2,
     )

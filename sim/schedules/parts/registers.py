@@ -30,6 +30,7 @@ COMBINE = 64  # estimate: a row's share of O, the weights of its splits
 COMPRESS = 64  # estimate: a row's share of a weighted sum
 ELEMENTWISE = 32  # estimate: 8 elements a thread of each operand, and their addresses
 SELECT = 32  # estimate: counts of digits are in SRAM
+INDEX = 32  # estimate: where a thread stands in two sorted lists, and what it found there
 LONG_ROWS = 32  # estimate: softmax of rows that are read piece after piece
 UPDATE = 64  # estimate: a row of sums, an element of state, or what is found so far
 PAGES = 80  # estimate: FlashInfer's decoding on CUDA cores, 8 elements of Q and of O a thread
