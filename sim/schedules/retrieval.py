@@ -26,6 +26,7 @@ from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.flash_loop import FlashSchedule
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -41,7 +42,7 @@ from sim.tile_program import (
 
 # Of the search's matmul, as `naive`'s: estimates.
 VECTORS, QUESTIONS, SLICE, STAGES = 128, 64, 64, 3
-INDEX_BYTES = SCORE_BYTES = 4
+SCORE_BYTES = 4
 
 
 class Retrieval(FlashSchedule):
