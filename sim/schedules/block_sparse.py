@@ -23,7 +23,7 @@ from sim.schedules.parts.masks import (
     keys_between,
     pattern,
     read_mask,
-    sparse_attention,
+    sparse_kernel,
 )
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import IntArray, Kernel
@@ -63,7 +63,7 @@ class BlockSparse(MaskedSchedule):
         else:
             cta = self.cta(public, w, hw)
             visits = self._visits(w, cta.tile)
-        return sparse_attention("block_sparse", w, cta, visits, qkvo(w), "flash").kernels
+        return [sparse_kernel("block_sparse", w, cta, visits, qkvo(w), "flash")]
 
     def _visits(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
         dense = self.keep_window is None and not self.sinks and not self.random_blocks

@@ -41,10 +41,9 @@ from pydantic import model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import Count, CountOrNone, show_binary
+from sim.inputs.units import Count, CountOrNone, FractionBelowOne, show_binary
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile, blocks
-from sim.schedules.hip import Share
 from sim.schedules.parts import registers
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, key_loop
@@ -92,7 +91,7 @@ class InfiniteHip(Schedule):
     keep_window: Count = 1024
     cache_tokens: Count = 5000
     mask_cache_tokens: Count = 64000
-    reuse: Share = 0.6
+    reuse: FractionBelowOne = 0.6
     seed: CountOrNone = 0
 
     summary = "HiP in stages over a KV cache in host memory, with LRU caches on the GPU"

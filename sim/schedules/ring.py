@@ -37,8 +37,8 @@ from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
-    Result,
     SeveralGpus,
     finish_kernel,
     merge_kernel,

@@ -31,8 +31,7 @@ from sim.schedules.parts.flash_loop import (
     log_sum_exp,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule
-from sim.schedules.parts.results import Attention, Result
-from sim.tile_program import IntArray, Kind, Stream, Tensor
+from sim.tile_program import IntArray, Kernel, Kind, Stream, Tensor
 
 # (position among the keys of a block's first query and of its last, key blocks) -> which are kept
 Kept = Callable[[int, int, IntArray], NDArray[np.bool_]]
@@ -62,17 +61,16 @@ class MaskedSchedule(FlashSchedule):
         return self.model_copy(update={"mask_file": folder / self.mask_file})
 
 
-def sparse_attention(
+def sparse_kernel(
     name: str,
     w: AttentionWorkload,
     cta: FlashCta,
     visits: KeyBlocks,
     tensors: QKVO,
     kind: Kind | None = None,
-) -> Attention:
+) -> Kernel:
     """The kernel over the key blocks that `visits` names, on Q, K, V and O."""
     q, k, v, o = tensors
-    lse = log_sum_exp(q)
     grid = QueryBlocks(w, cta.tile)
     alike = len(visits.trips) == grid.down  # one list of blocks for all heads
 
@@ -91,12 +89,11 @@ def sparse_attention(
             (Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start),)
         )
 
-    rows = grid.tiles(q, o, lse)
+    rows = grid.tiles(q, o, log_sum_exp(q))
     if not alike:
         rows = replace(rows, periods=1)
     loop = key_loop(w, cta, trips, rows.q.tile_bytes, visited(k), visited(v))
-    kernel = replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
-    return Attention([kernel], Result(o, lse))
+    return replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
 
 
 def keys_between(low: int, high: int, shown: IntArray, tile: Tile) -> NDArray[np.bool_]:

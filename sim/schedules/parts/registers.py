@@ -30,9 +30,11 @@ COMBINE = 64  # estimate: a row's share of O, the weights of its splits
 COMPRESS = 64  # estimate: a row's share of a weighted sum
 ELEMENTWISE = 32  # estimate: 8 elements a thread of each operand, and their addresses
 SELECT = 32  # estimate: counts of digits are in SRAM
+INDEX = 32  # estimate: where a thread stands in two sorted lists, and what it found there
 LONG_ROWS = 32  # estimate: softmax of rows that are read piece after piece
 UPDATE = 64  # estimate: a row of sums, an element of state, or what is found so far
 PAGES = 80  # estimate: FlashInfer's decoding on CUDA cores, 8 elements of Q and of O a thread
+FOUND = 128  # estimate: a row of O in fp32 and 8 rows of keys and values on their way
 HIP_SEARCH = 72  # measured: Triton's for sm_90, bf16 (validate/kernels/hip.py): 68, rounded up
 HIP_SCORES = 128  # estimate: its matmul is of 16 keys
 
