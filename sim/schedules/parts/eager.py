@@ -43,7 +43,6 @@ def eager_pass(
     reads: Sequence[Tensor],
     writes: Sequence[Tensor],
     elements: int = ELEMENTS_A_CTA,
-    backward: bool = False,
 ) -> Kernel:
     """An elementwise kernel over matrices, `elements` a CTA, whole rows where they fit.
 
@@ -59,9 +58,7 @@ def eager_pass(
         return in_order(tensor, rows, cols)
 
     work = OPS_PER_ELEMENT * rows * cols
-    return elementwise(
-        name, [*map(of, reads)], [*map(of, writes)], vector_ops=work, backward=backward
-    )
+    return elementwise(name, [*map(of, reads)], [*map(of, writes)], vector_ops=work)
 
 
 def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kernel]:
