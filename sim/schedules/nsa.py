@@ -233,6 +233,7 @@ class Nsa(Schedule):
         return Kernel(
             name="selected attention",
             ctas=at.ctas,
+            periods=at.periods,
             loops=(
                 begin("Q", Load(of_group(of.q)), trips=at.exists, sram_bytes=q_bytes),
                 key_loop(w, cta, block_count, q_bytes, block_of(of.k), block_of(of.v)),
@@ -252,10 +253,7 @@ class Nsa(Schedule):
 
 @dataclass(frozen=True, eq=False)
 class _Positions:
-    """Grid of "selected attention": (sequences, KV heads, positions), of these `each` a CTA.
-
-    The heads of all sequences interleave, so that nothing in it repeats.
-    """
+    """Grid of "selected attention": (sequences, KV heads, positions), of these `each` a CTA."""
 
     w: AttentionWorkload
     each: int
@@ -269,6 +267,11 @@ class _Positions:
     def ctas(self) -> int:
         """How many CTAs there are."""
         return self.items.size // self.each
+
+    @property
+    def periods(self) -> int:
+        """A single position is alike for all heads; of several the heads interleave."""
+        return self.w.batch * self.w.kv_heads if self.w.seq_q == 1 else 1
 
     def _number(self, items: IntArray) -> IntArray:
         nth, _, _, cta = self.items.at(items)
