@@ -26,7 +26,8 @@ from pydantic import Field
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_kernels
+from sim.schedules.parts.kv_cache import cache_tensors
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_attention
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -69,11 +70,11 @@ class H2o(SplitKv):
         keys = self.split(replace(w, seq_kv=self.kept(w)), hw, self.splits)
         scores = Tensor("S", keys.matrices, keys.rows, keys.w.seq_kv, w.dtype_bytes)
         of_tile = Stream(scores, keys.rows, keys.cta.tile.kv, keys.last_tile, -1)
-        loop = keys.loop(keys.trips, *contiguous(keys))
+        kv = cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
+        loop = keys.loop(keys.trips, *contiguous(keys, kv))
         loop = replace(loop, ops=(*loop.ops, Store(of_tile)))
-        kernels = split_kernels("h2o", keys, loop)
-        (lse,) = (t for t in kernels[-1].tensors if t.role == "statistics")
-        return [*kernels, *_update_kernels(keys, scores, lse)]
+        attention = split_attention("h2o", keys, loop)
+        return [*attention.kernels, *_update_kernels(keys, scores, attention.result.lse)]
 
 
 def _update_kernels(keys: SplitKeys, scores: Tensor, lse: Tensor) -> list[Kernel]:

@@ -37,9 +37,9 @@ from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
-from sim.schedules.parts.flash_loop import Cta, KeyBlocks, forward_kernel
+from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.masks import MaskedSchedule, read_mask
+from sim.schedules.parts.masks import KeyBlocks, MaskedSchedule, read_mask, sparse_kernel
 from sim.schedules.parts.public_tiles import public_cta
 from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
@@ -85,6 +85,7 @@ class Hip(MaskedSchedule):
     summary = "tree search for the key blocks that matter, then FlashAttention-2 over them"
     source = "arXiv 2406.09827; DeepAuto-AI/hip-attention"
     masks = ("causal", "window")
+    rotates = False
 
     @model_validator(mode="after")
     def _one_tile(self) -> "Hip":
@@ -111,7 +112,7 @@ class Hip(MaskedSchedule):
         """The estimation and the sparse kernel of each of so many masks."""
         public = public_cta(w, hw, self.implementation)
         rows = 64 if w.seq_q > 16 else 16
-        default = Cta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
+        default = FlashCta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
         real: KeyBlocks | None = None
         schedule = self
         if self.mask_file is not None:
@@ -131,7 +132,7 @@ class Hip(MaskedSchedule):
         return [
             (
                 _estimation_kernel(w, hw, cta, found, _of_rows(seen, rows), *tensors[:2]),
-                forward_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors),
+                sparse_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors, "flash"),
             )
             for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes))
         ]
@@ -280,7 +281,7 @@ def _chunks_ahead(hw: HardwareProfile, found: int, q_bytes: int, k_bytes: int) -
 def _estimation_kernel(
     w: AttentionWorkload,
     hw: HardwareProfile,
-    cta: Cta,
+    cta: FlashCta,
     found: int,
     seen: KeyBlocks,
     q: Tensor,
@@ -293,7 +294,6 @@ def _estimation_kernel(
     across, a_block = blocks(w.seq_kv, REPRESENTATIVE), tile.kv // REPRESENTATIVE
     q_bytes, k_bytes = (rows * w.head_dim * w.dtype_bytes for rows in (tile.q, REPRESENTATIVE))
     ahead = _chunks_ahead(hw, found, q_bytes, k_bytes)
-    assert seen.table is not None
     load_q = Load(in_order(q, tile.q))
     load_k = Load(
         Stream(

@@ -47,9 +47,10 @@ from sim.schedules.base import Schedule, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
-from sim.schedules.parts.flash_loop import Cta, Operand, key_loop, triton_registers
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_loop import Operand, key_loop
 from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.split_kv import SplitKeys, split_kernels
+from sim.schedules.parts.split_kv import SplitKeys, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Command,
@@ -289,12 +290,12 @@ class _Gpu:
         self.row_bytes = w.head_dim * w.dtype_bytes
         self.slots = schedule.cache_tokens // schedule.page
         tile = Tile(q=16 * blocks(self.rows, 16), kv=max(16, schedule.page))
-        self.cta = Cta(
+        self.cta = FlashCta(
             tile,
             warps=4,
             stages=3,
             tensor_path="native",
-            registers_per_thread=triton_registers(w, tile, 4),
+            registers_per_thread=registers.triton_flash(tile, w.head_dim, 4),
             kv_readers=1 if hw.matmul_by_warp_group else 4,
         )
         if self.cta.sram_bytes(w) > hw.sram.max_per_cta:
@@ -337,7 +338,7 @@ class _Gpu:
 
         q_bytes = self.rows * self.row_bytes
         loop = key_loop(self.w, self.cta, keys.trips, q_bytes, operand(self.k), operand(self.v))
-        return split_kernels("block sparse attention", keys, loop)
+        return split_attention("block sparse attention", keys, loop).kernels
 
     def stage(self, number: int, keys: Accessed, q: Tensor) -> list[Kernel]:
         """The kernel that scores a stage's chunks, and the one that keeps the best."""

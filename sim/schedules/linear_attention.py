@@ -54,6 +54,7 @@ class LinearAttention(Schedule):
 
     summary = "chunks: attention within, a state of head_dim x head_dim between them"
     source = "arXiv 2312.06635, arXiv 2307.08621; fla-org/flash-linear-attention"
+    of_other_models = True
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

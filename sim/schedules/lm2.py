@@ -18,9 +18,10 @@ from typing import Literal
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import qkvo
+from sim.schedules.base import QKVO, qkvo
+from sim.schedules.flash2 import flash_attention
 from sim.schedules.parts.elementwise import elementwise, in_order
-from sim.schedules.parts.flash_loop import FlashSchedule, all_visible, forward_kernel
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import Kernel, Tensor
 
@@ -35,11 +36,12 @@ class Lm2(FlashSchedule):
 
     summary = "FlashAttention-2 and a bank of 2,048 memory slots, read and written"
     source = "arXiv 2502.06049"
+    of_other_models = True
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Attention, reading, gating and writing."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        q, k, v, o = qkvo(w)
+        q, _, _, o = tensors = qkvo(w)
         bank = replace(w, kv_heads=w.heads, seq_kv=self.slots, causal=False, window=None)
         keys, values = (
             Tensor(name, q.groups, self.slots, w.head_dim, w.dtype_bytes, "input")
@@ -47,10 +49,8 @@ class Lm2(FlashSchedule):
         )
         read = Tensor("read from memory", q.groups, w.seq_q, w.head_dim, w.dtype_bytes)
         return [
-            forward_kernel("flash2", w, cta, all_visible(w, cta.tile), (q, k, v, o)),
-            forward_kernel(
-                "read memory", bank, cta, all_visible(bank, cta.tile), (q, keys, values, read)
-            ),
+            *flash_attention("flash2", w, cta, tensors, "flash").kernels,
+            *flash_attention("read memory", bank, cta, QKVO(q, keys, values, read)).kernels,
             _weighed_sum("gate output", (o, read), o),
             _weighed_sum("write memory", (keys, values), keys),
         ]

@@ -66,6 +66,7 @@ class Mamba2(Schedule):
 
     summary = "state-space duality in chunks; a state that does not grow for a cache"
     source = "arXiv 2405.21060; state-spaces/mamba, mamba_ssm/ops/triton"
+    of_other_models = True
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

@@ -26,11 +26,13 @@ import numpy as np
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import blocks, kv_matrix, qkvo
+from sim.schedules.base import QKVO, blocks, kv_matrix, qkvo
+from sim.schedules.flash2 import flash_attention
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
-from sim.schedules.parts.flash_loop import Cta, FlashSchedule, all_visible, forward_kernel
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
 from sim.schedules.parts.top_k import INDEX_BYTES
@@ -61,6 +63,7 @@ class Memorizing(FlashSchedule):
 
     summary = "a local window, and the nearest 32 keys of a memory for each query"
     source = "arXiv 2203.08913"
+    of_other_models = True
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -71,9 +74,7 @@ class Memorizing(FlashSchedule):
         found = Tensor("keys found", q.groups, w.seq_q, self.retrieve, INDEX_BYTES)
         local = replace(w, window=self.keep_window)
         return [
-            forward_kernel(
-                "local attention", local, cta, all_visible(local, cta.tile), (q, k, v, local_o)
-            ),
+            *flash_attention("local attention", local, cta, QKVO(q, k, v, local_o)).kernels,
             self._search(w, cta, q, k, found),
             self._attend(w, cta.tile.q, (q, local_o, found), (k, v), o),
         ]
@@ -84,7 +85,7 @@ class Memorizing(FlashSchedule):
         return np.maximum(0, end - self.memory), end
 
     def _search(
-        self, w: AttentionWorkload, cta: Cta, q: Tensor, k: Tensor, found: Tensor
+        self, w: AttentionWorkload, cta: FlashCta, q: Tensor, k: Tensor, found: Tensor
     ) -> Kernel:
         tile = cta.tile
         down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)

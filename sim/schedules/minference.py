@@ -53,7 +53,8 @@ from sim.schedules.base import (
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.flash_loop import Cta, Operand, key_loop, triton_cta
+from sim.schedules.parts.flash_cta import FlashCta, triton_cta
+from sim.schedules.parts.flash_loop import Operand, key_loop
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
@@ -305,7 +306,7 @@ def _attention_kernel(
 
 def _slash_loop(
     w: AttentionWorkload,
-    cta: Cta,
+    cta: FlashCta,
     lines: Lines,
     grid: Grid,
     q_bytes: int,
@@ -326,7 +327,7 @@ def _slash_loop(
 
 def _vertical_loops(
     w: AttentionWorkload,
-    cta: Cta,
+    cta: FlashCta,
     lines: Lines,
     grid: Grid,
     q_bytes: int,

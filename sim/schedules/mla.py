@@ -62,6 +62,7 @@ class Mla(TiledSchedule):
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
     phases = ("decode",)
     masks = ("full", "causal")
+    takes = frozenset({"latents"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, where a sequence is in several parts, the combine kernel."""

@@ -57,10 +57,11 @@ from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.flash_loop import Cta, Operand, flash_kernel, key_loop, triton_cta
+from sim.schedules.parts.flash_cta import FlashCta, triton_cta
+from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
-from sim.schedules.parts.split_kv import split_kernels
+from sim.schedules.parts.split_kv import contiguous, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
@@ -341,7 +342,7 @@ class _Tensors:
     def flash(
         self,
         name: str,
-        cta: Cta,
+        cta: FlashCta,
         w: AttentionWorkload,
         k: Tensor,
         v: Tensor,
@@ -370,18 +371,21 @@ class _Tensors:
 
             return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, 1),))
 
-        return flash_kernel(
-            name,
-            w,
-            cta,
+        tiles = QueryTiles(
             ctas=w.batch * w.heads * down,
-            trips=lambda items: np.maximum(0, end - first)[items % down],
             q=of_head(self.q),
-            k=keys(k),
-            v=keys(v),
             o=of_head(o),
             lse=of_head(lse),
+            periods=w.batch * w.heads,
+            sharing=self.group,
         )
+
+        def trips(items: IntArray) -> IntArray:
+            visited: IntArray = np.maximum(0, end - first)
+            return visited[items % down]
+
+        loop = key_loop(w, cta, trips, tiles.q.tile_bytes, keys(k), keys(v))
+        return flash_kernel(name, w, cta, tiles, loop)
 
 
 def _decode(
@@ -389,11 +393,8 @@ def _decode(
 ) -> list[Kernel]:
     """Split-KV decoding over K and V."""
     keys = FlashDecoding().split(w, hw, None)
-
-    def last_first(tensor: Tensor) -> Operand:
-        return Operand((Stream(tensor, keys.cta.tile.kv, w.head_dim, keys.last_tile, -1),))
-
-    return split_kernels(name, keys, keys.loop(keys.trips, last_first(k), last_first(v)))
+    loop = keys.loop(keys.trips, *contiguous(keys, (k, v)))
+    return split_attention(name, keys, loop).kernels
 
 
 def _results(kernel: Kernel) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
@@ -55,6 +55,7 @@ class Retrieval(FlashSchedule):
 
     summary = "vector search over the context, then attention over a few chunks of it"
     source = "arXiv 2005.11401; exact search as in arXiv 1702.08734"
+    of_other_models = True
     masks = ("full", "causal")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.inputs.files import InputError
-from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, SramBytes, Tile, blocks, kv_matrix
 from sim.schedules.parts.backward import (
@@ -77,60 +75,6 @@ class BackwardCta:
             return w.dtype_bytes * (rows + held)
 
         return bytes_of
-
-
-@dataclass(frozen=True)
-class PublicBackwardCta:
-    """What the public kernel uses up to a head_dim, where a CTA can have so much SRAM."""
-
-    head_dim: int
-    least_sram_kib: int
-    cta: BackwardCta
-    dropout: tuple[bool, ...] = (False, True)
-
-
-def _row(
-    head_dim: int,
-    least_sram_kib: int,
-    tile: tuple[int, int],
-    warps_down: tuple[int, int, int],
-    v_in_registers: bool = False,
-    q_stages: int = 2,
-    dropout: tuple[bool, ...] = (False, True),
-) -> PublicBackwardCta:
-    cta = BackwardCta(Tile(q=tile[0], kv=tile[1]), warps_down, v_in_registers, q_stages)
-    return PublicBackwardCta(head_dim, least_sram_kib, cta, dropout)
-
-
-# run_mha_bwd_hdim*; the first row that suits counts. head_dim 160 and 224 run the next larger one.
-_PUBLIC = (
-    _row(32, 104, (128, 128), (4, 4, 4), dropout=(True,)),
-    _row(32, 0, (128, 128), (4, 4, 4), v_in_registers=True),
-    _row(64, 144, (128, 128), (4, 4, 4)),
-    _row(64, 0, (64, 128), (2, 4, 4), v_in_registers=True),
-    _row(96, 116, (64, 128), (2, 4, 4), dropout=(True,)),
-    _row(96, 0, (64, 128), (2, 4, 4), v_in_registers=True),
-    _row(128, 144, (64, 128), (2, 4, 2)),
-    _row(128, 0, (64, 64), (4, 2, 2), v_in_registers=True),
-    _row(192, 136, (64, 64), (4, 2, 2)),
-    _row(192, 0, (64, 64), (4, 2, 2), v_in_registers=True, q_stages=1),
-    _row(256, 176, (64, 64), (4, 2, 2)),
-    _row(256, 144, (64, 64), (4, 2, 2), q_stages=1),
-    _row(256, 0, (64, 32), (4, 1, 2), v_in_registers=True, q_stages=1, dropout=(False,)),
-)
-
-
-def public_backward_cta(w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:
-    """What FlashAttention's kernel uses; raises InputError where there is none."""
-    for row in _PUBLIC:
-        roomy = hw.sram.max_per_cta >= row.least_sram_kib * 1024
-        if w.head_dim <= row.head_dim and roomy and w.dropout in row.dropout:
-            return row.cta
-    with_dropout = " with dropout" if w.dropout else ""
-    raise InputError(
-        f"schedule flash2: workload.head_dim = {w.head_dim}: FlashAttention-2 has no backward "
-        f"kernel for it{with_dropout} on {hw.name}"
-    )
 
 
 def query_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:

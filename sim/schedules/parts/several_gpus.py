@@ -21,7 +21,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.machine import peer_link
 from sim.schedules.base import STATISTICS_BYTES, blocks
 from sim.schedules.parts.elementwise import elementwise, rows_of
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.results import Result
 from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor
@@ -33,6 +33,9 @@ class SeveralGpus(FlashSchedule):
     """A schedule over `gpus` GPUs; the other options are those of the kernels on each of them."""
 
     gpus: Annotated[int, Field(ge=2)]
+
+    on_several_gpus = True
+    rotates = False
 
     def local(self, schedule: type[Local]) -> Local:
         """The schedule that each GPU runs on its share, with the tile and warps asked for."""
