@@ -50,6 +50,7 @@ from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, key_loop
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.results import Attention
 from sim.schedules.parts.split_kv import SplitKeys, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
@@ -148,11 +149,10 @@ class InfiniteHip(Schedule):
             commands.extend([*waits, Command(kernels[0], after=waits), *map(Command, kernels[1:])])
 
         for token in self.replay(w):
-            attention = gpu.attention(token.pages)
-            q = attention[0].tensors[0]
+            q, attention = gpu.attention(token.pages)
             for stage, keys in token.stages.items():
                 run(keys, f"keys, stage {stage + 1}", gpu.row_bytes, gpu.stage(stage, keys, q))
-            run(token.pages, "pages", 2 * self.page * gpu.row_bytes, attention)
+            run(token.pages, "pages", 2 * self.page * gpu.row_bytes, attention.kernels)
         return commands
 
     def replay(self, w: AttentionWorkload) -> "Iterator[Token]":
@@ -313,8 +313,8 @@ class _Gpu:
         shape = (self.matrices, rows, self.w.head_dim)
         return Tensor(f"{name} cache", *shape, self.w.dtype_bytes, "input", role)
 
-    def attention(self, pages: Accessed) -> list[Kernel]:
-        """Flash decoding over the pages, tiles of them made whole by the last one again."""
+    def attention(self, pages: Accessed) -> tuple[Tensor, Attention]:
+        """Flash decoding over the pages, tiles of them made whole by the last one again; its Q."""
         a_tile = self.cta.tile.kv // self.schedule.page
         tiles = blocks(len(pages.slots), a_tile)
         slots = np.pad(pages.slots, (0, tiles * a_tile - len(pages.slots)), "edge")
@@ -338,7 +338,7 @@ class _Gpu:
 
         q_bytes = self.rows * self.row_bytes
         loop = key_loop(self.w, self.cta, keys.trips, q_bytes, operand(self.k), operand(self.v))
-        return split_attention("block sparse attention", keys, loop).kernels
+        return keys.q, split_attention("block sparse attention", keys, loop)
 
     def stage(self, number: int, keys: Accessed, q: Tensor) -> list[Kernel]:
         """The kernel that scores a stage's chunks, and the one that keeps the best."""

@@ -299,7 +299,7 @@ def _attention_kernel(
             *_vertical_loops(w, cta, lines, grid, q_bytes, (k, v)),
             finish(BLOCK * w.head_dim, in_order(o, BLOCK), sram_bytes=2 * q_bytes),
         ),
-        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
     )
 
