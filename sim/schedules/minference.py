@@ -74,7 +74,7 @@ BLOCK = 64  # query rows and keys
 FORCED_VERTICALS, FORCED_SLASHES = 30, 100
 BAND = 64
 PIECE = 256  # columns that a CTA of the eager passes takes: an estimate
-MERGE_OPS = 8  # lane operations of one step of the index's merge: an estimate
+MERGE_OPS = 8  # lane operations for each number that the index's merge takes: an estimate
 
 
 class MInference(Schedule):

@@ -14,7 +14,7 @@ causal mask leaves between its queries and those keys:
     zigzag       ranges g and         s = 0: causal    s <= g: earlier keys   s > g: later queries
                  2P - 1 - g of 2P
 
-Without its diagonal, a token wide, a causal step mostly visits the same tiles; then it is the same
+Without its diagonal, a token wide, a causal turn mostly visits the same tiles; then it is the same
 kernel here. K and V are received in two buffers in turn; one is overwritten once the kernel that
 reads it is done and it is sent on. In decoding every GPU has the query, and all keys come to it.
 
@@ -175,11 +175,12 @@ class Ring(SeveralGpus):
             chunks, result = 1, decoding.result
         else:
             held = self._held(w)
-            attention = {part: [self._kernel(part, w, hw, held)] for part in parts}
-            if "below diagonal" in attention and np.array_equal(
-                attention["below diagonal"][0].trips, attention["causal"][0].trips
+            flash = {part: self._kernel(part, w, hw, held) for part in parts}
+            if "below diagonal" in flash and np.array_equal(
+                flash["below diagonal"].trips, flash["causal"].trips
             ):
-                attention["below diagonal"] = attention["causal"]
+                flash["below diagonal"] = flash["causal"]
+            attention = {part: [kernel] for part, kernel in flash.items()}
             chunks, result = held.chunks, held.part
         merged = merged_like(result)
         o = replace(result.o, name="O", lifetime="output", role="result")

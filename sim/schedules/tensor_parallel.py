@@ -3,7 +3,7 @@
     on each of P GPUs, which holds heads / P heads' Q, K and V of all tokens:
         flash attention, or split-KV decoding
         ring all-reduce of the output projection's partial result, tokens x (heads x head_dim):
-            2 (P - 1) steps, in each of which a GPU passes 1 / P of it to the next
+            2 (P - 1) times a GPU passes 1 / P of it to the next
 
 Source: Shoeybi et al. 2019 (arXiv 1909.08053), Section 3; the ring of NCCL, whose bytes its own
 performance tests count so (NVIDIA/nccl-tests, doc/PERFORMANCE.md). The projection's matmul is not
