@@ -305,10 +305,25 @@ def opened(browser, explored):
     visit = Visit(browser)
     visit.page.goto(address)
     visit.page.wait_for_selector("#time .textpoint")
+    wait_for_answers(visit.page)
     yield visit.page
     assert visit.complaints == []
     assert all(url.startswith((address, "data:", "blob:")) for url in visit.requests)
     visit.context.close()
+
+
+def wait_for_answers(page):
+    """Until all that the page has asked is answered, and shown but for the charts.
+
+    Between what a test does: of two questions under way either may be answered last.
+    """
+    page.wait_for_function("!window.store.getState().isLoading")
+
+
+def press(page, key, times=1):
+    for _ in range(times):
+        page.keyboard.press(key)
+        wait_for_answers(page)
 
 
 def slider(page, key):
@@ -355,8 +370,7 @@ def test_a_slider_that_is_moved_changes_figures_table_and_charts(opened, text):
     expect(bars).to_have_count(2)
     before = bars.all_text_contents()
     slider(opened, "hbm.bandwidth").focus()
-    for _ in range(8):
-        opened.keyboard.press("ArrowRight")
+    press(opened, "ArrowRight", times=8)
     expect(text_beside(opened, "hbm.bandwidth")).to_have_text("4.08 TB/s (×2)")
     expect(first_time(opened)).to_have_text(show(row.changed.time_s, "s"))
     naive = cells(opened)[0]
@@ -374,6 +388,7 @@ def test_a_slider_is_dragged_with_the_mouse(opened):
     opened.mouse.down()
     for step in range(1, 6):
         opened.mouse.move(x - 10 * step, y)
+        wait_for_answers(opened)
     opened.mouse.up()
     wait_for_a_device(opened, changed=True)
     expect(text_beside(opened, "sm.count")).to_have_text(re.compile(r"^\d+ \(×0\.\d+\)$"))
@@ -390,7 +405,7 @@ def choose(page, name, option):
 
 def test_another_profile_is_another_device(opened, text):
     slider(opened, "l2.capacity").focus()
-    opened.keyboard.press("ArrowRight")
+    press(opened, "ArrowRight")
     wait_for_a_device(opened, changed=True)
     choose(opened, "profile", "rtx-4090")
     wait_for_a_device(opened, changed=False)
@@ -424,7 +439,7 @@ def test_the_schedules_that_one_may_choose_take_the_phase(opened):
 @pytest.mark.parametrize("width", [1100, 1440])
 def test_the_answer_and_the_table_are_seen_without_scrolling(opened, width):
     slider(opened, "hbm.bandwidth").focus()
-    opened.keyboard.press("ArrowRight")
+    press(opened, "ArrowRight")
     wait_for_a_device(opened, changed=True)
     expect(opened.locator("mark")).to_have_count(1)
     opened.set_viewport_size({"width": width, "height": 800})
@@ -456,8 +471,7 @@ def test_the_button_writes_files_that_run_to_the_same_times(opened, explored):
         if key.startswith("calibration"):
             opened.locator("summary").click()
         slider(opened, key).focus()
-        opened.keyboard.press("ArrowLeft")
-        opened.keyboard.press("ArrowLeft")
+        press(opened, "ArrowLeft", times=2)
     opened.click("#write")
     opened.wait_for_selector("#wrote:not(:empty)")
     path = opened.locator("#wrote").inner_text().removeprefix("attnsim run ")
