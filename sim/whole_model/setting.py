@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from sim.device.memory import check_memory, kernels_of
+from sim.device.memory import check_memory
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.shapes import ModelShape
