@@ -106,9 +106,7 @@ def with_passes(w: AttentionWorkload, schedule: str, kernels: list[Kernel]) -> l
     k = by_role.get("key")
     if not whole or k is None or (k.rows, k.element_bytes) != (w.seq_kv, w.dtype_bytes):
         rotate_k = angles.beside_q
-        k = Tensor(
-            "new K", w.batch * w.kv_heads, w.seq_q, w.head_dim, w.dtype_bytes, "input", "key"
-        )
+        k = Tensor("new K", w.batch * w.kv_heads, w.seq_q, w.head_dim, w.dtype_bytes, "input")
     else:
         rotate_k = angles.beside_k
     before = [_pass(by_role["query"], angles.beside_q), _pass(k, rotate_k)]
