@@ -41,12 +41,13 @@ from pydantic import model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import Count, CountOrNone, show_binary
+from sim.inputs.units import Count, CountOrNone, FractionBelowOne, show_binary
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile, blocks
-from sim.schedules.hip import Share
-from sim.schedules.parts.flash_loop import Cta, Operand, key_loop, triton_registers
-from sim.schedules.parts.split_kv import SplitKeys, split_kernels
+from sim.schedules.parts import registers
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_loop import Operand, key_loop
+from sim.schedules.parts.split_kv import SplitKeys, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Command,
@@ -90,7 +91,7 @@ class InfiniteHip(Schedule):
     keep_window: Count = 1024
     cache_tokens: Count = 5000
     mask_cache_tokens: Count = 64000
-    reuse: Share = 0.6
+    reuse: FractionBelowOne = 0.6
     seed: CountOrNone = 0
 
     summary = "HiP in stages over a KV cache in host memory, with LRU caches on the GPU"
@@ -287,12 +288,12 @@ class _Gpu:
         self.row_bytes = w.head_dim * w.dtype_bytes
         self.slots = schedule.cache_tokens // schedule.page
         tile = Tile(q=16 * blocks(self.rows, 16), kv=max(16, schedule.page))
-        self.cta = Cta(
+        self.cta = FlashCta(
             tile,
             warps=4,
             stages=3,
             tensor_path="native",
-            registers_per_thread=triton_registers(w, tile, 4),
+            registers_per_thread=registers.triton_flash(tile, w.head_dim, 4),
             kv_readers=1 if hw.matmul_by_warp_group else 4,
         )
         if self.cta.sram_bytes(w) > hw.sram.max_per_cta:
@@ -335,7 +336,7 @@ class _Gpu:
 
         q_bytes = self.rows * self.row_bytes
         loop = key_loop(self.w, self.cta, keys.trips, q_bytes, operand(self.k), operand(self.v))
-        return split_kernels("block sparse attention", keys, loop)
+        return split_attention("block sparse attention", keys, loop).kernels
 
     def stage(self, number: int, keys: Accessed, q: Tensor) -> list[Kernel]:
         """The kernel that scores a stage's chunks, and the one that keeps the best."""

@@ -22,16 +22,27 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, of_constant
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.parts.flash_loop import FlashSchedule
-from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.top_k import INDEX_BYTES
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
 
-VECTORS, QUESTIONS, SLICE, STAGES = (
-    128,
-    64,
-    64,
-    3,
-)  # of the search's matmul, as `naive`'s: estimates
-INDEX_BYTES = SCORE_BYTES = 4
+# Of the search's matmul, as `naive`'s: estimates.
+VECTORS, QUESTIONS, SLICE, STAGES = 128, 64, 64, 3
+SCORE_BYTES = 4
 
 
 class Retrieval(FlashSchedule):
@@ -44,6 +55,7 @@ class Retrieval(FlashSchedule):
 
     summary = "vector search over the context, then attention over a few chunks of it"
     source = "arXiv 2005.11401; exact search as in arXiv 1702.08734"
+    of_other_models = True
     masks = ("full", "causal")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -70,20 +82,26 @@ class Retrieval(FlashSchedule):
 def _search_kernel(index: Tensor, questions: Tensor, scores: Tensor) -> Kernel:
     tile, trips = Tile(q=QUESTIONS, kv=VECTORS), blocks(index.cols, SLICE)
     across = blocks(index.rows, tile.kv)
-    load_q = Load(
-        Stream(questions, tile.q, SLICE, lambda items: items // across * trips, 1), STAGES
-    )
-    load_v = Load(Stream(index, tile.kv, SLICE, lambda items: items % across * trips, 1), STAGES)
+    grid = Grid(across, blocks(questions.rows, tile.q))  # blocks of vectors, of questions
+
+    def q_slice(items: IntArray) -> IntArray:
+        return grid.at(items)[1] * trips
+
+    def v_slice(items: IntArray) -> IntArray:
+        return grid.at(items)[0] * trips
+
+    load_q = Load(Stream(questions, tile.q, SLICE, q_slice, 1), STAGES)
+    load_v = Load(Stream(index, tile.kv, SLICE, v_slice, 1), STAGES)
     operands = load_q.stream.tile_bytes + load_v.stream.tile_bytes
     multiply = Compute("q . v", (load_q, load_v), 2 * tile.q * tile.kv * SLICE, 0, 0, 3 * operands)
     return Kernel(
         name="vector search",
-        ctas=blocks(questions.rows, tile.q) * across,
+        ctas=grid.size,
         loops=(
             Loop(of_constant(trips), (load_q, load_v, multiply)),
-            Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
+            Loop(once, (Store(in_order(scores, tile.q, tile.kv)),)),
         ),
-        footprint=Footprint(STAGES * operands, 128, 128),
+        footprint=Footprint(STAGES * operands, 128, registers.SCORES),
     )
 
 
@@ -97,7 +115,7 @@ def _choice_kernel(scores: Tensor, found: Tensor) -> Kernel:
         ctas=scores.rows,
         loops=(
             Loop(of_constant(across), (load, compare)),
-            Loop(once, (Store(Stream(found, 1, found.cols, lambda items: items)),)),
+            Loop(once, (Store(in_order(found, 1)),)),
         ),
-        footprint=Footprint(0, threads=256, registers_per_thread=64),
+        footprint=Footprint(0, threads=256, registers_per_thread=registers.UPDATE),
     )

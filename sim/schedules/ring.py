@@ -35,10 +35,10 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.parts.flash_loop import Operand, flash_kernel
+from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
-    Result,
     SeveralGpus,
     finish_kernel,
     merge_kernel,
@@ -222,18 +222,23 @@ class Ring(SeveralGpus):
         def last_key_block(items: IntArray) -> IntArray:
             return kv_matrix(w, q_matrix(items)) * chunks * across + trips[items % count] - 1
 
-        return flash_kernel(
-            f"flash2, {part}",
-            local,
-            cta,
+        rows = QueryTiles(
             ctas=w.batch * w.heads * count,
-            trips=lambda items: trips[items % count],
             q=Stream(held.q, tile.q, w.head_dim, q_tile),
-            k=Operand((Stream(held.k, tile.kv, w.head_dim, last_key_block, -1),)),
-            v=Operand((Stream(held.v, tile.kv, w.head_dim, last_key_block, -1),)),
             o=Stream(held.part.o, tile.q, w.head_dim, q_tile),
             lse=Stream(held.part.lse, tile.q, 1, q_tile),
+            periods=w.batch * w.heads,
+            sharing=w.heads // w.kv_heads,
         )
+        loop = key_loop(
+            local,
+            cta,
+            lambda items: trips[items % count],
+            rows.q.tile_bytes,
+            Operand((Stream(held.k, tile.kv, w.head_dim, last_key_block, -1),)),
+            Operand((Stream(held.v, tile.kv, w.head_dim, last_key_block, -1),)),
+        )
+        return flash_kernel(f"flash2, {part}", local, cta, rows, loop)
 
 
 def _key_blocks(part: Part, held: Held, tile: Tile) -> tuple[int, IntArray]:

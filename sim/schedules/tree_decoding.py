@@ -20,8 +20,8 @@ from typing import Literal
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
-    Result,
     SeveralGpus,
     finish_kernel,
     merge_kernel,
