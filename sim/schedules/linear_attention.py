@@ -129,7 +129,8 @@ def _outputs_kernel(
     grid = Grid(across, chunks, q.groups)  # blocks of V's columns, chunks, matrices of Q
 
     def q_tile(items: IntArray) -> IntArray:
-        return items // across * across
+        _, number, matrix = grid.at(items)
+        return (matrix * chunks + number) * across
 
     def kv_chunk(items: IntArray) -> IntArray:
         _, number, matrix = grid.at(items)

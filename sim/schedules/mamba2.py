@@ -53,7 +53,7 @@ UPDATED_ROWS = 8  # of a state that one CTA of the decoding kernel updates
 
 
 class Mamba2(Schedule):
-    """Mamba-2's chunked scan and its decoding step.
+    """Mamba-2's chunked scan, and decoding of one token.
 
     `state` is the state's size for each of head_dim columns, `groups` how many B and C there are,
     `chunk` in tokens; defaults as in mamba_ssm/modules/mamba2.py.

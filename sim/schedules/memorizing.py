@@ -119,7 +119,7 @@ class Memorizing(FlashSchedule):
                 Loop(lambda items: (end - first)[grid.at(items)[0]], (load_k, rank)),
                 Loop(once, (Store(in_order(found, tile.q)),)),
             ),
-            footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+            footprint=cta.footprint(w),
             tensor_path=cta.tensor_path,
         )
 

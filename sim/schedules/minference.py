@@ -74,7 +74,7 @@ BLOCK = 64  # query rows and keys
 FORCED_VERTICALS, FORCED_SLASHES = 30, 100
 BAND = 64
 PIECE = 256  # columns that a CTA of the eager passes takes: an estimate
-MERGE_OPS = 8  # lane operations of one step of the index's merge: an estimate
+MERGE_OPS = 8  # lane operations for each number that the index's merge takes: an estimate
 
 
 class MInference(Schedule):
@@ -299,7 +299,7 @@ def _attention_kernel(
             *_vertical_loops(w, cta, lines, grid, q_bytes, (k, v)),
             finish(BLOCK * w.head_dim, in_order(o, BLOCK), sram_bytes=2 * q_bytes),
         ),
-        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
     )
 

@@ -61,6 +61,7 @@ from sim.schedules.parts.flash_cta import FlashCta, triton_cta
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.split_kv import contiguous, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
@@ -119,22 +120,22 @@ class Nsa(Schedule):
         if w.phase != "decode":
             compression = [self._compress(w, of.k, of.k_cmp), self._compress(w, of.v, of.v_cmp)]
         compressed = self._compressed_attention(w, hw, of)
-        o_cmp, lse = _results(compressed[-1])
+        selected = self._selected_attention(w, hw, of)
+        window = self._window_attention(w, hw, of)
         scores = Tensor("scores", of.k.groups, w.seq_q, of.k_cmp.rows, STATISTICS_BYTES)
         choices = blocks(w.seq_kv, self.block)
         sums = Tensor("block scores", of.k.groups, w.seq_q, choices, STATISTICS_BYTES)
         found = Tensor("blocks chosen", of.k.groups, w.seq_q, min(self.top, choices), INDEX_BYTES)
-        window = self._window_attention(w, hw, of)
-        o_window, _ = _results(window[-1])
+        branches = [branch.result.o for branch in (compressed, selected, window)]
         return [
             *compression,
-            *compressed,
-            _scores_kernel(w, of, lse, scores),
+            *compressed.kernels,
+            _scores_kernel(w, of, compressed.result.lse, scores),
             _block_scores_kernel(scores, sums, self.block // self.compress_stride),
             top_k_kernel("choose blocks", sums, found),
-            self._selected_attention(w, hw, of),
-            *window,
-            _gate_kernel(w, of, (o_cmp, of.o_slc, o_window)),
+            *selected.kernels,
+            *window.kernels,
+            _gate_kernel(w, of, branches),
         ]
 
     def compressed_keys(self, tokens: IntArray) -> IntArray:
@@ -181,28 +182,28 @@ class Nsa(Schedule):
 
     def _compressed_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
-    ) -> list[Kernel]:
+    ) -> Attention:
         name = "compressed attention"
         if w.phase == "decode":
-            return _decode(name, replace(w, seq_kv=of.k_cmp.rows), hw, of.k_cmp, of.v_cmp)
+            return _decode(name, replace(w, seq_kv=of.k_cmp.rows), hw, (of.k_cmp, of.v_cmp))
         cta = triton_cta(w, hw, FLASH_TILE, warps=8 if w.head_dim > 64 else 4, stages=3)
         last = np.minimum(np.arange(1, blocks(w.seq_q, cta.tile.q) + 1) * cta.tile.q, w.seq_q)
         end = -(-self.compressed_keys(last) // cta.tile.kv)
-        return [of.flash(name, cta, w, of.k_cmp, of.v_cmp, np.zeros_like(end), end)]
+        return of.flash(name, w, cta, (of.k_cmp, of.v_cmp), (np.zeros_like(end), end))
 
     def _window_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
-    ) -> list[Kernel]:
+    ) -> Attention:
         near = replace(w, window=self.keep_window)
         if w.phase == "decode":
-            return _decode("window attention", near, hw, of.k, of.v)
+            return _decode("window attention", near, hw, (of.k, of.v))
         cta = public_cta(near, hw, "cuda")
-        first, end = visible_blocks(near, cta.tile)
-        return [of.flash("window attention", cta, near, of.k, of.v, first, end)]
+        visible = visible_blocks(near, cta.tile)
+        return of.flash("window attention", near, cta, (of.k, of.v), visible)
 
     def _selected_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
-    ) -> Kernel:
+    ) -> Attention:
         rows = of.group_rows
         warps = 8 if w.head_dim > 64 else 4
         cta = triton_cta(w, hw, Tile(q=rows, kv=self.block), warps, stages=3)
@@ -230,33 +231,33 @@ class Nsa(Schedule):
         def of_group(tensor: Tensor) -> Stream:
             return Stream(tensor, 1, tensor.cols // w.kv_heads, group_tile)
 
+        result = of.result("selected O", "selected LSE")
         q_bytes = rows * w.head_dim * w.dtype_bytes
-        return Kernel(
+        kernel = Kernel(
             name="selected attention",
             ctas=at.ctas,
+            periods=at.periods,
             loops=(
                 begin("Q", Load(of_group(of.q)), trips=at.exists, sram_bytes=q_bytes),
                 key_loop(w, cta, block_count, q_bytes, block_of(of.k), block_of(of.v)),
                 finish(
                     rows * w.head_dim,
-                    of_group(of.o_slc),
-                    of_group(of.lse_slc),
+                    of_group(result.o),
+                    of_group(result.lse),
                     trips=at.exists,
                     sram_bytes=2 * q_bytes,
                 ),
             ),
-            footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+            footprint=cta.footprint(w),
             tensor_path=cta.tensor_path,
             items_per_cta=at.each,
         )
+        return Attention([kernel], result)
 
 
 @dataclass(frozen=True, eq=False)
 class _Positions:
-    """Grid of "selected attention": (sequences, KV heads, positions), of these `each` a CTA.
-
-    The heads of all sequences interleave, so that nothing in it repeats.
-    """
+    """Grid of "selected attention": (sequences, KV heads, positions), of these `each` a CTA."""
 
     w: AttentionWorkload
     each: int
@@ -270,6 +271,11 @@ class _Positions:
     def ctas(self) -> int:
         """How many CTAs there are."""
         return self.items.size // self.each
+
+    @property
+    def periods(self) -> int:
+        """A single position is alike for all heads; of several the heads interleave."""
+        return self.w.batch * self.w.kv_heads if self.w.seq_q == 1 else 1
 
     def _number(self, items: IntArray) -> IntArray:
         nth, _, _, cta = self.items.at(items)
@@ -310,8 +316,6 @@ class _Tensors:
             )
             for tensor in (self.k, self.v)
         )
-        self.o_slc = replace(self.q, name="selected O", lifetime="workspace", role="partial")
-        self.lse_slc = Tensor("selected LSE", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
         self.o = replace(self.q, name="O", lifetime="output", role="result")
 
     @property
@@ -336,68 +340,63 @@ class _Tensors:
         row = head // w.heads * blocks(w.seq_q, rows) + block
         return row * w.heads + head % w.heads
 
+    def result(self, o_name: str, lse_name: str) -> Result:
+        """Room for what a branch of prefill finds, or the selected one of decoding."""
+        return Result(
+            replace(self.q, name=o_name, lifetime="workspace", role="partial"),
+            Tensor(lse_name, self.w.batch, self.w.seq_q, self.w.heads, STATISTICS_BYTES),
+        )
+
     def flash(
         self,
         name: str,
-        cta: FlashCta,
         w: AttentionWorkload,
-        k: Tensor,
-        v: Tensor,
-        first: IntArray,
-        end: IntArray,
-    ) -> Kernel:
-        """The flash loop over key blocks first to end - 1 of each block of query rows."""
-        rows, across = cta.tile.q, blocks(k.rows, cta.tile.kv)
-        down = blocks(w.seq_q, rows)
-        o = replace(self.q, name=f"O of {name}", lifetime="workspace", role="partial")
-        lse = Tensor(f"LSE of {name}", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
+        cta: FlashCta,
+        kv: tuple[Tensor, Tensor],
+        visible: tuple[IntArray, IntArray],
+    ) -> Attention:
+        """The flash loop over the key blocks from a first to an end, of each block of rows."""
+        first, end = visible
+        count: IntArray = np.maximum(0, end - first)
+        rows, across = cta.tile.q, blocks(kv[0].rows, cta.tile.kv)
+        grid = Grid(blocks(w.seq_q, rows), w.batch * w.heads)  # blocks of query rows, heads
+        result = self.result(f"O of {name}", f"LSE of {name}")
+
+        def q_tile(items: IntArray) -> IntArray:
+            block, head = grid.at(items)
+            return self.head_tile(head, block, rows)
 
         def of_head(tensor: Tensor) -> Stream:
-            """Grid (blocks of query rows, heads), the first fastest."""
-            cols = tensor.cols // w.heads
-            return Stream(
-                tensor,
-                rows,
-                cols,
-                lambda items: self.head_tile(items // down, items % down, rows),
-            )
+            return Stream(tensor, rows, tensor.cols // w.heads, q_tile)
 
-        def keys(tensor: Tensor) -> Operand:
-            def base(items: IntArray) -> IntArray:
-                return kv_matrix(w, items // down) * across + first[items % down]
+        def first_key_block(items: IntArray) -> IntArray:
+            block, head = grid.at(items)
+            return kv_matrix(w, head) * across + first[block]
 
-            return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, 1),))
+        def trips(items: IntArray) -> IntArray:
+            return count[grid.at(items)[0]]
 
         tiles = QueryTiles(
-            ctas=w.batch * w.heads * down,
+            ctas=grid.size,
             q=of_head(self.q),
-            o=of_head(o),
-            lse=of_head(lse),
+            o=of_head(result.o),
+            lse=of_head(result.lse),
             periods=w.batch * w.heads,
             sharing=self.group,
         )
-
-        def trips(items: IntArray) -> IntArray:
-            visited: IntArray = np.maximum(0, end - first)
-            return visited[items % down]
-
-        loop = key_loop(w, cta, trips, tiles.q.tile_bytes, keys(k), keys(v))
-        return flash_kernel(name, w, cta, tiles, loop)
+        k, v = (
+            Operand((Stream(tensor, cta.tile.kv, w.head_dim, first_key_block, 1),)) for tensor in kv
+        )
+        loop = key_loop(w, cta, trips, tiles.q.tile_bytes, k, v)
+        return Attention([flash_kernel(name, w, cta, tiles, loop)], result)
 
 
 def _decode(
-    name: str, w: AttentionWorkload, hw: HardwareProfile, k: Tensor, v: Tensor
-) -> list[Kernel]:
+    name: str, w: AttentionWorkload, hw: HardwareProfile, kv: tuple[Tensor, Tensor]
+) -> Attention:
     """Split-KV decoding over K and V."""
     keys = FlashDecoding().split(w, hw, None)
-    loop = keys.loop(keys.trips, *contiguous(keys, (k, v)))
-    return split_attention(name, keys, loop).kernels
-
-
-def _results(kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """O and LSE, which an attention or combine kernel stores in that order."""
-    o, lse = (op.stream.tensor for op in kernel.loops[-1].ops if isinstance(op, Store))
-    return o, lse
+    return split_attention(name, keys, keys.loop(keys.trips, *contiguous(keys, kv)))
 
 
 def _scores_kernel(w: AttentionWorkload, of: _Tensors, lse: Tensor, scores: Tensor) -> Kernel:
@@ -481,7 +480,7 @@ def _block_scores_kernel(scores: Tensor, sums: Tensor, keys_a_block: int) -> Ker
     )
 
 
-def _gate_kernel(w: AttentionWorkload, of: _Tensors, branches: tuple[Tensor, ...]) -> Kernel:
+def _gate_kernel(w: AttentionWorkload, of: _Tensors, branches: list[Tensor]) -> Kernel:
     """A CTA a position and group of heads; a gate a branch, head and token."""
     gates = Tensor("gates", w.batch, w.seq_q, 3 * w.heads, w.dtype_bytes, "input")
 

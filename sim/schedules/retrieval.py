@@ -19,13 +19,14 @@ from typing import Literal
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import Tile, blocks, of_constant
+from sim.schedules.base import Tile, blocks, of_constant, qkvo
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.results import Attention
 from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
     Compute,
@@ -68,15 +69,15 @@ class Retrieval(FlashSchedule):
         return [
             _search_kernel(index, questions, scores),
             _choice_kernel(scores, found),
-            *self._attention(w, hw),
+            *self._attention(w, hw).kernels,
         ]
 
-    def _attention(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+    def _attention(self, w: AttentionWorkload, hw: HardwareProfile) -> Attention:
         context = min(w.seq_kv, self.top * self.chunk_tokens)
-        options = self.model_dump(include=set(FlashSchedule.model_fields) - {"name", "label"})
         if w.phase == "decode":
-            return FlashDecoding(**options).lower(replace(w, seq_kv=context), hw)
-        return Flash2(**options).lower(replace(w, seq_q=context, seq_kv=context), hw)
+            return self.like(FlashDecoding).attention(replace(w, seq_kv=context), hw)
+        prompt = replace(w, seq_q=context, seq_kv=context)
+        return self.like(Flash2).attention(prompt, hw, qkvo(prompt))
 
 
 def _search_kernel(index: Tensor, questions: Tensor, scores: Tensor) -> Kernel:

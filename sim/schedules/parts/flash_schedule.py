@@ -1,20 +1,21 @@
 """The options that all schedules built on the FlashAttention-2 loop have, and what they mean."""
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import TiledSchedule
+from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts import registers
 from sim.schedules.parts.flash_cta import FlashCta, flash_sram_bytes
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
 
 Implementation = Literal["cuda", "triton"]
+Like = TypeVar("Like", bound="FlashSchedule")
 
 
 class FlashSchedule(TiledSchedule):
@@ -49,6 +50,11 @@ class FlashSchedule(TiledSchedule):
         if self.rope == "pass":
             kernels = with_passes(w, self.name, kernels)
         return in_order(kernels * w.tokens)
+
+    def like(self, schedule: type[Like], **options: Any) -> Like:
+        """Another schedule on the loop, with this one's options of the loop and those given."""
+        keys = FlashSchedule.model_fields.keys() - Schedule.model_fields.keys()
+        return schedule.model_validate({key: getattr(self, key) for key in keys} | options)
 
     def cta(self, public: FlashCta, w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
         """The CTA asked for, else the public one if it fits, else with the largest tile that does.

@@ -12,7 +12,7 @@ are estimates, as is the count of operations.
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -26,8 +26,6 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.results import Result
 from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor
 
-Local = TypeVar("Local", bound=FlashSchedule)
-
 
 class SeveralGpus(FlashSchedule):
     """A schedule over `gpus` GPUs; the other options are those of the kernels on each of them."""
@@ -36,11 +34,6 @@ class SeveralGpus(FlashSchedule):
 
     on_several_gpus = True
     rotates = False
-
-    def local(self, schedule: type[Local]) -> Local:
-        """The schedule that each GPU runs on its share, with the tile and warps asked for."""
-        options = self.model_dump(include={"tile", "implementation", "stages", "warps"})
-        return schedule.model_validate(options)
 
     def share(self, key: str, count: int, ways: int | None = None) -> int:
         """One GPU's share of `count`; raises InputError where it does not come out even.
@@ -62,12 +55,6 @@ class SeveralGpus(FlashSchedule):
                 peer_link(hw, 0, other)
             except InputError as error:
                 raise InputError(f"schedule {self.name}: gpus = {self.gpus}: {error}") from None
-
-
-def result_of(kernels: list[Kernel]) -> Result:
-    """What the last of some attention kernels leaves in the tensors "O" and "LSE"."""
-    tensors = {tensor.name: tensor for tensor in kernels[-1].tensors}
-    return Result(tensors["O"], tensors["LSE"])
 
 
 def merged_like(part: Result) -> Result:

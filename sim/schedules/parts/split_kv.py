@@ -15,6 +15,7 @@ num_splits_heuristic, set_params_splitkv), query heads packed as rows of one mat
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 from typing import Annotated, ClassVar
 
@@ -73,6 +74,12 @@ class SplitKeys:
     def matrices(self) -> int:
         """KV heads of all sequences."""
         return self.w.batch * self.w.kv_heads
+
+    @cached_property
+    def q(self) -> Tensor:
+        """The query rows of each K/V matrix."""
+        shape = (self.matrices, self.rows, self.w.head_dim)
+        return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query")
 
     @property
     def across(self) -> int:
@@ -175,7 +182,6 @@ def split_attention(
     `kind` is that of the split kernel.
     """
     w, cta, rows, all_rows = keys.w, keys.cta, keys.rows, keys.matrices * keys.rows
-    q = Tensor("Q", keys.matrices, rows, w.head_dim, w.dtype_bytes, "input", "query")
     result = Result(
         Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output", "result"),
         Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output", "statistics"),
@@ -188,7 +194,7 @@ def split_attention(
     stored = of_splits if keys.splits > 1 else result
     tiles = QueryTiles(
         ctas=keys.grid.size,
-        q=Stream(q, cta.tile.q, w.head_dim, keys.matrix),
+        q=Stream(keys.q, cta.tile.q, w.head_dim, keys.matrix),
         o=Stream(stored.o, rows, w.head_dim, keys.rows_of_split),
         lse=Stream(stored.lse, rows, 1, keys.rows_of_split),
         periods=keys.matrices,
