@@ -174,7 +174,7 @@ def sweep_file(
     go_on = f"what is finished is in {store}: run again to go on"
     try:
         with a_bar(engine) as update, workers as found:
-            return sweep_points(text.data, text.where, text.folder, kept, found, engine, update)
+            return sweep_points(text, kept, found, engine, update)
     except KeyboardInterrupt:
         raise InputError(f"interrupted; {go_on}") from None
     except WorkersLostError as error:

@@ -11,7 +11,8 @@ from sim.report.page import CHARTED, save_page
 from sim.runs.again import whole_points
 from sim.runs.job import run_scenario
 from sim.runs.scenario import make_scenario, read_scenario
-from sim.web.app import Explorer, serve
+from sim.web.app import serve
+from sim.web.explorer import Explorer
 from tests.support.browser import Visit, a_browser
 
 DOCS = Path(__file__).parents[2] / "docs"
