@@ -4,7 +4,8 @@ That is what the schedule's own program for one layer allocates on the device
 (`sim.device.memory.check_memory`), had that room for anything.
 """
 
-from sim.device.memory import check_memory, kernels_of
+from sim.device.memory import check_memory
+from sim.device.program import kernels_of
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import STATISTICS_BYTES, blocks
