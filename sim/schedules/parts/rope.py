@@ -122,7 +122,7 @@ def check_fused(schedule: str, kernels: list[Kernel]) -> None:
             )
 
 
-def _rotated(tensor: Tensor, beside: Callable[[Stream], Stream], backward: bool = False) -> Kernel:
+def _rotated(tensor: Tensor, beside: Callable[[Stream], Stream]) -> Kernel:
     """Rotates a tensor in place, with the table's tiles beside its own."""
     rows = rows_of(tensor)
     tiles = in_order(tensor, rows)
