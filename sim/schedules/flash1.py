@@ -30,7 +30,7 @@ here: with the published M / 4d those of keys alone would fill SRAM.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,7 @@ from sim.schedules.parts.backward import (
     DROPOUT_BACKWARD_OPS_PER_SCORE,
     DROPOUT_OPS_PER_SCORE,
     gradients,
+    of_backward,
     sums_over_groups,
 )
 from sim.schedules.parts.elementwise import in_order
@@ -111,7 +112,7 @@ class Flash1(TiledSchedule):
         visit = _Visit((q, g.do, o, row_sum, row_max), (g.dq,), (g.dq,), _backward_step)
         results = (g.dk_of_heads, g.dv_of_heads)
         backward = _kernel("flash1 backward", w, tile, sram_bytes(tile), (k, v), visit, results)
-        return [forward, replace(backward, backward=True), *sums_over_groups(g)]
+        return [forward, *of_backward([backward, *sums_over_groups(g)])]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from sim.schedules.parts.dealing import (
     Dealt,
     dealt_in_turn,
     dealt_on_demand,
+    like_sections,
     longest_first,
     section_of,
 )
@@ -92,12 +93,15 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
     """The persistent kernel: masked tiles longest first on demand, others in turn."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
     ctas = min(sms, rows.grid.size)
+    periods, sharing = rows.matrices, rows.sharing
     if cta.w.mask == "full":
         dealt = dealt_in_turn(rows.grid.size, ctas)
     else:
-        order = longest_first(rows, section_of(rows, L2_SECTION_BYTES))
+        section = section_of(rows, L2_SECTION_BYTES)
         every = np.arange(rows.grid.size, dtype=np.int64)
-        dealt = dealt_on_demand(order, rows.key_blocks(every), ctas)
+        dealt = dealt_on_demand(longest_first(rows, section), rows.key_blocks(every), ctas)
+        if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
+            periods, sharing = like_sections(rows, section), 1
     work = _Work(cta, rows, dealt)
     return Kernel(
         name="flash3",
@@ -106,8 +110,8 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
         footprint=cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=dealt.items_per_cta,
-        periods=rows.matrices,
-        sharing=rows.sharing,
+        periods=periods,
+        sharing=sharing,
     )
 
 

@@ -36,7 +36,13 @@ from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import Schedule, Tile, blocks, check_arch
 from sim.schedules.parts import registers
-from sim.schedules.parts.dealing import Dealt, dealt_in_turn, longest_first, section_of
+from sim.schedules.parts.dealing import (
+    Dealt,
+    dealt_in_turn,
+    like_sections,
+    longest_first,
+    section_of,
+)
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.query_rows import QueryRows
 from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Stream, Tensor
@@ -169,8 +175,7 @@ def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:
     else:
         section = section_of(rows, L2_SECTION_BYTES)
         dealt = Dealt(tiles, longest_first(rows, section))
-        # The longest blocks of all heads of a section come first: what repeats is a section.
-        periods = 1 if periods % section else periods // section
+        periods = like_sections(rows, section)
     return Kernel(
         name="flash4",
         ctas=dealt.ctas,

@@ -228,5 +228,5 @@ def test_fp8_transposes_v_and_writes_bf16():
 def test_what_it_cannot_do_is_one_line(table, profile, options, complaint):
     w = workload(**{"heads": 2, "head_dim": 64, "seq_len": 256, **table})
     with pytest.raises(InputError, match=re.escape(complaint)) as raised:
-        make_schedule({"name": "flash3", **options}, "a test").lower(w, load_profile(profile))
+        make_schedule({"name": "flash3", **options}, "a test").program(w, load_profile(profile))
     assert "\n" not in str(raised.value)

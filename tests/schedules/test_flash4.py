@@ -135,5 +135,5 @@ def test_causal_tiles_are_launched_longest_first():
 def test_what_it_cannot_do_is_one_line(table, profile, overrides, complaint):
     w = workload(**{"heads": 2, "head_dim": 64, "seq_len": 512, **table})
     with pytest.raises(InputError, match=re.escape(complaint)) as raised:
-        FLASH4.lower(w, load_profile(profile, overrides, "a test"))
+        FLASH4.program(w, load_profile(profile, overrides, "a test"))
     assert "\n" not in str(raised.value)

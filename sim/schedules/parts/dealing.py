@@ -29,6 +29,11 @@ def section_of(rows: QueryRows, l2_bytes: int) -> int:
     return heads * (w.heads // w.kv_heads // rows.packed)
 
 
+def like_sections(rows: QueryRows, section: int) -> int:
+    """Like parts that `longest_first` goes through one after the other: whole sections."""
+    return 1 if rows.matrices % section else rows.matrices // section
+
+
 @dataclass(frozen=True, eq=False)
 class Dealt:
     """The tile that each item of `ctas` CTAs works on, -1 where it has none."""
