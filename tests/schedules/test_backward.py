@@ -13,7 +13,8 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.schedules.parts.flash2_backward import public_backward_cta, query_blocks
+from sim.schedules.parts.flash2_backward import query_blocks
+from sim.schedules.parts.public_tiles import public_backward_cta
 from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import devices, lowered, workloads
 
