@@ -11,3 +11,9 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
 ]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Let the scenario run the code of schedules in files (FILE.py:CLASS)."
+    ),
+]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sim.cli.options import ScenarioArgument, SettingsOption
+from sim.cli.options import AllowCodeOption, ScenarioArgument, SettingsOption
 from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def run(
         bool, typer.Option("--exact", help="Replay every tile step of long kernels too.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
     from sim.cli.kinds import question_in
@@ -41,13 +42,15 @@ def run(
     from sim.runs.scenario import read_scenario
 
     whole = ["limits.exact=true"] if exact else []
-    text = read_scenario(scenario, (*(settings or ()), *whole))
+    text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     if "search" in text.data:
         raise InputError(f"{text.where}: search: attnsim explore search {scenario} runs it")
     make_question = question_in(text.data)
     if make_question is None:
         run_schedules(text, out, report, trace, engine, json)
         return
+    if allow_code:
+        raise InputError("--allow-code goes with a scenario that has [[schedule]] tables")
     question = make_question(text.data, text.name, text.where)
     if trace is not None or report is not None or engine != "replay":
         raise InputError(
@@ -71,9 +74,8 @@ def run_schedules(
     """Run a scenario of schedules and say what came out."""
     from sim.runs.job import run_scenario
     from sim.runs.results_file import dumps, save
-    from sim.runs.scenario import make_scenario
 
-    question = make_scenario(text.data, text.name, text.where, text.folder)
+    question = text.scenario()
     if out is not None:
         make_folder(out)
     if report is not None:
@@ -134,13 +136,14 @@ def sweep(
         Literal["replay", "reference"],
         typer.Option(help="The compiled engine, or the slow SimPy one that checks it."),
     ] = "replay",
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run many points of a scenario side by side; one that was stopped goes on where it was."""
     from sim.cli.kinds import question_in
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
-    text = read_scenario(scenario, tuple(settings or ()))
+    text = read_scenario(scenario, tuple(settings or ()), allow_code)
     if question_in(text.data) is not None:
         raise InputError(f"{text.where}: a sweep takes a scenario that has [[schedule]] tables")
     if dask is not None and workers is not None:
@@ -162,7 +165,7 @@ def sweep(
     go_on = f"what is finished is in {store}: run again to go on"
     try:
         with a_bar(engine) as update, cluster(dask) if dask else processes(workers) as found:
-            swept = sweep_points(text.data, text.where, text.folder, kept, found, engine, update)
+            swept = sweep_points(text, kept, found, engine, update)
     except KeyboardInterrupt:
         raise InputError(f"interrupted; {go_on}") from None
     except WorkersLostError as error:

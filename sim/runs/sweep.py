@@ -15,19 +15,27 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sim.device.run import EngineName
 from sim.inputs.files import InputError, checked
-from sim.runs.address import address, fingerprint
+from sim.runs.address import address, code_of
 from sim.runs.job import Job, LimitsError, Progress
 from sim.runs.record import Asked, KernelResult, Record, flat, versions
-from sim.runs.scenario import Limits, Point, ScenarioFile, check_titles, make_point, variations
+from sim.runs.scenario import (
+    Limits,
+    Point,
+    ScenarioFile,
+    ScenarioText,
+    check_titles,
+    make_point,
+    variations,
+)
 from sim.runs.store import Finished, Store
 from sim.runs.workers import Workers, WorkersLostError
 from sim.schedules import title_of
 from sim.schedules.base import Schedule
+from sim.schedules.own import CodeRefusedError
 
 CHUNK_S = 0.1  # of work, before a worker gives back what it has
 _CHUNK_POINTS = 64
@@ -68,21 +76,19 @@ class Swept:
 
 
 def sweep_points(
-    data: Mapping[str, Any],
-    where: str,
-    folder: Path | None,
+    text: ScenarioText,
     store: Store,
     workers: Workers,
     engine: EngineName = "replay",
     progress: Progress = lambda *_: None,
 ) -> Swept:
-    """Run the points of a scenario's tables that the store lacks.
+    """Run the points of a scenario that the store lacks.
 
     A point that cannot be is a record with its reason. Raises InputError where none can be or the
     tables as such are wrong, and WorkersLostError.
     """
-    limits = checked(ScenarioFile, data, where).limits
-    wanted = list(_wanted(data, where, folder, engine, limits))
+    limits = checked(ScenarioFile, text.data, text.where).limits
+    wanted = list(_wanted(text, engine, limits))
     if not any(one.task for one in wanted):
         raise InputError(wanted[0].problem)
     tasks = {one.task.key: one.task for one in wanted if one.task}
@@ -117,20 +123,23 @@ def _renamed(fields: dict[str, Any], asked: Asked) -> Record:
     return Record(**{**fields, **vars(asked)}, kernels=kernels)
 
 
-def _wanted(
-    data: Mapping[str, Any], where: str, folder: Path | None, engine: EngineName, limits: Limits
-) -> Iterator[Wanted]:
+def _wanted(text: ScenarioText, engine: EngineName, limits: Limits) -> Iterator[Wanted]:
     """Every schedule of every point, in order; raises InputError for what is wrong in all."""
-    tables = data["schedule"]
-    check_titles([title_of(table) for table in tables], where)
-    for swept, varied in variations(data, where):
+
+    def point_of(tables: Mapping[str, Any], swept: dict[str, Any]) -> Point:
+        return make_point(tables, swept, text.where, text.folder, text.allow_code)
+
+    check_titles([title_of(table) for table in text.data["schedule"]], text.where)
+    for swept, varied in variations(text.data, text.where):
         try:
-            points = [make_point(varied, swept, where, folder)]
+            points = [point_of(varied, swept)]
         except InputError:  # of one schedule alone, perhaps
             points = []
         for table in [] if points else varied["schedule"]:
             try:
-                points.append(make_point({**varied, "schedule": [table]}, swept, where, folder))
+                points.append(point_of({**varied, "schedule": [table]}, swept))
+            except CodeRefusedError:
+                raise
             except InputError as error:
                 yield Wanted(_as_written(table, varied["hardware"], swept), None, str(error))
         for point in points:
@@ -157,7 +166,8 @@ def _replayed(
     running: dict[Future[list[Done]], list[Task]] = {}
 
     def start(chunk: list[Task]) -> None:
-        running[workers.executor.submit(work, chunk, limits, engine, fingerprint())] = chunk
+        code = code_of(*(task.schedule for task in chunk))
+        running[workers.executor.submit(work, chunk, limits, engine, code)] = chunk
 
     try:
         while queue or running:
@@ -190,10 +200,10 @@ def _replayed(
 
 def work(tasks: list[Task], limits: Limits, engine: EngineName, code: str) -> list[Done]:
     """What a worker does: the first of the tasks and, until CHUNK_S are over, those behind it."""
-    if code != fingerprint():
+    if code != code_of(*(task.schedule for task in tasks)):
         raise InputError(
-            f"the worker on {socket.gethostname()} has another attnsim, Python, numba or numpy "
-            "than this one: install the same there"
+            f"the worker on {socket.gethostname()} has another attnsim, Python, numba, numpy or "
+            "a schedule's package than this one: install the same there"
         )
     end_s = time.monotonic() + CHUNK_S
     done = []

@@ -27,7 +27,7 @@ from sim.inputs.files import InputError
 from sim.report.frame import export_frame, frame_of
 from sim.runs.address import address
 from sim.runs.record import Record
-from sim.runs.scenario import make_scenario, read_scenario
+from sim.runs.scenario import ScenarioText, make_scenario, read_scenario
 from sim.runs.store import Store
 from sim.runs.sweep import sweep_points
 from sim.runs.workers import processes
@@ -170,9 +170,13 @@ def test_a_bad_sweep_is_one_line(case):
 # What comes out
 
 
+def text_of(tables):
+    return ScenarioText(tables, "mine", "mine.toml", None)
+
+
 def swept(tables, store, engine="replay"):
     with processes(1) as workers:
-        return sweep_points(tables, "mine.toml", None, store, workers, engine)
+        return sweep_points(text_of(tables), store, workers, engine)
 
 
 def bare(record):
