@@ -34,9 +34,9 @@ from sim.runs.workers import Workers, processes
 POLL_S = 0.01
 
 
-def question(points: int) -> ScenarioText:
+def text(points: int) -> ScenarioText:
     """FlashAttention-2 of 16 heads over 4,096 tokens, at so many bandwidths."""
-    tables = {
+    tables: dict[str, Any] = {
         "workload": {"heads": 16, "head_dim": 128, "seq_len": 4096, "causal": True},
         "hardware": {"profile": "h100-sxm"},
         "schedule": [{"name": "flash2"}],
@@ -47,11 +47,11 @@ def question(points: int) -> ScenarioText:
 
 def swept_s(points: int, workers: Workers) -> float:
     """Wall time of a sweep into a new store on disk, by workers that are warm."""
-    sweep_points(question(16), Store(), workers)
+    sweep_points(text(16), Store(), workers)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store.sqlite")
         start_s = time.perf_counter()
-        swept = sweep_points(question(points), store, workers)
+        swept = sweep_points(text(points), store, workers)
         took_s = time.perf_counter() - start_s
         store.close()
     assert swept.replayed == points
@@ -61,7 +61,7 @@ def swept_s(points: int, workers: Workers) -> float:
 def plain_s(points: int) -> float:
     """The same by `run`: one point after the other, nothing kept."""
     start_s = time.perf_counter()
-    for _ in run_scenario(question(points).scenario()):
+    for _ in run_scenario(text(points).scenario()):
         pass
     return time.perf_counter() - start_s
 
@@ -113,7 +113,7 @@ def killed(points: int, kills: int) -> dict[str, Any]:
     """A sweep that is killed again and again, beside one that is not."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "mine.toml").write_text(tomli_w.dumps(question(points).data))
+        (folder / "mine.toml").write_text(tomli_w.dumps(text(points).data))
         store = folder / "killed.sqlite"
         had = []
         for _ in range(kills):

@@ -1,6 +1,6 @@
 """Predictions held against measurements: errors by schedule family, and which is faster."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +11,13 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from sim.inputs.hardware import HardwareProfile
+from sim.runs.job import Progress
 from validate.measurement import Measurement, Measurements, Split
 from validate.predict import NotPredictedError, Prediction, predict
 
 COLD, WARM, HBM, HITS = "time, cold L2", "time, warm L2", "HBM bytes", "L2 hit rate"
 QUANTITIES = (COLD, WARM, HBM, HITS)
+_UNSAID = ("name", "label", "implementation", "mask")  # of a schedule's options, about a point
 PAIR_DIFFERS = 0.05  # schedules whose times differ by less are not ranked
 
 
@@ -98,9 +100,9 @@ def compare(
     measurements: Measurements,
     hw: HardwareProfile,
     split: Split | None = "test",
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Comparison:
-    """Judge the points of a split (None: all); `progress` is told how many of how many are done."""
+    """Judge the points of a split (None: all); `progress` is told how many are done."""
     points = [p for p in measurements.points if split is None or p.split == split]
     judged: list[Judged] = []
     left: list[Left] = []
@@ -113,7 +115,7 @@ def compare(
             left.append(Left(point, "ran out of memory; the prediction fits"))
         else:
             judged += judge(point, outcome)
-        progress(done + 1, len(points))
+        progress("", done + 1, len(points))
     return Comparison(
         measurements.title, hw.name, split or "all", judged, left, scores(judged), pairs(judged)
     )
@@ -224,9 +226,6 @@ def point_text(point: Measurement) -> str:
     options = {k: v for k, v in (point.schedule or {}).items() if k not in _UNSAID}
     extra = "".join(f", {k} {_shown(v)}" for k, v in options.items())
     return f"{point.family} {w.batch} x {heads}, {length}, d {w.head_dim}{mask}, {w.dtype}{extra}"
-
-
-_UNSAID = ("name", "label", "implementation", "mask")
 
 
 def _shown(value: Any) -> str:

@@ -47,8 +47,8 @@ def serve(
     from sim.runs.scenario import read_scenario
 
     try:
-        from sim.web.app import Explorer
         from sim.web.app import serve as serve_page
+        from sim.web.explorer import Explorer
     except ModuleNotFoundError as error:
         raise InputError(
             f"the page needs {error.name}, which is not installed: pip install 'attnsim[explore]'"

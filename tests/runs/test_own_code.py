@@ -11,7 +11,9 @@ from sim.inputs.files import InputError
 from sim.runs.address import address, code_of
 from sim.runs.scenario import Limits, ScenarioText
 from sim.runs.store import Store
-from sim.runs.sweep import Task, sweep_points, work
+from sim.runs.sweep import sweep_points
+from sim.runs.wanted import Task
+from sim.runs.work import work
 from sim.runs.workers import processes
 from sim.schedules.own import CodeRefusedError
 from tests.support.packages import importable, install

@@ -1,4 +1,4 @@
-"""The README's pictures of the report and of the explorer: `python -m tests.screenshots`."""
+"""The README's pictures of report and explorer: `python -m tests.support.screenshots`."""
 
 import queue
 import tempfile
@@ -10,7 +10,8 @@ from playwright.sync_api import Browser, Page
 from sim.report.page import save_page
 from sim.runs.job import run_scenario
 from sim.runs.scenario import make_scenario, read_scenario
-from sim.web.app import Explorer, serve
+from sim.web.app import serve
+from sim.web.explorer import Explorer
 from tests.support.browser import Visit, a_browser
 
 DOCS = Path(__file__).parents[2] / "docs"

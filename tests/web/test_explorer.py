@@ -24,10 +24,10 @@ from sim.device.memory import replays_of
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import show
-from sim.runs.job import lower, run_scenario
+from sim.runs.job import run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, load_scenario, make_scenario, read_scenario
-from sim.web.app import Explorer, serve
+from sim.web.app import serve
 from sim.web.controls import (
     FIGURES,
     SPAN,
@@ -38,6 +38,7 @@ from sim.web.controls import (
     write_files,
 )
 from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
+from sim.web.explorer import Explorer
 from tests.support.browser import Visit
 
 QUESTION = """
@@ -230,7 +231,7 @@ def test_of_long_kernels_so_much_is_replayed_as_there_is_time_for(scenario):
     text = read_scenario(scenario, ("sweep={}",))
     (point,) = make_scenario(text.data, "", "", text.folder).points
     for schedule in point.schedules:
-        steps = lower(point, schedule)
+        steps = schedule.program(point.workload, point.hardware)
         most = affordable(steps, point.hardware)
         takes_s = replay_s(replays_of(steps), most)
         assert takes_s <= MOMENT_S
