@@ -126,30 +126,11 @@ class SearchAnswer:
     infeasible: list[Infeasible]
     profiles: dict[str, str]
 
-    def show(self) -> None:
-        """Print the front as a table."""
-        from sim.report.search import print_front
-
-        print_front(self)
-
     def json(self) -> str:
         """All but the profiles as JSON."""
         data = asdict(self)
         del data["profiles"]
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-    def save(self, out: Path) -> None:
-        """Write results.json, pareto.png and the front's profiles (`front/`) into a folder."""
-        from sim.report.search import pareto
-
-        (out / "results.json").write_text(self.json())
-        pareto(self).savefig(out / "pareto.png")
-        front = out / "front"
-        front.mkdir(exist_ok=True)
-        for old in front.glob("trial_*.toml"):
-            old.unlink()
-        for name, text in self.profiles.items():
-            (front / name).write_text(text)
 
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # interrupted trials are FAIL

@@ -102,6 +102,7 @@ Seconds = Annotated[float, _at_least_zero("second", "a time", '"560 ns"')]
 Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
 JoulesPerByte = Annotated[float, _positive("joule/byte", "an energy a byte", '"31 pJ/B"')]
 JoulesPerFlop = Annotated[float, _positive("joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 _SHOWN_PREFIXES = (
     (1e15, "P"),

@@ -17,8 +17,14 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, qkvo
-from sim.schedules.parts.flash_loop import KeyBlocks, forward_kernel
-from sim.schedules.parts.masks import MaskedSchedule, keys_between, pattern, read_mask
+from sim.schedules.parts.masks import (
+    KeyBlocks,
+    MaskedSchedule,
+    keys_between,
+    pattern,
+    read_mask,
+    sparse_kernel,
+)
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import IntArray, Kernel
 
@@ -57,7 +63,7 @@ class BlockSparse(MaskedSchedule):
         else:
             cta = self.cta(public, w, hw)
             visits = self._visits(w, cta.tile)
-        return [forward_kernel("block_sparse", w, cta, visits, qkvo(w))]
+        return [sparse_kernel("block_sparse", w, cta, visits, qkvo(w), "flash")]
 
     def _visits(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
         dense = self.keep_window is None and not self.sinks and not self.random_blocks

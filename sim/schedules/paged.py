@@ -30,7 +30,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
 from sim.schedules.parts.flash_loop import Operand
 from sim.schedules.parts.kv_cache import PageTable, cache_tensors, ops_of_making_ready, scattered
-from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_kernels
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
 from sim.tile_program import IntArray, Kernel, Loop, Stream, Tensor
 
 MOST_PAGES_A_TILE = 16  # K's and V's are a load each, and a loop has up to 63
@@ -75,7 +75,7 @@ class Paged(SplitKv):
         loops = [_loop(keys, pages, pools, pieces, 0, whole_tiles, pieces_a_tile)]
         if rest:
             loops.insert(0, _loop(keys, pages, pools, pieces, whole_tiles, whole_tiles + 1, rest))
-        return split_kernels("paged", keys, *loops)
+        return split_attention("paged", keys, *loops).kernels
 
 
 def _loop(

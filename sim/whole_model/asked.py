@@ -1,10 +1,10 @@
-"""What files of `[[fit]]`, `[[model]]` and `[serving]` share: hardware, models, schedules."""
+"""What files of `[[fit]]`, `[[model]]` and `[serving]` share: models, hardware, schedules."""
 
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sim.inputs.files import InputError, checked, nearest
 from sim.inputs.hardware import HardwareProfile, load_profile
@@ -22,6 +22,15 @@ from sim.schedules.retrieval import Retrieval
 # Schedules of models of another kind, with other parameters or a memory beside the KV cache.
 OTHER_MODELS = (LinearAttention, Lm2, Mamba2, Memorizing, Retrieval)
 
+
+def known_model(model: str) -> str:
+    """The name; raises ValueError where no model has it."""
+    if model not in MODELS:
+        raise ValueError(f"no such model; {nearest(model, MODELS)}")
+    return model
+
+
+ModelName = Annotated[str, AfterValidator(known_model)]
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ScheduleTable = str | dict[str, Any]
 
@@ -46,13 +55,6 @@ class Hardware(NamedTuple):
         return self.price_per_hour / 3600 * time_s / tokens * 1e6
 
 
-def known_model(model: str) -> str:
-    """The name; raises ValueError where no model has it."""
-    if model not in MODELS:
-        raise ValueError(f"no such model; {nearest(model, MODELS)}")
-    return model
-
-
 def hardware_of(table: Mapping[str, Any], where: str) -> Hardware:
     """What a `[hardware]` table describes; raises InputError."""
     price = checked(PricedHardware, table, where, "hardware").price_per_hour
@@ -73,8 +75,8 @@ def schedule_of(table: ScheduleTable, where: str) -> Schedule:
     return schedule
 
 
-def dumps(title: str, hardware: Hardware, results: Mapping[str, Any]) -> str:
-    """An answer as JSON."""
+def answer_json(title: str, hardware: Hardware, results: Mapping[str, Any]) -> str:
+    """An answer for a device as JSON, which ends with a newline."""
     head = {
         "title": title,
         "hardware": hardware.profile.name,

@@ -6,9 +6,9 @@ import pytest
 from sim import simulate
 from sim.engine.compiled import replay
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
-from sim.engine.fast_forward import plan as fast_forward
 from sim.engine.fast_forward.plan import can_skip, replayed_steps
 from sim.engine.fast_forward.reduced import can_be_coarse, coarse, slower
+from sim.engine.fast_forward.run import run_kernel
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.machine import HBM, L2, TENSOR, machine_of
@@ -34,7 +34,7 @@ def exactly(kernel, hw=H100):
 
 
 def skipping(kernel, most_steps=MOST_STEPS):
-    return fast_forward.run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
+    return run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
 
 
 def hbm_bytes(run) -> int:
@@ -63,7 +63,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
     workload, most_steps, time_error, hbm_error = CASES[case]
-    monkeypatch.setattr(fast_forward, "COARSE_TRIPS", 128)
+    monkeypatch.setattr("sim.engine.fast_forward.plan.COARSE_TRIPS", 128)
     kernel = kernel_of("flash2", seq_len=32768, **workload)
     whole, ours = exactly(kernel), skipping(kernel, most_steps)
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 4

@@ -25,7 +25,8 @@ from sim.explore.sensitivity import (
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import Count
-from sim.report.sensitivity import step_like, tornado
+from sim.report.present import show
+from sim.report.sensitivity import jumps, tornado
 from sim.runs.job import run_scenario
 from sim.runs.scenario import Limits, Scenario, make_scenario
 
@@ -62,8 +63,8 @@ def scenario(
     )
 
 
-def effects(of: Scenario, step: float = 0.05) -> dict[str, Effect]:
-    (schedule,) = sensitivity(of, step=step).schedules
+def effects(of: Scenario, shift: float = 0.05) -> dict[str, Effect]:
+    (schedule,) = sensitivity(of, shift=shift).schedules
     return {effect.parameter.key: effect for effect in schedule.effects}
 
 
@@ -106,14 +107,14 @@ class Drawn(BaseModel):
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-12, 1e18), st.integers(1, 10**6), st.floats(1e-4, 0.5))
-def test_steps_are_as_far_as_bounds_and_whole_numbers_let_them(share, rate, count, step):
+def test_shifts_are_as_far_as_bounds_and_whole_numbers_let_them(share, rate, count, shift):
     drawn = Drawn(share=share, rate=rate, count=count)
-    by_share, by_rate, by_count = parameters(drawn, step)
-    assert (by_rate.down, by_rate.up) == (rate / (1 + step), rate * (1 + step))
-    assert by_share.down == share / (1 + step)
-    assert by_share.up == (None if share == 1 else min(1, share * (1 + step)))
+    by_share, by_rate, by_count = parameters(drawn, shift)
+    assert (by_rate.down, by_rate.up) == (rate / (1 + shift), rate * (1 + shift))
+    assert by_share.down == share / (1 + shift)
+    assert by_share.up == (None if share == 1 else min(1, share * (1 + shift)))
     assert isinstance(by_count.up, int)
-    assert by_count.up - count == max(1, round(count * (1 + step)) - count)
+    assert by_count.up - count == max(1, round(count * (1 + shift)) - count)
     if count == 1:
         assert by_count.down is None
     else:
@@ -139,7 +140,7 @@ def test_twice_all_rates_and_half_all_latencies_is_half_the_time(name):
 @pytest.mark.parametrize("name", ["naive", "flash2", "ring"])
 def test_rates_less_latencies_sum_to_minus_one(name):
     """By dimensional analysis (Euler's theorem on homogeneous functions)."""
-    by_key = effects(scenario(name), step=1e-4)
+    by_key = effects(scenario(name), shift=1e-4)
     total = sum(by_key[key].time.central for key in RATES if key in by_key)
     total -= sum(by_key[key].time.central for key in LATENCIES if key in by_key)
     assert total == pytest.approx(-1, abs=5e-3)
@@ -185,7 +186,7 @@ def test_an_elasticity_is_what_two_runs_of_ones_own_give():
 
 
 def test_all_cores_say_what_one_says(monkeypatch):
-    """Side by side: of the first two steps neither goes on before the other has begun."""
+    """Side by side: of the first two shifts neither goes on before the other has begun."""
     of = scenario("naive", "flash2", "ring")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     alone = sensitivity(of).json()
@@ -195,10 +196,10 @@ def test_all_cores_say_what_one_says(monkeypatch):
     def side_by_side(*asked):
         if first_two:
             first_two.pop().wait(timeout=20)
-        return stepped(*asked)
+        return shifted(*asked)
 
-    stepped = module._stepped
-    monkeypatch.setattr(module, "_stepped", side_by_side)
+    shifted = module._shifted
+    monkeypatch.setattr(module, "_shifted", side_by_side)
     assert sensitivity(of).json() == alone
     assert not first_two
 
@@ -220,7 +221,7 @@ def test_a_profile_without_energy_has_none():
     assert all(effect.energy is None for effect in effects(bare).values())
 
 
-def test_a_tile_that_just_fits_is_stepped_one_way():
+def test_a_tile_that_just_fits_is_shifted_one_way():
     """128 x 64 in fp16 with head_dim 64 needs 16 KiB of Q and 2 x 8 KiB of K and V."""
     fitting = {"sram": {"capacity": "33 KiB"}}
     tile = {"tile": {"q": 128, "kv": 64}, "implementation": "cuda"}
@@ -229,7 +230,7 @@ def test_a_tile_that_just_fits_is_stepped_one_way():
     assert found.central == found.up
 
 
-def test_a_share_of_one_is_stepped_down():
+def test_a_share_of_one_is_shifted_down():
     by_key = effects(scenario("flash2", heads=16, head_dim=128, seq_len=2048))
     found = by_key["calibration.sm.mma_issue"]
     assert found.parameter.value == 1
@@ -238,13 +239,13 @@ def test_a_share_of_one_is_stepped_down():
     assert found.time.central == found.time.down > 0
 
 
-def test_what_steps_is_told_from_what_slopes():
+def test_what_jumps_is_told_from_what_slopes():
     """132 CTAs on 132 SMs: one SM less and a second wave begins."""
     by_key = effects(scenario("flash2", heads=11, seq_len=128 * 12, causal=False))
     count = by_key["sm.count"].time
-    assert step_like(count)
+    assert jumps(count)
     assert count.down < -5
-    assert not step_like(by_key["tensor.fp16"].time)
+    assert not jumps(by_key["tensor.fp16"].time)
 
 
 def fast_forwarded(record, error: float):
@@ -273,7 +274,7 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
         assert effect(own, *sides).energy.noise == 0
         shown = replace(found, energy=replace(exact.energy, central=-0.3))
         one = replace(answer, schedules=[ScheduleSensitivity(sides[0], [shown])])
-        one.show()
+        show(one)
         said = capsys.readouterr().out
         assert told in said
         assert f"fast-forwarded, with an estimated error of {error:.2%} of time" in said
@@ -369,7 +370,7 @@ def test_what_does_not_fit_has_no_effects(capsys):
     answer = sensitivity(scenario("naive", seq_len=262144))
     (of,) = answer.schedules
     assert of.effects == []
-    answer.show()
+    show(answer)
     assert "naive: out of memory: S needs" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sim.cli.app import main
 from sim.inputs.files import InputError
-from sim.report.difference import print_comparison, sentence
+from sim.report.difference import sentence, show_comparison
 from sim.runs.difference import BETWEEN, LEFT_IN_L2, compare, difference
 from sim.runs.job import run_scenario
 from sim.runs.record import Record
@@ -199,7 +199,7 @@ def test_overrides_and_options_that_differ_are_named(tmp_path, capsys):
         "schedule.flash2.tile.q": (None, 128),
         "schedule.flash2.tile.kv": (None, 64),
     }
-    print_comparison(comparison)
+    show_comparison(comparison)
     said = capsys.readouterr().out
     assert "hardware.l2.capacity 100 MiB instead of 50 MiB" in said
     assert "schedule.flash2.stages 3 instead of the default" in said

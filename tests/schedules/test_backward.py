@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.api import simulate
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.schedules.parts.flash2_backward import public_backward_cta, query_blocks
+from sim.schedules.parts.flash2_backward import query_blocks
+from sim.schedules.parts.public_tiles import public_backward_cta
 from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import devices, lowered, workloads
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.inputs.hardware import HardwareProfile, load_profile

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules.naive import Naive
-from sim.schedules.parts.eager import ELEMENTS_A_BLOCK
+from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
 from sim.tile_program import Load, Store
 from tests.cli.test_cli import assert_one_line, attnsim
 from tests.support.drawn import devices
@@ -126,12 +126,12 @@ def test_without_l2_passes_move_what_they_must(w, hw):
 
 def kept_by_blocks(n: int) -> int:
     """Elements of the CTAs' blocks that have any above the diagonal, of an n x n matrix."""
-    rows = max(1, ELEMENTS_A_BLOCK // n)
+    rows = max(1, ELEMENTS_A_CTA // n)
     above = np.triu(np.ones((n, n), bool), 1)
     blocks = [
-        above[top : top + rows, left : left + ELEMENTS_A_BLOCK]
+        above[top : top + rows, left : left + ELEMENTS_A_CTA]
         for top in range(0, n, rows)
-        for left in range(0, n, ELEMENTS_A_BLOCK)
+        for left in range(0, n, ELEMENTS_A_CTA)
     ]
     return sum(block.size for block in blocks if block.any())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import ctas_per_sm

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile

@@ -8,13 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sim.api import simulate
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from tests.engine.test_engines import assert_same
 from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import cases, devices

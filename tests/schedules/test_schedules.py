@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.device.memory import check_memory, gpus_of, kernels_of
+from sim.device.memory import check_memory
+from sim.device.program import gpus_of, kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError, shipped_names
 from sim.inputs.hardware import load_profile

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable

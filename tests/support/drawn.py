@@ -7,13 +7,13 @@ import numpy as np
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule, TiledSchedule
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.several_gpus import SeveralGpus
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.machine import ctas_per_sm

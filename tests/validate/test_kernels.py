@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from tests.cli.test_cli import assert_one_line, attnsim
