@@ -69,7 +69,7 @@ def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
 def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
     w, schedule = case
     try:
-        commands = schedule.commands(w, hw)
+        commands = schedule.program(w, hw)
     except InputError:
         lowered(schedule, w, hw)  # the drawn tile does not fit
         return

@@ -26,7 +26,7 @@ from sim.schedules.base import Schedule
 from sim.tile_program import Command, Kernel, Transfer
 from tests.engine.test_engines import assert_same
 from tests.schedules.test_closed_forms import blocks_with_any, compulsory_bytes, tile_of
-from tests.support.drawn import cases, lowered
+from tests.support.drawn import cases
 from tests.support.trace_processor import TraceProcessor
 
 NAMES = ("ring", "ulysses", "tree_decoding", "tensor_parallel")
@@ -54,9 +54,9 @@ def commands_of(
 ) -> list[Command]:
     """The schedule's commands; a drawn tile gives way where it does not fit."""
     try:
-        return schedule.commands(w, hw)
+        return schedule.program(w, hw)
     except InputError:
-        return schedule.model_copy(update={"tile": None}).commands(w, hw)
+        return schedule.model_copy(update={"tile": None}).program(w, hw)
 
 
 def ran(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW):
@@ -295,7 +295,7 @@ def test_a_gpu_of_the_ring_holds_its_share_and_two_blocks_more(balance):
     shares, kv = rows * w.head_dim * w.dtype_bytes, kv_bytes(w, w.seq_kv // gpus)
     schedule = SCHEDULES["ring"].model_validate({"gpus": gpus, "balance": balance})
     part, merged = shares + 4 * rows, 4 * rows * (w.head_dim + 1)
-    assert check_memory(schedule.commands(w, HW), HW) == 2 * shares + 3 * kv + part + merged
+    assert check_memory(schedule.program(w, HW), HW) == 2 * shares + 3 * kv + part + merged
 
 
 def test_alike_kernels_are_replayed_once():
@@ -458,11 +458,11 @@ def test_both_engines_agree_on_several_gpus(case, l2):
 def test_the_commands_run_what_lower_says(case):
     w, schedule = case
     try:
-        commands = schedule.commands(w, HW)
+        commands = schedule.program(w, HW)
     except InputError:
         return  # the drawn tile does not fit
     run = {command.work.name for command in commands if isinstance(command.work, Kernel)}
-    assert run == {kernel.name for kernel in lowered(schedule, w, HW)}
+    assert run == {kernel.name for kernel in schedule.lower(w, HW)}
     listed: set[Command] = set()
     for command in sorted(commands, key=lambda command: isinstance(command.work, Transfer)):
         listed.add(command)
@@ -511,8 +511,7 @@ def test_what_cannot_be_is_one_line(options, table, profile, complaint):
 
     def try_it() -> None:
         schedule = make_schedule(options, "a test")
-        schedule.check(w)
-        schedule.commands(w, load_profile(profile))
+        schedule.program(w, load_profile(profile))
 
     with pytest.raises(InputError) as error:
         try_it()

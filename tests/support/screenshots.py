@@ -1,4 +1,4 @@
-"""The README's pictures of the report and of the explorer: `python -m tests.screenshots`."""
+"""The README's pictures of report and explorer: `python -m tests.support.screenshots`."""
 
 import queue
 import tempfile

@@ -327,7 +327,7 @@ def test_what_the_device_allocates_is_what_the_model_says(
     except InputError:
         return  # the schedule does not take the use
     w = attention_workload(asked, share, use, context)
-    commands = asked.schedule.commands(w, H100)
+    commands = asked.schedule.program(w, H100)
     run = run_on_device(commands, H100, w.dtype, "replay", lambda _: None)
     allocated = max(change.in_use_bytes for change in run.memory)
     assert needed.moment == "attention"
@@ -361,7 +361,7 @@ def test_the_longest_context_runs_on_the_device_and_the_next_does_not():
         free = hw.hbm.model_copy(update={"capacity": hw.hbm.capacity - beside})
         left = hw.model_copy(update={"hbm": free})
         w = attention_workload(asked, share, "prefill", context)
-        run_on_device(asked.schedule.commands(w, left), left, w.dtype, "replay", lambda _: None)
+        run_on_device(asked.schedule.program(w, left), left, w.dtype, "replay", lambda _: None)
 
     assert tokens > 4 * SPACING
     run(tokens)
@@ -376,7 +376,7 @@ def test_context_parallelism_allocates_what_its_schedules_do(schedule, use):
     (share,) = asked.shares
     context = 4096
     whole = attention_workload(replace(asked, gpus=1), replace(share, token_ways=1), use, context)
-    commands = make_schedule({"name": schedule, "gpus": 4}, "a test").commands(whole, H100)
+    commands = make_schedule({"name": schedule, "gpus": 4}, "a test").program(whole, H100)
     parts = memory(asked, use, context).parts
     counted, allocated = parts["attention"] + parts["KV cache"] // 2, check_memory(commands, H100)
     if use == "prefill":
