@@ -20,7 +20,7 @@ from sim.whole_model.inference import cached_layer
 from sim.whole_model.moments import USES
 from sim.whole_model.setting import Setting, cache_bytes_per_token, parameter_bytes
 from sim.whole_model.training import kept_bytes_per_token, trained_layer
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 
 H100 = load_profile("h100-sxm")
 
