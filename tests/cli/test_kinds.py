@@ -4,7 +4,7 @@ import pytest
 
 from sim.cli.kinds import kind_of
 from sim.inputs.files import find_toml, read_toml, shipped_names
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 
 KINDS = {
     "flash_vs_naive": "scenario",

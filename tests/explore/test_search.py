@@ -18,7 +18,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.report.search import pareto
 from sim.runs.scenario import load_scenario, read_scenario
-from tests.cli.test_cli import ATTNSIM, assert_one_line, attnsim
+from tests.support.commands import ATTNSIM, assert_one_line, attnsim
 
 DEVICE = """
 title = "a device"

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 import sim.explore.sensitivity as module
-from sim.cli.app import main
 from sim.explore.sensitivity import (
     Effect,
     ScheduleSensitivity,
@@ -29,6 +28,8 @@ from sim.report.present import show
 from sim.report.sensitivity import jumps, tornado
 from sim.runs.job import run_scenario
 from sim.runs.scenario import Limits, Scenario, make_scenario
+from tests.support.commands import assert_one_line, called
+from tests.support.waiting import GUARD_S
 
 H100 = load_profile("h100-sxm")
 OPTIONS = {"ring": {"gpus": 2}}
@@ -76,14 +77,6 @@ def numbers(section: Any, prefix: str = "") -> dict[str, float]:
             found |= numbers(value, f"{prefix}.{key}")
         return found
     return {prefix[1:]: section} if isinstance(section, int | float) else {}
-
-
-def attnsim(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["attnsim", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return ended.value.code or 0, out, err
 
 
 @pytest.mark.parametrize("name", ["h100-sxm", "t4", "mi300x"])
@@ -195,7 +188,7 @@ def test_all_cores_say_what_one_says(monkeypatch):
 
     def side_by_side(*asked):
         if first_two:
-            first_two.pop().wait(timeout=20)
+            first_two.pop().wait(timeout=GUARD_S)
         return shifted(*asked)
 
     shifted = module._shifted
@@ -328,11 +321,12 @@ name = "flash2"
 """
 
 
-def test_the_command_prints_saves_and_gives_json(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_saves_and_gives_json(tmp_path):
     (tmp_path / "mine.toml").write_text(FILE)
     command = ("explore", "sensitivity", tmp_path / "mine.toml")
-    code, said, _ = attnsim(capsys, monkeypatch, *command, "--out", tmp_path / "out")
-    assert code == 0
+    done = called(*command, "--out", tmp_path / "out")
+    said = done.stdout
+    assert done.returncode == 0
     assert "calibration.tensor.mma_sync" in said
     assert "5% more" in said
     assert (tmp_path / "out/sensitivity.png").stat().st_size > 10_000
@@ -341,29 +335,22 @@ def test_the_command_prints_saves_and_gives_json(tmp_path, capsys, monkeypatch):
     assert told["overrides"] == {}
     assert told["schedules"][0]["options"] == {"name": "flash2"}
     assert told["schedules"][0]["effects"][0]["parameter"]["key"] in said
-    code, text, _ = attnsim(capsys, monkeypatch, *command, "--json")
-    assert json.loads(text) == told
+    assert json.loads(called(*command, "--json").stdout) == told
 
 
-def test_a_swept_scenario_is_refused_in_one_line_unless_one_point_remains(
-    tmp_path, capsys, monkeypatch
-):
+def test_a_swept_scenario_is_refused_in_one_line_unless_one_point_remains(tmp_path):
     (tmp_path / "mine.toml").write_text(FILE + '[sweep]\n"workload.seq_len" = [256, 512]\n')
     command = ("explore", "sensitivity", tmp_path / "mine.toml", "--json")
-    code, out, err = attnsim(capsys, monkeypatch, *command)
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "sweep: sensitivity is of one point, and here are 2: --set sweep={}" in err
-    code, out, _ = attnsim(
-        capsys, monkeypatch, *command, "--set", "sweep={}", "--set", "workload.seq_len=256"
-    )
-    assert code == 0
-    assert json.loads(out)["schedules"][0]["effects"]
+    said = "sweep: sensitivity is of one point, and here are 2: --set sweep={}"
+    assert_one_line(called(*command), said)
+    done = called(*command, "--set", "sweep={}", "--set", "workload.seq_len=256")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["schedules"][0]["effects"]
 
 
-def test_another_question_is_refused_in_one_line(capsys, monkeypatch):
-    code, _, err = attnsim(capsys, monkeypatch, "explore", "sensitivity", "consumer_24gb")
-    assert code == 2
-    assert err.endswith("schedule: sensitivity is of [[schedule]] tables\n")
+def test_another_question_is_refused_in_one_line():
+    done = called("explore", "sensitivity", "consumer_24gb")
+    assert_one_line(done, "schedule: sensitivity is of [[schedule]] tables\n")
 
 
 def test_what_does_not_fit_has_no_effects(capsys):

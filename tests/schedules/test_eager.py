@@ -16,7 +16,7 @@ from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules.naive import Naive
 from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
 from sim.tile_program import Load, Store
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.drawn import devices
 
 EAGER = Naive(framework="pytorch")

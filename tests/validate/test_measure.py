@@ -10,7 +10,7 @@ import pytest
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.simulated_bench import SimulatedBench
 from validate.campaign import load_campaign
 from validate.counters import NcuError

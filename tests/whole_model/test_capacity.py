@@ -20,7 +20,7 @@ from sim.whole_model.inference import cached_layer
 from sim.whole_model.moments import USES
 from sim.whole_model.setting import Setting, cache_bytes_per_token, parameter_bytes
 from sim.whole_model.training import kept_bytes_per_token, trained_layer
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 
 H100 = load_profile("h100-sxm")
 
@@ -216,6 +216,14 @@ def test_attention_is_the_published_share_of_what_is_kept(name, saved):
 def test_flash_attention_keeps_a_number_a_row_instead():
     asked = setting(PAPER["22B"], "flash2", dropout=True)
     assert trained_layer(asked, asked.shares[0], 2048).kept_bytes == 4 * 64 * 2048
+
+
+def test_kernels_around_attention_belong_to_the_pass_that_runs_them():
+    """RoPE in kernels of its own keeps its table besides: half a row of cos and of sin a token."""
+    rope = make_schedule({"name": "flash2", "rope": "pass"}, "a test")
+    asked = replace(setting(PAPER["22B"]), schedule=rope)
+    kept = trained_layer(asked, asked.shares[0], 2048).kept_bytes
+    assert kept == 4 * 64 * 2048 + 2 * 2048 * 96
 
 
 def test_checkpointing_keeps_the_layers_inputs_and_one_layer():
