@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-GUARD_S = 600.0  # against hanging: no machine is so busy that what is awaited takes as long
+GUARD_S = 300.0  # against hanging: no machine is so busy that what is awaited takes as long
 POLL_S = 0.01
 
 
