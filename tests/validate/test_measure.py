@@ -111,7 +111,7 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path):
         "import os, signal\n"
         "from pathlib import Path\n"
         "from sim.inputs.hardware import load_profile\n"
-        "from tests.simulated_bench import SimulatedBench\n"
+        "from tests.support.simulated_bench import SimulatedBench\n"
         "from validate.campaign import load_campaign\n"
         "from validate.measure import run_campaign\n"
         "def tell(line):\n"
