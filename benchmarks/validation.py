@@ -23,7 +23,8 @@ from validate.measurement import Measurement, Measurements, load_measurements
 from validate.published import published, published_profiles
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "validate" / "measurements" / FILE
+DATA = ROOT / "sim" / "report" / FILE
+MEASURED = ROOT / "validate" / "measurements"
 # In the order of the tables, with the README's names.
 GPUS = {
     "h100-sxm": "H100 SXM",
@@ -49,9 +50,8 @@ def all_measurements() -> Iterator[Measurements]:
     """The published tables, GPU by GPU, and the measurement files that are shipped."""
     for profile in published_profiles():
         yield published(profile)
-    for path in sorted(DATA.parent.glob("*.json")):
-        if path != DATA:
-            yield load_measurements(path)
+    for path in sorted(MEASURED.glob("*.json")):
+        yield load_measurements(path)
 
 
 def data_of(all_measured: Iterable[Measurements]) -> dict[str, Any]:

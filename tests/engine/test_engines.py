@@ -1,5 +1,8 @@
 """The compiled engine against the SimPy reference."""
 
+import subprocess
+import sys
+
 import numpy as np
 from hypothesis import given, settings
 
@@ -44,3 +47,11 @@ def test_both_engines_agree_on_every_counter_and_time(case, hw):
 @settings(max_examples=150)
 def test_both_engines_agree_on_kernels_of_any_form(kernels, hw):
     assert_engines_agree(kernels, hw, "fp16")
+
+
+def test_a_13th_cause_cannot_be_lost():
+    a_13th = "import sim.machine as m; m.CAUSES += ('new',); m.N_CAUSES = len(m.CAUSES)"
+    code = f"{a_13th}; import sim.engine.compiled.replay"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "AssertionError: set_path copies the causes one by one" in done.stderr

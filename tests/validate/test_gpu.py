@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sim.inputs.files import InputError, shipped_names
 from validate import counters, gpu
 from validate.counters import NcuError
 from validate.measure import DeviceLostError
@@ -100,6 +101,33 @@ def test_counted_launches_go_to_their_points_in_order(bench, monkeypatch):
     assert [Shape.model_validate(p) for p in asked[0]["points"]] == [p.shape for p in points]
     with pytest.raises(NcuError, match="fewer launches"):
         bench.count([*points, points[0]])
+
+
+@pytest.mark.parametrize(
+    ("device", "profile"),
+    [
+        ("NVIDIA H20", "h20"),
+        ("NVIDIA H200", "h200-sxm"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA B300 SXM6 AC", "b300"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40", "l40s"),
+        ("NVIDIA L40S", "l40s"),
+    ],
+)
+def test_the_longest_beginning_of_its_name_finds_a_device(monkeypatch, device, profile):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
+    assert gpu.nearest_profile() == profile
+
+
+def test_a_device_without_a_profile_is_not_guessed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA GH200 144G HBM3e")
+    with pytest.raises(InputError, match="no profile is known for NVIDIA GH200 144G HBM3e"):
+        gpu.nearest_profile()
+
+
+def test_devices_are_given_profiles_that_are_shipped():
+    assert set(gpu.PROFILES.values()) <= set(shipped_names("hw_profiles"))
 
 
 @needs_gpu

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.cli.app import main
-from sim.device.memory import replays_of
+from sim.device.program import replays_of
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import show

@@ -1,0 +1,109 @@
+"""The shipped profiles: sourced, one calibration a family, and figures that fit each other."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim.inputs.files import find_toml, read_toml, shipped_names
+from sim.inputs.hardware import HardwareProfile, load_profile
+
+ALL = shipped_names("hw_profiles")
+# Devices that are a datasheet on the calibration of another, and which that is.
+DATASHEETS = {
+    "a30": "a100-sxm-80gb",
+    "a40": "rtx-3090",
+    "a800-sxm-80gb": "a100-sxm-80gb",
+    "b300": "b200",
+    "gb10": "rtx-5090",
+    "gb200": "b200",
+    "gb300": "b200",
+    "gh200": "h200-sxm",
+    "h20": "h200-sxm",
+    "h800-sxm": "h100-sxm",
+    "l20": "l40s",
+    "mi325x": "mi300x",
+    "rtx-5060-ti": "rtx-5090",
+    "rtx-a5000": "rtx-3090",
+    "rtx-a6000": "rtx-3090",
+    "rtx-pro-6000-blackwell": "rtx-5090",
+}
+# What fp16 matmuls with fp32 accumulate do in a clock on an SM, where it is not as on the parent.
+# An H20 and an L20 are cut; GeForce parts have half the rate of the professional cards' SMs.
+FLOP_PER_CLOCK = {
+    "h20": 1024, "l20": 512, "a40": 1024, "rtx-a6000": 1024, "rtx-a5000": 1024,
+    "rtx-pro-6000-blackwell": 1024, "gb10": 1024,
+}  # fmt: skip
+
+
+def contents(name: str) -> dict[str, Any]:
+    """A profile's own file, without what it extends."""
+    return read_toml(find_toml(name, "hw_profiles", "profile"))
+
+
+def sections(tables: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables at any depth that hold figures."""
+    inner = [table for table in tables.values() if isinstance(table, dict)]
+    own = [t for t in inner if any(not isinstance(value, dict) for value in t.values())]
+    return own + [section for table in inner for section in sections(table)]
+
+
+def flop_per_clock(hw: HardwareProfile) -> float:
+    """FLOPs that an SM's tensor cores do in a clock, in fp16."""
+    assert hw.tensor.fp16 is not None
+    return hw.tensor.fp16 / hw.sm.count / hw.sm.clock
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_section_of_a_profile_says_where_its_own_figures_come_from(name):
+    load_profile(name)
+    stated = sections(contents(name))
+    assert stated
+    assert all(len(section.get("source", "")) > 20 for section in stated)
+
+
+@pytest.mark.parametrize(("name", "parent"), DATASHEETS.items())
+def test_a_datasheet_has_the_calibration_of_its_parent_and_none_of_its_own(name, parent):
+    assert contents(name)["extends"] == parent
+    assert "calibration" not in contents(name)
+    hw, kin = load_profile(name), load_profile(parent)
+    assert (hw.calibration, hw.arch) == (kin.calibration, kin.arch)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tensor_rate_is_a_power_of_two_of_flops_a_clock_an_sm(name):
+    each = flop_per_clock(load_profile(name))
+    assert each == pytest.approx(2 ** round(math.log2(each)), rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "parent"), DATASHEETS.items())
+def test_an_sm_does_as_much_a_clock_as_its_parents_where_it_is_not_cut(name, parent):
+    expected = FLOP_PER_CLOCK.get(name, flop_per_clock(load_profile(parent)))
+    assert flop_per_clock(load_profile(name)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bf16_has_the_rate_of_fp16_and_fp8_twice_that(name):
+    tensor = load_profile(name).tensor
+    assert tensor.bf16 in (None, tensor.fp16)
+    assert tensor.fp8 is None or tensor.fp8 == pytest.approx(2 * tensor.fp16, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_l2_is_faster_than_hbm_and_no_faster_than_80_bytes_a_clock_an_sm(name):
+    hw = load_profile(name)
+    assert 2 * hw.hbm.bandwidth < hw.l2.bandwidth < 80 * hw.sm.count * hw.sm.clock
+    assert hw.l2.capacity < hw.hbm.capacity
+
+
+def test_the_listing_has_them_all(tmp_path):
+    attnsim = Path(sys.executable).with_name("attnsim")
+    done = subprocess.run(
+        [str(attnsim), "profiles"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+    assert set(ALL) <= listed
+    assert len(ALL) == 31
