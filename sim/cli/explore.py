@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import JsonOption, ScenarioArgument, SettingsOption
+from sim.cli.options import AllowCodeOption, JsonOption, ScenarioArgument, SettingsOption
 from sim.cli.output import a_bar, give, make_folder
 
 
@@ -16,15 +16,16 @@ def sensitivity(
         Path | None, typer.Option(help="A folder for results.json and the figure.")
     ] = None,
     json: JsonOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """How much 1% more of each figure of the device changes time, energy and HBM bytes."""
     from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.explore.sensitivity import sensitivity as sensitivity_of
-    from sim.runs.scenario import make_scenario, read_scenario
+    from sim.runs.scenario import read_scenario
 
-    text = read_scenario(scenario, tuple(settings or ()))
+    text = read_scenario(scenario, tuple(settings or ()), allow_code)
     refuse(text, WHOLE_MODEL, "schedule: sensitivity is of [[schedule]] tables")
-    question = make_scenario(text.data, text.name, text.where, text.folder)
+    question = text.scenario()
     if out is not None:
         make_folder(out)
     with a_bar() as update:
@@ -79,12 +80,13 @@ def search(
         ),
     ] = None,
     json: JsonOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Search devices and tiles for the best: what no other beats in everything."""
     from sim.explore.search import Search
     from sim.runs.scenario import read_scenario
 
-    question = Search(read_scenario(file, tuple(settings or ())))
+    question = Search(read_scenario(file, tuple(settings or ()), allow_code))
     if out is not None:
         make_folder(out)
     with a_bar() as update:

@@ -12,6 +12,12 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
 ]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Let the scenario run the code of schedules in files (FILE.py:CLASS)."
+    ),
+]
 FiguresOption = Annotated[
     Path | None, typer.Option("--out", help="A folder for results.json and the figures.")
 ]

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from sim.runs.job import Progress
 
 
-def give(answer: "Answer", out: Path | None, json: bool) -> None:
-    """Save an answer where asked to, and print it."""
+def give(answer: "Answer", out: Path | None, json: bool, file: str = "results.json") -> None:
+    """Save an answer where asked to, with `file` in the folder, and print it."""
     from sim.report.present import save, show
 
     if out is not None:
@@ -22,7 +22,7 @@ def give(answer: "Answer", out: Path | None, json: bool) -> None:
         return
     show(answer)
     if out is not None:
-        print(f"results.json and figures are in {out}")
+        print(f"{file} and figures are in {out}")
 
 
 def make_folder(out: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import (
+    AllowCodeOption,
     EngineOption,
     FiguresOption,
     JsonOption,
@@ -38,6 +39,7 @@ def run(
         bool, typer.Option("--exact", help="Replay every tile step of long kernels too.")
     ] = False,
     json: JsonOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
     from sim.cli.kinds import kind_of, question_of, refuse
@@ -45,11 +47,13 @@ def run(
     from sim.runs.scenario import read_scenario
 
     whole = ["limits.exact=true"] if exact else []
-    text = read_scenario(scenario, (*(settings or ()), *whole))
+    text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
     if kind_of(text.data) == "scenario":
         run_schedules(text, out, report, trace, engine, json)
         return
+    if allow_code:
+        raise InputError("--allow-code goes with a scenario that has [[schedule]] tables")
     question = question_of(text)
     if trace is not None or report is not None or engine != "replay":
         raise InputError(
@@ -73,9 +77,8 @@ def run_schedules(
     """Run a scenario of schedules and say what came out."""
     from sim.runs.answer import ScenarioAnswer
     from sim.runs.job import run_scenario
-    from sim.runs.scenario import make_scenario
 
-    question = make_scenario(text.data, text.name, text.where, text.folder)
+    question = text.scenario()
     if out is not None:
         make_folder(out)
     if report is not None:
@@ -127,13 +130,14 @@ def sweep(
     ] = None,
     report: ReportOption = None,
     engine: EngineOption = "replay",
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run many points of a scenario side by side; one that was stopped goes on where it was."""
     from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
-    text = read_scenario(scenario, tuple(settings or ()))
+    text = read_scenario(scenario, tuple(settings or ()), allow_code)
     refuse(text, WHOLE_MODEL, "a sweep takes a scenario that has [[schedule]] tables")
     if dask is not None and workers is not None:
         raise InputError("--workers: a Dask cluster has its own; leave it out beside --dask")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sim.cli.output import a_bar, check_writable, make_folder
+from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
     from validate.campaign import Campaign
@@ -100,9 +100,9 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
 ) -> None:
     """Predicted against measured, beside what a plain roofline would have said."""
+    import validate.report  # noqa: F401  it registers what draws the comparison
     from sim.inputs.hardware import load_profile
     from validate.compare import compare as compared
-    from validate.report import comparison_json, print_comparison, save_comparison
 
     hw = load_profile(profile)
     measured = find_measurements(measurements, hw.name)
@@ -110,14 +110,7 @@ def compare(
         make_folder(out)
     with a_bar() as update:
         comparison = compared(measured, hw, None if split == "all" else split, update)
-    if out is not None:
-        save_comparison(comparison, out)
-    if json:
-        print(comparison_json(comparison), end="")
-    else:
-        print_comparison(comparison)
-        if out is not None:
-            print(f"comparison.json and figures are in {out}")
+    give(comparison, out, json, file="comparison.json")
 
 
 def calibrate(
@@ -130,7 +123,7 @@ def calibrate(
     from sim.inputs.hardware import load_profile
     from validate.calibrate import calibrate as calibrated
     from validate.calibrate import profile_toml
-    from validate.report import print_calibration
+    from validate.report import show_calibration
 
     hw = load_profile(profile)
     measured = find_measurements(measurements, hw.name)
@@ -139,7 +132,7 @@ def calibrate(
         calibration = calibrated(measured, hw, update)
     parent = find_toml(profile, "hw_profiles", "profile")
     out.write_text(profile_toml(calibration, parent, hw.title, measured.title, out))
-    print_calibration(calibration)
+    show_calibration(calibration)
     print(f"The calibrated profile is in {out}")
 
 

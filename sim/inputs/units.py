@@ -93,6 +93,7 @@ Count = Annotated[PositiveInt, BeforeValidator(_not_bool)]
 CountOrNone = Annotated[NonNegativeInt, BeforeValidator(_not_bool)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Bytes = Annotated[float, _positive(*_BYTES)]
 BytesOrNone = Annotated[float, _at_least_zero(*_BYTES)]
 BytesPerSecond = Annotated[float, _positive("byte/second", "a bandwidth", '"3.35 TB/s"')]
@@ -102,7 +103,6 @@ Seconds = Annotated[float, _at_least_zero("second", "a time", '"560 ns"')]
 Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
 JoulesPerByte = Annotated[float, _positive("joule/byte", "an energy a byte", '"31 pJ/B"')]
 JoulesPerFlop = Annotated[float, _positive("joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')]
-FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 _SHOWN_PREFIXES = (
     (1e15, "P"),

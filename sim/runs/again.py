@@ -10,7 +10,7 @@ from typing import Any
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Progress, run_scenario
 from sim.runs.record import Record
-from sim.runs.scenario import Scenario, ScenarioText, make_scenario, variations
+from sim.runs.scenario import Scenario, ScenarioText, variations
 from sim.schedules import title_of
 
 
@@ -61,9 +61,9 @@ def _whole_point(
     """A point's records; `varied` are its tables, of which a schedule may be wrong alone."""
     tables = {title_of(table): table for table in varied["schedule"]}
     ran = {
-        record.schedule: make_scenario(
-            {**varied, "schedule": [tables[record.schedule]]}, text.name, text.where, text.folder
-        )
+        record.schedule: replace(
+            text, data={**varied, "schedule": [tables[record.schedule]]}
+        ).scenario()
         for record in records
         if record.time_s
     }

@@ -216,6 +216,14 @@ def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
         )
 
 
+def check_arch(name: str, hw: HardwareProfile, arch: str) -> None:
+    """Raises InputError on a device that is not of the architecture."""
+    if hw.arch != arch:
+        raise InputError(
+            f'schedule {name}: hardware.arch = "{hw.arch}" ({hw.name}): "{arch}" was expected'
+        )
+
+
 def check_triton_kernel(schedule: Schedule, w: AttentionWorkload) -> None:
     """Raises InputError unless dtype and head_dim are those that the public kernels assert."""
     if w.dtype not in ("fp16", "bf16") or w.head_dim > 128:

@@ -58,14 +58,14 @@ class Flash2(FlashSchedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel, a CTA a block of query rows; in training those of backward after it."""
-        q, k, v, o = tensors = qkvo(w)
+        tensors = qkvo(w)
         forward = self.attention(w, hw, tensors)
         if w.phase != "training":
             return forward.kernels
         public = public_backward_cta(w, hw)
         tile = self.fit_tile(public.tile, public.sram_bytes(w), w, hw)
         cta = replace(public, tile=tile, warps=self.warps or public.warps)
-        saved = Saved(q, k, v, o, forward.result.lse)
+        saved = Saved(*tensors, forward.result.lse)
         return [*forward.kernels, *backward_kernels(w, cta, saved)]
 
     def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:

@@ -31,10 +31,10 @@ from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import cache_tensors
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_attention
+from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import Footprint, IntArray, Kernel, Store, Stream, Tensor
 
 KEYS_A_CTA = 1024
-INDEX_BYTES = 4
 CANDIDATE_BYTES = 8  # a key's number and what it has of A
 FOOTPRINT = Footprint(0, threads=128, registers_per_thread=registers.UPDATE)
 

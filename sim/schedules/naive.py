@@ -46,7 +46,7 @@ from sim.schedules.base import (
     qkvo,
 )
 from sim.schedules.parts import registers
-from sim.schedules.parts.backward import gradients, sums_over_groups
+from sim.schedules.parts.backward import gradients, of_backward, sums_over_groups
 from sim.schedules.parts.eager import copy, eager_pass, transposed_copy, with_mask
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
@@ -138,8 +138,7 @@ class Naive(TiledSchedule):
         kernels.append(replace(_output_kernel("O = P V", w, tile, dropped, v, o), kind="output"))
         if w.phase == "training":
             saved = _Saved(q, k, v, probabilities, dropped, kept)
-            backward = self._backward(w, hw, tile, saved)
-            kernels += [replace(kernel, backward=True) for kernel in backward]
+            kernels += of_backward(self._backward(w, hw, tile, saved))
         return with_passes(w, self.name, kernels) if self.rope else kernels
 
     def _backward(

@@ -12,15 +12,6 @@ from sim.inputs.shapes import MODELS
 from sim.runs.record import versions
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
-from sim.schedules.linear_attention import LinearAttention
-from sim.schedules.lm2 import Lm2
-from sim.schedules.mamba2 import Mamba2
-from sim.schedules.memorizing import Memorizing
-from sim.schedules.parts.several_gpus import SeveralGpus
-from sim.schedules.retrieval import Retrieval
-
-# Schedules of models of another kind, with other parameters or a memory beside the KV cache.
-OTHER_MODELS = (LinearAttention, Lm2, Mamba2, Memorizing, Retrieval)
 
 
 def known_model(model: str) -> str:
@@ -68,9 +59,9 @@ def hardware_of(table: Mapping[str, Any], where: str) -> Hardware:
 def schedule_of(table: ScheduleTable, where: str) -> Schedule:
     """The attention of such models on one GPU that a name or a table means; raises InputError."""
     schedule = make_schedule({"name": table} if isinstance(table, str) else table, where)
-    if isinstance(schedule, SeveralGpus):
+    if schedule.on_several_gpus:
         raise InputError(f"{where}: schedule {schedule.name}: a schedule of one GPU was expected")
-    if isinstance(schedule, OTHER_MODELS):
+    if schedule.of_other_models:
         raise InputError(f"{where}: schedule {schedule.name}: it is of models of another kind")
     return schedule
 

@@ -28,8 +28,7 @@ from sim.inputs.units import Bytes, Count, CountOrNone
 from sim.runs.job import Progress, naming
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
-from sim.schedules.parts.several_gpus import SeveralGpus
-from sim.whole_model.asked import OTHER_MODELS, ModelName, ScheduleTable
+from sim.whole_model.asked import ModelName, ScheduleTable
 from sim.whole_model.capacity import MOST_TOKENS, longest_context, memory
 from sim.whole_model.moments import USES, Memory, Use
 from sim.whole_model.setting import CHUNK, RESERVE_BYTES, Parallel, Setting, Weights
@@ -95,13 +94,16 @@ class FitRow(BaseModel):
             return None
         table = {"name": self.schedule} if isinstance(self.schedule, str) else self.schedule
         kind = SCHEDULES.get(str(table.get("name")), Schedule)
-        if issubclass(kind, SeveralGpus):
+        if kind.on_several_gpus:
             raise InputError(
                 f"{where}: schedule = {table['name']}: gpus and parallel were expected instead"
             )
-        if issubclass(kind, OTHER_MODELS):
-            refused = (SeveralGpus, *OTHER_MODELS)
-            known = [name for name in SCHEDULES if not issubclass(SCHEDULES[name], refused)]
+        if kind.of_other_models:
+            known = [
+                name
+                for name, one in SCHEDULES.items()
+                if not (one.on_several_gpus or one.of_other_models)
+            ]
             raise InputError(
                 f"{where}: schedule = {table['name']}: it is of models of another kind; known: "
                 f"{', '.join(known)}"

@@ -92,8 +92,8 @@ def cached_layer(setting: Setting, share: GpuShare, phase: Phase, context: int) 
     peak_bytes, kernels = lowered_layer(setting, w)
     cached = [tensor for tensor in tensors_of(kernels) if tensor.role in CACHED]
     held = cached_tokens(setting, share, context)
-    of_latents = any(tensor.name == "C" for tensor in cached)
-    if setting.kv_dtype != w.kv_dtype or (setting.model.latent_dim and not of_latents):
+    takes_latents = "latents" in setting.schedule_of(phase).takes
+    if setting.kv_dtype != w.kv_dtype or (setting.model.latent_dim and not takes_latents):
         in_all = setting.batch * held * cache_bytes_per_token(setting, share.ways)
         return CachedLayer(peak_bytes, 0, in_all)
     # In prefill a window's last chunk adds keys that the rolling buffer does not hold on to.

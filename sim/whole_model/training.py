@@ -20,7 +20,7 @@ micro-batches (1F1B, section 4.2.3 there). `context`: the states are shared out 
 which one layer's parameters are gathered at a time.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sim.inputs.files import InputError
 from sim.tile_program import Role
@@ -95,9 +95,8 @@ def trained_layer(setting: Setting, share: GpuShare, context: int) -> TrainedLay
     """What one layer's attention allocates in training; raises InputError."""
     w = attention_workload(setting, share, "training", context)
     peak_bytes, kernels = lowered_layer(setting, w)
-    forward_only = replace(w, phase="prefill")
-    split = len(setting.schedule_of("training").lower(forward_only, setting.hardware))
-    forward, backward = tensors_of(kernels[:split]), tensors_of(kernels[split:])
+    forward = tensors_of([kernel for kernel in kernels if not kernel.backward])
+    backward = tensors_of([kernel for kernel in kernels if kernel.backward])
     qkvo = [tensor for tensor in forward if tensor.role in QKVO]
     kept = [tensor for tensor in forward if tensor in backward and tensor not in qkvo]
     return TrainedLayer(bytes_of(kept), peak_bytes - bytes_of(qkvo) - bytes_of(kept))

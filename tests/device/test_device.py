@@ -30,7 +30,7 @@ from sim.tile_program import (
     Transfer,
     once,
 )
-from tests.engine.test_engines import assert_same
+from tests.support.same_runs import assert_same
 
 LAUNCH_S, GAP_S = 3e-6, 1e-6
 HOST, PEER, NETWORK = 10e9, 100e9, 20e9  # bytes a second

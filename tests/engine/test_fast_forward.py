@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sim import simulate
+from sim.device.program import kernels_of
 from sim.engine.compiled import replay
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.engine.fast_forward.plan import can_skip, replayed_steps
@@ -20,11 +21,11 @@ H100 = load_profile("h100-sxm")
 MOST_STEPS = Limits().replayed_steps
 
 
-def kernel_of(name: str, **workload):
+def kernel_of(name: str, options: dict[str, str] | None = None, **workload):
     """The longest kernel of a schedule, at head_dim 128 unless told."""
     w = WorkloadTable.model_validate({"head_dim": 128, "causal": True, **workload}).workload()
-    kernels = make_schedule({"name": name}, "a test").lower(w, H100)
-    return max(kernels, key=lambda kernel: kernel.tile_steps)
+    program = make_schedule({"name": name, **(options or {})}, "a test").program(w, H100)
+    return max(kernels_of(program), key=lambda kernel: kernel.tile_steps)
 
 
 def exactly(kernel, hw=H100):
@@ -75,6 +76,14 @@ def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
     assert ours.l2_write_bytes == whole.l2_write_bytes
     for pipe in (TENSOR, L2, HBM):
         assert ours.busy_s[pipe] == pytest.approx(whole.busy_s[pipe], rel=max(hbm_error, 1e-9))
+
+
+def test_what_repeats_is_told_by_the_kernel_not_by_its_tensors():
+    """RoPE's table is one matrix for 48 heads, of which three share K and V."""
+    kernel = kernel_of("flash2", {"rope": "fused"}, heads=48, kv_heads=16, seq_len=32768)
+    assert (kernel.periods, kernel.sharing) == (48, 3)
+    whole, ours = exactly(kernel), skipping(kernel, 600_000)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.03)
 
 
 def test_part_of_a_period_stands_for_all_of_it():

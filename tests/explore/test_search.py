@@ -210,6 +210,22 @@ def test_a_folder_takes_more_trials_but_not_another_search(tmp_path):
         searched(path, "workload.seq_len=512", out=out)
 
 
+def test_a_schedule_in_a_file_is_searched_where_code_may_run_and_edited_another_search(tmp_path):
+    text = DEVICE.replace("flash2", "mine.py:Mine").replace("trials = 16", "trials = 1")
+    path, mine, out = search_file(tmp_path, text), tmp_path / "mine.py", tmp_path / "out"
+    source = (
+        "from sim.schedules.flash2 import Flash2\nclass Mine(Flash2):\n    name: str = 'mine'\n"
+    )
+    mine.write_text(source)
+    out.mkdir()
+    with pytest.raises(InputError, match="--allow-code"):
+        searched(path)
+    assert len(Search(read_scenario(str(path), (), True)).run(out).trials) == 1
+    mine.write_text(source + "# edited")
+    with pytest.raises(InputError, match="holds another search"):
+        Search(read_scenario(str(path), (), True)).run(out)
+
+
 BAD = {
     "no search": (DEVICE.split("[search]")[0], ["search: missing"]),
     "no space": (GIVEN + "[search.space]", ["search.space"]),

@@ -218,6 +218,14 @@ def test_flash_attention_keeps_a_number_a_row_instead():
     assert trained_layer(asked, asked.shares[0], 2048).kept_bytes == 4 * 64 * 2048
 
 
+def test_kernels_around_attention_belong_to_the_pass_that_runs_them():
+    """RoPE in kernels of its own keeps its table besides: half a row of cos and of sin a token."""
+    rope = make_schedule({"name": "flash2", "rope": "pass"}, "a test")
+    asked = replace(setting(PAPER["22B"]), schedule=rope)
+    kept = trained_layer(asked, asked.shares[0], 2048).kept_bytes
+    assert kept == 4 * 64 * 2048 + 2 * 2048 * 96
+
+
 def test_checkpointing_keeps_the_layers_inputs_and_one_layer():
     m, s = replace(PAPER["22B"], vocab=16), 2048
     asked = setting(m, "flash2")

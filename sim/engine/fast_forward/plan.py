@@ -47,27 +47,12 @@ def replayed_steps(kernel: Kernel, most_steps: int | None) -> int:
     return most_steps
 
 
-def period_of(kernel: Kernel) -> int:
-    """CTAs until the grid repeats itself: those of one matrix, if all matrices have like trips.
-
-    Of a persistent kernel, whose CTAs each see all matrices, all.
-    """
-    matrices = max(tensor.groups for tensor in kernel.tensors)
-    if kernel.ctas % matrices or kernel.items_per_cta > 1:
-        return kernel.ctas
-    period = kernel.ctas // matrices
-    ctas = spread_over(kernel.ctas, COUNTED_ITEMS)
-    alike = (kernel.trips_of(ctas) == kernel.trips_of(ctas % period)).all()
-    return period if alike else kernel.ctas
+def _period(kernel: Kernel) -> int:
+    """CTAs until the grid repeats itself; all, of CTAs that have several items, of any period."""
+    return kernel.ctas if kernel.items_per_cta > 1 else kernel.ctas // kernel.periods
 
 
-def _sharing(kernel: Kernel) -> int:
-    """Periods that go together: heads that share K and V."""
-    groups = [tensor.groups for tensor in kernel.tensors]
-    return max(1, max(groups) // min(groups))
-
-
-def grain_of(grid: Grid, period: int, most_steps: int) -> int:
+def grain_of(grid: Grid, most_steps: int) -> int:
     """How many trips to make one.
 
     CTAs of different trips run staggered: each reads what the one before read a while ago. That
@@ -81,7 +66,7 @@ def grain_of(grid: Grid, period: int, most_steps: int) -> int:
         waves = min(grid.waves, MOST_WAVES) * kernel.footprint.workers
         needed = waves * kernel.tile_steps // (grid.waves * most_steps)
     else:
-        needed = PERIODS * kernel.tile_steps * period // kernel.ctas // most_steps
+        needed = PERIODS * kernel.tile_steps * _period(kernel) // kernel.ctas // most_steps
         if not grid.persistent:
             spread = kernel.ctas * grid.wide * STAGGER
             coarsest = min(coarsest, kernel.tile_steps // spread)
@@ -123,21 +108,21 @@ class Plan:
     counts: bool
 
 
-def plan_of(grid: Grid, period: int, most_steps: int) -> Plan:
+def plan_of(grid: Grid, most_steps: int) -> Plan:
     """The part of a grid to replay in about so many tile steps."""
     kernel = grid.kernel
     is_pruned = any(stream.table is not None for stream in kernel.streams)
     if _is_uniform(kernel) and not is_pruned:
         return _first_waves(grid, most_steps)
     if grid.persistent:  # its periods are of heads that share keys: it runs these side by side
-        periods, together = min(tensor.groups for tensor in kernel.tensors), 1
+        periods, together = kernel.periods // kernel.sharing, 1
     else:
-        periods, together = kernel.ctas // period, _sharing(kernel)
+        periods, together = kernel.ctas // _period(kernel), kernel.sharing
     replayed = most_steps * periods // kernel.tile_steps
     if replayed >= (2 if grid.persistent else PERIODS):
         return _first_periods(grid, periods, min(replayed, periods), together)
     if is_pruned:
-        return _blocks(grid, period, most_steps)
+        return _blocks(grid, most_steps)
     return _thinned(grid, periods, most_steps)
 
 
@@ -205,9 +190,10 @@ def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
     return _beginning(kernel, part, 2, 1)
 
 
-def _blocks(grid: Grid, period: int, most_steps: int) -> Plan:
+def _blocks(grid: Grid, most_steps: int) -> Plan:
     """Blocks of waves from the strata of a period, each from another one of the periods."""
     kernel = grid.kernel
+    period = _period(kernel)
     periods = kernel.ctas // period
     waves = grid.waves // periods
     a_wave = kernel.tile_steps / grid.waves

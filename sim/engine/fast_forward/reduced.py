@@ -80,7 +80,9 @@ def _of_items(kernel: Kernel, items: IntArray, ctas: int, items_per_cta: int) ->
         return replace(whole, base=chosen(whole.base), start=chosen(whole.start))
 
     loops = tuple(_remade(loop, stream, chosen(loop.trips)) for loop in kernel.loops)
-    return replace(kernel, ctas=ctas, items_per_cta=items_per_cta, loops=loops)
+    return replace(
+        kernel, ctas=ctas, items_per_cta=items_per_cta, loops=loops, periods=1, sharing=1
+    )
 
 
 def _cut(kernel: Kernel) -> Kernel:

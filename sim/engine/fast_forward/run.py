@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from sim.engine.fast_forward.plan import Plan, grain_of, period_of, plan_of
+from sim.engine.fast_forward.plan import Plan, grain_of, plan_of
 from sim.engine.fast_forward.reduced import Grid, coarse, slower
 from sim.engine.fast_forward.told import completed, whole_of
 from sim.engine.kernel_run import KernelRun
@@ -24,10 +24,9 @@ def run_kernel(
     most_steps: int,
 ) -> KernelRun:
     """A kernel that `can_skip`, from an empty L2, told by about so many tile steps of it."""
-    period = period_of(kernel)
-    grain = grain_of(Grid.of(kernel, hw), period, most_steps)
+    grain = grain_of(Grid.of(kernel, hw), most_steps)
     form, device = coarse(kernel, grain), slower(hw, grain)
-    plan = plan_of(Grid.of(form, hw), period, most_steps)
+    plan = plan_of(Grid.of(form, hw), most_steps)
     if plan.part.tile_steps >= kernel.tile_steps:  # so few CTAs stand for no others
         form, device, plan = kernel, hw, Plan(kernel, [], counts=True)
     chunkings = chunk_tensors([plan.part])

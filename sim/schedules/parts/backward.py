@@ -12,6 +12,7 @@ a time (1.5 a score with the byte's conversion), backward takes the byte out, co
 sign (3). Counted by hand from FlashAttention's philox.cuh and dropout.h, rounded: an estimate.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sim.inputs.workload import AttentionWorkload
@@ -54,6 +55,11 @@ def gradients(w: AttentionWorkload) -> Gradients:
     )
 
 
+def of_backward(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels, as ones of the backward pass."""
+    return [replace(kernel, backward=True) for kernel in kernels]
+
+
 def sums_over_groups(g: Gradients) -> list[Kernel]:
     """The kernels that sum dK and dV of the query heads that share a KV head; none without."""
     pairs = ((g.dk_of_heads, g.dk), (g.dv_of_heads, g.dv))
@@ -73,5 +79,4 @@ def _sum_over_group(parts: Tensor, whole: Tensor) -> Kernel:
     load = Load(Stream(parts, rows, parts.cols, first_head, down))
     add = Compute("add", (load,), vector_ops=rows * whole.cols)
     name = f"{whole.name} = sum over heads"
-    kernel = reduction(name, of_constant(heads), add, (in_order(whole, rows),), FOOTPRINT)
-    return replace(kernel, backward=True)
+    return reduction(name, of_constant(heads), add, (in_order(whole, rows),), FOOTPRINT)

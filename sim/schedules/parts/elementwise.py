@@ -23,7 +23,6 @@ def elementwise(
     *,
     sram_bytes: int = 0,
     footprint: Footprint = FOOTPRINT,
-    backward: bool = False,
 ) -> Kernel:
     """A CTA for each tile of the first result, with so much work; operands arrive in order."""
     result = writes[0]
@@ -35,7 +34,6 @@ def elementwise(
         loops=(Loop(once, (*loads, work, *map(Store, writes))),),
         footprint=footprint,
         periods=result.tensor.groups,
-        backward=backward,
     )
 
 

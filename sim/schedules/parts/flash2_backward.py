@@ -33,6 +33,7 @@ from sim.schedules.parts.backward import (
     DROPOUT_BACKWARD_OPS_PER_SCORE,
     Gradients,
     gradients,
+    of_backward,
     sums_over_groups,
 )
 from sim.schedules.parts.elementwise import elementwise, in_order
@@ -128,12 +129,14 @@ def backward_kernels(w: AttentionWorkload, cta: BackwardCta, saved: Saved) -> li
     sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
     accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, w.head_dim, 4)
     tensors = _Tensors(saved, g, sums, accumulated)
-    return [
-        _preprocess(cta, tensors),
-        _main(w, cta, tensors),
-        _convert(w, cta, tensors),
-        *sums_over_groups(g),
-    ]
+    return of_backward(
+        [
+            _preprocess(cta, tensors),
+            _main(w, cta, tensors),
+            _convert(w, cta, tensors),
+            *sums_over_groups(g),
+        ]
+    )
 
 
 def _by_rows(cta: BackwardCta) -> Footprint:
@@ -151,7 +154,6 @@ def _preprocess(cta: BackwardCta, of: _Tensors) -> Kernel:
         [sums, zeros],
         vector_ops=cta.tile.q * do.tile_cols,
         footprint=_by_rows(cta),
-        backward=True,
     )
 
 
@@ -165,39 +167,69 @@ def _convert(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
         vector_ops=2 * elements,
         sram_bytes=2 * elements * w.dtype_bytes,
         footprint=_by_rows(cta),
-        backward=True,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _KeyBlocks:
+    """The main kernel's grid: a CTA for each tile.kv keys of each head of each sequence."""
+
+    w: AttentionWorkload
+    tile: Tile
+
+    @property
+    def across(self) -> int:
+        """Blocks of keys of a head."""
+        return blocks(self.w.seq_kv, self.tile.kv)
+
+    @property
+    def grid(self) -> Grid:
+        """(key blocks, sequences, heads)."""
+        return Grid(self.across, self.w.batch, self.w.heads)
+
+    def block(self, items: IntArray) -> IntArray:
+        """The block of keys of each CTA, in its head."""
+        return self.grid.at(items)[0]
+
+    def matrix(self, items: IntArray) -> IntArray:
+        """The matrix of queries of each CTA: a head of a sequence."""
+        _, sequence, head = self.grid.at(items)
+        return sequence * self.w.heads + head
+
+    def kv_tile(self, items: IntArray) -> IntArray:
+        """The tile of K and of V of each CTA."""
+        return kv_matrix(self.w, self.matrix(items)) * self.across + self.block(items)
+
+    def own_tile(self, items: IntArray) -> IntArray:
+        """The tile of the head's own dK and dV of each CTA."""
+        return self.matrix(items) * self.across + self.block(items)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a trip of the main kernel loads of its query rows, and where it adds their dQ."""
+
+    q: Load
+    do: Load
+    lse: Load
+    sums: Load
+    dq: Store
 
 
 def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
     """A CTA a block of keys of a head."""
-    tile = cta.tile
-    down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
+    tile, keys = cta.tile, _KeyBlocks(w, cta.tile)
+    down = blocks(w.seq_q, tile.q)
     first, end = query_blocks(w, tile)
-    grid = Grid(across, w.batch, w.heads)  # key blocks, sequences, heads
-
-    def place(items: IntArray) -> tuple[IntArray, IntArray]:
-        """The key block and the matrix of queries of each CTA."""
-        block, sequence, head = grid.at(items)
-        return block, sequence * w.heads + head
 
     def trips(items: IntArray) -> IntArray:
-        return (end - first)[place(items)[0]]
+        return (end - first)[keys.block(items)]
 
     def if_seen(items: IntArray) -> IntArray:
         return np.minimum(trips(items), 1)
 
-    def kv_tile(items: IntArray) -> IntArray:
-        block, matrix = place(items)
-        return kv_matrix(w, matrix) * across + block
-
-    def own_tile(items: IntArray) -> IntArray:
-        block, matrix = place(items)
-        return matrix * across + block
-
     def last_q_tile(items: IntArray) -> IntArray:
-        block, matrix = place(items)
-        return matrix * down + end[block] - 1
+        return keys.matrix(items) * down + end[keys.block(items)] - 1
 
     def rows_of(tensor: Tensor) -> Stream:
         return Stream(tensor, tile.q, tensor.cols, last_q_tile, -1)
@@ -212,14 +244,14 @@ def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
         sums=Load(rows_of(of.sums)),
         dq=Store(rows_of(of.dq), atomic=True),
     )
-    load_k, load_v = (Load(keys_of(t, kv_tile)) for t in (of.saved.k, of.saved.v))
-    dk, dv = (keys_of(t, own_tile) for t in (of.g.dk_of_heads, of.g.dv_of_heads))
+    load_k, load_v = (Load(keys_of(t, keys.kv_tile)) for t in (of.saved.k, of.saved.v))
+    dk, dv = (keys_of(t, keys.own_tile) for t in (of.g.dk_of_heads, of.g.dv_of_heads))
     kv_elements = tile.kv * w.head_dim
     kv_bytes = kv_elements * w.dtype_bytes
     scale = Compute("scale dK, dV", vector_ops=2 * 2 * kv_elements, sram_bytes=2 * 2 * kv_bytes)
     return Kernel(
         name="dQ, dK, dV",
-        ctas=grid.size,
+        ctas=keys.grid.size,
         loops=(
             begin("K, V", load_k, load_v, trips=if_seen, sram_bytes=2 * kv_bytes),
             Loop(trips, _trip(w, cta, rows)),
@@ -229,19 +261,7 @@ def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
         tensor_path="mma_sync",
         periods=w.batch * w.heads,
         sharing=w.heads // w.kv_heads,
-        backward=True,
     )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What a trip of the main kernel loads of its query rows, and where it adds their dQ."""
-
-    q: Load
-    do: Load
-    lse: Load
-    sums: Load
-    dq: Store
 
 
 def _trip(

@@ -78,7 +78,8 @@ class QueryBlocks:
 
     def tile_of(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O, of each CTA."""
-        return self.matrix(items) * self.down + self.row(items)
+        row, sequence, head = self.grid.at(items)
+        return (sequence * self.w.heads + head) * self.down + row
 
     def first_key_block(self, items: IntArray) -> IntArray:
         """The first block of tile.kv keys of the K/V matrix of each CTA."""

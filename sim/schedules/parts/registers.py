@@ -1,8 +1,8 @@
 """Registers a thread of every kernel, once each, and what each count is known from.
 
-*Measured* counts were read from machine code: of FlashAttention-2 and -3 as their authors compiled
-them (the wheels of xformers 0.0.24 and 0.0.32), of Triton kernels as Triton 3.9 compiles them. A
-*bound* is what a kernel's __launch_bounds__ leave of an SM's 65,536, which ptxas mostly uses up.
+*Measured* counts were read from machine code: of FlashAttention-2 as its authors compiled it (the
+wheel of xformers 0.0.24), of Triton kernels as Triton 3.9 compiles them. A *bound* is what a
+kernel's __launch_bounds__ leave of an SM's 65,536, which ptxas mostly uses up.
 All others are estimates, each with its reason: 32 for a kernel that only passes through, 64 for one
 that sums, 128 to 200 for one whose accumulators of a matmul are in registers.
 """
@@ -12,9 +12,9 @@ from sim.schedules.base import Tile, blocks
 MOST = 255  # that a thread can have (CUDA C++ Programming Guide, "Compute Capabilities")
 
 # Flash kernels
-# Measured for sm_80: 240 to 255 where 4 warps have 128 query rows, 194 to 255 of split-KV. Fewer
-# where a warp has fewer rows or head_dim is small: 168 to 204 at 64 x 64 with head_dim 96 to 160,
-# 214 to 246 for 8 warps at head_dim 192 to 256. The most stands for all.
+# Measured for sm_80: 240 to 255 where 4 warps have 128 query rows; fewer where a warp has fewer:
+# 168 to 204 at 64 x 64 with head_dim 96 to 160, 184 to 246 for 8 warps with head_dim 160 to 256.
+# 167 to 255 of split-KV. The most stands for all.
 FLASH_CUDA = MOST
 FLASH1 = MOST  # estimate: as FlashAttention-2, whose loop it has inside out
 FLASH_BACKWARD = MOST  # estimate: two accumulators of keys x head_dim, S and dP
@@ -23,7 +23,7 @@ BACKWARD_ROWS = 64  # estimate: a few rows of two tensors and a sum
 # (setmaxnreg: 24 to 56 a producer thread, 160 to 256 a consumer's).
 FLASH3 = {1: MOST, 2: 168, 3: 128}
 FLASH4 = 128  # bound: 512 threads, whose 12 to 4 roles deal them anew
-MLA = MOST  # bound: 256 threads, one CTA an SM (FlashMLA, splitkv_mla.cu)
+MLA = MOST  # bound: 256 threads, one CTA an SM (FlashMLA, csrc/sm90)
 
 # Kernels beside them
 COMBINE = 64  # estimate: a row's share of O, the weights of its splits

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from sim.inputs.files import InputError
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
+from sim.schedules.parts.backward import of_backward
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.tile_program import IntArray, Kernel, Stream, Tensor
 
@@ -102,10 +103,10 @@ def with_passes(w: AttentionWorkload, schedule: str, kernels: list[Kernel]) -> l
     if w.phase != "training":
         return [*before, *kernels]
     back = [
-        _rotated(by_role["query gradient"], angles.beside_q, backward=True),
-        _rotated(by_role["key gradient"], angles.beside_k, backward=True),
+        _rotated(by_role["query gradient"], angles.beside_q),
+        _rotated(by_role["key gradient"], angles.beside_k),
     ]
-    return [*before, *kernels, *back]
+    return [*before, *kernels, *of_backward(back)]
 
 
 def check_fused(schedule: str, kernels: list[Kernel]) -> None:
@@ -119,10 +120,10 @@ def check_fused(schedule: str, kernels: list[Kernel]) -> None:
             )
 
 
-def _rotated(tensor: Tensor, beside: Callable[[Stream], Stream], backward: bool = False) -> Kernel:
+def _rotated(tensor: Tensor, beside: Callable[[Stream], Stream]) -> Kernel:
     """Rotates a tensor in place, with the table's tiles beside its own."""
     rows = rows_of(tensor)
     tiles = in_order(tensor, rows)
     work = ROPE_OPS_PER_ELEMENT * rows * tensor.cols
     name = f"rope {tensor.name}"
-    return elementwise(name, [tiles, beside(tiles)], [tiles], work, backward=backward)
+    return elementwise(name, [tiles, beside(tiles)], [tiles], work)
