@@ -26,7 +26,7 @@ from typing import Any
 import tomli_w
 
 from sim.runs.job import run_scenario
-from sim.runs.scenario import make_scenario
+from sim.runs.scenario import ScenarioText, make_scenario
 from sim.runs.store import Store
 from sim.runs.sweep import sweep_points
 from sim.runs.workers import Workers, processes
@@ -34,23 +34,24 @@ from sim.runs.workers import Workers, processes
 POLL_S = 0.01
 
 
-def tables(points: int) -> dict[str, Any]:
+def text(points: int) -> ScenarioText:
     """FlashAttention-2 of 16 heads over 4,096 tokens, at so many bandwidths."""
-    return {
+    tables: dict[str, Any] = {
         "workload": {"heads": 16, "head_dim": 128, "seq_len": 4096, "causal": True},
         "hardware": {"profile": "h100-sxm"},
         "schedule": [{"name": "flash2"}],
         "sweep": {"hardware.hbm.bandwidth": {"from": "1 TB/s", "to": "8 TB/s", "steps": points}},
     }
+    return ScenarioText(tables, "benchmark", "benchmark", None)
 
 
 def swept_s(points: int, workers: Workers) -> float:
     """Wall time of a sweep into a new store on disk, by workers that are warm."""
-    sweep_points(tables(16), "warm", None, Store(), workers)
+    sweep_points(text(16), Store(), workers)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store.sqlite")
         start_s = time.perf_counter()
-        swept = sweep_points(tables(points), "benchmark", None, store, workers)
+        swept = sweep_points(text(points), store, workers)
         took_s = time.perf_counter() - start_s
         store.close()
     assert swept.replayed == points
@@ -60,7 +61,7 @@ def swept_s(points: int, workers: Workers) -> float:
 def plain_s(points: int) -> float:
     """The same by `run`: one point after the other, nothing kept."""
     start_s = time.perf_counter()
-    for _ in run_scenario(make_scenario(tables(points), "benchmark", "benchmark")):
+    for _ in run_scenario(make_scenario(text(points).data, "benchmark", "benchmark")):
         pass
     return time.perf_counter() - start_s
 
@@ -112,7 +113,7 @@ def killed(points: int, kills: int) -> dict[str, Any]:
     """A sweep that is killed again and again, beside one that is not."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "mine.toml").write_text(tomli_w.dumps(tables(points)))
+        (folder / "mine.toml").write_text(tomli_w.dumps(text(points).data))
         store = folder / "killed.sqlite"
         had = []
         for _ in range(kills):

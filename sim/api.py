@@ -61,7 +61,7 @@ def sweep(
     kept = Store(Path(store) if store is not None else None)
     try:
         with cluster(dask) if dask else processes(workers) as found:
-            swept = sweep_points(text.data, text.where, text.folder, kept, found, engine)
+            swept = sweep_points(text, kept, found, engine)
     finally:
         kept.close()
     return frame_of(swept.records)

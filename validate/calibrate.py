@@ -22,6 +22,7 @@ from sim.device.memory import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, variation_toml
 from sim.inputs.units import show
+from sim.runs.job import Progress
 from validate.measurement import Measurement, Measurements
 from validate.predict import NotPredictedError, Prediction, predict
 from validate.readings import readings
@@ -139,7 +140,7 @@ def with_values(hw: HardwareProfile, values: dict[str, float]) -> HardwareProfil
 def calibrate(
     measurements: Measurements,
     hw: HardwareProfile,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Calibration:
     """Fit `hw` to the micro-benchmarks and the train split; raises InputError without either."""
     read = readings(measurements.micro, hw)
@@ -218,7 +219,7 @@ class _Fit:
     points: Sequence[Measurement]
     names: list[str]
     map: Callable[[Any, Any], list[list[float]]]
-    progress: Callable[[str], None]
+    progress: Progress
     _last: tuple[NDArray[np.float64], NDArray[np.float64]] = (np.empty(0), np.empty(0))
 
     def log_ratios(self, hw: HardwareProfile) -> NDArray[np.float64]:
@@ -230,7 +231,7 @@ class _Fit:
         """Log ratios with the parameters at exp(logs), and how far those went from the prior."""
         values = dict(zip(self.names, map(exp, logs.tolist()), strict=True))
         ratios = self.log_ratios(with_values(self.hw, values))
-        self.progress(f"fitting: mean error {np.abs(ratios).mean():.1%}")
+        self.progress(f"fitting: mean error {np.abs(ratios).mean():.1%}", 0, 0)
         found = np.concatenate([ratios, (logs - self.start()) * NOISE / PRIOR])
         self._last = (logs.copy(), found)
         return found

@@ -1,6 +1,6 @@
 """Predictions held against measurements: errors by schedule family, and which is faster."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from sim.inputs.hardware import HardwareProfile
+from sim.runs.job import Progress
 from validate.measurement import Measurement, Measurements, Split
 from validate.predict import NotPredictedError, Prediction, predict
 
@@ -98,9 +99,9 @@ def compare(
     measurements: Measurements,
     hw: HardwareProfile,
     split: Split | None = "test",
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Comparison:
-    """Judge the points of a split (None: all); `progress` is told how many of how many are done."""
+    """Judge the points of a split (None: all); `progress` is told how many are done."""
     points = [p for p in measurements.points if split is None or p.split == split]
     judged: list[Judged] = []
     left: list[Left] = []
@@ -113,7 +114,7 @@ def compare(
             left.append(Left(point, "ran out of memory; the prediction fits"))
         else:
             judged += judge(point, outcome)
-        progress(done + 1, len(points))
+        progress("", done + 1, len(points))
     return Comparison(
         measurements.title, hw.name, split or "all", judged, left, scores(judged), pairs(judged)
     )

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from sim.inputs.workload import AttentionWorkload
-from validate.kernels.launch import Attention
+from sim.tile_program import Kernel
+from validate.kernels.launch import Attention, load_of
 
 # Relative error (Frobenius norm) that rounding explains: of inputs, P and outputs in the dtype.
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2}
@@ -19,9 +20,11 @@ def relative_error(attention: Attention, most_blocks: int | None = None) -> floa
     """
     w = attention.w
     matrices = (w.batch * w.heads, w.seq_q, w.head_dim)
-    q, o = (attention.tensors[name].reshape(matrices) for name in ("Q", "O"))
-    k, v = (attention.tensors[name] for name in ("K", "V"))
-    size = attention.kernels[-1].streams[0].tile_rows if attention.key_table else 128
+    q, o = (attention.by_role(role).reshape(matrices) for role in ("query", "result"))
+    k, v = attention.by_role("key"), attention.by_role("value")
+    last = attention.kernels[-1]  # leaves O
+    sparse = last in attention.key_tables
+    size = load_of(last, "query").stream.tile_rows if sparse else 128
     down = -(-w.seq_q // size)
     numbers = np.arange(matrices[0] * down)
     if most_blocks is not None:
@@ -32,8 +35,8 @@ def relative_error(attention: Attention, most_blocks: int | None = None) -> floa
         rows = slice(block * size, min((block + 1) * size, w.seq_q))
         kv = matrix // w.heads * w.kv_heads + matrix % w.heads // (w.heads // w.kv_heads)
         shown = visible(w, rows, q.device)
-        if attention.key_table:
-            shown &= kept(attention, number)[None, :]
+        if sparse:
+            shown &= kept(attention, last, number)[None, :]
         expected = attend(q[matrix, rows], k[kv], v[kv], shown)
         wrong += float((o[matrix, rows].double() - expected).square().sum())
         right += float(expected.square().sum())
@@ -59,13 +62,12 @@ def visible(w: AttentionWorkload, rows: slice, device: torch.device) -> torch.Te
     return shown
 
 
-def kept(attention: Attention, q_tile: int) -> torch.Tensor:
-    """Which keys stand in the blocks that the CTA of a tile of Q visits: (seq_kv,) booleans."""
-    keys, kernel = attention.key_table, attention.kernels[-1]
-    assert keys is not None
-    (item,) = np.flatnonzero(kernel.streams[0].base(kernel.items) == q_tile)
+def kept(attention: Attention, kernel: Kernel, q_tile: int) -> torch.Tensor:
+    """Which keys stand in the blocks that a tile of Q meets in a sparse kernel: (seq_kv,)."""
+    keys = attention.key_tables[kernel]
+    q, k = (load_of(kernel, role).stream for role in ("query", "key"))
+    (item,) = np.flatnonzero(q.base(kernel.items) == q_tile)
     first, trips = int(keys.start[item]), int(keys.trips[item])
-    size = kernel.streams[1].tile_rows
-    blocks = torch.zeros(-(-attention.w.seq_kv // size), dtype=torch.bool, device=keys.table.device)
+    blocks = torch.zeros(k.tiles_down, dtype=torch.bool, device=keys.table.device)
     blocks[keys.table[first : first + trips].long()] = True
-    return blocks.repeat_interleave(size)[: attention.w.seq_kv]
+    return blocks.repeat_interleave(k.tile_rows)[: attention.w.seq_kv]

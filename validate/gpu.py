@@ -35,7 +35,6 @@ FEWEST, MOST = 7, 50  # repetitions
 GRAPH_S = 2e-3  # what one replay of a graph lasts at least, if MOST launches reach it
 PACKAGES = ("attnsim", "torch", "triton", "numpy")
 
-
 # What a device's name begins with, and the profile that is nearest.
 PROFILES = {
     "NVIDIA H100 80GB HBM3": "h100-sxm",

@@ -6,11 +6,12 @@ All numbers are SI floats under names that carry their unit; every repetition is
 import json
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from sim.inputs.files import InputError, checked
+from sim.inputs.units import FractionOrNone
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
@@ -22,7 +23,6 @@ Runner = Literal[
 ]
 Split = Literal["train", "test"]
 Status = Literal["ok", "out of memory", "failed"]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Unit = Literal["B/s", "s", "FLOP/s", "op/s"]
 
 
@@ -56,7 +56,7 @@ class Counters(_Part):
     hbm_write_bytes: NonNegativeFloat
     l2_read_bytes: NonNegativeFloat | None = None
     l2_write_bytes: NonNegativeFloat | None = None
-    l2_hit_rate: Share | None = None
+    l2_hit_rate: FractionOrNone | None = None
     tensor_utilisation: NonNegativeFloat | None = None  # a counter's: just above 1 may be read
 
 

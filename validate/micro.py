@@ -1,7 +1,7 @@
-"""Micro-benchmarks: what a GPU sustains of one thing at a time, and the calibration read off it.
+"""Micro-benchmarks: what a GPU sustains of one thing at a time.
 
-`run_micro` measures, `readings` reads. What neither can isolate (how far matmuls hold up other
-instructions, the latency of an op) is left to a fit of whole kernels.
+What they cannot isolate (how far matmuls hold up other instructions, the latency of an op) is left
+to a fit of whole kernels (`validate.calibrate`).
 """
 
 from collections.abc import Callable, Iterator
@@ -47,19 +47,6 @@ class Clock(Protocol):
 
     def graph_time_s(self, work: Callable[[], object], launches: int = 20) -> list[float]:
         """Seconds a launch, when so many of them are replayed as one CUDA graph."""
-
-
-def exps_per_s(hw: HardwareProfile) -> float:
-    """The vendor's rate of exp2 over the whole device."""
-    return hw.sm.count * hw.sm.exp_per_clock * hw.sm.clock
-
-
-def sram_bytes_per_s(hw: HardwareProfile) -> float:
-    """The vendor's SRAM bandwidth over the whole device."""
-    return hw.sm.count * hw.sram.bytes_per_clock * hw.sm.clock
-
-
-# -- Measuring --
 
 
 @dataclass(frozen=True)
@@ -257,7 +244,7 @@ def _vector(bench: _Bench) -> Iterator[Micro]:
 def _exp(bench: _Bench) -> Iterator[Micro]:
     ctas = bench.hw.sm.count * CTAS_PER_SM
     x = bench.random(ctas, ELEMENTS)
-    trips = bench.trips(exps_per_s(bench.hw), ctas * ELEMENTS)
+    trips = bench.trips(bench.hw.exps_per_s, ctas * ELEMENTS)
 
     def exps() -> None:
         bench.kernels.exp_kernel[(ctas,)](x, x, trips, ELEMENTS, num_warps=8)
@@ -270,7 +257,7 @@ def _sram(bench: _Bench) -> Iterator[Micro]:
     ctas = bench.hw.sm.count * CTAS_PER_SM
     x = bench.random(ctas, SIDE, SIDE)
     bytes_a_trip = ctas * 2 * 4 * SIDE**2
-    trips = bench.trips(sram_bytes_per_s(bench.hw), bytes_a_trip)
+    trips = bench.trips(bench.hw.sram_bytes_per_s, bytes_a_trip)
 
     def transposes() -> None:
         bench.kernels.transpose_kernel[(ctas,)](x, x, trips, SIDE, num_warps=8)

@@ -1,4 +1,4 @@
-"""The calibration that is read off micro-benchmarks."""
+"""Calibration read off micro-benchmarks: each figure from the one that isolates it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ import numpy as np
 
 from sim.inputs.hardware import HardwareProfile
 from validate.measurement import Micro
-from validate.micro import exps_per_s, sram_bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,6 @@ class Reading:
     value: float
     spread: float
     micro: str
-
-
-# -- Reading --
 
 
 def readings(micro: Iterable[Micro], hw: HardwareProfile) -> dict[str, Reading]:
@@ -72,8 +68,8 @@ def readings(micro: Iterable[Micro], hw: HardwareProfile) -> dict[str, Reading]:
         "tensor.native": native if hw.matmul_by_warp_group else mma_sync,
         "tensor.mma_sync": mma_sync,
         "sm.vector": share("vector", hw.vector_ops_per_s),
-        "sm.exp": share("exp", exps_per_s(hw)),
-        "sm.sram": share("sram", sram_bytes_per_s(hw)),
+        "sm.exp": share("exp", hw.exps_per_s),
+        "sm.sram": share("sram", hw.sram_bytes_per_s),
         "sm.cta_start": _seconds(cta_start),
         "launch.latency": _seconds_beyond(by_name.get("launch_plain", []), cta_start),
         "launch.gap": _seconds_beyond(by_name.get("launch_graph", []), cta_start),

@@ -162,7 +162,7 @@ def sweep(
     go_on = f"what is finished is in {store}: run again to go on"
     try:
         with a_bar(engine) as update, cluster(dask) if dask else processes(workers) as found:
-            swept = sweep_points(text.data, text.where, text.folder, kept, found, engine, update)
+            swept = sweep_points(text, kept, found, engine, update)
     except KeyboardInterrupt:
         raise InputError(f"interrupted; {go_on}") from None
     except WorkersLostError as error:

@@ -109,9 +109,7 @@ def compare(
     if out is not None:
         make_folder(out)
     with a_bar() as update:
-        comparison = compared(
-            measured, hw, None if split == "all" else split, lambda n, of: update("", n, of)
-        )
+        comparison = compared(measured, hw, None if split == "all" else split, update)
     if out is not None:
         save_comparison(comparison, out)
     if json:
@@ -138,7 +136,7 @@ def calibrate(
     measured = find_measurements(measurements, hw.name)
     check_writable("--out", out)
     with a_bar() as update:
-        calibration = calibrated(measured, hw, lambda what: update(what, 0, 0))
+        calibration = calibrated(measured, hw, update)
     parent = find_toml(profile, "hw_profiles", "profile")
     out.write_text(profile_toml(calibration, parent, hw.title, measured.title, out))
     print_calibration(calibration)

@@ -1,4 +1,4 @@
-"""TOML files in, checked models out; whatever is wrong is one line that says where and what."""
+"""TOML files found by name, read, and checked; what is wrong is one line: where, what, accepted."""
 
 import difflib
 import os
@@ -17,6 +17,28 @@ Model = TypeVar("Model", bound=BaseModel)
 
 class InputError(Exception):
     """Something in what the user gave cannot be used; the message is one line for them."""
+
+
+def find_toml(name: str, package: str, kind: str, beside: Path | None = None) -> Path:
+    """The file that `name` means: a path if it looks like one, else a shipped name.
+
+    A relative path is looked up from the folder `beside` first. Raises InputError.
+    """
+    if name.endswith(".toml") or os.sep in name:
+        path = Path(name)
+        if beside is not None and not path.is_absolute() and (beside / path).exists():
+            return beside / path
+        return path
+    names = shipped_names(package)
+    if name not in names:
+        raise InputError(f"{kind} {name!r}: no such {kind}; {nearest(name, names)}")
+    return Path(str(resources.files(package) / f"{name}.toml"))
+
+
+def shipped_names(package: str) -> list[str]:
+    """Names of the TOML files that come with the `package` folder."""
+    files = resources.files(package).iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -39,23 +61,6 @@ def read_toml(path: Path) -> dict[str, Any]:
 @lru_cache(64)  # a sweep reads the same profile for every point
 def _parsed(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write the text, whole or not at all; raises InputError where that cannot be."""
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known name most like `name`, or all of them if none is near."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def checked(model: type[Model], data: Mapping[str, Any], where: str, prefix: str = "") -> Model:
@@ -102,23 +107,18 @@ def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def shipped_names(package: str) -> list[str]:
-    """Names of the TOML files that come with the `package` folder."""
-    files = resources.files(package).iterdir()
-    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the known name most like `name`, or all of them if none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
-def find_toml(name: str, package: str, kind: str, beside: Path | None = None) -> Path:
-    """The file that `name` means: a path if it looks like one, else a shipped name.
-
-    A relative path is looked up from the folder `beside` first. Raises InputError.
-    """
-    if name.endswith(".toml") or os.sep in name:
-        path = Path(name)
-        if beside is not None and not path.is_absolute() and (beside / path).exists():
-            return beside / path
-        return path
-    names = shipped_names(package)
-    if name not in names:
-        raise InputError(f"{kind} {name!r}: no such {kind}; {nearest(name, names)}")
-    return Path(str(resources.files(package) / f"{name}.toml"))
+def save_text(text: str, path: Path) -> None:
+    """Write the text, whole or not at all; raises InputError where that cannot be."""
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

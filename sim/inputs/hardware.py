@@ -20,6 +20,8 @@ from sim.inputs.units import (
     BytesPerSecond,
     Count,
     FlopsPerSecond,
+    Fraction,
+    FractionOrNone,
     Hertz,
     JoulesPerByte,
     JoulesPerFlop,
@@ -28,8 +30,21 @@ from sim.inputs.units import (
 )
 
 Model = TypeVar("Model", bound=BaseModel)
-Share = float  # a fraction in (0, 1]; the fields state the bounds
-_SHARE = Field(gt=0, le=1, allow_inf_nan=False)
+Arch = Literal["sm70", "sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "gfx942"]
+# Each architecture's best matmul instruction. wgmma and tcgen05 are for a whole warp group, the
+# others a warp's (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": sm_90a, "TensorCore
+# 5th Generation Family Instructions": sm_100a, not sm_120; AMD Instinct MI300 ISA: MFMA).
+NATIVE_MATMUL: dict[Arch, Literal["mma.sync", "wgmma", "tcgen05", "mfma"]] = {
+    "sm70": "mma.sync",
+    "sm75": "mma.sync",
+    "sm80": "mma.sync",
+    "sm86": "mma.sync",
+    "sm89": "mma.sync",
+    "sm90": "wgmma",
+    "sm100": "tcgen05",
+    "sm120": "mma.sync",
+    "gfx942": "mfma",
+}
 
 
 class Section(BaseModel):
@@ -118,15 +133,15 @@ class Links(Section):
 class HbmCalibration(Section):
     """Share of the HBM bandwidth that is sustained, and load-to-use latency from HBM."""
 
-    sustained: Share = _SHARE
+    sustained: Fraction
     latency: Seconds
 
 
 class L2Calibration(Section):
     """Sustained share of the L2 bandwidth, share of its capacity that data sees, latency."""
 
-    sustained: Share = _SHARE
-    effective_capacity: Share = _SHARE
+    sustained: Fraction
+    effective_capacity: Fraction
     latency: Seconds
 
 
@@ -136,8 +151,8 @@ class TensorCalibration(Section):
     `mma_sync` is the warp-level instruction, `native` the device's best (wgmma on sm90).
     """
 
-    native: Share = _SHARE
-    mma_sync: Share = _SHARE
+    native: Fraction
+    mma_sync: Fraction
 
 
 class SmCalibration(Section):
@@ -148,11 +163,11 @@ class SmCalibration(Section):
     that are issued asynchronously (`Kernel.tensor_path`).
     """
 
-    vector: Share = _SHARE
-    exp: Share = _SHARE
-    sram: Share = _SHARE
-    mma_issue: float = Field(ge=0, le=1, allow_inf_nan=False)
-    async_issue: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    vector: Fraction
+    exp: Fraction
+    sram: Fraction
+    mma_issue: FractionOrNone
+    async_issue: FractionOrNone = 0.0
     op_latency: Seconds
     cta_start: Seconds
 
@@ -167,7 +182,7 @@ class LaunchCalibration(Section):
 class LinksCalibration(Section):
     """Share of the links' bandwidths that is sustained, and latencies of a transfer."""
 
-    sustained: Share = _SHARE
+    sustained: Fraction
     latency: Seconds
     network_latency: Seconds
 
@@ -190,9 +205,7 @@ class HardwareProfile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     title: str
-    arch: Literal[
-        "sm70", "sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "gfx942"
-    ]  # public kernels choose tiles by it
+    arch: Arch  # public kernels choose tiles by it
     hbm: Hbm
     l2: L2
     sram: Sram
@@ -235,12 +248,22 @@ class HardwareProfile(BaseModel):
     @property
     def matmul_by_warp_group(self) -> bool:
         """Whether a warp group, not a warp, issues the native matmul (wgmma, tcgen05)."""
-        return self.arch in ("sm90", "sm100")
+        return NATIVE_MATMUL[self.arch] in ("wgmma", "tcgen05")
 
     @property
     def vector_ops_per_s(self) -> float:
         """Lane operations (an FMA is one) a second over the whole device."""
         return self.sm.count * self.sm.fp32_lanes * self.sm.clock
+
+    @property
+    def exps_per_s(self) -> float:
+        """Exponentials a second over the whole device."""
+        return self.sm.count * self.sm.exp_per_clock * self.sm.clock
+
+    @property
+    def sram_bytes_per_s(self) -> float:
+        """SRAM bandwidth of all SMs together."""
+        return self.sm.count * self.sram.bytes_per_clock * self.sm.clock
 
 
 def _with_figure(section: Model, path: list[str], value: float) -> Model:

@@ -5,7 +5,7 @@ from functools import cache, lru_cache
 from typing import Annotated, Any
 
 import pint
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 # A registry of its own: in pint's default one bytes and bits are dimensionless, so that "50" would
 # pass for "50 B", and K would be a kelvin.
@@ -91,6 +91,8 @@ def _not_bool(value: Any) -> Any:
 
 Count = Annotated[PositiveInt, BeforeValidator(_not_bool)]
 CountOrNone = Annotated[NonNegativeInt, BeforeValidator(_not_bool)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Bytes = Annotated[float, _positive(*_BYTES)]
 BytesOrNone = Annotated[float, _at_least_zero(*_BYTES)]
 BytesPerSecond = Annotated[float, _positive("byte/second", "a bandwidth", '"3.35 TB/s"')]

@@ -18,64 +18,16 @@ from sim.runs.scenario import Limits, Point, Scenario
 from sim.schedules.base import Schedule
 from sim.tile_program import Command, chunk_tensors
 
-
-def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Command]]]:
-    """Every schedule of every point with its program; raises InputError for what cannot be."""
-    lowered = []
-    for point in scenario.points:
-        for schedule in point.schedules:
-            with naming(scenario.where):
-                program = schedule.program(point.workload, point.hardware)
-            lowered.append((point, schedule, program))
-    return lowered
-
-
-@contextmanager
-def naming(where: str) -> Iterator[None]:
-    """InputErrors from within name the file."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(f"{where}: {error}") from None
-
-
-class LimitsError(InputError):
-    """A replay would take more of this computer than the limits allow."""
-
-
-def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: list[Command]) -> int:
-    """Tile steps to replay; raises LimitsError where they or their arrays exceed the limits."""
-    who = f"schedule {schedule.title}"
-    advice = "shorten workload.seq_len, lower batch or heads, or raise"
-    l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
-    most_steps = limits.most_steps
-    kernels = [
-        kernel
-        for kernel in kernels_of(commands)
-        if most_steps is None or not can_skip(kernel, most_steps)
-    ]
-    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) if kernels else 0
-    memory += max((replay_bytes(kernel, point.hardware) for kernel in kernels), default=0)
-    if memory > limits.memory:
-        raise LimitsError(
-            f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
-            f"{show_binary(limits.memory)}: {advice} limits.memory"
-        )
-    tile_steps = sum(replayed_steps(kernel, most_steps) for kernel in replays_of(commands))
-    if tile_steps > limits.tile_steps:
-        raise LimitsError(
-            f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
-            f"{limits.tile_steps:.3g}: {advice} limits.tile_steps"
-        )
-    return tile_steps
-
-
-Progress = Callable[[str, int, int], None]  # what runs, tile steps done, of how many
+# Is told what is worked on, how much is done, and of how much in all (0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one schedule on one point came to: its record, and the run itself if it fitted."""
+    """What one schedule on one point came to: its record and, if it fitted, the run itself.
+
+    Figures and traces show more of the run than the record says.
+    """
 
     point: Point
     record: Record
@@ -123,6 +75,37 @@ class Job:
         return Outcome(point, record_of(*facts, run, engine), run)
 
 
+class LimitsError(InputError):
+    """A replay would take more of this computer than the limits allow."""
+
+
+def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: list[Command]) -> int:
+    """Tile steps to replay; raises LimitsError where they or their arrays exceed the limits."""
+    who = f"schedule {schedule.title}"
+    advice = "shorten workload.seq_len, lower batch or heads, or raise"
+    l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
+    most_steps = limits.most_steps
+    kernels = [
+        kernel
+        for kernel in kernels_of(commands)
+        if most_steps is None or not can_skip(kernel, most_steps)
+    ]
+    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) if kernels else 0
+    memory += max((replay_bytes(kernel, point.hardware) for kernel in kernels), default=0)
+    if memory > limits.memory:
+        raise LimitsError(
+            f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
+            f"{show_binary(limits.memory)}: {advice} limits.memory"
+        )
+    tile_steps = sum(replayed_steps(kernel, most_steps) for kernel in replays_of(commands))
+    if tile_steps > limits.tile_steps:
+        raise LimitsError(
+            f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
+            f"{limits.tile_steps:.3g}: {advice} limits.tile_steps"
+        )
+    return tile_steps
+
+
 def run_scenario(
     scenario: Scenario, engine: EngineName = "replay", progress: Progress = lambda *_: None
 ) -> Iterator[Outcome]:
@@ -142,3 +125,23 @@ def run_scenario(
         done += job.tile_steps
         so_far(job.tile_steps)
         yield outcome
+
+
+def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Command]]]:
+    """Every schedule of every point with its program; raises InputError for what cannot be."""
+    lowered = []
+    for point in scenario.points:
+        for schedule in point.schedules:
+            with naming(scenario.where):
+                program = schedule.program(point.workload, point.hardware)
+            lowered.append((point, schedule, program))
+    return lowered
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """InputErrors from within name the file."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""What a run says: one record a schedule and point, and their table."""
+"""What a run says: one record a schedule and point, with a result for each kernel."""
 
 import platform
 from collections.abc import Mapping
@@ -11,7 +11,9 @@ from pydantic import ConfigDict, PositiveFloat, PositiveInt
 
 from sim.device.run import EngineName
 
-_AS_SAVED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what `load` takes
+_AS_SAVED = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False
+)  # what `results_file.load` takes
 
 
 @dataclass(frozen=True)

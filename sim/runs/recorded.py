@@ -1,6 +1,7 @@
 """What a run on the device comes to as a record."""
 
 from dataclasses import asdict
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,21 @@ def record_of_oom(
         f"{error.tensor.name} needs {show(error.tensor.bytes, 'B')}, "
         f"{show(error.free_bytes, 'B')} of {show(hw.hbm.capacity, 'B')} are free"
     )
+    return record_of_none(asked, w, "out of memory", reason, engine)
+
+
+def record_of_none(
+    asked: Asked,
+    w: AttentionWorkload,
+    status: Literal["out of memory", "failed"],
+    reason: str,
+    engine: EngineName,
+) -> Record:
+    """The record of a schedule that did not run."""
     return Record(
         **vars(asked),
         workload=asdict(w),
-        status="out of memory",
+        status=status,
         reason=reason,
         engine=engine,
         useful_flops=w.useful_flops,

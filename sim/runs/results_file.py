@@ -9,6 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 from sim.inputs.files import InputError, save_text
 from sim.runs.record import Record, versions
 
+# What every schedule that ran has.
+_MEASURED = ("time_s", "hbm_read_bytes", "hbm_write_bytes", "l2_hit_rate", "bottleneck")
+
 
 def save(records: list[Record], path: Path) -> None:
     """Write the records as JSON, whole or not at all."""
@@ -40,10 +43,6 @@ def load(path: Path) -> list[Record]:
         if record.status == "ok" and missing:
             raise InputError(f"{path}: record {number}: {missing[0]}: missing")
     return records
-
-
-# What every schedule that ran has.
-_MEASURED = ("time_s", "hbm_read_bytes", "hbm_write_bytes", "l2_hit_rate", "bottleneck")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -15,8 +15,8 @@ _APPLICATION = 0x61747473  # tells a store from other SQLite files: "atts"
 _BUSY_S = 60.0  # to wait for another sweep's write
 
 
-class Finished(NamedTuple):
-    """A point's record, as JSON; one that failed for the `limits` it had holds only for these."""
+class Entry(NamedTuple):
+    """A record as JSON, under its address; one that failed for `limits` holds for these alone."""
 
     key: str
     record: str
@@ -55,11 +55,11 @@ class Store:
         row: tuple[str] | None = self._db.execute(query, (key, limits)).fetchone()
         return row[0] if row else None
 
-    def put(self, finished: Iterable[Finished]) -> None:
+    def put(self, entries: Iterable[Entry]) -> None:
         """Keep the records, all or none of them; raises InputError where the disk is full."""
         try:
             with self._db:
-                self._db.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", finished)
+                self._db.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", entries)
         except sqlite3.Error as error:
             raise InputError(f"{self.where}: cannot be written to: {error}") from None
 

@@ -39,7 +39,7 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     count = workers or len(os.sched_getaffinity(0))
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
-    context.set_forkserver_preload(["sim.runs.sweep"])
+    context.set_forkserver_preload(["sim.runs.work"])
     compile_engine()
     lifeline, alive = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(count, context, _live_on, (lifeline,))

@@ -27,7 +27,7 @@ from sim.inputs.files import InputError
 from sim.report.frame import export_frame, frame_of
 from sim.runs.address import address
 from sim.runs.record import Record
-from sim.runs.scenario import make_scenario, read_scenario
+from sim.runs.scenario import ScenarioText, make_scenario, read_scenario
 from sim.runs.store import Store
 from sim.runs.sweep import sweep_points
 from sim.runs.workers import processes
@@ -172,7 +172,8 @@ def test_a_bad_sweep_is_one_line(case):
 
 def swept(tables, store, engine="replay"):
     with processes(1) as workers:
-        return sweep_points(tables, "mine.toml", None, store, workers, engine)
+        text = ScenarioText(tables, "mine", "mine.toml", None)
+        return sweep_points(text, store, workers, engine)
 
 
 def bare(record):
@@ -472,7 +473,7 @@ def test_a_dask_worker_killed_in_mid_sweep_loses_nothing(tmp_path, unstopped):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr("sim.runs.sweep.CLUSTER_S", 0.3)
+    monkeypatch.setattr("sim.runs.workers.CLUSTER_S", 0.3)
     with pytest.raises(InputError, match=r"--dask tcp://127\.0\.0\.1:9: no cluster with workers"):
         sim.sweep(**TABLES, dask="tcp://127.0.0.1:9")
 

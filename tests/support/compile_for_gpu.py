@@ -1,6 +1,6 @@
 """Compile the schedules' kernels for a GPU that is not there, and print what the compiler says.
 
-    python -m tests.compile_for_gpu < CASES > WHAT
+    python -m tests.support.compile_for_gpu < CASES > WHAT
 
 CASES is a JSON list of [schedule table, workload table, compute capability]. This is a program of
 its own because TRITON_INTERPRET must not be set where kernels are compiled.

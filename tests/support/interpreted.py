@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import triton.language as tl
 
+from sim.tile_program import Tensor
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -31,17 +33,17 @@ if INTERPRETED:
 
 
 @contextlib.contextmanager
-def counted_bytes(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[Counter, Counter]]:
+def counted_bytes(tensors: dict[Tensor, torch.Tensor]) -> Iterator[tuple[Counter, Counter]]:
     """Bytes of each of the tensors that kernels load and store meanwhile, as they issue them."""
     loaded: Counter = Counter()
     stored: Counter = Counter()
-    ranges = [(t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in tensors.items()]
+    ranges = [(t.data_ptr(), t.data_ptr() + t.nbytes, key) for key, t in tensors.items()]
 
     def count(counter, pointers, mask):
         size = pointers.get_element_ty().primitive_bitwidth // 8
         touched = pointers.data[mask.data]
-        for low, high, name in ranges:
-            counter[name] += size * int(((touched >= low) & (touched < high)).sum())
+        for low, high, key in ranges:
+            counter[key] += size * int(((touched >= low) & (touched < high)).sum())
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 

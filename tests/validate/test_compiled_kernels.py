@@ -56,7 +56,7 @@ def compiled() -> dict[str, list[dict[str, Any]]]:
     ]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.compile_for_gpu"],
+        [sys.executable, "-m", "tests.support.compile_for_gpu"],
         input=json.dumps(cases),
         env=environment,
         capture_output=True,

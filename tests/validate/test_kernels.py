@@ -88,15 +88,15 @@ def test_log_sum_exp_is_that_of_the_scores(case):
     w = workload(**table)
     attention = place(make_schedule(schedule, "a test"), w, HW, DEVICE)
     attention.run()
-    q = attention.tensors["Q"].reshape(w.batch * w.heads, w.seq_q, w.head_dim).double()
-    k = attention.tensors["K"].repeat_interleave(w.heads // w.kv_heads, 0).double()
+    q = attention.by_role("query").reshape(w.batch * w.heads, w.seq_q, w.head_dim).double()
+    k = attention.by_role("key").repeat_interleave(w.heads // w.kv_heads, 0).double()
     scores = q @ k.transpose(1, 2) / w.head_dim**0.5
     if w.causal:
         hidden = torch.ones(w.seq_q, w.seq_kv, device=q.device).tril(w.seq_kv - w.seq_q) == 0
         scores = scores.masked_fill(hidden, -torch.inf)
     expected = scores.logsumexp(-1).ravel()
     torch.testing.assert_close(
-        attention.tensors["LSE"].ravel().double(), expected, atol=1e-5, rtol=0
+        attention.by_role("statistics").ravel().double(), expected, atol=1e-5, rtol=0
     )
 
 
@@ -104,7 +104,7 @@ def test_an_unwritten_output_is_no_right_one():
     schedule, table = SCHEDULES["flash2, causal"]
     attention = place(make_schedule(schedule, "a test"), workload(**table), HW, DEVICE)
     attention.run()
-    attention.tensors["O"][1, 99, 3] = torch.nan
+    attention.by_role("result")[1, 99, 3] = torch.nan
     assert not relative_error(attention) < 1
 
 
@@ -167,7 +167,9 @@ def assert_same_bytes(schedule, w, hw):
             continue
         with counted_bytes(attention.tensors) as (loaded, stored):
             launch()
-        del loaded["blocks found"]  # block tables are numbers to the simulator, not data
+        for tensor, held in attention.tensors.items():
+            if held.dtype == torch.int32:  # block tables are numbers to the simulator, not data
+                del loaded[tensor]
         assert sum(loaded.values()) == simulated.run.hbm_read_bytes, launch.name
         assert sum(stored.values()) == simulated.run.hbm_write_bytes, launch.name
     return attention
@@ -201,8 +203,8 @@ def test_the_search_finds_what_the_schedule_s_search_finds_by_the_same_scores():
     )
     attention = place(schedule, w, HW, DEVICE)
     attention.launches[0]()
-    q, k = (attention.tensors[name].cpu().double().numpy() for name in "QK")
-    found = attention.tensors["blocks found"].cpu().numpy()
+    q, k = (attention.by_role(role).cpu().double().numpy() for role in ("query", "key"))
+    found = attention.key_tables[attention.kernels[1]].table.cpu().numpy()
     size, keep = TILE["kv"], 4
     width = len(found) // (4 * 22)
     for matrix in range(4):

@@ -31,10 +31,8 @@ from validate.micro import (
     MMA_SYNC_TILES,
     NATIVE_TILES,
     SIDE,
-    exps_per_s,
     random_cycle,
     run_micro,
-    sram_bytes_per_s,
 )
 from validate.readings import readings
 
@@ -168,7 +166,7 @@ def shared_bytes(code: str, instruction: str) -> int:
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.test_micro"]
+    command = [sys.executable, "-m", "tests.validate.test_micro"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -347,8 +345,8 @@ def made_from(given: dict[str, float], hw: HardwareProfile) -> list[Micro]:
         *(tensor("native", dtype, native * by) for dtype, by in (("bf16", 1.0), ("fp16", 0.9))),
         *(tensor("mma_sync", dtype, mma_sync * by) for dtype, by in (("bf16", 0.9), ("fp16", 1.0))),
         micro("vector", given["sm.vector"] * hw.vector_ops_per_s),
-        micro("exp", given["sm.exp"] * exps_per_s(hw)),
-        micro("sram", given["sm.sram"] * sram_bytes_per_s(hw)),
+        micro("exp", given["sm.exp"] * hw.exps_per_s),
+        micro("sram", given["sm.sram"] * hw.sram_bytes_per_s),
         micro("cta_start", start_s),
         micro("launch_plain", given["launch.latency"] + start_s),
         micro("launch_graph", given["launch.gap"] + start_s),

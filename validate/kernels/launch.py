@@ -1,8 +1,8 @@
 """A schedule on real tensors: one Triton launch for each kernel that the simulator would replay.
 
-Tile sizes, grid order, block tables, warps and buffers are read off the simulator's kernels, so
-that both move the same data. Tensors have the shape (groups, rows, cols) that they have in
-`sim.tile_program.Tensor`.
+A kernel's kind says which Triton kernel it is; tile sizes, grid order, block tables, warps and
+buffers are read off its loads and stores, so that both move the same data. Tensors have the shape
+(groups, rows, cols) that they have in `sim.tile_program.Tensor`.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile
 from sim.schedules.hip import Hip, chunks_a_load, search_rounds
-from sim.tile_program import IntArray, Kernel, Load, Store, Stream, Tensor
+from sim.tile_program import IntArray, Kernel, Kind, Load, Role, Store, Stream, Tensor
 from validate.kernels.flash import combine_kernel, flash_kernel
 from validate.kernels.hip import estimate_kernel
 from validate.kernels.naive import matmul_kernel, softmax_kernel
@@ -52,18 +52,24 @@ class KeyTable:
 
 @dataclass
 class Attention:
-    """A schedule's tensors, by their names, and its launches in order."""
+    """A schedule's tensors on a device, its launches in order, and what sparse kernels visit."""
 
     w: AttentionWorkload
+    schedule: Schedule
     kernels: list[Kernel]
     device: str
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[Tensor, torch.Tensor]
     launches: list[Launch] = field(default_factory=list)
-    key_table: KeyTable | None = None
+    key_tables: dict[Kernel, KeyTable] = field(default_factory=dict)
 
     def run(self) -> list[Any]:
         """Launch all kernels; returns what Triton compiled for each."""
         return [launch() for launch in self.launches]
+
+    def launch(self, kernel: Kernel, entry: Any, **arguments: Any) -> None:
+        """Add a launch of the Triton kernel `entry` on the grid and warps of `kernel`."""
+        arguments["num_warps"] = kernel.footprint.threads // 32
+        self.launches.append(Launch(kernel.name, entry, kernel.ctas, arguments))
 
     def int32(self, values: Any) -> torch.Tensor:
         """Integers on the device."""
@@ -75,7 +81,12 @@ class Attention:
 
     def of(self, stream: Stream) -> torch.Tensor:
         """The tensor that a stream goes through."""
-        return self.tensors[stream.tensor.name]
+        return self.tensors[stream.tensor]
+
+    def by_role(self, role: Role) -> torch.Tensor:
+        """The one tensor that has this role."""
+        (found,) = [held for tensor, held in self.tensors.items() if tensor.role == role]
+        return found
 
 
 def place(
@@ -96,15 +107,16 @@ def place(
         raise InputError(f"schedule {schedule.title}: the kernels here have no rope or dropout")
     kernels = kernels_of(schedule.program(w, hw))
     for kernel in kernels:
-        if kernel.name not in LAUNCHERS:
+        if kernel.kind is None:
             raise InputError(f"schedule {schedule.title}: no Triton kernel for {kernel.name!r}")
     generator = torch.Generator(device).manual_seed(seed)
     tensors = {}
     for tensor in dict.fromkeys(t for kernel in kernels for t in kernel.tensors):
-        tensors[tensor.name] = _filled(tensor, w, device, generator)
-    attention = Attention(w, kernels, device, tensors)
+        tensors[tensor] = _filled(tensor, w, device, generator)
+    attention = Attention(w, schedule, kernels, device, tensors)
     for kernel in kernels:
-        LAUNCHERS[kernel.name](attention, kernel, schedule)
+        assert kernel.kind is not None
+        LAUNCHERS[kernel.kind](attention, kernel)
     return attention
 
 
@@ -128,29 +140,40 @@ def _whole(*streams: Stream) -> bool:
     return all(length % side == 0 and side & (side - 1) == 0 for side, length in sides)
 
 
-def _loads_and_stores(kernel: Kernel, loop: int) -> tuple[list[Load], list[Store]]:
-    ops = kernel.loops[loop].ops
-    return kernel.loops[loop].loads, [op for op in ops if isinstance(op, Store)]
+def loads_of(kernel: Kernel) -> list[Load]:
+    """A kernel's loads, in program order."""
+    return [load for loop in kernel.loops for load in loop.loads]
 
 
-def _launch(attention: Attention, kernel: Kernel, entry: Any, **arguments: Any) -> None:
-    arguments["num_warps"] = kernel.footprint.threads // 32
-    attention.launches.append(Launch(kernel.name, entry, kernel.ctas, arguments))
+def load_of(kernel: Kernel, role: Role) -> Load:
+    """The first load of the tensor that has this role."""
+    return next(load for load in loads_of(kernel) if load.stream.tensor.role == role)
 
 
-def _matmul(attention: Attention, kernel: Kernel, _: Schedule) -> None:
-    (a, b), _stores = _loads_and_stores(kernel, 0)
-    c = _loads_and_stores(kernel, 1)[1][0].stream
-    items, transposed = kernel.items, a.stream.tensor.name == "Q"
-    _launch(
-        attention,
+def stores_of(kernel: Kernel) -> list[Stream]:
+    """The streams that a kernel stores, in program order."""
+    return [op.stream for op in kernel.actions if isinstance(op, Store)]
+
+
+def trips_of(kernel: Kernel, load: Load) -> IntArray:
+    """How often each item makes a load: trips of the loop in which it stands."""
+    return next(
+        trips for loop, trips in zip(kernel.loops, kernel.trips, strict=True) if load in loop.ops
+    )
+
+
+def _matmul(attention: Attention, kernel: Kernel) -> None:
+    a, b = loads_of(kernel)
+    (c,) = stores_of(kernel)
+    items, transposed = kernel.items, kernel.kind == "scores"
+    attention.launch(
         kernel,
         matmul_kernel,
         A=attention.of(a.stream),
         B=attention.of(b.stream),
         C=attention.of(c),
         ctas=attention.ctas(a.stream.base(items), b.stream.base(items), c.base(items)),
-        trips=int(kernel.trips[0, 0]),
+        trips=int(trips_of(kernel, a)[0]),
         a_rows=a.stream.tensor.rows,
         a_cols=a.stream.tensor.cols,
         b_rows=b.stream.tensor.rows,
@@ -167,42 +190,42 @@ def _matmul(attention: Attention, kernel: Kernel, _: Schedule) -> None:
     )
 
 
-def _softmax(attention: Attention, kernel: Kernel, _: Schedule) -> None:
+def _softmax(attention: Attention, kernel: Kernel) -> None:
     w = attention.w
-    scores = kernel.streams[0]
-    _launch(
-        attention,
+    scores, *_ = loads_of(kernel)
+    (probabilities,) = stores_of(kernel)
+    attention.launch(
         kernel,
         softmax_kernel,
-        S=attention.tensors["S"],
-        P=attention.tensors["P"],
+        S=attention.of(scores.stream),
+        P=attention.of(probabilities),
         rows=w.seq_q,
         cols=w.seq_kv,
         first_position=w.seq_kv - w.seq_q,
         SWEEP=len(kernel.loops) > 1,
-        TILE_ROWS=scores.tile_rows,
-        TILE_COLS=scores.tile_cols,
+        TILE_ROWS=scores.stream.tile_rows,
+        TILE_COLS=scores.stream.tile_cols,
         CAUSAL=w.causal,
         WINDOW=w.window or 0,
     )
 
 
-def _flash(attention: Attention, kernel: Kernel, schedule: Schedule) -> None:
-    w, items, trips = attention.w, kernel.items, kernel.trips[1]
-    (load_q,), _ = _loads_and_stores(kernel, 0)
-    (load_k, load_v), _ = _loads_and_stores(kernel, 1)
-    o, lse = (store.stream for store in _loads_and_stores(kernel, 2)[1])
-    q, k = load_q.stream, load_k.stream
-    if k.table is not None and attention.key_table is None:
-        attention.key_table = KeyTable(attention.int32(k.table), k.start(items), trips)
-    keys = attention.key_table
-    _launch(
-        attention,
+def _flash(attention: Attention, kernel: Kernel) -> None:
+    w, items = attention.w, kernel.items
+    load_k = load_of(kernel, "key")
+    q, k, v = load_of(kernel, "query").stream, load_k.stream, load_of(kernel, "value").stream
+    o, lse = stores_of(kernel)
+    trips = trips_of(kernel, load_k)
+    keys = attention.key_tables.get(kernel)
+    if keys is None and k.table is not None:
+        keys = KeyTable(attention.int32(k.table), k.start(items), trips)
+        attention.key_tables[kernel] = keys
+    attention.launch(
         kernel,
         flash_kernel,
         Q=attention.of(q),
         K=attention.of(k),
-        V=attention.of(load_v.stream),
+        V=attention.of(v),
         O=attention.of(o),
         LSE=attention.of(lse),
         ctas=attention.ctas(
@@ -259,65 +282,57 @@ def masked_trips(
     return masked
 
 
-def _combine(attention: Attention, kernel: Kernel, _: Schedule) -> None:
-    o, lse = (store.stream for store in _loads_and_stores(kernel, 1)[1])
-    _launch(
-        attention,
+def _combine(attention: Attention, kernel: Kernel) -> None:
+    load_lse, load_o = loads_of(kernel)
+    o, lse = stores_of(kernel)
+    attention.launch(
         kernel,
         combine_kernel,
-        PARTIAL_O=attention.tensors["O of splits"],
-        PARTIAL_LSE=attention.tensors["LSE of splits"],
+        PARTIAL_O=attention.of(load_o.stream),
+        PARTIAL_LSE=attention.of(load_lse.stream),
         O=attention.of(o),
         LSE=attention.of(lse),
         o_rows=o.tensor.rows,
-        SPLITS=int(kernel.trips[0, 0]),
+        SPLITS=int(trips_of(kernel, load_o)[0]),
         HEAD_DIM=attention.w.head_dim,
         TILE_O=o.tile_rows,
     )
 
 
-def _estimate(attention: Attention, kernel: Kernel, schedule: Schedule) -> None:
-    """Launches the search, and lays out the table that it completes for the sparse kernel."""
-    assert isinstance(schedule, Hip)
-    w, items = attention.w, kernel.items
-    (load_q,), _ = _loads_and_stores(kernel, 0)
-    (load_k,), _ = _loads_and_stores(kernel, 1)
-    sparse_k = attention.kernels[1].streams[1]
-    tile = Tile(q=load_q.stream.tile_rows, kv=sparse_k.tile_rows)
-    keep = schedule.keep // tile.kv
-    ranges = schedule.ranges(w, tile)
-    rows = [
-        np.concatenate([np.arange(high, end)[::-1], np.arange(first, low)[::-1]])
-        for first, low, high, end in ranges
-    ]
-    width = max(len(row) for row in rows) + keep
-    table = np.full((len(items), width), -1, np.int32)
-    down = load_q.stream.tiles_down
-    for number, row in enumerate(rows):
-        table[number::down, : len(row)] = row
-    row_of = items % down
-    low = np.array([low for _, low, _, _ in ranges])
-    count = np.array([high - low for _, low, high, _ in ranges])
-    known = np.array([len(row) for row in rows])
-    rounds = np.array([search_rounds(int(blocks_between), keep) for blocks_between in count])
-    sparse = attention.kernels[1]
-    start = sparse.streams[0].base(sparse.items) * width  # its grid has another order
-    attention.key_table = KeyTable(attention.int32(table.ravel()), start, sparse.trips[1])
-    attention.tensors["blocks found"] = attention.key_table.table
-    _launch(
-        attention,
+def _search(attention: Attention, kernel: Kernel) -> None:
+    """Launches HiP's search, and lays out the table that it completes for the sparse kernel."""
+    hip, w, items = attention.schedule, attention.w, kernel.items
+    assert isinstance(hip, Hip)
+    load_k = load_of(kernel, "key")
+    q, k = load_of(kernel, "query").stream, load_k.stream
+    (found,) = stores_of(kernel)
+    later = attention.kernels[attention.kernels.index(kernel) :]
+    sparse = next(after for after in later if after.kind == "flash")
+    sparse_k = load_of(sparse, "key")
+    tile = Tile(q=q.tile_rows, kv=sparse_k.stream.tile_rows)
+    keep = hip.keep // tile.kv
+    ranges = hip.ranges(w, tile)
+    known, rows = _kept_without_search(ranges, keep)
+    number = items % q.tiles_down
+    width = rows.shape[1]
+    table = attention.int32(rows[number].ravel())
+    start = load_of(sparse, "query").stream.base(sparse.items) * width  # its grid has another order
+    attention.key_tables[sparse] = KeyTable(table, start, trips_of(sparse, sparse_k))
+    attention.tensors[found.tensor] = table
+    _, low, high, _ = ranges[number].T
+    attention.launch(
         kernel,
         estimate_kernel,
-        Q=attention.of(load_q.stream),
-        K=attention.of(load_k.stream),
-        TABLE=attention.key_table.table,
+        Q=attention.of(q),
+        K=attention.of(k),
+        TABLE=table,
         ctas=attention.ctas(
             items,
-            load_k.stream.base(items) // load_k.stream.tiles_down,
-            low[row_of],
-            count[row_of],
-            rounds[row_of],
-            items * width + known[row_of],
+            k.base(items) // k.tiles_down,
+            low,
+            high - low,
+            search_rounds(high - low, keep),
+            items * width + known[number],
         ),
         q_rows=w.seq_q,
         kv_rows=w.seq_kv,
@@ -330,14 +345,28 @@ def _estimate(attention: Attention, kernel: Kernel, schedule: Schedule) -> None:
     )
 
 
-LAUNCHERS: dict[str, Callable[[Attention, Kernel, Schedule], None]] = {
-    "S = Q K^T": _matmul,
-    "P = softmax(S)": _softmax,
-    "O = P V": _matmul,
-    "flash2": _flash,
-    "block_sparse": _flash,
-    "flash_decoding": _flash,
+def _kept_without_search(ranges: IntArray, keep: int) -> tuple[IntArray, IntArray]:
+    """What blocks of query rows visit whatever a search finds: window and sinks, last first.
+
+    `ranges` are those of `Hip.ranges`. Returns how many key blocks that are, and their numbers, a
+    row each, with room behind them for the `keep` that are found (-1: none).
+    """
+    kept = [
+        np.concatenate([np.arange(high, end)[::-1], np.arange(first, low)[::-1]])
+        for first, low, high, end in ranges
+    ]
+    count = np.array([len(blocks) for blocks in kept])
+    rows = np.full((len(kept), count.max() + keep), -1)
+    for row, blocks in zip(rows, kept, strict=True):
+        row[: len(blocks)] = blocks
+    return count, rows
+
+
+LAUNCHERS: dict[Kind, Callable[[Attention, Kernel], None]] = {
+    "scores": _matmul,
+    "softmax": _softmax,
+    "output": _matmul,
+    "flash": _flash,
     "combine": _combine,
-    "estimate mask": _estimate,
-    "hip": _flash,
+    "block search": _search,
 }
