@@ -28,7 +28,9 @@ class Device:
 
 # Base clocks: NVIDIA's A30 datasheet, L4 and T4 product briefs and GeForce RTX 5060 Ti page.
 DEVICES = (
-    Device(r".*\b(assumed|not stated|not in excerpt|does not say)\b.*", why="its device is a guess"),
+    Device(
+        r".*\b(assumed|not stated|not in excerpt|does not say)\b.*", why="its device is a guess"
+    ),
     Device(r"A100([- ]SXM4)?([- ]80 ?GB)?", "a100-sxm-80gb"),
     Device(r"A100([- ]SXM4)?[- ]40 ?GB", "a100-sxm-40gb"),
     Device(r"A800([- ]SXM4)?([- ]80 ?GB)?", "a800-sxm-80gb"),

@@ -150,14 +150,14 @@ def _read(file: Path) -> Iterator[Figure]:
 def _check_header(file: Path, header: list[str]) -> None:
     for column in header:
         if column not in COLUMNS:
-            raise InputError(f"{file}, line 1: {column}: unknown column; {nearest(column, COLUMNS)}")
+            raise InputError(
+                f"{file}, line 1: {column}: unknown column; {nearest(column, COLUMNS)}"
+            )
         if header.count(column) > 1:
             raise InputError(f"{file}, line 1: {column}: stands there twice")
     for column in REQUIRED:
         if column not in header:
-            raise InputError(
-                f"{file}, line 1: {column}: missing; needed are {', '.join(REQUIRED)}"
-            )
+            raise InputError(f"{file}, line 1: {column}: missing; needed are {', '.join(REQUIRED)}")
 
 
 def _figure(where: str, cells: dict[str, str]) -> Figure:
