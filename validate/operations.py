@@ -44,6 +44,7 @@ TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
 MLA = {"name": "mla"}
 NAIVE = {"name": "naive", "mask": False}
+SCALED_NAIVE = NAIVE | {"scale": True}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Operation:
     """Kernels of a name, and what predicts them; `why` says why nothing does.
 
     `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
-    `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's.
+    `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
+    `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
+    rates are judged, times are not.
     """
 
     kernel: str
@@ -64,6 +67,7 @@ class Operation:
     in_cache_dtype: bool = False
     head_dim: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the workload
+    own_loop: bool = False
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -108,9 +112,7 @@ OPERATIONS = (
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, FLASH2),
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, FLASH2),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, FLASH2),
-    Operation(
-        r"vllm vllm_flash_attn_fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True
-    ),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
     Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton prefill", PREFILL, TRITON),
     Operation(
@@ -129,9 +131,7 @@ OPERATIONS = (
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
     Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
-    Operation(
-        r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True
-    ),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
     Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
@@ -175,14 +175,20 @@ OPERATIONS = (
     Operation(r"SDPA efficient.*", "decode, a CTA a head", DECODE, FLASH2),
     Operation(r"SDPA math", "eager", PREFILL, NAIVE),
     Operation(
-        r"SDPA math fp32 \(upcast\)", "eager, upcast", PREFILL, NAIVE, changes={"dtype": "fp32"}
+        r"SDPA math fp32 \(upcast\)",
+        "eager, upcast",
+        PREFILL,
+        NAIVE,
+        changes={"dtype": "fp32", "kv_dtype": "fp32"},
     ),
     Operation(r"torch unfused.*", "eager", PREFILL, NAIVE),
     # --- authors' own kernels ------------------------------------------------------------------
-    Operation(r"(naive|tiled) 3 kernels.*", "naive, own kernels", PREFILL, NAIVE),
-    Operation(r"naive 4 kernels.*", "naive, own kernels", PREFILL, NAIVE | {"scale": True}),
+    Operation(r"(naive|tiled) 3 kernels.*", "naive, own kernels", PREFILL, NAIVE, own_loop=True),
+    Operation(r"naive 4 kernels.*", "naive, own kernels", PREFILL, SCALED_NAIVE, own_loop=True),
     *(
-        Operation(rf"{kernel}.*", f"naive: {name}", PREFILL, NAIVE, launches=launches)
+        Operation(
+            rf"{kernel}.*", f"naive: {name}", PREFILL, NAIVE, launches=launches, own_loop=True
+        )
         for kernel, name, launches in (
             (r"(naive QK\^T|(naive|tiled) unfused kernel qk)", "Q K^T", r"S = Q K\^T"),
             (r"(naive|tiled unfused kernel|naive unfused kernel) softmax", "softmax", r"P = .*"),
@@ -190,11 +196,23 @@ OPERATIONS = (
         )
     ),
     Operation(
-        r"splitkv decode .*", "split-KV, own kernels", DECODE, SPLIT_KV, launches="flash_decoding"
+        r"splitkv decode .*",
+        "split-KV, own kernels",
+        DECODE,
+        SPLIT_KV,
+        launches="flash_decoding",
+        own_loop=True,
     ),
-    Operation(r"splitkv merge", "split-KV, own: merge", DECODE, SPLIT_KV, launches="combine"),
-    Operation(r"splitkv \(CUDA cores\)", "split-KV, own kernels", DECODE, SPLIT_KV),
-    Operation(r"decode_inplace .*", "decode, a CTA a head", DECODE, FLASH2),
+    Operation(
+        r"splitkv merge",
+        "split-KV, own: merge",
+        DECODE,
+        SPLIT_KV,
+        launches="combine",
+        own_loop=True,
+    ),
+    Operation(r"splitkv \(CUDA cores\)", "split-KV, own kernels", DECODE, SPLIT_KV, own_loop=True),
+    Operation(r"decode_inplace .*", "decode, a CTA a head", DECODE, FLASH2, own_loop=True),
     Operation(r"(Triton fused .*|Triton tutorial .*)", "Triton prefill", PREFILL, TRITON),
     Operation(
         r"(FA2-order fused|fused online softmax|fused flash|custom WMMA flash|fp32_fused|"
@@ -202,6 +220,7 @@ OPERATIONS = (
         "fused, own kernels",
         PREFILL,
         FLASH2,
+        own_loop=True,
     ),
     Operation(
         r"nsa_triton",
@@ -218,11 +237,8 @@ OPERATIONS = (
         "no schedule stands for its kernel",
     ),
     # --- a table of one's own may name a schedule ----------------------------------------------
-    *(
-        Operation(name, name, ("fwd", "decode"), {"name": name})
-        for name in sorted(SCHEDULES)
-    ),
-)  # fmt: skip
+    *(Operation(name, name, ("fwd", "decode"), {"name": name}) for name in sorted(SCHEDULES)),
+)
 
 # What `extra` (and of splits, the kernel's name) states. A window's keys include the query's own.
 PAGE = re.compile(r"\bpaged? (?:block )?(\d+)\b")
@@ -234,6 +250,7 @@ COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
 FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
+TIMES = ("time_us", "tflops", "gbps")
 FLOOR_US = 30.0  # host time rules below it, where nothing else is said
 LEAST_PAGE, MOST_PAGE = 16, 4096  # of `paged`
 
@@ -299,7 +316,8 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
     except UnknownDeviceError as error:
         raise NotPredictedError(str(error)) from None
     operation = operation_of(figure, hw)
-    assert operation.schedule is not None
+    if operation.own_loop and figure.metric in TIMES:
+        raise NotPredictedError("its author's own loop: the schedule has its bytes, not its time")
     try:
         w = _workload(figure, operation)
         schedule = make_schedule(_options(figure, operation), figure.where)
