@@ -14,7 +14,7 @@ Where pages are not stated they have 64 tokens; those of fewer than 16 are predi
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +23,8 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
-from sim.schedules.base import Schedule
+from sim.schedules.base import Schedule, blocks
+from sim.schedules.flash_decoding import FlashDecoding
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
 from validate.predict import NotPredictedError
@@ -54,7 +55,8 @@ class Operation:
     `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
     `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
-    rates are judged, times are not.
+    rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
+    splits are cut for these, however few are filled.
     """
 
     kernel: str
@@ -68,6 +70,7 @@ class Operation:
     head_dim: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the workload
     own_loop: bool = False
+    cache_tokens: int | None = None
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -164,6 +167,14 @@ OPERATIONS = (
         FLASH2,
         extra=r"fwd\+bwd in the timed call",
         changes={"phase": "training"},
+    ),
+    # JakeFlasher/benchmark_flash_attention, flash_attention_benchmark_kvcache.cu (max_tokens).
+    Operation(
+        r"FlashAttention-2 C\+\+ mha_fwd_kvcache",
+        "FA2 paged decode",
+        DECODE,
+        PAGED,
+        cache_tokens=2**20,
     ),
     Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
@@ -320,7 +331,7 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError("its author's own loop: the schedule has its bytes, not its time")
     try:
         w = _workload(figure, operation)
-        schedule = make_schedule(_options(figure, operation), figure.where)
+        schedule = make_schedule(_options(figure, operation, w, hw), figure.where)
     except (InputError, ValueError) as error:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
@@ -348,14 +359,26 @@ def operation_of(figure: Figure, hw: HardwareProfile) -> Operation:
     return operation
 
 
-def _options(figure: Figure, operation: Operation) -> dict[str, Any]:
+def _options(
+    figure: Figure, operation: Operation, w: AttentionWorkload, hw: HardwareProfile
+) -> dict[str, Any]:
     options = dict(operation.schedule or {})
     page, splits = PAGE.search(figure.extra), SPLIT_COUNT.search(f"{figure.kernel} {figure.extra}")
     if page and options["name"] == "paged":
         options["page_size"] = min(max(int(page[1]), LEAST_PAGE), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
+    elif operation.cache_tokens:
+        options["splits"] = _filled_splits(w, hw, operation.cache_tokens // w.batch)
     return options
+
+
+def _filled_splits(w: AttentionWorkload, hw: HardwareProfile, room_tokens: int) -> int:
+    """Of the splits of a sequence with room for so many tokens, those that its keys reach."""
+    room = replace(w, seq_kv=room_tokens, window=None)
+    cut = FlashDecoding().split(room, hw, None)
+    size = blocks(cut.end_block, cut.splits)
+    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), size)
 
 
 def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:

@@ -230,6 +230,8 @@ def judge(measured: Measured, simulated: Simulated) -> Judged:
         sum(getattr(k, f"l2_{way}_bytes") for k in kernels) for way in ("read", "write")
     )
     least = sum(kernel.roofline_dram_bytes for kernel in kernels)
+    # A counter of hits (lts__t_sector_hit_rate) counts writes too, which always hit.
+    hits = sum(kernel.l2_hit_bytes for kernel in kernels)
     quantity, value = quantity_of(measured.figure)
     if value == 0 and quantity != HITS:
         raise NotPredictedError("0 bytes were counted: no relative error")
@@ -237,7 +239,7 @@ def judge(measured: Measured, simulated: Simulated) -> Judged:
     predicted: dict[str, tuple[float, float | None]] = {
         TIME: (seconds, roofline_s),
         L2: (l2_read + (l2_write if everything else 0), None),
-        HITS: (sum(k.l2_hit_bytes for k in kernels) / max(l2_read, 1), None),
+        HITS: ((hits + l2_write) / max(l2_read + l2_write, 1), None),
         RATE: ((read + write) / seconds if seconds else 0.0, None),
         DRAM: {
             "dram_read_bytes": (read, None),
