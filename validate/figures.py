@@ -41,7 +41,10 @@ def _or_none(text: Any) -> Any:
 
 
 def _flag(text: Any) -> Any:
-    return {"": None, "0": False, "1": True}.get(text, text)
+    flags = {"": None, "0": False, "1": True}
+    if text not in flags:
+        raise ValueError("1, 0, or nothing where it is not stated, was expected")
+    return flags[text]
 
 
 Stated = Annotated[PositiveInt | None, BeforeValidator(_or_none)]
