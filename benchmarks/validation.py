@@ -195,8 +195,12 @@ def renew_between(path: Path, text: str) -> None:
 
 
 def measured_data(stick: Stick) -> list[dict[str, Any]]:
-    """What the data file says of tables of figures: every score by regime and in all."""
-    return [asdict(score) for score in stick.scores if not score.host or score.regime == ANY]
+    """What the data file says of tables of figures: the errors of predictions, by regime."""
+    return [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(score).items()}
+        for score in stick.scores
+        if score.split != "fit" and not score.host and score.regime != ANY
+    ]
 
 
 def measured_up(folder: Path) -> Stick:

@@ -249,7 +249,7 @@ def test_unknown_published_gpu_and_missing_file_are_one_line(tmp_path):
 
 
 def test_one_command_measures_calibrates_and_compares(tmp_path, monkeypatch, capsys):
-    from sim.cli.app import app as cli
+    from sim.cli import validate as cli
 
     table = CAMPAIGN.replace('split = "test"', 'split = "train"', 1)
     (tmp_path / "c.toml").write_text(table)

@@ -177,6 +177,8 @@ def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     assert (wrapper.written_bytes, wrapper.floor_us) == (0, 40)
     profiled = measured_of(figure(tmp_path, extra="CUPTI kernel time"))
     assert (profiled.has_gaps, profiled.floor_us) == (False, 0)
+    row = {"kernel": "vllm MLA vllm_triton_mla", "pass_": "decode", "seq_q": "1"}
+    assert measured_of(figure(tmp_path, **row, gpu="L40S")).floor_us == 450
 
 
 def test_splits_of_a_cache_with_room_for_more_are_those_that_keys_reach(tmp_path):
