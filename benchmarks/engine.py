@@ -10,10 +10,11 @@ compiled code warm, and each one's best of several runs counts; one core does th
 import argparse
 import json
 import time
-from types import ModuleType
+from typing import Any
 
 from sim.engine import reference
 from sim.engine.compiled import replay
+from sim.engine.protocol import Engine
 from sim.inputs.hardware import load_profile
 from sim.machine import machine_of
 from sim.schedules.base import of_constant
@@ -49,7 +50,7 @@ def plain_loop(ctas: int) -> Kernel:
     return Kernel("plain loop", ctas, loops, Footprint(64 * 1024))
 
 
-def tile_steps_per_s(engine: ModuleType, kernel: Kernel, runs: int) -> float:
+def tile_steps_per_s(engine: Engine[Any], kernel: Kernel, runs: int) -> float:
     """The best rate of so many runs of the kernel."""
     chunkings = chunk_tensors([kernel])
     best = 0.0

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sim.runs.scenario import read_scenario
-from sim.web.app import Explorer, serve
-from tests.support.browser import Visit, a_browser
+from sim.web.app import serve
+from sim.web.explorer import Explorer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.browser import Visit, a_browser
 
 QUESTIONS = (
     ("flash_vs_naive", ()),

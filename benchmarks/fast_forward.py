@@ -28,8 +28,8 @@ def told(
     """Simulated time and HBM bytes, their estimated errors, and seconds it took; head_dim 128."""
     w = WorkloadTable.model_validate({"head_dim": 128, **workload}).workload()
     began = time.process_time()
-    steps = make_schedule({"name": name}, "a benchmark").program(w, hw)
-    run = run_on_device(steps, hw, w.dtype, "replay", lambda _: None, most_steps=most_steps)
+    program = make_schedule({"name": name}, "a benchmark").program(w, hw)
+    run = run_on_device(program, hw, w.dtype, "replay", lambda _: None, most_steps=most_steps)
     kernels = [kernel.run for kernel in run.kernels]
     skipped = [kernel for kernel in kernels if kernel.fast_forward is not None]
     return {

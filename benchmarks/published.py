@@ -18,7 +18,7 @@ from sim.runs.record import Record
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
 from sim.schedules.infinite_hip import InfiniteHip
-from sim.whole_model.passes import ModelPass, decode_step, prefill, replay
+from sim.whole_model.passes import ModelPass, decode_pass, prefill, replay
 
 HIP = "arXiv 2406.09827, appendix, k = 512"
 INFINITE_HIP = "arXiv 2502.08910, Table 3"
@@ -191,7 +191,7 @@ def whole_models() -> Iterator[Row]:
         ("a100-sxm-40gb", 1088, 13.3, "75 tokens/s, johnmusgrave.com"),
     ):
         schedule = make_schedule({"name": "flash_decoding"}, "published")
-        one = decode_step(MODELS["llama-3-8b"], load_profile(gpu), schedule, 1, tokens)
+        one = decode_pass(MODELS["llama-3-8b"], load_profile(gpu), schedule, 1, tokens)
         ours = 1e3 * pass_s(one)
         yield f"Llama-3.1 8B, {gpu}, a token of one request", published, ours, "ms", source
     schedule = make_schedule({"name": "flash3"}, "published")

@@ -26,7 +26,7 @@ from typing import Any
 import tomli_w
 
 from sim.runs.job import run_scenario
-from sim.runs.scenario import ScenarioText, make_scenario
+from sim.runs.scenario import ScenarioText
 from sim.runs.store import Store
 from sim.runs.sweep import sweep_points
 from sim.runs.workers import Workers, processes
@@ -61,7 +61,7 @@ def swept_s(points: int, workers: Workers) -> float:
 def plain_s(points: int) -> float:
     """The same by `run`: one point after the other, nothing kept."""
     start_s = time.perf_counter()
-    for _ in run_scenario(make_scenario(text(points).data, "benchmark", "benchmark")):
+    for _ in run_scenario(text(points).scenario()):
         pass
     return time.perf_counter() - start_s
 

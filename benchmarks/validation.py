@@ -29,7 +29,8 @@ from validate.stick import ANY, Stick, measure_up, user_store
 from validate.stick_report import markdown
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "validate" / "measurements" / FILE
+DATA = ROOT / "sim" / "report" / FILE
+MEASURED = ROOT / "validate" / "measurements"
 # In the order of the tables, with the README's names.
 GPUS = {
     "h100-sxm": "H100 SXM",
@@ -55,9 +56,8 @@ def all_measurements() -> Iterator[Measurements]:
     """The published tables, GPU by GPU, and the measurement files that are shipped."""
     for profile in published_profiles():
         yield published(profile)
-    for path in sorted(DATA.parent.glob("*.json")):
-        if path != DATA:
-            yield load_measurements(path)
+    for path in sorted(MEASURED.glob("*.json")):
+        yield load_measurements(path)
 
 
 def data_of(all_measured: Iterable[Measurements]) -> dict[str, Any]:

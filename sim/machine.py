@@ -120,14 +120,14 @@ def ctas_per_sm(footprint: Footprint, hw: HardwareProfile) -> int:
     return room[limit]
 
 
-Kind = Literal["peer", "network", "to host", "from host"]
+LinkKind = Literal["peer", "network", "to host", "from host"]
 
 
 @dataclass(frozen=True)
 class Link:
     """What joins two ends: its kind, sustained bytes a second a direction, and latency."""
 
-    kind: Kind
+    kind: LinkKind
     bytes_per_s: float
     latency_s: float
 
@@ -141,7 +141,7 @@ def link_of(hw: HardwareProfile, gpu: int, transfer: Transfer) -> Link:
     return peer_link(hw, gpu, transfer.to)
 
 
-def host_link(hw: HardwareProfile, kind: Kind) -> Link:
+def host_link(hw: HardwareProfile, kind: LinkKind) -> Link:
     """The link to the host's memory; raises InputError without one."""
     if hw.links is None or hw.links.host is None:
         raise InputError(f"{hw.name} has no links.host: the link to the host's memory")

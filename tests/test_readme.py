@@ -3,9 +3,7 @@
 import re
 from pathlib import Path
 
-from typer.testing import CliRunner
-
-from sim.cli.app import app
+from tests.support.commands import called
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -18,9 +16,9 @@ def block(language: str, holding: str) -> str:
 
 
 def attnsim(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
+    done = called(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_scenario_runs(tmp_path):

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, variation_toml
 from sim.inputs.units import show
 from sim.runs.job import Progress
 from validate.measurement import Measurement, Measurements
 from validate.predict import NotPredictedError, Prediction, predict
-from validate.readings import readings
+from validate.readings import Reading, readings
 
 MOST_STEPS = 4_000_000  # tile steps of all points that are fitted to: each is replayed 150 times
 STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise
@@ -172,7 +172,7 @@ def calibrate(
 def _calibrated(
     parameter: Parameter,
     hw: HardwareProfile,
-    read: dict[str, Any],
+    read: dict[str, Reading],
     fitted: dict[str, tuple[float, float]],
 ) -> Calibrated:
     before = value_of(hw, parameter.name)

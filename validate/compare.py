@@ -1,8 +1,9 @@
 """Predictions held against measurements: errors by schedule family, and which is faster."""
 
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from statistics import fmean, median
@@ -17,6 +18,7 @@ from validate.predict import NotPredictedError, Prediction, predict
 
 COLD, WARM, HBM, HITS = "time, cold L2", "time, warm L2", "HBM bytes", "L2 hit rate"
 QUANTITIES = (COLD, WARM, HBM, HITS)
+_UNSAID = ("name", "label", "implementation", "mask")  # of a schedule's options, about a point
 PAIR_DIFFERS = 0.05  # schedules whose times differ by less are not ranked
 
 
@@ -93,6 +95,34 @@ class Comparison:
     left: list[Left]
     scores: list[Score]
     pairs: Pairs
+
+    def json(self) -> str:
+        """Scores, pairs and every judged point as JSON."""
+        points = [
+            {
+                "point": one.point.shape.model_dump(exclude_defaults=True),
+                "quantity": one.quantity,
+                "measured": one.measured,
+                "predicted": one.predicted,
+                "roofline": one.roofline,
+                "error": one.error,
+                "bottleneck_shares": one.prediction.shares,
+                "source": one.point.source,
+            }
+            for one in self.judged
+        ]
+        whole: dict[str, Any] = {
+            "title": self.title,
+            "hardware": self.hardware,
+            "split": self.split,
+            "scores": [asdict(score) for score in self.scores],
+            "pairs": asdict(self.pairs),
+            "points": points,
+            "left_out": [
+                {"family": left.point.family, "reason": left.reason} for left in self.left
+            ],
+        }
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def compare(
@@ -225,9 +255,6 @@ def point_text(point: Measurement) -> str:
     options = {k: v for k, v in (point.schedule or {}).items() if k not in _UNSAID}
     extra = "".join(f", {k} {_shown(v)}" for k, v in options.items())
     return f"{point.family} {w.batch} x {heads}, {length}, d {w.head_dim}{mask}, {w.dtype}{extra}"
-
-
-_UNSAID = ("name", "label", "implementation", "mask")
 
 
 def _shown(value: Any) -> str:

@@ -7,13 +7,13 @@ import torch
 
 from sim.inputs.workload import AttentionWorkload
 from sim.tile_program import Kernel
-from validate.kernels.launch import Attention, load_of
+from validate.kernels.launch import Placed, load_of
 
 # Relative error (Frobenius norm) that rounding explains: of inputs, P and outputs in the dtype.
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2}
 
 
-def relative_error(attention: Attention, most_blocks: int | None = None) -> float:
+def relative_error(attention: Placed, most_blocks: int | None = None) -> float:
     """||O - reference|| / ||reference|| after a run; NaN where an output was never written.
 
     All blocks of query rows are looked at or, with `most_blocks`, so many spread over all matrices.
@@ -62,7 +62,7 @@ def visible(w: AttentionWorkload, rows: slice, device: torch.device) -> torch.Te
     return shown
 
 
-def kept(attention: Attention, kernel: Kernel, q_tile: int) -> torch.Tensor:
+def kept(attention: Placed, kernel: Kernel, q_tile: int) -> torch.Tensor:
     """Which keys stand in the blocks that a tile of Q meets in a sparse kernel: (seq_kv,)."""
     keys = attention.key_tables[kernel]
     q, k = (load_of(kernel, role).stream for role in ("query", "key"))

@@ -23,7 +23,7 @@ from sim.inputs.hardware import HardwareProfile, load_profile
 from validate import counters
 from validate.clock import CudaClock
 from validate.float64 import TOLERANCE, relative_error
-from validate.kernels.launch import Attention, place
+from validate.kernels.launch import Placed, place
 from validate.measure import DeviceLostError
 from validate.measurement import Compiled, Counters, Device, Measurement, Micro, Shape
 from validate.micro import run_micro
@@ -188,7 +188,7 @@ class WrongResultError(Exception):
     """A kernel's output is not the attention of its inputs."""
 
 
-def placed(shape: Shape, hw: HardwareProfile) -> Attention:
+def placed(shape: Shape, hw: HardwareProfile) -> Placed:
     """A point's schedule on the device."""
     schedule = shape.parsed_schedule("campaign")
     if schedule is None:
@@ -196,7 +196,7 @@ def placed(shape: Shape, hw: HardwareProfile) -> Attention:
     return place(schedule, shape.workload.workload(), hw, CudaClock.device)
 
 
-def check(attention: Attention) -> None:
+def check(attention: Placed) -> None:
     """Raises WrongResultError unless the output is float64's, to the rounding of its dtype."""
     error = relative_error(attention, CHECKED_BLOCKS)
     most = TOLERANCE[attention.w.dtype]

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sim.device.memory import OutOfMemoryError, check_memory, kernels_of
+from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.program import kernels_of
 from sim.device.run import Launched, run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile

@@ -1,14 +1,14 @@
 """Comparisons and calibrations as tables, JSON and figures."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from sim.inputs.files import save_text
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
 from sim.report.table import new_table, show_table
 from validate.calibrate import Calibration
@@ -26,7 +26,8 @@ from validate.compare import (
 )
 
 
-def print_comparison(comparison: Comparison) -> None:
+@present.show.register
+def show_comparison(comparison: Comparison) -> None:
     """A row a family and quantity, the pairs, the worst points, and what was left out."""
     table = new_table(
         f"{comparison.title} ({comparison.split} split) against {comparison.hardware}",
@@ -73,35 +74,6 @@ def _values(one: Judged) -> str:
         return f"measured {one.measured:.0%}, predicted {one.predicted:.0%}"
     unit = "B" if one.quantity == HBM else "s"
     return f"measured {show(one.measured, unit)}, predicted {show(one.predicted, unit)}"
-
-
-def comparison_json(comparison: Comparison) -> str:
-    """Scores, pairs and every judged point as JSON."""
-    points = [
-        {
-            "point": one.point.shape.model_dump(exclude_defaults=True),
-            "quantity": one.quantity,
-            "measured": one.measured,
-            "predicted": one.predicted,
-            "roofline": one.roofline,
-            "error": one.error,
-            "bottleneck_shares": one.prediction.shares,
-            "source": one.point.source,
-        }
-        for one in comparison.judged
-    ]
-    whole: dict[str, Any] = {
-        "title": comparison.title,
-        "hardware": comparison.hardware,
-        "split": comparison.split,
-        "scores": [asdict(score) for score in comparison.scores],
-        "pairs": asdict(comparison.pairs),
-        "points": points,
-        "left_out": [
-            {"family": left.point.family, "reason": left.reason} for left in comparison.left
-        ],
-    }
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def _styles(judged: list[Judged]) -> dict[str, dict[str, Any]]:
@@ -177,9 +149,10 @@ def errors(comparison: Comparison, quantity: str) -> Figure:
     return figure
 
 
+@present.save.register
 def save_comparison(comparison: Comparison, out: Path) -> None:
-    """Write comparison.json and the figures into the folder `out`."""
-    (out / "comparison.json").write_text(comparison_json(comparison))
+    """Leave comparison.json and the figures in the folder `out`."""
+    save_text(comparison.json(), out / "comparison.json")
     for quantity in QUANTITIES:
         if any(one.quantity == quantity for one in comparison.judged):
             stem = quantity.replace(",", "").replace(" ", "_").lower()
@@ -188,7 +161,8 @@ def save_comparison(comparison: Comparison, out: Path) -> None:
                 scatter(comparison, quantity).savefig(out / f"scatter_{stem}.png")
 
 
-def print_calibration(calibration: Calibration) -> None:
+@present.show.register
+def show_calibration(calibration: Calibration) -> None:
     """A row a parameter, then warnings."""
     table = new_table(
         "Calibration", "parameter", "before", "after", "95%", "identified by", numeric_from=1

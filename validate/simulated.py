@@ -11,7 +11,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from sim.device.memory import OutOfMemoryError, check_memory, kernels_of
+from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.fast_forward.plan import can_skip
 from sim.engine.kernel_run import KernelRun

@@ -5,13 +5,15 @@ time: the write of K and V to the cache, gaps between launches. Cases run on all
 in a store, so that asking again costs nothing.
 """
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +139,43 @@ class Stick:
     constants: dict[str, float]  # by family: measured time over the roofline's
     simulated: int  # cases that were not in the store
     cases: int
+
+    def json(self) -> str:
+        """Scores, pairs, every judged figure and every one that is not, as JSON."""
+        whole: dict[str, Any] = {
+            "scores": [asdict(score) for score in self.scores],
+            "pairs": [asdict(one) for one in self.pairs],
+            "constants": self.constants,
+            "figures": [_figure_json(one) for one in self.judged],
+            "left_out": [
+                {"where": one.figure.where, "kernel": one.figure.kernel, "reason": one.reason}
+                for one in self.left
+            ],
+        }
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+
+def _figure_json(one: Judged) -> dict[str, Any]:
+    case = one.measured.case
+    return {
+        "where": one.measured.figure.where,
+        "source": one.measured.figure.source,
+        "kernel": one.measured.figure.kernel,
+        "family": one.measured.family,
+        "device": one.device,
+        "split": one.split,
+        "regime": one.regime,
+        "host": one.is_host,
+        "workload": asdict(case.workload),
+        "schedule": case.schedule.model_dump(exclude_unset=True),
+        "l2": "warm" if case.warm else "cold",
+        "quantity": one.quantity,
+        "measured": one.value,
+        "predicted": one.predicted,
+        "roofline": one.roofline,
+        "error": one.error,
+        "fast_forward_error": one.time_error,
+    }
 
 
 def measure_up(

@@ -1,15 +1,13 @@
 """The measuring stick's answer as tables on a terminal, JSON, Markdown and figures."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Picture
 
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
 from sim.report.table import new_table, show_table
 from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
@@ -25,7 +23,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def print_stick(stick: Stick) -> None:
+@present.show.register
+def show_stick(stick: Stick) -> None:
     """A table a split, what is left out, and which of two kernels is faster."""
     for split, about in SPLITS.items():
         for host in (False, True):
@@ -108,44 +107,6 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def stick_json(stick: Stick) -> str:
-    """Scores, pairs, every judged figure and every one that is not, as JSON."""
-    whole: dict[str, Any] = {
-        "scores": [asdict(score) for score in stick.scores],
-        "pairs": [asdict(one) for one in stick.pairs],
-        "constants": stick.constants,
-        "figures": [_figure_json(one) for one in stick.judged],
-        "left_out": [
-            {"where": one.figure.where, "kernel": one.figure.kernel, "reason": one.reason}
-            for one in stick.left
-        ],
-    }
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
-
-
-def _figure_json(one: Judged) -> dict[str, Any]:
-    case = one.measured.case
-    return {
-        "where": one.measured.figure.where,
-        "source": one.measured.figure.source,
-        "kernel": one.measured.figure.kernel,
-        "family": one.measured.family,
-        "device": one.device,
-        "split": one.split,
-        "regime": one.regime,
-        "host": one.is_host,
-        "workload": asdict(case.workload),
-        "schedule": case.schedule.model_dump(exclude_unset=True),
-        "l2": "warm" if case.warm else "cold",
-        "quantity": one.quantity,
-        "measured": one.value,
-        "predicted": one.predicted,
-        "roofline": one.roofline,
-        "error": one.error,
-        "fast_forward_error": one.time_error,
-    }
-
-
 def markdown(stick: Stick, by_regime: bool = False) -> str:
     """The tables as Markdown, a heading a split; times that the host rules stand apart."""
     parts = []
@@ -209,9 +170,10 @@ def scatter(judged: Sequence[Judged], quantity: str) -> Picture:
     return figure
 
 
+@present.save.register
 def save_stick(stick: Stick, out: Path) -> None:
     """Write comparison.json, tables.md, regimes.md and a figure a quantity into the folder."""
-    (out / "comparison.json").write_text(stick_json(stick))
+    (out / "comparison.json").write_text(stick.json())
     (out / "tables.md").write_text(markdown(stick))
     (out / "regimes.md").write_text(markdown(stick, by_regime=True))
     for quantity in (TIME, DRAM, L2):

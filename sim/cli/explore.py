@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import ScenarioArgument, SettingsOption
+from sim.cli.options import AllowCodeOption, JsonOption, ScenarioArgument, SettingsOption
 from sim.cli.output import a_bar, give, make_folder
 
 
@@ -15,18 +15,17 @@ def sensitivity(
     out: Annotated[
         Path | None, typer.Option(help="A folder for results.json and the figure.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+    json: JsonOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """How much 1% more of each figure of the device changes time, energy and HBM bytes."""
-    from sim.cli.kinds import question_in
+    from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.explore.sensitivity import sensitivity as sensitivity_of
-    from sim.inputs.files import InputError
-    from sim.runs.scenario import make_scenario, read_scenario
+    from sim.runs.scenario import read_scenario
 
-    text = read_scenario(scenario, tuple(settings or ()))
-    if question_in(text.data) is not None:
-        raise InputError(f"{text.where}: schedule: sensitivity is of [[schedule]] tables")
-    question = make_scenario(text.data, text.name, text.where, text.folder)
+    text = read_scenario(scenario, tuple(settings or ()), allow_code)
+    refuse(text, WHOLE_MODEL, "schedule: sensitivity is of [[schedule]] tables")
+    question = text.scenario()
     if out is not None:
         make_folder(out)
     with a_bar() as update:
@@ -41,20 +40,19 @@ def serve(
     out: Annotated[Path, typer.Option(help="Where the page's button makes its folders.")] = Path(),
 ) -> None:
     """Serve a page on this computer whose sliders change the device and the workload."""
-    from sim.cli.kinds import question_in
+    from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
     try:
-        from sim.web.app import Explorer
         from sim.web.app import serve as serve_page
+        from sim.web.explorer import Explorer
     except ModuleNotFoundError as error:
         raise InputError(
             f"the page needs {error.name}, which is not installed: pip install 'attnsim[explore]'"
         ) from None
     text = read_scenario(scenario, tuple(settings or ()))
-    if question_in(text.data) is not None or "search" in text.data:
-        raise InputError(f"{text.where}: schedule: the explorer is of [[schedule]] tables")
+    refuse(text, (*WHOLE_MODEL, "search"), "schedule: the explorer is of [[schedule]] tables")
     explorer = Explorer(text, out)
     try:
         serve_page(
@@ -81,13 +79,14 @@ def search(
             help="A folder for results.json, the figure and profiles; a search there is resumed."
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+    json: JsonOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Search devices and tiles for the best: what no other beats in everything."""
     from sim.explore.search import Search
     from sim.runs.scenario import read_scenario
 
-    question = Search(read_scenario(file, tuple(settings or ())))
+    question = Search(read_scenario(file, tuple(settings or ()), allow_code))
     if out is not None:
         make_folder(out)
     with a_bar() as update:

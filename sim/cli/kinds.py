@@ -1,29 +1,30 @@
-"""Scenario files that ask something else than what schedules move: told by the table they have.
+"""Kinds of files, told by the table that they have.
 
-[[fit]]      does a model fit a device, and how long a context?
-[[model]]    what does a whole model's prompt take?
-[serving]    how many requests does a device serve, and how fast?
+[[schedule]]   what do schedules move, and how long do they take? (scenarios)
+[search]       which device and tiles are best for a schedule? (a scenario and a table more)
+[[fit]]        does a model fit a device, and how long a context?
+[[model]]      what does a whole model's prompt take?
+[serving]      how many requests does a device serve, and how fast?
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from sim.inputs.files import InputError
+from sim.report.present import Answer
 from sim.runs.job import Progress
+from sim.runs.scenario import ScenarioText
 
+Kind = Literal["scenario", "search", "fit", "model", "serving"]
+WHOLE_MODEL: tuple[Kind, ...] = ("fit", "model", "serving")  # they ask about whole models
 
-class Answer(Protocol):
-    """What a question came to."""
-
-    def show(self) -> None:
-        """Print it as a table."""
-
-    def json(self) -> str:
-        """The same as JSON."""
-
-    def save(self, out: Path) -> None:
-        """Write it, and figures, into the folder `out`."""
+# What makes the question of a file about whole models; imported only where it is asked for.
+_QUESTIONS = {
+    "fit": ("sim.whole_model.fit", "FitQuestion"),
+    "model": ("sim.whole_model.prefill", "ModelQuestion"),
+    "serving": ("sim.whole_model.serving", "ServingQuestion"),
+}
 
 
 class Question(Protocol):
@@ -33,21 +34,22 @@ class Question(Protocol):
         """Work it out; raises InputError where it makes no sense together."""
 
 
-# Imported only where they are asked for.
-_KINDS = {
-    "fit": ("sim.whole_model.fit", "FitQuestion"),
-    "model": ("sim.whole_model.prefill", "ModelQuestion"),
-    "serving": ("sim.whole_model.serving", "ServingQuestion"),
-}
+def kind_of(data: Mapping[str, Any]) -> Kind:
+    """What kind of file has these tables."""
+    tables: tuple[Kind, ...] = ("search", *WHOLE_MODEL)
+    return next((kind for kind in tables if kind in data), "scenario")
 
 
-def question_in(
-    data: Mapping[str, Any],
-) -> Callable[[Mapping[str, Any], str, str], Question] | None:
-    """What makes the question of (tables, name, where), or None for a scenario of schedules."""
-    for table, (module, kind) in _KINDS.items():
-        if table in data:
-            make: Callable[[Mapping[str, Any], str, str], Question]
-            make = getattr(import_module(module), kind).from_tables
-            return make
-    return None
+def refuse(text: ScenarioText, kinds: Collection[Kind], message: str) -> None:
+    """Raises InputError with the file's name and the message if it is of one of the kinds."""
+    if kind_of(text.data) in kinds:
+        raise InputError(f"{text.where}: {message}")
+
+
+def question_of(text: ScenarioText) -> Question:
+    """The question of a file about whole models; raises InputError."""
+    module, name = _QUESTIONS[kind_of(text.data)]
+    question: Question = getattr(import_module(module), name).from_tables(
+        text.data, text.name, text.where
+    )
+    return question

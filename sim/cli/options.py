@@ -1,6 +1,7 @@
 """Arguments and options that several commands take."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,3 +12,23 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="KEY=VALUE laid over the file, such as workload.seq_len=4096."),
 ]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Let the scenario run the code of schedules in files (FILE.py:CLASS)."
+    ),
+]
+FiguresOption = Annotated[
+    Path | None, typer.Option("--out", help="A folder for results.json and the figures.")
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", help="An .html file: table, interactive charts and what was asked, in one."
+    ),
+]
+EngineOption = Annotated[
+    Literal["replay", "reference"],
+    typer.Option("--engine", help="The compiled engine, or the slow SimPy one that checks it."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print results.json instead.")]

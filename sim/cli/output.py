@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sim.cli.kinds import Answer
     from sim.device.run import EngineName
+    from sim.report.present import Answer
     from sim.runs.job import Progress
 
 
-def give(answer: "Answer", out: Path | None, json: bool) -> None:
-    """Save an answer where asked to, and print it."""
+def give(answer: "Answer", out: Path | None, json: bool, file: str = "results.json") -> None:
+    """Save an answer where asked to, with `file` in the folder, and print it."""
+    from sim.report.present import save, show
+
     if out is not None:
-        answer.save(out)
+        save(answer, out)
     if json:
         print(answer.json(), end="")
         return
-    answer.show()
+    show(answer)
     if out is not None:
-        print(f"results.json and figures are in {out}")
+        print(f"{file} and figures are in {out}")
 
 
 def make_folder(out: Path) -> None:

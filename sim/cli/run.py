@@ -1,61 +1,67 @@
 """Commands that answer a question: run, sweep, fit and compare."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import ScenarioArgument, SettingsOption
+from sim.cli.options import (
+    AllowCodeOption,
+    EngineOption,
+    FiguresOption,
+    JsonOption,
+    ReportOption,
+    ScenarioArgument,
+    SettingsOption,
+)
 from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from sim.device.run import EngineName
+    from sim.runs.record import Record
     from sim.runs.scenario import ScenarioText
+    from sim.runs.sweep import Swept
+    from sim.runs.workers import Workers
 
 
 def run(
     scenario: ScenarioArgument,
     settings: SettingsOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A folder for results.json and the figures.")
-    ] = None,
+    out: FiguresOption = None,
     trace: Annotated[
         Path | None, typer.Option(help="A file for a trace that ui.perfetto.dev opens.")
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="An .html file: table, interactive charts and what was asked, in one."),
-    ] = None,
-    engine: Annotated[
-        Literal["replay", "reference"],
-        typer.Option(help="The compiled engine, or the slow SimPy one that checks it."),
-    ] = "replay",
+    report: ReportOption = None,
+    engine: EngineOption = "replay",
     exact: Annotated[
         bool, typer.Option("--exact", help="Replay every tile step of long kernels too.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+    json: JsonOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
-    from sim.cli.kinds import question_in
+    from sim.cli.kinds import kind_of, question_of, refuse
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
     whole = ["limits.exact=true"] if exact else []
-    text = read_scenario(scenario, (*(settings or ()), *whole))
-    if "search" in text.data:
-        raise InputError(f"{text.where}: search: attnsim explore search {scenario} runs it")
-    make_question = question_in(text.data)
-    if make_question is None:
+    text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
+    refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
+    if kind_of(text.data) == "scenario":
         run_schedules(text, out, report, trace, engine, json)
         return
-    question = make_question(text.data, text.name, text.where)
+    if allow_code:
+        raise InputError("--allow-code goes with a scenario that has [[schedule]] tables")
+    question = question_of(text)
     if trace is not None or report is not None or engine != "replay":
         raise InputError(
             "--report, --trace and --engine go with a scenario that has [[schedule]] tables"
         )
     if out is not None:
         make_folder(out)
-    with a_bar("replay") as update:
+    with a_bar() as update:
         answer = question.answer(update)
     give(answer, out, json)
 
@@ -69,11 +75,10 @@ def run_schedules(
     json: bool,
 ) -> None:
     """Run a scenario of schedules and say what came out."""
+    from sim.runs.answer import ScenarioAnswer
     from sim.runs.job import run_scenario
-    from sim.runs.results_file import dumps, save
-    from sim.runs.scenario import make_scenario
 
-    question = make_scenario(text.data, text.name, text.where, text.folder)
+    question = text.scenario()
     if out is not None:
         make_folder(out)
     if report is not None:
@@ -81,31 +86,28 @@ def run_schedules(
     if trace is not None:
         check_writable("--trace", trace)
     with a_bar(engine) as update:
-        outcomes = list(run_scenario(question, engine, update))
-    records = [outcome.record for outcome in outcomes]
-    if out is not None:
-        from sim.report.plots import save_figures
-
-        save(records, out / "results.json")
-        save_figures(outcomes, question.title, out)
+        answer = ScenarioAnswer(question.title, list(run_scenario(question, engine, update)))
+    give(answer, out, json)
     if trace is not None:
         from sim.report.trace import save_trace
 
-        save_trace(outcomes, trace)
+        save_trace(answer.outcomes, trace)
     if report is not None:
-        from sim.report.page import save_page
-
-        save_page(text, records, report)
-    if json:
-        print(dumps(records), end="")
-    else:
-        from sim.report.table import print_records
-
-        print_records(question.title, records)
-        if out is not None:
-            print(f"results.json and figures are in {out}")
-        if report is not None:
+        write_report(text, answer.records, report, engine)
+        if not json:
             print(f"The report is {report}")
+
+
+def write_report(
+    text: "ScenarioText", records: "list[Record]", report: Path, engine: "EngineName"
+) -> None:
+    """Write the page of records, after a replay of those that lack timelines."""
+    from sim.report.page import CHARTED, save_page
+    from sim.runs.again import whole_points
+
+    with a_bar(engine) as update:
+        charted = whole_points(text, records, CHARTED, update)
+    save_page(text, records, charted, report)
 
 
 def sweep(
@@ -126,59 +128,63 @@ def sweep(
     export: Annotated[
         Path | None, typer.Option(help="A .parquet or .csv file: a row a schedule and point.")
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="An .html file: table, interactive charts and what was asked, in one."),
-    ] = None,
-    engine: Annotated[
-        Literal["replay", "reference"],
-        typer.Option(help="The compiled engine, or the slow SimPy one that checks it."),
-    ] = "replay",
+    report: ReportOption = None,
+    engine: EngineOption = "replay",
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run many points of a scenario side by side; one that was stopped goes on where it was."""
-    from sim.cli.kinds import question_in
+    from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
-    text = read_scenario(scenario, tuple(settings or ()))
-    if question_in(text.data) is not None:
-        raise InputError(f"{text.where}: a sweep takes a scenario that has [[schedule]] tables")
+    text = read_scenario(scenario, tuple(settings or ()), allow_code)
+    refuse(text, WHOLE_MODEL, "a sweep takes a scenario that has [[schedule]] tables")
     if dask is not None and workers is not None:
         raise InputError("--workers: a Dask cluster has its own; leave it out beside --dask")
     check_writable("--store", store)
 
     from sim.report.frame import check_export, export_frame
     from sim.report.table import print_sweep
-    from sim.runs.store import Store
-    from sim.runs.sweep import sweep_points
-    from sim.runs.workers import WorkersLostError, cluster, processes
+    from sim.runs.workers import cluster, processes
 
     if export is not None:
         check_export(export)
         check_writable("--export", export)
     if report is not None:
         check_writable("--report", report)
+    swept = sweep_file(text, store, cluster(dask) if dask else processes(workers), engine)
+    if export is not None:
+        export_frame(swept.records, export)
+    print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
+    print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
+    if report is not None:
+        write_report(text, swept.records, report, engine)
+        print(f"The report is {report}")
+
+
+def sweep_file(
+    text: "ScenarioText",
+    store: Path,
+    workers: "AbstractContextManager[Workers]",
+    engine: "EngineName",
+) -> "Swept":
+    """Run what the store lacks; raises InputError where that is stopped."""
+    from sim.inputs.files import InputError
+    from sim.runs.store import Store
+    from sim.runs.sweep import sweep_points
+    from sim.runs.workers import WorkersLostError
+
     kept = Store(store)
     go_on = f"what is finished is in {store}: run again to go on"
     try:
-        with a_bar(engine) as update, cluster(dask) if dask else processes(workers) as found:
-            swept = sweep_points(text, kept, found, engine, update)
+        with a_bar(engine) as update, workers as found:
+            return sweep_points(text, kept, found, engine, update)
     except KeyboardInterrupt:
         raise InputError(f"interrupted; {go_on}") from None
     except WorkersLostError as error:
         raise InputError(f"{error}; {go_on}") from None
     finally:
         kept.close()
-    if export is not None:
-        export_frame(swept.records, export)
-    print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
-    print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
-    if report is not None:
-        from sim.report.page import save_page
-
-        with a_bar(engine) as update:
-            save_page(text, swept.records, report, update)
-        print(f"The report is {report}")
 
 
 def fit(
@@ -211,10 +217,8 @@ def fit(
         str | None, typer.Option(help='What the framework takes of each GPU ("1 GiB").')
     ] = None,
     dropout: Annotated[bool, typer.Option("--dropout", help="Train with dropout.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="A folder for results.json and the figures.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json instead.")] = False,
+    out: FiguresOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Does it fit: what lives in a GPU's memory, and the longest context there is room for."""
     from sim.whole_model.fit import FitQuestion
@@ -247,11 +251,6 @@ def compare_results(
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Compare two runs: what changed from A to B, by how much, and what accounts for it."""
-    from sim.report.difference import print_comparison
     from sim.runs.difference import compare
 
-    comparison = compare(before, after)
-    if json:
-        print(comparison.json(), end="")
-    else:
-        print_comparison(comparison)
+    give(compare(before, after), None, json)

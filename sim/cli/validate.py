@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sim.cli.output import a_bar, check_writable, make_folder
+from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
     from validate.campaign import Campaign
@@ -158,23 +158,16 @@ def compare(
 def _compare_file(
     name: str, profile: str | None, split: "Split | Literal['all']", out: Path | None, json: bool
 ) -> None:
+    import validate.report  # noqa: F401  it registers what draws the comparison
     from sim.inputs.hardware import load_profile
     from validate.compare import compare as compared
-    from validate.report import comparison_json, print_comparison, save_comparison
 
     hw = load_profile(profile) if profile else None
     measured = find_measurements(name, hw.name if hw else None)
     hw = hw or load_profile(measured.device.profile)
     with a_bar() as update:
         comparison = compared(measured, hw, None if split == "all" else split, update)
-    if out is not None:
-        save_comparison(comparison, out)
-    if json:
-        print(comparison_json(comparison), end="")
-    else:
-        print_comparison(comparison)
-        if out is not None:
-            print(f"comparison.json and figures are in {out}")
+    give(comparison, out, json, file="comparison.json")
 
 
 def _compare_tables(
@@ -186,10 +179,10 @@ def _compare_tables(
     out: Path | None,
     json: bool,
 ) -> None:
+    import validate.stick_report  # noqa: F401  it registers what draws the stick
     from sim.inputs.files import InputError
     from validate.figures import read_figures
     from validate.stick import measure_up, user_store
-    from validate.stick_report import print_stick, save_stick, stick_json
 
     figures = [
         figure
@@ -200,14 +193,7 @@ def _compare_tables(
         raise InputError(f"{paths[0]}: no row has such a kernel on such a device")
     with a_bar() as update:
         stick = measure_up(figures, split, profile, user_store(), update)
-    if out is not None:
-        save_stick(stick, out)
-    if json:
-        print(stick_json(stick), end="")
-        return
-    print_stick(stick)
-    if out is not None:
-        print(f"comparison.json, tables.md, regimes.md and figures are in {out}")
+    give(stick, out, json, file="comparison.json, tables.md, regimes.md")
 
 
 def calibrate(
@@ -221,7 +207,7 @@ def calibrate(
     from validate.calibrate import calibrate as calibrated
     from validate.calibrate import profile_toml
     from validate.figures import is_table, refuse_to_fit
-    from validate.report import print_calibration
+    from validate.report import show_calibration
 
     if is_table(Path(measurements)):
         refuse_to_fit([Path(measurements)])
@@ -233,7 +219,7 @@ def calibrate(
         calibration = calibrated(measured, hw, update)
     parent = find_toml(profile, "hw_profiles", "profile")
     out.write_text(profile_toml(calibration, parent, hw.title, measured.title, out))
-    print_calibration(calibration)
+    show_calibration(calibration)
     print(f"The calibrated profile is in {out}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import simpy
 
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import Kind, link_of
+from sim.machine import LinkKind, link_of
 from sim.tile_program import Transfer
 
 
@@ -25,7 +25,7 @@ class Sent:
     end_s: float
     transfer: Transfer
     gpu: int
-    kind: Kind
+    kind: LinkKind
 
 
 class Links:
@@ -33,9 +33,9 @@ class Links:
 
     def __init__(self, env: simpy.Environment, hw: HardwareProfile) -> None:
         self.env, self.hw = env, hw
-        self.ports: dict[tuple[Kind, str, int], simpy.Resource] = {}
+        self.ports: dict[tuple[LinkKind, str, int], simpy.Resource] = {}
 
-    def port(self, kind: Kind, direction: str, gpu: int) -> simpy.Resource:
+    def port(self, kind: LinkKind, direction: str, gpu: int) -> simpy.Resource:
         """A port of a GPU, one transfer at a time."""
         return self.ports.setdefault((kind, direction, gpu), simpy.Resource(self.env))
 

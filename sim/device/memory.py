@@ -6,8 +6,9 @@ there from the first kernel that touches it to the last.
 
 from dataclasses import dataclass
 
+from sim.device.program import gpus_of, kernels_of
 from sim.inputs.hardware import HardwareProfile
-from sim.tile_program import Command, Kernel, Tensor, Transfer
+from sim.tile_program import Command, Kernel, Tensor
 
 
 class OutOfMemoryError(Exception):
@@ -59,7 +60,7 @@ class Hbm:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """What one GPU of a program runs: its kernels' steps, with what to allocate and free around.
+    """The kernels that one GPU of a program runs, with what to allocate before and free after each.
 
     `resident` is there throughout.
     """
@@ -101,28 +102,6 @@ def _plan_of(own: list[Command], arriving: dict[Tensor, None]) -> GpuPlan:
             before[first[tensor]].append(tensor)
             after[last[tensor]].append(tensor)
     return GpuPlan(own, list(resident), before, after)
-
-
-def gpus_of(commands: list[Command]) -> int:
-    """How many GPUs the steps run on or send to."""
-    receivers = [command.work.to for command in commands if isinstance(command.work, Transfer)]
-    return 1 + max(
-        *(command.gpu for command in commands), *(to for to in receivers if to != "host"), 0
-    )
-
-
-def kernels_of(commands: list[Command]) -> list[Kernel]:
-    """Every kernel of the steps, once each, in order."""
-    return list(
-        dict.fromkeys(command.work for command in commands if isinstance(command.work, Kernel))
-    )
-
-
-def replays_of(commands: list[Command]) -> list[Kernel]:
-    """The kernels that must be replayed: of several GPUs, one that repeats only once."""
-    if gpus_of(commands) > 1:
-        return kernels_of(commands)
-    return [command.work for command in commands if isinstance(command.work, Kernel)]
 
 
 def check_memory(commands: list[Command], hw: HardwareProfile) -> int:

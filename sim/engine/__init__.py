@@ -1,1 +1,1 @@
-"""The engines that replay tile programs, and the device that runs a schedule's kernels."""
+"""The engines that replay kernels (compiled, reference), and fast-forward on either."""

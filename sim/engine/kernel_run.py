@@ -26,10 +26,10 @@ class KernelRun:
     """Counters, times and timeline of one kernel, from its first CTA to its last.
 
     `hbm_write_bytes` is what was written by the kernel's end, `l2_dirty_bytes` what was then still
-    dirty in L2 (of this kernel or an earlier one). `counts` says how often each step ran (a worker
-    each). `busy_s` holds each pipe's service time in the order of `machine.CAUSES`, summed over
-    SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins). With
-    `fast_forward` the arrays of CTAs are of those that were replayed.
+    dirty in L2 (of this kernel or an earlier one). `counts` says how often each action ran, a
+    compute once a worker. `busy_s` holds each pipe's service time in the order of `machine.CAUSES`,
+    summed over SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins).
+    With `fast_forward` the arrays of CTAs are of those that were replayed.
     """
 
     kernel: Kernel

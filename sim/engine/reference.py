@@ -110,7 +110,7 @@ class L2Cache:
         return read, written
 
 
-def new_l2(_: dict[Tensor, Chunking], capacity_bytes: int) -> L2Cache:
+def new_l2(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> L2Cache:
     """An empty L2."""
     return L2Cache(capacity_bytes)
 
@@ -143,23 +143,23 @@ class Buffer:
     path: Path = field(default_factory=lambda: np.zeros(mc.N_CAUSES))
 
 
-class Cta:
+class RunningCta:
     """A CTA on its SM: its buffers, and where its workers meet."""
 
-    def __init__(self, engine: "Engine", sm: int, slot: int, number: int) -> None:
-        self.engine, self.sm, self.slot, self.number = engine, sm, slot, number
-        self.start_s = engine.env.now
-        self.item = number * engine.kernel.items_per_cta
-        self.last_item = self.item + engine.kernel.items_per_cta - 1
+    def __init__(self, replay: "ReferenceReplay", sm: int, slot: int, number: int) -> None:
+        self.replay, self.sm, self.slot, self.number = replay, sm, slot, number
+        self.start_s = replay.env.now
+        self.item = number * replay.kernel.items_per_cta
+        self.last_item = self.item + replay.kernel.items_per_cta - 1
         self.buffers = {
             load: [Buffer() for _ in range(load.stages)]
-            for loop in engine.kernel.loops
+            for loop in replay.kernel.loops
             for load in loop.loads
         }
         self.stored = Buffer()
         self.parked: list[Worker] = []
         self.starved: list[Worker] = []
-        self.workers = [Worker(self, k) for k in range(engine.kernel.footprint.workers)]
+        self.workers = [Worker(self, k) for k in range(replay.kernel.footprint.workers)]
 
     def buffer(self, load: Load, trip: int) -> Buffer:
         """The buffer that the load's trip uses."""
@@ -168,17 +168,17 @@ class Cta:
     def issue(self, load: Load, trip: int, path: Path) -> None:
         """Bring the trip's tile to its buffer."""
         buffer = self.buffer(load, trip)
-        tile = self.engine.tile(load.stream, self.item, trip)
-        buffer.arrival_s, buffer.path = self.engine.load(self.sm, load.stream, tile, path)
+        tile = self.replay.tile(load.stream, self.item, trip)
+        buffer.arrival_s, buffer.path = self.replay.load(self.sm, load.stream, tile, path)
         buffer.trip, buffer.released = trip, 0
 
     def begin_item(self, path: Path) -> None:
         """All buffers are free: issue the first loads of every loop, trip by trip."""
-        for loop in self.engine.kernel.loops:
+        for loop in self.replay.kernel.loops:
             for load in loop.loads:
                 self.buffers[load] = [Buffer() for _ in range(load.stages)]
             deepest = max((load.stages for load in loop.loads), default=0)
-            for trip in range(min(deepest, self.engine.trips(loop, self.item))):
+            for trip in range(min(deepest, self.replay.trips(loop, self.item))):
                 for load in loop.loads:
                     if trip < load.stages:
                         self.issue(load, trip, path)
@@ -199,24 +199,24 @@ class Cta:
             if latest is not None:
                 self.starved.remove(worker)
                 worker.path = latest.path.copy()
-                worker.wake.at(max(latest.arrival_s, self.engine.env.now))
+                worker.wake.at(max(latest.arrival_s, self.replay.env.now))
 
     def wake_parked(self, path: Path) -> None:
         """All workers are here: those that waited go on now."""
         for worker in self.parked:
             worker.path = path.copy()
-            worker.wake.at(self.engine.env.now)
+            worker.wake.at(self.replay.env.now)
         self.parked = []
 
 
 class Worker:
     """A warp group: walks its CTA's program; SimPy gives it the time it takes."""
 
-    def __init__(self, cta: Cta, number: int) -> None:
+    def __init__(self, cta: RunningCta, number: int) -> None:
         self.cta, self.number = cta, number
-        self.env, self.engine = cta.engine.env, cta.engine
-        self.rank = cta.slot * cta.engine.kernel.footprint.workers + number
-        self.path: Path = cta.engine.slot_paths[cta.slot].copy()
+        self.env, self.replay = cta.replay.env, cta.replay
+        self.rank = cta.slot * cta.replay.kernel.footprint.workers + number
+        self.path: Path = cta.replay.slot_paths[cta.slot].copy()
         self.wake = Wake(self.env, self.rank)
         self.reads: tuple[Load, ...] = ()
         self.trip = 0
@@ -232,14 +232,14 @@ class Worker:
 
     def run(self) -> Events:
         """The whole life of the worker."""
-        cta, machine = self.cta, self.engine.machine
+        cta, machine = self.cta, self.replay.machine
         self.path[mc.CTA_START] += machine.cta_start_s
         yield self.until(self.env.now + machine.cta_start_s)
         while True:
             if self.number == 0:
                 cta.begin_item(self.path)
-            for loop in self.engine.kernel.loops:
-                for trip in range(self.engine.trips(loop, cta.item)):
+            for loop in self.replay.kernel.loops:
+                for trip in range(self.replay.trips(loop, cta.item)):
                     yield from self.run_trip(loop, trip)
             if len(cta.parked) < len(cta.workers) - 1:
                 finished = cta.item == cta.last_item
@@ -248,13 +248,13 @@ class Worker:
                 if finished:
                     return
                 continue
-            self.engine.tile_steps += sum(
-                self.engine.trips(loop, cta.item) for loop in self.engine.kernel.loops
+            self.replay.tile_steps += sum(
+                self.replay.trips(loop, cta.item) for loop in self.replay.kernel.loops
             )
             if cta.item == cta.last_item:
                 yield from self.wait_for_store()
                 cta.wake_parked(self.path)
-                self.engine.end_cta(cta, self.path)
+                self.replay.end_cta(cta, self.path)
                 return
             cta.item += 1
             cta.wake_parked(self.path)
@@ -276,7 +276,7 @@ class Worker:
             yield from self.wait_for_loads(action.reads)
             yield from self.compute(action)
             refilled = [
-                self.cta.release(load, trip, self.engine.trips(loop, self.cta.item), self.path)
+                self.cta.release(load, trip, self.replay.trips(loop, self.cta.item), self.path)
                 for load in loop.loads
                 if last_reader.get(load) is action
             ]
@@ -308,22 +308,22 @@ class Worker:
 
     def compute(self, op: Compute) -> Events:
         """Take the SM's pipes, all at once, and wait for the slowest."""
-        self.engine.op_count[op] = self.engine.op_count.get(op, 0) + 1
+        self.replay.op_count[op] = self.replay.op_count.get(op, 0) + 1
         now_s = done_s = self.env.now
         slowest: Pipe | None = None
         for pipe, service_s in zip(
-            self.engine.sm_pipes[self.cta.sm], self.engine.service_s[op], strict=True
+            self.replay.sm_pipes[self.cta.sm], self.replay.service_s[op], strict=True
         ):
             if service_s > 0:
                 pipe_done_s = pipe.reserve(now_s, float(service_s), self.path)
                 if pipe.cause == mc.TENSOR:
-                    self.engine.record(TENSOR_BUSY, pipe_done_s - service_s, pipe_done_s, service_s)
+                    self.replay.record(TENSOR_BUSY, pipe_done_s - service_s, pipe_done_s, service_s)
                 if pipe_done_s > done_s:
                     done_s, slowest = pipe_done_s, pipe
         if slowest is not None:
             self.path = slowest.path.copy()
-            self.path[mc.OP_LATENCY] += self.engine.machine.op_latency_s
-            done_s += self.engine.machine.op_latency_s
+            self.path[mc.OP_LATENCY] += self.replay.machine.op_latency_s
+            done_s += self.replay.machine.op_latency_s
         yield self.until(done_s)
 
     def store(self, op: Store) -> Events:
@@ -334,9 +334,9 @@ class Worker:
             yield self.sleep()
             return
         yield from self.wait_for_store()
-        tile = self.engine.tile(op.stream, cta.item, self.trip)
-        cta.stored.arrival_s, cta.stored.path = self.engine.store(cta.sm, op, tile, self.path)
-        self.engine.op_count[op] = self.engine.op_count.get(op, 0) + 1
+        tile = self.replay.tile(op.stream, cta.item, self.trip)
+        cta.stored.arrival_s, cta.stored.path = self.replay.store(cta.sm, op, tile, self.path)
+        self.replay.op_count[op] = self.replay.op_count.get(op, 0) + 1
         cta.wake_parked(self.path)
 
     def wait_for_store(self) -> Events:
@@ -346,8 +346,8 @@ class Worker:
             yield self.until(self.cta.stored.arrival_s)
 
 
-class Engine:
-    """One kernel on the machine."""
+class ReferenceReplay:
+    """One kernel on the machine: its pipes, its L2, and the grid's queue of CTAs."""
 
     def __init__(
         self,
@@ -359,12 +359,7 @@ class Engine:
         dtype: str,
     ) -> None:
         self.env = simpy.Environment()
-        self.kernel, self.chunkings, self.machine, self.l2 = (
-            kernel,
-            chunkings,
-            machine,
-            l2,
-        )
+        self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
         self.service_s = {
@@ -411,12 +406,12 @@ class Engine:
     def place(self, sm: int, slot: int) -> None:
         """Give a free slot the grid's next CTA, if there is one left."""
         if self.next_cta < self.kernel.ctas:
-            cta = Cta(self, sm, slot, self.next_cta)
+            cta = RunningCta(self, sm, slot, self.next_cta)
             self.next_cta += 1
             for worker in cta.workers:
                 self.env.process(worker.run())
 
-    def end_cta(self, cta: Cta, path: Path) -> None:
+    def end_cta(self, cta: RunningCta, path: Path) -> None:
         """The CTA is over: its slot takes the next one."""
         if self.env.now >= self.end_s:
             self.end_s, self.path = self.env.now, path.copy()
@@ -498,30 +493,30 @@ def run_kernel(
     dtype: str,
     progress: Callable[[int], None],
 ) -> KernelRun:
-    """Run `kernel` as SimPy processes; `progress` is told at the end how many steps it took."""
+    """Run `kernel` as SimPy processes; `progress` is told at the end alone."""
     for chunk in l2.chunks.values():  # what the last kernel left has arrived; times start anew
         chunk.arrival_s = 0.0
-    engine = Engine(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)
-    engine.run()
-    progress(engine.tile_steps)
-    busy_s = [sum(pipes[k].busy_s for pipes in engine.sm_pipes) for k in range(mc.SM_PIPES)]
-    sms, starts, ends = zip(*engine.ctas, strict=True)
+    replay = ReferenceReplay(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)
+    replay.run()
+    progress(replay.tile_steps)
+    busy_s = [sum(pipes[k].busy_s for pipes in replay.sm_pipes) for k in range(mc.SM_PIPES)]
+    sms, starts, ends = zip(*replay.ctas, strict=True)
     return KernelRun(
         kernel=kernel,
-        time_s=engine.end_s,
-        ctas_per_sm=engine.ctas_per_sm,
-        counts={action: engine.op_count.get(action, 0) for action in kernel.actions},
-        hbm_read_bytes=engine.hbm_read_bytes,
-        hbm_write_bytes=engine.hbm_write_bytes,
-        l2_read_bytes=engine.l2_read_bytes,
-        l2_write_bytes=engine.l2_write_bytes,
-        l2_hit_bytes=engine.l2_hit_bytes,
+        time_s=replay.end_s,
+        ctas_per_sm=replay.ctas_per_sm,
+        counts={action: replay.op_count.get(action, 0) for action in kernel.actions},
+        hbm_read_bytes=replay.hbm_read_bytes,
+        hbm_write_bytes=replay.hbm_write_bytes,
+        l2_read_bytes=replay.l2_read_bytes,
+        l2_write_bytes=replay.l2_write_bytes,
+        l2_hit_bytes=replay.l2_hit_bytes,
         l2_dirty_bytes=l2.dirty_bytes,
-        busy_s=np.array([*busy_s, engine.l2_pipe.busy_s, engine.hbm_pipe.busy_s]),
-        path_s=engine.path,
+        busy_s=np.array([*busy_s, replay.l2_pipe.busy_s, replay.hbm_pipe.busy_s]),
+        path_s=replay.path,
         cta_sm=np.array(sms),
         cta_start_s=np.array(starts),
         cta_end_s=np.array(ends),
-        bins=engine.bins,
-        bin_width_s=1.0 / float(engine.bins_per_s[0]),
+        bins=replay.bins,
+        bin_width_s=1.0 / float(replay.bins_per_s[0]),
     )

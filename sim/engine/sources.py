@@ -1,7 +1,8 @@
 """What code a result rests on: a module and all of attnsim that it imports, as one stamp.
 
 A stamp changes with any statement of these modules, and with nothing else: neither with a comment
-or a docstring in them, nor with a module that they do not import.
+or a docstring in them, nor with a module that they do not import. It is read from the sources, so
+that it can be asked before any of them is loaded.
 """
 
 import ast
@@ -22,7 +23,7 @@ def stamp_of(module: str) -> str:
 def imported_by(module: str) -> list[str]:
     """The modules of attnsim that are loaded with `module`, itself among them, in order of names.
 
-    Imports within functions count, those for type checkers do not.
+    Imports within functions count, those for type checkers do not. Only absolute ones are followed.
     """
     found: set[str] = set()
     waiting = [module]
@@ -36,6 +37,7 @@ def imported_by(module: str) -> list[str]:
             if isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
+                # Each name may be a module too.
                 waiting += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
     return sorted(found)
 
@@ -57,13 +59,19 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _code(module: str) -> ast.Module:
-    """A module's statements without docstrings and without what type checkers alone import."""
+    """A module without what does nothing: docstrings, and what type checkers alone import."""
     file = _file(module)
     assert file is not None
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = node.body[ast.get_docstring(node) is not None :] or [ast.Pass()]
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = [ast.Pass()]
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)]
     return tree
+
+
+def _is_text(line: ast.stmt) -> bool:
+    """Whether a statement is a string and nothing else, as a docstring is."""
+    value = line.value if isinstance(line, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

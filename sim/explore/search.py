@@ -43,6 +43,7 @@ from sim.inputs.hardware import variation_toml
 from sim.inputs.units import Count
 from sim.runs.job import Progress, run_scenario
 from sim.runs.scenario import Scenario, ScenarioText, make_scenario
+from sim.schedules.own import stamp_of_own
 
 Objective = Literal["time", "energy", "area", "price", "hbm_bytes"]
 Choice = bool | int | float | str
@@ -125,30 +126,11 @@ class SearchAnswer:
     infeasible: list[Infeasible]
     profiles: dict[str, str]
 
-    def show(self) -> None:
-        """Print the front as a table."""
-        from sim.report.search import print_front
-
-        print_front(self)
-
     def json(self) -> str:
         """All but the profiles as JSON."""
         data = asdict(self)
         del data["profiles"]
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-    def save(self, out: Path) -> None:
-        """Write results.json, pareto.png and the front's profiles (`front/`) into a folder."""
-        from sim.report.search import pareto
-
-        (out / "results.json").write_text(self.json())
-        pareto(self).savefig(out / "pareto.png")
-        front = out / "front"
-        front.mkdir(exist_ok=True)
-        for old in front.glob("trial_*.toml"):
-            old.unlink()
-        for name, text in self.profiles.items():
-            (front / name).write_text(text)
 
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # interrupted trials are FAIL
@@ -166,7 +148,7 @@ class Search:
     """
 
     def __init__(self, text: ScenarioText) -> None:
-        self.where, self.folder = text.where, text.folder
+        self.where, self.folder, self.allow_code = text.where, text.folder, text.allow_code
         self.data = {key: value for key, value in text.data.items() if key != "search"}
         if "search" not in text.data:
             raise InputError(f"{self.where}: search: missing: a table with objectives and a space")
@@ -180,6 +162,7 @@ class Search:
         if len(point.schedules) != 1:
             raise InputError(f"{self.where}: schedule: a search takes one, not several")
         self.hardware = point.hardware
+        self.own_code = stamp_of_own(type(point.schedules[0]))
         self._check_objectives()
         self._check_keys()
 
@@ -216,7 +199,7 @@ class Search:
         data = deepcopy(self.data)
         if design:
             data["sweep"] = {key: [value] for key, value in design.items()}
-        return make_scenario(data, self.title, self.where, self.folder)
+        return make_scenario(data, self.title, self.where, self.folder, self.allow_code)
 
     def evaluate(self, design: Design) -> tuple[float, ...]:
         """The objectives of a design. Raises _CannotBeError."""
@@ -300,6 +283,8 @@ class Search:
             "whole": self.designs is not None,
             "hardware": self.hardware.model_dump(),
         }
+        if self.own_code:
+            asked["code"] = self.own_code
         text = json.dumps(asked, sort_keys=True, default=str)
         if study.user_attrs.setdefault("asked", text) != text:
             raise InputError(f"--out {out}: holds another search: choose another folder")

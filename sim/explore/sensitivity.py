@@ -2,9 +2,9 @@
 
 The elasticity of a result to a figure is d ln(result) / d ln(figure): at -0.4, 1% more of the
 figure gives 0.4% less of the result. It is taken by central differences of logarithms, from the
-figure divided by 1.05 to the figure times 1.05 (`STEP`). Whole numbers, such as the SMs' count, go
+figure divided by 1.05 to the figure times 1.05 (`SHIFT`). Whole numbers, such as the SMs' count, go
 to the whole numbers nearest to those, at least one away. A share stops at 1, and one that is 1
-is only stepped down. Both sides are kept besides, as what a capacity does is often a step: a tile
+is only shifted down. Both sides are kept besides, as what a capacity does is often a jump: a tile
 that just fits, a working set just above the L2. What fast-forwarding may have made of a slope, by
 the estimated errors of the runs that it is taken from, stands beside it (`noise`).
 
@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
-from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -29,7 +28,7 @@ from sim.runs.recorded import record_of
 from sim.runs.scenario import Point, Scenario
 from sim.schedules.base import Schedule
 
-STEP = 0.05  # up by it, and down by as much in logarithm
+SHIFT = 0.05  # up by it, and down by as much in logarithm
 # What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
 WITHOUT_EFFECT = ("power.tdp", "hbm.capacity")
 OF_THE_SAME_RUN = "energy."  # figures that need no other run, and so add no error
@@ -39,7 +38,7 @@ ERRORS = {"time_s": "time_error", "energy_j": "energy_error", "hbm_bytes": "hbm_
 
 @dataclass(frozen=True)
 class Parameter:
-    """One figure of a profile, and where it is stepped to; None where it cannot go that way."""
+    """One figure of a profile, and where it is shifted to; None where it cannot go that way."""
 
     key: str
     value: float
@@ -49,7 +48,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Elasticity:
-    """Of one result to one figure: over both steps, and over each; None where there is none.
+    """Of one result to one figure: over both shifts, and over each; None where there is none.
 
     `central` is uncertain by `noise` where runs were fast-forwarded, the others by twice as much.
     """
@@ -90,14 +89,8 @@ class Sensitivity:
 
     title: str
     hardware: HardwareProfile
-    step: float
+    shift: float
     schedules: list[ScheduleSensitivity]
-
-    def show(self) -> None:
-        """Print a table a schedule."""
-        from sim.report.sensitivity import print_sensitivity
-
-        print_sensitivity(self)
 
     def json(self) -> str:
         """All of it, without the records' kernels and timelines."""
@@ -119,23 +112,15 @@ class Sensitivity:
             "title": self.title,
             "hardware": self.hardware.name,
             "overrides": next((of.record.overrides for of in self.schedules), None),
-            "step": self.step,
+            "step": self.shift,
             "schedules": of_schedules,
             "versions": dict(versions()),
         }
         return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
-    def save(self, out: Path) -> None:
-        """Write results.json and, where anything ran, the figure into the folder `out`."""
-        from sim.report.sensitivity import tornado
-
-        (out / "results.json").write_text(self.json())
-        if any(of.effects for of in self.schedules):
-            tornado(self).savefig(out / "sensitivity.png")
-
 
 def sensitivity(
-    scenario: Scenario, progress: Progress = lambda *_: None, step: float = STEP
+    scenario: Scenario, progress: Progress = lambda *_: None, shift: float = SHIFT
 ) -> Sensitivity:
     """Every schedule's sensitivity to every figure of the profile that can have an effect.
 
@@ -149,24 +134,26 @@ def sensitivity(
         )
     (point,) = scenario.points
     of_schedules = [
-        _of_schedule(scenario, schedule, progress, step) for schedule in point.schedules
+        _of_schedule(scenario, schedule, progress, shift) for schedule in point.schedules
     ]
-    return Sensitivity(scenario.title, point.hardware, step, of_schedules)
+    return Sensitivity(scenario.title, point.hardware, shift, of_schedules)
 
 
 def _of_schedule(
-    scenario: Scenario, schedule: Schedule, progress: Progress, step: float
+    scenario: Scenario, schedule: Schedule, progress: Progress, shift: float
 ) -> ScheduleSensitivity:
     (point,) = scenario.points
     progress(schedule.title, 0, 0)
     base = _run(scenario, schedule, point.hardware)
     if base.run is None:
         return ScheduleSensitivity(base.record, [])
-    varied = [p for p in parameters(point.hardware, step) if _can_matter(p.key, point, base.record)]
+    varied = [
+        p for p in parameters(point.hardware, shift) if _can_matter(p.key, point, base.record)
+    ]
     sides = [(p.key, value) for p in varied for value in (p.down, p.up)]
     records: list[Record | None] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:  # the engine holds no GIL
-        for record in cores.map(lambda side: _stepped(scenario, schedule, base, *side), sides):
+        for record in cores.map(lambda side: _shifted(scenario, schedule, base, *side), sides):
             records.append(record)
             progress(schedule.title, len(records), len(sides))
     effects = [
@@ -185,7 +172,7 @@ def _run(scenario: Scenario, schedule: Schedule, hw: HardwareProfile) -> Outcome
     return outcome
 
 
-def _stepped(
+def _shifted(
     scenario: Scenario, schedule: Schedule, base: Outcome, key: str, value: float | None
 ) -> Record | None:
     """The record with one figure at `value`; None where it cannot be, or not run there."""
@@ -214,19 +201,19 @@ def _can_matter(key: str, point: Point, record: Record) -> bool:
     return True
 
 
-def parameters(section: BaseModel, step: float = STEP, prefix: str = "") -> Iterator[Parameter]:
+def parameters(section: BaseModel, shift: float = SHIFT, prefix: str = "") -> Iterator[Parameter]:
     """Every number of a profile that is not 0 (from which no share of it leads away)."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from parameters(value, step, f"{prefix}{name}.")
+            yield from parameters(value, shift, f"{prefix}{name}.")
         elif isinstance(value, int | float) and value:
             most = min((getattr(limit, "le", inf) for limit in field.metadata), default=inf)
-            yield _parameter(f"{prefix}{name}", value, most, step)
+            yield _parameter(f"{prefix}{name}", value, most, shift)
 
 
-def _parameter(key: str, value: float, most: float, step: float) -> Parameter:
-    down, up = value / (1 + step), value * (1 + step)
+def _parameter(key: str, value: float, most: float, shift: float) -> Parameter:
+    down, up = value / (1 + shift), value * (1 + shift)
     if isinstance(value, int):
         down, up = min(value - 1, round(down)), max(value + 1, round(up))
     up = min(up, most)
@@ -234,7 +221,7 @@ def _parameter(key: str, value: float, most: float, step: float) -> Parameter:
 
 
 def effect(parameter: Parameter, base: Record, down: Record | None, up: Record | None) -> Effect:
-    """The elasticities, from the record as it is and those at the two steps."""
+    """The elasticities, from the record as it is and those at the two shifts."""
 
     def of(result: str) -> Elasticity:
         at = {

@@ -1,1 +1,1 @@
-"""What a person states: files, quantities, model shapes, hardware profiles, workloads."""
+"""What a person states: files, quantities, axes, model shapes, hardware profiles, workloads."""

@@ -254,24 +254,7 @@ def timeline(records: list[Record]) -> Chart:
     layout: dict[str, Any] = {"shapes": [], "annotations": []}
     for row, record in enumerate(ran):
         number = str(row + 1) if row else ""
-        for name, track, colour, visible in TRACKS:
-            x, y = _steps(record, track)
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": name,
-                    "legendgroup": name,
-                    "showlegend": row == 0,
-                    "visible": visible,
-                    "x": x,
-                    "y": y,
-                    "xaxis": f"x{number}",
-                    "yaxis": f"y{number}",
-                    "line": {"shape": "hv", "width": 1.4, "color": colour},
-                    "hovertemplate": "%{y:.0%} at %{x}s",
-                }
-            )
+        traces += _tracks(record, number)
         layout[f"xaxis{number}"] = _si_axis(
             "time" if row == len(ran) - 1 else "",
             "s",
@@ -293,10 +276,34 @@ def timeline(records: list[Record]) -> Chart:
     return _chart("In use over time, of the vendor's figure", traces, height, **layout)
 
 
-def _steps(record: Record, track: str) -> tuple[list[float | None], list[float | None]]:
+def _tracks(record: Record, number: str) -> list[Trace]:
+    """A schedule's tracks on the panel of that number; the first panel's stand in the legend."""
+    traces: list[Trace] = []
+    for name, track, colour, visible in TRACKS:
+        x, y = _edges(record, track)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "legendgroup": name,
+                "showlegend": not number,
+                "visible": visible,
+                "x": x,
+                "y": y,
+                "xaxis": f"x{number}",
+                "yaxis": f"y{number}",
+                "line": {"shape": "hv", "width": 1.4, "color": colour},
+                "hovertemplate": "%{y:.0%} at %{x}s",
+            }
+        )
+    return traces
+
+
+def _edges(record: Record, track: str) -> tuple[list[float | None], list[float | None]]:
     """Edges and values of all kernels' bins, one after another, with gaps between kernels.
 
-    Bins that repeat the one before are left out: a step goes on until the next.
+    Bins that repeat the one before are left out: a value holds until the next.
     """
     x: list[float | None] = []
     y: list[float | None] = []
@@ -394,35 +401,35 @@ def _swept(
     """
     ran = [record for record in records if value(record)]
     keys = list(dict.fromkeys(key for record in records for key in record.point))
+    axes = {key: _key_axis(key, ran) for key in keys}
     colours = colours_of(records)
     symbols = dict(zip(colours, cycle(SYMBOLS), strict=False))
-    traces: list[Trace] = []
-    menu = []
-    axes = {key: _key_axis(key, ran) for key in keys}
-    for shown, key in enumerate(keys):
-        for schedule, colour in colours.items():
-            own = [record for record in ran if record.schedule == schedule]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": _lines_of(schedule),
-                    "visible": shown == 0,
-                    "hovertemplate": "%{text}<br>%{y:.4s}" + unit,
-                    "marker": {"color": colour, "symbol": symbols[schedule], "size": 8},
-                    "line": {"color": colour, "width": 1.5},
-                    **_lines(own, key, value),
-                }
-            )
-        visible = [other == key for other in keys for _ in colours]
-        menu.append(
-            {
-                "label": key,
-                "method": "update",
-                "args": [{"visible": visible}, {"xaxis": axes[key]}],
-            }
-        )
-    menus = {"buttons": menu, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+    traces: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": _lines_of(schedule),
+            "visible": key == keys[0],
+            "hovertemplate": "%{text}<br>%{y:.4s}" + unit,
+            "marker": {"color": colour, "symbol": symbols[schedule], "size": 8},
+            "line": {"color": colour, "width": 1.5},
+            **_lines([record for record in ran if record.schedule == schedule], key, value),
+        }
+        for key in keys
+        for schedule, colour in colours.items()
+    ]
+    buttons = [
+        {
+            "label": key,
+            "method": "update",
+            "args": [
+                {"visible": [other == key for other in keys for _ in colours]},
+                {"xaxis": axes[key]},
+            ],
+        }
+        for key in keys
+    ]
+    menus = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
     return _chart(
         title,
         traces,

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.table import CAUSES_IN_WORDS, new_table, show_table
 from sim.runs.difference import Change, Comparison, Difference
 
@@ -16,7 +17,8 @@ WORTH_SAYING = 0.1  # a part that changed by less than this share of the largest
 MOST_PARTS = 3
 
 
-def print_comparison(comparison: Comparison) -> None:
+@present.show.register
+def show_comparison(comparison: Comparison) -> None:
     """What all pairs were asked otherwise, a sentence a pair, what has no pair, and a table."""
     shared = _shared(comparison.differences)
     if shared:

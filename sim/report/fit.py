@@ -7,15 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sim.inputs.files import save_text
 from sim.inputs.units import show_binary
+from sim.report import present
 from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades, short
 from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
 from sim.whole_model.fit import FitAnswer, RowAnswer, UseAnswer
-from sim.whole_model.setting import Memory, Use
+from sim.whole_model.moments import Memory, Part, Use
 
 # In the order in which bars stack them.
-PARTS = {
+PARTS: dict[Part, str] = {
     "parameters": COLOURS[0],
     "gradients": COLOURS[5],
     "optimiser": COLOURS[6],
@@ -28,10 +30,13 @@ PARTS = {
 LABELS = 0.39  # the share of a figure's width that rows' labels take
 UNDER = 1.05  # inches below the rows, for the axis and the legend
 FIRST = 1024  # tokens from which a figure shows what grows with the context
+GROWING: tuple[Part, ...] = ("activations", "attention", "logits")
 TRAINING: tuple[Use, ...] = ("training", "training with checkpointing")
+Bars = dict[str, tuple[RowAnswer, Memory]]  # what has a bar, by its label
 
 
-def print_fit(answer: FitAnswer) -> None:
+@present.show.register
+def show_fit(answer: FitAnswer) -> None:
     """A row a setting with its longest contexts; below, what lives in HBM if it is the only one."""
     rule = [f"{answer.rule:,} tokens?"] if answer.rule else []
     table = new_table(
@@ -91,22 +96,19 @@ def _print_parts(row: RowAnswer) -> None:
     show_table(table)
 
 
-def _row_figure(title: str, labels: list[str], row_inches: float) -> tuple[Figure, Axes]:
-    """A panel with a line of its own for each label, the first on top."""
-    figure, (ax,) = new_figure(title)
-    height = ABOVE + row_inches * len(labels) + UNDER
-    figure.set_size_inches(WIDTH, height)
-    figure.subplots_adjust(LABELS, UNDER / height, 0.95, 1 - ABOVE / height)
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
-    ax.set_yticks(range(len(labels)), labels, fontsize=8)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    return figure, ax
-
-
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles = ax.get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, loc="lower center", ncols=5, fontsize=8)
+@present.save.register
+def save_fit(answer: FitAnswer, out: Path) -> None:
+    """Leave results.json and the figures in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    figures = {"memory": parts(answer)}
+    if len(answer.rows) > 1:
+        figures["longest_context"] = longest(answer)
+    if any(
+        row.uses[use].longest_tokens for row in answer.rows for use in row.uses if use in TRAINING
+    ):
+        figures["training"] = training(answer)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png")
 
 
 def parts(answer: FitAnswer) -> Figure:
@@ -115,41 +117,13 @@ def parts(answer: FitAnswer) -> Figure:
     Of several settings decoding is left out where prefill is asked for too, which needs more. The
     axis ends at twice the largest capacity.
     """
-    alone = len(answer.rows) == 1
-    uses = [use for use in answer.uses if alone or use != "decode" or "prefill" not in answer.uses]
-    contexts = {f"{row.context:,} tokens": None for row in answer.rows}
-    bars: dict[str, tuple[RowAnswer, Memory]] = {}
-    for row in answer.rows:
-        for use in uses:
-            if needed := row.uses[use].at_context:
-                label = [] if alone else [row.title]
-                label += [use.removeprefix("training with ")] if len(uses) > 1 else []
-                label += [f"{row.context:,} tokens"] if len(contexts) > 1 else []
-                bars[", ".join(label) or row.title] = (row, needed)
-    where = f" at {next(iter(contexts))}" if len(contexts) == 1 else ""
+    bars = _bars(answer)
+    contexts = {row.context for row in answer.rows}
+    where = f" at {contexts.pop():,} tokens" if len(contexts) == 1 else ""
     figure, ax = _row_figure(f"What lives in a GPU's HBM{where}\n{answer.title}", list(bars), 0.32)
     most = 2 * max(row.capacity_bytes for row in answer.rows) / 2**30
     for place, (row, needed) in enumerate(bars.values()):
-        end = 0.0
-        for part, colour in PARTS.items():
-            width = needed.parts.get(part, 0) / 2**30
-            ax.barh(place, width, 0.66, end, color=colour, edgecolor="white", linewidth=0.4)
-            end += width
-        capacity = row.capacity_bytes / 2**30
-        edges = [place - 0.5, place + 0.5]
-        ax.plot([capacity] * 2, edges, color="white", linewidth=4, solid_capstyle="butt")
-        ax.plot([capacity] * 2, edges, color="black", linewidth=2, solid_capstyle="butt")
-        beside = capacity if 0.85 * capacity < end <= capacity else min(end, most)
-        ax.annotate(
-            short(end) if end <= capacity else f"{short(end)}: does not fit",
-            (beside, place),
-            (5 if end < 0.8 * most else -5, 0),
-            textcoords="offset points",
-            ha="left" if end < 0.8 * most else "right",
-            va="center",
-            fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-        )
+        _bar(ax, place, needed, row.capacity_bytes / 2**30, most)
     shown = {part for _, needed in bars.values() for part in needed.parts}
     for part in (part for part in PARTS if part in shown):
         ax.bar(0, 0, color=PARTS[part], label=part)
@@ -160,14 +134,55 @@ def parts(answer: FitAnswer) -> Figure:
     return figure
 
 
+def _bars(answer: FitAnswer) -> Bars:
+    """What has a bar, under a label that tells it from the others."""
+    alone = len(answer.rows) == 1
+    uses = [use for use in answer.uses if alone or use != "decode" or "prefill" not in answer.uses]
+    contexts = {row.context for row in answer.rows}
+    bars: Bars = {}
+    for row in answer.rows:
+        for use in uses:
+            if needed := row.uses[use].at_context:
+                label = [] if alone else [row.title]
+                label += [use.removeprefix("training with ")] if len(uses) > 1 else []
+                label += [f"{row.context:,} tokens"] if len(contexts) > 1 else []
+                bars[", ".join(label) or row.title] = (row, needed)
+    return bars
+
+
+def _bar(ax: Axes, place: int, needed: Memory, capacity: float, most: float) -> None:
+    """The parts beside one another, a line at the capacity, and their sum; `most` ends the axis.
+
+    Capacity and axis are in GiB.
+    """
+    end = 0.0
+    for part, colour in PARTS.items():
+        width = needed.parts.get(part, 0) / 2**30
+        ax.barh(place, width, 0.66, end, color=colour, edgecolor="white", linewidth=0.4)
+        end += width
+    edges = [place - 0.5, place + 0.5]
+    ax.plot([capacity] * 2, edges, color="white", linewidth=4, solid_capstyle="butt")
+    ax.plot([capacity] * 2, edges, color="black", linewidth=2, solid_capstyle="butt")
+    beside = capacity if 0.85 * capacity < end <= capacity else min(end, most)
+    ax.annotate(
+        short(end) if end <= capacity else f"{short(end)}: does not fit",
+        (beside, place),
+        (5 if end < 0.8 * most else -5, 0),
+        textcoords="offset points",
+        ha="left" if end < 0.8 * most else "right",
+        va="center",
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+    )
+
+
 def longest(answer: FitAnswer) -> Figure:
     """The longest context that fits, a line a setting and a marker a use."""
     labels = [row.title for row in answer.rows]
     figure, ax = _row_figure(f"The longest context that fits\n{answer.title}", labels, 0.3)
     reached = [use.longest_tokens for row in answer.rows for use in row.uses.values()]
-    bounded = [tokens for tokens in reached if tokens and tokens < MOST_TOKENS] or [
-        answer.rule or 1
-    ]
+    bounded = [tokens for tokens in reached if tokens and tokens < MOST_TOKENS]
+    bounded = bounded or [answer.rule or 1]
     low, high = min(bounded) / 3, max(bounded) * 2
     for number, use in enumerate(answer.uses):
         colour, marker = COLOURS[number], MARKERS[number]
@@ -175,25 +190,11 @@ def longest(answer: FitAnswer) -> Figure:
         fill = colour if number % 2 == 0 else "none"
         ax.plot([], [], label=use, markersize=7, markerfacecolor=fill, **style)
         for place, row in enumerate(answer.rows):
-            tokens = row.uses[use].longest_tokens
-            if tokens:
+            if tokens := row.uses[use].longest_tokens:
                 shown = min(tokens, high / 1.1)
                 ax.plot(shown, place, markersize=7, markerfacecolor=fill, **style)
     for place, row in enumerate(answer.rows):
-        words = [_tokens(use) for use in row.uses.values()]
-        for word, edge, side in (("no limit", 1.0, "right"), ("does not fit", 0.0, "left")):
-            if word in words:
-                ax.annotate(
-                    word,
-                    (edge, place),
-                    (-14 if side == "right" else 4, 0),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    ha=side,
-                    va="center",
-                    fontsize=8,
-                    color="#666666",
-                )
+        _name_ends(ax, place, row)
     ax.set_xscale("log")
     plain_decades(ax.xaxis)
     ax.tick_params(axis="x", labelsize=8)
@@ -204,6 +205,24 @@ def longest(answer: FitAnswer) -> Figure:
         ax.plot([], [], "--", color="black", linewidth=1, label=f"{answer.rule:,} tokens")
     _legend(figure, ax)
     return figure
+
+
+def _name_ends(ax: Axes, place: int, row: RowAnswer) -> None:
+    """Says at the ends of a row's line that a use has no limit, or does not fit."""
+    words = [_tokens(use) for use in row.uses.values()]
+    for word, edge, side in (("no limit", 1.0, "right"), ("does not fit", 0.0, "left")):
+        if word in words:
+            ax.annotate(
+                word,
+                (edge, place),
+                (-14 if side == "right" else 4, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=8,
+                color="#666666",
+            )
 
 
 def training(answer: FitAnswer) -> Figure:
@@ -236,17 +255,22 @@ def training(answer: FitAnswer) -> Figure:
 
 def _growing_bytes(row: RowAnswer, use: Use, context: int) -> int:
     needed = memory(row.setting, use, context).parts
-    return sum(needed.get(part, 0) for part in ("activations", "attention", "logits"))
+    return sum(needed.get(part, 0) for part in GROWING)
 
 
-def save_figures(answer: FitAnswer, out: Path) -> None:
-    """Draw the figures of an answer into the folder `out`."""
-    figures = {"memory": parts(answer)}
-    if len(answer.rows) > 1:
-        figures["longest_context"] = longest(answer)
-    if any(
-        row.uses[use].longest_tokens for row in answer.rows for use in row.uses if use in TRAINING
-    ):
-        figures["training"] = training(answer)
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png")
+def _row_figure(title: str, labels: list[str], row_inches: float) -> tuple[Figure, Axes]:
+    """A panel with a line of its own for each label, the first on top."""
+    figure, (ax,) = new_figure(title)
+    height = ABOVE + row_inches * len(labels) + UNDER
+    figure.set_size_inches(WIDTH, height)
+    figure.subplots_adjust(LABELS, UNDER / height, 0.95, 1 - ABOVE / height)
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    return figure, ax
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, loc="lower center", ncols=5, fontsize=8)

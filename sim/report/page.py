@@ -1,12 +1,11 @@
 """A run or a sweep as one HTML page that holds all it needs and opens offline.
 
 The answer in a sentence, the table, charts to zoom and point at (Plotly, whose script is in the
-page), how near predictions of these schedules were, and what was asked: scenario and profile.
+page), how near predictions of these schedules were, and what was asked: scenario and profile. What
+it needs is handed to it (sim/runs/again.py): it runs nothing.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,66 +15,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from sim.inputs.files import save_text
-from sim.inputs.hardware import HardwareProfile
 from sim.report import charts
 from sim.report.answer import answer
 from sim.report.known_errors import KnownError, known_errors
 from sim.report.table import columns_of, sections_of, skipped, with_kernels
-from sim.runs.again import replayed_again
-from sim.runs.job import Progress
+from sim.runs.again import WholePoint
 from sim.runs.record import Record
-from sim.runs.scenario import ScenarioText, variations
-from sim.schedules import title_of
+from sim.runs.scenario import ScenarioText
 
 CHARTED = 8  # points of a sweep of which the page has all charts
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A point of which the page has all charts: its device, and a record a schedule."""
-
-    values: dict[str, Any]  # the swept keys
-    hardware: HardwareProfile
-    records: list[Record]
-
-    @property
-    def device(self) -> str:
-        """The device's title, and what is swept of it."""
-        changes = {k: v for k, v in self.values.items() if k.startswith("hardware.")}
-        changes.pop("hardware.profile", None)
-        with_changes = f", {charts.point_words(changes)}" if changes else ""
-        return self.hardware.title + with_changes
-
-    def charts(self) -> dict[str, charts.Chart]:
-        """By the names that the page gives their places."""
-        return {
-            "time": charts.time_by_cause(self.records),
-            "traffic": charts.hbm_traffic(self.records),
-            "roofline": charts.roofline(self.records, self.hardware),
-            "timeline": charts.timeline(self.records),
-            "memory": charts.memory(self.records, self.hardware),
-        }
-
-
 def save_page(
-    text: ScenarioText, records: list[Record], path: Path, progress: Progress = lambda *_: None
+    text: ScenarioText, records: list[Record], charted: list[WholePoint], path: Path
 ) -> None:
-    """Write the page of the records that `text` came to, whole or not at all.
-
-    Records of a store have no timelines: those of points that are charted are replayed.
-    """
-    save_text(page(text, records, progress), path)
+    """Write the page of the records that `text` came to, whole or not at all."""
+    save_text(page(text, records, charted), path)
 
 
-def page(text: ScenarioText, records: list[Record], progress: Progress = lambda *_: None) -> str:
-    """The page as HTML."""
-    points: dict[str, list[Record]] = {}
-    for record in records:
-        points.setdefault(_address(record.point), []).append(record)
-    shown = list(_shown(text, points, progress))
+def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -> str:
+    """The page as HTML, with all charts of the points that are `charted`."""
     ran = [record for record in records if record.time_s]
+    points = len({str(record.point) for record in records})
     swept = {}
-    if len(points) > 1 and ran:
+    if points > 1 and ran:
         swept = {
             "swept_time": charts.swept_time(records),
             "swept_traffic": charts.swept_traffic(records),
@@ -94,45 +57,37 @@ def page(text: ScenarioText, records: list[Record], progress: Progress = lambda 
         records=records,
         with_kernels=with_kernels(records),
         notes=skipped(records),
-        points=len(points),
-        shown=[charts.point_words(one.values) for one in shown],
-        telling=_telling(shown),
+        points=points,
+        shown=[charts.point_words(one.values) for one in charted],
+        telling=_telling(charted),
         swept=swept,
-        charts=_script({"swept": swept, "points": [one.charts() for one in shown]}),
+        charts=_script({"swept": swept, "points": [_charts(one) for one in charted]}),
         errors=_errors(records),
         scenario=tomli_w.dumps(text.data),
-        devices={one.device: sections_of(one.hardware) for one in shown},
+        devices={_device(one): sections_of(one.hardware) for one in charted},
         versions=ran[0].versions | {"plotly": version("plotly")} if ran else {},
         engine=records[0].engine,
         plotly=get_plotlyjs(),
     )
 
 
-def _address(point: dict[str, Any]) -> str:
-    return json.dumps(point, sort_keys=True)
+def _charts(point: WholePoint) -> dict[str, charts.Chart]:
+    """A point's charts, by the names that the page gives their places."""
+    return {
+        "time": charts.time_by_cause(point.records),
+        "traffic": charts.hbm_traffic(point.records),
+        "roofline": charts.roofline(point.records, point.hardware),
+        "timeline": charts.timeline(point.records),
+        "memory": charts.memory(point.records, point.hardware),
+    }
 
 
-def _shown(
-    text: ScenarioText, points: dict[str, list[Record]], progress: Progress
-) -> Iterator[Shown]:
-    """The points where something ran, or as many of them as the page has room for."""
-    ran = [address for address, own in points.items() if any(record.time_s for record in own)]
-    room = min(CHARTED, len(ran))
-    chosen = {ran[number * (len(ran) - 1) // max(room - 1, 1)] for number in range(room)}
-    for swept, varied in variations(text.data, text.where):
-        if (address := _address(swept)) in chosen:
-            chosen.remove(address)
-            tables = {title_of(table): table for table in varied["schedule"]}
-            replayed = {
-                record.schedule: replayed_again(
-                    record, {**varied, "schedule": [tables[record.schedule]]}, text, progress
-                )
-                for record in points[address]
-                if record.time_s
-            }
-            own = [replayed[r.schedule][0] if r.time_s else r for r in points[address]]
-            hardware = next(hw for _, hw in replayed.values())
-            yield Shown(swept, hardware, own)
+def _device(point: WholePoint) -> str:
+    """The title of a point's device, and what is swept of it."""
+    changes = {k: v for k, v in point.values.items() if k.startswith("hardware.")}
+    changes.pop("hardware.profile", None)
+    with_changes = f", {charts.point_words(changes)}" if changes else ""
+    return point.hardware.title + with_changes
 
 
 def _errors(records: list[Record]) -> dict[str, list[KnownError]]:
@@ -144,9 +99,9 @@ def _errors(records: list[Record]) -> dict[str, list[KnownError]]:
     }
 
 
-def _telling(shown: list[Shown]) -> int:
+def _telling(charted: list[WholePoint]) -> int:
     """The number of the last point where most schedules ran."""
-    ran = [sum(record.status == "ok" for record in one.records) for one in shown]
+    ran = [sum(record.status == "ok" for record in one.records) for one in charted]
     return max(range(len(ran)), key=lambda number: (ran[number], number), default=0)
 
 

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from sim.device.run import DeviceRun
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Outcome
 from sim.runs.record import Record
@@ -162,6 +163,21 @@ def time(records: list[Record], title: str) -> Figure:
     return figure
 
 
+def _kernels_below_roof(ax: Axes, record: Record, style: dict[str, Any]) -> list[float]:
+    """A marker a kernel that has FLOPs, named where there are several; their FLOPs a byte."""
+    intensities = []
+    for kernel in record.kernels:
+        hbm_bytes = kernel.hbm_read_bytes + kernel.hbm_write_bytes
+        if not kernel.flops or not hbm_bytes:
+            continue
+        place = kernel.flops / hbm_bytes, kernel.flops / kernel.time_s / 1e12
+        intensities.append(place[0])
+        ax.plot(*place, linestyle="none", markersize=8, **style)
+        if len(record.kernels) > 1 and not record.point:
+            ax.annotate(kernel.name, place, (7, -3), textcoords="offset points", fontsize=8)
+    return intensities
+
+
 def _roof(ax: Axes, bytes_per_s: float, flops_per_s: float, dtype: str, edges: Edges) -> None:
     """A device's roof between two intensities, with its two figures."""
     low, high = edges
@@ -181,21 +197,13 @@ def roofline(outcomes: list[Outcome], title: str) -> Figure:
     figure, (ax,) = new_figure(f"Roofline of {', '.join(devices)}\n{title}")
     styles = _styles([outcome.record for outcome in outcomes])
     roofs: dict[tuple[float, float, str], None] = {}
-    intensities = []
+    intensities = []  # FLOPs a byte of all kernels, and where the roofs bend
     for outcome in ran:
-        record, hw, dtype = outcome.record, outcome.point.hardware, outcome.point.workload.dtype
+        hw, dtype = outcome.point.hardware, outcome.point.workload.dtype
         peak = hw.matmul_flops_per_s(dtype)
         roofs[hw.hbm.bandwidth, peak, dtype] = None
         intensities.append(peak / hw.hbm.bandwidth)
-        for kernel in record.kernels:
-            hbm_bytes = kernel.hbm_read_bytes + kernel.hbm_write_bytes
-            if not kernel.flops or not hbm_bytes:
-                continue
-            place = kernel.flops / hbm_bytes, kernel.flops / kernel.time_s / 1e12
-            intensities.append(place[0])
-            ax.plot(*place, linestyle="none", markersize=8, **styles[record.schedule])
-            if len(record.kernels) > 1 and not record.point:
-                ax.annotate(kernel.name, place, (7, -3), textcoords="offset points", fontsize=8)
+        intensities += _kernels_below_roof(ax, outcome.record, styles[outcome.record.schedule])
     for roof in roofs:
         _roof(ax, *roof, (min(intensities) / 4, max(intensities) * 4))
     ax.set_xscale("log")
@@ -272,16 +280,7 @@ def gpus(shown: list[Outcome], title: str) -> Figure:
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=2.0)
     for ax, outcome in zip(axes, shown, strict=True):
         assert outcome.run is not None
-        height = 0.9 if outcome.run.gpus <= 16 else 1.0  # gaps thinner than a pixel come and go
-        bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
-        for k in outcome.run.kernels:
-            row = bars.setdefault((k.run.kernel.name, k.gpu), [])
-            row.append((k.start_s * 1e3, k.run.time_s * 1e3))
-        colours = dict(zip(dict.fromkeys(name for name, _ in bars), cycle(COLOURS), strict=False))
-        for (name, gpu), row in bars.items():
-            ax.broken_barh(row, (gpu - height / 2, height), color=colours[name], linewidth=0)
-        for name, colour in colours.items():
-            ax.plot([], [], "s", color=colour, label=name)
+        _launches(ax, outcome.run)
         ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=7, fontsize=8,
                   handletextpad=0, columnspacing=1, borderpad=0)  # fmt: skip
         ax.set_ylim(outcome.run.gpus - 0.5, -0.5)
@@ -291,6 +290,20 @@ def gpus(shown: list[Outcome], title: str) -> Figure:
         ax.set_ylabel(f"{outcome.record.schedule}: GPU")
         ax.set_xlabel("time [ms]")
     return figure
+
+
+def _launches(ax: Axes, run: DeviceRun) -> None:
+    """A bar a launch on the line of its GPU, in its kernel's colour."""
+    height = 0.9 if run.gpus <= 16 else 1.0  # gaps thinner than a pixel come and go
+    bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
+    for k in run.kernels:
+        row = bars.setdefault((k.run.kernel.name, k.gpu), [])
+        row.append((k.start_s * 1e3, k.run.time_s * 1e3))
+    colours = dict(zip(dict.fromkeys(name for name, _ in bars), cycle(COLOURS), strict=False))
+    for (name, gpu), row in bars.items():
+        ax.broken_barh(row, (gpu - height / 2, height), color=colours[name], linewidth=0)
+    for name, colour in colours.items():
+        ax.plot([], [], "s", color=colour, label=name)
 
 
 def memory(shown: list[Record], hw: HardwareProfile, title: str) -> Figure:

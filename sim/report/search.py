@@ -1,11 +1,15 @@
 """The table and the figure of a search."""
 
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from sim.explore.search import Objective, SearchAnswer, Trial
+from sim.inputs.files import save_text
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.table import new_table, show_table
 
@@ -21,7 +25,8 @@ _SHOWN = 30  # rows
 COSTS = "Areas and prices are estimates of which only ratios mean something (sim/explore/cost.py)."
 
 
-def print_front(answer: SearchAnswer) -> None:
+@present.show.register
+def show_search(answer: SearchAnswer) -> None:
     """A row a member of the front (some, where they are many), by its objectives and figures."""
     keys = list(answer.front[0].design) if answer.front else []
     names = [key.removeprefix("hardware.").removeprefix("schedule.") for key in keys]
@@ -67,32 +72,30 @@ def _spread(front: list[Trial]) -> list[Trial]:
     return [front[round(n * (len(front) - 1) / (_SHOWN - 1))] for n in range(_SHOWN)]
 
 
+@present.save.register
+def save_search(answer: SearchAnswer, out: Path) -> None:
+    """Leave results.json, the figure and the front's profiles (`front/`) in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    pareto(answer).savefig(out / "pareto.png")
+    front = out / "front"
+    front.mkdir(exist_ok=True)
+    for old in front.glob("trial_*.toml"):
+        old.unlink()
+    for name, text in answer.profiles.items():
+        (front / name).write_text(text)
+
+
 def pareto(answer: SearchAnswer) -> Figure:
     """Every pair of objectives: what was tried, the front, and the device as given.
 
     A single objective is drawn by trial, with the best so far.
     """
-    many = len(answer.objectives) > 1
-    pairs = list(combinations(range(len(answer.objectives)), 2)) if many else []
-    what = "Designs that no other beats in everything" if many else "Best so far"
-    panel = 4.0 if len(pairs) < 2 else 3.0
-    figure, axes = new_figure(f"{what}\n{answer.title}", max(len(pairs), 1), panel=panel)
-    if not many:
-        best = [min(t.values[0] for t in answer.trials[: n + 1]) for n in range(len(answer.trials))]
-        numbers = [trial.number for trial in answer.trials]
-        scale, label = _scale(answer, 0)
-        tried = [trial.values[0] * scale for trial in answer.trials]
-        axes[0].plot(numbers, tried, "o", color=GREY, markersize=4, label="tried")
-        axes[0].step(numbers, [b * scale for b in best], where="post", color=COLOURS[0],
-                     label="best so far")  # fmt: skip
-        if not isinstance(answer.base, str):
-            axes[0].axhline(answer.base[0] * scale, color=COLOURS[1], linewidth=1, linestyle="--",
-                            label="as given")  # fmt: skip
-        axes[0].set_xlabel("trial")
-        axes[0].set_ylabel(label)
-        axes[0].set_ylim(bottom=0)
-        axes[0].legend(frameon=False)
-        return figure
+    if len(answer.objectives) == 1:
+        return best_so_far(answer)
+    pairs = list(combinations(range(len(answer.objectives)), 2))
+    panel = 4.0 if len(pairs) == 1 else 3.0
+    title = f"Designs that no other beats in everything\n{answer.title}"
+    figure, axes = new_figure(title, len(pairs), panel=panel)
     for ax, (y, x) in zip(axes, pairs, strict=True):
         (x_scale, x_label), (y_scale, y_label) = _scale(answer, x), _scale(answer, y)
         for trials, colour, size, label in (
@@ -119,6 +122,25 @@ def pareto(answer: SearchAnswer) -> Figure:
         ax.set_ylabel(y_label)
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False)
+    return figure
+
+
+def best_so_far(answer: SearchAnswer) -> Figure:
+    """The only objective by trial, with the best so far and the device as given."""
+    figure, (ax,) = new_figure(f"Best so far\n{answer.title}", panel=4.0)
+    scale, label = _scale(answer, 0)
+    numbers = [trial.number for trial in answer.trials]
+    tried = [trial.values[0] * scale for trial in answer.trials]
+    ax.plot(numbers, tried, "o", color=GREY, markersize=4, label="tried")
+    best = [min(tried[: number + 1]) for number in range(len(tried))]
+    ax.step(numbers, best, where="post", color=COLOURS[0], label="best so far")
+    if not isinstance(answer.base, str):
+        style: dict[str, Any] = {"color": COLOURS[1], "linewidth": 1, "linestyle": "--"}
+        ax.axhline(answer.base[0] * scale, label="as given", **style)
+    ax.set_xlabel("trial")
+    ax.set_ylabel(label)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
     return figure
 
 

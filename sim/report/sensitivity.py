@@ -1,5 +1,6 @@
 """The tables and the figure of `attnsim explore sensitivity`."""
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,12 +9,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sensitivity
+from sim.inputs.files import save_text
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.table import figure_text, new_table, show_table
 
 SMALLEST = 0.005  # an elasticity that two digits show as 0
-STEP_LIKE = 0.05, 0.25  # sides differ much: by more than this, and this share of the larger one
+JUMP = 0.05, 0.25  # sides differ much: by more than this, and this share of the larger one
 MOST_BARS = 12
 BAR_INCHES = 0.27
 HBM_BYTES: dict[str, Any] = {
@@ -25,7 +28,8 @@ HBM_BYTES: dict[str, Any] = {
 }
 
 
-def print_sensitivity(answer: Sensitivity) -> None:
+@present.show.register
+def show_sensitivity(answer: Sensitivity) -> None:
     """A table a schedule, of the figures that matter to it, and how to read it."""
     for of in answer.schedules:
         if of.record.status != "ok":
@@ -33,7 +37,7 @@ def print_sensitivity(answer: Sensitivity) -> None:
             continue
         _print_schedule(of, answer)
     print(
-        f"What 1% more of a figure does, in %: the slope between {answer.step:.0%} more and as "
+        f"What 1% more of a figure does, in %: the slope between {answer.shift:.0%} more and as "
         "much less, whole numbers at least 1 away.\n"
         "In brackets, where they differ much, the slopes below and above the figure as it is. Each "
         "moves alone: tensor rates\nare the whole device's, and stay when sm.count or sm.clock "
@@ -70,8 +74,8 @@ def _print_schedule(of: ScheduleSensitivity, answer: Sensitivity) -> None:
     if of.record.energy_j is None:
         table.columns = [column for column in table.columns if column.header != "energy"]
     show_table(table)
-    if unstepped := [e.parameter.key for e in of.effects if e.time.central is None]:
-        print(f"  cannot run with another {', '.join(unstepped)}")
+    if fixed := [e.parameter.key for e in of.effects if e.time.central is None]:
+        print(f"  cannot run with another {', '.join(fixed)}")
     change = "nothing by 0.005%"
     if skipped := of.record.fast_forward:
         print(
@@ -100,12 +104,12 @@ def _shows(elasticity: Elasticity | None) -> bool:
     return any(abs(slope or 0) >= max(SMALLEST, unsure) for slope, unsure in slopes)
 
 
-def step_like(elasticity: Elasticity) -> bool:
+def jumps(elasticity: Elasticity) -> bool:
     """Whether the two sides differ much, so that the slope between them says little."""
     down, up = elasticity.down, elasticity.up
     if down is None or up is None:
         return False
-    at_least, share = STEP_LIKE
+    at_least, share = JUMP
     unsure = 4 * elasticity.noise  # of the difference
     return abs(down - up) > max(at_least, unsure, share * max(abs(down), abs(up)))
 
@@ -113,7 +117,7 @@ def step_like(elasticity: Elasticity) -> bool:
 def _text(elasticity: Elasticity) -> str:
     if elasticity.central is None:
         return ""
-    if step_like(elasticity):
+    if jumps(elasticity):
         sides = f"{_signed(elasticity.down)}, {_signed(elasticity.up)}"
         return f"{_signed(elasticity.central)} ({sides})"
     if SMALLEST <= abs(elasticity.central) < elasticity.noise:
@@ -122,7 +126,7 @@ def _text(elasticity: Elasticity) -> str:
 
 
 def _central(elasticity: Elasticity) -> float:
-    """The slope between both steps; 0 where it may be noise alone."""
+    """The slope between both shifts; 0 where it may be noise alone."""
     slope = elasticity.central or 0.0
     return 0.0 if abs(slope) < elasticity.noise else slope
 
@@ -130,6 +134,14 @@ def _central(elasticity: Elasticity) -> float:
 def _signed(slope: float | None) -> str:
     text = f"{slope or 0:+.2f}".replace("-", "−")
     return "0" if text[1:] == "0.00" else text
+
+
+@present.save.register
+def save_sensitivity(answer: Sensitivity, out: Path) -> None:
+    """Leave results.json and, where anything ran, the figure in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    if any(of.effects for of in answer.schedules):
+        tornado(answer).savefig(out / "sensitivity.png")
 
 
 def tornado(answer: Sensitivity) -> Figure:
@@ -155,7 +167,7 @@ def tornado(answer: Sensitivity) -> Figure:
     for ax, of, effects in zip(axes, shown, bars, strict=True):
         ax.set_xlim(low - margin, high + margin)
         _panel(ax, of, effects, (low, high))
-    axes[-1].set_xlabel(f"change in %, by steps of {answer.step:.0%} both ways")
+    axes[-1].set_xlabel(f"change in %, by steps of {answer.shift:.0%} both ways")
     handles = [
         Patch(color=COLOURS[0], label="time"),
         Line2D([], [], color="black", linewidth=1, marker="|", label="time, down and up apart"),
@@ -169,7 +181,7 @@ def tornado(answer: Sensitivity) -> Figure:
 
 def _told(elasticity: Elasticity) -> list[float]:
     """The slopes that the figure draws."""
-    sides = (elasticity.down, elasticity.up) if step_like(elasticity) else ()
+    sides = (elasticity.down, elasticity.up) if jumps(elasticity) else ()
     return [slope or 0 for slope in (_central(elasticity), *sides)]
 
 
@@ -180,7 +192,7 @@ def _panel(
     places = range(len(effects))
     ax.barh(places, [_central(e.time) for e in effects], 0.7, color=COLOURS[0])
     for place, effect in enumerate(effects):
-        if step_like(effect.time):
+        if jumps(effect.time):
             ax.plot(
                 _told(effect.time)[1:],
                 [place, place],

@@ -1,14 +1,19 @@
 """The table and the figure of a `[serving]` question."""
 
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
+from sim.inputs.files import save_text
 from sim.inputs.units import show
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
 from sim.report.table import new_table, show_table
 from sim.whole_model.serving import ServingAnswer
 
 
-def print_loads(answer: ServingAnswer) -> None:
+@present.show.register
+def show_serving(answer: ServingAnswer) -> None:
     """A row a load, and where the server is saturated."""
     profile = answer.hardware.profile
     table = new_table(
@@ -53,6 +58,13 @@ def saturation(answer: ServingAnswer) -> str:
     if requests is None:
         return f"No load saturates the server: raise requests_per_s beyond {tokens:,.0f} tokens/s."
     return f"It is saturated at {tokens:,.0f} tokens/s, which is {requests:.3g} requests/s."
+
+
+@present.save.register
+def save_serving(answer: ServingAnswer, out: Path) -> None:
+    """Leave results.json and the figure in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    latency_figure(answer).savefig(out / "latency.png")
 
 
 def latency_figure(answer: ServingAnswer) -> Figure:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from sim.device.run import Launched
-from sim.machine import Kind
+from sim.machine import LinkKind
 from sim.runs.job import Outcome
 from sim.runs.record import Timeline
 from sim.runs.recorded import distinct
@@ -25,7 +25,7 @@ MOST_SLICES = 200_000  # CTAs shown of one kernel: beyond it only those of the f
 THREADS_A_SCHEDULE = 100_000
 LANES_AN_SM = 64
 FIRST_GPU_LANE, FIRST_LINK_LANE = 80_000, 90_000
-LINKS: tuple[Kind, ...] = get_args(Kind)
+LINKS: tuple[LinkKind, ...] = get_args(LinkKind)
 
 
 def save_trace(outcomes: list[Outcome], path: Path) -> None:

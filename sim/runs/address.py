@@ -13,6 +13,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.runs.record import versions
 from sim.runs.scenario import Limits, Point
 from sim.schedules.base import Schedule
+from sim.schedules.own import stamp_of_own
 
 
 def address(point: Point, schedule: Schedule, engine: EngineName, limits: Limits) -> str:
@@ -23,7 +24,7 @@ def address(point: Point, schedule: Schedule, engine: EngineName, limits: Limits
         "schedule": schedule.model_dump(exclude={"label"}),
         "engine": engine,
         "most_steps": limits.most_steps,
-        "code": fingerprint(),
+        "code": code_of(schedule),
     }
     return sha256(json.dumps(inputs, sort_keys=True, default=_file_content).encode()).hexdigest()
 
@@ -46,6 +47,12 @@ def _file_content(option: Any) -> str:
     if isinstance(option, Path) and option.is_file():
         return sha256(option.read_bytes()).hexdigest()
     return str(option)
+
+
+def code_of(*schedules: Schedule) -> str:
+    """Hashes of the code that these schedules' figures come from: attnsim's, and one's own."""
+    own = {stamp_of_own(type(schedule)) for schedule in schedules} - {""}
+    return " ".join((fingerprint(), *sorted(own)))
 
 
 @cache

@@ -1,20 +1,83 @@
-"""Records of a store replayed, for the timelines that a store leaves out."""
+"""Points of a run or a sweep with all that a record can say, and their devices.
 
-from dataclasses import replace
+A store leaves timelines out: records that lack theirs are replayed.
+"""
+
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Progress, run_scenario
 from sim.runs.record import Record
-from sim.runs.scenario import ScenarioText, make_scenario
+from sim.runs.scenario import Scenario, ScenarioText, variations
+from sim.schedules import title_of
 
 
-def replayed_again(
-    record: Record, tables: dict[str, Any], text: ScenarioText, progress: Progress
-) -> tuple[Record, HardwareProfile]:
-    """The record with its timeline, and its device; `tables` are those of its schedule alone."""
-    scenario = make_scenario(tables, text.name, text.where, text.folder)
-    if not record.timeline:
-        (outcome,) = run_scenario(scenario, record.engine, progress)
-        record = replace(outcome.record, point=record.point)
-    return record, scenario.points[0].hardware
+@dataclass(frozen=True)
+class WholePoint:
+    """A point where something ran: the swept keys, its device, and a whole record a schedule."""
+
+    values: dict[str, Any]
+    hardware: HardwareProfile
+    records: list[Record]
+
+
+def whole_points(
+    text: ScenarioText,
+    records: list[Record],
+    most: int,
+    progress: Progress = lambda *_: None,
+) -> list[WholePoint]:
+    """The points where something ran or, of more, `most` of them, evenly spread.
+
+    `records` are all that the scenario `text` came to. Raises InputError as a run does.
+    """
+    by_point: dict[str, list[Record]] = {}
+    for record in records:
+        by_point.setdefault(_address(record.point), []).append(record)
+    ran = [address for address, own in by_point.items() if any(record.time_s for record in own)]
+    room = min(most, len(ran))
+    chosen = {ran[number * (len(ran) - 1) // max(room - 1, 1)] for number in range(room)}
+    found = []
+    for swept, varied in variations(text.data, text.where):
+        if (address := _address(swept)) in chosen:
+            chosen.remove(address)
+            found.append(_whole_point(text, swept, varied, by_point[address], progress))
+    return found
+
+
+def _address(point: dict[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
+
+
+def _whole_point(
+    text: ScenarioText,
+    swept: dict[str, Any],
+    varied: dict[str, Any],
+    records: list[Record],
+    progress: Progress,
+) -> WholePoint:
+    """A point's records; `varied` are its tables, of which a schedule may be wrong alone."""
+    tables = {title_of(table): table for table in varied["schedule"]}
+    ran = {
+        record.schedule: replace(
+            text, data={**varied, "schedule": [tables[record.schedule]]}
+        ).scenario()
+        for record in records
+        if record.time_s
+    }
+    whole = [
+        _with_timeline(record, ran[record.schedule], progress) if record.time_s else record
+        for record in records
+    ]
+    (point,) = next(iter(ran.values())).points
+    return WholePoint(swept, point.hardware, whole)
+
+
+def _with_timeline(record: Record, scenario: Scenario, progress: Progress) -> Record:
+    """The record, replayed unless it has its timeline; the scenario is of its schedule alone."""
+    if record.timeline:
+        return record
+    (outcome,) = run_scenario(scenario, record.engine, progress)
+    return replace(outcome.record, point=record.point)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sim.device.memory import OutOfMemoryError, check_memory, kernels_of, replays_of
+from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.program import kernels_of, replays_of
 from sim.device.run import DeviceRun, EngineName, run_on_device
 from sim.engine.compiled.l2 import l2_bytes
 from sim.engine.compiled.records import replay_bytes

@@ -85,31 +85,42 @@ class ScenarioText:
     name: str
     where: str
     folder: Path | None  # that relative paths in it start from
+    allow_code: bool = False  # whether code of schedules in files may run
+
+    def scenario(self) -> Scenario:
+        """What it describes; raises InputError."""
+        return make_scenario(self.data, self.name, self.where, self.folder, self.allow_code)
 
 
-def read_scenario(name: str, settings: tuple[str, ...] = ()) -> ScenarioText:
+def read_scenario(
+    name: str, settings: tuple[str, ...] = (), allow_code: bool = False
+) -> ScenarioText:
     """The file of that name or path, with KEY=VALUE `settings` laid over it; raises InputError."""
     path = find_toml(name, "scenarios", "scenario")
     where = str(path) if path.parent.name != "scenarios" else f"scenarios/{path.name}"
     data = read_toml(path)
     for setting in settings:
         _set(data, *_split_setting(setting))
-    return ScenarioText(data, path.stem, where, path.parent)
+    return ScenarioText(data, path.stem, where, path.parent, allow_code)
 
 
 def load_scenario(name: str, settings: tuple[str, ...] = ()) -> Scenario:
     """The scenario of that name or path, with `settings` laid over it; raises InputError."""
-    text = read_scenario(name, settings)
-    return make_scenario(text.data, text.name, text.where, text.folder)
+    return read_scenario(name, settings).scenario()
 
 
 def make_scenario(
-    data: Mapping[str, Any], name: str, where: str, folder: Path | None = None
+    data: Mapping[str, Any],
+    name: str,
+    where: str,
+    folder: Path | None = None,
+    allow_code: bool = False,
 ) -> Scenario:
     """The scenario that `data` (the tables of a file) describes; raises InputError."""
     tables = checked(ScenarioFile, data, where)
     points = tuple(
-        make_point(varied, swept, where, folder) for swept, varied in variations(data, where)
+        make_point(varied, swept, where, folder, allow_code)
+        for swept, varied in variations(data, where)
     )
     return Scenario(name, tables.title or name, points, tables.limits, where)
 
@@ -141,12 +152,15 @@ def _set(data: dict[str, Any], key: str, value: Any, where: str = "--set") -> No
     """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to schedules of that name."""
     first, *rest = key.split(".")
     if first == "schedule" and len(rest) >= 2:
-        chosen = [table for table in data.get("schedule", []) if table.get("name") == rest[0]]
+        names = [str(table.get("name")) for table in data.get("schedule", [])]
+        # That of a schedule in a file has a dot.
+        name = next((name for name in names if key.startswith(f"schedule.{name}.")), rest[0])
+        chosen = [table for table in data.get("schedule", []) if table.get("name") == name]
         if not chosen:
-            names = [str(table.get("name")) for table in data.get("schedule", [])]
-            raise InputError(f"{where}: {key}: no such schedule here; {nearest(rest[0], names)}")
+            raise InputError(f"{where}: {key}: no such schedule here; {nearest(name, names)}")
         for table in chosen:
-            _set_in(table, rest[1:], value, key, where)
+            path = key.removeprefix(f"schedule.{name}.").split(".")
+            _set_in(table, path, value, key, where)
     else:
         _set_in(data, [first, *rest], value, key, where)
 
@@ -160,7 +174,11 @@ def _set_in(table: dict[str, Any], path: list[str], value: Any, key: str, where:
 
 
 def make_point(
-    data: Mapping[str, Any], swept: dict[str, Any], where: str, folder: Path | None
+    data: Mapping[str, Any],
+    swept: dict[str, Any],
+    where: str,
+    folder: Path | None,
+    allow_code: bool,
 ) -> Point:
     """The point that `data` (the tables of a file, nothing swept) describes; raises InputError."""
     tables = checked(ScenarioFile, data, where)
@@ -175,7 +193,7 @@ def make_point(
         if str(error).startswith("profile "):
             raise InputError(f"{where}: hardware.profile: {error}") from None
         raise
-    schedules = tuple(make_schedule(table, where, folder) for table in tables.schedule)
+    schedules = tuple(make_schedule(table, where, folder, allow_code) for table in tables.schedule)
     check_titles([schedule.title for schedule in schedules], where)
     if workload.dtype != "fp32" and hardware.tensor_flops_per_s(workload.dtype) is None:
         known = [d for d in ("fp16", "bf16", "fp8") if hardware.tensor_flops_per_s(d)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from sim.device.run import EngineName
 from sim.inputs.files import InputError, checked
-from sim.runs.address import fingerprint
+from sim.runs.address import code_of
 from sim.runs.dealer import Dealer
 from sim.runs.job import Progress
 from sim.runs.record import Asked, KernelResult, Record
@@ -91,7 +91,8 @@ def _replayed(
 
     def start(chunks: Iterable[list[Task]]) -> None:
         for chunk in chunks:
-            running[workers.executor.submit(work, chunk, limits, engine, fingerprint())] = chunk
+            code = code_of(*(task.schedule for task in chunk))
+            running[workers.executor.submit(work, chunk, limits, engine, code)] = chunk
 
     try:
         while dealer.waiting or running:

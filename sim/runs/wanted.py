@@ -11,6 +11,7 @@ from sim.runs.record import Asked, flat
 from sim.runs.scenario import Limits, Point, ScenarioText, check_titles, make_point, variations
 from sim.schedules import title_of
 from sim.schedules.base import Schedule
+from sim.schedules.own import CodeRefusedError
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,21 @@ class Wanted:
 
 def wanted_of(text: ScenarioText, engine: EngineName, limits: Limits) -> Iterator[Wanted]:
     """Every schedule of every point, in order; raises InputError for what is wrong in all."""
+
+    def point_of(tables: Mapping[str, Any], swept: dict[str, Any]) -> Point:
+        return make_point(tables, swept, text.where, text.folder, text.allow_code)
+
     check_titles([title_of(table) for table in text.data["schedule"]], text.where)
     for swept, varied in variations(text.data, text.where):
         try:
-            points = [make_point(varied, swept, text.where, text.folder)]
+            points = [point_of(varied, swept)]
         except InputError:  # of one schedule alone, perhaps
             points = []
         for table in [] if points else varied["schedule"]:
-            alone = {**varied, "schedule": [table]}
             try:
-                points.append(make_point(alone, swept, text.where, text.folder))
+                points.append(point_of({**varied, "schedule": [table]}, swept))
+            except CodeRefusedError:
+                raise
             except InputError as error:
                 yield Wanted(_as_written(table, varied["hardware"], swept), None, str(error))
         for point in points:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from sim.device.run import EngineName
 from sim.inputs.files import InputError
-from sim.runs.address import fingerprint
+from sim.runs.address import code_of
 from sim.runs.job import Job, LimitsError
 from sim.runs.record import Record
 from sim.runs.recorded import record_of_none
@@ -32,12 +32,12 @@ class Done:
 def work(tasks: list[Task], limits: Limits, engine: EngineName, code: str) -> list[Done]:
     """Do the first of the tasks and, until CHUNK_S are over, those behind it.
 
-    Raises InputError where `code` is not the fingerprint of attnsim here.
+    Raises InputError where `code` is not that of the tasks' schedules here.
     """
-    if code != fingerprint():
+    if code != code_of(*(task.schedule for task in tasks)):
         raise InputError(
-            f"the worker on {socket.gethostname()} has another attnsim, Python, numba or numpy "
-            "than this one: install the same there"
+            f"the worker on {socket.gethostname()} has another attnsim, Python, numba, numpy or "
+            "a schedule's package than this one: install the same there"
         )
     end_s = time.monotonic() + CHUNK_S
     done = []

@@ -1,6 +1,6 @@
 """The schedules: one file each, and the registry by which files name them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sim.schedules.minference import MInference
 from sim.schedules.mla import Mla
 from sim.schedules.naive import Naive
 from sim.schedules.nsa import Nsa
+from sim.schedules.own import clash, is_in_file, of_file, of_package, offered
 from sim.schedules.paged import Paged
 from sim.schedules.patterns import BigBird, Longformer
 from sim.schedules.quest import Quest
@@ -33,7 +34,7 @@ from sim.schedules.tensor_parallel import TensorParallel
 from sim.schedules.tree_decoding import TreeDecoding
 from sim.schedules.ulysses import Ulysses
 
-SCHEDULES: dict[str, type[Schedule]] = {
+_SHIPPED: dict[str, type[Schedule]] = {
     "naive": Naive,
     "flash1": Flash1,
     "flash2": Flash2,
@@ -65,19 +66,50 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
+class _Registry(Mapping[str, type[Schedule]]):
+    """attnsim's schedules by name, then those of installed packages, loaded when asked for."""
+
+    def __getitem__(self, name: str) -> type[Schedule]:
+        """Raises InputError where an installed package's cannot be loaded, or its name is taken."""
+        if name not in offered():
+            return _SHIPPED[name]
+        if name in _SHIPPED:
+            raise clash(name)
+        return of_package(name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from dict.fromkeys((*_SHIPPED, *offered()))
+
+    def __len__(self) -> int:
+        return len({*_SHIPPED, *offered()})
+
+
+SCHEDULES: Mapping[str, type[Schedule]] = _Registry()
+
+
 def title_of(table: Mapping[str, Any]) -> str:
     """What a `[[schedule]]` table's schedule is called: its label, else its name."""
     return str(table.get("label") or table.get("name"))
 
 
-def make_schedule(table: Mapping[str, Any], where: str, folder: Path | None = None) -> Schedule:
+def make_schedule(
+    table: Mapping[str, Any], where: str, folder: Path | None = None, allow_code: bool = False
+) -> Schedule:
     """The schedule that a `[[schedule]]` table of the file `where` describes; raises InputError.
 
-    Paths in its options are looked up from `folder`.
+    Paths in its options are looked up from `folder`, as is the file of a schedule of one's own,
+    whose code runs only where `allow_code` says so.
     """
     name = table.get("name")
-    if not isinstance(name, str) or name not in SCHEDULES:
+    if isinstance(name, str) and is_in_file(name):
+        try:
+            kind = of_file(name, folder, allow_code)
+        except InputError as error:
+            raise type(error)(f'{where}: schedule.name = "{name}": {error}') from None
+    elif isinstance(name, str) and name in SCHEDULES:
+        kind = SCHEDULES[name]
+    else:
         raise InputError(
             f"{where}: schedule.name = {name!r}: no such schedule; {nearest(str(name), SCHEDULES)}"
         )
-    return checked(SCHEDULES[name], table, where, f"schedule.{name}").relative_to(folder)
+    return checked(kind, table, where, f"schedule.{name}").relative_to(folder)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,7 +39,9 @@ class Schedule(BaseModel):
 
     `label` names it in tables and figures where the same schedule stands there twice. The class
     says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
-    what not every schedule can do, `takes`).
+    what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it
+    lies). Schedules `of_other_models` are for models with other parameters, or with a memory beside
+    the KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +52,9 @@ class Schedule(BaseModel):
     source: ClassVar[str]
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     masks: ClassVar[tuple[Mask, ...]] = ("full", "causal", "window")
-    takes: ClassVar[frozenset[Literal["dropout", "kv_dtype"]]] = frozenset()
+    takes: ClassVar[frozenset[Literal["dropout", "kv_dtype", "latents"]]] = frozenset()
+    of_other_models: ClassVar[bool] = False
+    on_several_gpus: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -154,10 +158,19 @@ def largest_tile(sram_bytes: SramBytes, room: float) -> Tile | None:
     return max(fitting, key=lambda tile: (tile.q * tile.kv, tile.q), default=None)
 
 
-def qkvo(w: AttentionWorkload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Q, K, V and O in HBM: a matrix of tokens x head_dim for each head of each sequence."""
+class QKVO(NamedTuple):
+    """Q, K, V and O in HBM."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+
+
+def qkvo(w: AttentionWorkload) -> QKVO:
+    """Q, K, V and O: a matrix of tokens x head_dim for each head of each sequence."""
     heads, kv_heads = w.batch * w.heads, w.batch * w.kv_heads
-    return (
+    return QKVO(
         Tensor("Q", heads, w.seq_q, w.head_dim, w.dtype_bytes, "input", "query"),
         Tensor("K", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "key"),
         Tensor("V", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "value"),
@@ -200,6 +213,14 @@ def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
         raise InputError(
             f"schedule {schedule.name}: workload.seq_q = {w.seq_q}: seq_q = seq_kv = {w.seq_kv}, "
             "or decoding of one token, was expected"
+        )
+
+
+def check_arch(name: str, hw: HardwareProfile, arch: str) -> None:
+    """Raises InputError on a device that is not of the architecture."""
+    if hw.arch != arch:
+        raise InputError(
+            f'schedule {name}: hardware.arch = "{hw.arch}" ({hw.name}): "{arch}" was expected'
         )
 
 

@@ -1,10 +1,17 @@
-"""Block-sparse attention: the FlashAttention-2 loop over the key blocks that a mask keeps.
+"""Block-sparse attention: FlashAttention-2 over the key blocks that a mask keeps.
 
-The mask is made of a sliding window, sinks and random blocks, or read from a file of block indices.
+    for each block of tile.q query rows, of each head of each sequence (one CTA):
+        load Q_i
+        for each block of tile.kv keys that holds a key of the window or a sink, or was drawn, or
+                that a file names for these rows:
+            load K_j, V_j
+            S = Q_i K_j^T;  m, P = online softmax of S;  O_i = rescale(O_i) + P V_j
+        O_i = O_i / l_i;  store O_i and the log-sum-exp
+
 What the workload's own mask hides is never visited. Source of the patterns: StreamingLLM (arXiv
-2309.17453; 4 sink tokens and a window) and BigBird's random blocks; BigBird itself and Longformer,
-whose global rows attend to everything, are in patterns.py. The loop and its default tile are those
-of `flash2`.
+2309.17453; 4 sink tokens and a window) and BigBird's random blocks (arXiv 2007.14062); BigBird
+itself and Longformer, whose global rows attend to everything, are in patterns.py. The loop and its
+default tile are those of `flash2`; how a kernel goes by a table of blocks is in parts/masks.py.
 """
 
 from typing import Literal
@@ -17,8 +24,14 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, qkvo
-from sim.schedules.parts.flash_loop import KeyBlocks, forward_kernel
-from sim.schedules.parts.masks import MaskedSchedule, keys_between, pattern, read_mask
+from sim.schedules.parts.masks import (
+    KeyBlocks,
+    MaskedSchedule,
+    keys_between,
+    pattern,
+    read_mask,
+    sparse_kernel,
+)
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import IntArray, Kernel
 
@@ -57,7 +70,7 @@ class BlockSparse(MaskedSchedule):
         else:
             cta = self.cta(public, w, hw)
             visits = self._visits(w, cta.tile)
-        return [forward_kernel("block_sparse", w, cta, visits, qkvo(w))]
+        return [sparse_kernel("block_sparse", w, cta, visits, qkvo(w), "flash")]
 
     def _visits(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
         dense = self.keep_window is None and not self.sinks and not self.random_blocks

@@ -48,12 +48,17 @@ from sim.schedules.base import (
     sram_bytes_of,
     visible_blocks,
 )
+from sim.schedules.parts import registers
 from sim.schedules.parts.backward import (
     DROPOUT_BACKWARD_OPS_PER_SCORE,
     DROPOUT_OPS_PER_SCORE,
     gradients,
+    of_backward,
     sums_over_groups,
 )
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.ends import begin
+from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -107,7 +112,7 @@ class Flash1(TiledSchedule):
         visit = _Visit((q, g.do, o, row_sum, row_max), (g.dq,), (g.dq,), _backward_step)
         results = (g.dk_of_heads, g.dv_of_heads)
         backward = _kernel("flash1 backward", w, tile, sram_bytes(tile), (k, v), visit, results)
-        return [forward, backward, *sums_over_groups(g)]
+        return [forward, *of_backward([backward, *sums_over_groups(g)])]
 
 
 @dataclass(frozen=True)
@@ -132,44 +137,49 @@ def _kernel(
     """Blocks of K and V outside, of query rows inside; after each of keys, `results` are stored."""
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
     first, new, end = _rows_of_key_blocks(w, tile)
+    matrices = w.batch * w.heads
+    grid = Grid(across, matrices)  # items: key blocks, of each CTA's matrix
 
     def kv_tile(items: IntArray) -> IntArray:
-        return kv_matrix(w, items // across) * across + items % across
+        block, matrix = grid.at(items)
+        return kv_matrix(w, matrix) * across + block
 
     def loop(start: IntArray, stop: IntArray, reads: tuple[Tensor, ...]) -> Loop:
         """Over the blocks of query rows start[j] .. stop[j] - 1 of key block j."""
 
+        def trips(items: IntArray) -> IntArray:
+            rows: IntArray = np.maximum(stop - start, 0)
+            return rows[grid.at(items)[0]]
+
         def q_tile(items: IntArray) -> IntArray:
-            return items // across * down + start[items % across]
+            block, matrix = grid.at(items)
+            return matrix * down + start[block]
 
         def stream(tensor: Tensor) -> Stream:
             return Stream(tensor, tile.q, tensor.cols, q_tile, 1)
 
         loads = tuple(Load(stream(tensor)) for tensor in reads)
         stores = tuple(Store(stream(tensor)) for tensor in visit.stores)
-        return Loop(
-            lambda items: np.maximum(stop - start, 0)[items % across],
-            (*loads, *visit.work(w, tile, loads), *stores),
-        )
+        return Loop(trips, (*loads, *visit.work(w, tile, loads), *stores))
 
     load_k, load_v = (Load(Stream(tensor, tile.kv, w.head_dim, kv_tile)) for tensor in kv)
     copied = load_k.stream.tile_bytes + load_v.stream.tile_bytes
-    wait = Compute("wait for K, V", (load_k, load_v), sram_bytes=copied)
     loops = [
-        Loop(once, (load_k, load_v, wait)),
+        begin("K, V", load_k, load_v, sram_bytes=copied),
         loop(first, new, (*visit.reads, *visit.reads_again)),
         loop(new, end, visit.reads),
     ]
     if results:
-        streams = [Stream(t, tile.kv, w.head_dim, lambda items: items) for t in results]
-        loops.append(Loop(once, tuple(Store(stream) for stream in streams)))
+        loops.append(Loop(once, tuple(Store(in_order(t, tile.kv)) for t in results)))
     return Kernel(
         name=name,
-        ctas=w.batch * w.heads,
+        ctas=matrices,
         loops=tuple(loops),
-        footprint=Footprint(sram_bytes, threads=128),
+        footprint=Footprint(sram_bytes, 128, registers.FLASH1),
         tensor_path="mma_sync",
         items_per_cta=across,
+        periods=matrices,
+        sharing=w.heads // w.kv_heads,
     )
 
 

@@ -9,22 +9,32 @@
 
 Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; tiles, grid order and loop order as in
 Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h.
-Q, K and V have one buffer each there, so K_j-1 comes during the softmax and the second matmul of j.
-Triton's compiler gives K and V as many buffers as the loop has stages, and on Hopper wgmma.
-The backward pass of training is in flash2_backward.py.
+What one step of the loop does is in parts/flash_loop.py, as many schedules have it; the backward
+pass of training is in parts/flash2_backward.py.
 """
 
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import qkvo
-from sim.schedules.parts.flash2_backward import Saved, backward_kernels, public_backward_cta
-from sim.schedules.parts.flash_loop import FlashSchedule, all_visible, forward_kernel
-from sim.schedules.parts.public_tiles import public_cta
-from sim.tile_program import Kernel
+from sim.schedules.base import QKVO, qkvo, visible_blocks
+from sim.schedules.parts.flash2_backward import Saved, backward_kernels
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_loop import (
+    Operand,
+    QueryBlocks,
+    flash_kernel,
+    key_loop,
+    log_sum_exp,
+)
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
+from sim.schedules.parts.results import Attention, Result
+from sim.tile_program import IntArray, Kernel, Kind, Stream, Tensor
 
 
 class Flash2(FlashSchedule):
@@ -48,14 +58,47 @@ class Flash2(FlashSchedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel, a CTA a block of query rows; in training those of backward after it."""
-        cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        visits = all_visible(w, cta.tile)
-        q, k, v, o = tensors = qkvo(w)
-        forward = forward_kernel("flash2", w, cta, visits, tensors)
+        tensors = qkvo(w)
+        forward = self.attention(w, hw, tensors)
         if w.phase != "training":
-            return [forward]
+            return forward.kernels
         public = public_backward_cta(w, hw)
         tile = self.fit_tile(public.tile, public.sram_bytes(w), w, hw)
-        backward = replace(public, tile=tile, warps=self.warps or public.warps)
-        lse = forward.tensors[-1]
-        return [forward, *backward_kernels(w, backward, Saved(q, k, v, o, lse))]
+        cta = replace(public, tile=tile, warps=self.warps or public.warps)
+        saved = Saved(*tensors, forward.result.lse)
+        return [*forward.kernels, *backward_kernels(w, cta, saved)]
+
+    def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
+        """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
+        cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
+        return flash_attention("flash2", w, cta, tensors, "flash")
+
+
+def flash_attention(
+    name: str,
+    w: AttentionWorkload,
+    cta: FlashCta,
+    tensors: QKVO,
+    kind: Kind | None = None,
+) -> Attention:
+    """The forward kernel on Q, K, V and O, by that name; it makes the log-sum-exp."""
+    q, k, v, o = tensors
+    lse = log_sum_exp(q)
+    grid = QueryBlocks(w, cta.tile)
+    first, end = visible_blocks(w, cta.tile)
+
+    def trips(items: IntArray) -> IntArray:
+        """How many key blocks the mask shows to each block of query rows."""
+        shown: IntArray = np.maximum(end - first, 0)
+        return shown[grid.row(items)]
+
+    def last(items: IntArray) -> IntArray:
+        return grid.first_key_block(items) + end[grid.row(items)] - 1
+
+    def last_to_first(tensor: Tensor) -> Operand:
+        return Operand((Stream(tensor, cta.tile.kv, w.head_dim, last, stride=-1),))
+
+    rows = grid.tiles(q, o, lse)
+    loop = key_loop(w, cta, trips, rows.q.tile_bytes, last_to_first(k), last_to_first(v))
+    kernel = replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
+    return Attention([kernel], Result(o, lse))

@@ -28,20 +28,28 @@ kernels or settings of their own, are left out.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import Schedule, Tile, blocks
-from sim.schedules.flash3 import QueryRows, check_arch, dealt_in_turn, longest_first, section_of
-from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Store, Stream
+from sim.schedules.base import Schedule, Tile, blocks, check_arch
+from sim.schedules.parts import registers
+from sim.schedules.parts.dealing import (
+    Dealt,
+    dealt_in_turn,
+    like_sections,
+    longest_first,
+    section_of,
+)
+from sim.schedules.parts.ends import begin, finish
+from sim.schedules.parts.query_rows import QueryRows
+from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 TILE_ROWS, KEYS = 128, 128
 MOST_HEAD_DIM = 128
-THREADS, REGISTERS = 512, 128  # 16 warps of 12 to 4 roles, which deal the SM's 65,536 anew
+THREADS = 512  # 16 warps of 12 to 4 roles
 SRAM_BUDGET_BYTES = 224 * 2**10  # for Q, O and the ring of K and V
 L2_SECTION_BYTES = 50 * 2**20  # of K and V (SingleTileLPTScheduler)
 # fp32 lane operations a score: maximum of three in one, scale and subtract (one FMA), sum,
@@ -75,9 +83,8 @@ class Flash4(Schedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel; persistent without a mask, else a CTA two tiles, the longest first."""
-        self.check(w)
         check_arch(self.name, hw, "sm100")
-        cta = Cta(w, hw.sram.max_per_cta)
+        cta = Flash4Cta(w, hw.sram.max_per_cta)
         if cta.ring < 2:
             raise InputError(
                 f"schedule flash4: Q, O and two blocks of keys need "
@@ -85,11 +92,11 @@ class Flash4(Schedule):
                 f"{show_binary(hw.sram.max_per_cta)} a CTA"
             )
         emulated = cta.emulated if self.emulated is None else self.emulated
-        return [forward_kernel(cta, emulated, hw.sm.count)]
+        return [_forward_kernel(cta, emulated, hw.sm.count)]
 
 
 @dataclass(frozen=True)
-class Cta:
+class Flash4Cta:
     """How a CTA works on a workload, with so much SRAM at most."""
 
     w: AttentionWorkload
@@ -156,49 +163,51 @@ class Cta:
     def footprint(self) -> Footprint:
         """What a CTA takes of its SM; all but the softmax warp groups only issue and wait."""
         sram_bytes = self.q_o_bytes + self.ring * self.block_bytes
-        return Footprint(sram_bytes, THREADS, REGISTERS, THREADS - 128 * self.workers)
+        return Footprint(sram_bytes, THREADS, registers.FLASH4, THREADS - 128 * self.workers)
 
 
-def forward_kernel(cta: Cta, emulated: float, sms: int) -> Kernel:
+def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:
     """The kernel, with that share of exponentials on the FMA units."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
+    tiles, periods = rows.grid.size, rows.matrices
     if cta.w.mask == "full":
-        ctas = min(sms, rows.tiles)
-        tile_of_item = dealt_in_turn(rows.tiles, ctas)
+        dealt = dealt_in_turn(tiles, min(sms, tiles))
     else:
-        ctas = rows.tiles
-        tile_of_item = longest_first(rows, section_of(rows, L2_SECTION_BYTES))
+        section = section_of(rows, L2_SECTION_BYTES)
+        dealt = Dealt(tiles, longest_first(rows, section))
+        periods = like_sections(rows, section)
     return Kernel(
         name="flash4",
-        ctas=ctas,
-        loops=_loops(cta, rows, tile_of_item, emulated),
+        ctas=dealt.ctas,
+        loops=_loops(cta, rows, dealt, emulated),
         footprint=cta.footprint,
         tensor_path="asynchronous",
-        items_per_cta=len(tile_of_item) // ctas,
+        items_per_cta=dealt.items_per_cta,
+        periods=periods,
+        sharing=rows.sharing,
     )
 
 
-def _loops(
-    cta: Cta, rows: QueryRows, tile_of_item: IntArray, emulated: float
-) -> tuple[Loop, Loop, Loop]:
+def _loops(cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float) -> tuple[Loop, ...]:
     """Prologue, key blocks and epilogue of each item that has a tile."""
-    w, tile, d = cta.w, cta.tile, cta.head_dim
-    q, k, v, o, lse = rows.tensors()
+    tile, d = cta.tile, cta.head_dim
+    (q, k, v, o), lse = rows.tensors()
     q_elements, scores = tile.q * d, tile.q * tile.kv
-    q_bytes = q_elements * w.dtype_bytes
+    q_bytes = q_elements * cta.w.dtype_bytes
     # A part of a key block is written once by TMA, then read by the matmul of each tile.
     kv_sram_bytes = (1 + cta.workers) * cta.block_bytes
     emulations = round(emulated * scores)
 
-    def tiles(items: IntArray) -> IntArray:
-        return np.maximum(tile_of_item[items], 0)
+    def rows_of(tensor: Tensor) -> Stream:
+        return Stream(tensor, tile.q, tensor.cols, dealt.tile)
 
-    def has_tile(items: IntArray) -> IntArray:
-        return (tile_of_item[items] >= 0).astype(np.int64)
+    def keys_of(tensor: Tensor) -> Stream:
+        return rows.keys_of(tensor, dealt.tile, 0, cta.shared_by)
 
-    load_q = Load(Stream(q, tile.q, w.head_dim, tiles))
-    load_k = Load(rows.keys_of(k, tiles, 0, cta.shared_by), -(-cta.ring // 2))
-    load_v = Load(rows.keys_of(v, tiles, 0, cta.shared_by), cta.ring // 2)
+    def key_blocks(items: IntArray) -> IntArray:
+        return dealt.has_tile(items) * rows.key_blocks(dealt.tile(items))
+
+    load_k, load_v = Load(keys_of(k), -(-cta.ring // 2)), Load(keys_of(v), cta.ring // 2)
     softmax = Compute(
         "softmax",
         vector_ops=HALF_OPS_PER_SCORE * scores // 2
@@ -207,24 +216,16 @@ def _loops(
         exp_count=scores - emulations + tile.q,
     )
     flops = 2 * scores * d
+    trip = (
+        load_k,
+        load_v,
+        Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
+        softmax,
+        Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
+    )
+    has_tile, results = dealt.has_tile, (rows_of(o), rows_of(lse))
     return (
-        Loop(has_tile, (load_q, Compute("wait for Q", (load_q,)))),
-        Loop(
-            lambda items: has_tile(items) * rows.key_blocks(tiles(items)),
-            (
-                load_k,
-                load_v,
-                Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
-                softmax,
-                Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
-            ),
-        ),
-        Loop(
-            has_tile,
-            (
-                Compute("O / l", vector_ops=q_elements, sram_bytes=2 * q_bytes),
-                Store(Stream(o, tile.q, w.head_dim, tiles)),
-                Store(Stream(lse, tile.q, 1, tiles)),
-            ),
-        ),
+        begin("Q", Load(rows_of(q)), trips=has_tile),
+        Loop(key_blocks, trip),
+        finish(q_elements, *results, trips=has_tile, sram_bytes=2 * q_bytes),
     )

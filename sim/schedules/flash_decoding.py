@@ -25,7 +25,8 @@ from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_kernels
+from sim.schedules.parts.results import Attention
+from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_attention
 from sim.tile_program import Kernel
 
 
@@ -40,7 +41,11 @@ class FlashDecoding(SplitKv):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""
-        return contiguous_kernels(self.split(w, hw, self.splits))
+        return self.attention(w, hw).kernels
+
+    def attention(self, w: AttentionWorkload, hw: HardwareProfile) -> Attention:
+        """The same kernels with their result; raises InputError as `lower` does."""
+        return contiguous_attention(self.split(w, hw, self.splits))
 
 
 class Decode(SplitKv):
@@ -53,4 +58,4 @@ class Decode(SplitKv):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel alone."""
-        return contiguous_kernels(self.split(w, hw, splits=1))
+        return contiguous_attention(self.split(w, hw, splits=1)).kernels

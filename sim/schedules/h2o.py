@@ -26,23 +26,17 @@ from pydantic import Field
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_kernels
-from sim.tile_program import (
-    Compute,
-    Footprint,
-    IntArray,
-    Kernel,
-    Load,
-    Loop,
-    Store,
-    Stream,
-    Tensor,
-    once,
-)
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import elementwise, in_order
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.kv_cache import cache_tensors
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_attention
+from sim.schedules.parts.top_k import INDEX_BYTES
+from sim.tile_program import Footprint, IntArray, Kernel, Store, Stream, Tensor
 
 KEYS_A_CTA = 1024
-INDEX_BYTES = 4
 CANDIDATE_BYTES = 8  # a key's number and what it has of A
+FOOTPRINT = Footprint(0, threads=128, registers_per_thread=registers.UPDATE)
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -69,11 +63,11 @@ class H2o(SplitKv):
         keys = self.split(replace(w, seq_kv=self.kept(w)), hw, self.splits)
         scores = Tensor("S", keys.matrices, keys.rows, keys.w.seq_kv, w.dtype_bytes)
         of_tile = Stream(scores, keys.rows, keys.cta.tile.kv, keys.last_tile, -1)
-        loop = keys.loop(keys.trips, *contiguous(keys))
+        kv = cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
+        loop = keys.loop(keys.trips, *contiguous(keys, kv))
         loop = replace(loop, ops=(*loop.ops, Store(of_tile)))
-        kernels = split_kernels("h2o", keys, loop)
-        (lse,) = (t for t in kernels[-1].tensors if t.role == "statistics")
-        return [*kernels, *_update_kernels(keys, scores, lse)]
+        attention = split_attention("h2o", keys, loop)
+        return [*attention.kernels, *_update_kernels(keys, scores, attention.result.lse)]
 
 
 def _update_kernels(keys: SplitKeys, scores: Tensor, lse: Tensor) -> list[Kernel]:
@@ -85,29 +79,27 @@ def _update_kernels(keys: SplitKeys, scores: Tensor, lse: Tensor) -> list[Kernel
     least = Tensor("least of each", keys.matrices, 1, steps, CANDIDATE_BYTES)
     evicted = Tensor("evicted", keys.matrices, 1, 1, INDEX_BYTES, "output")
 
-    def own(items: IntArray) -> IntArray:
-        return items
+    of_row = Grid(steps, keys.matrices)
 
-    of_keys = Stream(accumulated, 1, KEYS_A_CTA, own)
-    load_lse = Load(Stream(lse, keys.rows, 1, lambda items: items // steps))
-    load_s, load_a = Load(Stream(scores, keys.rows, KEYS_A_CTA, own)), Load(of_keys)
+    def statistics_tile(items: IntArray) -> IntArray:
+        return of_row.at(items)[1]
+
+    of_keys = in_order(accumulated, 1, KEYS_A_CTA)
     probabilities = keys.rows * KEYS_A_CTA
-    add = Compute(
-        "A += exp(S - lse)",
-        (load_lse, load_s, load_a),
-        vector_ops=2 * probabilities + KEYS_A_CTA,  # subtract and add; the least so far
-        exp_count=probabilities,
-    )
-    load_least = Load(Stream(least, 1, steps, own))
-    ops = (load_lse, load_s, load_a, add, Store(of_keys), Store(Stream(least, 1, 1, own)))
-    find = Compute("find the least", (load_least,), vector_ops=steps)
-    footprint = Footprint(0, threads=128, registers_per_thread=64)
     return [
-        Kernel("update A", keys.matrices * steps, (Loop(once, ops),), footprint),
-        Kernel(
-            "evict",
-            keys.matrices,
-            (Loop(once, (load_least, find, Store(Stream(evicted, 1, 1, own)))),),
-            footprint,
+        elementwise(
+            "update A",
+            [
+                Stream(lse, keys.rows, 1, statistics_tile),
+                in_order(scores, keys.rows, KEYS_A_CTA),
+                of_keys,
+            ],
+            [of_keys, in_order(least, 1, 1)],
+            vector_ops=2 * probabilities + KEYS_A_CTA,  # subtract and add; the least so far
+            exp_count=probabilities,
+            footprint=FOOTPRINT,
+        ),
+        elementwise(
+            "evict", [in_order(least, 1)], [in_order(evicted, 1)], steps, footprint=FOOTPRINT
         ),
     ]

@@ -23,20 +23,25 @@ evenly over the keys between sinks and window.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import Count, CountOrNone
+from sim.inputs.units import Count, CountOrNone, FractionBelowOne
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
-from sim.schedules.parts.flash_loop import Cta, KeyBlocks, forward_kernel
-from sim.schedules.parts.masks import MaskedSchedule, read_mask
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.ends import begin
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.masks import KeyBlocks, MaskedSchedule, read_mask, sparse_kernel
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
     Command,
     Compute,
@@ -48,19 +53,14 @@ from sim.tile_program import (
     Store,
     Stream,
     Tensor,
-    in_order,
     once,
 )
 
 REPRESENTATIVE = 16  # keys that stand for a chunk
 LOAD_STAGES = 3
-# What Triton 3.9 compiles for the search (validate/kernels/hip.py) on sm_90, bf16: 68.
-SEARCH_REGISTERS = 72
-INDEX_BYTES = 4
 
 Scores = Callable[[IntArray], NDArray[np.float64]]  # of chunks, by their centre blocks
 ChunkScores = Callable[[IntArray, IntArray], NDArray[np.float64]]  # by first block and end
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Hip(MaskedSchedule):
@@ -79,12 +79,13 @@ class Hip(MaskedSchedule):
     sinks: CountOrNone = 16
     keep_window: Count = 256
     refresh: Count = 8
-    reuse: Share = 0.5
+    reuse: FractionBelowOne = 0.5
     seed: CountOrNone = 0
 
     summary = "tree search for the key blocks that matter, then FlashAttention-2 over them"
     source = "arXiv 2406.09827; DeepAuto-AI/hip-attention"
     masks = ("causal", "window")
+    rotates = False
 
     @model_validator(mode="after")
     def _one_tile(self) -> "Hip":
@@ -94,24 +95,24 @@ class Hip(MaskedSchedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The estimation kernel, and the sparse forward kernel over what it finds."""
-        return self._refreshed(w, hw, 1)[0]
+        return list(self._refreshed(w, hw, 1)[0])
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """Of each token the sparse kernel, with the estimation before that of every refresh."""
         masks = self._refreshed(w, hw, blocks(w.tokens, self.refresh))
         kernels: list[Kernel] = []
         for token in range(w.tokens):
-            estimation, sparse = masks[token // self.refresh]
-            kernels += [sparse] if token % self.refresh else [estimation, sparse]
-        return in_order(kernels)
+            estimation, attention = masks[token // self.refresh]
+            kernels += [attention] if token % self.refresh else [estimation, attention]
+        return [Command(kernel) for kernel in kernels]
 
     def _refreshed(
         self, w: AttentionWorkload, hw: HardwareProfile, refreshes: int
-    ) -> list[list[Kernel]]:
+    ) -> list[tuple[Kernel, Kernel]]:
         """The estimation and the sparse kernel of each of so many masks."""
         public = public_cta(w, hw, self.implementation)
         rows = 64 if w.seq_q > 16 else 16
-        default = Cta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
+        default = FlashCta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
         real: KeyBlocks | None = None
         schedule = self
         if self.mask_file is not None:
@@ -129,10 +130,10 @@ class Hip(MaskedSchedule):
         tensors = qkvo(w)
         down = blocks(w.seq_q, tile.q)
         return [
-            [
+            (
                 _estimation_kernel(w, hw, cta, found, _of_rows(seen, rows), *tensors[:2]),
-                forward_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors),
-            ]
+                sparse_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors, "flash"),
+            )
             for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes))
         ]
 
@@ -147,7 +148,7 @@ class Hip(MaskedSchedule):
 
     def _searched(self, ranges: IntArray, keep: int) -> tuple[KeyBlocks, KeyBlocks]:
         """The centre blocks that each query block scores, and the key blocks that it visits."""
-        first, low, high, end = ranges.T
+        _, low, high, _ = ranges.T
         rng = np.random.default_rng(self.seed)
         hot = hot_blocks(low, high, keep, self.reuse, rng)
         rounds = search_rounds(high - low, keep)
@@ -162,18 +163,21 @@ class Hip(MaskedSchedule):
             seen, found_here = descend(count, keep, scores)
             centres[starts[rows, None] + np.arange(seen.shape[1])] = its_low + seen
             found[rows] = its_low + found_here
-        parts = [
-            (end[:, None] - 1 - np.arange(max(end - high)), (end - high)[:, None]),
-            (low[:, None] - 1 - np.arange(max(low - first)), (low - first)[:, None]),
-            (found, (high - low)[:, None]),
-        ]
-        visited = np.concatenate([part for part, _ in parts], 1)
-        there = np.concatenate([np.arange(part.shape[1]) < count for part, count in parts], 1)
-        visits = there.sum(1)
-        return (
-            KeyBlocks(trips, starts, table=centres),
-            KeyBlocks(visits, np.cumsum(visits) - visits, table=visited[there]),
-        )
+        return KeyBlocks(trips, starts, table=centres), _visited(ranges, found)
+
+
+def _visited(ranges: IntArray, found: IntArray) -> KeyBlocks:
+    """The key blocks of window and sinks, last first, then those found, of each query block."""
+    first, low, high, end = ranges.T
+    parts = [
+        (end[:, None] - 1 - np.arange(max(end - high)), (end - high)[:, None]),
+        (low[:, None] - 1 - np.arange(max(low - first)), (low - first)[:, None]),
+        (found, (high - low)[:, None]),
+    ]
+    visited = np.concatenate([part for part, _ in parts], 1)
+    there = np.concatenate([np.arange(part.shape[1]) < count for part, count in parts], 1)
+    visits = there.sum(1)
+    return KeyBlocks(visits, np.cumsum(visits) - visits, table=visited[there])
 
 
 def _of_rows(key_blocks: KeyBlocks, rows: slice) -> KeyBlocks:
@@ -267,10 +271,17 @@ def chunks_a_load(found: int) -> int:
     return min(4, 2 * found)
 
 
+def _chunks_ahead(hw: HardwareProfile, found: int, q_bytes: int, k_bytes: int) -> int:
+    """Of how many chunks the keys are on their way: of LOAD_STAGES loads, or as many as fit."""
+    together = chunks_a_load(found)
+    room = (hw.sram.max_per_cta - q_bytes) // (together * k_bytes)
+    return together * max(1, min(LOAD_STAGES, int(room)))
+
+
 def _estimation_kernel(
     w: AttentionWorkload,
     hw: HardwareProfile,
-    cta: Cta,
+    cta: FlashCta,
     found: int,
     seen: KeyBlocks,
     q: Tensor,
@@ -279,31 +290,19 @@ def _estimation_kernel(
     """A CTA a block of query rows; a trip scores a chunk. `seen` are the chunks' centre blocks."""
     tile = cta.tile
     kept = Tensor("blocks found", q.groups, blocks(w.seq_q, tile.q), found, INDEX_BYTES)
-    down, across = kept.rows, blocks(w.seq_kv, REPRESENTATIVE)
-    a_block = tile.kv // REPRESENTATIVE
+    grid = Grid(kept.rows, q.groups)  # blocks of query rows, matrices
+    across, a_block = blocks(w.seq_kv, REPRESENTATIVE), tile.kv // REPRESENTATIVE
     q_bytes, k_bytes = (rows * w.head_dim * w.dtype_bytes for rows in (tile.q, REPRESENTATIVE))
-    together = chunks_a_load(found)
-    room = (hw.sram.max_per_cta - q_bytes) // (together * k_bytes)
-    ahead = together * max(1, min(LOAD_STAGES, int(room)))
-    assert seen.table is not None
-    centres = seen.table * a_block + a_block // 2
-
-    def q_tile(items: IntArray) -> IntArray:
-        """Grid (blocks of query rows, matrices), the first fastest."""
-        return items
-
-    def k_base(items: IntArray) -> IntArray:
-        return kv_matrix(w, items // down) * across
-
-    load_q = Load(Stream(q, tile.q, w.head_dim, q_tile))
+    ahead = _chunks_ahead(hw, found, q_bytes, k_bytes)
+    load_q = Load(in_order(q, tile.q))
     load_k = Load(
         Stream(
             k,
             REPRESENTATIVE,
             w.head_dim,
-            k_base,
-            table=centres,
-            start=lambda items: seen.first[items % down],
+            lambda items: kv_matrix(w, grid.at(items)[1]) * across,
+            table=seen.table * a_block + a_block // 2,
+            start=lambda items: seen.first[grid.at(items)[0]],
         ),
         ahead,
     )
@@ -317,12 +316,15 @@ def _estimation_kernel(
     )
     return Kernel(
         name="estimate mask",
-        ctas=q.groups * down,
+        ctas=grid.size,
+        periods=q.groups,
+        sharing=w.heads // w.kv_heads,
         loops=(
-            Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
-            Loop(lambda items: seen.trips[items % down], (load_k, score)),
-            Loop(once, (Store(Stream(kept, 1, found, q_tile)),)),
+            begin("Q", load_q, sram_bytes=q_bytes),
+            Loop(lambda items: seen.trips[grid.at(items)[0]], (load_k, score)),
+            Loop(once, (Store(in_order(kept, 1)),)),
         ),
-        footprint=Footprint(q_bytes + ahead * k_bytes, 128, SEARCH_REGISTERS),
+        footprint=Footprint(q_bytes + ahead * k_bytes, 128, registers.HIP_SEARCH),
         tensor_path=cta.tensor_path,
+        kind="block search",
     )

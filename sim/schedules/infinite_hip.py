@@ -41,12 +41,17 @@ from pydantic import model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import Count, CountOrNone, show_binary
+from sim.inputs.units import Count, CountOrNone, FractionBelowOne, show_binary
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile, blocks
-from sim.schedules.hip import Share
-from sim.schedules.parts.flash_loop import Cta, Operand, key_loop, triton_registers
-from sim.schedules.parts.split_kv import SplitKeys, split_kernels
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.ends import begin
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_loop import Operand, key_loop
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.results import Attention
+from sim.schedules.parts.split_kv import SplitKeys, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Command,
@@ -67,7 +72,6 @@ from sim.tile_program import (
 CHUNKS_A_CTA = 64
 KEYS_A_TRIP = 16  # the least that tensor cores take
 RANGES = 8
-REGISTERS = 128
 SCORE_BYTES = 4
 
 
@@ -90,7 +94,7 @@ class InfiniteHip(Schedule):
     keep_window: Count = 1024
     cache_tokens: Count = 5000
     mask_cache_tokens: Count = 64000
-    reuse: Share = 0.6
+    reuse: FractionBelowOne = 0.6
     seed: CountOrNone = 0
 
     summary = "HiP in stages over a KV cache in host memory, with LRU caches on the GPU"
@@ -145,11 +149,10 @@ class InfiniteHip(Schedule):
             commands.extend([*waits, Command(kernels[0], after=waits), *map(Command, kernels[1:])])
 
         for token in self.replay(w):
-            attention = gpu.attention(token.pages)
-            q = attention[0].tensors[0]
+            q, attention = gpu.attention(token.pages)
             for stage, keys in token.stages.items():
                 run(keys, f"keys, stage {stage + 1}", gpu.row_bytes, gpu.stage(stage, keys, q))
-            run(token.pages, "pages", 2 * self.page * gpu.row_bytes, attention)
+            run(token.pages, "pages", 2 * self.page * gpu.row_bytes, attention.kernels)
         return commands
 
     def replay(self, w: AttentionWorkload) -> "Iterator[Token]":
@@ -287,12 +290,12 @@ class _Gpu:
         self.row_bytes = w.head_dim * w.dtype_bytes
         self.slots = schedule.cache_tokens // schedule.page
         tile = Tile(q=16 * blocks(self.rows, 16), kv=max(16, schedule.page))
-        self.cta = Cta(
+        self.cta = FlashCta(
             tile,
             warps=4,
             stages=3,
             tensor_path="native",
-            registers_per_thread=triton_registers(w, tile, 4),
+            registers_per_thread=registers.triton_flash(tile, w.head_dim, 4),
             kv_readers=1 if hw.matmul_by_warp_group else 4,
         )
         if self.cta.sram_bytes(w) > hw.sram.max_per_cta:
@@ -310,8 +313,8 @@ class _Gpu:
         shape = (self.matrices, rows, self.w.head_dim)
         return Tensor(f"{name} cache", *shape, self.w.dtype_bytes, "input", role)
 
-    def attention(self, pages: Accessed) -> list[Kernel]:
-        """Flash decoding over the pages, tiles of them made whole by the last one again."""
+    def attention(self, pages: Accessed) -> tuple[Tensor, Attention]:
+        """Flash decoding over the pages, tiles of them made whole by the last one again; its Q."""
         a_tile = self.cta.tile.kv // self.schedule.page
         tiles = blocks(len(pages.slots), a_tile)
         slots = np.pad(pages.slots, (0, tiles * a_tile - len(pages.slots)), "edge")
@@ -335,7 +338,7 @@ class _Gpu:
 
         q_bytes = self.rows * self.row_bytes
         loop = key_loop(self.w, self.cta, keys.trips, q_bytes, operand(self.k), operand(self.v))
-        return split_kernels("block sparse attention", keys, loop)
+        return keys.q, split_attention("block sparse attention", keys, loop)
 
     def stage(self, number: int, keys: Accessed, q: Tensor) -> list[Kernel]:
         """The kernel that scores a stage's chunks, and the one that keeps the best."""
@@ -348,23 +351,12 @@ class _Gpu:
 
     def _score(self, number: int, keys: Accessed, q: Tensor, scores: Tensor) -> Kernel:
         w, tile_q = self.w, self.cta.tile.q
-        groups = scores.cols // CHUNKS_A_CTA + (scores.cols % CHUNKS_A_CTA > 0)
-        # Each CTA's loads in order, made whole trips by the last one again.
-        loads = [
-            part.ravel() for part in np.split(keys.slots, np.arange(1, groups) * CHUNKS_A_CTA, 1)
-        ]
-        trips = np.array([blocks(len(part), KEYS_A_TRIP) for part in loads], np.int64)
-        table = np.concatenate(
-            [
-                np.pad(part, (0, KEYS_A_TRIP * int(n) - len(part)), "edge")
-                for part, n in zip(loads, trips, strict=True)
-            ]
-        ).reshape(-1, KEYS_A_TRIP)
+        table, trips = _trips_of(keys.slots)
         starts = np.cumsum(trips) - trips
+        grid = Grid(len(trips), self.matrices)  # groups of chunks, matrices
 
         def matrix(items: IntArray) -> IntArray:
-            """Grid (groups of chunks, matrices), the first fastest."""
-            return items // groups
+            return grid.at(items)[1]
 
         load_q = Load(Stream(q, tile_q, w.head_dim, matrix))
         load_keys = tuple(
@@ -375,7 +367,7 @@ class _Gpu:
                     w.head_dim,
                     lambda items: matrix(items) * self.keys.rows,
                     table=table[:, n],
-                    start=lambda items: starts[items % groups],
+                    start=lambda items: starts[grid.at(items)[0]],
                 ),
                 CHUNKS_A_CTA // KEYS_A_TRIP,
             )
@@ -392,11 +384,28 @@ class _Gpu:
         )
         return Kernel(
             name=f"score chunks, stage {number + 1}",
-            ctas=self.matrices * groups,
+            ctas=grid.size,
+            periods=self.matrices,
             loops=(
-                Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
-                Loop(lambda items: trips[items % groups], (*load_keys, score)),
-                Loop(once, (Store(Stream(scores, 1, CHUNKS_A_CTA, lambda items: items)),)),
+                begin("Q", load_q, sram_bytes=q_bytes),
+                Loop(lambda items: trips[grid.at(items)[0]], (*load_keys, score)),
+                Loop(once, (Store(in_order(scores, 1, CHUNKS_A_CTA)),)),
             ),
-            footprint=Footprint(q_bytes + CHUNKS_A_CTA * self.row_bytes, 128, REGISTERS),
+            footprint=Footprint(q_bytes + CHUNKS_A_CTA * self.row_bytes, 128, registers.HIP_SCORES),
         )
+
+
+def _trips_of(slots: IntArray) -> tuple[IntArray, IntArray]:
+    """What the trips load, shape (trips, KEYS_A_TRIP), and how many trips each CTA makes.
+
+    `slots` are those of the keys that the searches load, shape (loads, chunks). A CTA makes the
+    loads of CHUNKS_A_CTA chunks in order, the last one again until its trips are whole.
+    """
+    edges = np.arange(CHUNKS_A_CTA, slots.shape[1], CHUNKS_A_CTA)
+    loads = [part.ravel() for part in np.split(slots, edges, 1)]
+    trips = [blocks(len(part), KEYS_A_TRIP) for part in loads]
+    whole = [
+        np.pad(part, (0, KEYS_A_TRIP * count - len(part)), "edge")
+        for part, count in zip(loads, trips, strict=True)
+    ]
+    return np.concatenate(whole).reshape(-1, KEYS_A_TRIP), np.array(trips, np.int64)

@@ -20,13 +20,14 @@ has head_dim x head_dim elements for each KV head.
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, kv_matrix, of_constant, qkvo
+from sim.schedules.parts import registers
+from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -53,6 +54,7 @@ class LinearAttention(Schedule):
 
     summary = "chunks: attention within, a state of head_dim x head_dim between them"
     source = "arXiv 2312.06635, arXiv 2307.08621; fla-org/flash-linear-attention"
+    of_other_models = True
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -86,21 +88,19 @@ def _states_kernel(
     w: AttentionWorkload, chunk: int, k: Tensor, v: Tensor, states: Tensor
 ) -> Kernel:
     chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
-    tiles = across * across  # of one state
-
-    def matrix(items: IntArray) -> IntArray:
-        """Grid (blocks of K's columns, blocks of V's columns, matrices), the first fastest."""
-        return items // tiles
+    grid = Grid(across, across, k.groups)  # blocks of K's columns, of V's columns, matrices
 
     def k_tile(items: IntArray) -> IntArray:
-        return matrix(items) * chunks * across + items % across
+        of_k, _, matrix = grid.at(items)
+        return matrix * chunks * across + of_k
 
     def v_tile(items: IntArray) -> IntArray:
-        return matrix(items) * chunks * across + items // across % across
+        _, of_v, matrix = grid.at(items)
+        return matrix * chunks * across + of_v
 
     def state_tile(items: IntArray) -> IntArray:
-        within = items % across * across + items // across % across
-        return matrix(items) * chunks * tiles + within
+        of_k, of_v, matrix = grid.at(items)
+        return (matrix * chunks * across + of_k) * across + of_v
 
     load_k = Load(Stream(k, chunk, BLOCK, k_tile, across), STAGES)
     load_v = Load(Stream(v, chunk, BLOCK, v_tile, across), STAGES)
@@ -112,12 +112,13 @@ def _states_kernel(
         vector_ops=2 * BLOCK * BLOCK,  # decay, and conversion of H for the store
         sram_bytes=3 * block_bytes,
     )
-    store = Store(Stream(states, BLOCK, BLOCK, state_tile, tiles))
+    store = Store(Stream(states, BLOCK, BLOCK, state_tile, across**2))
     return Kernel(
         name="chunk states",
-        ctas=k.groups * tiles,
+        ctas=grid.size,
+        periods=k.groups,
         loops=(Loop(of_constant(chunks), (load_k, load_v, store, update)),),
-        footprint=Footprint(STAGES * block_bytes, 128, 128),
+        footprint=Footprint(STAGES * block_bytes, 128, registers.CHUNK_STATES),
     )
 
 
@@ -125,25 +126,24 @@ def _outputs_kernel(
     w: AttentionWorkload, chunk: int, q: Tensor, k: Tensor, v: Tensor, states: Tensor, o: Tensor
 ) -> Kernel:
     chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
-
-    def chunk_of(items: IntArray) -> IntArray:
-        """Grid (blocks of V's columns, chunks, matrices of Q): chunks counted over all of those."""
-        return items // across
-
-    def kv_chunk(items: IntArray) -> IntArray:
-        return kv_matrix(w, chunk_of(items) // chunks) * chunks + chunk_of(items) % chunks
+    grid = Grid(across, chunks, q.groups)  # blocks of V's columns, chunks, matrices of Q
 
     def q_tile(items: IntArray) -> IntArray:
-        return chunk_of(items) * across
+        _, number, matrix = grid.at(items)
+        return (matrix * chunks + number) * across
+
+    def kv_chunk(items: IntArray) -> IntArray:
+        _, number, matrix = grid.at(items)
+        return kv_matrix(w, matrix) * chunks + number
 
     def k_tile(items: IntArray) -> IntArray:
         return kv_chunk(items) * across
 
     def v_tile(items: IntArray) -> IntArray:
-        return kv_chunk(items) * across + items % across
+        return kv_chunk(items) * across + grid.at(items)[0]
 
     def state_tile(items: IntArray) -> IntArray:
-        return kv_chunk(items) * across * across + items % across
+        return kv_chunk(items) * across**2 + grid.at(items)[0]
 
     load_q = Load(Stream(q, chunk, BLOCK, q_tile, 1), STAGES)
     load_k = Load(Stream(k, chunk, BLOCK, k_tile, 1), STAGES)
@@ -166,17 +166,19 @@ def _outputs_kernel(
     )
     return Kernel(
         name="chunk outputs",
-        ctas=q.groups * chunks * across,
+        ctas=grid.size,
+        periods=q.groups,
+        sharing=w.heads // w.kv_heads,
         loops=(
             Loop(of_constant(across), (*slices, from_state)),
             Loop(once, (load_v, within, Store(Stream(o, chunk, BLOCK, lambda items: items)))),
         ),
-        footprint=Footprint(STAGES * slice_bytes, 128, 168),
+        footprint=Footprint(STAGES * slice_bytes, 128, registers.CHUNK_OUTPUTS),
     )
 
 
 def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
-    """A token's step. The state is there before and after: it is read and written in place."""
+    """One token. The state is there before and after: it is read and written in place."""
     kv_matrices, rows = w.batch * w.kv_heads, w.heads // w.kv_heads
     across = blocks(w.head_dim, BLOCK)
     size, dtype_bytes = w.head_dim, w.dtype_bytes
@@ -185,10 +187,10 @@ def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
     v = Tensor("V", kv_matrices, 1, size, dtype_bytes, "input", "value")
     o = Tensor("O", kv_matrices, rows, size, dtype_bytes, "output", "result")
     state = Tensor("state", kv_matrices, size, size, STATE_BYTES, "input")
+    grid = Grid(across, kv_matrices)  # blocks of V's columns, matrices
 
     def matrix(items: IntArray) -> IntArray:
-        """Grid (blocks of V's columns, matrices), the first fastest."""
-        return items // across
+        return grid.at(items)[1]
 
     def columns(items: IntArray) -> IntArray:
         return items
@@ -199,20 +201,21 @@ def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
         Load(Stream(k, 1, size, matrix)),
         Load(Stream(v, 1, BLOCK, columns)),
     )
-    step = Compute("H = decay(H) + k v^T, o = q H", loads, vector_ops=(2 + rows) * size * BLOCK)
+    update = Compute("H = decay(H) + k v^T, o = q H", loads, vector_ops=(2 + rows) * size * BLOCK)
     return Kernel(
         name="recurrent step",
-        ctas=kv_matrices * across,
+        ctas=grid.size,
+        periods=kv_matrices,
         loops=(
             Loop(
                 once,
                 (
                     *loads,
-                    step,
+                    update,
                     Store(Stream(state, size, BLOCK, columns)),
                     Store(Stream(o, rows, BLOCK, columns)),
                 ),
             ),
         ),
-        footprint=Footprint(0, 128, min(255, 32 + int(np.ceil(size * BLOCK / 128)))),
+        footprint=Footprint(0, 128, registers.state_step(size * BLOCK)),
     )

@@ -18,10 +18,12 @@ from typing import Literal
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import blocks, qkvo
-from sim.schedules.parts.flash_loop import FlashSchedule, all_visible, forward_kernel
+from sim.schedules.base import QKVO, qkvo
+from sim.schedules.flash2 import flash_attention
+from sim.schedules.parts.elementwise import elementwise, in_order
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.public_tiles import public_cta
-from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
+from sim.tile_program import Kernel, Tensor
 
 ROWS = 16  # of an elementwise pass's CTA
 
@@ -34,11 +36,12 @@ class Lm2(FlashSchedule):
 
     summary = "FlashAttention-2 and a bank of 2,048 memory slots, read and written"
     source = "arXiv 2502.06049"
+    of_other_models = True
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Attention, reading, gating and writing."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        q, k, v, o = qkvo(w)
+        q, _, _, o = tensors = qkvo(w)
         bank = replace(w, kv_heads=w.heads, seq_kv=self.slots, causal=False, window=None)
         keys, values = (
             Tensor(name, q.groups, self.slots, w.head_dim, w.dtype_bytes, "input")
@@ -46,24 +49,15 @@ class Lm2(FlashSchedule):
         )
         read = Tensor("read from memory", q.groups, w.seq_q, w.head_dim, w.dtype_bytes)
         return [
-            forward_kernel("flash2", w, cta, all_visible(w, cta.tile), (q, k, v, o)),
-            forward_kernel(
-                "read memory", bank, cta, all_visible(bank, cta.tile), (q, keys, values, read)
-            ),
-            _elementwise("gate output", (o, read), o),
-            _elementwise("write memory", (keys, values), keys),
+            *flash_attention("flash2", w, cta, tensors, "flash").kernels,
+            *flash_attention("read memory", bank, cta, QKVO(q, keys, values, read)).kernels,
+            _weighed_sum("gate output", (o, read), o),
+            _weighed_sum("write memory", (keys, values), keys),
         ]
 
 
-def _elementwise(name: str, sources: tuple[Tensor, ...], target: Tensor) -> Kernel:
-    """A CTA ROWS rows of all tensors, which are of one shape."""
-    loads = tuple(Load(Stream(t, ROWS, t.cols, lambda items: items)) for t in sources)
+def _weighed_sum(name: str, sources: tuple[Tensor, Tensor], target: Tensor) -> Kernel:
+    """Two tensors of one shape, each times a gate; a CTA ROWS rows."""
     elements = min(ROWS, target.rows) * target.cols
-    merge = Compute(name, loads, vector_ops=2 * elements)
-    store = Store(Stream(target, ROWS, target.cols, lambda items: items))
-    return Kernel(
-        name=name,
-        ctas=target.groups * blocks(target.rows, ROWS),
-        loops=(Loop(once, (*loads, merge, store)),),
-        footprint=Footprint(0, threads=128, registers_per_thread=32),
-    )
+    reads = [in_order(tensor, ROWS) for tensor in sources]
+    return elementwise(name, reads, [in_order(target, ROWS)], vector_ops=2 * elements)

@@ -24,6 +24,8 @@ from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, of_constant
 from sim.schedules.linear_attention import check_whole_sequence
+from sim.schedules.parts import registers
+from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -51,7 +53,7 @@ UPDATED_ROWS = 8  # of a state that one CTA of the decoding kernel updates
 
 
 class Mamba2(Schedule):
-    """Mamba-2's chunked scan and its decoding step.
+    """Mamba-2's chunked scan, and decoding of one token.
 
     `state` is the state's size for each of head_dim columns, `groups` how many B and C there are,
     `chunk` in tokens; defaults as in mamba_ssm/modules/mamba2.py.
@@ -64,6 +66,7 @@ class Mamba2(Schedule):
 
     summary = "state-space duality in chunks; a state that does not grow for a cache"
     source = "arXiv 2405.21060; state-spaces/mamba, mamba_ssm/ops/triton"
+    of_other_models = True
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -106,6 +109,16 @@ class _Scan:
         self.passed = Tensor("states", states, self.size, self.state, width)
         self.cb = Tensor("C B^T", matrices * self.chunks, self.chunk, self.chunk, FP32)
 
+    @property
+    def parts(self) -> int:
+        """Like parts of a matrix: its chunks, unless the last one is shorter."""
+        return 1 if self.length % self.chunk else self.chunks
+
+    @property
+    def sharing(self) -> int:
+        """Like parts in a row that read one matrix of B and C."""
+        return self.parts * (self.w.heads // self.groups)
+
     def slices(self, chunk_number: IntArray) -> IntArray:
         """Slices of SLICE tokens in each of those chunks."""
         left = self.length - chunk_number * self.chunk
@@ -125,20 +138,18 @@ class _Scan:
         """A CTA a chunk of HEADS_A_BLOCK heads."""
         across = blocks(self.w.heads, HEADS_A_BLOCK)
         heads = min(HEADS_A_BLOCK, self.w.heads)
-
-        def tile(items: IntArray) -> IntArray:
-            """Grid (blocks of heads, chunks, sequences), the first fastest."""
-            return items
+        grid = Grid(across, self.chunks, self.w.batch)  # blocks of heads, chunks, sequences
 
         def first(items: IntArray) -> IntArray:
-            sequence, chunk_number = items // across // self.chunks, items // across % self.chunks
-            head = sequence * self.w.heads + items % across * HEADS_A_BLOCK
+            block, chunk_number, sequence = grid.at(items)
+            head = sequence * self.w.heads + block * HEADS_A_BLOCK
             return head * self.chunks + chunk_number
 
         def heads_of(items: IntArray) -> IntArray:
-            return (self.w.heads - items % across * HEADS_A_BLOCK).clip(max=HEADS_A_BLOCK)
+            block, _, _ = grid.at(items)
+            return (self.w.heads - block * HEADS_A_BLOCK).clip(max=HEADS_A_BLOCK)
 
-        load = Load(Stream(self.dt_in, self.chunk, HEADS_A_BLOCK, tile))
+        load = Load(Stream(self.dt_in, self.chunk, HEADS_A_BLOCK, lambda items: items))
         elements = self.chunk * heads
         stores = tuple(
             Store(Stream(tensor, self.chunk, 1, first, self.chunks))
@@ -147,29 +158,31 @@ class _Scan:
         softplus = Compute("softplus, running sum", (load,), 0, 4 * elements, 2 * elements)
         return Kernel(
             name="chunk cumsum",
-            ctas=self.w.batch * self.chunks * across,
+            ctas=grid.size,
+            periods=self.w.batch,
             loops=(Loop(once, (load, softplus)), Loop(heads_of, stores)),
-            footprint=Footprint(0, 128, 64),
+            footprint=Footprint(0, 128, registers.UPDATE),
         )
 
     def states(self) -> Kernel:
         """A CTA a STATE_ROWS x STATE_COLS tile of what a chunk adds."""
         down, across = blocks(self.size, STATE_ROWS), blocks(self.state, STATE_COLS)
-        tiles = down * across
-
-        def place(items: IntArray) -> tuple[IntArray, IntArray]:
-            """Grid (tiles, chunks, heads), the first fastest: matrix of X, chunk."""
-            return items // tiles // self.chunks, items // tiles % self.chunks
+        # Tiles across and down, chunks, matrices of X.
+        grid = Grid(across, down, self.chunks, self.x.groups)
 
         def first(items: IntArray) -> IntArray:
-            return self.first_slice(*place(items))
+            _, _, chunk_number, matrix = grid.at(items)
+            return self.first_slice(matrix, chunk_number)
 
         def x_tile(items: IntArray) -> IntArray:
-            return first(items) * down + items % tiles // across
+            return first(items) * down + grid.at(items)[1]
 
         def b_tile(items: IntArray) -> IntArray:
-            head, chunk_number = place(items)
-            return self.first_slice(self.of_group(head), chunk_number) * across + items % across
+            column, _, chunk_number, matrix = grid.at(items)
+            return self.first_slice(self.of_group(matrix), chunk_number) * across + column
+
+        def slices(items: IntArray) -> IntArray:
+            return self.slices(grid.at(items)[2])
 
         load_x = Load(Stream(self.x, SLICE, STATE_ROWS, x_tile, down), STAGES)
         load_b = Load(Stream(self.b, SLICE, STATE_COLS, b_tile, across), STAGES)
@@ -187,12 +200,14 @@ class _Scan:
         store = Store(Stream(self.added, STATE_ROWS, STATE_COLS, lambda items: items))
         return Kernel(
             name="chunk states",
-            ctas=self.x.groups * self.chunks * tiles,
+            ctas=grid.size,
+            periods=self.x.groups * self.parts,
+            sharing=self.sharing,
             loops=(
-                Loop(lambda items: self.slices(place(items)[1]), (load_x, load_b, *decays, add)),
+                Loop(slices, (load_x, load_b, *decays, add)),
                 Loop(once, (store,)),
             ),
-            footprint=Footprint(STAGES * operands, 128, 128),
+            footprint=Footprint(STAGES * operands, 128, registers.CHUNK_STATES),
         )
 
     def _column(self, tensor: Tensor, first: OfItem) -> Load:
@@ -205,20 +220,22 @@ class _Scan:
         """
         rows = max(1, PASSED_ELEMENTS // self.state)
         down = blocks(self.size, rows)
+        grid = Grid(down, self.x.groups)  # parts of the state, matrices of X
 
         def tile(items: IntArray) -> IntArray:
-            """Grid (parts of the state, heads), the first fastest."""
-            return items // down * self.chunks * down + items % down
+            part, matrix = grid.at(items)
+            return matrix * self.chunks * down + part
 
         load = Load(Stream(self.added, rows, self.state, tile, down))
         store = Store(Stream(self.passed, rows, self.state, tile, down))
         elements = min(rows, self.size) * self.state
-        step = Compute("H = exp(a) H + S", (load,), 0, 2 * elements, 1)
+        update = Compute("H = exp(a) H + S", (load,), 0, 2 * elements, 1)
         return Kernel(
             name="pass states",
-            ctas=self.x.groups * down,
-            loops=(Loop(of_constant(self.chunks), (load, store, step)),),
-            footprint=Footprint(0, 128, 32),
+            ctas=grid.size,
+            periods=self.x.groups,
+            loops=(Loop(of_constant(self.chunks), (load, store, update)),),
+            footprint=Footprint(0, 128, registers.ELEMENTWISE),
         )
 
     def products(self) -> Kernel:
@@ -226,34 +243,35 @@ class _Scan:
         side, deep = self.chunk // SQUARE, blocks(self.state, SLICE)
         a_matrix = blocks(self.length, SQUARE)
 
-        def block(items: IntArray, within: IntArray) -> IntArray:
-            """Grid (tiles, chunks, groups), the first fastest: a matrix's block of rows."""
-            return items // side**2 % self.chunks * side + within
+        # Tiles across (of B) and down (of C), chunks, matrices of B and C.
+        grid = Grid(side, side, self.chunks, self.b.groups)
 
-        def tile(items: IntArray, within: IntArray) -> IntArray:
-            return (items // side**2 // self.chunks * a_matrix + block(items, within)) * deep
+        def of_b(items: IntArray) -> IntArray:
+            across, _, chunk_number, matrix = grid.at(items)
+            return (matrix * a_matrix + chunk_number * side + across) * deep
+
+        def of_c(items: IntArray) -> IntArray:
+            _, down, chunk_number, matrix = grid.at(items)
+            return (matrix * a_matrix + chunk_number * side + down) * deep
 
         def trips(items: IntArray) -> IntArray:
             """None where rows or columns lie beyond the sequence: there is nothing to load."""
-            last = np.maximum(block(items, items // side % side), block(items, items % side))
+            across, down, chunk_number, _ = grid.at(items)
+            last = chunk_number * side + np.maximum(across, down)
             return np.where(last < a_matrix, deep, 0)
 
-        load_c, load_b = (
-            Load(Stream(tensor, SQUARE, SLICE, base, 1), STAGES)
-            for tensor, base in (
-                (self.c, lambda items: tile(items, items // side % side)),
-                (self.b, lambda items: tile(items, items % side)),
-            )
-        )
+        load_c = Load(Stream(self.c, SQUARE, SLICE, of_c, 1), STAGES)
+        load_b = Load(Stream(self.b, SQUARE, SLICE, of_b, 1), STAGES)
         operands = load_c.stream.tile_bytes + load_b.stream.tile_bytes
         depth = min(SLICE, self.state)
         multiply = Compute("C B^T", (load_c, load_b), 2 * SQUARE**2 * depth, 0, 0, 3 * operands)
         store = Store(Stream(self.cb, SQUARE, SQUARE, lambda items: items))
         return Kernel(
             name="C B^T",
-            ctas=self.cb.groups * side**2,
+            ctas=grid.size,
+            periods=self.b.groups * self.parts,
             loops=(Loop(trips, (load_c, load_b, multiply)), Loop(once, (store,))),
-            footprint=Footprint(STAGES * operands, 128, 96),
+            footprint=Footprint(STAGES * operands, 128, registers.SQUARE_PRODUCT),
         )
 
     def outputs(self) -> Kernel:
@@ -285,72 +303,75 @@ class _Scan:
         )
         return Kernel(
             name="chunk scan",
-            ctas=self.x.groups * self.chunks * grid.tiles,
+            ctas=grid.ctas.size,
+            periods=self.x.groups * self.parts,
+            sharing=self.sharing,
             loops=(
                 Loop(lambda items: grid.starts(items) * grid.deep, (load_c, load_h, from_state)),
                 Loop(grid.slices, (load_cb, load_x, *decays, within)),
                 Loop(grid.starts, (Store(Stream(self.y, rows, SCAN_COLS, grid.y_tile)),)),
             ),
-            footprint=Footprint(max(head_bytes, STAGES * operands), 128, 168),
+            footprint=Footprint(max(head_bytes, STAGES * operands), 128, registers.CHUNK_OUTPUTS),
         )
 
 
 class _OutputGrid:
-    """Grid of "chunk scan": (tiles of a chunk's outputs, chunks, heads), the first fastest."""
+    """Grid of "chunk scan": columns and rows of a chunk's outputs, chunks, matrices of X."""
 
     def __init__(self, scan: _Scan) -> None:
         self.scan, self.rows = scan, min(SCAN_ROWS, scan.chunk)
         self.down, self.across = scan.chunk // self.rows, blocks(scan.size, SCAN_COLS)
-        self.tiles, self.deep = self.down * self.across, blocks(scan.state, DEPTH)
-
-    def place(self, items: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Matrix of X, chunk, and block of rows in it."""
-        of_chunk, chunks = items // self.tiles, self.scan.chunks
-        return of_chunk // chunks, of_chunk % chunks, items % self.tiles // self.across
+        self.deep = blocks(scan.state, DEPTH)
+        self.ctas = Grid(self.across, self.down, scan.chunks, scan.x.groups)
 
     def starts(self, items: IntArray) -> IntArray:
         """1 where a CTA has tokens: of the last chunk some may have none."""
-        _, chunk_number, block = self.place(items)
+        _, block, chunk_number, _ = self.ctas.at(items)
         first_row = chunk_number * self.scan.chunk + block * self.rows
         return np.where(first_row < self.scan.length, 1, 0)
 
     def _row_block(self, matrix: IntArray, items: IntArray) -> IntArray:
-        _, chunk_number, block = self.place(items)
+        _, block, chunk_number, _ = self.ctas.at(items)
         a_matrix = blocks(self.scan.length, self.rows)
         within: IntArray = np.minimum(chunk_number * self.down + block, a_matrix - 1)
         return matrix * a_matrix + within
 
     def c_tile(self, items: IntArray) -> IntArray:
         """The first slice of C."""
-        return self._row_block(self.scan.of_group(self.place(items)[0]), items) * self.deep
+        matrix = self.ctas.at(items)[3]
+        return self._row_block(self.scan.of_group(matrix), items) * self.deep
 
     def state_tile(self, items: IntArray) -> IntArray:
         """The first slice of the state that the chunk begins with."""
-        return (items // self.tiles * self.across + items % self.across) * self.deep
+        column, _, chunk_number, matrix = self.ctas.at(items)
+        state = matrix * self.scan.chunks + chunk_number
+        return (state * self.across + column) * self.deep
 
     def cb_tile(self, items: IntArray) -> IntArray:
         """The first slice of C B^T."""
-        head, chunk_number, block = self.place(items)
-        square = self.scan.of_group(head) * self.scan.chunks + chunk_number
+        _, block, chunk_number, matrix = self.ctas.at(items)
+        square = self.scan.of_group(matrix) * self.scan.chunks + chunk_number
         return (square * self.down + block) * (self.scan.chunk // SLICE)
 
     def first(self, items: IntArray) -> IntArray:
         """The chunk's first slice of tokens."""
-        return self.scan.first_slice(*self.place(items)[:2])
+        _, _, chunk_number, matrix = self.ctas.at(items)
+        return self.scan.first_slice(matrix, chunk_number)
 
     def x_tile(self, items: IntArray) -> IntArray:
         """The first slice of X."""
-        return self.first(items) * self.across + items % self.across
+        return self.first(items) * self.across + self.ctas.at(items)[0]
 
     def slices(self, items: IntArray) -> IntArray:
         """Slices up to the diagonal and the end of the sequence."""
-        _, chunk_number, block = self.place(items)
+        _, block, chunk_number, _ = self.ctas.at(items)
         seen = np.minimum((block + 1) * self.rows // SLICE, self.scan.slices(chunk_number))
         return np.where(self.starts(items), seen, 0)
 
     def y_tile(self, items: IntArray) -> IntArray:
         """The tile of Y."""
-        return self._row_block(self.place(items)[0], items) * self.across + items % self.across
+        column, _, _, matrix = self.ctas.at(items)
+        return self._row_block(matrix, items) * self.across + column
 
 
 def _update_kernel(w: AttentionWorkload, schedule: Mamba2) -> Kernel:
@@ -362,13 +383,13 @@ def _update_kernel(w: AttentionWorkload, schedule: Mamba2) -> Kernel:
     y = Tensor("Y", heads, w.head_dim, 1, width, "output")
     b, c = (Tensor(n, w.batch * groups, 1, schedule.state, width, "input") for n in "BC")
     dt = Tensor("dt", heads, 1, 1, width, "input")
+    grid = Grid(down, heads)  # blocks of rows, heads
 
     def rows(items: IntArray) -> IntArray:
-        """Grid (blocks of rows, heads), the first fastest."""
         return items
 
     def head(items: IntArray) -> IntArray:
-        return items // down
+        return grid.at(items)[1]
 
     def group(items: IntArray) -> IntArray:
         sequence, number = head(items) // w.heads, head(items) % w.heads
@@ -382,14 +403,16 @@ def _update_kernel(w: AttentionWorkload, schedule: Mamba2) -> Kernel:
         Load(Stream(dt, 1, 1, head)),
     )
     elements = min(UPDATED_ROWS, w.head_dim) * schedule.state
-    step = Compute("h = exp(dt A) h + dt x b^T, y = h c", loads, 0, 4 * elements, elements)
+    update = Compute("h = exp(dt A) h + dt x b^T, y = h c", loads, 0, 4 * elements, elements)
     stores = (
         Store(Stream(state, UPDATED_ROWS, schedule.state, rows)),
         Store(Stream(y, UPDATED_ROWS, 1, rows)),
     )
     return Kernel(
         name="state update",
-        ctas=heads * down,
-        loops=(Loop(once, (*loads, step, *stores)),),
-        footprint=Footprint(0, 128, 64),
+        ctas=grid.size,
+        periods=heads,
+        sharing=w.heads // groups,
+        loops=(Loop(once, (*loads, update, *stores)),),
+        footprint=Footprint(0, 128, registers.UPDATE),
     )

@@ -26,9 +26,16 @@ import numpy as np
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import blocks, kv_matrix, qkvo
-from sim.schedules.parts.flash_loop import Cta, FlashSchedule, all_visible, forward_kernel
+from sim.schedules.base import QKVO, blocks, kv_matrix, qkvo
+from sim.schedules.flash2 import flash_attention
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.ends import begin
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -42,7 +49,6 @@ from sim.tile_program import (
     once,
 )
 
-INDEX_BYTES = 4
 FOUND_STAGES = 8  # keys and values, a row each, that are on their way at once: an estimate
 
 
@@ -57,6 +63,7 @@ class Memorizing(FlashSchedule):
 
     summary = "a local window, and the nearest 32 keys of a memory for each query"
     source = "arXiv 2203.08913"
+    of_other_models = True
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -67,11 +74,9 @@ class Memorizing(FlashSchedule):
         found = Tensor("keys found", q.groups, w.seq_q, self.retrieve, INDEX_BYTES)
         local = replace(w, window=self.keep_window)
         return [
-            forward_kernel(
-                "local attention", local, cta, all_visible(local, cta.tile), (q, k, v, local_o)
-            ),
+            *flash_attention("local attention", local, cta, QKVO(q, k, v, local_o)).kernels,
             self._search(w, cta, q, k, found),
-            self._attend(w, cta, q, k, v, found, local_o, o),
+            self._attend(w, cta.tile.q, (q, local_o, found), (k, v), o),
         ]
 
     def memory_of(self, w: AttentionWorkload, row: IntArray) -> tuple[IntArray, IntArray]:
@@ -80,22 +85,20 @@ class Memorizing(FlashSchedule):
         return np.maximum(0, end - self.memory), end
 
     def _search(
-        self, w: AttentionWorkload, cta: Cta, q: Tensor, k: Tensor, found: Tensor
+        self, w: AttentionWorkload, cta: FlashCta, q: Tensor, k: Tensor, found: Tensor
     ) -> Kernel:
         tile = cta.tile
         down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
+        grid = Grid(down, q.groups)  # blocks of query rows, matrices
         rows = np.arange(0, down * tile.q, tile.q, dtype=np.int64)
         first = self.memory_of(w, rows)[0] // tile.kv
         end = -(-self.memory_of(w, np.minimum(rows + tile.q, w.seq_q) - 1)[1] // tile.kv)
 
-        def q_tile(items: IntArray) -> IntArray:
-            """Grid (blocks of query rows, matrices), the first fastest."""
-            return items
-
         def k_base(items: IntArray) -> IntArray:
-            return kv_matrix(w, items // down) * across + first[items % down]
+            row, matrix = grid.at(items)
+            return kv_matrix(w, matrix) * across + first[row]
 
-        load_q = Load(Stream(q, tile.q, w.head_dim, q_tile))
+        load_q = Load(in_order(q, tile.q))
         load_k = Load(Stream(k, tile.kv, w.head_dim, k_base, 1), 2 * cta.stages)
         q_bytes, k_bytes = load_q.stream.tile_bytes, load_k.stream.tile_bytes
         scores = tile.q * tile.kv
@@ -108,69 +111,59 @@ class Memorizing(FlashSchedule):
         )
         return Kernel(
             name="search memory",
-            ctas=q.groups * down,
+            ctas=grid.size,
+            periods=q.groups,
+            sharing=w.heads // w.kv_heads,
             loops=(
-                Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
-                Loop(lambda items: (end - first)[items % down], (load_k, rank)),
-                Loop(once, (Store(Stream(found, tile.q, self.retrieve, q_tile)),)),
+                begin("Q", load_q, sram_bytes=q_bytes),
+                Loop(lambda items: (end - first)[grid.at(items)[0]], (load_k, rank)),
+                Loop(once, (Store(in_order(found, tile.q)),)),
             ),
-            footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+            footprint=cta.footprint(w),
             tensor_path=cta.tensor_path,
         )
 
     def _attend(
         self,
         w: AttentionWorkload,
-        cta: Cta,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        found: Tensor,
-        local_o: Tensor,
+        tile_rows: int,
+        of_rows: tuple[Tensor, Tensor, Tensor],
+        memory: tuple[Tensor, Tensor],
         o: Tensor,
     ) -> Kernel:
-        rows_a_tile = cta.tile.q
-        down = blocks(w.seq_q, rows_a_tile)
+        """A CTA so many rows of Q, the local O and the keys found, and of O."""
+        down = blocks(w.seq_q, tile_rows)
+        grid = Grid(down, o.groups)  # blocks of query rows, matrices
         keys, starts = self.found_keys(w)
-        ends = starts[np.minimum(np.arange(1, down + 1) * rows_a_tile, w.seq_q)]
-        begins = starts[np.arange(down) * rows_a_tile]
-
-        def q_tile(items: IntArray) -> IntArray:
-            """Grid (blocks of query rows, matrices), the first fastest."""
-            return items
-
-        def of_q(tensor: Tensor) -> Load:
-            return Load(Stream(tensor, rows_a_tile, tensor.cols, q_tile))
+        ends = starts[np.minimum(np.arange(1, down + 1) * tile_rows, w.seq_q)]
+        begins = starts[np.arange(down) * tile_rows]
 
         def of_found(tensor: Tensor) -> Load:
             stream = Stream(
                 tensor,
                 1,
                 w.head_dim,
-                lambda items: kv_matrix(w, items // down) * w.seq_kv,
+                lambda items: kv_matrix(w, grid.at(items)[1]) * w.seq_kv,
                 table=keys,
-                start=lambda items: begins[items % down],
+                start=lambda items: begins[grid.at(items)[0]],
             )
             return Load(stream, FOUND_STAGES)
 
-        loads = (of_q(q), of_q(local_o), of_q(found))
-        load_k, load_v = of_found(k), of_found(v)
-        attend = Compute(
-            "s = q k, o += p v",
-            (load_k, load_v),
-            vector_ops=2 * w.head_dim,
-            exp_count=1,
-        )
-        gate = Compute("gate", vector_ops=2 * rows_a_tile * w.head_dim)
+        loads = tuple(Load(in_order(tensor, tile_rows)) for tensor in of_rows)
+        rows_found = tuple(map(of_found, memory))
+        attend = Compute("s = q k, o += p v", rows_found, vector_ops=2 * w.head_dim, exp_count=1)
+        gate = Compute("gate", vector_ops=2 * tile_rows * w.head_dim)
         return Kernel(
             name="attend, gate",
-            ctas=q.groups * down,
+            ctas=grid.size,
+            periods=o.groups,
+            sharing=w.heads // w.kv_heads,
             loops=(
-                Loop(once, (*loads, Compute("wait", loads))),
-                Loop(lambda items: (ends - begins)[items % down], (load_k, load_v, attend)),
-                Loop(once, (gate, Store(Stream(o, rows_a_tile, w.head_dim, q_tile)))),
+                begin("Q, local O, found", *loads),
+                Loop(lambda items: (ends - begins)[grid.at(items)[0]], (*rows_found, attend)),
+                Loop(once, (gate, Store(in_order(o, tile_rows)))),
             ),
-            footprint=Footprint(loads[0].stream.tile_bytes, 128, 128),
+            footprint=Footprint(loads[0].stream.tile_bytes, 128, registers.FOUND),
         )
 
     def found_keys(self, w: AttentionWorkload) -> tuple[IntArray, IntArray]:

@@ -50,7 +50,12 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
-from sim.schedules.parts.flash_loop import Operand, key_loop, triton_cta
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import elementwise, in_order
+from sim.schedules.parts.ends import begin, finish
+from sim.schedules.parts.flash_cta import FlashCta, triton_cta
+from sim.schedules.parts.flash_loop import Operand, key_loop
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
@@ -69,7 +74,7 @@ BLOCK = 64  # query rows and keys
 FORCED_VERTICALS, FORCED_SLASHES = 30, 100
 BAND = 64
 PIECE = 256  # columns that a CTA of the eager passes takes: an estimate
-MERGE_OPS = 8  # lane operations of one step of the index's merge: an estimate
+MERGE_OPS = 8  # lane operations for each number that the index's merge takes: an estimate
 
 
 class MInference(Schedule):
@@ -172,12 +177,17 @@ def _scores_kernel(w: AttentionWorkload, q: Tensor, k: Tensor, scores: Tensor) -
     """The last block of queries times all keys; the tile is an estimate of cuBLAS's."""
     tile, down = Tile(q=BLOCK, kv=128), blocks(w.seq_q, BLOCK)
     across = blocks(w.seq_kv, tile.kv)
+    grid = Grid(across, q.groups)  # key blocks, matrices
+
+    def last_q_tile(items: IntArray) -> IntArray:
+        _, matrix = grid.at(items)
+        return matrix * down + down - 1
 
     def k_tile(items: IntArray) -> IntArray:
-        """Grid (key blocks, matrices), the first fastest."""
-        return kv_matrix(w, items // across) * across + items % across
+        block, matrix = grid.at(items)
+        return kv_matrix(w, matrix) * across + block
 
-    load_q = Load(Stream(q, tile.q, w.head_dim, lambda items: items // across * down + down - 1))
+    load_q = Load(Stream(q, tile.q, w.head_dim, last_q_tile))
     load_k = Load(Stream(k, tile.kv, w.head_dim, k_tile))
     multiply = Compute(
         "S = Q K^T",
@@ -187,12 +197,16 @@ def _scores_kernel(w: AttentionWorkload, q: Tensor, k: Tensor, scores: Tensor) -
     )
     return Kernel(
         name="S = Q_last K^T",
-        ctas=scores.groups * across,
+        ctas=grid.size,
+        periods=q.groups,
+        sharing=w.heads // w.kv_heads,
         loops=(
             Loop(once, (load_q, load_k, multiply)),
-            Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
+            Loop(once, (Store(in_order(scores, tile.q, tile.kv)),)),
         ),
-        footprint=Footprint(load_q.stream.tile_bytes + load_k.stream.tile_bytes, 128, 128),
+        footprint=Footprint(
+            load_q.stream.tile_bytes + load_k.stream.tile_bytes, 128, registers.SCORES
+        ),
     )
 
 
@@ -213,26 +227,24 @@ def _softmax_kernel(scores: Tensor, p: Tensor) -> Kernel:
     return Kernel(
         name="P = softmax(S)",
         ctas=scores.groups * scores.rows,
+        periods=scores.groups,
         loops=(
             sweeps("maximum", 1, 0),
             sweeps("sum", 1, 1),
             sweeps("normalise", 1, 1, store),
         ),
-        footprint=Footprint(0, threads=1024, registers_per_thread=32),
+        footprint=Footprint(0, threads=1024, registers_per_thread=registers.LONG_ROWS),
     )
 
 
 def _column_pass(name: str, source: Tensor, target: Tensor) -> Kernel:
     """Reads `source` and writes `target` (its sums, if that is one row), PIECE columns a CTA."""
-    across = blocks(source.cols, PIECE)
-    load = Load(Stream(source, source.rows, PIECE, lambda items: items))
-    work = Compute(name, (load,), vector_ops=2 * source.rows * PIECE)
-    store = Store(Stream(target, target.rows, PIECE, lambda items: items))
-    return Kernel(
-        name=name,
-        ctas=source.groups * across,
-        loops=(Loop(once, (load, work, store)),),
-        footprint=Footprint(0, threads=256, registers_per_thread=32),
+    return elementwise(
+        name,
+        (in_order(source, source.rows, PIECE),),
+        (in_order(target, target.rows, PIECE),),
+        vector_ops=2 * source.rows * PIECE,
+        footprint=Footprint(0, threads=256, registers_per_thread=registers.ELEMENTWISE),
     )
 
 
@@ -242,7 +254,7 @@ def _index_kernel(w: AttentionWorkload, verticals: Tensor, slashes: Tensor, line
     Tables of blocks and of columns are as wide as the longest row.
     """
     down = blocks(w.seq_q, BLOCK)
-    ctas_a_matrix = blocks(down, BLOCK)
+    grid = Grid(blocks(down, BLOCK), verticals.groups)
     most = int(lines.key_blocks(np.array([down - 1]))[0])
     tables = (
         Tensor("key blocks", verticals.groups, down, most, INDEX_BYTES),
@@ -250,17 +262,18 @@ def _index_kernel(w: AttentionWorkload, verticals: Tensor, slashes: Tensor, line
     )
 
     def walk(numbers: Tensor) -> Loop:
-        first = Stream(numbers, 1, 1, lambda items: items // ctas_a_matrix * numbers.cols, 1)
+        first = Stream(numbers, 1, 1, lambda items: grid.at(items)[1] * numbers.cols, 1)
         load = Load(first, stages=BLOCK)
         merge = Compute(f"merge {numbers.name}", (load,), vector_ops=BLOCK * MERGE_OPS)
         return Loop(of_constant(numbers.cols), (load, merge))
 
-    stores = (Store(Stream(table, BLOCK, table.cols, lambda items: items)) for table in tables)
+    stores = (Store(in_order(table, BLOCK)) for table in tables)
     return Kernel(
         name="build index",
-        ctas=verticals.groups * ctas_a_matrix,
+        ctas=grid.size,
+        periods=verticals.groups,
         loops=(walk(verticals), walk(slashes), Loop(once, tuple(stores))),
-        footprint=Footprint(0, threads=BLOCK, registers_per_thread=32),
+        footprint=Footprint(0, threads=BLOCK, registers_per_thread=registers.INDEX),
     )
 
 
@@ -271,72 +284,84 @@ def _attention_kernel(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> Kernel:
     q, k, v, o = tensors
-    down = blocks(w.seq_q, BLOCK)
+    grid = Grid(blocks(w.seq_q, BLOCK), q.groups)  # blocks of query rows, matrices
     cta = triton_cta(w, hw, Tile(q=BLOCK, kv=BLOCK), warps=4, stages=2)
-    columns, starts = lines.columns(down)
-
-    def q_tile(items: IntArray) -> IntArray:
-        """Grid (blocks of query rows, matrices), the first fastest."""
-        return items
-
-    def matrix(items: IntArray) -> IntArray:
-        return kv_matrix(w, items // down)
-
-    def key_block(items: IntArray) -> IntArray:
-        return matrix(items) * down + items % down
-
-    def column_count(items: IntArray) -> IntArray:
-        return np.diff(starts)[items % down]
-
-    def block_of(tensor: Tensor) -> Operand:
-        stream = Stream(tensor, BLOCK, w.head_dim, key_block, table=-lines.behind)
-        return Operand((stream,))
-
-    def row_of(tensor: Tensor) -> Load:
-        stream = Stream(
-            tensor,
-            1,
-            w.head_dim,
-            lambda items: matrix(items) * w.seq_kv,
-            table=columns,
-            start=lambda items: starts[items % down],
-        )
-        return Load(stream, BLOCK * cta.stages)
-
-    load_q = Load(Stream(q, BLOCK, w.head_dim, q_tile))
+    load_q = Load(in_order(q, BLOCK))
     q_bytes = load_q.stream.tile_bytes
-    rows = (row_of(k), row_of(v))
-    gathered = Operand(())
     return Kernel(
         name="sparse attention",
-        ctas=q.groups * down,
+        ctas=grid.size,
+        periods=q.groups,
+        sharing=w.heads // w.kv_heads,
         loops=(
-            Loop(once, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
-            key_loop(
-                w,
-                cta,
-                lambda items: lines.key_blocks(items % down),
-                q_bytes,
-                block_of(k),
-                block_of(v),
-            ),
-            Loop(column_count, (*rows, Compute("gather", rows))),
-            key_loop(
-                w,
-                cta,
-                lambda items: blocks_up(column_count(items), BLOCK),
-                q_bytes,
-                gathered,
-                gathered,
-            ),
-            Loop(
-                once,
-                (
-                    Compute("O / l", vector_ops=BLOCK * w.head_dim, sram_bytes=2 * q_bytes),
-                    Store(Stream(o, BLOCK, w.head_dim, q_tile)),
-                ),
-            ),
+            begin("Q", load_q, sram_bytes=q_bytes),
+            _slash_loop(w, cta, lines, grid, q_bytes, (k, v)),
+            *_vertical_loops(w, cta, lines, grid, q_bytes, (k, v)),
+            finish(BLOCK * w.head_dim, in_order(o, BLOCK), sram_bytes=2 * q_bytes),
         ),
-        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
+    )
+
+
+def _slash_loop(
+    w: AttentionWorkload,
+    cta: FlashCta,
+    lines: Lines,
+    grid: Grid,
+    q_bytes: int,
+    kv: tuple[Tensor, Tensor],
+) -> Loop:
+    """The key blocks that slashes cross."""
+
+    def key_block(items: IntArray) -> IntArray:
+        row, matrix = grid.at(items)
+        return kv_matrix(w, matrix) * grid.sides[0] + row
+
+    k, v = (
+        Operand((Stream(tensor, BLOCK, w.head_dim, key_block, table=-lines.behind),))
+        for tensor in kv
+    )
+    return key_loop(w, cta, lambda items: lines.key_blocks(grid.at(items)[0]), q_bytes, k, v)
+
+
+def _vertical_loops(
+    w: AttentionWorkload,
+    cta: FlashCta,
+    lines: Lines,
+    grid: Grid,
+    q_bytes: int,
+    kv: tuple[Tensor, Tensor],
+) -> tuple[Loop, Loop]:
+    """The gathering of the verticals that no such block has, and the steps over them."""
+    columns, starts = lines.columns(grid.sides[0])
+
+    def column_count(items: IntArray) -> IntArray:
+        return np.diff(starts)[grid.at(items)[0]]
+
+    k_row, v_row = (
+        Load(
+            Stream(
+                tensor,
+                1,
+                w.head_dim,
+                lambda items: kv_matrix(w, grid.at(items)[1]) * w.seq_kv,
+                table=columns,
+                start=lambda items: starts[grid.at(items)[0]],
+            ),
+            BLOCK * cta.stages,
+        )
+        for tensor in kv
+    )
+    gathered = Operand(())
+    return (
+        Loop(column_count, (k_row, v_row, Compute("gather", (k_row, v_row)))),
+        key_loop(
+            w,
+            cta,
+            lambda items: blocks_up(column_count(items), BLOCK),
+            q_bytes,
+            gathered,
+            gathered,
+        ),
     )

@@ -22,7 +22,7 @@ section 2.1.2) absorbs them in those that make the queries and take the output. 
 on K and V made of the latents.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,7 +31,12 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, TiledSchedule, blocks
+from sim.schedules.parts import registers
+from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.ends import begin, finish
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import scattered
+from sim.schedules.parts.results import Result
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -40,8 +45,6 @@ from sim.tile_program import (
     Load,
     Loop,
     OfItem,
-    Op,
-    Store,
     Stream,
     Tensor,
 )
@@ -62,6 +65,7 @@ class Mla(TiledSchedule):
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
     phases = ("decode",)
     masks = ("full", "causal")
+    takes = frozenset({"latents"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, where a sequence is in several parts, the combine kernel."""
@@ -85,7 +89,9 @@ class Mla(TiledSchedule):
         tile = self.fit_tile(Tile(q=64, kv=64), sram_bytes, w, hw)
         down = blocks(w.heads, tile.q)
         parts = cut_in_parts(w.batch, blocks(w.seq_kv, tile.kv), max(1, hw.sm.count // down))
-        return _kernels(w, hw, w.latent_dim, tile, parts, sram_bytes(tile))
+        latents = _Latents(w, w.latent_dim, tile, parts)
+        split = latents.split_kernel(hw, sram_bytes(tile))
+        return [split, latents.combine_kernel()] if parts.splits.max() > 1 else [split]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,31 +139,45 @@ def cut_in_parts(sequences: int, key_blocks: int, parts: int) -> Parts:
 
 @dataclass(frozen=True)
 class _Ctas:
-    """Grid (blocks of heads, parts), the first fastest; a CTA's items are its part's slots."""
+    """A CTA for each block of heads of each part; its items are the part's slots."""
 
     parts: Parts
     down: int
 
+    @property
+    def grid(self) -> Grid:
+        """Items: (slots, blocks of heads, parts)."""
+        return Grid(self.parts.slots, self.down, len(self.parts.count) // self.parts.slots)
+
     def slot(self, items: IntArray) -> IntArray:
         """The slot of each item, counted over all parts."""
-        slots = self.parts.slots
-        return items // slots // self.down * slots + items % slots
+        slot, _, part = self.grid.at(items)
+        return part * self.parts.slots + slot
 
-    def _head_block(self, items: IntArray) -> IntArray:
-        return items // self.parts.slots % self.down
+    def sequence(self, items: IntArray) -> IntArray:
+        """The sequence of each item."""
+        return self.parts.sequence[self.slot(items)]
+
+    def first(self, items: IntArray) -> IntArray:
+        """The first key block of each item."""
+        return self.parts.first[self.slot(items)]
+
+    def count(self, items: IntArray) -> IntArray:
+        """The key blocks of each item."""
+        return self.parts.count[self.slot(items)]
 
     def rows_of_sequence(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O where the part has all of the sequence."""
-        return self.parts.sequence[self.slot(items)] * self.down + self._head_block(items)
+        return self.sequence(items) * self.down + self.grid.at(items)[1]
 
     def rows_of_partial(self, items: IntArray) -> IntArray:
         """The tile of the partial O."""
         partial = np.maximum(self.parts.partial[self.slot(items)], 0)
-        return partial * self.down + self._head_block(items)
+        return partial * self.down + self.grid.at(items)[1]
 
     def has_keys(self, items: IntArray) -> IntArray:
-        """1 where the slot is filled."""
-        return (self.parts.count[self.slot(items)] > 0).astype(np.int64)
+        """1 where the item is a sequence's, 0 where the slot is empty."""
+        return np.minimum(self.count(items), 1)
 
     def is_split(self, items: IntArray) -> IntArray:
         """1 where its result is partial."""
@@ -168,156 +188,137 @@ class _Ctas:
         return self.has_keys(items) - self.is_split(items)
 
 
-def _kernels(
-    w: AttentionWorkload,
-    hw: HardwareProfile,
-    latent_dim: int,
-    tile: Tile,
-    parts: Parts,
-    sram_bytes: int,
-) -> list[Kernel]:
-    width = latent_dim + w.rope_dim
-    down, pages = blocks(w.heads, tile.q), blocks(w.seq_kv, tile.kv)
-    scatter = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
-    partials = int(parts.splits.sum())
-    q = Tensor("Q", w.batch, w.heads, width, w.dtype_bytes, "input", "query")
-    cache = Tensor("C", 1, scatter.pool_rows, width, w.dtype_bytes, "input", "cache")
-    o = Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result")
-    lse = Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics")
-    partial_o = Tensor(
-        "O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES, role="partial"
-    )
-    partial_lse = Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial")
-    ctas = _Ctas(parts, down)
-    at = ctas.slot
-    table, entries = scatter.tensor, scatter.entries_a_load(tile.kv)
-    sectors = blocks(table.cols, entries)
-    load_q = Load(Stream(q, tile.q, width, ctas.rows_of_sequence))
-    load_numbers = Load(
-        Stream(
+class _Latents:
+    """Attention over the latent cache: its tensors, and the kernels that go through them."""
+
+    def __init__(self, w: AttentionWorkload, latent_dim: int, tile: Tile, parts: Parts) -> None:
+        self.w, self.latent_dim, self.tile, self.parts = w, latent_dim, tile, parts
+        self.width = latent_dim + w.rope_dim
+        partials = int(parts.splits.sum())
+        self.pages = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
+        self.key_blocks = blocks(w.seq_kv, tile.kv)
+        self.q = Tensor("Q", w.batch, w.heads, self.width, w.dtype_bytes, "input", "query")
+        self.cache = Tensor(
+            "C", 1, self.pages.pool_rows, self.width, w.dtype_bytes, "input", "cache"
+        )
+        self.whole = Result(
+            Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result"),
+            Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics"),
+        )
+        self.partial = Result(
+            Tensor("O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES, role="partial"),
+            Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial"),
+        )
+
+    def split_kernel(self, hw: HardwareProfile, sram_bytes: int) -> Kernel:
+        """The kernel over all parts, with so much SRAM a CTA."""
+        w, tile, latent_dim = self.w, self.tile, self.latent_dim
+        ctas = _Ctas(self.parts, blocks(w.heads, tile.q))
+        load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
+        load_numbers, load_c = Load(self._numbers(ctas), BUFFERS), Load(self._keys(ctas), BUFFERS)
+        q_bytes = tile.q * self.width * w.dtype_bytes
+
+        def store(to: Result, trips: OfItem, rows: OfItem) -> Loop:
+            o, lse = Stream(to.o, tile.q, latent_dim, rows), Stream(to.lse, tile.q, 1, rows)
+            return finish(tile.q * latent_dim, o, lse, trips=trips)
+
+        return Kernel(
+            name="mla",
+            ctas=ctas.grid.size // self.parts.slots,
+            loops=(
+                begin("Q", load_q, trips=ctas.has_keys, sram_bytes=q_bytes),
+                Loop(ctas.count, (load_numbers, load_c, *self._trip(load_numbers, load_c))),
+                store(self.whole, ctas.is_whole, ctas.rows_of_sequence),
+                store(self.partial, ctas.is_split, ctas.rows_of_partial),
+            ),
+            footprint=Footprint(sram_bytes, 128 * WARP_GROUPS, registers.MLA),
+            tensor_path="asynchronous" if hw.matmul_by_warp_group else "mma_sync",
+            items_per_cta=self.parts.slots,
+        )
+
+    def _numbers(self, ctas: _Ctas) -> Stream:
+        """The sectors of the page table that have the numbers of each item's pages."""
+        table, entries = self.pages.tensor, self.pages.entries_a_load(self.tile.kv)
+        sectors = blocks(table.cols, entries)
+        return Stream(
             table,
             1,
             entries,
-            base=lambda items: parts.sequence[at(items)] * sectors,
-            table=scatter.sectors(tile.kv, pages),
-            start=lambda items: parts.first[at(items)],
-        ),
-        BUFFERS,
-    )
-    load_c = Load(
-        Stream(
-            cache,
-            tile.kv,
-            width,
-            base=np.zeros_like,
-            table=scatter.table.ravel(),
-            start=lambda items: parts.sequence[at(items)] * pages + parts.first[at(items)],
-        ),
-        BUFFERS,
-    )
-    wait = Compute("wait for Q", (load_q,), sram_bytes=tile.q * width * w.dtype_bytes)
-
-    def stored(to: Tensor, statistics: Tensor, rows: OfItem) -> tuple[Op, ...]:
-        return (
-            Compute("O / l", vector_ops=tile.q * latent_dim),
-            Store(Stream(to, tile.q, latent_dim, rows)),
-            Store(Stream(statistics, tile.q, 1, rows)),
+            base=lambda items: ctas.sequence(items) * sectors,
+            table=self.pages.sectors(self.tile.kv, self.key_blocks),
+            start=ctas.first,
         )
 
-    kernel = Kernel(
-        name="mla",
-        ctas=len(parts.count) // parts.slots * down,
-        loops=(
-            Loop(ctas.has_keys, (load_q, wait)),
-            Loop(
-                lambda items: parts.count[at(items)],
-                (load_numbers, load_c, *_trip(w, tile, latent_dim, load_numbers, load_c)),
+    def _keys(self, ctas: _Ctas) -> Stream:
+        """Each item's pages of the cache."""
+        return Stream(
+            self.cache,
+            self.tile.kv,
+            self.width,
+            base=np.zeros_like,
+            table=self.pages.table.ravel(),
+            start=lambda items: ctas.sequence(items) * self.key_blocks + ctas.first(items),
+        )
+
+    def _trip(self, load_numbers: Load, load_c: Load) -> tuple[Compute, ...]:
+        """The matmuls and the softmax of one block of the cache."""
+        tile, element_bytes = self.tile, self.w.dtype_bytes
+        q_bytes, c_bytes, v_bytes = (
+            elements * element_bytes
+            for elements in (
+                tile.q * self.width,
+                tile.kv * self.width,
+                tile.kv * self.latent_dim,
+            )
+        )
+        scores, outputs = tile.q * tile.kv, tile.q * self.latent_dim
+        return (
+            Compute(
+                "S = Q C^T",
+                (load_numbers, load_c),
+                mma_flops=2 * scores * self.width,
+                sram_bytes=q_bytes + 2 * c_bytes,
             ),
-            Loop(ctas.is_whole, stored(o, lse, ctas.rows_of_sequence)),
-            Loop(ctas.is_split, stored(partial_o, partial_lse, ctas.rows_of_partial)),
-        ),
-        footprint=Footprint(sram_bytes, 128 * WARP_GROUPS, 255),
-        tensor_path="asynchronous" if hw.matmul_by_warp_group else "mma_sync",
-        items_per_cta=parts.slots,
-    )
-    if parts.splits.max() == 1:
-        return [kernel]
-    return [kernel, _combine(w, parts, partial_o, partial_lse, o, lse)]
+            Compute(
+                "softmax",
+                vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
+                exp_count=scores + tile.q,
+                sram_bytes=2 * scores * element_bytes,  # P to the other warp group
+            ),
+            Compute(
+                "O += P C", (load_c,), mma_flops=2 * scores * self.latent_dim, sram_bytes=v_bytes
+            ),
+        )
 
+    def combine_kernel(self) -> Kernel:
+        """A CTA of 8 warps for 8 rows of a sequence; of one in a single part it ends at once."""
+        down = blocks(self.w.heads, COMBINED_ROWS)
+        grid = Grid(self.w.batch, down)  # sequences, blocks of rows
+        several = np.where(self.parts.splits > 1, self.parts.splits, 0)
 
-def _trip(
-    w: AttentionWorkload, tile: Tile, latent_dim: int, load_numbers: Load, load_c: Load
-) -> tuple[Compute, ...]:
-    """The matmuls and the softmax of one block of the cache."""
-    width = latent_dim + w.rope_dim
-    q_bytes, c_bytes, v_bytes = (
-        elements * w.dtype_bytes
-        for elements in (tile.q * width, tile.kv * width, tile.kv * latent_dim)
-    )
-    scores, outputs = tile.q * tile.kv, tile.q * latent_dim
-    return (
-        Compute(
-            "S = Q C^T",
-            (load_numbers, load_c),
-            mma_flops=2 * scores * width,
-            sram_bytes=q_bytes + 2 * c_bytes,
-        ),
-        Compute(
-            "softmax",
-            vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
-            exp_count=scores + tile.q,
-            sram_bytes=2 * scores * w.dtype_bytes,  # P to the other warp group
-        ),
-        Compute("O += P C", (load_c,), mma_flops=2 * scores * latent_dim, sram_bytes=v_bytes),
-    )
+        def rows(items: IntArray) -> IntArray:
+            sequence, row = grid.at(items)
+            return sequence * down + row
 
+        def first(items: IntArray) -> IntArray:
+            sequence, row = grid.at(items)
+            return self.parts.first_split[sequence] * down + row
 
-def _combine(
-    w: AttentionWorkload,
-    parts: Parts,
-    partial_o: Tensor,
-    partial_lse: Tensor,
-    o: Tensor,
-    lse: Tensor,
-) -> Kernel:
-    """A CTA of 8 warps for 8 rows of a sequence; of one split it ends at once."""
-    down = blocks(w.heads, COMBINED_ROWS)
+        def of_parts(tensor: Tensor, stages: int) -> Load:
+            return Load(Stream(tensor, COMBINED_ROWS, tensor.cols, first, down), stages)
 
-    def sequence(items: IntArray) -> IntArray:
-        """Grid (sequences, blocks of rows), the first fastest."""
-        return items % w.batch
-
-    def splits(items: IntArray) -> IntArray:
-        return np.where(parts.splits > 1, parts.splits, 0)[sequence(items)]
-
-    def first(items: IntArray) -> IntArray:
-        return parts.first_split[sequence(items)] * down + items // w.batch
-
-    def rows(items: IntArray) -> IntArray:
-        return sequence(items) * down + items // w.batch
-
-    load_lse = Load(Stream(partial_lse, COMBINED_ROWS, 1, first, down))
-    load_o = Load(Stream(partial_o, COMBINED_ROWS, partial_o.cols, first, down), stages=2)
-    weigh = Compute(
-        "O += exp(lse_s - lse) O_s",
-        (load_lse, load_o),
-        vector_ops=COMBINED_ROWS * partial_o.cols,
-        exp_count=COMBINED_ROWS,
-    )
-    stores = (
-        Store(Stream(o, COMBINED_ROWS, o.cols, rows)),
-        Store(Stream(lse, COMBINED_ROWS, 1, rows)),
-    )
-    return Kernel(
-        name="combine",
-        ctas=w.batch * down,
-        loops=(
-            Loop(splits, (load_lse, load_o, weigh)),
-            Loop(lambda items: np.minimum(splits(items), 1), stores),
-        ),
-        footprint=Footprint(
-            COMBINED_ROWS * STATISTICS_BYTES * int(parts.splits.max()),
-            threads=32 * COMBINED_ROWS,
-            registers_per_thread=64,
-        ),
-    )
+        kernel = combine_kernel(
+            "combine",
+            lambda items: several[grid.at(items)[0]],
+            (of_parts(self.partial.lse, 1), of_parts(self.partial.o, 2)),
+            (
+                Stream(self.whole.o, COMBINED_ROWS, self.latent_dim, rows),
+                Stream(self.whole.lse, COMBINED_ROWS, 1, rows),
+            ),
+            Footprint(
+                COMBINED_ROWS * STATISTICS_BYTES * int(self.parts.splits.max()),
+                threads=32 * COMBINED_ROWS,
+                registers_per_thread=registers.COMBINE,
+            ),
+        )
+        return replace(kernel, periods=down)

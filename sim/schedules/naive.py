@@ -29,7 +29,7 @@ name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives t
 that this benchmark's code runs, copies among them: see eager.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sim.inputs.files import InputError
@@ -45,8 +45,11 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
-from sim.schedules.parts.backward import gradients, sums_over_groups
-from sim.schedules.parts.eager import copy, elementwise, transposed_copy, with_mask
+from sim.schedules.parts import registers
+from sim.schedules.parts.backward import gradients, of_backward, sums_over_groups
+from sim.schedules.parts.eager import copy, eager_pass, transposed_copy, with_mask
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.rope import with_passes
 from sim.tile_program import (
     Compute,
@@ -63,11 +66,11 @@ from sim.tile_program import (
 
 GEMM_DEPTH = 64
 GEMM_STAGES = 3
-# SoftMax.cu, host_softmax: up to here one warp a row, 4 rows a block of 128 threads
-# (PersistentSoftmax.cuh), its row in fp32 registers; above, a block of 1024 threads a row.
-SOFTMAX_WARP_COLS, SOFTMAX_WARP_BYTES = 2048, 8192
-# The same of host_softmax_backward.
-SOFTMAX_BACKWARD_WARP_COLS, SOFTMAX_BACKWARD_WARP_BYTES = 1024, 4096
+# SoftMax.cu, host_softmax: up to so many columns and bytes one warp a row, 4 rows a block of 128
+# threads (PersistentSoftmax.cuh), its row in fp32 registers; above, a block of 1024 threads a row.
+SOFTMAX_WARP = (2048, 8192)
+SOFTMAX_BACKWARD_WARP = (1024, 4096)  # the same of host_softmax_backward
+LONG_ROW_COLS = 4096  # of a pass over a row that does not fit a CTA: an estimate
 
 
 class Naive(TiledSchedule):
@@ -113,9 +116,9 @@ class Naive(TiledSchedule):
         if copies:
             (copy_q, q), (copy_k, k) = copy(w, q), transposed_copy(w, k)
             kernels += [copy_q, copy_k]
-        kernels.append(_scores_kernel("S = Q K^T", w, tile, q, k, scores))
+        kernels.append(replace(_scores_kernel("S = Q K^T", w, tile, q, k, scores), kind="scores"))
         if self.scale:
-            kernels.append(elementwise("scale", [scores], [scores]))
+            kernels.append(eager_pass("scale", [scores], [scores]))
         if w.mask != "full" if self.mask is None else self.mask:
             if self.framework:
                 masked = _matrix(w, "S + mask")
@@ -123,19 +126,19 @@ class Naive(TiledSchedule):
                 scores = masked
             else:
                 mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
-                kernels.append(elementwise("mask", [scores, mask], [scores]))
+                kernels.append(eager_pass("mask", [scores, mask], [scores]))
         kernels.append(_softmax_kernel(scores, probabilities, hw))
         dropped, kept = probabilities, _matrix(w, "dropout mask", element_bytes=1)
         if w.dropout:
             dropped = _matrix(w, "P'")
-            kernels.append(elementwise("dropout", [probabilities], [dropped, kept]))
+            kernels.append(eager_pass("dropout", [probabilities], [dropped, kept]))
         if copies:
             copy_v, v = copy(w, v)
             kernels.append(copy_v)
-        kernels.append(_output_kernel("O = P V", w, tile, dropped, v, o))
+        kernels.append(replace(_output_kernel("O = P V", w, tile, dropped, v, o), kind="output"))
         if w.phase == "training":
             saved = _Saved(q, k, v, probabilities, dropped, kept)
-            kernels += self._backward(w, hw, tile, saved)
+            kernels += of_backward(self._backward(w, hw, tile, saved))
         return with_passes(w, self.name, kernels) if self.rope else kernels
 
     def _backward(
@@ -148,14 +151,14 @@ class Naive(TiledSchedule):
             _scores_kernel("dP = dO V^T", w, tile, g.do, saved.v, dropped),
         ]
         if w.dropout:
-            kernels.append(elementwise("dropout backward", [dropped, saved.kept], [dp]))
+            kernels.append(eager_pass("dropout backward", [dropped, saved.kept], [dp]))
         product = _matrix(w, "P dP")
         kernels += [
-            elementwise("P dP", [dp, saved.p], [product]),
+            eager_pass("P dP", [dp, saved.p], [product]),
             _softmax_backward_kernel(saved.p, product, ds, hw),
         ]
         if self.scale:
-            kernels.append(elementwise("scale backward", [ds], [ds]))
+            kernels.append(eager_pass("scale backward", [ds], [ds]))
         return [
             *kernels,
             _output_kernel("dQ = dS K", w, tile, ds, saved.k, g.dq),
@@ -193,12 +196,8 @@ def _gemm_sram_bytes(w: AttentionWorkload) -> SramBytes:
 
 
 def _gemm_footprint(sram_bytes: int, elements: int) -> Footprint:
-    """4 warps; the accumulators in registers, and some 52 a thread beside them.
-
-    So Triton 3.9 compiles the matmuls of validate/kernels/naive.py for sm_90, bf16: 180 registers
-    for 128 x 128, 124 for 128 x 64; tests/validate/test_compiled_kernels.py compiles and compares.
-    """
-    return Footprint(sram_bytes, 128, min(255, elements // 128 + 52))
+    """4 warps, so many accumulators in registers."""
+    return Footprint(sram_bytes, 128, registers.gemm(elements))
 
 
 def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Compute:
@@ -212,30 +211,33 @@ def _scores_kernel(
 ) -> Kernel:
     """`scores` = Q K^T of every head, or what stands in for Q and K."""
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
+    grid = Grid(across, down, q.groups)  # key blocks, blocks of query rows, matrices
     depth = min(GEMM_DEPTH, w.head_dim)
     slices = blocks(w.head_dim, depth)
 
     def q_slice(items: IntArray) -> IntArray:
-        """Grid (key blocks, blocks of query rows, matrices), the first fastest."""
-        return items // across * slices
+        _, row, matrix = grid.at(items)
+        return (matrix * down + row) * slices
 
     def k_slice(items: IntArray) -> IntArray:
-        matrix = kv_matrix(w, items // (across * down))
-        return (matrix * across + items % across) * slices
+        col, _, matrix = grid.at(items)
+        return (kv_matrix(w, matrix) * across + col) * slices
 
     a = Load(Stream(q, tile.q, depth, q_slice, 1), GEMM_STAGES)
     b = Load(Stream(k, tile.kv, depth, k_slice, 1), GEMM_STAGES)
     return Kernel(
         name=name,
-        ctas=q.groups * down * across,
+        ctas=grid.size,
         loops=(
             Loop(
                 of_constant(slices),
                 (a, b, _matmul(name, tile.q, tile.kv, depth, a, b)),
             ),
-            Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
+            Loop(once, (Store(in_order(scores, tile.q, tile.kv)),)),
         ),
         footprint=_gemm_footprint(_gemm_sram_bytes(w)(tile), tile.q * tile.kv),
+        periods=q.groups,
+        sharing=w.heads // w.kv_heads,
     )
 
 
@@ -246,17 +248,20 @@ def _output_kernel(
     down, steps = blocks(w.seq_q, tile.q), blocks(w.seq_kv, GEMM_DEPTH)
     across = blocks(w.head_dim, tile.kv)
     width = min(tile.kv, w.head_dim)
+    grid = Grid(across, down, p.groups)  # blocks of head_dim, blocks of query rows, matrices
 
     def p_slice(items: IntArray) -> IntArray:
-        """Grid (blocks of head_dim, blocks of query rows, matrices), the first fastest."""
-        return items // across * steps
+        _, row, matrix = grid.at(items)
+        return (matrix * down + row) * steps
 
     def v_slice(items: IntArray) -> IntArray:
-        return kv_matrix(w, items // (across * down)) * steps * across + items % across
+        col, _, matrix = grid.at(items)
+        return kv_matrix(w, matrix) * steps * across + col
 
     a = Load(Stream(p, tile.q, GEMM_DEPTH, p_slice, 1), GEMM_STAGES)
     b = Load(Stream(v, GEMM_DEPTH, width, v_slice, across), GEMM_STAGES)
-    return _tall_kernel(name, p.groups * down * across, steps, a, b, o, tile.q)
+    kernel = _tall_kernel(name, steps, a, b, in_order(o, tile.q, width))
+    return replace(kernel, sharing=w.heads // w.kv_heads)
 
 
 def _transposed_kernel(
@@ -266,106 +271,115 @@ def _transposed_kernel(
     down, steps = blocks(w.seq_kv, tile.q), blocks(w.seq_q, GEMM_DEPTH)
     across = blocks(w.head_dim, tile.kv)
     width = min(tile.kv, w.head_dim)
+    grid = Grid(across, down, p.groups)  # blocks of head_dim, blocks of keys, matrices
 
     def p_slice(items: IntArray) -> IntArray:
-        """Grid (blocks of head_dim, blocks of keys, matrices), the first fastest."""
-        return items // (across * down) * steps * down + items // across % down
+        _, row, matrix = grid.at(items)
+        return matrix * steps * down + row
 
     def do_slice(items: IntArray) -> IntArray:
-        return items // (across * down) * steps * across + items % across
+        col, _, matrix = grid.at(items)
+        return matrix * steps * across + col
 
     a = Load(Stream(p, GEMM_DEPTH, tile.q, p_slice, down), GEMM_STAGES)
     b = Load(Stream(do, GEMM_DEPTH, width, do_slice, across), GEMM_STAGES)
-    return _tall_kernel(name, p.groups * down * across, steps, a, b, dv, tile.q)
+    return _tall_kernel(name, steps, a, b, in_order(dv, tile.q, width))
 
 
-def _tall_kernel(
-    name: str, ctas: int, steps: int, a: Load, b: Load, result: Tensor, rows: int
-) -> Kernel:
-    """A CTA a block of rows x head_dim, in `steps` slices of the depth."""
-    width = b.stream.tile_cols
+def _tall_kernel(name: str, steps: int, a: Load, b: Load, result: Stream) -> Kernel:
+    """A CTA a tile of the result, in `steps` slices of the depth."""
+    rows, width, tensor = result.tile_rows, result.tile_cols, result.tensor
     return Kernel(
         name=name,
-        ctas=ctas,
+        ctas=tensor.groups * result.tiles_down * result.tiles_across,
         loops=(
             Loop(of_constant(steps), (a, b, _matmul(name, rows, width, GEMM_DEPTH, a, b))),
-            Loop(once, (Store(Stream(result, rows, width, lambda items: items)),)),
+            Loop(once, (Store(result),)),
         ),
         footprint=_gemm_footprint(
             GEMM_STAGES * (a.stream.tile_bytes + b.stream.tile_bytes), rows * width
         ),
+        periods=tensor.groups,
     )
 
 
-def _softmax_kernel(scores: Tensor, probabilities: Tensor, hw: HardwareProfile) -> Kernel:
-    """Whole rows, a warp's in registers or a block's in SRAM if they fit, else read three times."""
-    cols = scores.cols
-    row_bytes = cols * scores.element_bytes
-    by_warp = cols <= SOFTMAX_WARP_COLS and row_bytes <= SOFTMAX_WARP_BYTES
-    rows, threads = (4, 128) if by_warp else (1, 1024)
-    resident = by_warp or row_bytes <= hw.sram.max_per_cta
-    width = cols if resident else 4096  # of a pass over a longer row
-    down, across = blocks(scores.rows, rows), blocks(cols, width)
+@dataclass(frozen=True)
+class _ByRows:
+    """How eager softmax goes through matrices: so many rows a CTA, whole if they fit it."""
 
-    def tiles(items: IntArray) -> IntArray:
-        return items * across
+    matrix: Tensor
+    rows: int
+    whole: bool
+    footprint: Footprint
 
-    def sweep(name: str, exps: int, ops: int, store: bool) -> Loop:
-        load = Load(Stream(scores, rows, width, tiles, 1))
-        amounts = rows * width
-        body = Compute(name, (load,), vector_ops=ops * amounts, exp_count=exps * amounts)
-        stores = (Store(Stream(probabilities, rows, width, tiles, 1)),) if store else ()
-        return Loop(of_constant(across), (load, body, *stores))
+    @classmethod
+    def of(
+        cls, matrix: Tensor, hw: HardwareProfile, most: tuple[int, int], tensors: int = 1
+    ) -> "_ByRows":
+        """A warp a row of up to so many columns and bytes, which holds it of so many tensors.
 
-    if resident:
-        loops: tuple[Loop, ...] = (sweep("softmax", 1, VECTOR_OPS_PER_SCORE, True),)
-    else:
-        loops = (
-            sweep("row maximum", 0, 1, False),
-            sweep("row sum", 1, 2, False),
-            sweep("normalise", 1, 2, True),
+        Above that a block a row, which has it in SRAM if it fits.
+        """
+        cols, row_bytes = matrix.cols, matrix.cols * matrix.element_bytes
+        if cols <= most[0] and row_bytes <= most[1]:
+            taken = registers.rows_by_warp(cols, tensors)
+            return cls(matrix, 4, True, Footprint(0, 128, taken))
+        fits = row_bytes <= hw.sram.max_per_cta
+        footprint = Footprint(row_bytes if fits else 0, 1024, registers.LONG_ROWS)
+        return cls(matrix, 1, fits, footprint)
+
+    @property
+    def width(self) -> int:
+        """Columns of a trip."""
+        return self.matrix.cols if self.whole else LONG_ROW_COLS
+
+    @property
+    def across(self) -> int:
+        """Trips of a sweep over the CTA's rows."""
+        return blocks(self.matrix.cols, self.width)
+
+    def stream(self, tensor: Tensor) -> Stream:
+        """A sweep over the CTA's rows of a tensor of that shape."""
+        return Stream(tensor, self.rows, self.width, lambda items: items * self.across, 1)
+
+    def sweep(self, name: str, reads: tuple[Tensor, ...], ops: int, exps: int, *to: Tensor) -> Loop:
+        """A loop over the rows, with so many operations an element, that stores `to`."""
+        loads = tuple(Load(self.stream(tensor)) for tensor in reads)
+        elements = self.rows * self.width
+        work = Compute(name, loads, vector_ops=ops * elements, exp_count=exps * elements)
+        stores = (Store(self.stream(tensor)) for tensor in to)
+        return Loop(of_constant(self.across), (*loads, work, *stores))
+
+    def kernel(self, name: str, *sweeps: Loop) -> Kernel:
+        """The kernel of these sweeps."""
+        return Kernel(
+            name=name,
+            ctas=self.matrix.groups * blocks(self.matrix.rows, self.rows),
+            loops=sweeps,
+            footprint=self.footprint,
+            periods=self.matrix.groups,
         )
-    return Kernel(
-        name="P = softmax(S)",
-        ctas=scores.groups * down,
-        loops=loops,
-        footprint=Footprint(
-            0 if by_warp or not resident else row_bytes,
-            threads,
-            registers_per_thread=32 + (blocks(cols, 32) if by_warp else 0),
-        ),
-    )
+
+
+def _softmax_kernel(scores: Tensor, p: Tensor, hw: HardwareProfile) -> Kernel:
+    """Rows that fit a warp's registers or a block's SRAM are read once, others three times."""
+    of, read = _ByRows.of(scores, hw, SOFTMAX_WARP), (scores,)
+    if of.whole:
+        sweeps = [of.sweep("softmax", read, VECTOR_OPS_PER_SCORE, 1, p)]
+    else:
+        sweeps = [
+            of.sweep("row maximum", read, 1, 0),
+            of.sweep("row sum", read, 2, 1),
+            of.sweep("normalise", read, 2, 1, p),
+        ]
+    return replace(of.kernel("P = softmax(S)", *sweeps), kind="softmax")
 
 
 def _softmax_backward_kernel(p: Tensor, product: Tensor, ds: Tensor, hw: HardwareProfile) -> Kernel:
     """dS = P dP - P rowsum(P dP): whole rows as in forward, else P dP is read a second time."""
-    cols = p.cols
-    row_bytes = cols * p.element_bytes
-    by_warp = cols <= SOFTMAX_BACKWARD_WARP_COLS and row_bytes <= SOFTMAX_BACKWARD_WARP_BYTES
-    rows, threads = (4, 128) if by_warp else (1, 1024)
-    resident = by_warp or row_bytes <= hw.sram.max_per_cta
-    width = cols if resident else 4096  # of a pass over a longer row
-    down, across = blocks(p.rows, rows), blocks(cols, width)
-
-    def of(tensor: Tensor) -> Stream:
-        return Stream(tensor, rows, width, lambda items: items * across, 1)
-
-    amounts = rows * width
-    load_p, load = Load(of(p)), Load(of(product))
-    ops = (3 if resident else 2) * amounts  # sum; multiply and subtract (one FMA), convert
-    finish = Compute("dS", (load_p, load), vector_ops=ops)
-    loops = [Loop(of_constant(across), (load_p, load, finish, Store(of(ds))))]
-    if not resident:
-        again = Load(of(product))
-        total = Compute("row sum", (again,), vector_ops=amounts)
-        loops.insert(0, Loop(of_constant(across), (again, total)))
-    return Kernel(
-        name="dS = softmax backward",
-        ctas=p.groups * down,
-        loops=tuple(loops),
-        footprint=Footprint(
-            0 if by_warp or not resident else row_bytes,
-            threads,
-            registers_per_thread=32 + (2 * blocks(cols, 32) if by_warp else 0),
-        ),
-    )
+    of = _ByRows.of(p, hw, SOFTMAX_BACKWARD_WARP, tensors=2)
+    # Sum; multiply and subtract (one FMA), convert.
+    sweeps = [of.sweep("dS", (p, product), 3 if of.whole else 2, 0, ds)]
+    if not of.whole:
+        sweeps.insert(0, of.sweep("row sum", (product,), 1, 0))
+    return of.kernel("dS = softmax backward", *sweeps)

@@ -33,7 +33,7 @@ drawn by `seed` for each query position, the same for all heads. Neighbours in a
 which L2 would see.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -54,9 +54,15 @@ from sim.schedules.base import (
     visible_blocks,
 )
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.parts.flash_loop import Cta, Operand, flash_kernel, key_loop, triton_cta
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import elementwise, in_order
+from sim.schedules.parts.ends import begin, finish
+from sim.schedules.parts.flash_cta import FlashCta, triton_cta
+from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
-from sim.schedules.parts.split_kv import split_kernels
+from sim.schedules.parts.results import Attention, Result
+from sim.schedules.parts.split_kv import contiguous, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
@@ -114,22 +120,22 @@ class Nsa(Schedule):
         if w.phase != "decode":
             compression = [self._compress(w, of.k, of.k_cmp), self._compress(w, of.v, of.v_cmp)]
         compressed = self._compressed_attention(w, hw, of)
-        o_cmp, lse = _results(compressed[-1])
+        selected = self._selected_attention(w, hw, of)
+        window = self._window_attention(w, hw, of)
         scores = Tensor("scores", of.k.groups, w.seq_q, of.k_cmp.rows, STATISTICS_BYTES)
         choices = blocks(w.seq_kv, self.block)
         sums = Tensor("block scores", of.k.groups, w.seq_q, choices, STATISTICS_BYTES)
         found = Tensor("blocks chosen", of.k.groups, w.seq_q, min(self.top, choices), INDEX_BYTES)
-        window = self._window_attention(w, hw, of)
-        o_window, _ = _results(window[-1])
+        branches = [branch.result.o for branch in (compressed, selected, window)]
         return [
             *compression,
-            *compressed,
-            _scores_kernel(w, of, lse, scores),
+            *compressed.kernels,
+            _scores_kernel(w, of, compressed.result.lse, scores),
             _block_scores_kernel(scores, sums, self.block // self.compress_stride),
             top_k_kernel("choose blocks", sums, found),
-            self._selected_attention(w, hw, of),
-            *window,
-            _gate_kernel(w, of, (o_cmp, of.o_slc, o_window)),
+            *selected.kernels,
+            *window.kernels,
+            _gate_kernel(w, of, branches),
         ]
 
     def compressed_keys(self, tokens: IntArray) -> IntArray:
@@ -154,105 +160,139 @@ class Nsa(Schedule):
     def _compress(self, w: AttentionWorkload, source: Tensor, target: Tensor) -> Kernel:
         stride = self.compress_stride
         down = blocks(w.seq_kv, stride)
+        grid = Grid(target.rows, target.groups)  # compressed keys, matrices
 
         def first_rows(items: IntArray) -> IntArray:
-            """Grid (compressed keys, matrices), the first fastest."""
-            return items // target.rows * down + items % target.rows
+            row, matrix = grid.at(items)
+            return matrix * down + row
 
         load = Load(Stream(source, stride, w.head_dim, first_rows, 1), stages=2)
         pool = Compute("add weighted rows", (load,), vector_ops=stride * w.head_dim)
         trips = min(down, self.compress_block // stride)
         return Kernel(
             name=f"compress {source.name}",
-            ctas=target.groups * target.rows,
+            ctas=grid.size,
+            periods=target.groups,
             loops=(
                 Loop(of_constant(trips), (load, pool)),
-                Loop(once, (Store(Stream(target, 1, w.head_dim, lambda items: items)),)),
+                Loop(once, (Store(in_order(target, 1)),)),
             ),
-            footprint=Footprint(0, threads=128, registers_per_thread=64),
+            footprint=Footprint(0, threads=128, registers_per_thread=registers.COMPRESS),
         )
 
     def _compressed_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
-    ) -> list[Kernel]:
+    ) -> Attention:
         name = "compressed attention"
         if w.phase == "decode":
-            return _decode(name, replace(w, seq_kv=of.k_cmp.rows), hw, of.k_cmp, of.v_cmp)
+            return _decode(name, replace(w, seq_kv=of.k_cmp.rows), hw, (of.k_cmp, of.v_cmp))
         cta = triton_cta(w, hw, FLASH_TILE, warps=8 if w.head_dim > 64 else 4, stages=3)
         last = np.minimum(np.arange(1, blocks(w.seq_q, cta.tile.q) + 1) * cta.tile.q, w.seq_q)
         end = -(-self.compressed_keys(last) // cta.tile.kv)
-        return [of.flash(name, cta, w, of.k_cmp, of.v_cmp, np.zeros_like(end), end)]
+        return of.flash(name, w, cta, (of.k_cmp, of.v_cmp), (np.zeros_like(end), end))
 
     def _window_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
-    ) -> list[Kernel]:
+    ) -> Attention:
         near = replace(w, window=self.keep_window)
         if w.phase == "decode":
-            return _decode("window attention", near, hw, of.k, of.v)
+            return _decode("window attention", near, hw, (of.k, of.v))
         cta = public_cta(near, hw, "cuda")
-        first, end = visible_blocks(near, cta.tile)
-        return [of.flash("window attention", cta, near, of.k, of.v, first, end)]
+        visible = visible_blocks(near, cta.tile)
+        return of.flash("window attention", near, cta, (of.k, of.v), visible)
 
     def _selected_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "_Tensors"
-    ) -> Kernel:
-        rows, tile = of.group_rows, Tile(q=of.group_rows, kv=self.block)
-        cta = triton_cta(w, hw, tile, warps=8 if w.head_dim > 64 else 4, stages=3)
+    ) -> Attention:
+        rows = of.group_rows
+        warps = 8 if w.head_dim > 64 else 4
+        cta = triton_cta(w, hw, Tile(q=rows, kv=self.block), warps, stages=3)
+        at = _Positions(w, w.seq_q // QUERIES_A_LOOP + 1)
         chosen, starts = self.selected(w.seq_kv - w.seq_q, w.seq_q)
         across = blocks(w.seq_kv, self.block)
-        loops = w.seq_q // QUERIES_A_LOOP + 1
-        ctas = blocks(w.seq_q, loops)
-
-        def position(items: IntArray) -> IntArray:
-            """Grid (sequences, KV heads, positions), the first fastest; `loops` positions a CTA."""
-            return items // (loops * of.k.groups) * loops + items % loops
-
-        def matrix(items: IntArray) -> IntArray:
-            number = items // loops % of.k.groups
-            return number % w.batch * w.kv_heads + number // w.batch
-
-        def exists(items: IntArray) -> IntArray:
-            return np.where(position(items) < w.seq_q, 1, 0)
 
         def group_tile(items: IntArray) -> IntArray:
-            return of.group_tile(matrix(items), np.minimum(position(items), w.seq_q - 1))
+            return of.group_tile(at.matrix(items), at.position(items))
 
         def block_count(items: IntArray) -> IntArray:
-            at = np.minimum(position(items), w.seq_q - 1)
-            return exists(items) * np.diff(starts)[at]
+            return at.exists(items) * np.diff(starts)[at.position(items)]
 
         def block_of(tensor: Tensor) -> Operand:
             stream = Stream(
                 tensor,
                 self.block,
                 w.head_dim,
-                lambda items: matrix(items) * across,
+                lambda items: at.matrix(items) * across,
                 table=chosen,
-                start=lambda items: starts[np.minimum(position(items), w.seq_q - 1)],
+                start=lambda items: starts[at.position(items)],
             )
             return Operand((stream,))
 
-        load_q = Load(Stream(of.q, 1, of.group * w.head_dim, group_tile))
+        def of_group(tensor: Tensor) -> Stream:
+            return Stream(tensor, 1, tensor.cols // w.kv_heads, group_tile)
+
+        result = of.result("selected O", "selected LSE")
         q_bytes = rows * w.head_dim * w.dtype_bytes
-        return Kernel(
+        kernel = Kernel(
             name="selected attention",
-            ctas=of.k.groups * ctas,
+            ctas=at.ctas,
+            periods=at.periods,
             loops=(
-                Loop(exists, (load_q, Compute("wait for Q", (load_q,), sram_bytes=q_bytes))),
+                begin("Q", Load(of_group(of.q)), trips=at.exists, sram_bytes=q_bytes),
                 key_loop(w, cta, block_count, q_bytes, block_of(of.k), block_of(of.v)),
-                Loop(
-                    exists,
-                    (
-                        Compute("O / l", vector_ops=rows * w.head_dim, sram_bytes=2 * q_bytes),
-                        Store(Stream(of.o_slc, 1, of.group * w.head_dim, group_tile)),
-                        Store(Stream(of.lse_slc, 1, of.group, group_tile)),
-                    ),
+                finish(
+                    rows * w.head_dim,
+                    of_group(result.o),
+                    of_group(result.lse),
+                    trips=at.exists,
+                    sram_bytes=2 * q_bytes,
                 ),
             ),
-            footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+            footprint=cta.footprint(w),
             tensor_path=cta.tensor_path,
-            items_per_cta=loops,
+            items_per_cta=at.each,
         )
+        return Attention([kernel], result)
+
+
+@dataclass(frozen=True, eq=False)
+class _Positions:
+    """Grid of "selected attention": (sequences, KV heads, positions), of these `each` a CTA."""
+
+    w: AttentionWorkload
+    each: int
+
+    @property
+    def items(self) -> Grid:
+        """(positions of a CTA, sequences, KV heads, CTAs that have all positions of a head)."""
+        return Grid(self.each, self.w.batch, self.w.kv_heads, blocks(self.w.seq_q, self.each))
+
+    @property
+    def ctas(self) -> int:
+        """How many CTAs there are."""
+        return self.items.size // self.each
+
+    @property
+    def periods(self) -> int:
+        """A single position is alike for all heads; of several the heads interleave."""
+        return self.w.batch * self.w.kv_heads if self.w.seq_q == 1 else 1
+
+    def _number(self, items: IntArray) -> IntArray:
+        nth, _, _, cta = self.items.at(items)
+        return cta * self.each + nth
+
+    def exists(self, items: IntArray) -> IntArray:
+        """1 where there is such a position: a CTA behind the others may have fewer."""
+        return np.where(self._number(items) < self.w.seq_q, 1, 0)
+
+    def position(self, items: IntArray) -> IntArray:
+        """The query position of each item, the last one where there is none."""
+        return np.minimum(self._number(items), self.w.seq_q - 1)
+
+    def matrix(self, items: IntArray) -> IntArray:
+        """The K/V matrix of each item."""
+        _, sequence, head, _ = self.items.at(items)
+        return sequence * self.w.kv_heads + head
 
 
 class _Tensors:
@@ -276,8 +316,6 @@ class _Tensors:
             )
             for tensor in (self.k, self.v)
         )
-        self.o_slc = replace(self.q, name="selected O", lifetime="workspace", role="partial")
-        self.lse_slc = Tensor("selected LSE", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
         self.o = replace(self.q, name="O", lifetime="output", role="result")
 
     @property
@@ -302,94 +340,89 @@ class _Tensors:
         row = head // w.heads * blocks(w.seq_q, rows) + block
         return row * w.heads + head % w.heads
 
+    def result(self, o_name: str, lse_name: str) -> Result:
+        """Room for what a branch of prefill finds, or the selected one of decoding."""
+        return Result(
+            replace(self.q, name=o_name, lifetime="workspace", role="partial"),
+            Tensor(lse_name, self.w.batch, self.w.seq_q, self.w.heads, STATISTICS_BYTES),
+        )
+
     def flash(
         self,
         name: str,
-        cta: Cta,
         w: AttentionWorkload,
-        k: Tensor,
-        v: Tensor,
-        first: IntArray,
-        end: IntArray,
-    ) -> Kernel:
-        """The flash loop over key blocks first to end - 1 of each block of query rows."""
-        rows, across = cta.tile.q, blocks(k.rows, cta.tile.kv)
-        down = blocks(w.seq_q, rows)
-        o = replace(self.q, name=f"O of {name}", lifetime="workspace", role="partial")
-        lse = Tensor(f"LSE of {name}", w.batch, w.seq_q, w.heads, STATISTICS_BYTES)
+        cta: FlashCta,
+        kv: tuple[Tensor, Tensor],
+        visible: tuple[IntArray, IntArray],
+    ) -> Attention:
+        """The flash loop over the key blocks from a first to an end, of each block of rows."""
+        first, end = visible
+        count: IntArray = np.maximum(0, end - first)
+        rows, across = cta.tile.q, blocks(kv[0].rows, cta.tile.kv)
+        grid = Grid(blocks(w.seq_q, rows), w.batch * w.heads)  # blocks of query rows, heads
+        result = self.result(f"O of {name}", f"LSE of {name}")
+
+        def q_tile(items: IntArray) -> IntArray:
+            block, head = grid.at(items)
+            return self.head_tile(head, block, rows)
 
         def of_head(tensor: Tensor) -> Stream:
-            """Grid (blocks of query rows, heads), the first fastest."""
-            cols = tensor.cols // w.heads
-            return Stream(
-                tensor,
-                rows,
-                cols,
-                lambda items: self.head_tile(items // down, items % down, rows),
-            )
+            return Stream(tensor, rows, tensor.cols // w.heads, q_tile)
 
-        def keys(tensor: Tensor) -> Operand:
-            def base(items: IntArray) -> IntArray:
-                return kv_matrix(w, items // down) * across + first[items % down]
+        def first_key_block(items: IntArray) -> IntArray:
+            block, head = grid.at(items)
+            return kv_matrix(w, head) * across + first[block]
 
-            return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, 1),))
+        def trips(items: IntArray) -> IntArray:
+            return count[grid.at(items)[0]]
 
-        return flash_kernel(
-            name,
-            w,
-            cta,
-            ctas=w.batch * w.heads * down,
-            trips=lambda items: np.maximum(0, end - first)[items % down],
+        tiles = QueryTiles(
+            ctas=grid.size,
             q=of_head(self.q),
-            k=keys(k),
-            v=keys(v),
-            o=of_head(o),
-            lse=of_head(lse),
+            o=of_head(result.o),
+            lse=of_head(result.lse),
+            periods=w.batch * w.heads,
+            sharing=self.group,
         )
+        k, v = (
+            Operand((Stream(tensor, cta.tile.kv, w.head_dim, first_key_block, 1),)) for tensor in kv
+        )
+        loop = key_loop(w, cta, trips, tiles.q.tile_bytes, k, v)
+        return Attention([flash_kernel(name, w, cta, tiles, loop)], result)
 
 
 def _decode(
-    name: str, w: AttentionWorkload, hw: HardwareProfile, k: Tensor, v: Tensor
-) -> list[Kernel]:
+    name: str, w: AttentionWorkload, hw: HardwareProfile, kv: tuple[Tensor, Tensor]
+) -> Attention:
     """Split-KV decoding over K and V."""
     keys = FlashDecoding().split(w, hw, None)
-
-    def last_first(tensor: Tensor) -> Operand:
-        return Operand((Stream(tensor, keys.cta.tile.kv, w.head_dim, keys.last_tile, -1),))
-
-    return split_kernels(name, keys, keys.loop(keys.trips, last_first(k), last_first(v)))
-
-
-def _results(kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """O and LSE, which an attention or combine kernel stores in that order."""
-    o, lse = (op.stream.tensor for op in kernel.loops[-1].ops if isinstance(op, Store))
-    return o, lse
+    return split_attention(name, keys, keys.loop(keys.trips, *contiguous(keys, kv)))
 
 
 def _scores_kernel(w: AttentionWorkload, of: _Tensors, lse: Tensor, scores: Tensor) -> Kernel:
     """A head a trip; decoding, the heads of the group are rows of one tile."""
-    tile, matrices = of.scores_tile, of.k.groups
+    tile = of.scores_tile
     down, across = blocks(scores.rows, tile.q), blocks(scores.cols, tile.kv)
-
-    def matrix(items: IntArray) -> IntArray:
-        """Grid (matrices, blocks of query rows, blocks of compressed keys), the first fastest."""
-        return items % matrices
+    # Matrices, blocks of query rows, blocks of compressed keys: parts of all matrices interleave.
+    grid = Grid(of.k.groups, down, across)
 
     def k_tile(items: IntArray) -> IntArray:
-        return matrix(items) * across + items // (matrices * down)
+        matrix, _, keys = grid.at(items)
+        return matrix * across + keys
 
     def first_head(items: IntArray) -> IntArray:
-        head = matrix(items) // w.kv_heads * w.heads + matrix(items) % w.kv_heads * of.group
-        return of.head_tile(head, items // matrices % down, tile.q)
+        matrix, row, _ = grid.at(items)
+        head = matrix // w.kv_heads * w.heads + matrix % w.kv_heads * of.group
+        return of.head_tile(head, row, tile.q)
 
     def score_tile(items: IntArray) -> IntArray:
-        row = matrix(items) * down + items // matrices % down
-        return row * across + items // (matrices * down)
+        matrix, row, keys = grid.at(items)
+        return (matrix * down + row) * across + keys
 
     if w.phase == "decode":
         trips = 1
-        q_stream = Stream(of.q, 1, of.group * w.head_dim, matrix)
-        lse_stream = Stream(lse, of.group, 1, matrix)
+        q_stream = Stream(of.q, 1, of.group * w.head_dim, lambda items: grid.at(items)[0])
+        lse_stream = Stream(lse, of.group, 1, lambda items: grid.at(items)[0])
     else:
         trips = of.group
         q_stream = Stream(of.q, tile.q, w.head_dim, first_head, 1)
@@ -408,13 +441,13 @@ def _scores_kernel(w: AttentionWorkload, of: _Tensors, lse: Tensor, scores: Tens
     )
     return Kernel(
         name="scores",
-        ctas=matrices * down * across,
+        ctas=grid.size,
         loops=(
-            Loop(once, (load_k, Compute("wait for K", (load_k,), sram_bytes=k_bytes))),
+            begin("K", load_k, sram_bytes=k_bytes),
             Loop(of_constant(trips), (load_q, load_lse, add)),
             Loop(once, (Store(Stream(scores, tile.q, tile.kv, score_tile)),)),
         ),
-        footprint=Footprint(k_bytes + q_bytes, threads=256, registers_per_thread=200),
+        footprint=Footprint(k_bytes + q_bytes, 256, registers.GROUP_SCORES),
         tensor_path="native" if tile.q >= 64 else "mma_sync",
     )
 
@@ -424,43 +457,38 @@ def _block_scores_kernel(scores: Tensor, sums: Tensor, keys_a_block: int) -> Ker
     rows, cols = BLOCK_SCORES_ROWS, BLOCK_SCORES_COLS
     down, across = blocks(sums.rows, rows), blocks(sums.cols, cols)
     loaded = blocks(scores.cols, cols * keys_a_block)
+    grid = Grid(across, down * sums.groups)  # groups of blocks, query rows of all matrices
 
     def scored(items: IntArray) -> IntArray:
-        """Grid (groups of blocks, query rows, matrices), the first fastest."""
-        return np.where(items % across < loaded, 1, 0)
+        return np.where(grid.at(items)[0] < loaded, 1, 0)
 
     def score_tile(items: IntArray) -> IntArray:
-        return items // across * loaded + items % across
+        column, row = grid.at(items)
+        return row * loaded + column
 
     load = Load(Stream(scores, rows, cols * keys_a_block, score_tile))
     add = Compute("add scores", (load,), vector_ops=2 * rows * cols * (keys_a_block + 1))
     return Kernel(
         name="block scores",
-        ctas=sums.groups * down * across,
+        ctas=grid.size,
+        periods=sums.groups,
         loops=(
             Loop(scored, (load, add)),
-            Loop(once, (Store(Stream(sums, rows, cols, lambda items: items)),)),
+            Loop(once, (Store(in_order(sums, rows, cols)),)),
         ),
-        footprint=Footprint(0, threads=256, registers_per_thread=64),
+        footprint=Footprint(0, threads=256, registers_per_thread=registers.COMPRESS),
     )
 
 
-def _gate_kernel(w: AttentionWorkload, of: _Tensors, branches: tuple[Tensor, ...]) -> Kernel:
+def _gate_kernel(w: AttentionWorkload, of: _Tensors, branches: list[Tensor]) -> Kernel:
     """A CTA a position and group of heads; a gate a branch, head and token."""
     gates = Tensor("gates", w.batch, w.seq_q, 3 * w.heads, w.dtype_bytes, "input")
 
     def of_group(tensor: Tensor) -> Stream:
         """Decoding's combine kernel lays heads out as rows."""
-        rows, cols = (of.group, w.head_dim) if tensor.cols == w.head_dim else (1, width)
-        return Stream(tensor, rows, cols, lambda items: items)
+        by_row = tensor.cols == w.head_dim
+        return in_order(tensor, of.group) if by_row else in_order(tensor, 1, width)
 
     width = of.group * w.head_dim
-    loads = tuple(Load(of_group(tensor)) for tensor in branches)
-    load_gates = Load(Stream(gates, 1, 3 * of.group, lambda items: items))
-    add = Compute("O = sum of g O", (*loads, load_gates), vector_ops=3 * width)
-    return Kernel(
-        name="gate",
-        ctas=w.batch * w.seq_q * w.kv_heads,
-        loops=(Loop(once, (*loads, load_gates, add, Store(of_group(of.o)))),),
-        footprint=Footprint(0, threads=128, registers_per_thread=32),
-    )
+    reads = [*map(of_group, branches), in_order(gates, 1, 3 * of.group)]
+    return elementwise("gate", reads, [of_group(of.o)], vector_ops=3 * width)

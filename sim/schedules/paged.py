@@ -29,8 +29,9 @@ from sim.inputs.units import CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
 from sim.schedules.parts.flash_loop import Operand
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import PageTable, cache_tensors, ops_of_making_ready, scattered
-from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_kernels
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
 from sim.tile_program import IntArray, Kernel, Loop, Stream, Tensor
 
 MOST_PAGES_A_TILE = 16  # K's and V's are a load each, and a loop has up to 63
@@ -75,7 +76,7 @@ class Paged(SplitKv):
         loops = [_loop(keys, pages, pools, pieces, 0, whole_tiles, pieces_a_tile)]
         if rest:
             loops.insert(0, _loop(keys, pages, pools, pieces, whole_tiles, whole_tiles + 1, rest))
-        return split_kernels("paged", keys, *loops)
+        return split_attention("paged", keys, *loops).kernels
 
 
 def _loop(
@@ -98,8 +99,13 @@ def _loop(
     def trips(items: IntArray) -> IntArray:
         return np.maximum(0, end(items) - np.maximum(keys.ends(items)[0], low))
 
+    matrices = Grid(w.kv_heads, w.batch)
+
+    def head(items: IntArray) -> IntArray:
+        return matrices.at(keys.matrix(items))[0]
+
     def sequence(items: IntArray) -> IntArray:
-        return keys.matrix(items) // w.kv_heads
+        return matrices.at(keys.matrix(items))[1]
 
     def first_visited(items: IntArray) -> IntArray:
         return high - end(items)
@@ -112,7 +118,7 @@ def _loop(
                 pool,
                 piece_rows,
                 pool.cols,
-                base=lambda items: keys.matrix(items) % w.kv_heads * in_pool,
+                base=lambda items: head(items) * in_pool,
                 table=pieces[:, low * stride + n : high * stride : stride][:, ::-1].ravel(),
                 start=lambda items: sequence(items) * (high - low) + first_visited(items),
             )

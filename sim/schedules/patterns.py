@@ -28,8 +28,8 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, check_self_attention, qkvo
-from sim.schedules.parts.flash_loop import FlashSchedule, forward_kernel
-from sim.schedules.parts.masks import keys_between, pattern
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.masks import keys_between, pattern, sparse_kernel
 from sim.schedules.parts.public_tiles import public_cta
 from sim.tile_program import IntArray, Kernel
 
@@ -80,7 +80,7 @@ class BigBird(FlashSchedule):
             return in_window | (shown < first_global) | (shown >= last_global)
 
         visits = pattern(w, cta.tile, kept, self.random_blocks, self.seed)
-        return [forward_kernel("bigbird", w, cta, visits, qkvo(w))]
+        return [sparse_kernel("bigbird", w, cta, visits, qkvo(w))]
 
 
 class Longformer(FlashSchedule):
@@ -112,4 +112,4 @@ class Longformer(FlashSchedule):
             return in_window | (shown * tile.kv < self.global_tokens)
 
         visits = pattern(w, tile, kept, random_blocks=0, seed=0)
-        return [forward_kernel("longformer", w, cta, visits, qkvo(w))]
+        return [sparse_kernel("longformer", w, cta, visits, qkvo(w))]

@@ -19,8 +19,7 @@ token and KV head beside K and V) is part of appending, which is not counted for
 
 Which pages score high depends on data: here any, drawn by `seed` for each query head. The public
 kernels know no groups; here the heads of a group choose and read pages each for itself. A trip is a
-page where the kernel takes tiles of two (head_dim 128). Registers and lane operations are
-estimates.
+page where the kernel takes tiles of two (head_dim 128). Lane operations are estimates.
 """
 
 from typing import Literal
@@ -42,6 +41,11 @@ from sim.schedules.base import (
     of_constant,
     qkvo,
 )
+from sim.schedules.parts import registers
+from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.ends import begin, finish
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.top_k import INDEX_BYTES, top_k_kernel
 from sim.tile_program import (
     Compute,
@@ -53,11 +57,9 @@ from sim.tile_program import (
     Store,
     Stream,
     Tensor,
-    once,
 )
 
 THREADS, STAGES = 128, 2
-REGISTERS = 80
 LEAST_CHUNK = 128  # tokens
 ESTIMATE_OPS = 4  # of an element of a page: two products, the larger, the sum
 
@@ -91,12 +93,24 @@ class Quest(Schedule):
         chosen = min(others, self.budget // self.page_size - 1)
         heads = w.batch * w.heads
         q, k, v, o = qkvo(w)
-        kernels = []
+        selection: list[Kernel] = []
         if chosen < others:
             scores = Tensor("page scores", heads, 1, others, w.dtype_bytes)
             found = Tensor("pages chosen", heads, 1, chosen, INDEX_BYTES)
-            kernels = [_estimate_kernel(w, q, scores), top_k_kernel("choose pages", scores, found)]
-        return [*kernels, *self._attention(w, hw, self.pages(heads, others, chosen), (q, k, v, o))]
+            selection = [
+                _estimate_kernel(w, q, scores),
+                top_k_kernel("choose pages", scores, found),
+            ]
+        pages, edges = self.pages(heads, others, chosen), self.chunks(w, hw, chosen + 1)
+        parts = len(edges) - 1
+        if parts == 1:
+            return [*selection, self._attention_kernel(w, pages, edges, (q, k, v), (o,))]
+        partial = (
+            Tensor("O of chunks", heads, parts, w.head_dim, w.dtype_bytes, role="partial"),
+            Tensor("LSE of chunks", heads, parts, 1, STATISTICS_BYTES, role="partial"),
+        )
+        attention = self._attention_kernel(w, pages, edges, (q, k, v), partial)
+        return [*selection, attention, _merge_kernel(*partial, o)]
 
     def pages(self, heads: int, others: int, chosen: int) -> IntArray:
         """The pages that each head reads, the last one last: shape (heads, chosen + 1)."""
@@ -106,33 +120,39 @@ class Quest(Schedule):
             row[:-1] = rng.choice(others, chosen, replace=False)
         return pages
 
-    def _attention(
+    def chunks(self, w: AttentionWorkload, hw: HardwareProfile, read: int) -> IntArray:
+        """Where the chunks of so many pages begin, and their end; the last page is one by itself.
+
+        FlashInfer: the smallest chunks of which all heads' fit the device at once.
+        """
+        slots = max(1, ctas_per_sm(_footprint(w), hw) * hw.sm.count // (w.batch * w.heads))
+        size = max(1, LEAST_CHUNK // self.page_size, blocks(read - 1, slots))
+        return np.append(np.arange(0, read - 1, size), [read - 1, read])
+
+    def _attention_kernel(
         self,
         w: AttentionWorkload,
-        hw: HardwareProfile,
         pages: IntArray,
-        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    ) -> list[Kernel]:
-        q, k, v, o = tensors
+        edges: IntArray,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        results: tuple[Tensor, ...],
+    ) -> Kernel:
+        """A CTA a head and chunk; it stores a row of each of `results`."""
+        q, k, v = qkv
         heads, read = pages.shape
-        footprint = _footprint(w)
-        # FlashInfer: the smallest chunks of which all heads' fit the device at once.
-        slots = max(1, ctas_per_sm(footprint, hw) * hw.sm.count // heads)
-        chunk = max(1, LEAST_CHUNK // self.page_size, blocks(read - 1, slots))
-        edges = np.append(np.arange(0, read - 1, chunk), [read - 1, read])
-        parts = len(edges) - 1
+        grid = Grid(len(edges) - 1, heads)  # chunks, heads
         across = blocks(w.seq_kv, self.page_size)
 
         def head(items: IntArray) -> IntArray:
-            """Grid (chunks and the last page, heads), the first fastest."""
-            return items // parts
+            return grid.at(items)[1]
 
         def trips(items: IntArray) -> IntArray:
-            return np.diff(edges)[items % parts]
+            return np.diff(edges)[grid.at(items)[0]]
 
         def start(items: IntArray) -> IntArray:
-            begin: IntArray = head(items) * read + edges[items % parts]
-            return begin
+            chunk, of_head = grid.at(items)
+            begins: IntArray = of_head * read + edges[chunk]
+            return begins
 
         def of_pages(tensor: Tensor) -> Load:
             stream = Stream(
@@ -157,23 +177,18 @@ class Quest(Schedule):
             sram_bytes=2 * page_bytes,
         )
         add = Compute("o += p V", (load_v,), vector_ops=elements, sram_bytes=2 * page_bytes)
-        partial = (
-            Tensor("O of chunks", heads, parts, w.head_dim, w.dtype_bytes, role="partial"),
-            Tensor("LSE of chunks", heads, parts, 1, STATISTICS_BYTES, role="partial"),
-        )
-        out = partial if parts > 1 else (o,)
-        stores = (Store(Stream(tensor, 1, tensor.cols, lambda items: items)) for tensor in out)
-        attention = Kernel(
+        return Kernel(
             name="attention",
-            ctas=heads * parts,
+            ctas=grid.size,
+            periods=heads,
+            sharing=w.heads // w.kv_heads,
             loops=(
-                Loop(once, (load_q, Compute("wait for q", (load_q,)))),
+                begin("q", load_q),
                 Loop(trips, (load_k, load_v, score, add)),
-                Loop(once, (Compute("o / l", vector_ops=w.head_dim), *stores)),
+                finish(w.head_dim, *(in_order(tensor, 1) for tensor in results)),
             ),
-            footprint=footprint,
+            footprint=_footprint(w),
         )
-        return [attention, _merge_kernel(*partial, o)] if parts > 1 else [attention]
 
 
 def _tile_rows(w: AttentionWorkload) -> int:
@@ -185,7 +200,7 @@ def _tile_rows(w: AttentionWorkload) -> int:
 def _footprint(w: AttentionWorkload) -> Footprint:
     """Two tensors' stages, and a pointer for each row that a thread has."""
     rows_bytes = 2 * STAGES * _tile_rows(w) * w.head_dim * w.dtype_bytes
-    return Footprint(rows_bytes + 4 * THREADS * 8, THREADS, REGISTERS)
+    return Footprint(rows_bytes + 4 * THREADS * 8, THREADS, registers.PAGES)
 
 
 def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
@@ -198,7 +213,7 @@ def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
         first = Stream(tensor, rows, w.head_dim, lambda items: kv_matrix(w, items) * trips, 1)
         return Load(first, STAGES)
 
-    load_q = Load(Stream(q, 1, w.head_dim, lambda items: items))
+    load_q = Load(in_order(q, 1))
     loads = (of_pages("maxima of K"), of_pages("minima of K"))
     score = Compute(
         "score pages",
@@ -210,8 +225,10 @@ def _estimate_kernel(w: AttentionWorkload, q: Tensor, scores: Tensor) -> Kernel:
     return Kernel(
         name="estimate",
         ctas=scores.groups,
+        periods=scores.groups,
+        sharing=w.heads // w.kv_heads,
         loops=(
-            Loop(once, (load_q, Compute("wait for q", (load_q,)))),
+            begin("q", load_q),
             Loop(of_constant(trips), (*loads, score, store)),
         ),
         footprint=_footprint(w),
@@ -225,13 +242,11 @@ def _merge_kernel(partial_o: Tensor, partial_lse: Tensor, o: Tensor) -> Kernel:
         Load(Stream(tensor, 1, tensor.cols, lambda items: items * parts, 1), stages=4)
         for tensor in (partial_o, partial_lse)
     )
-    weigh = Compute("o += exp(lse_c - lse) o_c", (load_o, load_lse), 0, 2 * o.cols, 1)
-    return Kernel(
-        name="merge",
-        ctas=o.groups,
-        loops=(
-            Loop(of_constant(parts), (load_o, load_lse, weigh)),
-            Loop(once, (Store(Stream(o, 1, o.cols, lambda items: items)),)),
-        ),
-        footprint=Footprint(4 * 8 * o.cols * o.element_bytes, THREADS, registers_per_thread=64),
+    return combine_kernel(
+        "merge",
+        of_constant(parts),
+        (load_o, load_lse),
+        (in_order(o, 1),),
+        Footprint(4 * 8 * o.cols * o.element_bytes, THREADS, registers.COMBINE),
+        ops_per_element=2,
     )

@@ -19,19 +19,31 @@ from typing import Literal
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import Tile, blocks, of_constant
+from sim.schedules.base import Tile, blocks, of_constant, qkvo
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.parts.flash_loop import FlashSchedule
-from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.results import Attention
+from sim.schedules.parts.top_k import INDEX_BYTES
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
 
-VECTORS, QUESTIONS, SLICE, STAGES = (
-    128,
-    64,
-    64,
-    3,
-)  # of the search's matmul, as `naive`'s: estimates
-INDEX_BYTES = SCORE_BYTES = 4
+# Of the search's matmul, as `naive`'s: estimates.
+VECTORS, QUESTIONS, SLICE, STAGES = 128, 64, 64, 3
+SCORE_BYTES = 4
 
 
 class Retrieval(FlashSchedule):
@@ -44,6 +56,7 @@ class Retrieval(FlashSchedule):
 
     summary = "vector search over the context, then attention over a few chunks of it"
     source = "arXiv 2005.11401; exact search as in arXiv 1702.08734"
+    of_other_models = True
     masks = ("full", "causal")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -56,34 +69,40 @@ class Retrieval(FlashSchedule):
         return [
             _search_kernel(index, questions, scores),
             _choice_kernel(scores, found),
-            *self._attention(w, hw),
+            *self._attention(w, hw).kernels,
         ]
 
-    def _attention(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+    def _attention(self, w: AttentionWorkload, hw: HardwareProfile) -> Attention:
         context = min(w.seq_kv, self.top * self.chunk_tokens)
-        options = self.model_dump(include=set(FlashSchedule.model_fields) - {"name", "label"})
         if w.phase == "decode":
-            return FlashDecoding(**options).lower(replace(w, seq_kv=context), hw)
-        return Flash2(**options).lower(replace(w, seq_q=context, seq_kv=context), hw)
+            return self.like(FlashDecoding).attention(replace(w, seq_kv=context), hw)
+        prompt = replace(w, seq_q=context, seq_kv=context)
+        return self.like(Flash2).attention(prompt, hw, qkvo(prompt))
 
 
 def _search_kernel(index: Tensor, questions: Tensor, scores: Tensor) -> Kernel:
     tile, trips = Tile(q=QUESTIONS, kv=VECTORS), blocks(index.cols, SLICE)
     across = blocks(index.rows, tile.kv)
-    load_q = Load(
-        Stream(questions, tile.q, SLICE, lambda items: items // across * trips, 1), STAGES
-    )
-    load_v = Load(Stream(index, tile.kv, SLICE, lambda items: items % across * trips, 1), STAGES)
+    grid = Grid(across, blocks(questions.rows, tile.q))  # blocks of vectors, of questions
+
+    def q_slice(items: IntArray) -> IntArray:
+        return grid.at(items)[1] * trips
+
+    def v_slice(items: IntArray) -> IntArray:
+        return grid.at(items)[0] * trips
+
+    load_q = Load(Stream(questions, tile.q, SLICE, q_slice, 1), STAGES)
+    load_v = Load(Stream(index, tile.kv, SLICE, v_slice, 1), STAGES)
     operands = load_q.stream.tile_bytes + load_v.stream.tile_bytes
     multiply = Compute("q . v", (load_q, load_v), 2 * tile.q * tile.kv * SLICE, 0, 0, 3 * operands)
     return Kernel(
         name="vector search",
-        ctas=blocks(questions.rows, tile.q) * across,
+        ctas=grid.size,
         loops=(
             Loop(of_constant(trips), (load_q, load_v, multiply)),
-            Loop(once, (Store(Stream(scores, tile.q, tile.kv, lambda items: items)),)),
+            Loop(once, (Store(in_order(scores, tile.q, tile.kv)),)),
         ),
-        footprint=Footprint(STAGES * operands, 128, 128),
+        footprint=Footprint(STAGES * operands, 128, registers.SCORES),
     )
 
 
@@ -97,7 +116,7 @@ def _choice_kernel(scores: Tensor, found: Tensor) -> Kernel:
         ctas=scores.rows,
         loops=(
             Loop(of_constant(across), (load, compare)),
-            Loop(once, (Store(Stream(found, 1, found.cols, lambda items: items)),)),
+            Loop(once, (Store(in_order(found, 1)),)),
         ),
-        footprint=Footprint(0, threads=256, registers_per_thread=64),
+        footprint=Footprint(0, threads=256, registers_per_thread=registers.UPDATE),
     )

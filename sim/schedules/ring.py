@@ -1,12 +1,12 @@
 """Ring Attention: each GPU holds a share of the tokens, and K and V go round.
 
     on each of P GPUs, which holds seq / P tokens' Q, K and V:
-        for each step s = 0 .. P - 1:
-            send the K and V of this step to the next GPU, receive those of step s + 1
-            O_s, LSE_s = flash attention of Q on the K and V of this step
+        for each turn s = 0 .. P - 1 (the papers' steps):
+            send the K and V of this turn to the next GPU, receive those of turn s + 1
+            O_s, LSE_s = flash attention of Q on the K and V of this turn
             O, LSE = merge(O, LSE; O_s, LSE_s)
 
-At step s GPU g has the keys of GPU g - s. `balance` says which tokens a GPU holds, and so what a
+At turn s GPU g has the keys of GPU g - s. `balance` says which tokens a GPU holds, and so what a
 causal mask leaves between its queries and those keys:
 
     contiguous   one range in P       s = 0: causal    s <= g: all            s > g: nothing
@@ -14,12 +14,12 @@ causal mask leaves between its queries and those keys:
     zigzag       ranges g and         s = 0: causal    s <= g: earlier keys   s > g: later queries
                  2P - 1 - g of 2P
 
-Without its diagonal, a token wide, a causal step mostly visits the same tiles; then it is the same
+Without its diagonal, a token wide, a causal turn mostly visits the same tiles; then it is the same
 kernel here. K and V are received in two buffers in turn; one is overwritten once the kernel that
 reads it is done and it is sent on. In decoding every GPU has the query, and all keys come to it.
 
 Source: Liu et al. 2023 (arXiv 2310.01889), Algorithm 1; Brandon et al. 2023 (arXiv 2311.09431) for
-stripes; the kernels of a step, and what they skip, as in zhuzilin/ring-flash-attention
+stripes; the kernels of a turn, and what they skip, as in zhuzilin/ring-flash-attention
 (ring_flash_attn.py, stripe_flash_attn.py, zigzag_ring_flash_attn.py), decoding as in
 Zyphra/tree_attention (ring_shard_test.py). Deviation: the two ranges of a zigzag are cut into
 tiles each for itself, also where one kernel runs over both.
@@ -35,27 +35,27 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.flash_decoding import FlashDecoding
-from sim.schedules.parts.flash_loop import Operand, flash_kernel
+from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
-    Result,
     SeveralGpus,
     finish_kernel,
     merge_kernel,
     merged_like,
-    result_of,
     run_kernels,
     start_kernel,
 )
 from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor, Transfer
 
-# What a GPU's queries see of the keys of a step.
+# What a GPU's queries see of the keys of a turn.
 Part = Literal["all", "causal", "below diagonal", "earlier keys", "later queries"]
 
 
 @dataclass(frozen=True)
 class RingKernels:
-    """Attention and merging by what a step's part of the mask is; the first and last kernels."""
+    """Attention and merging by what a turn's part of the mask is; the first and last kernels."""
 
     attention: dict[Part, list[Kernel]]
     merge: dict[Part, Kernel]
@@ -65,7 +65,7 @@ class RingKernels:
 
 @dataclass(frozen=True)
 class Held:
-    """A GPU's tokens, in `chunks` ranges that are matrices of their own, and a step's result."""
+    """A GPU's tokens, in `chunks` ranges that are matrices of their own, and a turn's result."""
 
     chunks: int
     q: Tensor
@@ -113,36 +113,47 @@ class Ring(SeveralGpus):
             Tensor(f"received K, V ({number})", matrices, rows, w.head_dim, w.dtype_bytes)
             for number in (0, 1)
         ]
-        ran: list[list[list[Command]]] = []  # by step and GPU
+        gpus = range(self.gpus)
+        ran: list[list[list[Command]]] = []  # by turn and GPU
         sent: list[list[Command]] = []
-        for s in range(self.gpus):
-            arrived = [(sent[s - 1][gpu - 1],) if s else ready[gpu] for gpu in range(self.gpus)]
-            ran.append([])
-            for gpu in range(self.gpus):
-                ran[s].append(run_kernels(self._of_step(w, kernels, gpu, s), gpu, arrived[gpu]))
-            if s == self.gpus - 1:
-                break
-            buffer = buffers[s % 2]
-            sent.append([])
-            for gpu in range(self.gpus):
-                to = (gpu + 1) % self.gpus
-                free = (*ran[s - 1][to][:1], sent[s - 1][to]) if s > 1 else ready[to]
-                transfer = Transfer("K, V", buffer.bytes, to, buffer=buffer)
-                sent[s].append(Command(transfer, gpu, (*arrived[gpu], *free)))
-        of_all = [command for of_step in ran for of_gpu in of_step for command in of_gpu]
-        return of_all + [command for of_step in sent for command in of_step]
+        for s in gpus:
+            arrived = [(sent[s - 1][gpu - 1],) if s else ready[gpu] for gpu in gpus]
+            ran.append([run_kernels(self._of_turn(w, kernels, g, s), g, arrived[g]) for g in gpus])
+            if s < self.gpus - 1:
+                # The buffer held what came two turns ago: the first kernel that read it, and the
+                # transfer that sent it on, are done.
+                free = [(*ran[s - 1][g][:1], sent[s - 1][g]) if s > 1 else ready[g] for g in gpus]
+                sent.append(self._hop(buffers[s % 2], arrived, free))
+        of_all = [command for of_turn in ran for of_gpu in of_turn for command in of_gpu]
+        return of_all + [command for of_turn in sent for command in of_turn]
 
-    def _of_step(
+    def _hop(
+        self,
+        buffer: Tensor,
+        arrived: list[tuple[Command, ...]],
+        free: list[tuple[Command, ...]],
+    ) -> list[Command]:
+        """K and V of all GPUs to the next, once they have arrived and the buffer there is free."""
+        return [
+            Command(
+                Transfer("K, V", buffer.bytes, to, buffer=buffer),
+                gpu,
+                (*arrived[gpu], *free[to]),
+            )
+            for gpu, to in ((gpu, (gpu + 1) % self.gpus) for gpu in range(self.gpus))
+        ]
+
+    def _of_turn(
         self, w: AttentionWorkload, kernels: RingKernels, gpu: int, s: int
     ) -> list[Kernel]:
-        """What a GPU runs at a step."""
+        """What a GPU runs in a turn."""
         part = self._part(w, gpu, s)
         if part is None:
             return []
         return [*kernels.attention[part], kernels.merge[part] if s else kernels.start]
 
     def _part(self, w: AttentionWorkload, gpu: int, s: int) -> Part | None:
-        """What the mask leaves of a step of a GPU."""
+        """What the mask leaves of a turn of a GPU."""
         if not w.causal or w.phase == "decode":
             return "all"
         if self.balance == "striped":
@@ -159,15 +170,17 @@ class Ring(SeveralGpus):
         parts = {part: None for s in gpus for gpu in gpus if (part := self._part(w, gpu, s))}
         if w.phase == "decode":
             local = replace(w, seq_kv=self.share("seq_kv", w.seq_kv), causal=False)
-            attention = {part: self.local(FlashDecoding).lower(local, hw) for part in parts}
-            chunks, result = 1, result_of(attention["all"])
+            decoding = self.like(FlashDecoding).attention(local, hw)
+            attention = dict.fromkeys(parts, decoding.kernels)
+            chunks, result = 1, decoding.result
         else:
             held = self._held(w)
-            attention = {part: [self._kernel(part, w, hw, held)] for part in parts}
-            if "below diagonal" in attention and np.array_equal(
-                attention["below diagonal"][0].trips, attention["causal"][0].trips
+            flash = {part: self._kernel(part, w, hw, held) for part in parts}
+            if "below diagonal" in flash and np.array_equal(
+                flash["below diagonal"].trips, flash["causal"].trips
             ):
-                attention["below diagonal"] = attention["causal"]
+                flash["below diagonal"] = flash["causal"]
+            attention = {part: [kernel] for part, kernel in flash.items()}
             chunks, result = held.chunks, held.part
         merged = merged_like(result)
         o = replace(result.o, name="O", lifetime="output", role="result")
@@ -181,7 +194,7 @@ class Ring(SeveralGpus):
         )
 
     def _held(self, w: AttentionWorkload) -> Held:
-        """A GPU's Q, K and V, and room for a step's O; raises InputError where they do not fit."""
+        """A GPU's Q, K and V, and room for a turn's O; raises InputError where they do not fit."""
         if w.causal and w.seq_q != w.seq_kv:
             raise InputError(
                 f"schedule {self.name}: workload.seq_q = {w.seq_q}: causal, it takes as many "
@@ -203,37 +216,41 @@ class Ring(SeveralGpus):
         )
 
     def _kernel(self, part: Part, w: AttentionWorkload, hw: HardwareProfile, held: Held) -> Kernel:
-        """FlashAttention-2 of a GPU's queries on the keys of a step."""
+        """FlashAttention-2 of a GPU's queries on the keys of a turn."""
         local = replace(w, causal=part in ("causal", "below diagonal"))
         cta = self.cta(public_cta(local, hw, self.implementation), local, hw)
         tile, chunks = cta.tile, held.chunks
-        first, trips = _key_blocks(part, held, tile)
-        count = len(trips)
+        first, visited = _key_blocks(part, held, tile)
         down, across = blocks(held.q.rows, tile.q), blocks(held.k.rows, tile.kv)
+        grid = Grid(len(visited), w.batch, w.heads)  # blocks of query rows, sequences, heads
 
         def q_matrix(items: IntArray) -> IntArray:
-            """Grid (blocks of query rows, sequences, heads), the first fastest."""
-            head, sequence = items // (count * w.batch), items // count % w.batch
+            _, sequence, head = grid.at(items)
             return sequence * w.heads + head
 
         def q_tile(items: IntArray) -> IntArray:
-            return q_matrix(items) * chunks * down + first + items % count
+            return q_matrix(items) * chunks * down + first + grid.at(items)[0]
+
+        def trips(items: IntArray) -> IntArray:
+            return visited[grid.at(items)[0]]
 
         def last_key_block(items: IntArray) -> IntArray:
-            return kv_matrix(w, q_matrix(items)) * chunks * across + trips[items % count] - 1
+            return kv_matrix(w, q_matrix(items)) * chunks * across + trips(items) - 1
 
-        return flash_kernel(
-            f"flash2, {part}",
-            local,
-            cta,
-            ctas=w.batch * w.heads * count,
-            trips=lambda items: trips[items % count],
+        def last_to_first(tensor: Tensor) -> Operand:
+            return Operand((Stream(tensor, tile.kv, w.head_dim, last_key_block, -1),))
+
+        rows = QueryTiles(
+            ctas=grid.size,
             q=Stream(held.q, tile.q, w.head_dim, q_tile),
-            k=Operand((Stream(held.k, tile.kv, w.head_dim, last_key_block, -1),)),
-            v=Operand((Stream(held.v, tile.kv, w.head_dim, last_key_block, -1),)),
             o=Stream(held.part.o, tile.q, w.head_dim, q_tile),
             lse=Stream(held.part.lse, tile.q, 1, q_tile),
+            periods=w.batch * w.heads,
+            sharing=w.heads // w.kv_heads,
         )
+        k, v = last_to_first(held.k), last_to_first(held.v)
+        loop = key_loop(local, cta, trips, rows.q.tile_bytes, k, v)
+        return flash_kernel(f"flash2, {part}", local, cta, rows, loop)
 
 
 def _key_blocks(part: Part, held: Held, tile: Tile) -> tuple[int, IntArray]:

@@ -24,7 +24,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.block_sparse import BlockSparse
-from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_kernels
+from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_attention
 from sim.tile_program import Kernel
 
 
@@ -46,7 +46,8 @@ class StreamingLlm(SplitKv):
         """In prefill one kernel, in decode the split kernel and combine."""
         if w.phase == "decode":
             kept = min(w.seq_kv, self.sinks + self.keep_window)
-            return contiguous_kernels(self.split(replace(w, seq_kv=kept), hw, self.splits))
+            keys = self.split(replace(w, seq_kv=kept), hw, self.splits)
+            return contiguous_attention(keys).kernels
         masked = BlockSparse(
             sinks=self.sinks,
             keep_window=self.keep_window,

@@ -3,7 +3,7 @@
     on each of P GPUs, which holds heads / P heads' Q, K and V of all tokens:
         flash attention, or split-KV decoding
         ring all-reduce of the output projection's partial result, tokens x (heads x head_dim):
-            2 (P - 1) steps, in each of which a GPU passes 1 / P of it to the next
+            2 (P - 1) times a GPU passes 1 / P of it to the next
 
 Source: Shoeybi et al. 2019 (arXiv 1909.08053), Section 3; the ring of NCCL, whose bytes its own
 performance tests count so (NVIDIA/nccl-tests, doc/PERFORMANCE.md). The projection's matmul is not
@@ -16,7 +16,7 @@ from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import blocks
+from sim.schedules.base import blocks, qkvo
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts.several_gpus import SeveralGpus, run_kernels
@@ -36,7 +36,9 @@ class TensorParallel(SeveralGpus):
         local = replace(
             w, heads=self.share("heads", w.heads), kv_heads=self.share("kv_heads", w.kv_heads)
         )
-        return self.local(FlashDecoding if w.phase == "decode" else Flash2).lower(local, hw)
+        if w.phase == "decode":
+            return self.like(FlashDecoding).attention(local, hw).kernels
+        return self.like(Flash2).attention(local, hw, qkvo(local)).kernels
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""

@@ -14,23 +14,33 @@ Source: Shyam et al. 2024 (arXiv 2408.04093), Algorithm 3, and Zyphra/tree_atten
 here it is one reduction of (O, LSE) pairs, which carry the same, and one broadcast.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
-    Result,
     SeveralGpus,
     finish_kernel,
     merge_kernel,
     merged_like,
-    result_of,
     run_kernels,
     start_kernel,
 )
-from sim.tile_program import Command, Kernel, Transfer
+from sim.tile_program import Command, Kernel, Tensor, Transfer
+
+
+@dataclass(frozen=True)
+class TreeKernels:
+    """Attention in fp32, merging, conversion back; what merging is sent, and O as it is at last."""
+
+    attention: list[Kernel]
+    merge: Kernel
+    finish: Kernel
+    received: Result
+    o: Tensor
 
 
 class TreeDecoding(SeveralGpus):
@@ -45,20 +55,20 @@ class TreeDecoding(SeveralGpus):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Attention, conversion to fp32, merging, conversion back."""
-        attention, merge, finish, _ = self._kernels(w, hw)
-        return [*attention, merge, finish]
+        tree = self._kernels(w, hw)
+        return [*tree.attention, tree.merge, tree.finish]
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""
         self.check_links(hw)
-        attention, merge, finish, received = self._kernels(w, hw)
-        o = finish.tensors[-1]
+        tree = self._kernels(w, hw)
+        received, o = tree.received, tree.o
         gpus = range(self.gpus)
         strides = [2**r for r in range((self.gpus - 1).bit_length())]
         commands: list[Command] = []
         ready: list[tuple[Command, ...]] = [()] * self.gpus
         for _ in range(w.tokens):
-            ran = [run_kernels(attention, gpu, ready[gpu]) for gpu in gpus]
+            ran = [run_kernels(tree.attention, gpu, ready[gpu]) for gpu in gpus]
             commands += [command for of_gpu in ran for command in of_gpu]
             last = [of_gpu[-1] for of_gpu in ran]
             for stride in strides:
@@ -66,9 +76,9 @@ class TreeDecoding(SeveralGpus):
                     to = gpu - stride
                     transfer = Transfer("O, LSE", received.bytes, to, buffer=received.o)
                     up = Command(transfer, gpu, (last[gpu], last[to]))
-                    last[to] = Command(merge, to, (up,))
+                    last[to] = Command(tree.merge, to, (up,))
                     commands += [up, last[to]]
-            has_o = {0: Command(finish, 0)}
+            has_o = {0: Command(tree.finish, 0)}
             for stride in reversed(strides):
                 for gpu in range(stride, self.gpus, 2 * stride):
                     parent = gpu - stride
@@ -78,20 +88,19 @@ class TreeDecoding(SeveralGpus):
             ready = [(has_o[gpu],) for gpu in gpus]
         return commands
 
-    def _kernels(
-        self, w: AttentionWorkload, hw: HardwareProfile
-    ) -> tuple[list[Kernel], Kernel, Kernel, Result]:
-        """Attention in fp32, merging, conversion to O; and what a merging kernel is sent."""
+    def _kernels(self, w: AttentionWorkload, hw: HardwareProfile) -> TreeKernels:
         local = replace(w, seq_kv=self.share("seq_kv", w.seq_kv), causal=False)
-        attention = self.local(FlashDecoding).lower(local, hw)
-        part = result_of(attention)
+        attention = self.like(FlashDecoding).attention(local, hw)
+        part = attention.result
         merged = merged_like(part)
         received = Result(
             replace(merged.o, name="received O"), replace(merged.lse, name="received LSE")
         )
-        return (
-            [*attention, start_kernel(part, merged)],
+        o = replace(part.o, name="O", lifetime="output", role="result")
+        return TreeKernels(
+            [*attention.kernels, start_kernel(part, merged)],
             merge_kernel(received, merged),
-            finish_kernel(merged, replace(part.o, name="O", lifetime="output", role="result")),
+            finish_kernel(merged, o),
             received,
+            o,
         )

@@ -17,9 +17,10 @@ from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import qkvo
 from sim.schedules.flash2 import Flash2
 from sim.schedules.parts.several_gpus import SeveralGpus, copy_kernel
-from sim.tile_program import Command, Kernel, Tensor, Transfer
+from sim.tile_program import Command, Kernel, Lifetime, Tensor, Transfer
 
 Exchange = tuple[Tensor, Tensor]  # what leaves, 1 / P to each GPU, and where as much arrives
 
@@ -66,28 +67,26 @@ class Ulysses(SeveralGpus):
         local = replace(
             w, heads=self.share("heads", w.heads), kv_heads=self.share("kv_heads", w.kv_heads)
         )
-        (attention,) = self.local(Flash2).lower(local, hw)
-        gathered = {tensor.name: tensor for tensor in attention.tensors}
+        q, k, v, o = tensors = qkvo(local)
+        (attention,) = self.like(Flash2).attention(local, hw, tensors).kernels
 
-        def shard(name: str, key: str, role: Literal["input", "output", "workspace"]) -> Tensor:
-            """All heads of a share of the tokens: as large as the tensor of that name gathered."""
-            whole = gathered[name[0]]
-            rows = self.share(key, whole.rows)
-            return Tensor(
-                name, whole.groups * self.gpus, rows, whole.cols, whole.element_bytes, role
-            )
+        def shard(name: str, whole: Tensor, key: str, lifetime: Lifetime) -> Tensor:
+            """All heads of a share of the tokens; `whole` is all tokens of a share of the heads."""
+            rows, groups = self.share(key, whole.rows), whole.groups * self.gpus
+            return Tensor(name, groups, rows, whole.cols, whole.element_bytes, lifetime)
 
         packing = []
-        for name, key in (("Q", "seq_q"), ("K", "seq_kv"), ("V", "seq_kv")):
-            packed = shard(f"{name}, packed", key, "workspace")
-            kernel = copy_kernel(f"pack {name}", shard(f"{name}, own tokens", key, "input"), packed)
-            packing.append((kernel, (packed, gathered[name])))
-        received = shard("O, received", "seq_q", "workspace")
-        unpacking = copy_kernel("unpack O", received, shard("O, own tokens", "seq_q", "output"))
-        return packing, (attention, (gathered["O"], received)), unpacking
+        for whole, key in ((q, "seq_q"), (k, "seq_kv"), (v, "seq_kv")):
+            own = shard(f"{whole.name}, own tokens", whole, key, "input")
+            packed = shard(f"{whole.name}, packed", whole, key, "workspace")
+            packing.append((copy_kernel(f"pack {whole.name}", own, packed), (packed, whole)))
+        received = shard("O, received", o, "seq_q", "workspace")
+        unpacked = shard("O, own tokens", o, "seq_q", "output")
+        unpacking = copy_kernel("unpack O", received, unpacked)
+        return packing, (attention, (o, received)), unpacking
 
     def _all_to_all(self, exchange: Exchange, after: list[Command]) -> list[Command]:
-        """What every GPU sends to every other, once its step of `after` is done.
+        """What every GPU sends to every other, once its command of `after` is done.
 
         The next on the right comes first, so that no two send to the same at once.
         """

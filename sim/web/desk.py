@@ -10,7 +10,8 @@ from functools import lru_cache
 from math import ceil
 from typing import Any
 
-from sim.device.memory import OutOfMemoryError, check_memory, replays_of
+from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.program import replays_of
 from sim.engine.fast_forward.plan import can_skip
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile

@@ -1,10 +1,10 @@
-"""What files of `[[fit]]`, `[[model]]` and `[serving]` share: hardware, models, schedules."""
+"""What files of `[[fit]]`, `[[model]]` and `[serving]` share: models, hardware, schedules."""
 
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sim.inputs.files import InputError, checked, nearest
 from sim.inputs.hardware import HardwareProfile, load_profile
@@ -12,16 +12,16 @@ from sim.inputs.shapes import MODELS
 from sim.runs.record import versions
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
-from sim.schedules.linear_attention import LinearAttention
-from sim.schedules.lm2 import Lm2
-from sim.schedules.mamba2 import Mamba2
-from sim.schedules.memorizing import Memorizing
-from sim.schedules.parts.several_gpus import SeveralGpus
-from sim.schedules.retrieval import Retrieval
 
-# Schedules of models of another kind, with other parameters or a memory beside the KV cache.
-OTHER_MODELS = (LinearAttention, Lm2, Mamba2, Memorizing, Retrieval)
 
+def known_model(model: str) -> str:
+    """The name; raises ValueError where no model has it."""
+    if model not in MODELS:
+        raise ValueError(f"no such model; {nearest(model, MODELS)}")
+    return model
+
+
+ModelName = Annotated[str, AfterValidator(known_model)]
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ScheduleTable = str | dict[str, Any]
 
@@ -46,13 +46,6 @@ class Hardware(NamedTuple):
         return self.price_per_hour / 3600 * time_s / tokens * 1e6
 
 
-def known_model(model: str) -> str:
-    """The name; raises ValueError where no model has it."""
-    if model not in MODELS:
-        raise ValueError(f"no such model; {nearest(model, MODELS)}")
-    return model
-
-
 def hardware_of(table: Mapping[str, Any], where: str) -> Hardware:
     """What a `[hardware]` table describes; raises InputError."""
     price = checked(PricedHardware, table, where, "hardware").price_per_hour
@@ -66,15 +59,15 @@ def hardware_of(table: Mapping[str, Any], where: str) -> Hardware:
 def schedule_of(table: ScheduleTable, where: str) -> Schedule:
     """The attention of such models on one GPU that a name or a table means; raises InputError."""
     schedule = make_schedule({"name": table} if isinstance(table, str) else table, where)
-    if isinstance(schedule, SeveralGpus):
+    if schedule.on_several_gpus:
         raise InputError(f"{where}: schedule {schedule.name}: a schedule of one GPU was expected")
-    if isinstance(schedule, OTHER_MODELS):
+    if schedule.of_other_models:
         raise InputError(f"{where}: schedule {schedule.name}: it is of models of another kind")
     return schedule
 
 
-def dumps(title: str, hardware: Hardware, results: Mapping[str, Any]) -> str:
-    """An answer as JSON."""
+def answer_json(title: str, hardware: Hardware, results: Mapping[str, Any]) -> str:
+    """An answer for a device as JSON, which ends with a newline."""
     head = {
         "title": title,
         "hardware": hardware.profile.name,

@@ -15,34 +15,23 @@ A file of this kind has `[[fit]]` tables, one a row of the answer:
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from sim.inputs.files import InputError, checked, nearest, save_text
+from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import Bytes, Count, CountOrNone
+from sim.runs.job import Progress, naming
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
-from sim.schedules.parts.several_gpus import SeveralGpus
-from sim.whole_model.asked import OTHER_MODELS
+from sim.whole_model.asked import ModelName, ScheduleTable
 from sim.whole_model.capacity import MOST_TOKENS, longest_context, memory
-from sim.whole_model.setting import (
-    CHUNK,
-    RESERVE_BYTES,
-    USES,
-    Memory,
-    Parallel,
-    Setting,
-    Use,
-    Weights,
-)
-
-Progress = Callable[[str, int, int], None]  # which row, rows done, of how many
+from sim.whole_model.moments import USES, Memory, Use
+from sim.whole_model.setting import CHUNK, RESERVE_BYTES, Parallel, Setting, Weights
 
 
 class FitRow(BaseModel):
@@ -53,10 +42,10 @@ class FitRow(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str
+    model: ModelName
     hardware: str
     label: str = ""
-    schedule: str | dict[str, Any] | None = None
+    schedule: ScheduleTable | None = None
     weights: Weights = "bf16"
     kv_dtype: Literal["fp16", "bf16", "fp8", "int8", "int4"] = "bf16"
     batch: Count = 1
@@ -66,13 +55,6 @@ class FitRow(BaseModel):
     chunk: CountOrNone = CHUNK
     reserve: Bytes = RESERVE_BYTES
     dropout: bool = False
-
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, model: str) -> str:
-        if model not in MODELS:
-            raise ValueError(f"no such model; {nearest(model, MODELS)}")
-        return model
 
     @property
     def title(self) -> str:
@@ -89,12 +71,10 @@ class FitRow(BaseModel):
 
     def setting(self, where: str) -> Setting:
         """What the row asks about; raises InputError."""
-        try:
+        with naming(f"{where}: hardware"):
             hardware = load_profile(self.hardware)
-        except InputError as error:
-            raise InputError(f"{where}: hardware: {error}") from None
         schedule = self._schedule(where)
-        try:
+        with naming(where):
             return Setting(
                 model=MODELS[self.model],
                 hardware=hardware,
@@ -108,21 +88,22 @@ class FitRow(BaseModel):
                 reserve_bytes=self.reserve,
                 dropout=self.dropout,
             )
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
 
     def _schedule(self, where: str) -> Schedule | None:
         if self.schedule is None:
             return None
         table = {"name": self.schedule} if isinstance(self.schedule, str) else self.schedule
         kind = SCHEDULES.get(str(table.get("name")), Schedule)
-        if issubclass(kind, SeveralGpus):
+        if kind.on_several_gpus:
             raise InputError(
                 f"{where}: schedule = {table['name']}: gpus and parallel were expected instead"
             )
-        if issubclass(kind, OTHER_MODELS):
-            refused = (SeveralGpus, *OTHER_MODELS)
-            known = [name for name in SCHEDULES if not issubclass(SCHEDULES[name], refused)]
+        if kind.of_other_models:
+            known = [
+                name
+                for name, one in SCHEDULES.items()
+                if not (one.on_several_gpus or one.of_other_models)
+            ]
             raise InputError(
                 f"{where}: schedule = {table['name']}: it is of models of another kind; known: "
                 f"{', '.join(known)}"
@@ -188,12 +169,6 @@ class FitAnswer:
         """The uses asked about."""
         return list(self.rows[0].uses)
 
-    def show(self) -> None:
-        """Print the table."""
-        from sim.report.fit import print_fit
-
-        print_fit(self)
-
     def json(self) -> str:
         """The answers as JSON, which ends with a newline."""
         rows = [
@@ -207,13 +182,6 @@ class FitAnswer:
             for row in self.rows
         ]
         return json.dumps({"title": self.title, "rule": self.rule, "rows": rows}, indent=1) + "\n"
-
-    def save(self, out: Path) -> None:
-        """Leave results.json and the figures in the folder `out`."""
-        from sim.report.fit import save_figures
-
-        save_text(self.json(), out / "results.json")
-        save_figures(self, out)
 
 
 def _use_json(answer: UseAnswer, row: RowAnswer) -> dict[str, Any]:

@@ -1,33 +1,49 @@
-"""What inference has in HBM beside the parameters: the moments of a forward pass."""
+"""What inference has in HBM: the moments of a forward pass.
+
+A forward pass goes through three moments, whose tensors take each other's place:
+
+    attention   the residual stream and its norm, the new keys and values, and the attention itself
+    MLP         the residual stream and its norm, the inside of the MLP and its output
+    logits      the last token's logits in 16 bits and fp32 (of each sequence)
+
+Beside them stay the parameters, the KV cache of all layers and the framework's reserve. Shared out
+as tensors, heads and the insides are divided; the residual stream is whole on each GPU.
+
+**Prefill** goes through one prompt after the other in chunks, as in vLLM; the last chunk, which
+sees all keys, counts. A chunk of 0 is the whole prompt of all sequences at once, as in eager code.
+
+**Attention** is what its schedule allocates for one layer, less the layer's part of the KV cache. A
+schedule that cannot read the cache as it lies there (quantised, or latents outside `mla`) reads a
+copy of one layer in the activations' dtype, as LMDeploy's prefill does (InternLM/lmdeploy,
+flatten_kv_cache).
+"""
 
 from dataclasses import dataclass
 
 from sim.inputs.workload import Phase
-from sim.whole_model.setting import (
-    ELEMENT_BYTES,
-    LOGIT_BYTES,
-    Memory,
-    Setting,
-    Share,
-    Use,
+from sim.tile_program import Role
+from sim.whole_model.attention import (
     attention_workload,
     bytes_of,
-    cache_bytes_per_token,
-    cached_tokens,
     exchanged_bytes,
     lowered_layer,
-    parameter_bytes,
     tensors_of,
 )
-
-# What of a layer's tensors outlives its attention, under the names that the schedules give them.
-CACHED = frozenset(
-    {"K", "V", "C", "K cache", "V cache", "page table", "maxima of K", "minima of K", "A"}
+from sim.whole_model.moments import LOGIT_BYTES, Memory, Part, Use
+from sim.whole_model.setting import (
+    ELEMENT_BYTES,
+    GpuShare,
+    Setting,
+    cache_bytes_per_token,
+    cached_tokens,
+    parameter_bytes,
 )
+
+CACHED: tuple[Role, ...] = ("key", "value", "cache")  # what of a layer outlives its attention
 
 
 @dataclass(frozen=True)
-class Layer:
+class CachedLayer:
     """What the attention of one layer allocates by its schedule in inference.
 
     `peak_bytes` is the most in HBM, `cached_bytes` what of it belongs to the KV cache: 0 where the
@@ -39,28 +55,13 @@ class Layer:
     all_cached_bytes: int
 
 
-def attention_layer(setting: Setting, share: Share, phase: Phase, context: int) -> Layer:
-    """What one layer's attention allocates in prefill or decode; raises InputError."""
-    w = attention_workload(setting, share, phase, context)
-    peak_bytes, kernels = lowered_layer(setting, w)
-    cached = [tensor for tensor in tensors_of(kernels) if tensor.name in CACHED]
-    held = cached_tokens(setting, share, context)
-    of_latents = any(tensor.name == "C" for tensor in cached)
-    if setting.kv_dtype != w.kv_dtype or (setting.model.latent_dim and not of_latents):
-        in_all = setting.batch * held * cache_bytes_per_token(setting, share.ways)
-        return Layer(peak_bytes, 0, in_all)
-    # In prefill a window's last chunk adds keys that the rolling buffer does not hold on to.
-    cached_bytes = bytes_of(cached) * held // w.seq_kv
-    return Layer(peak_bytes, cached_bytes, cached_bytes * setting.batch // w.batch)
-
-
-def inference(setting: Setting, share: Share, use: Use, context: int) -> list[Memory]:
+def inference(setting: Setting, share: GpuShare, use: Use, context: int) -> list[Memory]:
     """The moments of a forward pass of a chunk, or of a token of each sequence."""
     phase: Phase = "prefill" if use == "prefill" else "decode"
     model, ways = setting.model, share.ways
     w = attention_workload(setting, share, phase, context)
-    layer = attention_layer(setting, share, phase, context)
-    lasting = {
+    layer = cached_layer(setting, share, phase, context)
+    lasting: dict[Part, int] = {
         "parameters": parameter_bytes(setting, share),
         "KV cache": share.layers * layer.all_cached_bytes,
         "framework reserve": int(setting.reserve_bytes),
@@ -83,3 +84,18 @@ def inference(setting: Setting, share: Share, use: Use, context: int) -> list[Me
         logits = setting.batch * model.vocab // ways * LOGIT_BYTES
         moments.append(Memory("logits", lasting | {"activations": activations, "logits": logits}))
     return moments
+
+
+def cached_layer(setting: Setting, share: GpuShare, phase: Phase, context: int) -> CachedLayer:
+    """What one layer's attention allocates in prefill or decode; raises InputError."""
+    w = attention_workload(setting, share, phase, context)
+    peak_bytes, kernels = lowered_layer(setting, w)
+    cached = [tensor for tensor in tensors_of(kernels) if tensor.role in CACHED]
+    held = cached_tokens(setting, share, context)
+    takes_latents = "latents" in setting.schedule_of(phase).takes
+    if setting.kv_dtype != w.kv_dtype or (setting.model.latent_dim and not takes_latents):
+        in_all = setting.batch * held * cache_bytes_per_token(setting, share.ways)
+        return CachedLayer(peak_bytes, 0, in_all)
+    # In prefill a window's last chunk adds keys that the rolling buffer does not hold on to.
+    cached_bytes = bytes_of(cached) * held // w.seq_kv
+    return CachedLayer(peak_bytes, cached_bytes, cached_bytes * setting.batch // w.batch)

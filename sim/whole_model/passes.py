@@ -1,4 +1,4 @@
-"""A whole model's pass: the prefill of a prompt, or one decode step of a batch.
+"""A whole model's pass: the prefill of a prompt, or a token more for each sequence of a batch.
 
     for each layer:
         QKV, O and MLP matrices of all tokens       closed form
@@ -79,7 +79,7 @@ def prefill(shape: ModelShape, hw: HardwareProfile, schedule: Schedule, tokens: 
     return ModelPass(shape, hw, schedule, _workload(shape, hw, "prefill", 1, tokens))
 
 
-def decode_step(
+def decode_pass(
     shape: ModelShape, hw: HardwareProfile, schedule: Schedule, batch: int, seq_kv: int
 ) -> ModelPass:
     """One token for each of `batch` sequences, the new one being the last of `seq_kv` tokens."""

@@ -15,22 +15,22 @@ Times are one GPU's, had it the memory; `gpus` says how many of them hold weight
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from sim.inputs.files import checked, save_text
+from sim.inputs.files import checked
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import Count
 from sim.runs.job import Progress
+from sim.runs.record import Record
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
     Hardware,
+    ModelName,
     ScheduleTable,
-    dumps,
+    answer_json,
     hardware_of,
-    known_model,
     schedule_of,
 )
 from sim.whole_model.passes import ModelPass, PassTime, prefill, replay
@@ -41,16 +41,11 @@ class ModelTable(BaseModel):
     """A `[[model]]` table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str
+    model: ModelName
     seq_len: Count | None = None
     schedule: ScheduleTable = "flash2"
     label: str | None = None
     proxy_of: str | None = None
-
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, model: str) -> str:
-        return known_model(model)
 
     @property
     def title(self) -> str:
@@ -97,22 +92,11 @@ class ModelAnswer:
     hardware: Hardware
     rows: list[ModelRow]
 
-    def show(self) -> None:
-        """Print the table."""
-        from sim.report.whole_model import print_rows
-
-        print_rows(self)
-
     def json(self) -> str:
         """The rows, and what they rest on, as JSON."""
-        return dumps(self.title, self.hardware, {"models": [asdict(row) for row in self.rows]})
-
-    def save(self, out: Path) -> None:
-        """Write results.json and the figure into the folder `out`."""
-        from sim.report.whole_model import prefill_figure
-
-        save_text(self.json(), out / "results.json")
-        prefill_figure(self).savefig(out / "prefill.png")
+        return answer_json(
+            self.title, self.hardware, {"models": [asdict(row) for row in self.rows]}
+        )
 
 
 @dataclass(frozen=True)
@@ -140,29 +124,33 @@ class ModelQuestion:
 
     def answer(self, progress: Progress = lambda *_: None) -> ModelAnswer:
         """Run it; raises InputError for what cannot be run."""
-        rows = []
         replays = replay(self.passes, self.where, self.limits, progress)
-        for table, one, (record, time) in zip(self.tables, self.passes, replays, strict=True):
-            tokens = one.workload.seq_q
-            setting = Setting(one.shape, one.hardware)
-            (share,) = setting.shares
-            weights = parameter_bytes(setting, share)
-            cached = cached_tokens(setting, share, tokens)
-            cache = one.shape.layers * cached * cache_bytes_per_token(setting)
-            row = ModelRow(
-                label=table.title,
-                model=one.shape.name,
-                proxy_of=table.proxy_of,
-                seq_len=tokens,
-                schedule=one.schedule.title,
-                kv_bytes=cache,
-                parameter_bytes=weights,
-                gpus=ceil((weights + cache) / self.hardware.profile.hbm.capacity),
-                time=time,
-                price_per_million_tokens=self.hardware.price_of_million(time.time_s, tokens)
-                if time
-                else None,
-                reason=record.reason,
-            )
-            rows.append(row)
+        rows = [
+            self._row(table, one, *replayed)
+            for table, one, replayed in zip(self.tables, self.passes, replays, strict=True)
+        ]
         return ModelAnswer(self.title, self.hardware, rows)
+
+    def _row(
+        self, table: ModelTable, one: ModelPass, record: Record, time: PassTime | None
+    ) -> ModelRow:
+        tokens = one.workload.seq_q
+        setting = Setting(one.shape, one.hardware)
+        (share,) = setting.shares
+        weights = parameter_bytes(setting, share)
+        cached = cached_tokens(setting, share, tokens)
+        cache = one.shape.layers * cached * cache_bytes_per_token(setting)
+        price = self.hardware.price_of_million(time.time_s, tokens) if time else None
+        return ModelRow(
+            label=table.title,
+            model=one.shape.name,
+            proxy_of=table.proxy_of,
+            seq_len=tokens,
+            schedule=one.schedule.title,
+            kv_bytes=cache,
+            parameter_bytes=weights,
+            gpus=ceil((weights + cache) / self.hardware.profile.hbm.capacity),
+            time=time,
+            price_per_million_tokens=price,
+            reason=record.reason,
+        )

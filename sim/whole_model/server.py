@@ -1,7 +1,7 @@
 """A server of one GPU under load: continuous batching over a paged KV cache, in SimPy.
 
     requests arrive and wait, first come first served
-    step after step, the GPU
+    iteration after iteration, the GPU
         prefills waiting requests, as many as find pages, up to a budget of tokens; if none does,
         decodes one token of every running request; if none runs, waits for an arrival
 
@@ -12,7 +12,8 @@ next prefill is of its prompt and all tokens made so far (recompute).
 That is the policy of vLLM without chunked prefill: Kwon et al. 2023 (arXiv 2309.06180), sections
 4.2 and 4.5; vllm-project/vllm, vllm/core/scheduler.py, `_schedule_default` (prefills first, budget
 of max_num_batched_tokens, at most max_num_seqs) and `_schedule_running` (whom it preempts).
-Continuous batching is iteration-level scheduling of Orca (Yu et al., OSDI 2022, section 3.1).
+Continuous batching is Orca's iteration-level scheduling (Yu et al., OSDI 2022, section 3.1), whose
+word for one pass of a batch through the model is an iteration.
 
 Left out: the host's own time, prefixes that prompts share, swapping to the host.
 """
@@ -31,11 +32,11 @@ WATERMARK = 0.01
 
 @dataclass(frozen=True)
 class Server:
-    """What there is to serve with: pages of the KV cache, limits of a step, times of steps.
+    """What there is to serve with: pages of the KV cache, limits and times of iterations.
 
-    `prefill_s` takes the lengths of the prompts that one step prefills. `decode_s` takes how many
-    requests decode and the mean length of their caches with the new token. A prompt longer than
-    `prefill_tokens` is prefilled alone.
+    `prefill_s` takes the lengths of the prompts that one iteration prefills. `decode_s` takes how
+    many requests decode and the mean length of their caches with the new token. A prompt longer
+    than `prefill_tokens` is prefilled alone.
     """
 
     pages: int
@@ -65,7 +66,7 @@ class Request:
 
     @property
     def tokens(self) -> int:
-        """Tokens so far: a prefill takes them all, a decode step caches the last of them."""
+        """Tokens so far: a prefill takes them all, decoding caches the last of them."""
         return self.prompt + self.made
 
     @property
@@ -80,8 +81,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class ServerStep:
-    """One step of the GPU: it ended at `end_s` and made a token of each of `batch` requests.
+class Iteration:
+    """One pass of the GPU: it ended at `end_s` and made a token of each of `batch` requests.
 
     `running` requests had their first token before it; `pages` were in use during it.
     """
@@ -96,11 +97,11 @@ class ServerStep:
 
 @dataclass
 class Service:
-    """A run of a server: requests in order of arrival, and the steps that served them."""
+    """A run of a server: requests in order of arrival, and the iterations that served them."""
 
     server: Server
     requests: list[Request]
-    steps: list[ServerStep] = field(default_factory=list)
+    iterations: list[Iteration] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.env = simpy.Environment()
@@ -127,20 +128,20 @@ class Service:
         while left:
             if admitted := self._admit():
                 seconds = self.server.prefill_s([request.tokens for request in admitted])
-                yield from self._step(admitted, seconds, prefill=True)
+                yield from self._iterate(admitted, seconds, prefill=True)
                 self.running = sorted(self.running + admitted, key=lambda r: r.arrival_s)
             elif self.running:
                 self._find_pages()
                 batch = len(self.running)
                 mean = sum(request.tokens for request in self.running) / batch
                 seconds = self.server.decode_s(batch, mean)
-                yield from self._step(self.running, seconds, prefill=False)
+                yield from self._iterate(self.running, seconds, prefill=False)
             else:
                 yield self.arrived
             left -= self._leave()
 
     def _admit(self) -> list[Request]:
-        """Requests that the next step prefills, with their pages."""
+        """Requests that the next iteration prefills, with their pages."""
         server, admitted, tokens = self.server, list[Request](), 0
         while self.waiting and len(self.running) + len(admitted) < server.max_batch:
             request = self.waiting[0]
@@ -176,22 +177,19 @@ class Service:
         request.preempted += 1
         self.waiting.appendleft(request)
 
-    def _step(
+    def _iterate(
         self, batch: list[Request], seconds: float, prefill: bool
     ) -> Generator[simpy.Event, Any, None]:
         """Takes its time, then each request of the batch has a token more."""
-        start_s, running, used = (
-            self.env.now,
-            len(self.running),
-            self.server.pages - self.free_pages,
-        )
+        start_s, running = self.env.now, len(self.running)
+        used = self.server.pages - self.free_pages
         yield self.env.timeout(seconds)
         for request in batch:
             request.made += 1
             if request.made == 1:
                 request.first_s = self.env.now
-        step = ServerStep(start_s, self.env.now, prefill, len(batch), running, used)
-        self.steps.append(step)
+        end_s = self.env.now
+        self.iterations.append(Iteration(start_s, end_s, prefill, len(batch), running, used))
 
     def _leave(self) -> int:
         """How many requests are done, and leave."""

@@ -12,12 +12,12 @@ A file of this kind has a title, `[hardware]` (a profile, and `price_per_hour` o
     seed              of lengths and arrivals: all loads have the same requests, closer or not
     prefill, decode   schedules of attention: names, or tables of a name and options
     max_batch         most requests at a time
-    prefill_tokens    most tokens that one step prefills (a longer prompt alone)
+    prefill_tokens    most tokens that one iteration prefills (a longer prompt alone)
     page_tokens       tokens of a page of the KV cache
 
-The KV cache has what HBM leaves beside parameters, a prefill step's activations and the framework's
-reserve (capacity.py). How requests are served is told in server.py, how long steps take in
-step_times.py.
+The KV cache has what HBM leaves beside parameters, a prefill's activations and the framework's
+reserve (capacity.py). How requests are served is told in server.py, how long the server's
+iterations take in iteration_times.py.
 
 **Measured** over the middle half of each run's time, so that neither the empty start nor the last
 requests' leaving count: throughput, batch, use of the cache. Latencies are of all requests.
@@ -28,32 +28,29 @@ brings at least a twentieth more, reckoned by the lowest, which counts as served
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import log
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.inputs.files import InputError, checked, save_text
-from sim.inputs.hardware import HardwareProfile
-from sim.inputs.shapes import MODELS, ModelShape
+from sim.inputs.files import InputError, checked
+from sim.inputs.shapes import MODELS
 from sim.inputs.units import Count
-from sim.runs.job import Progress
+from sim.runs.job import Progress, naming
 from sim.runs.scenario import Limits
-from sim.schedules.base import Schedule
 from sim.whole_model.asked import (
     Hardware,
+    ModelName,
     ScheduleTable,
-    dumps,
+    answer_json,
     hardware_of,
-    known_model,
     schedule_of,
 )
 from sim.whole_model.capacity import memory
-from sim.whole_model.server import Request, Server, ServerStep, Service
+from sim.whole_model.iteration_times import IterationTimes, ServedModel, iteration_times
+from sim.whole_model.server import Iteration, Request, Server, Service
 from sim.whole_model.setting import Setting, cache_bytes_per_token
-from sim.whole_model.step_times import StepTimes, step_times
 
 NORMAL_P90 = 1.2815515655446004  # the standard normal distribution's 90th percentile
 DRAWS = 100  # of a pair of lengths, before the distribution counts as longer than the context
@@ -91,7 +88,7 @@ class ServingTable(BaseModel):
     """The `[serving]` table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str
+    model: ModelName
     requests_per_s: list[Rate] = Field(min_length=1)
     prompt: Lengths
     output: Lengths
@@ -103,11 +100,6 @@ class ServingTable(BaseModel):
     max_batch: Count = 256  # vLLM's max_num_seqs
     prefill_tokens: Count = 8192
     page_tokens: Count = 16  # vLLM's block_size
-
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, model: str) -> str:
-        return known_model(model)
 
 
 class ServingFile(BaseModel):
@@ -157,25 +149,24 @@ def draw_traffic(table: ServingTable, context: int, where: str) -> Traffic:
     )
 
 
-def kv_pages(
-    shape: ModelShape, hw: HardwareProfile, prefill: Schedule, prefill_tokens: int, page_tokens: int
-) -> int:
+def kv_pages(served: ServedModel, prefill_tokens: int, page_tokens: int) -> int:
     """Pages of KV cache that fit in HBM beside all else; not above zero where none does.
 
     The rest is what a prefill of `prefill_tokens` takes but for its cache.
     """
-    setting = Setting(shape, hw, prefill, chunk=prefill_tokens)
+    shape, hw = served.shape, served.hardware
+    setting = Setting(shape, hw, served.prefill, chunk=prefill_tokens)
     moment = memory(setting, "prefill", prefill_tokens)
     free_bytes = hw.hbm.capacity - (moment.bytes - moment.parts["KV cache"])
     return int(free_bytes // (page_tokens * shape.layers * cache_bytes_per_token(setting)))
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """What came of one load.
 
     `ttft` is the time to first token, `tpot` the mean time of a request's tokens after it. `batch`
-    is the mean of decode steps; `cache_use` (mean) and `most_cache_use` are shares of the KV cache.
+    is the mean of decoding; `cache_use` (mean) and `most_cache_use` are shares of the KV cache.
     """
 
     requests_per_s: float
@@ -199,7 +190,7 @@ class ServingAnswer:
     hardware: Hardware
     model: str
     cache_tokens: int
-    loads: list[Load]
+    loads: list[LoadResult]
 
     @property
     def saturation_tokens_per_s(self) -> float:
@@ -213,12 +204,6 @@ class ServingAnswer:
         served = self.saturation_tokens_per_s / lowest.tokens_per_s * lowest.requests_per_s
         return served if self.loads[-1].requests_per_s >= SATURATED * served else None
 
-    def show(self) -> None:
-        """Print the table."""
-        from sim.report.serving import print_loads
-
-        print_loads(self)
-
     def json(self) -> str:
         """The loads, and what they rest on, as JSON."""
         results = {
@@ -228,14 +213,7 @@ class ServingAnswer:
             "saturation_requests_per_s": self.saturation_requests_per_s,
             "loads": [asdict(load) for load in self.loads],
         }
-        return dumps(self.title, self.hardware, results)
-
-    def save(self, out: Path) -> None:
-        """Write results.json and the figure into the folder `out`."""
-        from sim.report.serving import latency_figure
-
-        save_text(self.json(), out / "results.json")
-        latency_figure(self).savefig(out / "latency.png")
+        return answer_json(self.title, self.hardware, results)
 
 
 @dataclass(frozen=True)
@@ -245,7 +223,7 @@ class ServingQuestion:
     title: str
     hardware: Hardware
     table: ServingTable
-    schedules: tuple[Schedule, Schedule]
+    served: ServedModel
     traffic: Traffic
     pages: int
     limits: Limits
@@ -258,13 +236,10 @@ class ServingQuestion:
         table, shape = tables.serving, MODELS[tables.serving.model]
         hardware = hardware_of(tables.hardware, where)
         schedules = schedule_of(table.prefill, where), schedule_of(table.decode, where)
+        served = ServedModel(shape, hardware.profile, *schedules)
         traffic = draw_traffic(table, table.context or shape.context, where)
-        try:
-            pages = kv_pages(
-                shape, hardware.profile, schedules[0], table.prefill_tokens, table.page_tokens
-            )
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        with naming(where):
+            pages = kv_pages(served, table.prefill_tokens, table.page_tokens)
         if pages * table.page_tokens < traffic.longest:
             raise InputError(
                 f"{where}: serving.model = {shape.name!r}: {hardware.profile.name} has room for "
@@ -272,38 +247,27 @@ class ServingQuestion:
                 f"request has {traffic.longest}"
             )
         title = tables.title or name
-        return cls(title, hardware, table, schedules, traffic, pages, tables.limits, where)
+        return cls(title, hardware, table, served, traffic, pages, tables.limits, where)
 
     def answer(self, progress: Progress = lambda *_: None) -> ServingAnswer:
         """Run it; raises InputError for what cannot be run."""
-        table, shape = self.table, MODELS[self.table.model]
-        times = step_times(
-            shape,
-            self.hardware.profile,
-            self.schedules,
-            self.traffic.longest,
-            table.max_batch,
-            self.where,
-            self.limits,
-            progress,
+        table, longest = self.table, self.traffic.longest
+        server = self.server(
+            iteration_times(
+                self.served, longest, table.max_batch, self.where, self.limits, progress
+            )
         )
-        server = self.server(times)
         loads = []
         for number, rate in enumerate(sorted(table.requests_per_s)):
             progress(f"{rate:g} requests/s", number, len(table.requests_per_s))
             service = Service(server, self.traffic.at(rate))
             service.run()
             loads.append(load_of(rate, service, self.hardware))
-        return ServingAnswer(
-            self.title,
-            self.hardware,
-            shape.name,
-            self.pages * table.page_tokens,
-            loads,
-        )
+        cache_tokens = self.pages * table.page_tokens
+        return ServingAnswer(self.title, self.hardware, table.model, cache_tokens, loads)
 
-    def server(self, times: StepTimes) -> Server:
-        """The server, with steps that take so long."""
+    def server(self, times: IterationTimes) -> Server:
+        """The server, with iterations that take so long."""
         table = self.table
         return Server(
             pages=self.pages,
@@ -315,34 +279,34 @@ class ServingQuestion:
         )
 
 
-def load_of(requests_per_s: float, service: Service, hardware: Hardware) -> Load:
+def load_of(requests_per_s: float, service: Service, hardware: Hardware) -> LoadResult:
     """What is said of one load."""
-    requests, steps = service.requests, middle_half(service.steps)
-    decoding = [step for step in steps if not step.prefill]
-    seconds = np.array([step.end_s - step.start_s for step in steps])
-    pages = np.array([step.pages for step in steps])
-    elapsed_s = steps[-1].end_s - steps[0].start_s
-    tokens_per_s = sum(step.batch for step in steps) / elapsed_s
+    requests, measured = service.requests, middle_half(service.iterations)
+    decoding = [one for one in measured if not one.prefill]
+    seconds = np.array([one.end_s - one.start_s for one in measured])
+    pages = np.array([one.pages for one in measured])
+    elapsed_s = measured[-1].end_s - measured[0].start_s
+    tokens_per_s = sum(one.batch for one in measured) / elapsed_s
     first_s = [request.first_token_s for request in requests]
     per_token_s = [r.per_token_s for r in requests if r.per_token_s is not None] or [0.0]
-    return Load(
+    return LoadResult(
         requests_per_s=requests_per_s,
         tokens_per_s=tokens_per_s,
         ttft_median_s=float(np.median(first_s)),
         ttft_p95_s=float(np.percentile(first_s, 95)),
         tpot_median_s=float(np.median(per_token_s)),
         tpot_p95_s=float(np.percentile(per_token_s, 95)),
-        batch=float(np.mean([step.batch for step in decoding])) if decoding else 0.0,
+        batch=float(np.mean([one.batch for one in decoding])) if decoding else 0.0,
         cache_use=float(pages @ seconds) / elapsed_s / service.server.pages,
-        most_cache_use=max(step.pages for step in service.steps) / service.server.pages,
+        most_cache_use=max(one.pages for one in service.iterations) / service.server.pages,
         preemptions=sum(request.preempted for request in requests),
         price_per_million_tokens=hardware.price_of_million(1.0, tokens_per_s),
     )
 
 
-def middle_half(steps: list[ServerStep]) -> list[ServerStep]:
-    """The steps that end in the middle half of the time; all, where none does."""
-    start_s, end_s = steps[0].start_s, steps[-1].end_s
+def middle_half(iterations: list[Iteration]) -> list[Iteration]:
+    """Those that end in the middle half of the time; all, where none does."""
+    start_s, end_s = iterations[0].start_s, iterations[-1].end_s
     quarter_s = (end_s - start_s) / 4
-    chosen = [s for s in steps if start_s + quarter_s < s.end_s <= end_s - quarter_s]
-    return chosen or steps
+    chosen = [one for one in iterations if start_s + quarter_s < one.end_s <= end_s - quarter_s]
+    return chosen or iterations

@@ -1,43 +1,10 @@
 """The command line as a person meets it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ATTNSIM = Path(sys.executable).with_name("attnsim")
-GOOD = {
-    "workload": "heads = 8\nhead_dim = 64\nseq_len = 1024",
-    "hardware": 'profile = "h100-sxm"',
-    "schedule": 'name = "flash2"',
-}
-
-
-def attnsim(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(ATTNSIM), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def scenario(folder: Path, **changes: str) -> Path:
-    tables = {**GOOD, **changes}
-    text = "\n".join(
-        f"[[{name}]]\n{body}" if name == "schedule" else f"[{name}]\n{body}"
-        for name, body in tables.items()
-    )
-    path = folder / "mine.toml"
-    path.write_text(text)
-    return path
-
-
-def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    assert done.returncode == 2, done
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr, done.stderr
-
+from tests.support.commands import GOOD, assert_one_line, attnsim, scenario
 
 BAD = {
     "unknown key": ({"workload": "sequence = 3"}, ["workload.sequence: unknown key"]),

@@ -1,4 +1,4 @@
-"""The device, driven by programs of a few steps: launches, links, memory, several GPUs.
+"""The device, driven by programs of a few commands: launches, links, memory, several GPUs.
 
 Times are worked out by hand from the profile below, whose figures are round.
 """
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.device.memory import OutOfMemoryError, check_memory, gpus_of
+from sim.device.memory import OutOfMemoryError, check_memory
+from sim.device.program import gpus_of
 from sim.device.run import DeviceRun, run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
@@ -29,7 +30,7 @@ from sim.tile_program import (
     Transfer,
     once,
 )
-from tests.engine.test_engines import assert_same
+from tests.support.same_runs import assert_same
 
 LAUNCH_S, GAP_S = 3e-6, 1e-6
 HOST, PEER, NETWORK = 10e9, 100e9, 20e9  # bytes a second

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from sim import simulate
+from sim.device.program import kernels_of
 from sim.engine.compiled import replay
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
-from sim.engine.fast_forward import plan as fast_forward
 from sim.engine.fast_forward.plan import can_skip, replayed_steps
 from sim.engine.fast_forward.reduced import can_be_coarse, coarse, slower
+from sim.engine.fast_forward.run import run_kernel
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.machine import HBM, L2, TENSOR, machine_of
@@ -20,11 +21,11 @@ H100 = load_profile("h100-sxm")
 MOST_STEPS = Limits().replayed_steps
 
 
-def kernel_of(name: str, **workload):
+def kernel_of(name: str, options: dict[str, str] | None = None, **workload):
     """The longest kernel of a schedule, at head_dim 128 unless told."""
     w = WorkloadTable.model_validate({"head_dim": 128, "causal": True, **workload}).workload()
-    kernels = make_schedule({"name": name}, "a test").lower(w, H100)
-    return max(kernels, key=lambda kernel: kernel.tile_steps)
+    program = make_schedule({"name": name, **(options or {})}, "a test").program(w, H100)
+    return max(kernels_of(program), key=lambda kernel: kernel.tile_steps)
 
 
 def exactly(kernel, hw=H100):
@@ -34,7 +35,7 @@ def exactly(kernel, hw=H100):
 
 
 def skipping(kernel, most_steps=MOST_STEPS):
-    return fast_forward.run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
+    return run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
 
 
 def hbm_bytes(run) -> int:
@@ -63,7 +64,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
     workload, most_steps, time_error, hbm_error = CASES[case]
-    monkeypatch.setattr(fast_forward, "COARSE_TRIPS", 128)
+    monkeypatch.setattr("sim.engine.fast_forward.plan.COARSE_TRIPS", 128)
     kernel = kernel_of("flash2", seq_len=32768, **workload)
     whole, ours = exactly(kernel), skipping(kernel, most_steps)
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 4
@@ -75,6 +76,14 @@ def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
     assert ours.l2_write_bytes == whole.l2_write_bytes
     for pipe in (TENSOR, L2, HBM):
         assert ours.busy_s[pipe] == pytest.approx(whole.busy_s[pipe], rel=max(hbm_error, 1e-9))
+
+
+def test_what_repeats_is_told_by_the_kernel_not_by_its_tensors():
+    """RoPE's table is one matrix for 48 heads, of which three share K and V."""
+    kernel = kernel_of("flash2", {"rope": "fused"}, heads=48, kv_heads=16, seq_len=32768)
+    assert (kernel.periods, kernel.sharing) == (48, 3)
+    whole, ours = exactly(kernel), skipping(kernel, 600_000)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.03)
 
 
 def test_part_of_a_period_stands_for_all_of_it():

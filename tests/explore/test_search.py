@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 import signal
+import sqlite3
 import subprocess
-import time
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.report.search import pareto
 from sim.runs.scenario import load_scenario, read_scenario
-from tests.cli.test_cli import ATTNSIM, assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 
 DEVICE = """
 title = "a device"
@@ -163,18 +163,31 @@ def test_front_profiles_are_sound_and_run_to_the_time_of_their_trial(tmp_path):
     assert json.loads(ran.stdout)[0]["time_s"] == front[-1]["values"][0]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sim.explore.search import Search
+from sim.runs.scenario import read_scenario
+
+evaluate, tried = Search.evaluate, []
+
+def one_in_the_middle_of_which_it_is_killed(search, design):
+    if len(tried) == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tried.append(design)
+    return evaluate(search, design)
+
+Search.evaluate = one_in_the_middle_of_which_it_is_killed
+Search(read_scenario(sys.argv[1], ())).run(Path(sys.argv[2]))
+"""
+
+
 def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
-    path, out = (
-        search_file(tmp_path, DEVICE.replace("trials = 16", "trials = 30")),
-        tmp_path / "out",
-    )
-    command = [str(ATTNSIM), "explore", "search", str(path), "--out", str(out)]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while tried_in(out) < 12:
-        time.sleep(0.02)
-        assert running.poll() is None, "it ended before it was killed"
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    path = search_file(tmp_path, DEVICE.replace("trials = 16", "trials = 30"))
+    out = tmp_path / "out"
+    out.mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, path, out], check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert 12 <= tried_in(out) < 30
     resumed, whole = searched(path, out=out), searched(path)
     assert [(t.design, t.values) for t in resumed.trials] == [
@@ -183,14 +196,9 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 def tried_in(out: Path) -> int:
-    import sqlite3
-
-    try:
-        with sqlite3.connect(f"file:{out}/study.db?mode=ro", uri=True) as database:
-            query = "select count(*) from trials where state in ('COMPLETE', 'PRUNED')"
-            return int(database.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
+    with sqlite3.connect(f"file:{out}/study.db?mode=ro", uri=True) as database:
+        query = "select count(*) from trials where state in ('COMPLETE', 'PRUNED')"
+        return int(database.execute(query).fetchone()[0])
 
 
 def test_a_folder_takes_more_trials_but_not_another_search(tmp_path):
@@ -200,6 +208,22 @@ def test_a_folder_takes_more_trials_but_not_another_search(tmp_path):
     assert more.trials[: len(few.trials)] == few.trials
     with pytest.raises(InputError, match="holds another search"):
         searched(path, "workload.seq_len=512", out=out)
+
+
+def test_a_schedule_in_a_file_is_searched_where_code_may_run_and_edited_another_search(tmp_path):
+    text = DEVICE.replace("flash2", "mine.py:Mine").replace("trials = 16", "trials = 1")
+    path, mine, out = search_file(tmp_path, text), tmp_path / "mine.py", tmp_path / "out"
+    source = (
+        "from sim.schedules.flash2 import Flash2\nclass Mine(Flash2):\n    name: str = 'mine'\n"
+    )
+    mine.write_text(source)
+    out.mkdir()
+    with pytest.raises(InputError, match="--allow-code"):
+        searched(path)
+    assert len(Search(read_scenario(str(path), (), True)).run(out).trials) == 1
+    mine.write_text(source + "# edited")
+    with pytest.raises(InputError, match="holds another search"):
+        Search(read_scenario(str(path), (), True)).run(out)
 
 
 BAD = {

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 import sim.explore.sensitivity as module
-from sim.cli.app import main
 from sim.explore.sensitivity import (
     Effect,
     ScheduleSensitivity,
@@ -25,9 +24,12 @@ from sim.explore.sensitivity import (
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import Count
-from sim.report.sensitivity import step_like, tornado
+from sim.report.present import show
+from sim.report.sensitivity import jumps, tornado
 from sim.runs.job import run_scenario
 from sim.runs.scenario import Limits, Scenario, make_scenario
+from tests.support.commands import assert_one_line, called
+from tests.support.waiting import GUARD_S
 
 H100 = load_profile("h100-sxm")
 OPTIONS = {"ring": {"gpus": 2}}
@@ -62,8 +64,8 @@ def scenario(
     )
 
 
-def effects(of: Scenario, step: float = 0.05) -> dict[str, Effect]:
-    (schedule,) = sensitivity(of, step=step).schedules
+def effects(of: Scenario, shift: float = 0.05) -> dict[str, Effect]:
+    (schedule,) = sensitivity(of, shift=shift).schedules
     return {effect.parameter.key: effect for effect in schedule.effects}
 
 
@@ -75,14 +77,6 @@ def numbers(section: Any, prefix: str = "") -> dict[str, float]:
             found |= numbers(value, f"{prefix}.{key}")
         return found
     return {prefix[1:]: section} if isinstance(section, int | float) else {}
-
-
-def attnsim(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["attnsim", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return ended.value.code or 0, out, err
 
 
 @pytest.mark.parametrize("name", ["h100-sxm", "t4", "mi300x"])
@@ -106,14 +100,14 @@ class Drawn(BaseModel):
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-12, 1e18), st.integers(1, 10**6), st.floats(1e-4, 0.5))
-def test_steps_are_as_far_as_bounds_and_whole_numbers_let_them(share, rate, count, step):
+def test_shifts_are_as_far_as_bounds_and_whole_numbers_let_them(share, rate, count, shift):
     drawn = Drawn(share=share, rate=rate, count=count)
-    by_share, by_rate, by_count = parameters(drawn, step)
-    assert (by_rate.down, by_rate.up) == (rate / (1 + step), rate * (1 + step))
-    assert by_share.down == share / (1 + step)
-    assert by_share.up == (None if share == 1 else min(1, share * (1 + step)))
+    by_share, by_rate, by_count = parameters(drawn, shift)
+    assert (by_rate.down, by_rate.up) == (rate / (1 + shift), rate * (1 + shift))
+    assert by_share.down == share / (1 + shift)
+    assert by_share.up == (None if share == 1 else min(1, share * (1 + shift)))
     assert isinstance(by_count.up, int)
-    assert by_count.up - count == max(1, round(count * (1 + step)) - count)
+    assert by_count.up - count == max(1, round(count * (1 + shift)) - count)
     if count == 1:
         assert by_count.down is None
     else:
@@ -139,7 +133,7 @@ def test_twice_all_rates_and_half_all_latencies_is_half_the_time(name):
 @pytest.mark.parametrize("name", ["naive", "flash2", "ring"])
 def test_rates_less_latencies_sum_to_minus_one(name):
     """By dimensional analysis (Euler's theorem on homogeneous functions)."""
-    by_key = effects(scenario(name), step=1e-4)
+    by_key = effects(scenario(name), shift=1e-4)
     total = sum(by_key[key].time.central for key in RATES if key in by_key)
     total -= sum(by_key[key].time.central for key in LATENCIES if key in by_key)
     assert total == pytest.approx(-1, abs=5e-3)
@@ -185,7 +179,7 @@ def test_an_elasticity_is_what_two_runs_of_ones_own_give():
 
 
 def test_all_cores_say_what_one_says(monkeypatch):
-    """Side by side: of the first two steps neither goes on before the other has begun."""
+    """Side by side: of the first two shifts neither goes on before the other has begun."""
     of = scenario("naive", "flash2", "ring")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     alone = sensitivity(of).json()
@@ -194,11 +188,11 @@ def test_all_cores_say_what_one_says(monkeypatch):
 
     def side_by_side(*asked):
         if first_two:
-            first_two.pop().wait(timeout=20)
-        return stepped(*asked)
+            first_two.pop().wait(timeout=GUARD_S)
+        return shifted(*asked)
 
-    stepped = module._stepped
-    monkeypatch.setattr(module, "_stepped", side_by_side)
+    shifted = module._shifted
+    monkeypatch.setattr(module, "_shifted", side_by_side)
     assert sensitivity(of).json() == alone
     assert not first_two
 
@@ -220,7 +214,7 @@ def test_a_profile_without_energy_has_none():
     assert all(effect.energy is None for effect in effects(bare).values())
 
 
-def test_a_tile_that_just_fits_is_stepped_one_way():
+def test_a_tile_that_just_fits_is_shifted_one_way():
     """128 x 64 in fp16 with head_dim 64 needs 16 KiB of Q and 2 x 8 KiB of K and V."""
     fitting = {"sram": {"capacity": "33 KiB"}}
     tile = {"tile": {"q": 128, "kv": 64}, "implementation": "cuda"}
@@ -229,7 +223,7 @@ def test_a_tile_that_just_fits_is_stepped_one_way():
     assert found.central == found.up
 
 
-def test_a_share_of_one_is_stepped_down():
+def test_a_share_of_one_is_shifted_down():
     by_key = effects(scenario("flash2", heads=16, head_dim=128, seq_len=2048))
     found = by_key["calibration.sm.mma_issue"]
     assert found.parameter.value == 1
@@ -238,13 +232,13 @@ def test_a_share_of_one_is_stepped_down():
     assert found.time.central == found.time.down > 0
 
 
-def test_what_steps_is_told_from_what_slopes():
+def test_what_jumps_is_told_from_what_slopes():
     """132 CTAs on 132 SMs: one SM less and a second wave begins."""
     by_key = effects(scenario("flash2", heads=11, seq_len=128 * 12, causal=False))
     count = by_key["sm.count"].time
-    assert step_like(count)
+    assert jumps(count)
     assert count.down < -5
-    assert not step_like(by_key["tensor.fp16"].time)
+    assert not jumps(by_key["tensor.fp16"].time)
 
 
 def fast_forwarded(record, error: float):
@@ -273,7 +267,7 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
         assert effect(own, *sides).energy.noise == 0
         shown = replace(found, energy=replace(exact.energy, central=-0.3))
         one = replace(answer, schedules=[ScheduleSensitivity(sides[0], [shown])])
-        one.show()
+        show(one)
         said = capsys.readouterr().out
         assert told in said
         assert f"fast-forwarded, with an estimated error of {error:.2%} of time" in said
@@ -327,11 +321,12 @@ name = "flash2"
 """
 
 
-def test_the_command_prints_saves_and_gives_json(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_saves_and_gives_json(tmp_path):
     (tmp_path / "mine.toml").write_text(FILE)
     command = ("explore", "sensitivity", tmp_path / "mine.toml")
-    code, said, _ = attnsim(capsys, monkeypatch, *command, "--out", tmp_path / "out")
-    assert code == 0
+    done = called(*command, "--out", tmp_path / "out")
+    said = done.stdout
+    assert done.returncode == 0
     assert "calibration.tensor.mma_sync" in said
     assert "5% more" in said
     assert (tmp_path / "out/sensitivity.png").stat().st_size > 10_000
@@ -340,36 +335,29 @@ def test_the_command_prints_saves_and_gives_json(tmp_path, capsys, monkeypatch):
     assert told["overrides"] == {}
     assert told["schedules"][0]["options"] == {"name": "flash2"}
     assert told["schedules"][0]["effects"][0]["parameter"]["key"] in said
-    code, text, _ = attnsim(capsys, monkeypatch, *command, "--json")
-    assert json.loads(text) == told
+    assert json.loads(called(*command, "--json").stdout) == told
 
 
-def test_a_swept_scenario_is_refused_in_one_line_unless_one_point_remains(
-    tmp_path, capsys, monkeypatch
-):
+def test_a_swept_scenario_is_refused_in_one_line_unless_one_point_remains(tmp_path):
     (tmp_path / "mine.toml").write_text(FILE + '[sweep]\n"workload.seq_len" = [256, 512]\n')
     command = ("explore", "sensitivity", tmp_path / "mine.toml", "--json")
-    code, out, err = attnsim(capsys, monkeypatch, *command)
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "sweep: sensitivity is of one point, and here are 2: --set sweep={}" in err
-    code, out, _ = attnsim(
-        capsys, monkeypatch, *command, "--set", "sweep={}", "--set", "workload.seq_len=256"
-    )
-    assert code == 0
-    assert json.loads(out)["schedules"][0]["effects"]
+    said = "sweep: sensitivity is of one point, and here are 2: --set sweep={}"
+    assert_one_line(called(*command), said)
+    done = called(*command, "--set", "sweep={}", "--set", "workload.seq_len=256")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["schedules"][0]["effects"]
 
 
-def test_another_question_is_refused_in_one_line(capsys, monkeypatch):
-    code, _, err = attnsim(capsys, monkeypatch, "explore", "sensitivity", "consumer_24gb")
-    assert code == 2
-    assert err.endswith("schedule: sensitivity is of [[schedule]] tables\n")
+def test_another_question_is_refused_in_one_line():
+    done = called("explore", "sensitivity", "consumer_24gb")
+    assert_one_line(done, "schedule: sensitivity is of [[schedule]] tables\n")
 
 
 def test_what_does_not_fit_has_no_effects(capsys):
     answer = sensitivity(scenario("naive", seq_len=262144))
     (of,) = answer.schedules
     assert of.effects == []
-    answer.show()
+    show(answer)
     assert "naive: out of memory: S needs" in capsys.readouterr().out
 
 

@@ -6,9 +6,8 @@ import sqlite3
 from html import escape
 
 import pytest
-from typer.testing import CliRunner
+from playwright.sync_api import expect
 
-from sim.cli.app import app
 from sim.inputs.units import show
 from sim.machine import CAUSES
 from sim.report import charts
@@ -18,6 +17,7 @@ from sim.report.table import CAUSES_IN_WORDS
 from sim.runs.record import Record
 from sim.runs.results_file import load
 from tests.support.browser import Visit
+from tests.support.commands import called
 
 QUESTION = """
 title = "Two schedules"
@@ -38,12 +38,6 @@ SWEEP = (
 )
 
 
-def attnsim(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 @pytest.fixture
 def written(tmp_path):
     """Writes a scenario, runs it, and gives the page's path and the records."""
@@ -51,11 +45,10 @@ def written(tmp_path):
     def write(text, *more, command="run"):
         path, report = tmp_path / "question.toml", tmp_path / "report.html"
         path.write_text(text)
-        if command == "sweep":
-            attnsim("sweep", path, "--store", tmp_path / "s.sqlite", "--report", report, *more)
-            return report, None
-        attnsim("run", path, "--report", report, "--out", tmp_path / "out", *more)
-        return report, load(tmp_path / "out" / "results.json")
+        into = ["--store", tmp_path / "s.sqlite"] if command == "sweep" else ["--out", tmp_path]
+        done = called(command, path, "--report", report, *into, *more)
+        assert done.returncode == 0, done.stderr
+        return report, load(tmp_path / "results.json") if command == "run" else None
 
     return write
 
@@ -69,7 +62,8 @@ def opened(browser):
         visit = Visit(browser, offline=True)
         visits.append((visit, path))
         page = visit.open_file(path)
-        page.wait_for_selector(".main-svg")
+        for chart in page.locator(".chart").all():
+            chart.locator(".main-svg").first.wait_for()
         return page
 
     yield open_page
@@ -81,13 +75,14 @@ def opened(browser):
 
 def totals(page):
     """What stands at the ends of the bars of time."""
-    return [text.strip() for text in page.locator("#time .textpoint").all_text_contents()]
+    return page.locator("#time .textpoint")
 
 
 def bars(page, chart):
     """Lengths of a chart's bars in pixels, trace by trace."""
-    paths = page.locator(f"#{chart} .bars path").all()
-    return [path.bounding_box()["width"] for path in paths]
+    paths = page.locator(f"#{chart} .bars path")
+    paths.first.wait_for()
+    return [path.bounding_box()["width"] for path in paths.all()]
 
 
 def test_the_page_of_a_run_tells_what_the_records_say(written, opened):
@@ -109,11 +104,8 @@ def test_the_page_of_a_run_tells_what_the_records_say(written, opened):
     assert read_naive / read_flash == pytest.approx(
         naive.hbm_read_bytes / flash.hbm_read_bytes, rel=0.1
     )
-    assert totals(page) == [
-        show(naive.time_s, "s"),
-        show(flash.time_s, "s"),
-    ]
-    assert page.locator("#roofline .points path").count() == 3  # naive's matmuls, flash2
+    expect(totals(page)).to_have_text([show(naive.time_s, "s"), show(flash.time_s, "s")])
+    expect(page.locator("#roofline .points path")).to_have_count(3)  # naive's matmuls, flash2
     assert "a100-sxm-80gb" in page.locator("#scenario").inner_text()
     assert "numba" in page.locator("footer").inner_text()
 
@@ -125,13 +117,9 @@ def test_charts_answer_the_mouse(written, opened):
     tip = page.locator("#traffic .hoverlayer .hovertext").first
     assert "naive" in tip.text_content()
     lines = page.locator("#timeline .scatterlayer .trace")
-    before = lines.count()
+    expect(lines).to_have_count(4)
     page.locator("#timeline .legendtoggle").nth(2).click()
-    page.wait_for_function(
-        "n => document.querySelectorAll('#timeline .scatterlayer .trace').length > n", arg=before
-    )
-    assert before == 4
-    assert lines.count() == 6
+    expect(lines).to_have_count(6)
 
 
 def test_the_device_is_shown_with_its_sources(written, opened):
@@ -162,13 +150,12 @@ def test_a_sweep_has_all_points_and_charts_of_the_chosen_one(written, opened, tm
     page = opened(path)
     assert page.locator("#results tbody tr").count() == 8
     assert "fastest at 4 of 4 points" in page.locator("#answer").inner_text()
-    assert page.locator("#swept_time .points path").count() == 8
+    expect(page.locator("#swept_time .points path")).to_have_count(8)
     chosen = page.locator("#point option")
     assert chosen.count() == 4
-    before = totals(page)
+    expect(totals(page)).to_have_count(2)
+    before = [text.strip() for text in totals(page).all_text_contents()]
     page.select_option("#point", index=0)
-    after = totals(page)
-    assert before != after
     with sqlite3.connect(tmp_path / "s.sqlite") as store:
         kept = [json.loads(row) for (row,) in store.execute("SELECT record FROM points")]
     times = [
@@ -178,8 +165,9 @@ def test_a_sweep_has_all_points_and_charts_of_the_chosen_one(written, opened, tm
         if record["schedule"] == schedule
         and record["point"] == {"workload.seq_len": 512, "hardware.l2.capacity": "20 MB"}
     ]
-    assert after == times
-    assert page.locator("#timeline .scatterlayer .trace").count() == 4
+    assert before != times
+    expect(totals(page)).to_have_text(times)
+    expect(page.locator("#timeline .scatterlayer .trace")).to_have_count(4)
 
 
 def test_a_sweep_in_which_one_schedule_cannot_be_has_its_page(written, opened):
@@ -189,7 +177,7 @@ def test_a_sweep_in_which_one_schedule_cannot_be_has_its_page(written, opened):
     assert page.locator("#results tr.failed").count() == 1
     assert page.locator("#point option").count() == 2
     page.select_option("#point", index=0)
-    assert len(totals(page)) == 1
+    expect(totals(page)).to_have_count(1)
     assert "numba" in page.locator("footer").inner_text()
 
 
@@ -211,12 +199,11 @@ def test_the_answer_of_a_sweep_names_losses_too():
 def test_a_menu_chooses_the_swept_key(written, opened):
     path, _ = written(SWEEP)
     page = opened(path)
-    assert page.locator("#swept_time .xtitle").text_content() == "workload.seq_len"
+    title = page.locator("#swept_time .xtitle")
+    expect(title).to_have_text("workload.seq_len")
     page.locator("#swept_time .updatemenu-header").click()
     page.locator("#swept_time .updatemenu-item-text", has_text="hardware.l2.capacity").last.click()
-    page.wait_for_function(
-        "document.querySelector('#swept_time .xtitle').textContent === 'hardware.l2.capacity'"
-    )
+    expect(title).to_have_text("hardware.l2.capacity")
     ticks = page.locator("#swept_time .xtick text").all_text_contents()
     assert any(tick.endswith("MB") for tick in ticks)
 
@@ -259,16 +246,11 @@ def test_texts_cannot_become_markup(written, opened):
         (("run", "serving", "--report", "report.html"), "--report, --trace and --engine go with"),
     ],
 )
-def test_a_report_that_cannot_be_is_one_line(arguments, said, monkeypatch, capsys, tmp_path):
-    from sim.cli.app import main
-
+def test_a_report_that_cannot_be_is_one_line(arguments, said, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["attnsim", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    captured = capsys.readouterr()
-    assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", captured.err)
+    done = called(*arguments)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", done.stderr)
     assert not list(tmp_path.iterdir())
 
 

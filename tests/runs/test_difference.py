@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sim.cli.app import main
 from sim.inputs.files import InputError
-from sim.report.difference import print_comparison, sentence
+from sim.report.difference import sentence, show_comparison
 from sim.runs.difference import BETWEEN, LEFT_IN_L2, compare, difference
 from sim.runs.job import run_scenario
 from sim.runs.record import Record
 from sim.runs.results_file import dumps, load, save
 from sim.runs.scenario import make_scenario
+from tests.support.commands import called
 
 WORKLOAD = {"heads": 4, "head_dim": 64, "seq_len": 1024}
 OPTIONS = {"ring": {"gpus": 2}, "tree_decoding": {"gpus": 4}}
@@ -41,14 +41,6 @@ def compared(folder: Path, first: list[Record], second: list[Record]):
     save(first, folder / "a.json")
     save(second, folder / "b.json")
     return compare(folder / "a.json", folder / "b.json")
-
-
-def attnsim(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["attnsim", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return ended.value.code or 0, out, err
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +191,7 @@ def test_overrides_and_options_that_differ_are_named(tmp_path, capsys):
         "schedule.flash2.tile.q": (None, 128),
         "schedule.flash2.tile.kv": (None, 64),
     }
-    print_comparison(comparison)
+    show_comparison(comparison)
     said = capsys.readouterr().out
     assert "hardware.l2.capacity 100 MiB instead of 50 MiB" in said
     assert "schedule.flash2.stages 3 instead of the default" in said
@@ -240,19 +232,19 @@ def test_what_does_not_fit_has_no_time_to_compare(tmp_path, base):
     assert lone.reason.startswith(f"out of memory in {tmp_path / 'b.json'} (S needs ")
 
 
-def test_the_command_says_it_and_gives_json(tmp_path, base, slow_hbm, capsys, monkeypatch):
+def test_the_command_says_it_and_gives_json(tmp_path, base, slow_hbm):
     old = [replace(r, versions={**r.versions, "attnsim": "0.0.1"}) for r in slow_hbm]
     compared(tmp_path, base, old)
     paths = tmp_path / "a.json", tmp_path / "b.json"
-    code, said, _ = attnsim(capsys, monkeypatch, "compare", *paths)
-    assert code == 0
+    done = called("compare", *paths)
+    said = done.stdout
+    assert done.returncode == 0
     assert said.startswith("B has hardware.hbm.bandwidth 1 TB/s instead of the profile's, ")
     assert "\nnaive takes " in said
     assert "0.0.1 wrote B" in said
     assert "P = softmax(S)" in said
     assert "B / A" in said
-    code, text, _ = attnsim(capsys, monkeypatch, "compare", *paths, "--json")
-    told = json.loads(text)
+    told = json.loads(called("compare", *paths, "--json").stdout)
     assert told["versions"][1] == "0.0.1"
     naive = told["differences"][0]
     assert naive["time_s"] == {"before": base[0].time_s, "after": slow_hbm[0].time_s}
@@ -311,7 +303,7 @@ def test_a_bad_file_is_one_line(case, tmp_path, base):
         assert part in str(error.value)
 
 
-def test_a_missing_file_ends_the_command(tmp_path, capsys, monkeypatch):
-    code, out, err = attnsim(capsys, monkeypatch, "compare", "no.json", tmp_path)
-    assert (code, out) == (2, "")
-    assert err == "attnsim: no.json: cannot be read: No such file or directory\n"
+def test_a_missing_file_ends_the_command(tmp_path):
+    done = called("compare", "no.json", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "attnsim: no.json: cannot be read: No such file or directory\n"

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.api import simulate
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.schedules.parts.flash2_backward import public_backward_cta, query_blocks
+from sim.schedules.parts.flash2_backward import query_blocks
+from sim.schedules.parts.public_tiles import public_backward_cta
 from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import devices, lowered, workloads
 
@@ -167,7 +169,7 @@ def test_naive_s_dk_and_dv_take_their_keys_column_of_the_matrix_and_all_query_ro
 def test_backward_takes_five_matmuls_where_forward_takes_two(case, hw):
     schedule, w = case
     schedule = schedule.model_copy(update={"tile": Tile(q=16, kv=16)})
-    kernels = schedule.lower(w, hw)
+    kernels = kernels_of(schedule.program(w, hw))
     flops = [ran.executed("mma_flops") for ran in run(kernels, hw, w)]
     assert sum(flops) == 3.5 * flops[0]
     assert sum(flops) >= w.useful_flops
@@ -203,7 +205,7 @@ def test_flash1_backward_traffic_goes_as_the_square_of_n_d_over_sram(share, head
     capacity = f"{int(256 * share)} KiB"
     overrides = {"l2": {"capacity": "0 B"}, "sram": {"capacity": capacity}}
     hw = load_profile("h100-sxm", overrides, "a test")
-    ran = by_name(SCHEDULES["flash1"]().lower(w, hw), hw, w)["flash1 backward"]
+    ran = by_name(kernels_of(SCHEDULES["flash1"]().program(w, hw)), hw, w)["flash1 backward"]
     elements = (ran.hbm_read_bytes + ran.hbm_write_bytes) / w.dtype_bytes
     m = hw.sram.max_per_cta / w.dtype_bytes
     passes = n / (m / (8 * d) - 16) + 1
@@ -244,7 +246,7 @@ def test_naive_backward_without_l2_moves_what_eager_pytorch_does(case, hw, scale
 def test_naive_takes_four_matmuls_more_of_the_same_flops():
     hw = load_profile("a100-sxm-40gb")
     w = WorkloadTable(heads=2, head_dim=64, seq_len=256, phase="training").workload()
-    runs = by_name(SCHEDULES["naive"]().lower(w, hw), hw, w)
+    runs = by_name(kernels_of(SCHEDULES["naive"]().program(w, hw)), hw, w)
     flops = [ran.executed("mma_flops") for ran in runs.values() if ran.executed("mma_flops")]
     assert flops == [2 * 2 * 64 * 256 * 256] * 6
 
@@ -253,7 +255,7 @@ def test_softmax_backward_of_rows_beyond_sram_reads_their_product_twice():
     hw = load_profile("h100-sxm", {"sram": {"capacity": "64 KiB"}}, "a test")
     table = WorkloadTable(heads=1, head_dim=16, seq_q=2, seq_kv=40_000, phase="training")
     w = table.workload()
-    ran = by_name(SCHEDULES["naive"]().lower(w, hw), hw, w)["dS = softmax backward"]
+    ran = by_name(kernels_of(SCHEDULES["naive"]().program(w, hw)), hw, w)["dS = softmax backward"]
     assert ran.l2_read_bytes == 3 * 2 * 40_000 * 2
 
 
@@ -306,7 +308,7 @@ def test_backward_tiles_and_their_sram_are_the_public_kernel_s(
 )
 def test_dropout_runs_in_the_public_kernel_s_smaller_tiles(head_dim, tile):
     w = WorkloadTable(heads=1, head_dim=head_dim, seq_len=512, dropout=True).workload()
-    (kernel,) = SCHEDULES["flash2"]().lower(w, load_profile("a100-sxm-40gb"))
+    (kernel,) = kernels_of(SCHEDULES["flash2"]().program(w, load_profile("a100-sxm-40gb")))
     assert (tile_of(kernel).q, tile_of(kernel).kv) == tile
 
 
@@ -315,8 +317,8 @@ def test_dropout_costs_random_numbers_for_each_score_and_no_bytes(name):
     hw = load_profile("a100-sxm-40gb", {"l2": {"capacity": "0 B"}}, "a test")
     schedule = SCHEDULES[name].model_validate({"tile": {"q": 64, "kv": 64}})
     w = WorkloadTable(heads=2, head_dim=64, seq_len=512, phase="training").workload()
-    plain = run(schedule.lower(w, hw), hw, w)
-    dropped = run(schedule.lower(replace(w, dropout=True), hw), hw, w)
+    plain = run(kernels_of(schedule.program(w, hw)), hw, w)
+    dropped = run(kernels_of(schedule.program(replace(w, dropout=True), hw)), hw, w)
     scores = 2 * 512 * 512
     more = sum(
         d.executed("vector_ops") - p.executed("vector_ops")

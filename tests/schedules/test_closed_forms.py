@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.inputs.hardware import HardwareProfile, load_profile
@@ -173,7 +174,7 @@ def test_a_mask_file_is_read_block_by_block(tmp_path_factory, w, hw, seed, each_
         tile=[tile.q, tile.kv],
     )
     schedule = SCHEDULES["block_sparse"].model_validate({"mask_file": path})
-    (ran,) = run(schedule.lower(w, hw), hw, w)
+    (ran,) = run(kernels_of(schedule.program(w, hw)), hw, w)
     expected = sum(kept_bytes(w, mask & seen, tile) for mask in masks)
     assert ran.hbm_read_bytes == expected * (1 if each_head else matrices)
 
@@ -282,7 +283,7 @@ def test_gpt2_medium_forward_bytes_without_l2_are_the_closed_form():
     """The paper's case (arXiv 2205.14135, Figure 2): S and P cross HBM four times, 2.1 GB each."""
     hw = load_profile("a100-sxm-40gb", {"l2": {"capacity": "0 B"}}, "a test")
     w = WorkloadTable(batch=64, heads=16, head_dim=64, seq_len=1024).workload()
-    runs = run(SCHEDULES["naive"]().lower(w, hw), hw, w)
+    runs = run(kernels_of(SCHEDULES["naive"]().program(w, hw)), hw, w)
     scores = 64 * 16 * 1024 * 1024 * 2
     row_block = 64 * 16 * 1024 * 64 * 2  # Q, K, V or O once
     blocks = 1024 // 128
@@ -301,7 +302,7 @@ def test_flash1_traffic_falls_as_sram_grows(share):
             {"l2": {"capacity": "0 B"}, "sram": {"capacity": f"{int(256 * part)} KiB"}},
             "a test",
         )
-        (ran,) = run(SCHEDULES["flash1"]().lower(w, hw), hw, w)
+        (ran,) = run(kernels_of(SCHEDULES["flash1"]().program(w, hw)), hw, w)
         sizes[part] = ran.hbm_read_bytes
     assert sizes[share] / sizes[1.0] == pytest.approx(1 / share, rel=0.1)
 
@@ -320,7 +321,7 @@ def test_flash2_takes_one_exp_a_score_and_one_a_row_of_each_visited_block(w, hw,
 def test_softmax_of_rows_beyond_sram_takes_every_exp_twice():
     hw = load_profile("h100-sxm", {"sram": {"capacity": "64 KiB"}}, "a test")
     w = WorkloadTable(heads=1, head_dim=16, seq_q=2, seq_kv=40_000).workload()
-    softmax = run(SCHEDULES["naive"]().lower(w, hw), hw, w)[1]
+    softmax = run(kernels_of(SCHEDULES["naive"]().program(w, hw)), hw, w)[1]
     assert softmax.executed("exp_count") >= 2 * 2 * 40_000
     assert softmax.l2_read_bytes == 3 * 2 * 40_000 * 2
 
@@ -341,7 +342,7 @@ def test_a_kernel_starts_when_it_is_launched_and_the_one_before_is_over():
 def test_a_matmul_takes_its_share_of_the_issue_slots():
     hw = load_profile("h100-sxm")
     w = WorkloadTable(heads=1, head_dim=64, seq_len=512).workload()
-    (kernel,) = SCHEDULES["flash2"]().lower(w, hw)
+    (kernel,) = kernels_of(SCHEDULES["flash2"]().program(w, hw))
     (matmul,) = [s for s in kernel.actions if isinstance(s, Compute) and s.name == "O += P V"]
     service_s = service_times_s(matmul, kernel, hw, "fp16")
     assert service_s[ISSUE] == hw.calibration.sm.mma_issue * service_s[TENSOR] > 0

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
@@ -171,7 +172,8 @@ def test_pages_are_each_one_sequence_s_and_every_head_reads_its_own(case, hw):
 def test_pages_lie_where_the_seed_says():
     w = WorkloadTable(heads=2, head_dim=64, seq_kv=1000, phase="decode").workload()
     reads = [
-        loaded_tiles(SCHEDULES["paged"](seed=seed).lower(w, H100)[0], "K") for seed in (1, 1, 2)
+        loaded_tiles(kernels_of(SCHEDULES["paged"](seed=seed).program(w, H100))[0], "K")
+        for seed in (1, 1, 2)
     ]
     assert reads[0] == reads[1] != reads[2]
 
@@ -211,7 +213,7 @@ def test_decoding_reads_the_cache_of_its_kv_heads_as_far_as_the_window_reaches(
     w = WorkloadTable(
         heads=heads, kv_heads=kv_heads, head_dim=128, seq_kv=8192, window=window, phase="decode"
     ).workload()
-    kernels = SCHEDULES[name]().lower(w, H100)
+    kernels = kernels_of(SCHEDULES[name]().program(w, H100))
     ran = run(kernels, H100, w)[0]
     splits = kernels[0].ctas // kv_heads
     keys = (window or 8192) + 128  # and the block that the window cuts
@@ -223,13 +225,13 @@ def test_decoding_reads_the_cache_of_its_kv_heads_as_far_as_the_window_reaches(
 def test_decode_is_the_split_kernel_unsplit():
     w = WorkloadTable(model="llama-3-8b", seq_kv=5000, phase="decode", batch=2).workload()
     (plain,), (split,) = (
-        run(make_schedule(table, "a test").lower(w, H100), H100, w)
+        run(kernels_of(make_schedule(table, "a test").program(w, H100)), H100, w)
         for table in ({"name": "decode"}, {"name": "flash_decoding", "splits": 1})
     )
     assert plain.time_s == split.time_s
     assert plain.hbm_read_bytes == split.hbm_read_bytes
     # A CTA a query head, as flash2 has it, reads a KV head's cache for each of its four.
-    (unpacked,) = run(SCHEDULES["flash2"]().lower(w, H100), H100, w)
+    (unpacked,) = run(kernels_of(SCHEDULES["flash2"]().program(w, H100)), H100, w)
     cache_bytes = 2 * 2 * 8 * 5000 * 256
     assert unpacked.hbm_read_bytes - plain.hbm_read_bytes == 3 * cache_bytes
 
@@ -252,7 +254,7 @@ def test_a_quantised_cache_is_read_in_less_time_by_about_its_width():
 
     def time_s(kv_dtype):
         quantised = replace(w, kv_dtype=kv_dtype)
-        return run(SCHEDULES["paged"]().lower(quantised, hw), hw, quantised)[0].time_s
+        return run(kernels_of(SCHEDULES["paged"]().program(quantised, hw)), hw, quantised)[0].time_s
 
     assert time_s(None) / time_s("fp8") == pytest.approx(2, rel=0.05)
     assert time_s(None) / time_s("int8") == pytest.approx(256 / 132, rel=0.05)
@@ -280,10 +282,10 @@ def test_streaming_llm_s_decoding_does_not_grow_with_length_and_rotates_keys():
     ran = {}
     for seq_kv in (4096, 1_000_000):
         w = WorkloadTable(model="llama-3-8b", seq_kv=seq_kv, phase="decode").workload()
-        ran[seq_kv] = run(SCHEDULES["streaming_llm"]().lower(w, H100), H100, w)[0]
+        ran[seq_kv] = run(kernels_of(SCHEDULES["streaming_llm"]().program(w, H100)), H100, w)[0]
     assert ran[4096].time_s == ran[1_000_000].time_s
     short = replace(w, seq_kv=2004)
-    kernels = SCHEDULES["flash_decoding"]().lower(short, H100)
+    kernels = kernels_of(SCHEDULES["flash_decoding"]().program(short, H100))
     unrotated = run(kernels, H100, short)[0]
     elements = (8 * ceil(2004, 128) * 128 + kernels[0].ctas * 64) * 128
     rotated = ran[4096].executed("vector_ops") - unrotated.executed("vector_ops")
@@ -330,7 +332,7 @@ def test_h2o_reads_its_budget_and_adds_each_probability_to_its_key(case, hw):
 
 def test_h2o_keeps_a_fifth_of_the_tokens_unless_told_otherwise():
     w = WorkloadTable(model="llama-2-7b", seq_kv=4000, phase="decode").workload()
-    kernels = SCHEDULES["h2o"]().lower(w, H100)
+    kernels = kernels_of(SCHEDULES["h2o"]().program(w, H100))
     (k,) = {s.tensor for s in kernels[0].streams if s.tensor.name == "K"}
     assert k.rows == 800
 
@@ -416,7 +418,7 @@ def test_mla_reads_the_latent_cache_once_for_each_block_of_heads(case, hw):
 def test_mla_on_deepseek_v3_is_flash_mla_s_kernel():
     """128 heads are two blocks of 64; 576 elements a token, once each, whatever the heads."""
     w = WorkloadTable(model="deepseek-v3", seq_kv=8192, batch=4, phase="decode").workload()
-    (kernel, _) = SCHEDULES["mla"]().lower(w, H100)
+    (kernel, _) = kernels_of(SCHEDULES["mla"]().program(w, H100))
     assert tile_of(kernel) == (64, 64)
     published, _ = schedule_as_published([8192] * 4, 132 // 2)
     assert kernel.ctas == 2 * sum(sequence < 4 for sequence, *_ in published)
@@ -434,7 +436,7 @@ def cache_bytes_a_token(name: str) -> int:
     shape = MODELS[name]
     w = WorkloadTable(model=name, seq_kv=4096, phase="decode").workload()
     schedule = "mla" if shape.latent_dim else "flash_decoding"
-    kernels = SCHEDULES[schedule]().lower(w, H100)
+    kernels = kernels_of(SCHEDULES[schedule]().program(w, H100))
     cached = {s.tensor for s in kernels[0].streams if s.tensor.name in ("K", "V", "C")}
     return shape.layers * sum(tensor.bytes for tensor in cached) // 4096
 
@@ -478,11 +480,5 @@ def test_the_latent_cache_is_as_small_as_deepseek_v2_says():
 def test_what_cannot_be_is_said_in_one_line(schedule, workload, complaint):
     w = WorkloadTable(phase="decode", **workload).workload()
     with pytest.raises(InputError, match=complaint) as caught:
-        lower_checked(schedule, w)
+        make_schedule(schedule, "a test").program(w, H100)
     assert "\n" not in str(caught.value)
-
-
-def lower_checked(schedule, w):
-    made = make_schedule(schedule, "a test")
-    made.check(w)
-    made.lower(w, H100)

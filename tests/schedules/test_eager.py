@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules.naive import Naive
-from sim.schedules.parts.eager import ELEMENTS_A_BLOCK
-from sim.tile_program import Load, Store, in_order
-from tests.cli.test_cli import assert_one_line, attnsim
+from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
+from sim.tile_program import Load, Store
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.drawn import devices
 
 EAGER = Naive(framework="pytorch")
@@ -84,7 +85,7 @@ def test_the_kernels_are_the_operations_that_pytorch_launches_over_the_same_byte
     with Operations() as launched:
         benchmarked(qkv, w.causal)
     ours = []
-    for kernel in EAGER.lower(w, HW):
+    for kernel in kernels_of(EAGER.program(w, HW)):
         ops = [op for loop in kernel.loops for op in loop.ops]
         read = {op.stream.tensor for op in ops if isinstance(op, Load)}
         (written,) = {op.stream.tensor for op in ops if isinstance(op, Store)}
@@ -94,7 +95,7 @@ def test_the_kernels_are_the_operations_that_pytorch_launches_over_the_same_byte
 
 def moved(w, hw):
     """(HBM bytes read, written) of each kernel, by name."""
-    kernels = in_order(EAGER.lower(w, hw))
+    kernels = EAGER.program(w, hw)
     ran = [k.run for k in run_on_device(kernels, hw, w.dtype, "replay", lambda _: None).kernels]
     return {run.kernel.name: (run.hbm_read_bytes, run.hbm_write_bytes) for run in ran}
 
@@ -125,12 +126,12 @@ def test_without_l2_passes_move_what_they_must(w, hw):
 
 def kept_by_blocks(n: int) -> int:
     """Elements of the CTAs' blocks that have any above the diagonal, of an n x n matrix."""
-    rows = max(1, ELEMENTS_A_BLOCK // n)
+    rows = max(1, ELEMENTS_A_CTA // n)
     above = np.triu(np.ones((n, n), bool), 1)
     blocks = [
-        above[top : top + rows, left : left + ELEMENTS_A_BLOCK]
+        above[top : top + rows, left : left + ELEMENTS_A_CTA]
         for top in range(0, n, rows)
-        for left in range(0, n, ELEMENTS_A_BLOCK)
+        for left in range(0, n, ELEMENTS_A_CTA)
     ]
     return sum(block.size for block in blocks if block.any())
 

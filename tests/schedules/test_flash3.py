@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
@@ -106,7 +107,7 @@ def test_two_ctas_of_a_cluster_read_a_key_block_once(dtype, head_dim, shared):
     rows = 192 if head_dim == 96 else 128
     for blocks in (3, 4):
         w = workload(heads=3, head_dim=head_dim, seq_q=blocks * rows, seq_kv=700, dtype=dtype)
-        (ran,) = run(FLASH3.lower(w, hw), hw, w)
+        (ran,) = run(kernels_of(FLASH3.program(w, hw)), hw, w)
         times = blocks / 2 if shared and blocks == 4 else blocks
         rows_read = 3 * (blocks * rows + 2 * 700 * times)
         assert ran.hbm_read_bytes == rows_read * head_dim * w.dtype_bytes
@@ -132,7 +133,7 @@ def test_the_public_tiles_fill_an_sm_with_one_cta(dtype, head_dim, rows, keys):
     masks = ({"causal": False}, {"causal": True}, {"causal": True, "window": 512})
     for mask, kv in zip(masks, keys, strict=True):
         w = workload(heads=4, head_dim=head_dim, seq_len=2048, dtype=dtype, **mask)
-        (kernel,) = FLASH3.lower(w, H100)
+        (kernel,) = kernels_of(FLASH3.program(w, H100))
         assert tile_of([kernel]) == Tile(q=rows, kv=kv)
         assert kernel.footprint.workers == rows // 64
         assert kernel.footprint.sram_bytes <= H100.sram.max_per_cta
@@ -143,17 +144,17 @@ def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
     """tile_size.h: 128 x 112 at head_dim 192 and 128 x 80 at 256 are the most that fit."""
     for head_dim, kv in ((192, 112), (256, 80)):
         w = workload(heads=4, head_dim=head_dim, seq_len=2048)
-        FLASH3.lower(w, H100)
+        FLASH3.program(w, H100)
         larger = make_schedule({"name": "flash3", "tile": {"q": 128, "kv": kv + 16}}, "a test")
         with pytest.raises(InputError, match="of SRAM"):
-            larger.lower(w, H100)
+            larger.program(w, H100)
 
 
 @given(st.integers(1, 40), st.integers(1, 3000), st.sampled_from((64, 128)))
 @settings(max_examples=40, deadline=None)
 def test_causal_work_is_shared_out_to_within_two_blocks(heads, seq_len, head_dim):
     w = workload(heads=heads, head_dim=head_dim, seq_len=seq_len, causal=True)
-    (kernel,) = FLASH3.lower(w, H100)
+    (kernel,) = kernels_of(FLASH3.program(w, H100))
     steps = kernel.trips[1:].sum(axis=0) + 1
     by_cta = (steps * kernel.trips[0]).reshape(kernel.ctas, -1).sum(axis=1)
     assert by_cta.max() <= by_cta.mean() + 2 * steps.max()
@@ -162,14 +163,14 @@ def test_causal_work_is_shared_out_to_within_two_blocks(heads, seq_len, head_dim
 def test_causal_blocks_go_longest_first_within_what_32_mib_of_l2_hold():
     """tile_scheduler.hpp: sections of as many heads, a power of two, as fit with their K and V."""
     w = workload(heads=24, head_dim=128, seq_len=4096, causal=True)  # 2 MiB of K and V a head
-    (kernel,) = FLASH3.lower(w, H100)
+    (kernel,) = kernels_of(FLASH3.program(w, H100))
     q, down = kernel.streams[0], 4096 // 128
     first = q.base(np.arange(kernel.ctas) * kernel.items_per_cta)
     np.testing.assert_array_equal(first[:16], np.arange(16) * down + down - 1)
     np.testing.assert_array_equal(first[16:32], np.arange(16) * down + down - 2)
     assert first.max() < 16 * down
     full = workload(heads=24, head_dim=128, seq_len=4096)
-    (kernel,) = FLASH3.lower(full, H100)
+    (kernel,) = kernels_of(FLASH3.program(full, H100))
     first = kernel.streams[0].base(np.arange(kernel.ctas) * kernel.items_per_cta)
     np.testing.assert_array_equal(first, np.arange(kernel.ctas))
 
@@ -177,13 +178,15 @@ def test_causal_blocks_go_longest_first_within_what_32_mib_of_l2_hold():
 def test_softmax_hides_behind_matmuls_as_far_as_these_leave_issue_slots():
     w = workload(heads=16, head_dim=128, seq_len=8192)
     free = load_profile("h100-sxm", {"calibration": {"sm": {"async_issue": 0.0}}}, "a test")
-    (hidden,) = run(FLASH3.lower(w, free), free, w)
+    (hidden,) = run(kernels_of(FLASH3.program(w, free)), free, w)
     tensor_s, exp_s = (float(hidden.busy_s[pipe]) / free.sm.count for pipe in (TENSOR, EXP))
     assert exp_s > 0.3 * tensor_s
     assert hidden.time_s < 1.1 * tensor_s
-    (ran,) = run(FLASH3.lower(w, H100), H100, w)
+    (ran,) = run(kernels_of(FLASH3.program(w, H100)), H100, w)
     assert ran.time_s > 1.1 * hidden.time_s
-    (flash2,) = run(make_schedule({"name": "flash2"}, "a test").lower(w, H100), H100, w)
+    (flash2,) = run(
+        kernels_of(make_schedule({"name": "flash2"}, "a test").program(w, H100)), H100, w
+    )
     assert ran.time_s < 0.7 * flash2.time_s
 
 
@@ -191,13 +194,13 @@ def test_decoding_packs_the_query_heads_that_share_a_cache():
     """heuristics.h, should_pack_gqa and use_one_mma_wg."""
     hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
     w = workload(heads=32, kv_heads=8, head_dim=128, seq_kv=4096, phase="decode")
-    (kernel,) = kernels = FLASH3.lower(w, hw)
+    (kernel,) = kernels = kernels_of(FLASH3.program(w, hw))
     assert tile_of(kernels).q == 64
     assert kernel.footprint.workers == 1
     (ran,) = run(kernels, hw, w)
     assert ran.hbm_read_bytes == (32 + 2 * 8 * 4096) * 128 * 2
     long = workload(heads=32, kv_heads=8, head_dim=128, seq_len=4096)
-    assert FLASH3.lower(long, hw)[0].tensors[0].groups == 32
+    assert kernels_of(FLASH3.program(long, hw))[0].tensors[0].groups == 32
 
 
 def test_fp8_transposes_v_and_writes_bf16():
@@ -205,7 +208,9 @@ def test_fp8_transposes_v_and_writes_bf16():
     work = {}
     for dtype in ("fp16", "fp8"):
         table = {"name": "flash3", "tile": {"q": 128, "kv": 128}}
-        (kernel,) = make_schedule(table, "a test").lower(workload(dtype=dtype, **shape), H100)
+        (kernel,) = kernels_of(
+            make_schedule(table, "a test").program(workload(dtype=dtype, **shape), H100)
+        )
         work[dtype] = [s for s in kernel.loops[1].actions if isinstance(s, Compute)]
         assert kernel.tensors[3].bytes == 4 * 2048 * 128 * 2
     assert sum(s.mma_flops for s in work["fp8"]) == sum(s.mma_flops for s in work["fp16"])
@@ -228,5 +233,5 @@ def test_fp8_transposes_v_and_writes_bf16():
 def test_what_it_cannot_do_is_one_line(table, profile, options, complaint):
     w = workload(**{"heads": 2, "head_dim": 64, "seq_len": 256, **table})
     with pytest.raises(InputError, match=re.escape(complaint)) as raised:
-        make_schedule({"name": "flash3", **options}, "a test").lower(w, load_profile(profile))
+        make_schedule({"name": "flash3", **options}, "a test").program(w, load_profile(profile))
     assert "\n" not in str(raised.value)

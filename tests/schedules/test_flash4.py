@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import ctas_per_sm
@@ -48,7 +49,7 @@ def test_flops_and_exps_are_those_of_the_visited_blocks(case, hw):
     steps = kernel.tensors[0].groups * int(visits(w, kernel).sum())
     scores, head_dim = tile.q * tile.kv, -(-w.head_dim // 16) * 16
     assert ran.executed("mma_flops") == 4 * head_dim * steps * scores
-    (none,) = run(schedule.model_copy(update={"emulated": 0.0}).lower(w, hw), hw, w)
+    (none,) = run(kernels_of(schedule.model_copy(update={"emulated": 0.0}).program(w, hw)), hw, w)
     assert none.executed("exp_count") == steps * (scores + tile.q)
     emulated = none.executed("exp_count") - ran.executed("exp_count")
     assert ran.executed("vector_ops") - none.executed("vector_ops") == 9 * emulated
@@ -67,7 +68,7 @@ def test_both_engines_agree(case, hw):
 @pytest.mark.parametrize("causal", [False, True])
 def test_an_sm_holds_one_cta_of_16_warps(head_dim, causal):
     w = workload(heads=8, head_dim=head_dim, seq_len=4096, causal=causal)
-    (kernel,) = FLASH4.lower(w, B200)
+    (kernel,) = kernels_of(FLASH4.program(w, B200))
     assert kernel.footprint.sram_bytes <= 224 * 1024
     assert (kernel.footprint.threads, kernel.footprint.workers) == (512, 2)
     assert ctas_per_sm(kernel.footprint, B200) == 1
@@ -87,7 +88,7 @@ def test_the_public_share_of_emulated_exponentials():
 
     for table, often in (({"causal": False}, 10), ({"causal": True}, 16)):
         w = workload(heads=8, head_dim=128, seq_len=4096, **table)
-        (kernel,) = FLASH4.lower(w, B200)
+        (kernel,) = kernels_of(FLASH4.program(w, B200))
         (softmax,) = [s for s in kernel.loops[1].actions if s.name == "softmax"]
         scores = 256 * 128
         assert scores + 256 - softmax.exp_count == pytest.approx(share(often) * scores)
@@ -99,7 +100,7 @@ def test_emulation_pays_where_exponentials_hold_back():
     times = {}
     for emulated in (0.0, 0.25, 1.0):
         schedule = make_schedule({"name": "flash4", "emulated": emulated}, "a test")
-        (ran,) = run(schedule.lower(w, B200), B200, w)
+        (ran,) = run(kernels_of(schedule.program(w, B200)), B200, w)
         times[emulated] = ran.time_s
     assert times[0.25] < 0.9 * times[0.0]
     assert times[1.0] > times[0.25]
@@ -108,7 +109,7 @@ def test_emulation_pays_where_exponentials_hold_back():
 def test_two_tiles_take_turns():
     """One tile's softmax runs during the other's matmuls: far less than their sum."""
     w = workload(heads=37, head_dim=128, seq_len=8192)  # 8 items for each of 148 SMs
-    (ran,) = run(FLASH4.lower(w, B200), B200, w)
+    (ran,) = run(kernels_of(FLASH4.program(w, B200)), B200, w)
     busy_s = ran.busy_s[:3] / B200.sm.count  # tensor, vector, exp
     assert busy_s[0] + busy_s[2] > 1.4 * ran.time_s
     assert ran.time_s < 1.15 * busy_s[0]
@@ -116,7 +117,7 @@ def test_two_tiles_take_turns():
 
 def test_causal_tiles_are_launched_longest_first():
     w = workload(heads=4, head_dim=64, seq_len=4096, causal=True)
-    (kernel,) = FLASH4.lower(w, B200)
+    (kernel,) = kernels_of(FLASH4.program(w, B200))
     steps = kernel.trips[1]
     assert np.all(np.diff(steps) <= 0)
     seen = blocks_with_any(np.tri(4096, dtype=bool), tile_of([kernel])).sum(axis=1)
@@ -135,5 +136,5 @@ def test_causal_tiles_are_launched_longest_first():
 def test_what_it_cannot_do_is_one_line(table, profile, overrides, complaint):
     w = workload(**{"heads": 2, "head_dim": 64, "seq_len": 512, **table})
     with pytest.raises(InputError, match=re.escape(complaint)) as raised:
-        FLASH4.lower(w, load_profile(profile, overrides, "a test"))
+        FLASH4.program(w, load_profile(profile, overrides, "a test"))
     assert "\n" not in str(raised.value)

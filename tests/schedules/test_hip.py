@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
@@ -62,7 +63,7 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
     first = lowered(schedule, w, hw)
     rows, size = first[0].streams[0].tile_rows, first[1].streams[1].tile_rows
     schedule = schedule.model_copy(update={"tile": Tile(q=rows, kv=size)})
-    commands = schedule.commands(w, hw)
+    commands = schedule.program(w, hw)
     chunks = visits = keys = 0
     key = np.arange(w.seq_kv)
     for top in range(0, w.seq_q, rows):
@@ -99,7 +100,7 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
 @given(st.integers(1, 20), st.integers(1, 10))
 def test_the_mask_is_searched_anew_every_so_many_tokens(tokens, refresh):
     w = workload(seq_kv=2000, phase="decode", tokens=tokens)
-    commands = Hip(refresh=refresh).commands(w, H100)
+    commands = Hip(refresh=refresh).program(w, H100)
     expected = []
     for token in range(tokens):
         expected += ["estimate mask", "hip"] if token % refresh == 0 else ["hip"]
@@ -128,7 +129,7 @@ def test_neighbouring_masks_have_the_reused_share_in_common(reuse):
     w = workload(seq_kv=1 << 20, phase="decode", tokens=40)
     schedule = Hip(refresh=1, keep=4096, reuse=reuse)
     found = []
-    for command in schedule.commands(w, H100):
+    for command in schedule.program(w, H100):
         if command.work.name == "hip":
             k, trips = command.work.streams[1], int(command.work.trips[1][0])
             visited = k.table[int(k.start(np.array([0]))[0]) :][:trips]
@@ -148,8 +149,8 @@ def test_a_mask_file_says_which_blocks_are_visited(tmp_path):
         indices=np.concatenate(rows),
     )
     schedule = make_schedule({"name": "hip", "mask_file": "mask.npz"}, "a test", tmp_path)
-    estimation, sparse = schedule.lower(w, H100)
-    plain, _ = Hip(tile={"q": 32, "kv": 64}).lower(w, H100)
+    estimation, sparse = kernels_of(schedule.program(w, H100))
+    plain, _ = kernels_of(Hip(tile={"q": 32, "kv": 64}).program(w, H100))
     np.testing.assert_array_equal(estimation.trips, plain.trips)
     k = sparse.streams[1]
     for item in range(sparse.ctas):
@@ -165,7 +166,9 @@ def test_work_and_traffic_grow_as_n_log_n_from_4k_to_4m_tokens():
     tracemalloc.start()
     for name, counted in counts.items():
         for n in lengths if name == "hip" else lengths[:3]:
-            kernels = make_schedule({"name": name}, "a test").lower(workload(seq_len=int(n)), H100)
+            kernels = kernels_of(
+                make_schedule({"name": name}, "a test").program(workload(seq_len=int(n)), H100)
+            )
             counted.append(
                 (sum(k.tile_steps for k in kernels), sum(without_l2(k) for k in kernels))
             )
@@ -234,7 +237,7 @@ def pruned(draw):
 def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
     w, schedule, middle = case
     hw = hw.model_copy(update={"links": H100.links})
-    commands = schedule.commands(w, hw)
+    commands = schedule.program(w, hw)
     matrices, row_bytes = w.batch * w.kv_heads, w.head_dim * w.dtype_bytes
     q_rows, page = w.heads // w.kv_heads, schedule.chunks[-1]
     candidates, chosen, left = [], [], middle
@@ -276,7 +279,7 @@ def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
 def test_infinite_hip_holds_its_caches_in_hbm_and_no_more_of_keys_and_values(case):
     w, schedule, _ = case
     kernels = [
-        command.work for command in schedule.commands(w, H100) if isinstance(command.work, Kernel)
+        command.work for command in schedule.program(w, H100) if isinstance(command.work, Kernel)
     ]
     tensors = dict.fromkeys(tensor for kernel in kernels for tensor in kernel.tensors)
     caches = [t for t in tensors if t.lifetime == "input" and t.name != "Q"]
@@ -291,7 +294,7 @@ def test_infinite_hip_holds_its_caches_in_hbm_and_no_more_of_keys_and_values(cas
 def test_a_page_is_fetched_before_the_attention_that_waits_for_it():
     w = workload(seq_kv=1 << 18, phase="decode", tokens=4)
     schedule = InfiniteHip(refresh=(4, 4, 4))
-    commands = schedule.commands(w, H100)
+    commands = schedule.program(w, H100)
     first = next(schedule.replay(w))
     names = [command.work.name for command in commands]
     assert names[:3] == [
@@ -315,7 +318,7 @@ def test_without_a_link_to_the_host_nothing_is_fetched():
     w = workload(seq_kv=1 << 18, phase="decode")
     hw = H100.model_copy(update={"links": None})
     with pytest.raises(InputError, match=r"has no links\.host"):
-        run(InfiniteHip().commands(w, hw), hw, w)
+        run(InfiniteHip().program(w, hw), hw, w)
 
 
 def test_pages_once_more_than_the_cache_holds_never_hit():
@@ -360,13 +363,15 @@ def test_stages_that_do_not_fit_are_said(options, complaint):
 @settings(max_examples=20, deadline=None)
 def test_any_lengths_go_through_the_stages(case, hw):
     w, schedule = case
-    for kernel in schedule.lower(w, hw):
+    for kernel in kernels_of(schedule.program(w, hw)):
         for stream in kernel.streams:
             if stream.table is not None and stream.tensor.name.endswith("cache"):
                 assert stream.table.min() >= 0
                 assert stream.table.max() < stream.tiles_down
     (token,) = schedule.replay(w)
     assert 0 < token.pages.touched <= -(-w.seq_kv // schedule.page)
-    attention = next(k for k in schedule.lower(w, hw) if k.name == "block sparse attention")
+    attention = next(
+        k for k in kernels_of(schedule.program(w, hw)) if k.name == "block sparse attention"
+    )
     visited = [s.table for s in attention.streams if s.tensor.name == "K cache"]
     assert set(np.concatenate(visited)) == set(token.pages.slots)

@@ -8,12 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sim.api import simulate
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from tests.engine.test_engines import assert_same
 from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import cases, devices
@@ -29,8 +30,7 @@ def with_rope(schedule, w, hw, rope):
     """The schedule's steps with rope, None where it says that it has none."""
     schedule = schedule.model_copy(update={"rope": rope})
     try:
-        schedule.check(w)
-        return schedule.commands(w, hw)
+        return schedule.program(w, hw)
     except InputError as error:
         if "rope" in str(error):
             return None
@@ -74,7 +74,7 @@ def test_fused_reads_table_rows_once_with_each_tile_and_rotates_them(case, hw):
     tile = schedule.tile.model_copy(
         update={"q": streams["Q"].tile_rows, "kv": streams["K"].tile_rows}
     )
-    plain = schedule.model_copy(update={"tile": tile}).lower(w, hw)
+    plain = kernels_of(schedule.model_copy(update={"tile": tile}).program(w, hw))
     (fused,), (bare,) = run(kernels, hw, w), run(plain, hw, w)
     seen = visited(w, tile)
     keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(seen.shape[1]))
@@ -151,7 +151,7 @@ def test_fused_saves_the_passes_and_pays_in_lane_operations():
     hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
     w = WorkloadTable(heads=8, head_dim=128, seq_len=512).workload()
     passes, fused = (
-        SCHEDULES["flash2"].model_validate({"rope": rope}).commands(w, hw)
+        SCHEDULES["flash2"].model_validate({"rope": rope}).program(w, hw)
         for rope in ("pass", "fused")
     )
     assert [command.work.name for command in passes] == ["rope Q", "rope K", "flash2"]

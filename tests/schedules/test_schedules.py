@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.device.memory import check_memory, gpus_of, kernels_of
+from sim.device.memory import check_memory
+from sim.device.program import gpus_of, kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError, shipped_names
 from sim.inputs.hardware import load_profile
@@ -68,7 +69,7 @@ def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
 def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
     w, schedule = case
     try:
-        commands = schedule.commands(w, hw)
+        commands = schedule.program(w, hw)
     except InputError:
         lowered(schedule, w, hw)  # the drawn tile does not fit
         return

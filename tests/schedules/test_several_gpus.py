@@ -26,7 +26,7 @@ from sim.schedules.base import Schedule
 from sim.tile_program import Command, Kernel, Transfer
 from tests.engine.test_engines import assert_same
 from tests.schedules.test_closed_forms import blocks_with_any, compulsory_bytes, tile_of
-from tests.support.drawn import cases, lowered
+from tests.support.drawn import cases
 from tests.support.trace_processor import TraceProcessor
 
 NAMES = ("ring", "ulysses", "tree_decoding", "tensor_parallel")
@@ -49,17 +49,19 @@ HW = device()
 ASKED = Asked("it", {}, {}, "a test", {})
 
 
-def steps_of(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW) -> list[Command]:
-    """The schedule's steps; a drawn tile gives way where it does not fit."""
+def commands_of(
+    schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW
+) -> list[Command]:
+    """The schedule's commands; a drawn tile gives way where it does not fit."""
     try:
-        return schedule.commands(w, hw)
+        return schedule.program(w, hw)
     except InputError:
-        return schedule.model_copy(update={"tile": None}).commands(w, hw)
+        return schedule.model_copy(update={"tile": None}).program(w, hw)
 
 
 def ran(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile = HW):
     """The run and its record."""
-    run = run_on_device(steps_of(schedule, w, hw), hw, w.dtype, "replay", lambda _: None)
+    run = run_on_device(commands_of(schedule, w, hw), hw, w.dtype, "replay", lambda _: None)
     return run, record_of(ASKED, w, hw, run, "replay")
 
 
@@ -142,7 +144,7 @@ def odd_stripes() -> tuple[AttentionWorkload, Schedule]:
 @given(cases("ring").filter(lambda case: case[0].phase == "prefill"))
 @example(odd_stripes())
 @settings(max_examples=60)
-def test_each_step_of_the_ring_computes_the_tiles_that_its_mask_shows(case):
+def test_each_turn_of_the_ring_computes_the_tiles_that_its_mask_shows(case):
     w, schedule = case
     run, record = ran(schedule, w)
     gpus, flops = schedule.gpus, 0
@@ -171,7 +173,7 @@ def test_the_tokens_dealt_out_are_all_tokens(balance, gpus):
 
 @given(cases("ring").filter(lambda case: case[0].phase == "prefill"))
 @settings(max_examples=40)
-def test_merging_reads_and_writes_the_fp32_result_once_a_step(case):
+def test_merging_reads_and_writes_the_fp32_result_once_a_turn(case):
     w, schedule = case
     run, _ = ran(schedule, w)
     rows = w.batch * w.heads * w.seq_q // schedule.gpus
@@ -196,8 +198,8 @@ def test_merging_reads_and_writes_the_fp32_result_once_a_step(case):
             assert (name, read, written) == ("merge", (part + merged) // share, merged // share)
 
 
-def step_s(run: DeviceRun, gpu: int, s: int) -> tuple[float, float]:
-    """When the attention kernel of a full ring's step began and when it ended."""
+def turn_s(run: DeviceRun, gpu: int, s: int) -> tuple[float, float]:
+    """When the attention kernel of a full ring's turn began and when it ended."""
     kernels = [k for k in run.kernels if k.gpu == gpu and "flash" in k.run.kernel.name]
     return kernels[s].start_s, kernels[s].start_s + kernels[s].run.time_s
 
@@ -212,15 +214,15 @@ def test_a_received_block_is_overwritten_only_once_it_is_used_and_sent_on(gpus, 
     for gpu in range(gpus):
         into = [s for s in run.sent if s.transfer.to == gpu]
         out_of = [s for s in run.sent if s.gpu == gpu]
-        computed = range(gpu + 1 if causal else gpus)  # the steps at which it computes
-        for s, arriving in enumerate(into):  # what step s + 1 computes on
+        computed = range(gpu + 1 if causal else gpus)  # the turns in which it computes
+        for s, arriving in enumerate(into):  # what turn s + 1 computes on
             if s + 1 in computed:
-                assert arriving.end_s <= step_s(run, gpu, s + 1)[0]
+                assert arriving.end_s <= turn_s(run, gpu, s + 1)[0]
             if s >= 2:
                 assert arriving.transfer.buffer is into[s - 2].transfer.buffer
                 assert arriving.start_s >= out_of[s - 1].end_s
                 if s - 1 in computed:
-                    assert arriving.start_s >= step_s(run, gpu, s - 1)[1]
+                    assert arriving.start_s >= turn_s(run, gpu, s - 1)[1]
             if s + 1 < len(out_of):
                 assert out_of[s + 1].start_s >= arriving.end_s
 
@@ -228,24 +230,24 @@ def test_a_received_block_is_overwritten_only_once_it_is_used_and_sent_on(gpus, 
 @pytest.mark.parametrize("gpus", [2, 4])
 @pytest.mark.parametrize("slowness", [0.5, 2.0, 5.0])
 def test_the_ring_hides_its_transfers_where_computing_takes_as_long(gpus, slowness):
-    """Liu et al. 2023, Section 3: hidden where computing a step takes as long as sending one."""
+    """Liu et al. 2023, Section 3: hidden where computing a turn takes as long as sending one."""
     w = workload(seq_len=256 * gpus, causal=False)
     ring = SCHEDULES["ring"].model_validate({"gpus": gpus})
     kernels = {k.run.kernel.name: k.run.time_s for k in ran(ring, w)[0].kernels}
     gap_s, latency_s = HW.calibration.launch.gap, HW.calibration.links.latency
-    a_step_s = kernels["flash2, all"] + kernels["merge"] + 2 * gap_s
-    bandwidth = kv_bytes(w, 256) / (slowness * a_step_s - latency_s)
+    a_turn_s = kernels["flash2, all"] + kernels["merge"] + 2 * gap_s
+    bandwidth = kv_bytes(w, 256) / (slowness * a_turn_s - latency_s)
     hw = device(links={"peer": f"{bandwidth} B/s", "node_gpus": gpus})
     run, record = ran(ring, w, hw)
     if slowness < 1:
         assert record.link_wait_s == 0
         return
     # Step s can begin once s transfers came one after the other.
-    steps_s = (gpus - 1) * slowness * a_step_s
-    assert step_s(run, 0, gpus - 1)[0] == pytest.approx(steps_s)
-    computed_s = HW.calibration.launch.latency + (gpus - 1) * a_step_s
+    turns_s = (gpus - 1) * slowness * a_turn_s
+    assert turn_s(run, 0, gpus - 1)[0] == pytest.approx(turns_s)
+    computed_s = HW.calibration.launch.latency + (gpus - 1) * a_turn_s
     computed_s += kernels["to fp32"] - kernels["merge"]
-    assert record.link_wait_s == pytest.approx(steps_s - computed_s)
+    assert record.link_wait_s == pytest.approx(turns_s - computed_s)
 
 
 def test_the_length_from_which_the_ring_hides_its_transfers_is_that_of_the_closed_form():
@@ -287,13 +289,13 @@ def test_stripes_and_zigzags_balance_what_contiguous_ranges_do_not():
 
 @pytest.mark.parametrize("balance", BALANCES)
 def test_a_gpu_of_the_ring_holds_its_share_and_two_blocks_more(balance):
-    """Q, K, V and O, two received blocks of K and V, O and LSE of a step, both in fp32 merged."""
+    """Q, K, V and O, two received blocks of K and V, O and LSE of a turn, both in fp32 merged."""
     gpus, w = 4, workload(seq_len=4096)
     rows = w.heads * w.seq_q // gpus
     shares, kv = rows * w.head_dim * w.dtype_bytes, kv_bytes(w, w.seq_kv // gpus)
     schedule = SCHEDULES["ring"].model_validate({"gpus": gpus, "balance": balance})
     part, merged = shares + 4 * rows, 4 * rows * (w.head_dim + 1)
-    assert check_memory(schedule.commands(w, HW), HW) == 2 * shares + 3 * kv + part + merged
+    assert check_memory(schedule.program(w, HW), HW) == 2 * shares + 3 * kv + part + merged
 
 
 def test_alike_kernels_are_replayed_once():
@@ -435,7 +437,7 @@ def test_a_slow_hop_holds_up_those_behind_it(name):
 def test_both_engines_agree_on_several_gpus(case, l2):
     w, schedule = case
     hw = device(l2={"capacity": l2}, links={"peer": "3 GB/s", "network": "1 GB/s", "node_gpus": 2})
-    commands = steps_of(schedule, w, hw)
+    commands = commands_of(schedule, w, hw)
     replay, reference = (
         run_on_device(commands, hw, w.dtype, engine, lambda _: None)
         for engine in ("replay", "reference")
@@ -453,14 +455,14 @@ def test_both_engines_agree_on_several_gpus(case, l2):
 
 @given(cases(*NAMES))
 @settings(max_examples=40)
-def test_the_steps_run_what_lower_says(case):
+def test_the_commands_run_what_lower_says(case):
     w, schedule = case
     try:
-        commands = schedule.commands(w, HW)
+        commands = schedule.program(w, HW)
     except InputError:
         return  # the drawn tile does not fit
     run = {command.work.name for command in commands if isinstance(command.work, Kernel)}
-    assert run == {kernel.name for kernel in lowered(schedule, w, HW)}
+    assert run == {kernel.name for kernel in schedule.lower(w, HW)}
     listed: set[Command] = set()
     for command in sorted(commands, key=lambda command: isinstance(command.work, Transfer)):
         listed.add(command)
@@ -509,8 +511,7 @@ def test_what_cannot_be_is_one_line(options, table, profile, complaint):
 
     def try_it() -> None:
         schedule = make_schedule(options, "a test")
-        schedule.check(w)
-        schedule.commands(w, load_profile(profile))
+        schedule.program(w, load_profile(profile))
 
     with pytest.raises(InputError) as error:
         try_it()

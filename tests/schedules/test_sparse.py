@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
@@ -108,7 +109,7 @@ def test_longformer_s_window_ends_where_its_mask_does(causal):
     w = WorkloadTable(heads=1, head_dim=64, seq_len=150, causal=causal).workload()
     for keep_window in range(1, 70):
         schedule = SCHEDULES["longformer"](keep_window=keep_window, tile={"q": 32, "kv": 16})
-        (kernel,) = schedule.lower(w, hw)
+        (kernel,) = kernels_of(schedule.program(w, hw))
         kept = abs(distances(w)) <= keep_window // 2
         kept[:1] = kept[:, :1] = True
         pairs = blocks_with_any(kept & visible(w), Tile(q=32, kv=16))
@@ -318,7 +319,7 @@ def test_nsa_decodes_with_the_paper_s_memory_accesses(tokens, equivalent):
     ).workload()
     schedule = SCHEDULES["nsa"]()
     branches = ("compressed attention", "selected attention", "window attention")
-    kernels = [k for k in schedule.lower(w, hw) if k.name in branches]
+    kernels = [k for k in kernels_of(schedule.program(w, hw)) if k.name in branches]
     read = sum(ran.hbm_read_bytes for ran in run(kernels, hw, w))
     of_q = sum(k.ctas // w.kv_heads for k in kernels) * w.heads * 256
     assert (read - of_q) / (2 * w.kv_heads * 256) == pytest.approx(equivalent, abs=1)
@@ -329,7 +330,7 @@ def test_patterns_visit_as_many_blocks_a_row_however_long_the_sequence(name):
     hw, steps = load_profile("h100-sxm"), {}
     for length in (8192, 16384):
         w = WorkloadTable(heads=2, head_dim=64, seq_len=length, causal=False).workload()
-        (kernel,) = SCHEDULES[name]().lower(w, hw)
+        (kernel,) = kernels_of(SCHEDULES[name]().program(w, hw))
         steps[length] = np.median(kernel.trips[1])
     assert steps[8192] == steps[16384] <= 9
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support.waiting import GUARD_S
 
 INSTALLED = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = [  # a browser that talks to nobody
@@ -23,6 +25,8 @@ QUIET = [  # a browser that talks to nobody
     "--disable-sync",
     "--no-first-run",
 ]
+GUARD_MS = GUARD_S * 1e3
+expect.set_options(timeout=GUARD_MS)
 
 
 def executable() -> str | None:
@@ -50,7 +54,7 @@ def a_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         sandboxed = os.geteuid() != 0  # as root Chromium wants to be without
         browser = playwright.chromium.launch(
-            executable_path=path, args=QUIET, chromium_sandbox=sandboxed
+            executable_path=path, args=QUIET, chromium_sandbox=sandboxed, timeout=GUARD_MS
         )
         yield browser
         browser.close()
@@ -63,6 +67,7 @@ class Visit:
         self.context = browser.new_context(
             offline=offline, viewport={"width": width, "height": 900}
         )
+        self.context.set_default_timeout(GUARD_MS)
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []

@@ -7,12 +7,13 @@ import numpy as np
 from hypothesis import reject
 from hypothesis import strategies as st
 
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule, TiledSchedule
-from sim.schedules.parts.flash_loop import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.several_gpus import SeveralGpus
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 
@@ -207,15 +208,18 @@ def shared_out(w: AttentionWorkload, gpus: int, decode: bool) -> AttentionWorklo
 
 
 def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-    """The kernels, with the schedule's default tile where the drawn one does not fit."""
+    """The kernels of the first GPU, with the default tile where the drawn one does not fit."""
     if ARCHS.get(schedule.name, hw.arch) != hw.arch:
         reject()
+    if isinstance(schedule, SeveralGpus) and hw.links.peer is None:
+        reject()
     try:
-        return schedule.lower(w, hw)
+        commands = schedule.program(w, hw)
     except InputError:
         if not isinstance(schedule, TiledSchedule):
             raise
-        return schedule.model_copy(update={"tile": None}).lower(w, hw)
+        commands = schedule.model_copy(update={"tile": None}).program(w, hw)
+    return kernels_of([command for command in commands if command.gpu == 0])
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""The README's pictures of the report and of the explorer: `python -m tests.screenshots`."""
+"""The README's pictures of report and explorer: `python -m tests.support.screenshots`."""
 
 import queue
 import tempfile
@@ -7,10 +7,12 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
-from sim.report.page import save_page
+from sim.report.page import CHARTED, save_page
+from sim.runs.again import whole_points
 from sim.runs.job import run_scenario
 from sim.runs.scenario import make_scenario, read_scenario
-from sim.web.app import Explorer, serve
+from sim.web.app import serve
+from sim.web.explorer import Explorer
 from tests.support.browser import Visit, a_browser
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,7 +31,8 @@ def report(browser: Browser) -> None:
     scenario = make_scenario(text.data, text.name, text.where, text.folder)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
-        save_page(text, [outcome.record for outcome in run_scenario(scenario)], path)
+        records = [outcome.record for outcome in run_scenario(scenario)]
+        save_page(text, records, whole_points(text, records, most=CHARTED), path)
         take(Visit(browser, offline=True).open_file(path), "report", 1240, 1260)
 
 

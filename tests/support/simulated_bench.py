@@ -6,7 +6,6 @@ import numpy as np
 
 from sim.device.run import run_on_device
 from sim.inputs.hardware import HardwareProfile
-from sim.tile_program import in_order
 from validate.measurement import Counters, Device, Measurement, Micro, Shape
 from validate.predict import predict
 
@@ -40,8 +39,8 @@ class SimulatedBench:
 
     def _counters(self, point: Measurement) -> list[Counters]:
         w = point.workload.workload()
-        kernels = point.parsed_schedule("a test").lower(w, self.truth)
-        run = run_on_device(in_order(kernels), self.truth, w.dtype, "replay", lambda _: None)
+        commands = point.parsed_schedule("a test").program(w, self.truth)
+        run = run_on_device(commands, self.truth, w.dtype, "replay", lambda _: None)
         return [
             Counters(
                 kernel=k.run.kernel.name,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sim.inputs.hardware import load_profile
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.simulated_bench import SimulatedBench
 from validate.campaign import load_campaign
 from validate.compare import COLD, HBM, HITS, WARM, compare, pairs, why, worst

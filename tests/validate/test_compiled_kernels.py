@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sim.device.program import kernels_of
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.machine import ctas_per_sm
@@ -41,11 +42,11 @@ CASES = {
 }
 
 
-def kernels_of(case: str) -> list[Any]:
+def stated_kernels(case: str) -> list[Any]:
     schedule, workload, capability = CASES[case]
     hw = load_profile({80: "a100-sxm-80gb", 90: "h100-sxm"}[capability])
     w = WorkloadTable.model_validate({"heads": 1, "dtype": "bf16", **workload}).workload()
-    return make_schedule(schedule, "a test").lower(w, hw)
+    return kernels_of(make_schedule(schedule, "a test").program(w, hw))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ SM90 = [case for case, (*_, capability) in CASES.items() if capability == 90]
 @pytest.mark.parametrize("case", SM90)
 def test_an_sm_holds_as_many_ctas_of_the_compiled_kernel_as_the_schedule_states(case, compiled):
     hw = load_profile("h100-sxm")
-    for stated, found in zip(kernels_of(case), compiled[case], strict=True):
+    for stated, found in zip(stated_kernels(case), compiled[case], strict=True):
         footprint = Footprint(found["sram_bytes"], stated.footprint.threads, found["registers"])
         if stated.name not in STREAMING:
             assert ctas_per_sm(footprint, hw) == ctas_per_sm(stated.footprint, hw), stated.name
@@ -84,20 +85,20 @@ def test_an_sm_holds_as_many_ctas_of_the_compiled_kernel_as_the_schedule_states(
 
 @pytest.mark.parametrize("case", [case for case in SM90 if "flash2" in case])
 def test_registers_are_within_a_sixth_of_what_the_schedule_states(case, compiled):
-    (stated,), (found,) = kernels_of(case), compiled[case]
+    (stated,), (found,) = stated_kernels(case), compiled[case]
     assert found["registers"] == pytest.approx(stated.footprint.registers_per_thread, rel=1 / 6)
 
 
 @pytest.mark.parametrize("case", SM90)
 def test_sram_is_what_the_schedule_states_but_for_reductions(case, compiled):
-    for stated, found in zip(kernels_of(case), compiled[case], strict=True):
+    for stated, found in zip(stated_kernels(case), compiled[case], strict=True):
         if stated.name not in STREAMING:
             assert 0 <= found["sram_bytes"] - stated.footprint.sram_bytes <= 512
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_matmuls_are_wgmma_on_hopper_and_mma_sync_before_and_spill_nothing(case, compiled):
-    for stated, found in zip(kernels_of(case), compiled[case], strict=True):
+    for stated, found in zip(stated_kernels(case), compiled[case], strict=True):
         assert found["stack_bytes"] == 0
         multiplies = any(getattr(step, "mma_flops", 0) for step in stated.actions)
         assert bool(found["wgmma"]) == (multiplies and CASES[case][2] == 90)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
@@ -179,7 +180,7 @@ def assert_same_bytes(schedule, w, hw):
 @settings(max_examples=50)
 def test_kernels_issue_exactly_the_bytes_that_the_simulator_predicts_without_l2(case):
     schedule, w = case
-    kernels = schedule.lower(w, HW)
+    kernels = kernels_of(schedule.program(w, HW))
     assume(sum(kernel.tile_steps for kernel in kernels) <= MOST_STEPS)
     assert relative_error(assert_same_bytes(schedule, w, HW)) < TOLERANCE["fp32"]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.simulated_bench import SimulatedBench
 from validate.campaign import load_campaign
 from validate.counters import NcuError
@@ -73,7 +74,7 @@ def test_the_shipped_campaign_covers_what_it_promises():
     hw = load_profile("h100-sxm")
     for point, w in zip(points, workloads, strict=True):
         schedule = point.parsed_schedule("a test")
-        assert schedule is None or schedule.lower(w, hw)
+        assert schedule is None or kernels_of(schedule.program(w, hw))
 
 
 def test_a_finished_file_says_all_again(campaign, tmp_path):
@@ -111,7 +112,7 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path):
         "import os, signal\n"
         "from pathlib import Path\n"
         "from sim.inputs.hardware import load_profile\n"
-        "from tests.simulated_bench import SimulatedBench\n"
+        "from tests.support.simulated_bench import SimulatedBench\n"
         "from validate.campaign import load_campaign\n"
         "from validate.measure import run_campaign\n"
         "def tell(line):\n"

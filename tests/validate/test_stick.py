@@ -27,7 +27,7 @@ from validate.stick import (
     scores,
     times,
 )
-from validate.stick_report import markdown, save_stick, stick_json
+from validate.stick_report import markdown, save_stick
 
 KERNEL = KernelFigures(
     name="a kernel",
@@ -273,7 +273,7 @@ def test_tables_are_told_in_markdown_and_json(tmp_path):
     text = markdown(stick, by_regime=True)
     assert "| flash2 | h100-sxm | time | few, batch 1 | 1 |" in text
     assert "times that the host rules" in text
-    assert json.loads(stick_json(stick))["scores"][0]["regime"] == ANY
+    assert json.loads(stick.json())["scores"][0]["regime"] == ANY
 
 
 def test_a_profile_that_cannot_be_read_is_told(tmp_path):

@@ -14,20 +14,22 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from playwright.sync_api import expect
 
-from sim.cli.app import main
-from sim.device.memory import replays_of
+from sim.device.program import replays_of
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import show
-from sim.runs.job import lower, run_scenario
+from sim.runs.job import run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, load_scenario, make_scenario, read_scenario
-from sim.web.app import Explorer, serve
+from sim.web.app import serve
 from sim.web.controls import (
     FIGURES,
     SPAN,
@@ -38,7 +40,10 @@ from sim.web.controls import (
     write_files,
 )
 from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
+from sim.web.explorer import Explorer
 from tests.support.browser import Visit
+from tests.support.commands import assert_one_line, called
+from tests.support.waiting import GUARD_S, until
 
 QUESTION = """
 title = "Two schedules"
@@ -56,6 +61,19 @@ name = "flash2"
 label = "flash"
 """
 STEPS = int(2 * SPAN / STEP)
+
+
+def clock(time_s):
+    """The desk's clock, by which a replay takes too long."""
+    return SimpleNamespace(thread_time=time_s)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def however_slow_this_computer_is():
+    """No replay takes longer than a moment where a test does not say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sim.web.desk.time", clock(lambda: 0.0))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -174,31 +192,34 @@ def test_the_files_ask_with_the_limits_and_the_mask_file_of_the_scenario(tmp_pat
 
 
 def test_of_a_pages_questions_only_the_newest_is_answered(text, monkeypatch):
+    """Asked one after the other, all while the first has its turn."""
     desk = Desk(text)
     begun, free = threading.Event(), threading.Event()
     answered = desk.answer
 
     def slowly(controls):
         begun.set()
-        assert free.wait(20)
+        assert free.wait(GUARD_S)
         return answered(controls)
 
+    def ask(page):
+        before = desk._newest.get(page)
+        question = pool.submit(desk.ask, page, Controls("a100-sxm-80gb", {}, {}, ("flash",)))
+        until(lambda: desk._newest.get(page) is not before)
+        return question
+
     monkeypatch.setattr(desk, "answer", slowly)
-    asked = Controls("a100-sxm-80gb", {}, {}, ("flash",))
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(desk.ask, "page", asked)
-        assert begun.wait(20)
-        later = [pool.submit(desk.ask, "page", asked)]
-        other = pool.submit(desk.ask, "another page", asked)
-        while not later[0].running():
-            pass
-        newest = threading.Timer(0.2, free.set)
-        later.append(pool.submit(desk.ask, "page", asked))
-        assert later[0].result(20) is None  # at once, for the browser's few connections
-        assert not free.is_set()
-        newest.start()
+        try:
+            first = ask("page")
+            assert begun.wait(GUARD_S)
+            stale, other, newest = ask("page"), ask("another page"), ask("page")
+            assert stale.result(GUARD_S) is None  # at once, for the browser's few connections
+            assert not any(question.done() for question in (first, other, newest))
+        finally:
+            free.set()
         assert first.result().rows[0].title == "flash"  # it had its turn
-        assert later[1].result() is not None
+        assert newest.result() is not None
         assert other.result() is not None
 
 
@@ -215,6 +236,8 @@ def test_what_takes_long_is_told_at_once_or_left_to_run(text, monkeypatch):
     flash, _ = desk.answer(asked).rows
     assert flash.changed.fast_forward["time_error"] < 0.1
     monkeypatch.setattr("sim.web.desk.MOMENT_S", 0)
+    looks = count()  # at the clock, a second apart
+    monkeypatch.setattr("sim.web.desk.time", clock(lambda: float(next(looks))))
     asked = replace(asked, figures={"hbm.bandwidth": 1.0})
     flash, _ = desk.answer(asked).rows
     assert flash.changed == "takes longer to replay than a moment: attnsim run has time for it"
@@ -230,7 +253,7 @@ def test_of_long_kernels_so_much_is_replayed_as_there_is_time_for(scenario):
     text = read_scenario(scenario, ("sweep={}",))
     (point,) = make_scenario(text.data, "", "", text.folder).points
     for schedule in point.schedules:
-        steps = lower(point, schedule)
+        steps = schedule.program(point.workload, point.hardware)
         most = affordable(steps, point.hardware)
         takes_s = replay_s(replays_of(steps), most)
         assert takes_s <= MOMENT_S
@@ -250,7 +273,7 @@ def test_what_is_replayed_in_part_is_as_far_off_as_it_says():
 
 def test_a_replay_that_is_done_is_not_given_up(text, monkeypatch):
     times_s = iter([0.0, 0.0])  # when it starts; then it is late
-    monkeypatch.setattr("sim.web.desk.time.thread_time", lambda: next(times_s, 1e9))
+    monkeypatch.setattr("sim.web.desk.time", clock(lambda: next(times_s, 1e9)))
     (flash,) = Desk(text).answer(Controls("a100-sxm-80gb", {}, {}, ("flash",))).rows
     assert isinstance(flash.changed, Record)
 
@@ -272,7 +295,7 @@ def explored(text, tmp_path_factory):
     ready = queue.Queue()
     server = threading.Thread(target=serve, args=(Explorer(text, out), 0, ready.put), daemon=True)
     server.start()
-    return ready.get(timeout=60), out
+    return ready.get(timeout=GUARD_S), out
 
 
 @pytest.fixture
@@ -292,8 +315,9 @@ def slider(page, key):
     return page.locator(f"[id*='figure'][id*='\"{key}\"'] [role=slider]")
 
 
-def value(page, key):
-    return page.locator(f"[id*='text'][id*='\"{key}\"']").inner_text()
+def text_beside(page, key):
+    """What stands beside a slider."""
+    return page.locator(f"[id*='text'][id*='\"{key}\"']")
 
 
 def cells(page):
@@ -301,12 +325,15 @@ def cells(page):
     return [row.split("\t") for row in page.locator("#table tbody tr").all_inner_texts()]
 
 
-def until(page, condition):
-    page.wait_for_function(condition, timeout=20_000)
+def first_time(page):
+    """The time in the table's first row."""
+    return page.locator("#table tbody tr").first.locator("td").nth(1)
 
 
-DIFFERS = "document.querySelector('#table').innerText.includes('beside')"
-AS_IT_IS = "!document.querySelector('#table').innerText.includes('beside')"
+def wait_for_a_device(page, *, changed):
+    """Until the table is of a changed device, or of a profile as it is."""
+    table = expect(page.locator("#table"))
+    (table.to_contain_text if changed else table.not_to_contain_text)("beside")
 
 
 def test_the_page_opens_with_the_scenario_as_it_is(opened, text):
@@ -317,26 +344,27 @@ def test_the_page_opens_with_the_scenario_as_it_is(opened, text):
     assert [row[:2] for row in cells(opened)] == [
         [record.schedule, show(record.time_s, "s")] for record in records
     ]
-    assert value(opened, "l2.capacity") == "30 MiB"
-    assert value(opened, "hbm.bandwidth") == "2.04 TB/s"
+    expect(text_beside(opened, "l2.capacity")).to_have_text("30 MiB")
+    expect(text_beside(opened, "hbm.bandwidth")).to_have_text("2.04 TB/s")
 
 
-def test_a_slider_that_is_moved_changes_figures_table_and_charts(opened):
-    before = opened.locator("#time .textpoint").all_text_contents()
+def test_a_slider_that_is_moved_changes_figures_table_and_charts(opened, text):
+    twice = Controls("a100-sxm-80gb", {"hbm.bandwidth": 1.0}, {}, ("naive",))
+    (row,) = Desk(text).answer(twice).rows
+    bars = opened.locator("#time .textpoint")
+    expect(bars).to_have_count(2)
+    before = bars.all_text_contents()
     slider(opened, "hbm.bandwidth").focus()
     for _ in range(8):
         opened.keyboard.press("ArrowRight")
-    opened.wait_for_function(
-        "document.querySelectorAll('#time .textpoint').length === 4", timeout=20_000
-    )
-    opened.get_by_text("4.08 TB/s (×2)").wait_for()
-    until(opened, "document.querySelector('#table').innerText.includes('−')")
-    until(opened, "!document.querySelector('[data-dash-is-loading=true]')")
+    expect(text_beside(opened, "hbm.bandwidth")).to_have_text("4.08 TB/s (×2)")
+    expect(first_time(opened)).to_have_text(show(row.changed.time_s, "s"))
     naive = cells(opened)[0]
     assert naive[2].startswith("−")
-    after = opened.locator("#time .textpoint").all_text_contents()
-    assert after[0] == before[0]  # the profile's own
-    assert after[1].strip() == naive[1] != before[0].strip()
+    expect(bars).to_have_count(4)
+    expect(bars.nth(0)).to_have_text(before[0])  # the profile's own
+    expect(bars.nth(1)).to_have_text(naive[1])
+    assert naive[1] != before[0].strip()
 
 
 def test_a_slider_is_dragged_with_the_mouse(opened):
@@ -347,12 +375,12 @@ def test_a_slider_is_dragged_with_the_mouse(opened):
     for step in range(1, 6):
         opened.mouse.move(x - 10 * step, y)
     opened.mouse.up()
-    until(opened, DIFFERS)
-    assert re.fullmatch(r"\d+ \(×0\.\d+\)", value(opened, "sm.count"))
-    assert "(×0." in value(opened, "tensor")
+    wait_for_a_device(opened, changed=True)
+    expect(text_beside(opened, "sm.count")).to_have_text(re.compile(r"^\d+ \(×0\.\d+\)$"))
+    expect(text_beside(opened, "tensor")).to_contain_text("(×0.")
     opened.click("#reset")
-    until(opened, AS_IT_IS)
-    opened.get_by_text("108", exact=True).wait_for()
+    wait_for_a_device(opened, changed=False)
+    expect(text_beside(opened, "sm.count")).to_have_text("108")
 
 
 def choose(page, name, option):
@@ -363,45 +391,52 @@ def choose(page, name, option):
 def test_another_profile_is_another_device(opened, text):
     slider(opened, "l2.capacity").focus()
     opened.keyboard.press("ArrowRight")
-    until(opened, DIFFERS)
+    wait_for_a_device(opened, changed=True)
     choose(opened, "profile", "rtx-4090")
-    until(opened, AS_IT_IS)
-    assert value(opened, "hbm.bandwidth") == "1.01 TB/s"
+    wait_for_a_device(opened, changed=False)
+    expect(text_beside(opened, "hbm.bandwidth")).to_have_text("1.01 TB/s")
     (outcome, _) = run_scenario(
         make_scenario(text.data | {"hardware": {"profile": "rtx-4090"}}, "", "")
     )
-    assert cells(opened)[0][:2] == ["naive", show(outcome.record.time_s, "s")]
+    expect(first_time(opened)).to_have_text(show(outcome.record.time_s, "s"))
+    assert cells(opened)[0][0] == "naive"
 
 
-def offered(page):
-    """The schedules that one may choose."""
+def offered(page, one_of_them):
+    """The schedules that one may choose, once `one_of_them` is."""
+    option = page.get_by_role("option", name=one_of_them, exact=True)
     page.click("#schedules")
+    option.wait_for()
     options = page.get_by_role("option").all_inner_texts()
     page.keyboard.press("Escape")
+    option.wait_for(state="hidden")
     return options
 
 
 def test_the_schedules_that_one_may_choose_take_the_phase(opened):
-    prefill = offered(opened)
+    prefill = offered(opened, "flash1")
     assert {"naive", "flash", "flash1"} <= set(prefill)
     assert "flash_decoding" not in prefill
     opened.get_by_label("decode").check()
-    opened.wait_for_timeout(1000)
-    assert "flash_decoding" in offered(opened)
+    assert "flash_decoding" in offered(opened, "flash_decoding")
 
 
 @pytest.mark.parametrize("width", [1100, 1440])
 def test_the_answer_and_the_table_are_seen_without_scrolling(opened, width):
     slider(opened, "hbm.bandwidth").focus()
     opened.keyboard.press("ArrowRight")
-    until(opened, DIFFERS)
+    wait_for_a_device(opened, changed=True)
+    expect(opened.locator("mark")).to_have_count(1)
     opened.set_viewport_size({"width": width, "height": 800})
     marked = opened.locator("mark").all_inner_texts()
     assert [text.split(" (")[1] for text in marked] == ["×1.09)"]
     box = opened.locator("#table table").bounding_box()
     assert box["x"] + box["width"] <= width
     assert box["y"] + box["height"] <= 800
-    opened.wait_for_timeout(500)
+    opened.wait_for_function(
+        """[...document.querySelectorAll('.chart')].every(
+            chart => chart.querySelector('.main-svg').clientWidth === chart.clientWidth)"""
+    )
     charts = [chart.bounding_box() for chart in opened.locator(".chart").all()]
     assert min(chart["height"] for chart in charts) > 200
     assert opened.evaluate("document.querySelector('#charts').offsetHeight") > 1000
@@ -409,10 +444,10 @@ def test_the_answer_and_the_table_are_seen_without_scrolling(opened, width):
 
 def test_what_cannot_run_says_so_in_its_row(opened):
     choose(opened, "dtype", "fp8")
-    until(opened, "document.querySelector('#table').innerText.includes('no tensor rate')")
+    expect(opened.locator("#table")).to_contain_text("no tensor rate")
     assert [row[0] for row in cells(opened)] == ["naive", "flash"]
     assert all("a100-sxm-80gb has no tensor rate for it" in row[1] for row in cells(opened))
-    assert opened.locator("#answer").inner_text() == "None of these schedules runs here."
+    expect(opened.locator("#answer")).to_have_text("None of these schedules runs here.")
 
 
 def test_the_button_writes_files_that_run_to_the_same_times(opened, explored):
@@ -474,24 +509,18 @@ def test_only_this_computers_own_page_is_answered(explored):
         (("flash_vs_naive", "--port", "99999"), "cannot be listened on"),
     ],
 )
-def test_what_cannot_be_explored_is_one_line(arguments, said, explored, monkeypatch, capsys):
+def test_what_cannot_be_explored_is_one_line(arguments, said, explored):
     port = explored[0].rsplit(":", 1)[1].strip("/")
     told = [port if argument == "TAKEN" else argument for argument in arguments]
-    monkeypatch.setattr("sys.argv", ["attnsim", "explore", "serve", *told])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", capsys.readouterr().err)
+    done = called("explore", "serve", *told)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"attnsim: .*{re.escape(said)}.*\n", done.stderr)
 
 
-def test_without_dash_one_line_says_what_to_install(monkeypatch, capsys):
+def test_without_dash_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "dash", None)
     monkeypatch.delitem(sys.modules, "sim.web.app")
-    monkeypatch.setattr("sys.argv", ["attnsim", "explore", "serve"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "pip install 'attnsim[explore]'" in capsys.readouterr().err
+    assert_one_line(called("explore", "serve"), "pip install 'attnsim[explore]'")
 
 
 def test_the_command_tells_its_address_and_ctrl_c_ends_it():
@@ -505,13 +534,13 @@ def test_the_command_tells_its_address_and_ctrl_c_ends_it():
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as server:
-        assert select.select([server.stdout], [], [], 60)[0], "has not told its address"
+        assert select.select([server.stdout], [], [], GUARD_S)[0], "has not told its address"
         said = server.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
         assert status(address) == 200
         server.send_signal(signal.SIGINT)
         try:
-            assert server.wait(10) == 0
+            assert server.wait(GUARD_S) == 0
         finally:
             server.kill()
         assert server.stderr.read() == ""

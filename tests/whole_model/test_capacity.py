@@ -13,18 +13,14 @@ from sim.inputs.files import InputError, find_toml, read_toml
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS, ModelShape
 from sim.schedules import SCHEDULES, make_schedule
-from sim.whole_model.capacity import MOST_TOKENS, STEP, longest, longest_context, memory
+from sim.whole_model.attention import attention_workload
+from sim.whole_model.capacity import MOST_TOKENS, SPACING, longest, longest_context, memory
 from sim.whole_model.fit import FitQuestion
-from sim.whole_model.inference import attention_layer
-from sim.whole_model.setting import (
-    USES,
-    Setting,
-    attention_workload,
-    cache_bytes_per_token,
-    parameter_bytes,
-)
+from sim.whole_model.inference import cached_layer
+from sim.whole_model.moments import USES
+from sim.whole_model.setting import Setting, cache_bytes_per_token, parameter_bytes
 from sim.whole_model.training import kept_bytes_per_token, trained_layer
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 
 H100 = load_profile("h100-sxm")
 
@@ -160,10 +156,10 @@ def test_the_cache_that_a_kernel_reads_is_that_of_the_formula(kv_dtype, row_byte
     """A row of 128 elements, in int8 and int4 with a scale and a zero point of 16 bits."""
     asked = setting("llama-3-8b", kv_dtype=kv_dtype, batch=3)
     (share,) = asked.shares
-    layer = attention_layer(asked, share, "decode", 5000)
+    layer = cached_layer(asked, share, "decode", 5000)
     assert layer.cached_bytes == layer.all_cached_bytes == 3 * 5000 * 2 * 8 * row_bytes
     assert cache_bytes_per_token(asked) == 2 * 8 * row_bytes
-    prefill = attention_layer(asked, share, "prefill", 5000)
+    prefill = cached_layer(asked, share, "prefill", 5000)
     assert prefill.all_cached_bytes == layer.all_cached_bytes
     # Prefill reads one sequence; of a quantised cache a copy.
     assert prefill.cached_bytes == (0 if kv_dtype else layer.all_cached_bytes // 3)
@@ -177,7 +173,7 @@ def test_a_sliding_window_caps_the_cache():
     asked = setting("mistral-7b")
     assert longest_context(asked, "decode") == MOST_TOKENS
     # The last chunk sees the window of its first query: its own keys and values come on top.
-    layer = attention_layer(asked, asked.shares[0], "prefill", 100_096)
+    layer = cached_layer(asked, asked.shares[0], "prefill", 100_096)
     keys_and_values, rows = 2 * 8 * 128 * 2048 * 2, 32 * 2048
     assert layer.peak_bytes - layer.cached_bytes == keys_and_values + rows * (2 * 128 * 2 + 4)
 
@@ -220,6 +216,14 @@ def test_attention_is_the_published_share_of_what_is_kept(name, saved):
 def test_flash_attention_keeps_a_number_a_row_instead():
     asked = setting(PAPER["22B"], "flash2", dropout=True)
     assert trained_layer(asked, asked.shares[0], 2048).kept_bytes == 4 * 64 * 2048
+
+
+def test_kernels_around_attention_belong_to_the_pass_that_runs_them():
+    """RoPE in kernels of its own keeps its table besides: half a row of cos and of sin a token."""
+    rope = make_schedule({"name": "flash2", "rope": "pass"}, "a test")
+    asked = replace(setting(PAPER["22B"]), schedule=rope)
+    kept = trained_layer(asked, asked.shares[0], 2048).kept_bytes
+    assert kept == 4 * 64 * 2048 + 2 * 2048 * 96
 
 
 def test_checkpointing_keeps_the_layers_inputs_and_one_layer():
@@ -270,7 +274,7 @@ def test_prefill_goes_through_an_mlp_chunk_by_chunk():
 
 def test_latents_are_read_as_keys_and_values_of_all_heads_in_prefill():
     asked = setting("deepseek-v3")
-    layer = attention_layer(asked, asked.shares[0], "prefill", 8192)
+    layer = cached_layer(asked, asked.shares[0], "prefill", 8192)
     assert layer.cached_bytes == 0
     assert layer.all_cached_bytes == 8192 * (512 + 64) * 2
     keys_and_values, rows = 2 * 128 * 192 * 8192 * 2, 128 * 2048
@@ -323,7 +327,7 @@ def test_what_the_device_allocates_is_what_the_model_says(
     except InputError:
         return  # the schedule does not take the use
     w = attention_workload(asked, share, use, context)
-    commands = asked.schedule.commands(w, H100)
+    commands = asked.schedule.program(w, H100)
     run = run_on_device(commands, H100, w.dtype, "replay", lambda _: None)
     allocated = max(change.in_use_bytes for change in run.memory)
     assert needed.moment == "attention"
@@ -352,17 +356,17 @@ def test_the_longest_context_runs_on_the_device_and_the_next_does_not():
     def run(context: int) -> None:
         """The layer's attention in what all else leaves of HBM."""
         needed = memory(asked, "prefill", context)
-        layer = attention_layer(asked, share, "prefill", context)
+        layer = cached_layer(asked, share, "prefill", context)
         beside = needed.bytes - needed.parts["attention"] - layer.cached_bytes
         free = hw.hbm.model_copy(update={"capacity": hw.hbm.capacity - beside})
         left = hw.model_copy(update={"hbm": free})
         w = attention_workload(asked, share, "prefill", context)
-        run_on_device(asked.schedule.commands(w, left), left, w.dtype, "replay", lambda _: None)
+        run_on_device(asked.schedule.program(w, left), left, w.dtype, "replay", lambda _: None)
 
-    assert tokens > 4 * STEP
+    assert tokens > 4 * SPACING
     run(tokens)
     with pytest.raises(OutOfMemoryError):
-        run(tokens + STEP)
+        run(tokens + SPACING)
 
 
 @pytest.mark.parametrize(("schedule", "use"), [("ring", "prefill"), ("tree_decoding", "decode")])
@@ -372,7 +376,7 @@ def test_context_parallelism_allocates_what_its_schedules_do(schedule, use):
     (share,) = asked.shares
     context = 4096
     whole = attention_workload(replace(asked, gpus=1), replace(share, token_ways=1), use, context)
-    commands = make_schedule({"name": schedule, "gpus": 4}, "a test").commands(whole, H100)
+    commands = make_schedule({"name": schedule, "gpus": 4}, "a test").program(whole, H100)
     parts = memory(asked, use, context).parts
     counted, allocated = parts["attention"] + parts["KV cache"] // 2, check_memory(commands, H100)
     if use == "prefill":
@@ -463,10 +467,10 @@ def test_memory_grows_with_the_context(
     changes = {"weights": weights, "kv_dtype": kv_dtype, "batch": batch, "chunk": chunk}
     try:
         asked = setting(model, schedule, gpus=gpus, parallel=parallel, **changes)
-        shorter = memory(asked, use, commands * STEP)
+        shorter = memory(asked, use, commands * SPACING)
     except InputError:
         return  # heads do not share out, or the schedule does not take the use
-    assert memory(asked, use, (commands + more) * STEP).bytes >= shorter.bytes
+    assert memory(asked, use, (commands + more) * SPACING).bytes >= shorter.bytes
 
 
 @pytest.mark.parametrize("use", USES[:2])
@@ -476,7 +480,7 @@ def test_the_longest_context_fits_and_the_next_does_not(use):
     free = 24 * 2**30 - 2**30 - 2 * 8_030_261_248
     assert tokens == pytest.approx(free / 2**17, rel=0.03)  # 128 KiB a token, activations aside
     assert memory(asked, use, tokens).bytes <= 24 * 2**30
-    assert memory(asked, use, tokens + STEP).bytes > 24 * 2**30
+    assert memory(asked, use, tokens + SPACING).bytes > 24 * 2**30
 
 
 def test_naive_prefill_ends_where_its_score_matrices_do():

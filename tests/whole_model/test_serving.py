@@ -15,13 +15,20 @@ from hypothesis import strategies as st
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
+from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.whole_model.passes import decode_step, prefill, replay
+from sim.whole_model.iteration_times import (
+    IterationTimes,
+    ServedModel,
+    doublings,
+    iteration_times,
+    place,
+)
+from sim.whole_model.passes import decode_pass, prefill, replay
 from sim.whole_model.server import Request, Server, Service
 from sim.whole_model.serving import Lengths, ServingAnswer, ServingQuestion, draw_traffic
 from sim.whole_model.setting import RESERVE_BYTES
-from sim.whole_model.step_times import StepTimes, doublings, place, step_times
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "serving.toml"
 H100 = load_profile("h100-sxm")
@@ -64,7 +71,7 @@ def test_every_request_is_answered_once_and_whole(service):
     for request in service.requests:
         assert request.made == request.output
         assert request.arrival_s < request.first_s <= request.done_s
-    assert sum(step.batch for step in service.steps) == sum(r.output for r in service.requests)
+    assert sum(one.batch for one in service.iterations) == sum(r.output for r in service.requests)
     assert not service.waiting
     assert not service.running
     assert service.free_pages == service.server.pages
@@ -73,38 +80,38 @@ def test_every_request_is_answered_once_and_whole(service):
 @given(services())
 def test_neither_the_cache_nor_the_batch_exceeds_its_limit(service):
     server = service.server
-    for step in service.steps:
-        assert 0 < step.pages <= server.pages
-        assert step.batch + (step.running if step.prefill else 0) <= server.max_batch
+    for one in service.iterations:
+        assert 0 < one.pages <= server.pages
+        assert one.batch + (one.running if one.prefill else 0) <= server.max_batch
 
 
 @given(services())
 def test_the_cache_holds_just_what_decoding_requests_have(service):
-    """Without preemption, pages in a step are those of the tokens that requests then have."""
+    """Without preemption, pages are at any time those of the tokens that requests then have."""
     assume(not any(request.preempted for request in service.requests))
     made = dict.fromkeys(service.requests, 0)
-    for step in service.steps:
+    for one in service.iterations:
         for_prefill = [
-            r for r in service.requests if r.first_s == step.end_s and not made[r] and step.prefill
+            r for r in service.requests if r.first_s == one.end_s and not made[r] and one.prefill
         ]
-        running = [r for r in service.requests if r.first_s <= step.start_s < r.done_s]
-        held = {r: r.prompt + made[r] - (0 if not step.prefill else 1) for r in running}
+        running = [r for r in service.requests if r.first_s <= one.start_s < r.done_s]
+        held = {r: r.prompt + made[r] - (0 if not one.prefill else 1) for r in running}
         held |= {r: r.prompt for r in for_prefill}
-        assert step.pages == sum(service.server.pages_of(tokens) for tokens in held.values())
-        for r in for_prefill if step.prefill else running:
+        assert one.pages == sum(service.server.pages_of(tokens) for tokens in held.values())
+        for r in for_prefill if one.prefill else running:
             made[r] += 1
 
 
 @given(services())
-def test_the_gpu_does_one_step_at_a_time_and_rests_only_when_nobody_waits(service):
+def test_the_gpu_does_one_iteration_at_a_time_and_rests_only_when_nobody_waits(service):
     clock_s = 0.0
-    for step in service.steps:
-        assert step.end_s > step.start_s >= clock_s
-        if step.start_s > clock_s:
+    for one in service.iterations:
+        assert one.end_s > one.start_s >= clock_s
+        if one.start_s > clock_s:
             assert all(
-                r.done_s <= clock_s or r.arrival_s >= step.start_s - 1e-9 for r in service.requests
+                r.done_s <= clock_s or r.arrival_s >= one.start_s - 1e-9 for r in service.requests
             )
-        clock_s = step.end_s
+        clock_s = one.end_s
 
 
 @given(services())
@@ -115,15 +122,15 @@ def test_first_come_first_served(service):
 
 @given(services())
 def test_littles_law_holds_of_the_requests_that_decode(service):
-    """Their mean number, as the steps count them, is their rate times their mean stay."""
+    """Their mean number, as the iterations count them, is their rate times their mean stay."""
     assume(not any(request.preempted for request in service.requests))
-    counted = sum((step.end_s - step.start_s) * step.running for step in service.steps)
+    counted = sum((one.end_s - one.start_s) * one.running for one in service.iterations)
     stays = sum(request.done_s - request.first_s for request in service.requests)
     assert counted == pytest.approx(stays)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 7))
-def test_alone_a_request_takes_the_sum_of_its_steps(prompt, output, page_tokens):
+def test_alone_a_request_takes_the_sum_of_its_iterations(prompt, output, page_tokens):
     server = Server(100, page_tokens, 4, 8, prefill_s, decode_s)
     service = Service(server, [Request(3.0, prompt, output)])
     service.run()
@@ -142,8 +149,8 @@ def test_a_full_cache_sends_the_last_away_to_start_again():
     first, last = service.requests
     assert (first.preempted, last.preempted) == (0, 1)
     # 13 tokens of the first need four pages: the other waits till it is done, then starts over.
-    again = [step for step in service.steps if step.prefill]
-    assert [step.batch for step in again] == [2, 1]
+    again = [one for one in service.iterations if one.prefill]
+    assert [one.batch for one in again] == [2, 1]
     assert again[1].start_s == first.done_s
     # Both have 5 + 3 tokens cached when the ninth comes.
     assert again[1].end_s - again[1].start_s == prefill_s([5 + 4])
@@ -159,12 +166,12 @@ def test_who_was_sent_away_comes_before_those_that_arrived_later():
     assert first.done_s < sent_away.done_s < later.first_s
 
 
-def test_a_step_prefills_what_its_budget_holds():
+def test_an_iteration_prefills_what_its_budget_holds():
     server = Server(100, 4, 8, 10, prefill_s, decode_s)
     asked = [Request(0.0, prompt, 1) for prompt in (4, 6, 11, 3)]
     service = Service(server, asked)
     service.run()
-    assert [(step.prefill, step.batch) for step in service.steps] == [
+    assert [(one.prefill, one.batch) for one in service.iterations] == [
         (True, 2),
         (True, 1),
         (True, 1),
@@ -184,14 +191,14 @@ def test_sizes_double_and_whatever_lies_between_is_found(first, most):
         assert 0 <= up <= 1 + 1e-12
 
 
-def schedules() -> tuple[Any, Any]:
-    return tuple(make_schedule({"name": n}, "a test") for n in ("flash2", "flash_decoding"))
+def served() -> ServedModel:
+    schedules = (make_schedule({"name": n}, "a test") for n in ("flash2", "flash_decoding"))
+    return ServedModel(MODELS["llama-3-8b"], H100, *schedules)
 
 
 @pytest.fixture(scope="module")
-def times() -> StepTimes:
-    shape = MODELS["llama-3-8b"]
-    return step_times(shape, H100, schedules(), 4096, 64, "a test", Limits(), lambda *_: None)
+def times() -> IterationTimes:
+    return iteration_times(served(), 4096, 64, "a test", Limits())
 
 
 def replayed(one: Any) -> float:
@@ -201,13 +208,12 @@ def replayed(one: Any) -> float:
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 16), (8, 1024), (64, 4096)])
-def test_on_the_grid_step_times_are_replays(times, batch, length):
-    of_prefill, of_decode = schedules()
-    shape = MODELS["llama-3-8b"]
-    step = decode_step(shape, H100, of_decode, batch, length)
-    assert times.decode_s(batch, length) == pytest.approx(replayed(step))
+def test_on_the_grid_times_are_replays(times, batch, length):
+    of = served()
+    decoding = decode_pass(of.shape, H100, of.decode, batch, length)
+    assert times.decode_s(batch, length) == pytest.approx(replayed(decoding))
     assert times.prefill_s([length]) == pytest.approx(
-        replayed(prefill(shape, H100, of_prefill, length))
+        replayed(prefill(of.shape, H100, of.prefill, length))
     )
 
 
@@ -215,12 +221,11 @@ def test_on_the_grid_step_times_are_replays(times, batch, length):
     ("batch", "length"), [(1, 700), (3, 90), (11, 1500), (23, 3000), (50, 300)]
 )
 def test_between_they_are_within_three_per_cent(times, batch, length):
-    of_prefill, of_decode = schedules()
-    shape = MODELS["llama-3-8b"]
-    step = decode_step(shape, H100, of_decode, batch, length)
-    assert times.decode_s(batch, length) == pytest.approx(replayed(step), rel=0.03)
+    of = served()
+    decoding = decode_pass(of.shape, H100, of.decode, batch, length)
+    assert times.decode_s(batch, length) == pytest.approx(replayed(decoding), rel=0.03)
     assert times.prefill_s([length]) == pytest.approx(
-        replayed(prefill(shape, H100, of_prefill, length)), rel=0.03
+        replayed(prefill(of.shape, H100, of.prefill, length)), rel=0.03
     )
 
 
@@ -275,19 +280,19 @@ def test_prices_are_of_the_tokens_made(answer):
         assert load.price_per_million_tokens == pytest.approx(1e-3 / load.tokens_per_s * 1e6)
 
 
-def test_no_step_is_below_the_time_of_its_bytes(times):
-    """A ceiling of throughput: a decode step reads all weights and its requests' caches."""
+def test_no_iteration_is_below_the_time_of_its_bytes(times):
+    """A ceiling of throughput: decoding reads all weights and its requests' caches."""
     asked = question()
     service = Service(asked.server(times), asked.traffic.at(200))
     service.run()
     shape = MODELS["llama-3-8b"]
     weights = 2 * (shape.parameters - shape.vocab * shape.hidden)
     token = 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim
-    for step in service.steps:
-        if not step.prefill:
-            cached = max(0, step.pages - step.batch) * 16 * token
+    for one in service.iterations:
+        if not one.prefill:
+            cached = max(0, one.pages - one.batch) * 16 * token
             roof_s = (weights + cached) / (3.35e12 * 0.9)
-            assert step.end_s - step.start_s > 0.98 * roof_s
+            assert one.end_s - one.start_s > 0.98 * roof_s
 
 
 def test_more_cache_never_serves_less(times):
@@ -298,8 +303,8 @@ def test_more_cache_never_serves_less(times):
         few = Server(pages, 16, 64, 8192, server.prefill_s, server.decode_s)
         service = Service(few, asked.traffic.at(500))
         service.run()
-        made.append(sum(step.batch for step in service.steps) / service.steps[-1].end_s)
-        assert max(step.pages for step in service.steps) <= pages
+        made.append(sum(one.batch for one in service.iterations) / service.iterations[-1].end_s)
+        assert max(one.pages for one in service.iterations) <= pages
     assert made[0] < made[1] <= 1.02 * made[2]
 
 
@@ -332,11 +337,11 @@ def test_all_loads_have_the_same_requests_at_their_own_rate(seed, rate):
 
 
 def test_an_answer_is_shown_and_saved(answer, tmp_path, capsys):
-    answer.show()
+    show(answer)
     printed = capsys.readouterr().out
     assert "saturated at" in printed
     assert "$" in printed
-    answer.save(tmp_path)
+    save(answer, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "latency.png"}
     saved = json.loads((tmp_path / "results.json").read_text())
     assert [load["requests_per_s"] for load in saved["loads"]] == [2, 64, 256, 1024]

@@ -14,9 +14,10 @@ from sim import simulate
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS, ModelShape
+from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.whole_model.passes import ModelPass, PassTime, decode_step, dense_s, prefill, replay
+from sim.whole_model.passes import ModelPass, PassTime, decode_pass, dense_s, prefill, replay
 from sim.whole_model.prefill import ModelQuestion
 
 H100 = load_profile("h100-sxm")
@@ -93,21 +94,21 @@ def test_attention_is_every_layers_as_the_scenario_replays_it_but_for_the_first_
     assert time.time_s == time.attention_s + time.dense_s
 
 
-def test_a_decode_step_reads_the_whole_cache_once():
+def test_a_decode_pass_reads_the_whole_cache_once():
     batch, tokens = 8, 4096
-    step = decode_step(MODELS["llama-3-8b"], H100, schedule("decode"), batch, tokens)
+    decoding = decode_pass(MODELS["llama-3-8b"], H100, schedule("decode"), batch, tokens)
     cache = 32 * 2 * 8 * 128 * 2 * batch * tokens
     rows = 32 * 2 * 32 * 128 * 2 * batch  # Q and O
     statistics = 32 * 32 * 4 * batch
-    time = time_of(step)
+    time = time_of(decoding)
     assert time.attention_hbm_bytes == cache + rows + statistics
     assert time.attention_s >= cache / (3.35e12 * 0.9)
 
 
 def test_a_sliding_window_is_the_models_own():
-    step = decode_step(MODELS["mistral-7b"], H100, schedule("decode"), 1, 8192)
-    assert step.workload.window == 4096
-    assert time_of(step).attention_hbm_bytes < 32 * 2 * 8 * 128 * 2 * 4300
+    decoding = decode_pass(MODELS["mistral-7b"], H100, schedule("decode"), 1, 8192)
+    assert decoding.workload.window == 4096
+    assert time_of(decoding).attention_hbm_bytes < 32 * 2 * 8 * 128 * 2 * 4300
 
 
 def test_of_a_million_tokens_a_part_is_replayed_and_the_error_told():
@@ -143,11 +144,11 @@ def test_an_answer_says_what_a_prefill_takes_and_costs(tmp_path, capsys):
     assert own.price_per_million_tokens == pytest.approx(1e-3 * own.time.time_s / 1024 * 1e6)
     assert (proxy.label, proxy.model) == ("a closed one", "gpt3-175b")
     assert proxy.gpus == ceil((proxy.parameter_bytes + proxy.kv_bytes) / (80 * 2**30)) == 5
-    answer.show()
+    show(answer)
     printed = capsys.readouterr().out
     assert "gpt3-175b, a proxy" in printed
     assert "$" in printed
-    answer.save(tmp_path)
+    save(answer, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "prefill.png"}
     saved = (tmp_path / "results.json").read_text()
     assert saved == answer.json() == question(data).answer().json()
@@ -168,7 +169,7 @@ def test_without_a_price_there_is_none(capsys):
     del data["hardware"]["price_per_hour"]
     answer = question(data).answer()
     assert answer.rows[0].price_per_million_tokens is None
-    answer.show()
+    show(answer)
     assert "million tokens" not in capsys.readouterr().out
 
 
@@ -178,9 +179,9 @@ def test_a_layer_that_does_not_fit_is_a_result(capsys, tmp_path):
     (row,) = answer.rows
     assert row.time is None
     assert row.reason is not None
-    answer.show()
+    show(answer)
     assert "out of memory: " in capsys.readouterr().out
-    answer.save(tmp_path)
+    save(answer, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim.device.memory import kernels_of
+from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
@@ -51,8 +51,8 @@ class KeyTable:
 
 
 @dataclass
-class Attention:
-    """A schedule's tensors on a device, its launches in order, and what sparse kernels visit."""
+class Placed:
+    """A schedule on a device: its tensors, its launches in order, and what sparse kernels visit."""
 
     w: AttentionWorkload
     schedule: Schedule
@@ -91,7 +91,7 @@ class Attention:
 
 def place(
     schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile, device: str, seed: int = 0
-) -> Attention:
+) -> Placed:
     """The schedule on normally distributed random inputs (outputs are NaN until it ran).
 
     Raises InputError where it has no Triton kernels here, torch.OutOfMemoryError where it does not
@@ -113,7 +113,7 @@ def place(
     tensors = {}
     for tensor in dict.fromkeys(t for kernel in kernels for t in kernel.tensors):
         tensors[tensor] = _filled(tensor, w, device, generator)
-    attention = Attention(w, schedule, kernels, device, tensors)
+    attention = Placed(w, schedule, kernels, device, tensors)
     for kernel in kernels:
         assert kernel.kind is not None
         LAUNCHERS[kernel.kind](attention, kernel)
@@ -162,7 +162,7 @@ def trips_of(kernel: Kernel, load: Load) -> IntArray:
     )
 
 
-def _matmul(attention: Attention, kernel: Kernel) -> None:
+def _matmul(attention: Placed, kernel: Kernel) -> None:
     a, b = loads_of(kernel)
     (c,) = stores_of(kernel)
     items, transposed = kernel.items, kernel.kind == "scores"
@@ -190,7 +190,7 @@ def _matmul(attention: Attention, kernel: Kernel) -> None:
     )
 
 
-def _softmax(attention: Attention, kernel: Kernel) -> None:
+def _softmax(attention: Placed, kernel: Kernel) -> None:
     w = attention.w
     scores, *_ = loads_of(kernel)
     (probabilities,) = stores_of(kernel)
@@ -210,7 +210,7 @@ def _softmax(attention: Attention, kernel: Kernel) -> None:
     )
 
 
-def _flash(attention: Attention, kernel: Kernel) -> None:
+def _flash(attention: Placed, kernel: Kernel) -> None:
     w, items = attention.w, kernel.items
     load_k = load_of(kernel, "key")
     q, k, v = load_of(kernel, "query").stream, load_k.stream, load_of(kernel, "value").stream
@@ -282,7 +282,7 @@ def masked_trips(
     return masked
 
 
-def _combine(attention: Attention, kernel: Kernel) -> None:
+def _combine(attention: Placed, kernel: Kernel) -> None:
     load_lse, load_o = loads_of(kernel)
     o, lse = stores_of(kernel)
     attention.launch(
@@ -299,7 +299,7 @@ def _combine(attention: Attention, kernel: Kernel) -> None:
     )
 
 
-def _search(attention: Attention, kernel: Kernel) -> None:
+def _search(attention: Placed, kernel: Kernel) -> None:
     """Launches HiP's search, and lays out the table that it completes for the sparse kernel."""
     hip, w, items = attention.schedule, attention.w, kernel.items
     assert isinstance(hip, Hip)
@@ -362,7 +362,7 @@ def _kept_without_search(ranges: IntArray, keep: int) -> tuple[IntArray, IntArra
     return count, rows
 
 
-LAUNCHERS: dict[Kind, Callable[[Attention, Kernel], None]] = {
+LAUNCHERS: dict[Kind, Callable[[Placed, Kernel], None]] = {
     "scores": _matmul,
     "softmax": _softmax,
     "output": _matmul,

@@ -31,8 +31,8 @@ LINE = aligned(
 LEVEL = aligned([(name, "i8") for name in ("used", "capacity", "dirty", "lines", "free")])
 
 
-class Cache(NamedTuple):
-    """L2 contents: each chunk's line or NO_LINE, the lines, and a record of the whole."""
+class L2Lines(NamedTuple):
+    """What is in L2: each chunk's line or NO_LINE, the lines, and a record of the whole."""
 
     line_of: NDArray[np.int32]
     lines: NDArray[np.void]
@@ -50,12 +50,12 @@ def sizes_of(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> tuple[in
     return chunks, min(chunks, capacity_bytes // smallest_bytes)
 
 
-def new_l2(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> Cache:
+def new_l2(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> L2Lines:
     """An empty L2 for the chunks of those tensors."""
     chunks, lines = sizes_of(chunkings, capacity_bytes)
     level = np.zeros(1, LEVEL)
     level["capacity"] = capacity_bytes
-    return Cache(np.zeros(chunks, np.int32), np.zeros(lines + 1, LINE), level)
+    return L2Lines(np.zeros(chunks, np.int32), np.zeros(lines + 1, LINE), level)
 
 
 def l2_bytes(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engine.compiled.jit import aligned, sources_stamp
-from sim.engine.compiled.l2 import Cache
+from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import N_CAUSES, SM_PIPES, Machine, ctas_per_sm, service_times_s
@@ -38,8 +38,9 @@ STREAM = aligned(
 # trip & ring_mask: a ring is a power of two long, for speed, though no more than `stages` are used.
 LOAD = aligned(_int64("stream stages ring_at ring_mask"))
 LOOP = aligned(_int64("load_at load_end op_at op_end"))
-# `reads` and `frees` are bit masks of the loop's loads. `shared` says whether what comes after the
-# op may touch more than the SM, `count` how often it ran. `service_s` is of one worker's share.
+# An op is a compute or a store. `reads` and `frees` are bit masks of the loop's loads. `shared`
+# says whether what comes after it may touch more than the SM, `count` how often it ran.
+# `service_s` is of one worker's share.
 OP = aligned([*_int64("kind stream reads frees shared count"), ("service_s", "f8", (SM_PIPES,))])
 # `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
 LIMITS = aligned(
@@ -98,14 +99,14 @@ class Replay(NamedTuple):
     total: NDArray[np.void]
     bins: NDArray[np.float64]
     bins_per_s: NDArray[np.float64]
-    l2: Cache
+    l2: L2Lines
 
 
-def frees_of(loads: list[Load], steps: list[Compute | Store]) -> list[int]:
-    """For each step the bit mask of the loads whose buffer it is the last to read."""
-    frees = [0] * len(steps)
+def frees_of(loads: list[Load], actions: list[Compute | Store]) -> list[int]:
+    """For each action the bit mask of the loads whose buffer it is the last to read."""
+    frees = [0] * len(actions)
     for k, load in enumerate(loads):
-        readers = [n for n, s in enumerate(steps) if isinstance(s, Compute) and load in s.reads]
+        readers = [n for n, a in enumerate(actions) if isinstance(a, Compute) and load in a.reads]
         frees[readers[-1]] |= 1 << k
     return frees
 
@@ -160,7 +161,7 @@ class _Program:
         self.buffers += length
 
     def add_op(self, loop: Loop, position: int, frees: int) -> None:
-        """Collect a step of a loop."""
+        """Collect an action of a loop."""
         action, following = loop.actions[position], loop.actions[(position + 1) % len(loop.actions)]
         if isinstance(action, Store):
             kind = ATOMIC if action.atomic else STORE
@@ -215,28 +216,18 @@ class _Program:
         return len(self.bases) - 1
 
 
-def new_replay(
-    kernel: Kernel,
-    chunkings: dict[Tensor, Chunking],
-    hw: HardwareProfile,
-    machine: Machine,
-    l2: Cache,
-    dtype: str,
-) -> Replay:
-    """`kernel` ready to begin on the machine, with the L2 as its predecessor left it."""
-    program = _Program(kernel, chunkings, hw, dtype)
-    per_sm, workers = ctas_per_sm(kernel.footprint, hw), kernel.footprint.workers
-    slots, buffers = machine.sms * per_sm, program.buffers + 1
-    leaves = 1 << max(0, machine.sms - 1).bit_length()
-    limits = _record(
+def _limits_of(
+    kernel: Kernel, buffers: int, hw: HardwareProfile, machine: Machine
+) -> NDArray[np.void]:
+    return _record(
         LIMITS,
         sms=machine.sms,
-        ctas_per_sm=per_sm,
-        workers=workers,
+        ctas_per_sm=ctas_per_sm(kernel.footprint, hw),
+        workers=kernel.footprint.workers,
         buffers=buffers,
         loops=len(kernel.loops),
         items_per_cta=kernel.items_per_cta,
-        leaves=leaves,
+        leaves=1 << max(0, machine.sms - 1).bit_length(),
         port_bytes_per_s=machine.port_bytes_per_s,
         l2_bytes_per_s=machine.l2_bytes_per_s,
         hbm_bytes_per_s=machine.hbm_bytes_per_s,
@@ -245,10 +236,29 @@ def new_replay(
         op_latency_s=machine.op_latency_s,
         cta_start_s=machine.cta_start_s,
     )
-    worker_records = np.zeros(slots * workers, WORKER)
-    worker_records["status"], worker_records["time_s"] = IDLE, np.inf
-    worker_records["slot"] = np.arange(slots).repeat(workers)
-    matches = np.zeros(2 * leaves, MATCH)
+
+
+def _idle(slots: int, workers: int) -> NDArray[np.void]:
+    """So many workers in each slot, with nothing to do yet."""
+    idle = np.zeros(slots * workers, WORKER)
+    idle["status"], idle["time_s"] = IDLE, np.inf
+    idle["slot"] = np.arange(slots).repeat(workers)
+    return idle
+
+
+def new_replay(
+    kernel: Kernel,
+    chunkings: dict[Tensor, Chunking],
+    hw: HardwareProfile,
+    machine: Machine,
+    l2: L2Lines,
+    dtype: str,
+) -> Replay:
+    """`kernel` ready to begin on the machine, with the L2 as its predecessor left it."""
+    program = _Program(kernel, chunkings, hw, dtype)
+    limits = _limits_of(kernel, program.buffers + 1, hw, machine)
+    slots = machine.sms * int(limits["ctas_per_sm"][0])
+    matches = np.zeros(2 * int(limits["leaves"][0]), MATCH)
     matches["next_s"] = np.inf
     bins, bins_per_s = new_timeline()
     l2.lines["arrival_s"] = 0.0  # what the last kernel left has arrived; times start anew
@@ -262,9 +272,9 @@ def new_replay(
         loads=np.concatenate(program.loads),
         loops=np.concatenate(program.loops),
         ops=np.concatenate(program.ops),
-        workers=worker_records,
+        workers=_idle(slots, kernel.footprint.workers),
         slots=np.zeros(slots, SLOT),
-        buffers=np.zeros(slots * buffers, BUFFER),
+        buffers=np.zeros(slots * int(limits["buffers"][0]), BUFFER),
         pipes=np.zeros(machine.sms * SM_PIPES + 2, PIPE),
         matches=matches,
         ctas=np.zeros(kernel.ctas, CTA),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.engine.compiled.jit import called, entry, inlined
-from sim.engine.compiled.l2 import NO_LINE, Cache, new_l2, touch
+from sim.engine.compiled.l2 import NO_LINE, L2Lines, new_l2, touch
 from sim.engine.compiled.records import (
     ATOMIC,
     COMPUTE,
@@ -44,6 +44,7 @@ from sim.machine import (
     HBM_LATENCY,
     L2,
     L2_LATENCY,
+    N_CAUSES,
     OP_LATENCY,
     PORT,
     SM_PIPES,
@@ -62,7 +63,7 @@ def run_kernel(
     kernel: Kernel,
     chunkings: dict[Tensor, Chunking],
     hw: HardwareProfile,
-    l2: Cache,
+    l2: L2Lines,
     dtype: str,
     progress: Callable[[int], None],
 ) -> KernelRun:
@@ -94,6 +95,9 @@ def run_kernel(
         bins=replay.bins,
         bin_width_s=1.0 / float(replay.bins_per_s[0]),
     )
+
+
+assert N_CAUSES == 12, "set_path copies the causes one by one: write each new one there too"
 
 
 @inlined
@@ -139,10 +143,8 @@ def corners(stream, tile):
     rest = tile // stream.tiles_across
     group, down = rest // stream.tiles_down, rest % stream.tiles_down
     row, col = down * stream.tile_rows, across * stream.tile_cols
-    row_end, col_end = (
-        min(row + stream.tile_rows, stream.rows),
-        min(col + stream.tile_cols, stream.cols),
-    )
+    row_end = min(row + stream.tile_rows, stream.rows)
+    col_end = min(col + stream.tile_cols, stream.cols)
     return group, row, row_end, col, col_end
 
 
@@ -191,19 +193,31 @@ def set_arrivals(l2, stream, tile, arrival_s):
 
 
 @inlined
-def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
-    """Move a tile between an SM and L2, and HBM where it must; `buffer` learns when that is done.
+def touch_tile(r, stream, tile, write, fetch):
+    """`touch` for a tile, be it a single chunk or many.
 
-    Every pipe on the way is reserved now. A load also takes the latency of the farthest level.
+    Returns (bytes, HBM reads, HBM writes, when the last of those present arrives [s], the line of
+    a single chunk).
     """
-    stream, limits, total = r.streams[number], r.limits[0], r.total[0]
+    line = NO_LINE
     if stream.whole_bytes:
         size = stream.whole_bytes
         line, read, written = touch(r.l2, stream.first_chunk + tile, size, write, fetch)
         in_flight_s = 0.0 if read else r.l2.lines[line].arrival_s
     else:
-        line = NO_LINE
         size, read, written, in_flight_s = touch_chunks(r.l2, stream, tile, write, fetch)
+    r.total[0].hbm_read_bytes += read
+    r.total[0].hbm_write_bytes += written
+    return size, read, written, in_flight_s, line
+
+
+@inlined
+def cross(r, sm, worker, now_s, size, hbm_bytes, buffer):
+    """Reserve every pipe between an SM and where a tile is; `buffer` takes the slowest's path.
+
+    Returns when all are done, and when L2 is [s].
+    """
+    limits = r.limits[0]
     slowest = r.pipes[sm * SM_PIPES + PORT]
     done_s = reserve(slowest, PORT, worker, now_s, size / limits.port_bytes_per_s)
     l2, service_s = r.pipes[limits.sms * SM_PIPES], size / limits.l2_bytes_per_s
@@ -211,29 +225,22 @@ def move(r, sm, worker, now_s, number, tile, write, fetch, buffer):
     add(r.bins, r.bins_per_s, L2_BYTES, l2_done_s - service_s, l2_done_s, size)
     if l2_done_s > done_s:
         done_s, slowest = l2_done_s, l2
-    if read + written:
-        hbm, service_s = (
-            r.pipes[limits.sms * SM_PIPES + 1],
-            (read + written) / limits.hbm_bytes_per_s,
-        )
+    if hbm_bytes:
+        hbm, service_s = r.pipes[limits.sms * SM_PIPES + 1], hbm_bytes / limits.hbm_bytes_per_s
         hbm_done_s = reserve(hbm, HBM, worker, now_s, service_s)
-        add(
-            r.bins,
-            r.bins_per_s,
-            HBM_BYTES,
-            hbm_done_s - service_s,
-            hbm_done_s,
-            read + written,
-        )
+        add(r.bins, r.bins_per_s, HBM_BYTES, hbm_done_s - service_s, hbm_done_s, hbm_bytes)
         if hbm_done_s > done_s:
             done_s, slowest = hbm_done_s, hbm
-        total.hbm_read_bytes += read
-        total.hbm_write_bytes += written
     set_path(buffer, slowest)
-    if write:
-        total.l2_write_bytes += size
-        buffer.arrival_s = done_s
-        return
+    return done_s, l2_done_s
+
+
+@inlined
+def load_tile(r, sm, worker, now_s, stream, tile, buffer):
+    """Load a tile, with the latency of the farthest level; `buffer` learns when it arrives."""
+    limits, total = r.limits[0], r.total[0]
+    size, read, written, in_flight_s, line = touch_tile(r, stream, tile, False, True)
+    done_s, l2_done_s = cross(r, sm, worker, now_s, size, read + written, buffer)
     total.l2_read_bytes += size
     total.l2_hit_bytes += size - read
     add(r.bins, r.bins_per_s, L2_HIT_BYTES, l2_done_s, l2_done_s, size - read)
@@ -261,7 +268,7 @@ def issue_load(r, sm, slot, worker, now_s, number, trip):
     load, item = r.loads[number], r.slots[slot].item
     buffer = r.buffers[slot * r.limits[0].buffers + load.ring_at + (trip & load.ring_mask)]
     tile = tile_at(r, load.stream, item, trip)
-    move(r, sm, worker, now_s, load.stream, tile, False, True, buffer)
+    load_tile(r, sm, worker, now_s, r.streams[load.stream], tile, buffer)
     buffer.trip = trip
     buffer.released = 0
 
@@ -351,13 +358,16 @@ def wake_others(r, slot, worker_number, now_s, status):
 
 
 @called
-def store_tile(r, sm, slot, worker_number, now_s):
+def issue_store(r, sm, slot, worker_number, now_s):
     """Issue the store that all the CTA's workers have reached, and let the others go on."""
     worker = r.workers[worker_number]
     op = r.ops[worker.op]
     buffer = r.buffers[(slot + 1) * r.limits[0].buffers - 1]
     tile = tile_at(r, op.stream, r.slots[slot].item, worker.trip)
-    move(r, sm, worker, now_s, op.stream, tile, True, op.kind == ATOMIC, buffer)
+    fetch = op.kind == ATOMIC
+    size, read, written, _, _ = touch_tile(r, r.streams[op.stream], tile, True, fetch)
+    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, read + written, buffer)
+    r.total[0].l2_write_bytes += size
     op.count += 1
     wake_others(r, slot, worker_number, now_s, PASSED)
 
@@ -495,7 +505,7 @@ def go_on(r, sm, slot, worker_number, now_s):
             return
         if not wait_for_store(r, slot, worker, now_s, STORING):
             return
-        store_tile(r, sm, slot, worker_number, now_s)
+        issue_store(r, sm, slot, worker_number, now_s)
         to_next_op(r, slot, worker)
     end_item(r, sm, slot, worker_number, now_s)
 
@@ -516,7 +526,7 @@ def happen(r, sm, slot, worker_number, now_s):
         if status == RUNNING:
             release(r, sm, slot, worker, now_s)
         elif status == STORING:
-            store_tile(r, sm, slot, worker_number, now_s)
+            issue_store(r, sm, slot, worker_number, now_s)
         to_next_op(r, slot, worker)
     go_on(r, sm, slot, worker_number, now_s)
 

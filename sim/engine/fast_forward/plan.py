@@ -1,4 +1,4 @@
-"""Fast-forward: what a long kernel takes, told by a part of it.
+"""Which part of a long kernel to replay, what of it to measure, and how coarse.
 
 A grid is replayed in *waves*: the CTAs that run at a time or, of a persistent kernel, an item of
 each CTA. It runs through its periods (the CTAs of a head, head after head). Replayed is, in about
@@ -6,27 +6,23 @@ each CTA. It runs through its periods (the CTAs of a head, head after head). Rep
 
     its first waves     where all items have the same trips
     its first periods   where several fit
-    blocks of waves     else: so many, spread evenly over the period, one after the other
+    blocks of waves     else, of a pruned kernel: spread evenly over the period, one after the other
+    two thin periods    else: every n-th CTA of them
 
 and measured is what the later half of the waves, of the periods, or of each block took, from when
-so many bytes had gone through L2 to when so many more had: what is skipped takes time, HBM bytes
-and L2 hits at those rates a byte. Its own L2 bytes, FLOPs and steps are counted, not extrapolated.
+so many bytes had gone through L2 to when so many more had.
 
-Trips beyond COARSE_TRIPS are made coarser first, as far as needed: g of them become one of g times
-the size, on a machine of g times the latencies, which is the same machine seen from further away.
-
-The estimated error is twice the standard error of the mean rate, told by how much each measured
-part differs from the next, as far as it bears on the whole.
+Trips beyond COARSE_TRIPS are made coarser first, as far as needed.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.engine.fast_forward.reduced import Grid, can_be_coarse
-from sim.engine.fast_forward.told import Measured, Plan, asked_bytes, trip_bytes
-from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, spread_over
+from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Loop, Store, spread_over
 
 LONG = 4.5  # times the tile steps that are replayed: shorter kernels are replayed whole
 COARSE_TRIPS = 192  # of a CTA, or more
@@ -51,27 +47,12 @@ def replayed_steps(kernel: Kernel, most_steps: int | None) -> int:
     return most_steps
 
 
-def period_of(kernel: Kernel) -> int:
-    """CTAs until the grid repeats itself: those of one matrix, if all matrices have like trips.
-
-    Of a persistent kernel, whose CTAs each see all matrices, all.
-    """
-    matrices = max(tensor.groups for tensor in kernel.tensors)
-    if kernel.ctas % matrices or kernel.items_per_cta > 1:
-        return kernel.ctas
-    period = kernel.ctas // matrices
-    ctas = spread_over(kernel.ctas, COUNTED_ITEMS)
-    alike = (kernel.trips_of(ctas) == kernel.trips_of(ctas % period)).all()
-    return period if alike else kernel.ctas
+def _period(kernel: Kernel) -> int:
+    """CTAs until the grid repeats itself; all, of CTAs that have several items, of any period."""
+    return kernel.ctas if kernel.items_per_cta > 1 else kernel.ctas // kernel.periods
 
 
-def _sharing(kernel: Kernel) -> int:
-    """Periods that go together: heads that share K and V."""
-    groups = [tensor.groups for tensor in kernel.tensors]
-    return max(1, max(groups) // min(groups))
-
-
-def grain_of(grid: Grid, period: int, most_steps: int) -> int:
+def grain_of(grid: Grid, most_steps: int) -> int:
     """How many trips to make one.
 
     CTAs of different trips run staggered: each reads what the one before read a while ago. That
@@ -85,7 +66,7 @@ def grain_of(grid: Grid, period: int, most_steps: int) -> int:
         waves = min(grid.waves, MOST_WAVES) * kernel.footprint.workers
         needed = waves * kernel.tile_steps // (grid.waves * most_steps)
     else:
-        needed = PERIODS * kernel.tile_steps * period // kernel.ctas // most_steps
+        needed = PERIODS * kernel.tile_steps * _period(kernel) // kernel.ctas // most_steps
         if not grid.persistent:
             spread = kernel.ctas * grid.wide * STAGGER
             coarsest = min(coarsest, kernel.tile_steps // spread)
@@ -106,21 +87,42 @@ def _is_uniform(kernel: Kernel) -> bool:
     return bool(steps[steps > 0].min() == steps.max())
 
 
-def plan_of(grid: Grid, period: int, most_steps: int) -> Plan:
+@dataclass(frozen=True)
+class Measured:
+    """Of a part, what lies between two amounts of L2 bytes, and the bytes that it stands for."""
+
+    start: float
+    end: float
+    stands_for: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of a grid to replay, and what of it to measure.
+
+    With `counts` the part's own time and bytes are of the whole; else all is at the rates measured.
+    """
+
+    part: Kernel
+    measured: list[Measured]
+    counts: bool
+
+
+def plan_of(grid: Grid, most_steps: int) -> Plan:
     """The part of a grid to replay in about so many tile steps."""
     kernel = grid.kernel
     is_pruned = any(stream.table is not None for stream in kernel.streams)
     if _is_uniform(kernel) and not is_pruned:
         return _first_waves(grid, most_steps)
     if grid.persistent:  # its periods are of heads that share keys: it runs these side by side
-        periods, together = min(tensor.groups for tensor in kernel.tensors), 1
+        periods, together = kernel.periods // kernel.sharing, 1
     else:
-        periods, together = kernel.ctas // period, _sharing(kernel)
+        periods, together = kernel.ctas // _period(kernel), kernel.sharing
     replayed = most_steps * periods // kernel.tile_steps
     if replayed >= (2 if grid.persistent else PERIODS):
         return _first_periods(grid, periods, min(replayed, periods), together)
     if is_pruned:
-        return _blocks(grid, period, most_steps)
+        return _blocks(grid, most_steps)
     return _thinned(grid, periods, most_steps)
 
 
@@ -188,9 +190,10 @@ def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
     return _beginning(kernel, part, 2, 1)
 
 
-def _blocks(grid: Grid, period: int, most_steps: int) -> Plan:
+def _blocks(grid: Grid, most_steps: int) -> Plan:
     """Blocks of waves from the strata of a period, each from another one of the periods."""
     kernel = grid.kernel
+    period = _period(kernel)
     periods = kernel.ctas // period
     waves = grid.waves // periods
     a_wave = kernel.tile_steps / grid.waves
@@ -229,3 +232,20 @@ def _stratum_bytes(grid: Grid, strata: NDArray[np.float64], waves: int) -> NDArr
         seen = np.unique(np.linspace(start, min(end, waves - 1), 16).astype(np.int64))
         of_stratum.append(float(_bytes_by_wave(grid, seen).mean()) * (end - start))
     return np.array(of_stratum)
+
+
+def asked_bytes(kernel: Kernel) -> tuple[int, int]:
+    """Bytes that loads and stores ask for if no edge cuts a tile."""
+    read = write = 0
+    for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True):
+        loaded, stored = trip_bytes(loop)
+        read += trips * loaded
+        write += trips * stored
+    return read, write
+
+
+def trip_bytes(loop: Loop) -> tuple[int, int]:
+    """What a trip loads and stores."""
+    loads = sum(load.stream.tile_bytes for load in loop.loads)
+    stores = sum(op.stream.tile_bytes for op in loop.ops if isinstance(op, Store))
+    return loads, stores

@@ -1,4 +1,8 @@
-"""Kernels made smaller: some of a grid's CTAs alone, and many trips made one."""
+"""Kernels made smaller: some of a grid's CTAs alone, and many trips made one.
+
+g trips that become one of g times the size, on a machine of g times the latencies, are the same
+machine seen from further away.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -66,29 +70,6 @@ class Grid:
         return np.arange(first * each, end * each, dtype=np.int64)
 
 
-def _remade(
-    loop: Loop, stream: Callable[[Stream], Stream], trips: OfItem, amounts: int = 1
-) -> Loop:
-    """A loop with other streams and trips, and so many times the work in each."""
-    loads = {load: Load(stream(load.stream), load.stages) for load in loop.loads}
-
-    def op_of(op: Load | Compute | Store) -> Load | Compute | Store:
-        if isinstance(op, Load):
-            return loads[op]
-        if isinstance(op, Store):
-            return Store(stream(op.stream), op.atomic)
-        return Compute(
-            op.name,
-            tuple(loads[load] for load in op.reads if load in loads),
-            op.mma_flops * amounts,
-            op.vector_ops * amounts,
-            op.exp_count * amounts,
-            op.sram_bytes * amounts,
-        )
-
-    return Loop(trips, tuple(op_of(op) for op in loop.ops))
-
-
 def _of_items(kernel: Kernel, items: IntArray, ctas: int, items_per_cta: int) -> Kernel:
     """The kernel of these items alone, in this order."""
 
@@ -99,7 +80,9 @@ def _of_items(kernel: Kernel, items: IntArray, ctas: int, items_per_cta: int) ->
         return replace(whole, base=chosen(whole.base), start=chosen(whole.start))
 
     loops = tuple(_remade(loop, stream, chosen(loop.trips)) for loop in kernel.loops)
-    return replace(kernel, ctas=ctas, items_per_cta=items_per_cta, loops=loops)
+    return replace(
+        kernel, ctas=ctas, items_per_cta=items_per_cta, loops=loops, periods=1, sharing=1
+    )
 
 
 def _cut(kernel: Kernel) -> Kernel:
@@ -131,6 +114,14 @@ def _last_tile(kernel: Kernel, stream: Stream) -> int:
     raise AssertionError("a stream of no loop")
 
 
+def can_be_coarse(kernel: Kernel) -> bool:
+    """Whether the streams of the long loops go down or across their matrices, tile after tile."""
+    return all(
+        stream.table is None and abs(stream.stride) in (1, stream.tiles_across)
+        for stream in _streams_of(_long_loops(kernel))
+    )
+
+
 def coarse(kernel: Kernel, grain: int) -> Kernel:
     """The kernel with `grain` trips of its long loops made one; rounded to the nearest."""
     if grain == 1:
@@ -153,29 +144,6 @@ def coarse(kernel: Kernel, grain: int) -> Kernel:
         for loop in kernel.loops
     )
     return replace(kernel, loops=loops)
-
-
-def can_be_coarse(kernel: Kernel) -> bool:
-    """Whether the streams of the long loops go down or across their matrices, tile after tile."""
-    return all(
-        stream.table is None and abs(stream.stride) in (1, stream.tiles_across)
-        for stream in _streams_of(_long_loops(kernel))
-    )
-
-
-def _long_loops(kernel: Kernel) -> list[Loop]:
-    """The loops of more than one trip."""
-    trips = kernel.trips_of(spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS))
-    return [loop for loop, own in zip(kernel.loops, trips, strict=True) if own.max() > 1]
-
-
-def _streams_of(loops: list[Loop]) -> list[Stream]:
-    return [op.stream for loop in loops for op in loop.ops if not isinstance(op, Compute)]
-
-
-def _by_rows(stream: Stream) -> bool:
-    """Whether its tiles follow each other down a matrix, not across."""
-    return abs(stream.stride) == stream.tiles_across
 
 
 def _coarse_stream(stream: Stream, grain: int, by_rows: bool) -> Stream:
@@ -201,6 +169,44 @@ def _coarse_stream(stream: Stream, grain: int, by_rows: bool) -> Stream:
         base=base,
         stride=int(np.sign(stream.stride)) * (coarse_across if by_rows else 1),
     )
+
+
+def _long_loops(kernel: Kernel) -> list[Loop]:
+    """The loops of more than one trip."""
+    trips = kernel.trips_of(spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS))
+    return [loop for loop, own in zip(kernel.loops, trips, strict=True) if own.max() > 1]
+
+
+def _streams_of(loops: list[Loop]) -> list[Stream]:
+    return [op.stream for loop in loops for op in loop.ops if not isinstance(op, Compute)]
+
+
+def _by_rows(stream: Stream) -> bool:
+    """Whether its tiles follow each other down a matrix, not across."""
+    return abs(stream.stride) == stream.tiles_across
+
+
+def _remade(
+    loop: Loop, stream: Callable[[Stream], Stream], trips: OfItem, amounts: int = 1
+) -> Loop:
+    """A loop with other streams and trips, and so many times the work in each."""
+    loads = {load: Load(stream(load.stream), load.stages) for load in loop.loads}
+
+    def op_of(op: Load | Compute | Store) -> Load | Compute | Store:
+        if isinstance(op, Load):
+            return loads[op]
+        if isinstance(op, Store):
+            return Store(stream(op.stream), op.atomic)
+        return Compute(
+            op.name,
+            tuple(loads[load] for load in op.reads if load in loads),
+            op.mma_flops * amounts,
+            op.vector_ops * amounts,
+            op.exp_count * amounts,
+            op.sram_bytes * amounts,
+        )
+
+    return Loop(trips, tuple(op_of(op) for op in loop.ops))
 
 
 LATENCIES = ("hbm.latency", "l2.latency", "sm.op_latency", "sm.cta_start")  # of a calibration

@@ -1,40 +1,37 @@
-"""A long kernel's run: reduced, replayed in part, and told whole."""
+"""A long kernel's run: made coarser, replayed in part, and told whole."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from sim.engine.fast_forward.plan import grain_of, period_of, plan_of
+from sim.engine.fast_forward.plan import Plan, grain_of, plan_of
 from sim.engine.fast_forward.reduced import Grid, coarse, slower
-from sim.engine.fast_forward.told import Plan, completed, whole_of
+from sim.engine.fast_forward.told import completed, whole_of
 from sim.engine.kernel_run import KernelRun
+from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import machine_of
 from sim.tile_program import Kernel, chunk_tensors
 
-# What the scatter does not show, by comparisons with exact replays: what trips made one add to the
-# time, and by how much of one wave of those measured their time and HBM bytes are off.
-COARSE_ERROR = 0.003
+COARSE_ERROR = 0.003  # of the time, where trips were made one: by comparisons with exact replays
 
 
 def run_kernel(
-    simulated: Any,
+    engine: Engine[L2State],
     kernel: Kernel,
     hw: HardwareProfile,
     dtype: str,
     progress: Callable[[int], None],
     most_steps: int,
 ) -> KernelRun:
-    """A kernel that `can_skip`, from an empty L2, on the engine `simulated`."""
-    period = period_of(kernel)
-    grain = grain_of(Grid.of(kernel, hw), period, most_steps)
+    """A kernel that `can_skip`, from an empty L2, told by about so many tile steps of it."""
+    grain = grain_of(Grid.of(kernel, hw), most_steps)
     form, device = coarse(kernel, grain), slower(hw, grain)
-    plan = plan_of(Grid.of(form, hw), period, most_steps)
+    plan = plan_of(Grid.of(form, hw), most_steps)
     if plan.part.tile_steps >= kernel.tile_steps:  # so few CTAs stand for no others
         form, device, plan = kernel, hw, Plan(kernel, [], counts=True)
     chunkings = chunk_tensors([plan.part])
-    l2 = simulated.new_l2(chunkings, machine_of(device).l2_capacity_bytes)
-    run: KernelRun = simulated.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
+    l2 = engine.new_l2(chunkings, machine_of(device).l2_capacity_bytes)
+    run = engine.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
     if not plan.measured:
         return run
     whole = whole_of(plan, run, Grid.of(plan.part, hw).waves)

@@ -12,26 +12,18 @@ a time (1.5 a score with the byte's conversion), backward takes the byte out, co
 sign (3). Counted by hand from FlashAttention's philox.cuh and dropout.h, rounded: an estimate.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks, of_constant
-from sim.tile_program import (
-    Compute,
-    Footprint,
-    IntArray,
-    Kernel,
-    Load,
-    Loop,
-    Store,
-    Stream,
-    Tensor,
-    once,
-)
+from sim.schedules.parts.combine import reduction
+from sim.schedules.parts.elementwise import ELEMENTS_A_CTA, FOOTPRINT, in_order
+from sim.schedules.parts.grid import Grid
+from sim.tile_program import Compute, IntArray, Kernel, Load, Stream, Tensor
 
 DROPOUT_OPS_PER_SCORE = 4
 DROPOUT_BACKWARD_OPS_PER_SCORE = 6
-ELEMENTS_A_BLOCK = 1024  # of PyTorch's elementwise kernels (CUDALoops.cuh: 128 threads of 8)
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,11 @@ def gradients(w: AttentionWorkload) -> Gradients:
     )
 
 
+def of_backward(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels, as ones of the backward pass."""
+    return [replace(kernel, backward=True) for kernel in kernels]
+
+
 def sums_over_groups(g: Gradients) -> list[Kernel]:
     """The kernels that sum dK and dV of the query heads that share a KV head; none without."""
     pairs = ((g.dk_of_heads, g.dk), (g.dv_of_heads, g.dv))
@@ -71,22 +68,15 @@ def sums_over_groups(g: Gradients) -> list[Kernel]:
 
 def _sum_over_group(parts: Tensor, whole: Tensor) -> Kernel:
     """A CTA a block of rows; a trip a head of the group."""
-    rows = max(1, ELEMENTS_A_BLOCK // whole.cols)
+    rows = max(1, ELEMENTS_A_CTA // whole.cols)
     heads, down = parts.groups // whole.groups, blocks(whole.rows, rows)
+    grid = Grid(down, whole.groups)
 
     def first_head(items: IntArray) -> IntArray:
-        return items // down * heads * down + items % down
+        row, group = grid.at(items)
+        return group * heads * down + row
 
     load = Load(Stream(parts, rows, parts.cols, first_head, down))
-    return Kernel(
-        name=f"{whole.name} = sum over heads",
-        ctas=whole.groups * down,
-        loops=(
-            Loop(
-                of_constant(heads),
-                (load, Compute("add", (load,), vector_ops=rows * whole.cols)),
-            ),
-            Loop(once, (Store(Stream(whole, rows, whole.cols, lambda items: items)),)),
-        ),
-        footprint=Footprint(0, threads=128, registers_per_thread=32),
-    )
+    add = Compute("add", (load,), vector_ops=rows * whole.cols)
+    name = f"{whole.name} = sum over heads"
+    return reduction(name, of_constant(heads), add, (in_order(whole, rows),), FOOTPRINT)

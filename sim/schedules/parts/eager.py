@@ -19,90 +19,82 @@ reorder_dimensions), and those of K' are head dimensions: a thread reads an elem
 for them is an estimate: they run on other SMs. triu reads only what it keeps (TriangularOps.cu).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.parts.backward import ELEMENTS_A_BLOCK
-from sim.schedules.parts.kv_cache import SECTOR_BYTES
-from sim.tile_program import (
-    Compute,
-    Footprint,
-    IntArray,
-    Kernel,
-    Load,
-    Loop,
-    OfItem,
-    Store,
-    Stream,
-    Tensor,
-    once,
+from sim.schedules.parts.elementwise import (
+    ELEMENTS_A_CTA,
+    THREADS,
+    elementwise,
+    in_order,
+    rows_of,
 )
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.kv_cache import SECTOR_BYTES
+from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
-THREADS = 128
 OPS_PER_ELEMENT = 2
-FOOTPRINT = Footprint(0, THREADS, registers_per_thread=32)
 
 
-def elementwise(
+def eager_pass(
     name: str,
-    reads: list[Tensor],
-    writes: list[Tensor],
-    elements: int = ELEMENTS_A_BLOCK,
-    needed: OfItem = once,
+    reads: Sequence[Tensor],
+    writes: Sequence[Tensor],
+    elements: int = ELEMENTS_A_CTA,
 ) -> Kernel:
-    """A kernel in whole rows, `elements` a CTA; a tensor of one group goes with all of the others.
+    """An elementwise kernel over matrices, `elements` a CTA, whole rows where they fit.
 
-    `needed` is 0 for the CTAs that read nothing.
+    A tensor of one group goes with all of the others.
     """
-    matrix = writes[0]
-    rows, cols = _shape(matrix, elements)
-    tiles = blocks(matrix.rows, rows) * blocks(matrix.cols, cols)
+    rows, cols = _shape(writes[0], elements)
+    tiles = in_order(writes[0], rows, cols)
+    a_matrix = tiles.tiles_down * tiles.tiles_across
 
     def of(tensor: Tensor) -> Stream:
         if tensor.groups == 1:
-            return Stream(tensor, rows, cols, lambda items: items % tiles)
-        return Stream(tensor, rows, cols, lambda items: items)
+            return Stream(tensor, rows, cols, lambda items: items % a_matrix)
+        return in_order(tensor, rows, cols)
 
-    loads = tuple(Load(of(tensor)) for tensor in reads)
-    stores = tuple(Store(of(tensor)) for tensor in writes)
     work = OPS_PER_ELEMENT * rows * cols
-    if needed is once:
-        loops = [Loop(once, (*loads, Compute(name, loads, 0, work), *stores))]
-    else:
-        loops = [
-            Loop(needed, (*loads, Compute("read", loads))),
-            Loop(once, (Compute(name, (), 0, work), *stores)),
-        ]
-    return Kernel(name, matrix.groups * tiles, tuple(loops), FOOTPRINT)
+    return elementwise(name, [*map(of, reads)], [*map(of, writes)], vector_ops=work)
 
 
 def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kernel]:
     """Make the causal mask and add it to the scores of every head: `masked`."""
     shape = (1, w.seq_q, w.seq_kv)
     filled, upper = (Tensor(name, *shape, 4, role="mask") for name in ("M", "triu(M)"))
-    rows, cols = _shape(filled, ELEMENTS_A_BLOCK)
-    across = blocks(w.seq_kv, cols)
-
-    def keeps_some(items: IntArray) -> IntArray:
-        """Whether a CTA's last column is beyond its first row."""
-        last_col = (items % across + 1) * cols - 1
-        kept: IntArray = (last_col.clip(max=w.seq_kv - 1) > items // across * rows).astype(int)
-        return kept
-
-    kernels = [
-        elementwise("full", [], [filled]),
-        elementwise("triu", [filled], [upper], needed=keeps_some),
-    ]
+    kernels = [eager_pass("full", [], [filled]), _upper(filled, upper)]
     mask = upper
     if w.dtype_bytes != upper.element_bytes:
         mask = Tensor("mask", *shape, w.dtype_bytes, role="mask")
-        kernels.append(elementwise("mask to dtype", [upper], [mask]))
-    return [*kernels, elementwise("mask", [scores, mask], [masked], _strided(w))]
+        kernels.append(eager_pass("mask to dtype", [upper], [mask]))
+    return [*kernels, eager_pass("mask", [scores, mask], [masked], _strided(w))]
+
+
+def _upper(matrix: Tensor, upper: Tensor) -> Kernel:
+    """triu: a CTA whose tile has nothing above the diagonal reads nothing."""
+    rows, cols = _shape(matrix, ELEMENTS_A_CTA)
+    grid = Grid(blocks(matrix.cols, cols), blocks(matrix.rows, rows))
+
+    def keeps_some(items: IntArray) -> IntArray:
+        """Whether the tile's last column is beyond its first row."""
+        across, down = grid.at(items)
+        last_col = ((across + 1) * cols - 1).clip(max=matrix.cols - 1)
+        kept: IntArray = (last_col > down * rows).astype(int)
+        return kept
+
+    load = Load(in_order(matrix, rows, cols))
+    written = eager_pass("triu", [], [upper])
+    read = Loop(keeps_some, (load, Compute("read", (load,))))
+    return replace(written, loops=(read, *written.loops))
 
 
 def copy(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
     """The kernel that copies the rows of each head to a matrix of their own, and its result."""
     copied = _copy_of(source)
-    return elementwise(f"copy {source.name}", [source], [copied], _strided(w)), copied
+    return eager_pass(f"copy {source.name}", [source], [copied], _strided(w)), copied
 
 
 def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:
@@ -115,20 +107,18 @@ def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:
     rows = min(k.rows, _strided(w))
     width = SECTOR_BYTES // k.element_bytes  # columns in a sector
     down, across = blocks(k.rows, rows), blocks(k.cols, width)
+    grid = Grid(down, k.cols, k.groups)  # pieces of a column, columns, matrices
 
     def piece(items: IntArray) -> IntArray:
-        """Grid (pieces of a column, columns, matrices), the first fastest."""
-        matrix, column = items // (down * k.cols), items // down % k.cols
-        return (matrix * down + items % down) * k.cols + column
+        number, column, matrix = grid.at(items)
+        return (matrix * down + number) * k.cols + column
 
     def sectors(items: IntArray) -> IntArray:
-        matrix, column = items // (down * k.cols), items // down % k.cols
-        return (matrix * down + items % down) * across + column // width
+        number, column, matrix = grid.at(items)
+        return (matrix * down + number) * across + column // width
 
-    load = Load(Stream(k, rows, width, sectors))
-    work = Compute("copy", (load,), 0, OPS_PER_ELEMENT * rows)
-    body = (load, work, Store(Stream(copied, rows, 1, piece)))
-    return Kernel("copy K", k.groups * k.cols * down, (Loop(once, body),), FOOTPRINT), copied
+    read, written = Stream(k, rows, width, sectors), Stream(copied, rows, 1, piece)
+    return elementwise("copy K", [read], [written], OPS_PER_ELEMENT * rows), copied
 
 
 def _copy_of(tensor: Tensor) -> Tensor:
@@ -138,7 +128,7 @@ def _copy_of(tensor: Tensor) -> Tensor:
 
 def _shape(matrix: Tensor, elements: int) -> tuple[int, int]:
     """Rows and columns of so many elements of a matrix, whole rows if they fit."""
-    return min(matrix.rows, max(1, elements // matrix.cols)), min(matrix.cols, elements)
+    return rows_of(matrix, elements), min(matrix.cols, elements)
 
 
 def _strided(w: AttentionWorkload) -> int:

@@ -26,16 +26,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.inputs.files import InputError
-from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, SramBytes, Tile, blocks, kv_matrix
+from sim.schedules.parts import registers
 from sim.schedules.parts.backward import (
     DROPOUT_BACKWARD_OPS_PER_SCORE,
     Gradients,
     gradients,
+    of_backward,
     sums_over_groups,
 )
+from sim.schedules.parts.elementwise import elementwise, in_order
+from sim.schedules.parts.ends import begin
+from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -43,13 +46,12 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    OfItem,
     Store,
     Stream,
     Tensor,
     once,
 )
-
-ROW_REGISTERS = 64  # a thread of the kernels that go through rows; an estimate
 
 
 @dataclass(frozen=True)
@@ -77,60 +79,6 @@ class BackwardCta:
             return w.dtype_bytes * (rows + held)
 
         return bytes_of
-
-
-@dataclass(frozen=True)
-class PublicBackwardCta:
-    """What the public kernel uses up to a head_dim, where a CTA can have so much SRAM."""
-
-    head_dim: int
-    least_sram_kib: int
-    cta: BackwardCta
-    dropout: tuple[bool, ...] = (False, True)
-
-
-def _row(
-    head_dim: int,
-    least_sram_kib: int,
-    tile: tuple[int, int],
-    warps_down: tuple[int, int, int],
-    v_in_registers: bool = False,
-    q_stages: int = 2,
-    dropout: tuple[bool, ...] = (False, True),
-) -> PublicBackwardCta:
-    cta = BackwardCta(Tile(q=tile[0], kv=tile[1]), warps_down, v_in_registers, q_stages)
-    return PublicBackwardCta(head_dim, least_sram_kib, cta, dropout)
-
-
-# run_mha_bwd_hdim*; the first row that suits counts. head_dim 160 and 224 run the next larger one.
-_PUBLIC = (
-    _row(32, 104, (128, 128), (4, 4, 4), dropout=(True,)),
-    _row(32, 0, (128, 128), (4, 4, 4), v_in_registers=True),
-    _row(64, 144, (128, 128), (4, 4, 4)),
-    _row(64, 0, (64, 128), (2, 4, 4), v_in_registers=True),
-    _row(96, 116, (64, 128), (2, 4, 4), dropout=(True,)),
-    _row(96, 0, (64, 128), (2, 4, 4), v_in_registers=True),
-    _row(128, 144, (64, 128), (2, 4, 2)),
-    _row(128, 0, (64, 64), (4, 2, 2), v_in_registers=True),
-    _row(192, 136, (64, 64), (4, 2, 2)),
-    _row(192, 0, (64, 64), (4, 2, 2), v_in_registers=True, q_stages=1),
-    _row(256, 176, (64, 64), (4, 2, 2)),
-    _row(256, 144, (64, 64), (4, 2, 2), q_stages=1),
-    _row(256, 0, (64, 32), (4, 1, 2), v_in_registers=True, q_stages=1, dropout=(False,)),
-)
-
-
-def public_backward_cta(w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:
-    """What FlashAttention's kernel uses; raises InputError where there is none."""
-    for row in _PUBLIC:
-        roomy = hw.sram.max_per_cta >= row.least_sram_kib * 1024
-        if w.head_dim <= row.head_dim and roomy and w.dropout in row.dropout:
-            return row.cta
-    with_dropout = " with dropout" if w.dropout else ""
-    raise InputError(
-        f"schedule flash2: workload.head_dim = {w.head_dim}: FlashAttention-2 has no backward "
-        f"kernel for it{with_dropout} on {hw.name}"
-    )
 
 
 def query_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:
@@ -162,106 +110,99 @@ class Saved:
     lse: Tensor
 
 
+@dataclass(frozen=True)
+class _Tensors:
+    """All that the kernels go through: what forward saved, the gradients, and between kernels D.
+
+    `dq` is dQ in fp32, to which the main kernel adds.
+    """
+
+    saved: Saved
+    g: Gradients
+    sums: Tensor
+    dq: Tensor
+
+
 def backward_kernels(w: AttentionWorkload, cta: BackwardCta, saved: Saved) -> list[Kernel]:
     """The kernels of the backward pass: three, and two sums where heads share K and V."""
     g = gradients(w)
     sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
     accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, w.head_dim, 4)
-    return [
-        _preprocess(w, cta, saved.o, g.do, sums, accumulated),
-        _main(w, cta, saved, g, sums, accumulated),
-        _convert(w, cta, accumulated, g.dq),
-        *sums_over_groups(g),
-    ]
-
-
-def _over_rows(w: AttentionWorkload, cta: BackwardCta, name: str, loop: Loop) -> Kernel:
-    """A kernel of a CTA for each block of query rows, its tile in registers."""
-    ctas = w.batch * w.heads * blocks(w.seq_q, cta.tile.q)
-    return Kernel(name, ctas, (loop,), Footprint(0, 32 * cta.warps, ROW_REGISTERS))
-
-
-def _preprocess(
-    w: AttentionWorkload, cta: BackwardCta, o: Tensor, do: Tensor, sums: Tensor, zeros: Tensor
-) -> Kernel:
-    def of(tensor: Tensor) -> Stream:
-        return Stream(tensor, cta.tile.q, tensor.cols, lambda items: items)
-
-    load_do, load_o = Load(of(do)), Load(of(o))
-    dot = Compute("D = dO O", (load_do, load_o), vector_ops=cta.tile.q * w.head_dim)
-    ops = (load_do, load_o, dot, Store(of(sums)), Store(of(zeros)))
-    return _over_rows(w, cta, "D = rowsum(dO O)", Loop(once, ops))
-
-
-def _convert(w: AttentionWorkload, cta: BackwardCta, accumulated: Tensor, dq: Tensor) -> Kernel:
-    def of(tensor: Tensor) -> Stream:
-        return Stream(tensor, cta.tile.q, tensor.cols, lambda items: items)
-
-    load, elements = Load(of(accumulated)), cta.tile.q * w.head_dim
-    scale = Compute("scale dQ", (load,), 0, 2 * elements, 0, 2 * elements * w.dtype_bytes)
-    return _over_rows(w, cta, "dQ to dtype", Loop(once, (load, scale, Store(of(dq)))))
-
-
-def _main(
-    w: AttentionWorkload,
-    cta: BackwardCta,
-    saved: Saved,
-    g: Gradients,
-    sums: Tensor,
-    accumulated: Tensor,
-) -> Kernel:
-    tile = cta.tile
-    down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
-    first, end = query_blocks(w, tile)
-
-    def matrix(items: IntArray) -> IntArray:
-        """Grid (key blocks, sequences, heads), the first fastest."""
-        head, sequence = items // (across * w.batch), items // across % w.batch
-        return sequence * w.heads + head
-
-    def trips(items: IntArray) -> IntArray:
-        return (end - first)[items % across]
-
-    def if_seen(items: IntArray) -> IntArray:
-        return np.minimum(trips(items), 1)
-
-    def kv_tile(items: IntArray) -> IntArray:
-        return kv_matrix(w, matrix(items)) * across + items % across
-
-    def own_tile(items: IntArray) -> IntArray:
-        return matrix(items) * across + items % across
-
-    def last_q_tile(items: IntArray) -> IntArray:
-        return matrix(items) * down + end[items % across] - 1
-
-    def rows_of(tensor: Tensor) -> Stream:
-        return Stream(tensor, tile.q, tensor.cols, last_q_tile, -1)
-
-    rows = _Rows(
-        q=Load(rows_of(saved.q), cta.q_stages),
-        do=Load(rows_of(g.do)),
-        lse=Load(rows_of(saved.lse)),
-        sums=Load(rows_of(sums)),
-        dq=Store(rows_of(accumulated), atomic=True),
+    tensors = _Tensors(saved, g, sums, accumulated)
+    return of_backward(
+        [
+            _preprocess(cta, tensors),
+            _main(w, cta, tensors),
+            _convert(w, cta, tensors),
+            *sums_over_groups(g),
+        ]
     )
-    load_k, load_v = (Load(Stream(t, tile.kv, w.head_dim, kv_tile)) for t in (saved.k, saved.v))
-    dk, dv = (Stream(t, tile.kv, w.head_dim, own_tile) for t in (g.dk_of_heads, g.dv_of_heads))
-    kv_bytes = tile.kv * w.head_dim * w.dtype_bytes
-    arrive = Compute("wait for K, V", (load_k, load_v), sram_bytes=2 * kv_bytes)
-    scale = Compute(
-        "scale dK, dV", vector_ops=2 * 2 * tile.kv * w.head_dim, sram_bytes=2 * 2 * kv_bytes
+
+
+def _by_rows(cta: BackwardCta) -> Footprint:
+    """A CTA for each block of query rows, its tile in registers."""
+    return Footprint(0, 32 * cta.warps, registers.BACKWARD_ROWS)
+
+
+def _preprocess(cta: BackwardCta, of: _Tensors) -> Kernel:
+    do, o, sums, zeros = (
+        in_order(tensor, cta.tile.q) for tensor in (of.g.do, of.saved.o, of.sums, of.dq)
     )
-    return Kernel(
-        name="dQ, dK, dV",
-        ctas=w.batch * w.heads * across,
-        loops=(
-            Loop(if_seen, (load_k, load_v, arrive)),
-            Loop(trips, _trip(w, cta, rows)),
-            Loop(once, (scale, Store(dk), Store(dv))),
-        ),
-        footprint=Footprint(cta.sram_bytes(w)(tile), 32 * cta.warps),
-        tensor_path="mma_sync",
+    return elementwise(
+        "D = rowsum(dO O)",
+        [do, o],
+        [sums, zeros],
+        vector_ops=cta.tile.q * do.tile_cols,
+        footprint=_by_rows(cta),
     )
+
+
+def _convert(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
+    """dQ is scaled, and goes out through SRAM."""
+    elements = cta.tile.q * w.head_dim
+    return elementwise(
+        "dQ to dtype",
+        [in_order(of.dq, cta.tile.q)],
+        [in_order(of.g.dq, cta.tile.q)],
+        vector_ops=2 * elements,
+        sram_bytes=2 * elements * w.dtype_bytes,
+        footprint=_by_rows(cta),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _KeyBlocks:
+    """The main kernel's grid: a CTA for each tile.kv keys of each head of each sequence."""
+
+    w: AttentionWorkload
+    tile: Tile
+
+    @property
+    def across(self) -> int:
+        """Blocks of keys of a head."""
+        return blocks(self.w.seq_kv, self.tile.kv)
+
+    @property
+    def grid(self) -> Grid:
+        """(key blocks, sequences, heads)."""
+        return Grid(self.across, self.w.batch, self.w.heads)
+
+    def block(self, items: IntArray) -> IntArray:
+        """The block of keys of each CTA, in its head."""
+        return self.grid.at(items)[0]
+
+    def matrix(self, items: IntArray) -> IntArray:
+        """The matrix of queries of each CTA: a head of a sequence."""
+        _, sequence, head = self.grid.at(items)
+        return sequence * self.w.heads + head
+
+    def kv_tile(self, items: IntArray) -> IntArray:
+        """The tile of K and of V of each CTA."""
+        return kv_matrix(self.w, self.matrix(items)) * self.across + self.block(items)
+
+    def own_tile(self, items: IntArray) -> IntArray:
+        """The tile of the head's own dK and dV of each CTA."""
+        return self.matrix(items) * self.across + self.block(items)
 
 
 @dataclass(frozen=True)
@@ -273,6 +214,54 @@ class _Rows:
     lse: Load
     sums: Load
     dq: Store
+
+
+def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
+    """A CTA a block of keys of a head."""
+    tile, keys = cta.tile, _KeyBlocks(w, cta.tile)
+    down = blocks(w.seq_q, tile.q)
+    first, end = query_blocks(w, tile)
+
+    def trips(items: IntArray) -> IntArray:
+        return (end - first)[keys.block(items)]
+
+    def if_seen(items: IntArray) -> IntArray:
+        return np.minimum(trips(items), 1)
+
+    def last_q_tile(items: IntArray) -> IntArray:
+        return keys.matrix(items) * down + end[keys.block(items)] - 1
+
+    def rows_of(tensor: Tensor) -> Stream:
+        return Stream(tensor, tile.q, tensor.cols, last_q_tile, -1)
+
+    def keys_of(tensor: Tensor, at: OfItem) -> Stream:
+        return Stream(tensor, tile.kv, w.head_dim, at)
+
+    rows = _Rows(
+        q=Load(rows_of(of.saved.q), cta.q_stages),
+        do=Load(rows_of(of.g.do)),
+        lse=Load(rows_of(of.saved.lse)),
+        sums=Load(rows_of(of.sums)),
+        dq=Store(rows_of(of.dq), atomic=True),
+    )
+    load_k, load_v = (Load(keys_of(t, keys.kv_tile)) for t in (of.saved.k, of.saved.v))
+    dk, dv = (keys_of(t, keys.own_tile) for t in (of.g.dk_of_heads, of.g.dv_of_heads))
+    kv_elements = tile.kv * w.head_dim
+    kv_bytes = kv_elements * w.dtype_bytes
+    scale = Compute("scale dK, dV", vector_ops=2 * 2 * kv_elements, sram_bytes=2 * 2 * kv_bytes)
+    return Kernel(
+        name="dQ, dK, dV",
+        ctas=keys.grid.size,
+        loops=(
+            begin("K, V", load_k, load_v, trips=if_seen, sram_bytes=2 * kv_bytes),
+            Loop(trips, _trip(w, cta, rows)),
+            Loop(once, (scale, Store(dk), Store(dv))),
+        ),
+        footprint=Footprint(cta.sram_bytes(w)(tile), 32 * cta.warps, registers.FLASH_BACKWARD),
+        tensor_path="mma_sync",
+        periods=w.batch * w.heads,
+        sharing=w.heads // w.kv_heads,
+    )
 
 
 def _trip(

@@ -13,179 +13,94 @@ has stages, and on Hopper wgmma.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import Field
-
-from sim.inputs.files import InputError
-from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import (
-    STATISTICS_BYTES,
-    VECTOR_OPS_PER_SCORE,
-    SramBytes,
-    Tile,
-    TiledSchedule,
-    blocks,
-    kv_matrix,
-    visible_blocks,
-)
+from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, blocks, kv_matrix
 from sim.schedules.parts.backward import DROPOUT_OPS_PER_SCORE
+from sim.schedules.parts.ends import begin, finish
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import row_bytes
-from sim.schedules.parts.rope import (
-    ROPE_OPS_PER_ELEMENT,
-    Angles,
-    angles_of,
-    check_fused,
-    with_passes,
-)
+from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
 from sim.tile_program import (
-    Command,
     Compute,
-    Footprint,
     IntArray,
     Kernel,
     Load,
     Loop,
     OfItem,
-    Store,
     Stream,
     Tensor,
-    TensorPath,
-    in_order,
     once,
 )
 
-Implementation = Literal["cuda", "triton"]
-
 
 @dataclass(frozen=True)
-class Cta:
-    """How a CTA of a flash kernel works: its tile, warps, buffers of K and of V, and matmuls."""
+class QueryTiles:
+    """The tiles of query rows of a kernel, one a CTA: Q comes in, O and log-sum-exp go out.
 
+    `periods` and `sharing` are those of the kernel's grid.
+    """
+
+    ctas: int
+    q: Stream
+    o: Stream
+    lse: Stream
+    periods: int
+    sharing: int
+
+
+@dataclass(frozen=True, eq=False)
+class QueryBlocks:
+    """FlashAttention-2's grid: a CTA for each tile.q query rows of each head of each sequence."""
+
+    w: AttentionWorkload
     tile: Tile
-    warps: int
-    stages: int = 1
-    tensor_path: TensorPath = "mma_sync"
-    registers_per_thread: int = 255
-    kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
-    angles: Angles | None = None  # by which Q and K are rotated in the kernel
 
-    def sram_bytes(self, w: AttentionWorkload) -> int:
-        """Q's tile and the buffers of K and V."""
-        return flash_sram_bytes(w, self.stages)(self.tile)
+    @property
+    def down(self) -> int:
+        """Blocks of query rows of a head."""
+        return blocks(self.w.seq_q, self.tile.q)
 
+    @property
+    def grid(self) -> Grid:
+        """(blocks of query rows, sequences, heads)."""
+        return Grid(self.down, self.w.batch, self.w.heads)
 
-def flash_sram_bytes(w: AttentionWorkload, stages: int) -> SramBytes:
-    """Q's tile and `stages` buffers of K and of V, as wide as they are in the cache."""
-    q_row_bytes, kv_row_bytes = w.head_dim * w.dtype_bytes, row_bytes(w)
-    return lambda tile: q_row_bytes * tile.q + 2 * stages * kv_row_bytes * tile.kv
+    def row(self, items: IntArray) -> IntArray:
+        """The block of query rows of each CTA, in its head."""
+        return self.grid.at(items)[0]
 
+    def matrix(self, items: IntArray) -> IntArray:
+        """The matrix of queries of each CTA: a head of a sequence."""
+        _, sequence, head = self.grid.at(items)
+        return sequence * self.w.heads + head
 
-def triton_registers(w: AttentionWorkload, tile: Tile, warps: int) -> int:
-    """Registers a thread that Triton's flash kernel takes: O, S and P, and some for addresses.
+    def tile_of(self, items: IntArray) -> IntArray:
+        """The tile of Q, and of O, of each CTA."""
+        row, sequence, head = self.grid.at(items)
+        return (sequence * self.w.heads + head) * self.down + row
 
-    Fitted to what Triton 3.9 compiles for sm_90 (bf16, causal): 235 at 128 x 128 x 128 with 8
-    warps, 125 at 64 x 64 x 64 with 4; tests/validate/test_compiled_kernels.py compiles, compares.
-    """
-    held = tile.q * w.head_dim + 1.5 * tile.q * tile.kv
-    return min(255, int(1.25 * held / (32 * warps)) + 27)
+    def first_key_block(self, items: IntArray) -> IntArray:
+        """The first block of tile.kv keys of the K/V matrix of each CTA."""
+        return kv_matrix(self.w, self.matrix(items)) * blocks(self.w.seq_kv, self.tile.kv)
 
-
-def triton_cta(
-    w: AttentionWorkload, hw: HardwareProfile, tile: Tile, warps: int, stages: int
-) -> Cta:
-    """A CTA of a Triton kernel of that tile, with as many of the stages as fit SRAM.
-
-    wgmma takes 64 query rows a warp group; of fewer, a warp takes 16 by mma.sync, and warps that
-    have no rows of their own share keys.
-    """
-    by_group = hw.matmul_by_warp_group and tile.q >= 64
-    whole = Cta(
-        tile,
-        warps,
-        stages,
-        tensor_path="native" if by_group else "mma_sync",
-        registers_per_thread=triton_registers(w, tile, warps),
-        kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
-    )
-    fewer = (replace(whole, stages=count) for count in range(stages, 1, -1))
-    fitting = (cta for cta in fewer if cta.sram_bytes(w) <= hw.sram.max_per_cta)
-    return next(fitting, replace(whole, stages=1))
-
-
-class FlashSchedule(TiledSchedule):
-    """What all schedules built on the FlashAttention-2 loop take.
-
-    `implementation` says whose kernel it is: FlashAttention's CUDA with its mma.sync, or Triton's
-    with the device's best matmuls. `warps`, and `stages` of K and V buffers, are that
-    kernel's unless given. `rope` rotates Q and K in kernels before (`pass`) or in the loop
-    (`fused`), as rope.py tells.
-    """
-
-    implementation: Implementation = "cuda"
-    warps: Literal[4, 8, 16] | None = None
-    stages: Annotated[int, Field(ge=1, le=8)] | None = None
-    rope: Literal["pass", "fused"] | None = None
-
-    def check(self, w: AttentionWorkload) -> None:
-        """Raises InputError where the schedule does not take such a workload, or no `rope`."""
-        super().check(w)
-        if self.rope and type(self).commands is not FlashSchedule.commands:
-            raise InputError(
-                f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'
-            )
-
-    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
-        """What runs: the kernels in order, with `rope`, for each token that is decoded."""
-        kernels = self.lower(w, hw)
-        if self.rope == "fused":
-            check_fused(self.name, kernels)
-        if self.rope == "pass":
-            kernels = with_passes(w, self.name, kernels)
-        return in_order(kernels * w.tokens)
-
-    def cta(self, public: Cta, w: AttentionWorkload, hw: HardwareProfile) -> Cta:
-        """The CTA asked for, else the public one if it fits, else with the largest tile that does.
-
-        Raises InputError.
-        """
-        warps, stages = self.warps or public.warps, self.stages or public.stages
-        sram_bytes = flash_sram_bytes(w, stages)
-        tile = self.fit_tile(public.tile, sram_bytes, w, hw)
-        triton = self.implementation == "triton"
-        return replace(
-            public,
-            tile=tile,
-            warps=warps,
-            stages=stages,
-            registers_per_thread=triton_registers(w, tile, warps) if triton else 255,
-            # A warp has 16 rows; warps beyond the tile's rows share out the keys.
-            kv_readers=warps // 4
-            if triton and hw.matmul_by_warp_group
-            else min(warps, tile.q // 16),
-            angles=angles_of(w, self.name) if self.rope == "fused" else None,
+    def tiles(self, q: Tensor, o: Tensor, lse: Tensor) -> QueryTiles:
+        """The tiles of Q, O and the log-sum-exp; all heads are alike, groups share K and V."""
+        w, rows = self.w, self.tile.q
+        return QueryTiles(
+            ctas=self.grid.size,
+            q=Stream(q, rows, w.head_dim, self.tile_of),
+            o=Stream(o, rows, w.head_dim, self.tile_of),
+            lse=Stream(lse, rows, 1, self.tile_of),
+            periods=w.batch * w.heads,
+            sharing=w.heads // w.kv_heads,
         )
 
 
-@dataclass(frozen=True)
-class KeyBlocks:
-    """The key blocks that each block of query rows visits, the same for all heads or by head.
-
-    Row r visits first[r] + stride * i or, with a table, table[first[r] + i], for i < trips[r].
-    """
-
-    trips: IntArray
-    first: IntArray
-    stride: int = 0
-    table: IntArray | None = None
-
-
-def all_visible(w: AttentionWorkload, tile: Tile) -> KeyBlocks:
-    """All key blocks that the mask shows, last first."""
-    first, end = visible_blocks(w, tile)
-    return KeyBlocks(trips=end - first, first=end - 1, stride=-1)
+def log_sum_exp(q: Tensor) -> Tensor:
+    """Room for the log-sum-exp of every row of Q."""
+    return Tensor("LSE", q.groups, q.rows, 1, STATISTICS_BYTES, "output", "statistics")
 
 
 @dataclass(frozen=True)
@@ -213,113 +128,34 @@ class Operand:
         return [Compute(f"make {name} ready", loads, 0, work, 0, moved)]
 
 
-def forward_kernel(
-    name: str,
-    w: AttentionWorkload,
-    cta: Cta,
-    visits: KeyBlocks,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> Kernel:
-    """The FlashAttention-2 loop over the key blocks that `visits` names; `tensors`: Q, K, V, O."""
-    q, k, v, o = tensors
-    lse = Tensor("LSE", q.groups, w.seq_q, 1, STATISTICS_BYTES, "output", "statistics")
-    tile = cta.tile
-    down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
-    shared = len(visits.trips) == down  # one list of blocks for all heads
-
-    def q_matrix(items: IntArray) -> IntArray:
-        """Grid (blocks of query rows, sequences, heads), the first fastest."""
-        head, sequence = items // (down * w.batch), items // down % w.batch
-        return sequence * w.heads + head
-
-    def q_tile(items: IntArray) -> IntArray:
-        return q_matrix(items) * down + items % down
-
-    def row(items: IntArray) -> IntArray:
-        return items % down if shared else q_tile(items)
-
-    def kv_base(items: IntArray) -> IntArray:
-        matrix = kv_matrix(w, q_matrix(items)) * across
-        return matrix if visits.table is not None else matrix + visits.first[row(items)]
-
-    def table_start(items: IntArray) -> IntArray:
-        return visits.first[row(items)]
-
-    def kv_stream(tensor: Tensor) -> Stream:
-        stride, table = visits.stride, visits.table
-        return Stream(tensor, tile.kv, w.head_dim, kv_base, stride, table, table_start)
-
-    return flash_kernel(
-        name,
-        w,
-        cta,
-        ctas=q.groups * down,
-        trips=lambda items: np.maximum(visits.trips[row(items)], 0),
-        q=Stream(q, tile.q, w.head_dim, q_tile),
-        k=Operand((kv_stream(k),)),
-        v=Operand((kv_stream(v),)),
-        o=Stream(o, tile.q, w.head_dim, q_tile),
-        lse=Stream(lse, tile.q, 1, q_tile),
-    )
-
-
 def flash_kernel(
-    name: str,
-    w: AttentionWorkload,
-    cta: Cta,
-    *,
-    ctas: int,
-    trips: OfItem,
-    q: Stream,
-    k: Operand,
-    v: Operand,
-    o: Stream,
-    lse: Stream,
-) -> Kernel:
-    """A flash kernel whose streams say which tiles a CTA takes: one of Q, `trips` of K and V."""
-    loop = key_loop(w, cta, trips, q.tile_bytes, k, v)
-    return around_key_loops(name, w, cta, (loop,), ctas=ctas, q=q, o=o, lse=lse)
-
-
-def around_key_loops(
-    name: str,
-    w: AttentionWorkload,
-    cta: Cta,
-    key_loops: tuple[Loop, ...],
-    *,
-    ctas: int,
-    q: Stream,
-    o: Stream,
-    lse: Stream,
+    name: str, w: AttentionWorkload, cta: FlashCta, rows: QueryTiles, *key_loops: Loop
 ) -> Kernel:
     """A flash kernel of those loops over key blocks: loads Q before, stores O after them."""
-    loads: tuple[Load, ...] = (Load(q),)
-    q_bytes, q_elements = q.tile_bytes, cta.tile.q * w.head_dim
-    prepare = Compute("wait for Q", loads, sram_bytes=q_bytes)
+    load_q, q_bytes, q_elements = Load(rows.q), rows.q.tile_bytes, cta.tile.q * w.head_dim
+    prologue = begin("Q", load_q, sram_bytes=q_bytes)
     if cta.angles:
-        loads += (Load(cta.angles.beside_q(q)),)
+        loads = (load_q, Load(cta.angles.beside_q(rows.q)))
         work = ROPE_OPS_PER_ELEMENT * q_elements
-        prepare = Compute("rotate Q", loads, vector_ops=work, sram_bytes=3 * q_bytes)
-    prologue = Loop(once, (*loads, prepare))
-    epilogue = Loop(
-        once,
-        (
-            Compute("O / l", vector_ops=q_elements, sram_bytes=2 * q_bytes),
-            Store(o),
-            Store(lse),
-        ),
-    )
+        rotate = Compute("rotate Q", loads, vector_ops=work, sram_bytes=3 * q_bytes)
+        prologue = Loop(once, (*loads, rotate))
     return Kernel(
         name=name,
-        ctas=ctas,
-        loops=(prologue, *key_loops, epilogue),
-        footprint=Footprint(cta.sram_bytes(w), 32 * cta.warps, cta.registers_per_thread),
+        ctas=rows.ctas,
+        loops=(
+            prologue,
+            *key_loops,
+            finish(q_elements, rows.o, rows.lse, sram_bytes=2 * q_bytes),
+        ),
+        footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
+        periods=rows.periods,
+        sharing=rows.sharing,
     )
 
 
 def key_loop(
-    w: AttentionWorkload, cta: Cta, trips: OfItem, q_bytes: int, k: Operand, v: Operand
+    w: AttentionWorkload, cta: FlashCta, trips: OfItem, q_bytes: int, k: Operand, v: Operand
 ) -> Loop:
     """The loop over key blocks, `q_bytes` being Q's tile in SRAM."""
     tile = cta.tile

@@ -26,6 +26,7 @@ class Grid:
         """Where along each side these items stand."""
         places = []
         for side in self.sides[:-1]:
-            places.append(items % side)
-            items = items // side
+            rest = items // side
+            places.append(items - rest * side)  # quicker than a second division
+            items = rest
         return (*places, items)

@@ -1,7 +1,18 @@
-"""Which key blocks each block of query rows visits: by a pattern, or from a file."""
+"""Flash attention over some of the key blocks: which ones, by a pattern or from a file.
+
+    for each block of tile.q query rows, of each head of each sequence (one CTA):
+        load Q_i
+        for each of the key blocks that a table names for those rows:
+            the step of FlashAttention-2 (flash_loop.py)
+        O_i = O_i / l_i;  store O_i and the log-sum-exp
+
+What the workload's own mask hides is in no table. A mask file has the block indices of a real mask
+in the CSR form of sparse matrices, and its tile.
+"""
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,12 +21,32 @@ from numpy.typing import NDArray
 
 from sim.inputs.files import InputError
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import Tile, blocks, visible_blocks
-from sim.schedules.parts.flash_loop import FlashSchedule, KeyBlocks
-from sim.tile_program import IntArray
+from sim.schedules.base import QKVO, Tile, blocks, visible_blocks
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_loop import (
+    Operand,
+    QueryBlocks,
+    flash_kernel,
+    key_loop,
+    log_sum_exp,
+)
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.tile_program import IntArray, Kernel, Kind, Stream, Tensor
 
 # (position among the keys of a block's first query and of its last, key blocks) -> which are kept
 Kept = Callable[[int, int, IntArray], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class KeyBlocks:
+    """The key blocks that each block of query rows visits, the same for all heads or by head.
+
+    Row r visits table[first[r] + i], for i < trips[r].
+    """
+
+    trips: IntArray
+    first: IntArray
+    table: IntArray
 
 
 class MaskedSchedule(FlashSchedule):
@@ -28,6 +59,41 @@ class MaskedSchedule(FlashSchedule):
         if folder is None or self.mask_file is None or self.mask_file.is_absolute():
             return self
         return self.model_copy(update={"mask_file": folder / self.mask_file})
+
+
+def sparse_kernel(
+    name: str,
+    w: AttentionWorkload,
+    cta: FlashCta,
+    visits: KeyBlocks,
+    tensors: QKVO,
+    kind: Kind | None = None,
+) -> Kernel:
+    """The kernel over the key blocks that `visits` names, on Q, K, V and O."""
+    q, k, v, o = tensors
+    grid = QueryBlocks(w, cta.tile)
+    alike = len(visits.trips) == grid.down  # one list of blocks for all heads
+
+    def row(items: IntArray) -> IntArray:
+        return grid.row(items) if alike else grid.tile_of(items)
+
+    def trips(items: IntArray) -> IntArray:
+        return visits.trips[row(items)]
+
+    def start(items: IntArray) -> IntArray:
+        return visits.first[row(items)]
+
+    def visited(tensor: Tensor) -> Operand:
+        tile = (cta.tile.kv, w.head_dim)
+        return Operand(
+            (Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start),)
+        )
+
+    rows = grid.tiles(q, o, log_sum_exp(q))
+    if not alike:
+        rows = replace(rows, periods=1)
+    loop = key_loop(w, cta, trips, rows.q.tile_bytes, visited(k), visited(v))
+    return replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
 
 
 def keys_between(low: int, high: int, shown: IntArray, tile: Tile) -> NDArray[np.bool_]:

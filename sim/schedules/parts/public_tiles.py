@@ -1,85 +1,177 @@
-"""Tiles and warps of public kernels, by head_dim, mask and device, with where each is published."""
+"""Tiles and warps of public kernels, by head_dim, mask and device, with where each is published.
 
-from dataclasses import dataclass
+A table is read from the top: the first row counts that suits the workload and the device.
+"""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TypeVar
+
+from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload, Mask
 from sim.schedules.base import Tile
-from sim.schedules.parts.flash_loop import Cta, Implementation
+from sim.schedules.parts.flash2_backward import BackwardCta
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_schedule import Implementation
+
+SM8X = ("sm86", "sm89")  # is_sm8x of flash_fwd_launch_template.h
 
 
 @dataclass(frozen=True)
-class PublicCta:
-    """What a public kernel uses up to a head_dim."""
+class Row:
+    """Whom a row of a table is for.
 
-    head_dim: int
-    cta: Cta
+    Head dimensions up to `head_dim`; devices of `archs` (of any, if there are none) whose CTAs can
+    have so much SRAM and whose SMs have less than so much; workloads that are causal, or have
+    dropout, or not (None: either).
+    """
+
+    head_dim: float
+    archs: tuple[str, ...] = ()
+    least_cta_kib: float = 0
+    below_sm_kib: float = inf
+    causal: bool | None = None
+    dropout: bool | None = None
+
+    def suits(self, w: AttentionWorkload, hw: HardwareProfile) -> bool:
+        """Whether it is for this workload on this device."""
+        return (
+            w.head_dim <= self.head_dim
+            and (not self.archs or hw.arch in self.archs)
+            and hw.sram.max_per_cta >= self.least_cta_kib * 1024
+            and hw.sram.capacity < self.below_sm_kib * 1024
+            and self.causal in (None, w.causal)
+            and self.dropout in (None, w.dropout)
+        )
 
 
-def _ctas(*rows: tuple[int, int, int, int]) -> tuple[PublicCta, ...]:
-    return tuple(PublicCta(d, Cta(Tile(q=q, kv=kv), warps)) for d, q, kv, warps in rows)
+Cta = TypeVar("Cta", FlashCta, BackwardCta)
+Table = Sequence[tuple[Row, Cta]]
 
 
-# flash_fwd_launch_template.h, run_mha_fwd_hdim*, without dropout and with:
-# (head_dim, kBlockM, kBlockN, warps). head_dim 160 and 224 run the next larger kernel.
-_SM80 = _ctas(
-    (32, 128, 128, 4),
-    (64, 128, 128, 4),
-    (96, 128, 64, 4),
-    (128, 128, 64, 4),
-    (192, 128, 64, 8),
+def _cta(q: int, kv: int, warps: int) -> FlashCta:
+    return FlashCta(Tile(q=q, kv=kv), warps)
+
+
+def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
+    return FlashCta(Tile(q=q, kv=kv), warps, stages, tensor_path="native")
+
+
+# FlashAttention-2: flash_fwd_launch_template.h, run_mha_fwd_hdim*; the last two by SRAM, as
+# run_mha_fwd_hdim256 (max_smem_per_block, max_smem_per_sm), and for what is larger than any public
+# kernel's. head_dim 160 and 224 run the next larger one.
+FLASH2: Table[FlashCta] = (
+    (Row(32), _cta(128, 128, 4)),
+    (Row(64, dropout=True), _cta(128, 64, 4)),
+    (Row(64), _cta(128, 128, 4)),
+    (Row(96, SM8X, causal=True), _cta(64, 64, 4)),
+    (Row(96), _cta(128, 64, 4)),
+    (Row(128, dropout=True), _cta(128, 32, 4)),
+    (Row(128, SM8X, causal=True), _cta(64, 64, 4)),
+    (Row(128, SM8X), _cta(128, 32, 4)),
+    (Row(128), _cta(128, 64, 4)),
+    (Row(192, dropout=True), _cta(64, 64, 4)),
+    (Row(192), _cta(128, 64, 8)),
+    (Row(inf, least_cta_kib=128, below_sm_kib=192), _cta(128, 64, 8)),
+    (Row(inf), _cta(64, 64, 4)),
 )
-_SM8X = _ctas(
-    (32, 128, 128, 4),
-    (64, 128, 128, 4),
-    (96, 128, 64, 4),
-    (128, 128, 32, 4),
-    (192, 128, 64, 8),
-)
-_SM8X_CAUSAL = _ctas(
-    (32, 128, 128, 4),
-    (64, 128, 128, 4),
-    (96, 64, 64, 4),
-    (128, 64, 64, 4),
-    (192, 128, 64, 8),
-)
-_DROPOUT = _ctas(
-    (32, 128, 128, 4),
-    (64, 128, 64, 4),
-    (96, 128, 64, 4),
-    (128, 128, 32, 4),
-    (192, 64, 64, 4),
-)
-_DROPOUT_SM8X_CAUSAL = _ctas(
-    (32, 128, 128, 4),
-    (64, 128, 64, 4),
-    (96, 64, 64, 4),
-    (128, 128, 32, 4),
-    (192, 64, 64, 4),
+
+# Triton: from among those that its tutorial 06-fused-attention.py tries: BLOCK_M 64 or 128, BLOCK_N
+# 32 to 128, 2 to 4 stages, 4 or 8 warps; the tutorial picks by timing. 128 keys in two stages of
+# head_dim 128 take 160 KiB in 16 bits with Q.
+TRITON: Table[FlashCta] = (
+    (Row(64), _triton(128, 64, 4, 3)),
+    (Row(128, least_cta_kib=160), _triton(128, 128, 8, 2)),
+    (Row(128), _triton(128, 64, 8, 2)),
+    (Row(inf), _triton(128, 32, 8, 2)),
 )
 
+# Split-KV: flash_fwd_launch_template.h, run_mha_fwd_splitkv_dispatch.
+SPLIT_KV: Table[FlashCta] = (
+    (Row(64), _cta(64, 256, 4)),
+    (Row(128), _cta(64, 128, 4)),
+    (Row(inf), _cta(64, 64, 4)),
+)
+# Triton's split-KV, an estimate: smaller tiles, in fewer stages where SRAM is short.
+TRITON_SPLIT_KV = _triton(64, 64, 4, 3)
 
-def public_cta(w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation) -> Cta:
-    """What the implementation uses unless told otherwise.
 
-    Triton's are from among those that its tutorial 06-fused-attention.py tries: BLOCK_M 64 or 128,
-    BLOCK_N 32 to 128, 2 to 4 stages, 4 or 8 warps; the tutorial picks by timing.
+def _backward(
+    q: int, kv: int, down: tuple[int, int, int], v_in_registers: bool = False, q_stages: int = 2
+) -> BackwardCta:
+    return BackwardCta(Tile(q=q, kv=kv), down, v_in_registers, q_stages)
+
+
+# FlashAttention-2, backward: flash_bwd_launch_template.h, run_mha_bwd_hdim*. head_dim 160 and 224
+# run the next larger one.
+FLASH2_BACKWARD: Table[BackwardCta] = (
+    (Row(32, least_cta_kib=104, dropout=True), _backward(128, 128, (4, 4, 4))),
+    (Row(32), _backward(128, 128, (4, 4, 4), v_in_registers=True)),
+    (Row(64, least_cta_kib=144), _backward(128, 128, (4, 4, 4))),
+    (Row(64), _backward(64, 128, (2, 4, 4), v_in_registers=True)),
+    (Row(96, least_cta_kib=116, dropout=True), _backward(64, 128, (2, 4, 4))),
+    (Row(96), _backward(64, 128, (2, 4, 4), v_in_registers=True)),
+    (Row(128, least_cta_kib=144), _backward(64, 128, (2, 4, 2))),
+    (Row(128), _backward(64, 64, (4, 2, 2), v_in_registers=True)),
+    (Row(192, least_cta_kib=136), _backward(64, 64, (4, 2, 2))),
+    (Row(192), _backward(64, 64, (4, 2, 2), v_in_registers=True, q_stages=1)),
+    (Row(256, least_cta_kib=176), _backward(64, 64, (4, 2, 2))),
+    (Row(256, least_cta_kib=144), _backward(64, 64, (4, 2, 2), q_stages=1)),
+    (Row(256, dropout=False), _backward(64, 32, (4, 1, 2), v_in_registers=True, q_stages=1)),
+)
+
+# FlashAttention-3: hopper/tile_size.h, tile_size_fwd_sm90: query rows and keys by head_dim of the
+# kernel that runs and bytes an element; without mask, causal, with a window.
+FLASH3: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = {
+    (64, 2): {"full": (192, 192), "causal": (192, 128), "window": (192, 160)},
+    (96, 2): {"full": (192, 144), "causal": (192, 144), "window": (192, 128)},
+    (128, 2): {"full": (128, 176), "causal": (128, 128), "window": (128, 128)},
+    (192, 2): {"full": (128, 112), "causal": (128, 112), "window": (128, 96)},
+    (256, 2): {"full": (128, 80), "causal": (128, 80), "window": (128, 64)},
+    (64, 1): {"full": (192, 160), "causal": (192, 160), "window": (192, 160)},
+    (96, 1): {"full": (192, 128), "causal": (192, 128), "window": (192, 128)},
+    (128, 1): {"full": (128, 224), "causal": (128, 224), "window": (128, 224)},
+    (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 160)},
+    (256, 1): {"full": (128, 128), "causal": (128, 128), "window": (128, 64)},
+}
+
+
+def _suiting(table: Table[Cta], w: AttentionWorkload, hw: HardwareProfile) -> Iterator[Cta]:
+    return (cta for row, cta in table if row.suits(w, hw))
+
+
+def public_cta(
+    w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation
+) -> FlashCta:
+    """What FlashAttention-2's forward kernel, or Triton's, uses unless told otherwise."""
+    return next(_suiting(TRITON if implementation == "triton" else FLASH2, w, hw))
+
+
+def public_backward_cta(w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:
+    """What FlashAttention-2's backward kernel uses; raises InputError where there is none."""
+    cta = next(_suiting(FLASH2_BACKWARD, w, hw), None)
+    if cta is None:
+        with_dropout = " with dropout" if w.dropout else ""
+        raise InputError(
+            f"schedule flash2: workload.head_dim = {w.head_dim}: FlashAttention-2 has no backward "
+            f"kernel for it{with_dropout} on {hw.name}"
+        )
+    return cta
+
+
+def public_split_kv_cta(
+    w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation
+) -> FlashCta:
+    """What the split-KV kernels use: rows for all query heads of a KV head.
+
+    Of a quantised cache up to 16 rows as FlashInfer has them (CTA_TILE_Q).
     """
     if implementation == "triton":
-        if w.head_dim <= 64:
-            return Cta(Tile(q=128, kv=64), 4, stages=3, tensor_path="native")
-        roomy = hw.sram.max_per_cta >= 160 * 1024
-        kv = 128 if roomy and w.head_dim <= 128 else 64 if w.head_dim <= 128 else 32
-        return Cta(Tile(q=128, kv=kv), 8, stages=2, tensor_path="native")
-    sm8x = hw.arch in ("sm86", "sm89")
-    table = _SM80
-    if w.dropout:
-        table = _DROPOUT_SM8X_CAUSAL if sm8x and w.causal else _DROPOUT
-    elif sm8x:
-        table = _SM8X_CAUSAL if w.causal else _SM8X
-    for row in table:
-        if w.head_dim <= row.head_dim:
-            return row.cta
-    # By SRAM, as run_mha_fwd_hdim256.
-    roomy = hw.sram.max_per_cta >= 128 * 1024 and hw.sram.capacity < 192 * 1024
-    return Cta(Tile(q=128 if roomy else 64, kv=64), 8 if roomy else 4)
+        fits = TRITON_SPLIT_KV.sram_bytes(w) <= hw.sram.max_per_cta
+        return TRITON_SPLIT_KV if fits else replace(TRITON_SPLIT_KV, stages=2)
+    shared = w.heads // w.kv_heads
+    cta = next(_suiting(SPLIT_KV, w, hw))
+    rows = 16 if w.kv_dtype and shared <= 16 else max(cta.tile.q, -(-shared // 16) * 16)
+    return replace(cta, tile=Tile(q=rows, kv=cta.tile.kv))

@@ -25,19 +25,9 @@ from dataclasses import dataclass
 from sim.inputs.files import InputError
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.parts.backward import ELEMENTS_A_BLOCK
-from sim.tile_program import (
-    Compute,
-    Footprint,
-    IntArray,
-    Kernel,
-    Load,
-    Loop,
-    Store,
-    Stream,
-    Tensor,
-    once,
-)
+from sim.schedules.parts.backward import of_backward
+from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
+from sim.tile_program import IntArray, Kernel, Stream, Tensor
 
 ROPE_OPS_PER_ELEMENT = 3
 TABLE = "cos, sin"
@@ -106,19 +96,17 @@ def with_passes(w: AttentionWorkload, schedule: str, kernels: list[Kernel]) -> l
     k = by_role.get("key")
     if not whole or k is None or (k.rows, k.element_bytes) != (w.seq_kv, w.dtype_bytes):
         rotate_k = angles.beside_q
-        k = Tensor(
-            "new K", w.batch * w.kv_heads, w.seq_q, w.head_dim, w.dtype_bytes, "input", "key"
-        )
+        k = Tensor("new K", w.batch * w.kv_heads, w.seq_q, w.head_dim, w.dtype_bytes, "input")
     else:
         rotate_k = angles.beside_k
-    before = [_pass(by_role["query"], angles.beside_q), _pass(k, rotate_k)]
+    before = [_rotated(by_role["query"], angles.beside_q), _rotated(k, rotate_k)]
     if w.phase != "training":
         return [*before, *kernels]
     back = [
-        _pass(by_role["query gradient"], angles.beside_q),
-        _pass(by_role["key gradient"], angles.beside_k),
+        _rotated(by_role["query gradient"], angles.beside_q),
+        _rotated(by_role["key gradient"], angles.beside_k),
     ]
-    return [*before, *kernels, *back]
+    return [*before, *kernels, *of_backward(back)]
 
 
 def check_fused(schedule: str, kernels: list[Kernel]) -> None:
@@ -132,15 +120,10 @@ def check_fused(schedule: str, kernels: list[Kernel]) -> None:
             )
 
 
-def _pass(tensor: Tensor, beside: Callable[[Stream], Stream]) -> Kernel:
+def _rotated(tensor: Tensor, beside: Callable[[Stream], Stream]) -> Kernel:
     """Rotates a tensor in place, with the table's tiles beside its own."""
-    rows = min(tensor.rows, max(1, ELEMENTS_A_BLOCK // tensor.cols))
-    tiles = Stream(tensor, rows, tensor.cols, lambda items: items)
-    load, turn = Load(tiles), Load(beside(tiles))
+    rows = rows_of(tensor)
+    tiles = in_order(tensor, rows)
     work = ROPE_OPS_PER_ELEMENT * rows * tensor.cols
-    return Kernel(
-        name=f"rope {tensor.name}",
-        ctas=tensor.groups * tiles.tiles_down,
-        loops=(Loop(once, (load, turn, Compute("rotate", (load, turn), 0, work), Store(tiles))),),
-        footprint=Footprint(0, threads=128, registers_per_thread=32),
-    )
+    name = f"rope {tensor.name}"
+    return elementwise(name, [tiles, beside(tiles)], [tiles], work)

@@ -6,14 +6,13 @@ Part of the keys gives a part of the result: its O and log-sum-exp. Parts are me
     O'   = O + sigmoid(LSE_part - LSE) (O_part - O)
 
 Source: zhuzilin/ring-flash-attention, ring_flash_attn/utils.py (update_out_and_lse). Its pointwise
-operations are taken here as one fused kernel that touches each tensor once, in CTAs of 128 threads
-of 8 elements as PyTorch's elementwise kernels have them (CUDALoops.cuh); both are estimates, as is
-the count of operations.
+operations are taken here as one fused kernel that touches each tensor once (elementwise.py); both
+are estimates, as is the count of operations.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field
 
@@ -21,23 +20,11 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import peer_link
 from sim.schedules.base import STATISTICS_BYTES, blocks
-from sim.schedules.parts.flash_loop import FlashSchedule
-from sim.tile_program import (
-    Command,
-    Compute,
-    Footprint,
-    IntArray,
-    Kernel,
-    Load,
-    Loop,
-    Store,
-    Stream,
-    Tensor,
-    once,
-)
-
-ELEMENTS_A_CTA = 1024
-Local = TypeVar("Local", bound=FlashSchedule)
+from sim.schedules.parts.elementwise import elementwise, rows_of
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.results import Result
+from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor
 
 
 class SeveralGpus(FlashSchedule):
@@ -45,10 +32,8 @@ class SeveralGpus(FlashSchedule):
 
     gpus: Annotated[int, Field(ge=2)]
 
-    def local(self, schedule: type[Local]) -> Local:
-        """The schedule that each GPU runs on its share, with the tile and warps asked for."""
-        options = self.model_dump(include={"tile", "implementation", "stages", "warps"})
-        return schedule.model_validate(options)
+    on_several_gpus = True
+    rotates = False
 
     def share(self, key: str, count: int, ways: int | None = None) -> int:
         """One GPU's share of `count`; raises InputError where it does not come out even.
@@ -70,25 +55,6 @@ class SeveralGpus(FlashSchedule):
                 peer_link(hw, 0, other)
             except InputError as error:
                 raise InputError(f"schedule {self.name}: gpus = {self.gpus}: {error}") from None
-
-
-@dataclass(frozen=True)
-class Result:
-    """O and its log-sum-exp: matrices of `o.rows` x head_dim, in groups that go together."""
-
-    o: Tensor
-    lse: Tensor
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of both."""
-        return self.o.bytes + self.lse.bytes
-
-
-def result_of(kernels: list[Kernel]) -> Result:
-    """What the last of some attention kernels leaves in the tensors "O" and "LSE"."""
-    tensors = {tensor.name: tensor for tensor in kernels[-1].tensors}
-    return Result(tensors["O"], tensors["LSE"])
 
 
 def merged_like(part: Result) -> Result:
@@ -139,28 +105,28 @@ def rows_kernel(
     those from number `first` on take part.
     """
     widest = max([*reads, *writes], key=lambda tensor: tensor.cols)
-    rows = min(widest.rows, max(1, ELEMENTS_A_CTA // widest.cols))
+    rows = rows_of(widest)
     down = blocks(widest.rows, rows)
-    taking_part = (chunks - first) * down  # tiles of every `chunks` groups
+    grid = Grid(down, chunks - first, widest.groups // chunks)
 
     def tile(items: IntArray) -> IntArray:
-        return items // taking_part * chunks * down + first * down + items % taking_part
+        block, chunk, among = grid.at(items)
+        return (among * chunks + first + chunk) * down + block
 
-    loads = tuple(Load(Stream(tensor, rows, tensor.cols, tile)) for tensor in reads)
-    stores = tuple(Store(Stream(tensor, rows, tensor.cols, tile)) for tensor in writes)
-    work = Compute(name, loads, 0, vector_ops * rows * widest.cols, exps_a_row * rows)
-    return Kernel(
-        name=name,
-        ctas=widest.groups // chunks * taking_part,
-        loops=(Loop(once, (*loads, work, *stores)),),
-        footprint=Footprint(0, threads=128, registers_per_thread=32),
+    kernel = elementwise(
+        name,
+        [Stream(tensor, rows, tensor.cols, tile) for tensor in reads],
+        [Stream(tensor, rows, tensor.cols, tile) for tensor in writes],
+        vector_ops * rows * widest.cols,
+        exps_a_row * rows,
     )
+    return replace(kernel, ctas=grid.size, periods=widest.groups // chunks)
 
 
 def run_kernels(
     kernels: Iterable[Kernel], gpu: int, after: tuple[Command, ...] = ()
 ) -> list[Command]:
-    """The kernels in order on one GPU; the first waits for the steps `after`."""
+    """The kernels in order on one GPU; the first waits for `after`."""
     commands: list[Command] = []
     for kernel in kernels:
         commands.append(Command(kernel, gpu, after if not commands else ()))

@@ -1,6 +1,21 @@
-"""Decoding with the KV cache split among CTAs, FlashAttention-2's split-KV kernels."""
+"""The split-KV kernels, as all schedules that decode with them have them.
+
+    for each KV head of each sequence, for each of `splits` ranges of its key blocks (one CTA):
+        load the query rows of all heads that share the KV head
+        O_s, log-sum-exp_s = the FlashAttention-2 loop over the range, last block first
+    for each few rows of O (one CTA of the combine kernel, unless there is one range):
+        O = sum over s of exp(lse_s - lse) O_s
+
+Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguous`), in pages, ...
+
+Source: Dao-AILab/flash-attention, csrc/flash_attn: the number of splits (flash_api.cpp,
+num_splits_heuristic, set_params_splitkv), query heads packed as rows of one matrix
+(mha_fwd_kvcache, seqlenq_ngroups_swapped), rows a CTA of the combine kernel
+(flash_fwd_launch_template.h, run_flash_splitkv_fwd).
+"""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 from typing import Annotated, ClassVar
 
@@ -10,21 +25,27 @@ from pydantic import Field
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
-from sim.schedules.parts.flash_loop import Cta, FlashSchedule, Operand, around_key_loops, key_loop
+from sim.schedules.base import STATISTICS_BYTES, blocks, of_constant
+from sim.schedules.parts import registers
+from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
+from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_making_ready
+from sim.schedules.parts.public_tiles import public_split_kv_cta
+from sim.schedules.parts.results import Attention, Result
 from sim.tile_program import (
-    Compute,
     Footprint,
     IntArray,
     Kernel,
+    Kind,
     Load,
     Loop,
     OfItem,
-    Store,
     Stream,
     Tensor,
-    once,
 )
 
 MOST_SPLITS = 128
@@ -35,12 +56,11 @@ Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS)]
 class SplitKeys:
     """The key blocks that the mask shows, cut in `splits` ranges for each K/V matrix.
 
-    A CTA each, in the grid (1, splits, matrices), the first fastest. `rows` query heads share a
-    matrix.
+    A CTA each. `rows` query heads share a matrix.
     """
 
     w: AttentionWorkload
-    cta: Cta
+    cta: FlashCta
     first_block: int
     end_block: int
     splits: int
@@ -55,23 +75,35 @@ class SplitKeys:
         """KV heads of all sequences."""
         return self.w.batch * self.w.kv_heads
 
+    @cached_property
+    def q(self) -> Tensor:
+        """The query rows of each K/V matrix."""
+        shape = (self.matrices, self.rows, self.w.head_dim)
+        return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query")
+
     @property
     def across(self) -> int:
         """Key blocks of a matrix, shown or not."""
         return blocks(self.w.seq_kv, self.cta.tile.kv)
 
+    @property
+    def grid(self) -> Grid:
+        """(ranges, K/V matrices)."""
+        return Grid(self.splits, self.matrices)
+
     def matrix(self, items: IntArray) -> IntArray:
         """The K/V matrix of each CTA."""
-        return items // self.splits
+        return self.grid.at(items)[1]
 
     def rows_of_split(self, items: IntArray) -> IntArray:
-        """Where each CTA's rows lie among the partial results: (splits, matrices)."""
-        return items % self.splits * self.matrices + self.matrix(items)
+        """Where each CTA's rows lie among the partial results, range after range."""
+        number, matrix = self.grid.at(items)
+        return number * self.matrices + matrix
 
     def ends(self, items: IntArray) -> tuple[IntArray, IntArray]:
         """The first key block of each CTA's range, and the one behind its last."""
         size = blocks(self.end_block - self.first_block, self.splits)
-        first = self.first_block + items % self.splits * size
+        first = self.first_block + self.grid.at(items)[0] * size
         return first, np.minimum(self.end_block, first + size)
 
     def trips(self, items: IntArray) -> IntArray:
@@ -108,7 +140,7 @@ class SplitKv(FlashSchedule):
                 f"{', '.join(QUANTISATIONS)}, or workload.dtype, was expected"
             )
         rows = w.heads // w.kv_heads
-        cta = self.cta(_public(w, hw, self.implementation == "triton"), w, hw)
+        cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
         if rows > cta.tile.q:
             raise InputError(
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
@@ -123,61 +155,56 @@ class SplitKv(FlashSchedule):
         return SplitKeys(w, cta, first_block, end_block, splits)
 
 
-def contiguous_kernels(keys: SplitKeys) -> list[Kernel]:
-    """The kernels over a cache that is a matrix a KV head of a sequence."""
-    k, v = contiguous(keys)
-    return split_kernels("flash_decoding", keys, keys.loop(keys.trips, k, v))
+def contiguous_attention(keys: SplitKeys) -> Attention:
+    """Attention over a cache that is a matrix a KV head of a sequence."""
+    kv = cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
+    loop = keys.loop(keys.trips, *contiguous(keys, kv))
+    # The quantised kernel is another one.
+    return split_attention("flash_decoding", keys, loop, kind=None if keys.w.kv_dtype else "flash")
 
 
-def contiguous(keys: SplitKeys) -> tuple[Operand, Operand]:
-    """K and V as a matrix a KV head of a sequence each, its blocks visited last first."""
+def contiguous(keys: SplitKeys, kv: tuple[Tensor, Tensor]) -> tuple[Operand, Operand]:
+    """K and V, a matrix a KV head of a sequence each, their blocks visited last first."""
     rows = keys.cta.tile.kv
     ops = ops_of_making_ready(keys.w, rows)
     k, v = (
         Operand((Stream(tensor, rows, tensor.cols, keys.last_tile, -1),), register_ops=ops)
-        for tensor in cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
+        for tensor in kv
     )
     return k, v
 
 
-def split_kernels(name: str, keys: SplitKeys, *key_loops: Loop) -> list[Kernel]:
-    """The split kernel, named with the cache's dtype where it has its own, and combine."""
-    w, cta, rows, all_rows = keys.w, keys.cta, keys.rows, keys.matrices * keys.rows
-    q = Tensor("Q", keys.matrices, rows, w.head_dim, w.dtype_bytes, "input", "query")
-    o = Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output", "result")
-    lse = Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output", "statistics")
-    partial_o, partial_lse = (
-        Tensor(name, keys.splits, all_rows, cols, STATISTICS_BYTES, role="partial")
-        for name, cols in (("O of splits", w.head_dim), ("LSE of splits", 1))
-    )
-    out, statistics = (partial_o, partial_lse) if keys.splits > 1 else (o, lse)
-    split = around_key_loops(
-        f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name,
-        w,
-        cta,
-        key_loops,
-        ctas=keys.matrices * keys.splits,
-        q=Stream(q, cta.tile.q, w.head_dim, keys.matrix),
-        o=Stream(out, rows, w.head_dim, keys.rows_of_split),
-        lse=Stream(statistics, rows, 1, keys.rows_of_split),
-    )
-    if keys.splits == 1:
-        return [split]
-    return [split, _combine(w, partial_o, partial_lse, o, lse)]
+def split_attention(
+    name: str, keys: SplitKeys, *key_loops: Loop, kind: Kind | None = None
+) -> Attention:
+    """The split kernel, named with the cache's dtype where it has its own, and combine.
 
-
-def _public(w: AttentionWorkload, hw: HardwareProfile, triton: bool) -> Cta:
-    """run_mha_fwd_splitkv_dispatch, of a quantised cache with FlashInfer's rows (CTA_TILE_Q).
-
-    Triton's: smaller tiles in 3 stages, 2 where SRAM is short.
+    `kind` is that of the split kernel.
     """
-    if triton:
-        deep = Cta(Tile(q=64, kv=64), 4, stages=3, tensor_path="native")
-        return deep if deep.sram_bytes(w) <= hw.sram.max_per_cta else replace(deep, stages=2)
-    shared = w.heads // w.kv_heads
-    rows = 16 if w.kv_dtype and shared <= 16 else max(64, -(-shared // 16) * 16)
-    kv = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
-    return Cta(Tile(q=rows, kv=kv), 4)
+    w, cta, rows, all_rows = keys.w, keys.cta, keys.rows, keys.matrices * keys.rows
+    result = Result(
+        Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output", "result"),
+        Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output", "statistics"),
+    )
+    shape = (keys.splits, all_rows)
+    of_splits = Result(
+        Tensor("O of splits", *shape, w.head_dim, STATISTICS_BYTES, role="partial"),
+        Tensor("LSE of splits", *shape, 1, STATISTICS_BYTES, role="partial"),
+    )
+    stored = of_splits if keys.splits > 1 else result
+    tiles = QueryTiles(
+        ctas=keys.grid.size,
+        q=Stream(keys.q, cta.tile.q, w.head_dim, keys.matrix),
+        o=Stream(stored.o, rows, w.head_dim, keys.rows_of_split),
+        lse=Stream(stored.lse, rows, 1, keys.rows_of_split),
+        periods=keys.matrices,
+        sharing=1,
+    )
+    title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
+    split = replace(flash_kernel(title, w, cta, tiles, *key_loops), kind=kind)
+    if keys.splits == 1:
+        return Attention([split], result)
+    return Attention([split, _combine(of_splits, result)], result)
 
 
 def splits_of(w: AttentionWorkload, hw: HardwareProfile, key_blocks: int) -> int:
@@ -200,33 +227,24 @@ def splits_of(w: AttentionWorkload, hw: HardwareProfile, key_blocks: int) -> int
     return next(n for n in counts if fullness[n] >= 0.85 * max(fullness.values()))
 
 
-def _combine(
-    w: AttentionWorkload, partial_o: Tensor, partial_lse: Tensor, o: Tensor, lse: Tensor
-) -> Kernel:
+def _combine(parts: Result, whole: Result) -> Kernel:
     """run_flash_splitkv_fwd: 4, 8 or 16 rows a CTA of 128 threads, by head_dim."""
-    rows = 4 if w.head_dim % 128 == 0 else 8 if w.head_dim % 64 == 0 else 16
-    down = blocks(o.rows, rows)
-    load_lse = Load(Stream(partial_lse, rows, 1, lambda items: items, down))
-    load_o = Load(Stream(partial_o, rows, w.head_dim, lambda items: items, down))
-    elements = rows * w.head_dim
-    weigh = Compute(
-        "O += exp(lse_s - lse) O_s",
-        (load_lse, load_o),
-        vector_ops=elements,
-        exp_count=rows,
-    )
-    return Kernel(
-        name="combine",
-        ctas=down,
-        loops=(
-            Loop(lambda items: np.full_like(items, partial_o.groups), (load_lse, load_o, weigh)),
-            Loop(
-                once,
-                (
-                    Store(Stream(o, rows, w.head_dim, lambda items: items)),
-                    Store(Stream(lse, rows, 1, lambda items: items)),
-                ),
-            ),
+    head_dim = whole.o.cols
+    rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
+    down = blocks(whole.o.rows, rows)
+
+    def of_splits(tensor: Tensor) -> Load:
+        return Load(Stream(tensor, rows, tensor.cols, lambda items: items, stride=down))
+
+    return combine_kernel(
+        "combine",
+        of_constant(parts.o.groups),
+        (of_splits(parts.lse), of_splits(parts.o)),
+        (in_order(whole.o, rows), in_order(whole.lse, rows)),
+        Footprint(
+            rows * STATISTICS_BYTES * MOST_SPLITS,
+            threads=128,
+            registers_per_thread=registers.COMBINE,
         ),
-        footprint=Footprint(rows * 4 * MOST_SPLITS, threads=128, registers_per_thread=64),
+        kind="combine",
     )

@@ -15,6 +15,8 @@ operations a score and pass are an estimate.
 import numpy as np
 
 from sim.schedules.base import blocks, of_constant
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
 
 DIGIT_BITS = 8
@@ -34,9 +36,10 @@ def top_k_kernel(name: str, scores: Tensor, found: Tensor) -> Kernel:
     return Kernel(
         name=name,
         ctas=scores.groups * scores.rows,
+        periods=scores.groups,
         loops=(
             Loop(of_constant(len(pieces)), (load, count)),
-            Loop(once, (Store(Stream(found, 1, found.cols, lambda items: items)),)),
+            Loop(once, (Store(in_order(found, 1)),)),
         ),
-        footprint=Footprint(0, THREADS, registers_per_thread=32),
+        footprint=Footprint(0, THREADS, registers.SELECT),
     )

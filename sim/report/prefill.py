@@ -1,16 +1,21 @@
 """The table and the figure of a `[[model]]` question."""
 
+from pathlib import Path
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sim.inputs.files import save_text
 from sim.inputs.units import show, show_binary
+from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
 from sim.report.table import new_table, show_table
 from sim.whole_model.passes import PassTime
 from sim.whole_model.prefill import ModelAnswer, ModelRow
 
 
-def print_rows(answer: ModelAnswer) -> None:
+@present.show.register
+def show_prefill(answer: ModelAnswer) -> None:
     """A row a model; what stands for another one says so."""
     hardware = answer.hardware
     table = new_table(
@@ -67,6 +72,13 @@ def _times(time: PassTime | None) -> tuple[str, ...]:
 
 def _price(price: float | None) -> str:
     return "" if price is None else f"${price:.3g}"
+
+
+@present.save.register
+def save_prefill(answer: ModelAnswer, out: Path) -> None:
+    """Leave results.json and the figure in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    prefill_figure(answer).savefig(out / "prefill.png")
 
 
 def prefill_figure(answer: ModelAnswer) -> Figure:

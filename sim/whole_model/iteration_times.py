@@ -1,12 +1,12 @@
-"""How long a model's steps take on a device: replays at a grid of sizes, and in between.
+"""How long a server's iterations take on a device: replays at a grid of sizes, and in between.
 
-Attention is replayed (passes.py) for single prompts of 16, 32, 64 ... tokens and for decode
-steps of 1, 2, 4 ... requests with caches of 16, 32, 64 ... tokens. Between them its time is
-interpolated on logarithmic axes, which has powers right: a line for short prompts, a square for
-long ones. The matrices' closed form is taken as it is.
+Attention is replayed (passes.py) for single prompts of 16, 32, 64 ... tokens and for decoding of 1,
+2, 4 ... requests with caches of 16, 32, 64 ... tokens. Between them its time is interpolated on
+logarithmic axes, which has powers right: a line for short prompts, a square for long ones. The
+matrices' closed form is taken as it is.
 
-Two things are approximations. Prompts that one step prefills attend one after the other. Requests
-that decode together count as all of their mean length; what is read is the same.
+Two things are approximations. Prompts that one iteration prefills attend one after the other.
+Requests that decode together count as all of their mean length; what is read is the same.
 """
 
 from bisect import bisect_right
@@ -24,37 +24,31 @@ from sim.inputs.workload import Dtype
 from sim.runs.job import Progress
 from sim.runs.scenario import Limits
 from sim.schedules.base import Schedule
-from sim.whole_model.passes import decode_step, dense_s, prefill, replay
-from sim.whole_model.setting import roomy
+from sim.whole_model.attention import roomy
+from sim.whole_model.passes import decode_pass, dense_s, prefill, replay
 
 SHORTEST = 16  # tokens; whatever is shorter takes as long
 
 
-def doublings(first: int, most: int) -> list[int]:
-    """first, 2 first, 4 first ... up to the first not below `most`; at least two."""
-    sizes = [first, 2 * first]
-    while sizes[-1] < most:
-        sizes.append(2 * sizes[-1])
-    return sizes
+@dataclass(frozen=True)
+class ServedModel:
+    """A model on the device that serves it, and the schedules of its attention."""
 
-
-def place(sizes: Sequence[int], size: float) -> tuple[int, float]:
-    """Between which two sizes: the number of the lower, and how far up on a logarithmic axis."""
-    size = min(max(size, sizes[0]), sizes[-1])
-    lower = min(bisect_right(sizes, size) - 1, len(sizes) - 2)
-    return lower, log(size / sizes[lower]) / log(sizes[lower + 1] / sizes[lower])
+    shape: ModelShape
+    hardware: HardwareProfile
+    prefill: Schedule
+    decode: Schedule
 
 
 @dataclass(frozen=True, eq=False)
-class StepTimes:
-    """Step times of a model on a device.
+class IterationTimes:
+    """Times of iterations that serve a model.
 
     `prefill_attention_s` has a time for each of `lengths`, `decode_attention_s` for each of
     `batches` and `lengths`: shape (batches, lengths).
     """
 
-    shape: ModelShape
-    hardware: HardwareProfile
+    served: ServedModel
     dtype: Dtype
     lengths: list[int]
     batches: list[int]
@@ -70,12 +64,12 @@ class StepTimes:
         return [[float(x) for x in row] for row in np.log(self.decode_attention_s)]
 
     def prefill_s(self, prompts: Sequence[int]) -> float:
-        """Seconds of a step that prefills prompts of so many tokens."""
+        """Seconds of an iteration that prefills prompts of so many tokens."""
         attention_s = sum(self._prompt_attention_s(tokens) for tokens in prompts)
         return attention_s + self._dense_s(sum(prompts), len(prompts))
 
     def decode_s(self, batch: int, mean_length: float) -> float:
-        """Seconds of a step that decodes a token of each request."""
+        """Seconds of an iteration that decodes a token of each request."""
         row, up = place(self.batches, batch)
         column, along = place(self.lengths, mean_length)
         low, high = (
@@ -90,38 +84,49 @@ class StepTimes:
         return float(np.exp((1 - along) * low + along * high))
 
     def _dense_s(self, tokens: int, sequences: int) -> float:
-        return dense_s(self.shape, tokens, sequences, self.hardware, self.dtype)
+        return dense_s(self.served.shape, tokens, sequences, self.served.hardware, self.dtype)
 
 
-def step_times(
-    shape: ModelShape,
-    hw: HardwareProfile,
-    schedules: tuple[Schedule, Schedule],
+def iteration_times(
+    served: ServedModel,
     longest: int,
     max_batch: int,
     where: str,
     limits: Limits,
-    progress: Progress,
-) -> StepTimes:
-    """Replay the grid, up to so many tokens and requests. `schedules` are prefill's and decode's.
+    progress: Progress = lambda *_: None,
+) -> IterationTimes:
+    """Replay the grid, up to so many tokens and requests; raises InputError.
 
-    Corners of the grid need not fit the device: the server sees to that. Raises InputError.
+    Corners of the grid need not fit the device: the server sees to that.
     """
-    of_prefill, of_decode = schedules
     lengths, batches = doublings(SHORTEST, longest), doublings(1, max_batch)
-    large = roomy(hw)
-    passes = [prefill(shape, large, of_prefill, tokens) for tokens in lengths] + [
-        decode_step(shape, large, of_decode, batch, tokens)
+    shape, large = served.shape, roomy(served.hardware)
+    passes = [prefill(shape, large, served.prefill, tokens) for tokens in lengths] + [
+        decode_pass(shape, large, served.decode, batch, tokens)
         for batch in batches
         for tokens in lengths
     ]
     times = [time.attention_s for _, time in replay(passes, where, limits, progress) if time]
-    return StepTimes(
-        shape,
-        hw,
+    return IterationTimes(
+        served,
         passes[0].workload.dtype,
         lengths,
         batches,
         np.array(times[: len(lengths)]),
         np.reshape(times[len(lengths) :], (len(batches), len(lengths))),
     )
+
+
+def doublings(first: int, most: int) -> list[int]:
+    """first, 2 first, 4 first ... up to the first not below `most`; at least two."""
+    sizes = [first, 2 * first]
+    while sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+def place(sizes: Sequence[int], size: float) -> tuple[int, float]:
+    """Between which two sizes: the number of the lower, and how far up on a logarithmic axis."""
+    size = min(max(size, sizes[0]), sizes[-1])
+    lower = min(bisect_right(sizes, size) - 1, len(sizes) - 2)
+    return lower, log(size / sizes[lower]) / log(sizes[lower + 1] / sizes[lower])

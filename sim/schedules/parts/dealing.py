@@ -1,0 +1,82 @@
+"""The order in which the kernels of FlashAttention-3 and -4 go through their tiles.
+
+A persistent kernel deals tiles to its CTAs: in turn, or the next one to whoever is done. Masked
+tiles come longest first, in sections of as many heads as K and V fit the L2 of. Source:
+Dao-AILab/flash-attention, hopper/tile_scheduler.hpp and flash_attn/cute/tile_scheduler.py.
+"""
+
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+
+import numpy as np
+
+from sim.schedules.base import blocks
+from sim.schedules.parts.query_rows import QueryRows
+from sim.tile_program import IntArray
+
+
+def longest_first(rows: QueryRows, section: int) -> IntArray:
+    """All tiles, `section` matrices after the other, in each the longest blocks of all first."""
+    block, matrix = rows.grid.at(np.arange(rows.grid.size, dtype=np.int64))
+    return np.lexsort((matrix, -block, matrix // section))
+
+
+def section_of(rows: QueryRows, l2_bytes: int) -> int:
+    """Matrices whose K and V fit so much L2, a power of two of KV heads (tile_scheduler.hpp)."""
+    w = rows.w
+    fitting = l2_bytes // (2 * w.seq_kv * w.head_dim * w.dtype_bytes)
+    heads = 1 << (fitting.bit_length() - 1) if fitting else 1
+    return heads * (w.heads // w.kv_heads // rows.packed)
+
+
+def like_sections(rows: QueryRows, section: int) -> int:
+    """Like parts that `longest_first` goes through one after the other: whole sections."""
+    return 1 if rows.matrices % section else rows.matrices // section
+
+
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """The tile that each item of `ctas` CTAs works on, -1 where it has none."""
+
+    ctas: int
+    tile_of_item: IntArray
+
+    @property
+    def items_per_cta(self) -> int:
+        """Items of each CTA."""
+        return len(self.tile_of_item) // self.ctas
+
+    def tile(self, items: IntArray) -> IntArray:
+        """The tile of each item, any where it has none."""
+        return np.maximum(self.tile_of_item[items], 0)
+
+    def has_tile(self, items: IntArray) -> IntArray:
+        """1 where an item has a tile."""
+        return (self.tile_of_item[items] >= 0).astype(np.int64)
+
+
+def dealt_in_turn(tiles: int, ctas: int) -> Dealt:
+    """CTA c takes tiles c, c + ctas, ..."""
+    rounds = blocks(tiles, ctas)
+    numbers = np.arange(rounds * ctas, dtype=np.int64)
+    numbers[tiles:] = -1
+    return Dealt(ctas, numbers.reshape(rounds, ctas).T.ravel())
+
+
+def dealt_on_demand(order: IntArray, key_blocks: IntArray, ctas: int) -> Dealt:
+    """Each CTA takes the next tile in `order` when it starts the one before, as the producer does.
+
+    A tile is taken to last as long as its key blocks and one more (an estimate).
+    """
+    lasts = (key_blocks + 1).tolist()
+    given: list[list[int]] = [[tile] for tile in order[:ctas].tolist()]
+    queue = [(0, cta, given[cta][0]) for cta in range(len(given))]  # by the start of their latest
+    heapify(queue)
+    for tile in order[ctas:].tolist():
+        start, cta, latest = queue[0]
+        given[cta].append(tile)
+        heapreplace(queue, (start + lasts[latest], cta, tile))
+    items = np.full((len(given), max(map(len, given))), -1, np.int64)
+    for row, own in zip(items, given, strict=True):
+        row[: len(own)] = own
+    return Dealt(ctas, items.ravel())

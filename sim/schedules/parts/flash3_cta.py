@@ -1,0 +1,105 @@
+"""How a CTA of FlashAttention-3 works: its tile, what the mask decides, and what it takes.
+
+Source: Dao-AILab/flash-attention, hopper/: tile_size.h, mainloop_fwd_sm90_tma_gmma_ws.hpp,
+flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
+heuristics.h (PackGQA, one consumer warp group).
+"""
+
+from dataclasses import dataclass
+
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import Tile, blocks
+from sim.schedules.parts import registers
+from sim.schedules.parts.public_tiles import FLASH3
+from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
+from sim.tile_program import Footprint
+
+WORKER_ROWS = 64  # of a warp group: wgmma is of 64 rows
+MOST_WORKERS = 3
+Q_SIDES = tuple(WORKER_ROWS * n for n in range(1, MOST_WORKERS + 1))
+HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in FLASH3}))
+STAGES = 2
+PRODUCER_THREADS = 128
+ONE_WORKER_KEYS_FP8 = 96  # of head_dim 128
+
+
+@dataclass(frozen=True)
+class Flash3Cta:
+    """How a CTA works: its tile, for a kernel of `head_dim`, and what the mask decides."""
+
+    w: AttentionWorkload
+    tile: Tile
+    packed: int  # query heads that are rows of one matrix
+
+    @property
+    def head_dim(self) -> int:
+        """Of the kernel that runs: the next larger one, its tiles filled up with zeros."""
+        return kernel_head_dim(self.w)
+
+    @property
+    def workers(self) -> int:
+        """Consumer warp groups."""
+        return self.tile.q // WORKER_ROWS
+
+    @property
+    def p_in_sram(self) -> bool:
+        """Whether P V reads P from SRAM, not from registers (MmaPV_is_RS)."""
+        full_64 = self.head_dim == 64 and self.w.mask == "full"
+        return self.w.dtype_bytes == 2 and (self.head_dim == 96 or full_64)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether P V runs while the next block's softmax does (IntraWGOverlap)."""
+        return self.w.dtype_bytes == 1 or self.head_dim > 64 or self.w.mask != "window"
+
+    @property
+    def rescales_first(self) -> bool:
+        """Whether O is rescaled before P V is issued, while Q K^T runs (RescaleOBeforeGemm)."""
+        return self.head_dim > 128 and self.w.dtype_bytes == 2 and self.overlaps
+
+    @property
+    def shared_by(self) -> int:
+        """CTAs of a cluster, which load a key block together and multicast it."""
+        wide = self.head_dim >= 128 if self.w.dtype_bytes == 2 else self.head_dim == 192
+        down = blocks(self.w.seq_q * self.packed, self.tile.q)
+        return 2 if wide and self.w.mask == "full" and down % 2 == 0 else 1
+
+    @property
+    def sram_bytes(self) -> int:
+        """Q, the stages of K and V (V twice where it is transposed), P; O takes V's place."""
+        element, d, tile = self.w.dtype_bytes, self.head_dim, self.tile
+        v = STAGES * tile.kv * d * element
+        transposed = v if element == 1 else 0
+        p = tile.q * tile.kv * element if self.p_in_sram else 0
+        beyond_v = max(0, tile.q * d * O_ELEMENT_BYTES - v)
+        return tile.q * d * element + 2 * v + transposed + p + beyond_v
+
+    @property
+    def footprint(self) -> Footprint:
+        """What a CTA takes of its SM."""
+        threads = PRODUCER_THREADS + 128 * self.workers
+        return Footprint(self.sram_bytes, threads, registers.FLASH3[self.workers], PRODUCER_THREADS)
+
+
+def kernel_head_dim(w: AttentionWorkload) -> int:
+    """The head_dim of the kernel that runs (flash_api.cpp, round_up_headdim)."""
+    return next(d for d in HEAD_DIMS if w.head_dim <= d)
+
+
+def public_tile(w: AttentionWorkload) -> tuple[Tile, int]:
+    """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA)."""
+    q, kv = FLASH3[kernel_head_dim(w), w.dtype_bytes][w.mask]
+    packed = packed_heads(w, q)
+    if w.head_dim == 128 and w.seq_q * packed <= WORKER_ROWS:  # use_one_mma_wg
+        q, kv = WORKER_ROWS, kv if w.dtype_bytes == 2 else ONE_WORKER_KEYS_FP8
+    return Tile(q=q, kv=kv), packed
+
+
+def packed_heads(w: AttentionWorkload, q: int) -> int:
+    """heuristics.h, should_pack_gqa: where blocks of q rows are filled better by more than 10%."""
+    group = w.heads // w.kv_heads
+
+    def filled(rows: int) -> float:
+        return rows / (blocks(rows, q) * q)
+
+    return group if filled(w.seq_q) < 0.9 * filled(w.seq_q * group) else 1

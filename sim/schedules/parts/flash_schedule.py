@@ -1,0 +1,80 @@
+"""The options that all schedules built on the FlashAttention-2 loop have, and what they mean."""
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import Schedule, TiledSchedule
+from sim.schedules.parts import registers
+from sim.schedules.parts.flash_cta import FlashCta, flash_sram_bytes
+from sim.schedules.parts.rope import angles_of, check_fused, with_passes
+from sim.tile_program import Command, in_order
+
+Implementation = Literal["cuda", "triton"]
+Like = TypeVar("Like", bound="FlashSchedule")
+
+
+class FlashSchedule(TiledSchedule):
+    """What all schedules built on the FlashAttention-2 loop take.
+
+    `implementation` says whose kernel it is: FlashAttention's CUDA with its mma.sync, or Triton's
+    with the device's best matmuls. `warps`, and `stages` of K and V buffers, are that
+    kernel's unless given. `rope` rotates Q and K in kernels before (`pass`) or in the loop
+    (`fused`), as rope.py tells; a schedule of which `rotates` is false takes them rotated.
+    """
+
+    implementation: Implementation = "cuda"
+    warps: Literal[4, 8, 16] | None = None
+    stages: Annotated[int, Field(ge=1, le=8)] | None = None
+    rope: Literal["pass", "fused"] | None = None
+
+    rotates: ClassVar[bool] = True
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload, or no `rope`."""
+        super().check(w)
+        if self.rope and not self.rotates:
+            raise InputError(
+                f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'
+            )
+
+    def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
+        """What runs: the kernels in order, with `rope`, for each token that is decoded."""
+        kernels = self.lower(w, hw)
+        if self.rope == "fused":
+            check_fused(self.name, kernels)
+        if self.rope == "pass":
+            kernels = with_passes(w, self.name, kernels)
+        return in_order(kernels * w.tokens)
+
+    def like(self, schedule: type[Like], **options: Any) -> Like:
+        """Another schedule on the loop, with this one's options of the loop and those given."""
+        keys = FlashSchedule.model_fields.keys() - Schedule.model_fields.keys()
+        return schedule.model_validate({key: getattr(self, key) for key in keys} | options)
+
+    def cta(self, public: FlashCta, w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+        """The CTA asked for, else the public one if it fits, else with the largest tile that does.
+
+        Raises InputError.
+        """
+        warps, stages = self.warps or public.warps, self.stages or public.stages
+        tile = self.fit_tile(public.tile, flash_sram_bytes(w, stages), w, hw)
+        # A warp has 16 rows; warps beyond the tile's rows share out the keys.
+        taken, readers = registers.FLASH_CUDA, min(warps, tile.q // 16)
+        if self.implementation == "triton":
+            taken = registers.triton_flash(tile, w.head_dim, warps)
+            if hw.matmul_by_warp_group:
+                readers = warps // 4
+        return replace(
+            public,
+            tile=tile,
+            warps=warps,
+            stages=stages,
+            registers_per_thread=taken,
+            kv_readers=readers,
+            angles=angles_of(w, self.name) if self.rope == "fused" else None,
+        )

@@ -1,0 +1,100 @@
+"""Query rows as the kernels of FlashAttention-3 and -4 cut them, and the keys that they visit."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import QKVO, STATISTICS_BYTES, Tile, blocks, kv_matrix
+from sim.schedules.parts.grid import Grid
+from sim.tile_program import IntArray, OfItem, Stream, Tensor
+
+O_ELEMENT_BYTES = 2  # O of fp8 inputs is bf16
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """The query rows as a kernel cuts them, and the key blocks that each block of them visits.
+
+    With `packed` > 1 (PackGQA) so many query heads, those of a KV head, are rows of one matrix,
+    the heads of a query together. Tiles are numbered block by block, then head, then sequence.
+    """
+
+    w: AttentionWorkload
+    tile: Tile
+    packed: int
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of query rows."""
+        return self.w.batch * self.w.heads // self.packed
+
+    @property
+    def rows(self) -> int:
+        """Query rows of a matrix."""
+        return self.w.seq_q * self.packed
+
+    @property
+    def down(self) -> int:
+        """Blocks of query rows of a matrix."""
+        return blocks(self.rows, self.tile.q)
+
+    @property
+    def sharing(self) -> int:
+        """Matrices that share K and V."""
+        return self.matrices // (self.w.batch * self.w.kv_heads)
+
+    @property
+    def grid(self) -> Grid:
+        """Tiles: (blocks of query rows, matrices)."""
+        return Grid(self.down, self.matrices)
+
+    @cached_property
+    def visited(self) -> tuple[IntArray, IntArray]:
+        """For each block of a matrix, the first key block that the mask shows and the end."""
+        top = range(0, self.rows, self.tile.q)
+        ranges = [
+            self.w.visible_keys(
+                row // self.packed, (min(row + self.tile.q, self.rows) - 1) // self.packed
+            )
+            for row in top
+        ]
+        low, high = np.array(ranges, np.int64).T
+        return low // self.tile.kv, -(-high // self.tile.kv)
+
+    def key_blocks(self, tiles: IntArray) -> IntArray:
+        """How many key blocks each of these tiles visits."""
+        first, end = self.visited
+        trips: IntArray = np.maximum(end - first, 0)
+        return trips[self.grid.at(tiles)[0]]
+
+    def tensors(self) -> tuple[QKVO, Tensor]:
+        """Q, K, V and O, and the log-sum-exp, in HBM."""
+        w, matrices, rows = self.w, self.matrices, self.rows
+        kv_matrices = w.batch * w.kv_heads
+        return (
+            QKVO(
+                Tensor("Q", matrices, rows, w.head_dim, w.dtype_bytes, "input", "query"),
+                Tensor("K", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "key"),
+                Tensor("V", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "value"),
+                Tensor("O", matrices, rows, w.head_dim, O_ELEMENT_BYTES, "output", "result"),
+            ),
+            Tensor("LSE", matrices, rows, 1, STATISTICS_BYTES, "output", "statistics"),
+        )
+
+    def keys_of(self, tensor: Tensor, tiles: OfItem, behind_last: int, shared_by: int) -> Stream:
+        """K's or V's blocks that each item's tile visits, from so many before the last on.
+
+        A block that a cluster of CTAs shares comes in as many parts, one by each: here by columns.
+        """
+        across = blocks(self.w.seq_kv, self.tile.kv)
+
+        def part(items: IntArray) -> IntArray:
+            tile = tiles(items)
+            row, matrix = self.grid.at(tile)
+            first = kv_matrix(self.w, matrix * self.packed) * across
+            return (first + self.visited[1][row] - 1 - behind_last) * shared_by + tile % shared_by
+
+        cols = blocks(self.w.head_dim, shared_by)
+        return Stream(tensor, self.tile.kv, cols, part, -shared_by)

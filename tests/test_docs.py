@@ -1,0 +1,120 @@
+"""What the documents show is run as it stands there, and what they point to exists."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sim import simulate, sweep
+from sim.cli.app import app
+from tests.support.packages import importable, install
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+OWN_SCHEDULE = (ROOT / "docs/own_schedule.md").read_text(encoding="utf-8")
+
+
+def block(language: str, holding: str) -> str:
+    """The tutorial's block of code in that language that holds a text."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", OWN_SCHEDULE, re.DOTALL | re.MULTILINE)
+    (found,) = [text for of, text in blocks if of == language and holding in text]
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the tutorial's files, where its commands run."""
+    (tmp_path / "two_pass.py").write_text(block("python", "class TwoPass"))
+    (tmp_path / "question.toml").write_text(block("toml", "[workload]"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def attnsim(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+# A schedule of one's own
+
+
+def test_its_question_prints_its_table(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    printed = [
+        line.split() for line in attnsim("run", "question.toml", "--allow-code").splitlines()
+    ]
+    for line in block("", "held back by").splitlines():
+        assert line.split() in printed or not line.strip("─ "), line
+
+
+def test_its_check_passes(folder):
+    exec(block("python", "BLOCKS"), {})
+
+
+@pytest.mark.parametrize("causal", [{"causal": True}, {"causal": True, "window": 300}])
+@pytest.mark.parametrize("shape", [{"heads": 8, "kv_heads": 2, "batch": 3}, {"heads": 1}])
+def test_it_takes_masks_shared_heads_and_sequences(folder, causal, shape):
+    workload = {"head_dim": 64, "seq_len": 600, **causal, **shape}
+    tables = {"workload": workload, "hardware": "t4", "schedule": "two_pass.py:TwoPass"}
+    (replay,) = simulate(**tables, allow_code=True)
+    (reference,) = simulate(**tables, allow_code=True, engine="reference")
+    assert replay.hbm_bytes == reference.hbm_bytes
+    assert replay.time_s == pytest.approx(reference.time_s, rel=1e-9)
+
+
+def test_its_other_commands_run(folder):
+    tile = "schedule.two_pass.py:TwoPass.tile={ q = 64, kv = 64 }"
+    arguments = ("--trace", "trace.json", "--report", "page.html", "--set", tile)
+    attnsim("run", "question.toml", "--allow-code", *arguments)
+    assert (folder / "trace.json").exists()
+    assert "two passes" in (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_its_sweep_runs(folder):
+    question = tomllib.loads(block("toml", "[workload]") + block("toml", "[sweep]"))
+    question["workload"]["heads"] = 2
+    frame = sweep(**question, allow_code=True, workers=1)
+    assert len(frame) == 4 * 3 * 3
+    assert set(frame.status) == {"ok"}
+    assert set(frame["schedule.two_pass.py:TwoPass.stages"].dropna()) == {1, 2, 3}
+
+
+def test_its_entry_point_is_found(tmp_path):
+    tables = tomllib.loads(block("toml", "[project.entry-points"))
+    (entry,) = tables["project"]["entry-points"]["attnsim.schedules"].items()
+    files = {"my_attention/two_pass.py": block("python", "class TwoPass")}
+    install(tmp_path, "my_attention", files, " = ".join(entry))
+    workload = {"heads": 1, "head_dim": 64, "seq_len": 256}
+    with importable(tmp_path):
+        (record,) = simulate(workload=workload, hardware="t4", schedule=entry[0])
+        assert entry[0] in attnsim("schedules")
+    assert record.status == "ok"
+
+
+# What the documents point to
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    folders = r"(?:sim|validate|tests|docs|benchmarks|scenarios|hw_profiles)/"
+    named = re.findall(rf"`({folders}[\w./-]*)`", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    for key, value in (
+        ("title", project["name"]),
+        ("version", project["version"]),
+        ("license", project["license"]),
+        ("type", "software"),
+    ):
+        assert f"{key}: {value}" in lines
