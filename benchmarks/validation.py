@@ -3,6 +3,9 @@
 The shipped profile of every GPU of which there are measurements (published tables, and files in
 validate/measurements) is judged on their test split. It takes a minute. With --write, the data file
 and the tables of README.md and docs/validation.md are renewed; what their text says is left alone.
+
+Given a folder of tables of figures (docs/measurements.md), these are judged too, all splits: what
+comes of them stands in docs/validation.md between two marks, and in the data file under "measured".
 """
 
 import argparse
@@ -17,10 +20,13 @@ from typing import Any
 
 from sim.inputs.files import save_text
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.report.known_errors import FILE, KnownError
+from sim.report.known_errors import FILE, KnownError, shipped
 from validate.compare import COLD, WARM, Comparison, compare
+from validate.figures import read_figures
 from validate.measurement import Measurement, Measurements, load_measurements
 from validate.published import published, published_profiles
+from validate.stick import ANY, Stick, measure_up, user_store
+from validate.stick_report import markdown
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "sim" / "report" / FILE
@@ -177,24 +183,64 @@ def renew(path: Path, table: str) -> None:
     save_text(before + table + "".join(rest), path)
 
 
+MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
+
+
+def renew_between(path: Path, text: str) -> None:
+    """Put the text between the two marks in a Markdown file."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    assert mark, f"{path} has no {MARKS}"
+    save_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", path)
+
+
+def measured_data(stick: Stick) -> list[dict[str, Any]]:
+    """What the data file says of tables of figures: the errors of predictions, by regime."""
+    return [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(score).items()}
+        for score in stick.scores
+        if score.split != "fit" and not score.host and score.regime != ANY
+    ]
+
+
+def measured_up(folder: Path) -> Stick:
+    """The tables in a folder, judged on all splits."""
+
+    def told(_: str, done: int, total: int) -> None:
+        if done % 200 == 0:
+            print(f"{done} of {total} predictions ...", file=sys.stderr, flush=True)
+
+    return measure_up(read_figures([folder]), store=user_store(), progress=told)
+
+
 def main() -> None:
     """Judge, print and, with --write, store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("measurements", nargs="?", type=Path, help="a folder of tables of figures")
     parser.add_argument("--json", action="store_true", help="print the data file instead")
     parser.add_argument("--write", action="store_true", help="renew the data file and the tables")
     asked = parser.parse_args()
     data = data_of(all_measurements())
     errors = [KnownError(**row) for row in data["errors"]]
+    stick = measured_up(asked.measurements) if asked.measurements else None
+    if stick is not None:
+        data["measured"] = measured_data(stick)
+    elif "measured" in shipped():
+        data["measured"] = shipped()["measured"]
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     if asked.write:
         of_others = [one for one in errors if one.sources]
         save_text(text, DATA)
         renew(ROOT / "docs" / "validation.md", docs_table(of_others))
         renew(ROOT / "README.md", readme_table(of_others))
+        if stick is not None:
+            renew_between(ROOT / "docs" / "validation.md", markdown(stick))
     if asked.json:
         print(text, end="")
         return
     print(docs_table(errors))
+    if stick is not None:
+        print(markdown(stick))
     for one in data["compared"]:
         pairs = one["pairs"]
         if pairs["total"]:

@@ -10,8 +10,17 @@ from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
     from validate.campaign import Campaign
-    from validate.measurement import Measurements
+    from validate.figures import FigureSplit
+    from validate.measurement import Measurements, Split
 
+PathsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH...",
+        help='Tables of figures (CSV; a folder for all in it), a measurement file, or "published" '
+        'for the tables of papers on the profile\'s GPU ("published/h100-sxm": on that GPU).',
+    ),
+]
 MeasurementsArgument = Annotated[
     str,
     typer.Argument(
@@ -57,7 +66,7 @@ def validate_run(
     measurements, calibrated = out / "measurements.json", out / "profile.toml"
     measured = measure_here(planned, measurements, profile)
     calibrate(str(measurements), profile or measured.device.profile, calibrated)
-    compare(str(measurements), str(calibrated), out=out)
+    compare([str(measurements)], str(calibrated), out=out)
 
 
 def measure_here(campaign: "Campaign", out: Path, profile: str | None) -> "Measurements":
@@ -88,29 +97,103 @@ def measure_here(campaign: "Campaign", out: Path, profile: str | None) -> "Measu
 
 
 def compare(
-    measurements: MeasurementsArgument,
-    profile: ProfileOption,
+    paths: PathsArgument,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", help="A profile's name or path, for a device that has none of its own."
+        ),
+    ] = None,
     split: Annotated[
-        Literal["test", "train", "all"],
-        typer.Option(help="Which points; only those of the test split are predictions."),
-    ] = "test",
+        Literal["fit", "train", "test", "transfer", "all"] | None,
+        typer.Option(
+            help="Which rows: of a measurement file train or test (unless given), of tables fit, "
+            "test or transfer; only test and transfer are predictions."
+        ),
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="Of tables, only kernels whose name has this in it.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of tables, only devices whose name has this in it.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A folder for comparison.json and the figures.")
+        Path | None, typer.Option(help="A folder for comparison.json, tables and figures.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
 ) -> None:
     """Predicted against measured, beside what a plain roofline would have said."""
+    from sim.inputs.files import InputError
+    from validate.figures import is_table
+
+    tables = [Path(path) for path in paths if is_table(Path(path))]
+    if out is not None:
+        make_folder(out)
+    if tables:
+        if len(tables) < len(paths):
+            other = next(path for path in paths if Path(path) not in tables)
+            raise InputError(f"{other}: no table of figures; give tables and others one at a time")
+        chosen = "fit" if split == "train" else split
+        _compare_tables(
+            tables,
+            profile,
+            None if chosen == "all" else chosen,
+            kernel or "",
+            device or "",
+            out,
+            json,
+        )
+        return
+    if kernel or device or split == "fit" or split == "transfer":
+        raise InputError(
+            f"{paths[0]}: --kernel, --device and the splits fit and transfer are of tables"
+        )
+    for name in paths:
+        folder = out if out is None or len(paths) == 1 else out / Path(name).stem
+        if folder is not None:
+            make_folder(folder)
+        _compare_file(name, profile, split or "test", folder, json)
+
+
+def _compare_file(
+    name: str, profile: str | None, split: "Split | Literal['all']", out: Path | None, json: bool
+) -> None:
     import validate.report  # noqa: F401  it registers what draws the comparison
     from sim.inputs.hardware import load_profile
     from validate.compare import compare as compared
 
-    hw = load_profile(profile)
-    measured = find_measurements(measurements, hw.name)
-    if out is not None:
-        make_folder(out)
+    hw = load_profile(profile) if profile else None
+    measured = find_measurements(name, hw.name if hw else None)
+    hw = hw or load_profile(measured.device.profile)
     with a_bar() as update:
         comparison = compared(measured, hw, None if split == "all" else split, update)
     give(comparison, out, json, file="comparison.json")
+
+
+def _compare_tables(
+    paths: list[Path],
+    profile: str | None,
+    split: "FigureSplit | None",
+    kernel: str,
+    device: str,
+    out: Path | None,
+    json: bool,
+) -> None:
+    import validate.stick_report  # noqa: F401  it registers what draws the stick
+    from sim.inputs.files import InputError
+    from validate.figures import read_figures
+    from validate.stick import measure_up, user_store
+
+    figures = [
+        figure
+        for figure in read_figures(paths)
+        if kernel.lower() in figure.kernel.lower() and device.lower() in figure.gpu.lower()
+    ]
+    if not figures:
+        raise InputError(f"{paths[0]}: no row has such a kernel on such a device")
+    with a_bar() as update:
+        stick = measure_up(figures, split, profile, user_store(), update)
+    give(stick, out, json, file="comparison.json, tables.md, regimes.md")
 
 
 def calibrate(
@@ -119,12 +202,16 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The profile file to write.")],
 ) -> None:
     """Fit a profile's calibration to micro-benchmarks and the train split of a measurement file."""
-    from sim.inputs.files import find_toml
+    from sim.inputs.files import InputError, find_toml
     from sim.inputs.hardware import load_profile
     from validate.calibrate import calibrate as calibrated
     from validate.calibrate import profile_toml
+    from validate.figures import is_table, refuse_to_fit
     from validate.report import show_calibration
 
+    if is_table(Path(measurements)):
+        refuse_to_fit([Path(measurements)])
+        raise InputError(f"{measurements}: calibrating on tables is not possible yet")
     hw = load_profile(profile)
     measured = find_measurements(measurements, hw.name)
     check_writable("--out", out)
@@ -136,7 +223,7 @@ def calibrate(
     print(f"The calibrated profile is in {out}")
 
 
-def find_measurements(name: str, profile: str) -> "Measurements":
+def find_measurements(name: str, profile: str | None) -> "Measurements":
     """What a measurement file holds, or what was published of a GPU; raises InputError."""
     from sim.inputs.files import InputError
     from validate.measurement import load_measurements
@@ -145,10 +232,11 @@ def find_measurements(name: str, profile: str) -> "Measurements":
     source, _, gpu = name.partition("/")
     if source != "published" or name.endswith(".json"):
         return load_measurements(Path(name))
-    measured = published(gpu or profile)
+    there_are = f"there are of {', '.join(published_profiles())} (published/NAME)"
+    asked = gpu or profile
+    if asked is None:
+        raise InputError(f"{name}: of which GPU? Give --profile; {there_are}")
+    measured = published(asked)
     if not measured.points:
-        raise InputError(
-            f"{name}: there are no published figures of {gpu or profile}; there are of "
-            f"{', '.join(published_profiles())} (published/NAME)"
-        )
+        raise InputError(f"{name}: there are no published figures of {asked}; {there_are}")
     return measured

@@ -1,0 +1,212 @@
+"""What a row measured: its device, its schedule with options, and what else is in its time."""
+
+import pytest
+
+from sim.inputs.hardware import load_profile
+from tests.support.tables_of_figures import DECODE, figure
+from validate.devices import at_clock, device_of
+from validate.operations import OPERATIONS, Case, measured_of, operation_of
+from validate.predict import NotPredictedError
+
+
+def case(folder, **row) -> Case:
+    return measured_of(figure(folder, **row)).case
+
+
+def why(folder, **row) -> str:
+    with pytest.raises(NotPredictedError) as caught:
+        measured_of(figure(folder, **row))
+    return str(caught.value)
+
+
+# --- devices ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "extra", "profile", "clock_mhz"),
+    [
+        ("H100 80GB HBM3", "", "h100-sxm", None),
+        ("B200 (2250 TF peak by MFU)", "", "b200", None),
+        ("T4 (SM clock locked 585 MHz)", "", "t4", 585),
+        ("A30", "ncu defaults: base clocks", "a30", 930),
+        ("A30", "ncu --clock-control none", "a30", None),
+        ("L4", "ncu default (base clocks ~0.84 GHz)", "l4", 840),
+        ("rtx-4090", "", "rtx-4090", None),
+    ],
+)
+def test_a_name_means_a_profile_at_the_clock_that_the_row_states(
+    tmp_path, gpu, extra, profile, clock_mhz
+):
+    hw = device_of(figure(tmp_path, gpu=gpu, extra=extra))
+    assert hw.name == profile
+    expected = load_profile(profile).sm.clock if clock_mhz is None else clock_mhz * 1e6
+    assert hw.sm.clock == pytest.approx(expected)
+
+
+def test_at_half_the_clock_what_takes_cycles_takes_twice_as_long_and_hbm_does_not():
+    hw = load_profile("t4")
+    slow = at_clock(hw, hw.sm.clock / 2)
+    assert slow.tensor_flops_per_s("fp16") == pytest.approx(hw.tensor_flops_per_s("fp16") / 2)
+    assert slow.l2.bandwidth == pytest.approx(hw.l2.bandwidth / 2)
+    assert slow.calibration.l2.latency == pytest.approx(2 * hw.calibration.l2.latency)
+    assert slow.hbm == hw.hbm
+
+
+def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp_path):
+    row = {"gpu": "H100 (assumed; README does not say)"}
+    assert "its device is a guess" in why(tmp_path, **row)
+    assert "it is no profile's device" in why(tmp_path, gpu="MI355X")
+    given = measured_of(figure(tmp_path, **row), "h100-sxm")
+    assert given.case.hardware.name == "h100-sxm"
+
+
+# --- which schedule --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3"}),
+        ({"kernel": "trtllm torch_flow", "gpu": "A100"}, {"name": "flash2"}),
+        ({"kernel": "trtllm torch_flow", "gpu": "H200"}, {"name": "flash3"}),
+        ({"kernel": "trtllm torch_flow", "gpu": "B200"}, {"name": "flash4"}),
+        (
+            DECODE | {"kernel": "vllm vllm_flash_attn"},
+            {"name": "paged", "page_size": 64},
+        ),
+        (
+            DECODE | {"kernel": "flashinfer paged decode", "extra": "page 128; warm"},
+            {"name": "paged", "page_size": 128},
+        ),
+        (
+            DECODE | {"kernel": "FlashInfer paged decode", "extra": "page 1; warm"},
+            {"name": "paged", "page_size": 16},
+        ),
+        (
+            DECODE | {"kernel": "FlashAttention-2 2.8.3 split-KV", "extra": "7 splits; cold"},
+            {"name": "flash_decoding", "splits": 7},
+        ),
+        ({"kernel": "sglang triton"}, {"name": "flash2", "implementation": "triton"}),
+        ({"kernel": "SDPA math"}, {"name": "naive", "mask": False}),
+        ({"kernel": "flash2"}, {"name": "flash2"}),
+    ],
+)
+def test_the_kernels_name_pass_and_architecture_say_which_schedule(tmp_path, row, options):
+    schedule = case(tmp_path, **{k + "_" * (k == "pass"): v for k, v in row.items()}).schedule
+    assert schedule.model_dump(exclude_unset=True) == options
+
+
+def test_every_pattern_of_the_table_is_of_a_schedule_or_says_why_there_is_none():
+    for operation in OPERATIONS:
+        assert (operation.schedule is None) == bool(operation.why)
+
+
+def test_one_kernel_of_several_is_judged_alone(tmp_path):
+    assert case(tmp_path, kernel="naive PV", metric="dram_total_bytes").launches == "O = P V"
+    row = DECODE | {"kernel": "FlashAttention-2 2.8.3 splitkv combine", "extra": "ncu; cold"}
+    row["pass_"] = row.pop("pass")
+    assert case(tmp_path, **row).launches == "combine"
+
+
+def test_of_an_authors_own_loop_bytes_are_judged_and_times_are_not(tmp_path):
+    assert measured_of(figure(tmp_path, kernel="naive PV", metric="l2_hit_pct"))
+    assert "own loop" in why(tmp_path, kernel="naive PV")
+
+
+def test_an_fp8_cache_is_multiplied_in_fp8_where_the_kernel_does(tmp_path):
+    fa3 = case(tmp_path, kernel="vllm vllm_flash_attn_fa3", kv_dtype="fp8").workload
+    assert (fa3.dtype, fa3.kv_dtype) == ("fp8", None)
+    row = DECODE | {"kernel": "vllm vllm_flashinfer_fidecode", "kv_dtype": "fp8", "gpu": "L40S"}
+    row["pass_"] = row.pop("pass")
+    decode = case(tmp_path, **row).workload
+    assert (decode.dtype, decode.kv_dtype) == ("bf16", "fp8")
+
+
+def test_latent_attention_decodes_from_one_cache_and_its_prefill_has_one_head_dim(tmp_path):
+    row = {"kernel": "vllm MLA vllm_flashmla", "pass_": "decode", "seq_q": "1", "head_dim": "576"}
+    w = case(tmp_path, **row, kv_heads="1").workload
+    assert (w.latent_dim, w.rope_dim, w.kv_heads) == (512, 64, 8)
+    prefill = {"kernel": "trtllm MLA default", "head_dim": "192"}
+    assert case(tmp_path, **prefill, gpu="A100").workload.head_dim == 160
+    assert "its schedule has one head_dim" in why(tmp_path, **prefill, gpu="H100")
+
+
+# --- what else the text says -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "causal", "window"),
+    [
+        ("window 128", "1", 128),
+        ("window 4096", "1", None),
+        ("window left 127 right 0", "1", 128),
+        ("window left 1024 right 1024", "0", None),
+        ("window left -1 right -1", "0", None),
+    ],
+)
+def test_a_window_is_the_latest_keys_and_one_that_covers_all_is_none(
+    tmp_path, extra, causal, window
+):
+    assert case(tmp_path, extra=extra, causal=causal).workload.window == window
+
+
+def test_a_window_to_both_sides_is_refused(tmp_path):
+    assert "both sides" in why(tmp_path, extra="window left 128 right 128")
+
+
+@pytest.mark.parametrize(
+    ("extra", "warm"),
+    [
+        ("CUDA graph replay mean, warm L2", True),
+        ("events, warm (no flush)", True),
+        ("nvbench cold (L2 flushed)", False),
+        ("ncu", False),
+        ("median of 100", True),
+    ],
+)
+def test_l2_is_as_the_row_says_else_as_repetitions_leave_it(tmp_path, extra, warm):
+    assert case(tmp_path, extra=extra).warm == warm
+
+
+def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
+    row = {"kv_heads": "2", "batch": "3", "head_dim": "64"}
+    plain = measured_of(figure(tmp_path, **row, extra="bf16/fp8 KV write included, warm L2"))
+    assert plain.written_bytes == 4 * 3 * 512 * 2 * 64
+    assert (plain.has_gaps, plain.floor_us) == (True, 30)
+    wrapper = measured_of(figure(tmp_path, extra="below some 40 us it is host time; warm L2"))
+    assert (wrapper.written_bytes, wrapper.floor_us) == (0, 40)
+    profiled = measured_of(figure(tmp_path, extra="CUPTI kernel time"))
+    assert (profiled.has_gaps, profiled.floor_us) == (False, 0)
+    row = {"kernel": "vllm MLA vllm_triton_mla", "pass_": "decode", "seq_q": "1"}
+    assert measured_of(figure(tmp_path, **row, gpu="L40S")).floor_us == 450
+
+
+def test_splits_of_a_cache_with_room_for_more_are_those_that_keys_reach(tmp_path):
+    row = DECODE | {"kernel": "FlashAttention-2 C++ mha_fwd_kvcache", "gpu": "A30"}
+    row |= {"pass_": row.pop("pass"), "extra": "page 256; nvbench cold (L2 flushed)"}
+    assert case(tmp_path, **row).schedule.splits == 1
+    assert case(tmp_path, **row | {"seq_kv": "524288"}).schedule.splits > 1
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"batch": ""}, "its batch is not stated"),
+        ({"causal": ""}, "whether it is causal is not stated"),
+        ({"kernel": "SDPA cuDNN"}, "cuDNN's kernel is not public"),
+        ({"kernel": "a kernel of mine"}, "no schedule stands for its kernel"),
+        ({"pass_": "bwd", "kernel": "sglang fa3"}, "no schedule stands for its kernel"),
+        ({"dtype": "mxfp8"}, "mxfp8 (cache: bf16) is no dtype here"),
+        ({"gpu": "A100", "dtype": "fp8", "kv_dtype": "fp8"}, "a100-sxm-80gb has no tensor rate"),
+        ({"extra": "KV shared across batch"}, "all sequences read one copy"),
+        ({"extra": "random ragged lengths"}, "different lengths"),
+        ({"heads": "8", "kv_heads": "3"}, "heads = 8 must be a multiple of kv_heads = 3"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_says_why(tmp_path, row, reason):
+    assert reason in why(tmp_path, **row)
+
+
+def test_the_first_row_of_the_table_that_fits_counts(tmp_path):
+    one = figure(tmp_path, kernel="vllm MLA vllm_triton_mla", head_dim="192", gpu="L40S")
+    assert operation_of(one, load_profile("l40s")).head_dim == 192

@@ -1,0 +1,470 @@
+"""What a row of a table measured: which schedule predicts it, and what else is in its figure.
+
+`OPERATIONS` is a table by the kernel's name, the pass and the device's architecture; what the
+row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
+Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
+
+    FlashInfer's, TensorRT-LLM's and FlashAttention-3's decoding    `paged`, in its split-KV kernels
+    MLA on tensor cores other than Hopper's                         `mla` with mma.sync
+    MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
+                                                                    FLOPs and bytes
+
+Where pages are not stated they have 64 tokens; those of fewer than 16 are predicted as of 16.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from sim.inputs.files import InputError
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
+from sim.schedules import SCHEDULES, make_schedule
+from sim.schedules.base import Schedule, blocks
+from sim.schedules.flash_decoding import FlashDecoding
+from validate.devices import UnknownDeviceError, device_of
+from validate.figures import Figure, Pass
+from validate.predict import NotPredictedError
+
+PREFILL: tuple[Pass, ...] = ("fwd",)
+DECODE: tuple[Pass, ...] = ("decode",)
+AMPERE = ("sm75", "sm80", "sm86", "sm89", "sm120")  # whose best matmul is a warp's mma.sync
+HOPPER = ("sm90",)
+BLACKWELL = ("sm100",)
+
+FLASH2 = {"name": "flash2"}
+SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
+TRITON = {"name": "flash2", "implementation": "triton"}
+FLASH3 = {"name": "flash3"}
+FLASH4 = {"name": "flash4"}
+SPLIT_KV = {"name": "flash_decoding"}
+TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
+PAGED = {"name": "paged", "page_size": 64}
+MLA = {"name": "mla"}
+NAIVE = {"name": "naive", "mask": False}
+SCALED_NAIVE = NAIVE | {"scale": True}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Kernels of a name, and what predicts them; `why` says why nothing does.
+
+    `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
+    `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
+    `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
+    rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
+    splits are cut for these, however few are filled. `floor_us` is of a call whose host part takes
+    longer than usual.
+    """
+
+    kernel: str
+    family: str
+    passes: tuple[Pass, ...]
+    schedule: Mapping[str, Any] | None
+    extra: str = ""
+    arch: tuple[str, ...] = ()
+    launches: str | None = None
+    in_cache_dtype: bool = False
+    head_dim: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the workload
+    own_loop: bool = False
+    cache_tokens: int | None = None
+    floor_us: float | None = None
+    why: str = ""
+
+    def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
+        """Whether the figure is of such a kernel."""
+        return (
+            figure.pass_ in self.passes
+            and (not self.arch or hw.arch in self.arch)
+            and re.fullmatch(self.kernel, figure.kernel, re.IGNORECASE) is not None
+            and re.search(self.extra, figure.extra, re.IGNORECASE) is not None
+        )
+
+
+def _refused(kernel: str, family: str, why: str, *passes: Pass) -> Operation:
+    return Operation(kernel, family, passes or ("fwd", "bwd", "decode"), None, why=why)
+
+
+_ONE_HEAD_DIM = "K has 192 elements and V 128: its schedule has one head_dim"
+
+# The first that fits counts.
+OPERATIONS = (
+    # --- multi-head latent attention ---------------------------------------------------------
+    # On `fit` rows vLLM's calls take 168 to 171 us on an H100, 313 to 352 on an L40S, whatever is
+    # in them: a time not far above that is mostly the host's.
+    Operation(r"vllm MLA vllm_triton_mla", "MLA decode, Triton", DECODE, MLA, floor_us=450),
+    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, MLA),
+    Operation(
+        r"vllm MLA .*",
+        "MLA decode, FlashMLA and FA3",
+        DECODE,
+        MLA,
+        in_cache_dtype=True,
+        floor_us=220,
+    ),
+    Operation(
+        r"sglang MLA flash_attention",
+        "MLA decode, FlashMLA and FA3",
+        DECODE,
+        MLA,
+        in_cache_dtype=True,
+    ),
+    Operation(
+        r"(trtllm|sglang) MLA .*", "MLA decode, TensorRT-LLM", DECODE, MLA, in_cache_dtype=True
+    ),
+    Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, MLA),
+    # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
+    Operation(r"vllm MLA vllm_triton_mla", "MLA prefill, FA2", PREFILL, FLASH2, head_dim=192),
+    Operation(r"sglang MLA triton", "MLA prefill, Triton", PREFILL, TRITON, head_dim=160),
+    Operation(r".* MLA .*", "MLA prefill, FA2", PREFILL, FLASH2, arch=AMPERE, head_dim=160),
+    _refused(r".* MLA .*", "MLA prefill", _ONE_HEAD_DIM, "fwd"),
+    # --- serving frameworks and FlashInfer: prefill --------------------------------------------
+    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, FLASH2),
+    Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, FLASH2),
+    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, FLASH2),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
+    Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
+    Operation(r"sglang triton", "Triton prefill", PREFILL, TRITON),
+    Operation(
+        r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
+        "trtllm-gen prefill",
+        PREFILL,
+        FLASH4,
+    ),
+    Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
+    Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASH2),
+    Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
+    Operation(r"trtllm torch_flow", "TensorRT-LLM prefill", PREFILL, FLASH2, arch=AMPERE),
+    Operation(r"trtllm torch_flow", "TensorRT-LLM prefill", PREFILL, FLASH3, arch=HOPPER),
+    Operation(r"trtllm torch_flow", "trtllm-gen prefill", PREFILL, FLASH4, arch=BLACKWELL),
+    # --- serving frameworks and FlashInfer: decoding -------------------------------------------
+    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
+    Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
+    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
+    Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
+    Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
+    Operation(
+        r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
+        "trtllm-gen decode",
+        DECODE,
+        PAGED,
+    ),
+    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
+    Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
+    Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
+    Operation(r".*flashinfer.*", "FlashInfer decode", DECODE, PAGED),
+    # --- FlashAttention and PyTorch ------------------------------------------------------------
+    _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
+    Operation(
+        r".*flash_fwd_splitkv_kernel.*",
+        "FA2 split-KV: its kernel",
+        DECODE,
+        SPLIT_KV,
+        launches="flash_decoding",
+    ),
+    Operation(
+        r"FlashAttention-2.* combine", "FA2 split-KV: combine", DECODE, SPLIT_KV, launches="combine"
+    ),
+    Operation(r"FlashAttention-2.*|flash_attn_2", "FA2 prefill", PREFILL, FLASH2),
+    Operation(
+        r"FlashAttention-2.*|flash_attn_2",
+        "FA2 forward and backward",
+        ("bwd",),
+        FLASH2,
+        extra=r"fwd\+bwd in the timed call",
+        changes={"phase": "training"},
+    ),
+    # JakeFlasher/benchmark_flash_attention, flash_attention_benchmark_kvcache.cu (max_tokens).
+    Operation(
+        r"FlashAttention-2 C\+\+ mha_fwd_kvcache",
+        "FA2 paged decode",
+        DECODE,
+        PAGED,
+        cache_tokens=2**20,
+    ),
+    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
+    Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
+    Operation(r"FlashAttention-3.*", "FA3 prefill", PREFILL, FLASH3),
+    Operation(r"FlashAttention-4.*", "FA4 prefill", PREFILL, FLASH4),
+    Operation(r"SDPA flash", "FA2 prefill", PREFILL, FLASH2),
+    Operation(r"SDPA flash", "FA2 split-KV decode", DECODE, SPLIT_KV),
+    Operation(r"SDPA efficient.*", "memory-efficient attention", PREFILL, SMALL_TILES),
+    Operation(r"SDPA efficient.*", "decode, a CTA a head", DECODE, FLASH2),
+    Operation(r"SDPA math", "eager", PREFILL, NAIVE),
+    Operation(
+        r"SDPA math fp32 \(upcast\)",
+        "eager, upcast",
+        PREFILL,
+        NAIVE,
+        changes={"dtype": "fp32", "kv_dtype": "fp32"},
+    ),
+    Operation(r"torch unfused.*", "eager", PREFILL, NAIVE),
+    # --- authors' own kernels ------------------------------------------------------------------
+    Operation(r"(naive|tiled) 3 kernels.*", "naive, own kernels", PREFILL, NAIVE, own_loop=True),
+    Operation(r"naive 4 kernels.*", "naive, own kernels", PREFILL, SCALED_NAIVE, own_loop=True),
+    *(
+        Operation(
+            rf"{kernel}.*", f"naive: {name}", PREFILL, NAIVE, launches=launches, own_loop=True
+        )
+        for kernel, name, launches in (
+            (r"(naive QK\^T|(naive|tiled) unfused kernel qk)", "Q K^T", r"S = Q K\^T"),
+            (r"(naive|tiled unfused kernel|naive unfused kernel) softmax", "softmax", r"P = .*"),
+            (r"(naive (gemm )?PV|(naive|tiled) unfused kernel pv)", "P V", "O = P V"),
+        )
+    ),
+    Operation(
+        r"splitkv decode .*",
+        "split-KV, own kernels",
+        DECODE,
+        SPLIT_KV,
+        launches="flash_decoding",
+        own_loop=True,
+    ),
+    Operation(
+        r"splitkv merge",
+        "split-KV, own: merge",
+        DECODE,
+        SPLIT_KV,
+        launches="combine",
+        own_loop=True,
+    ),
+    Operation(r"splitkv \(CUDA cores\)", "split-KV, own kernels", DECODE, SPLIT_KV, own_loop=True),
+    Operation(r"decode_inplace .*", "decode, a CTA a head", DECODE, FLASH2, own_loop=True),
+    Operation(r"(Triton fused .*|Triton tutorial .*)", "Triton prefill", PREFILL, TRITON),
+    Operation(
+        r"(FA2-order fused|fused online softmax|fused flash|custom WMMA flash|fp32_fused|"
+        r"fp32_regtile|mma \(|mma_pipelined).*",
+        "fused, own kernels",
+        PREFILL,
+        FLASH2,
+        own_loop=True,
+    ),
+    Operation(
+        r"nsa_triton",
+        "NSA prefill",
+        PREFILL,
+        {"name": "nsa", "keep_window": 64},
+        launches="(selected|window) attention",
+    ),
+    _refused(r"nsa_triton", "NSA backward", "nsa has no backward pass", "bwd"),
+    _refused(r".*cudnn.*", "cuDNN", "cuDNN's kernel is not public: no schedule stands for it"),
+    _refused(
+        r"(TLX|CuTile|tvm\.tl|Gluon|Flex|Torch SDPA|FlashMLA|rocm|standard|NSA module|Self-).*",
+        "other kernels",
+        "no schedule stands for its kernel",
+    ),
+    # --- a table of one's own may name a schedule ----------------------------------------------
+    *(Operation(name, name, ("fwd", "decode"), {"name": name}) for name in sorted(SCHEDULES)),
+)
+
+# What `extra` (and of splits, the kernel's name) states. A window's keys include the query's own.
+PAGE = re.compile(r"\bpaged? (?:block )?(\d+)\b")
+SPLIT_COUNT = re.compile(r"\b(\d+) splits\b")
+WINDOW = re.compile(r"\bwindow (\d+)\b")
+SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
+WRITES_CACHE = re.compile(r"\bKV write included\b")
+COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
+WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
+BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
+FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
+TIMES = ("time_us", "tflops", "gbps")
+FLOOR_US = 30.0  # host time rules below it, where nothing else is said
+LEAST_PAGE, MOST_PAGE = 16, 4096  # of `paged`
+
+# What in `extra` keeps a figure from being predicted: a pattern, of which metrics, and why.
+KEPT_FROM = (
+    (
+        re.compile(r"\bKV shared\b|\bshared KV\b", re.IGNORECASE),
+        "",
+        "all sequences read one copy of the cache: a workload has one for each",
+    ),
+    (re.compile(r"\brandom ragged lengths\b"), "", "its sequences have different lengths"),
+    (
+        re.compile(r"\bL2 full of dirty lines\b"),
+        "dram_total_bytes",
+        "its DRAM bytes hold what the flush before it had left dirty in L2",
+    ),
+    (re.compile(r"\bMODULE time\b"), "", "its time is a module's, projections and all"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated for a figure: figures of one launch share it.
+
+    `launches` is a pattern of the kernels that count, None of all. From a cold L2 each of those
+    that it names starts from an empty one, as a profiler has it.
+    """
+
+    workload: AttentionWorkload
+    hardware: HardwareProfile
+    schedule: Schedule
+    launches: str | None
+    warm: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure, the case that predicts it, and what else is in it.
+
+    `written_bytes` of K and V are put into the cache within its time, by a launch of its own.
+    Between `launches` stand gaps unless a profiler timed the kernels alone. Below `floor_us` a
+    time is the host's.
+    """
+
+    figure: Figure
+    family: str
+    case: Case
+    written_bytes: int
+    has_gaps: bool
+    floor_us: float
+
+
+def measured_of(figure: Figure, profile: str | None = None) -> Measured:
+    """What a figure measured; `profile` is for devices that have none.
+
+    Raises NotPredictedError, whose message says why, and InputError for an unreadable profile.
+    """
+    for pattern, metric, why in KEPT_FROM:
+        if pattern.search(figure.extra) and metric in ("", figure.metric):
+            raise NotPredictedError(why)
+    try:
+        hw = device_of(figure, profile)
+    except UnknownDeviceError as error:
+        raise NotPredictedError(str(error)) from None
+    operation = operation_of(figure, hw)
+    if operation.own_loop and figure.metric in TIMES:
+        raise NotPredictedError("its author's own loop: the schedule has its bytes, not its time")
+    try:
+        w = _workload(figure, operation)
+        schedule = make_schedule(_options(figure, operation, w, hw), figure.where)
+    except (InputError, ValueError) as error:
+        raise NotPredictedError(_first_line(error, figure)) from None
+    if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
+        raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
+    case = Case(w, hw, schedule, operation.launches, _is_warm(figure))
+    return Measured(
+        figure,
+        operation.family,
+        case,
+        written_bytes=_written_bytes(w) if WRITES_CACHE.search(figure.extra) else 0,
+        has_gaps=BY_PROFILER.search(figure.extra) is None,
+        floor_us=_floor_us(figure, operation),
+    )
+
+
+def _floor_us(figure: Figure, operation: Operation) -> float:
+    """Below which a time is the host's: as the row states, the table, or by how it was timed."""
+    stated = FLOOR.search(figure.extra)
+    if stated:
+        return float(stated[1])
+    if operation.floor_us is not None:
+        return operation.floor_us
+    return 0.0 if BY_PROFILER.search(figure.extra) else FLOOR_US
+
+
+def operation_of(figure: Figure, hw: HardwareProfile) -> Operation:
+    """The table's row for a figure; raises NotPredictedError where nothing predicts it."""
+    operation = next((one for one in OPERATIONS if one.fits(figure, hw)), None)
+    if operation is None:
+        raise NotPredictedError("no schedule stands for its kernel")
+    if operation.schedule is None:
+        raise NotPredictedError(operation.why)
+    return operation
+
+
+def _options(
+    figure: Figure, operation: Operation, w: AttentionWorkload, hw: HardwareProfile
+) -> dict[str, Any]:
+    options = dict(operation.schedule or {})
+    page, splits = PAGE.search(figure.extra), SPLIT_COUNT.search(f"{figure.kernel} {figure.extra}")
+    if page and options["name"] == "paged":
+        options["page_size"] = min(max(int(page[1]), LEAST_PAGE), MOST_PAGE)
+    if splits and options["name"] in ("paged", "flash_decoding"):
+        options["splits"] = int(splits[1])
+    elif operation.cache_tokens:
+        options["splits"] = _filled_splits(w, hw, operation.cache_tokens // w.batch)
+    return options
+
+
+def _filled_splits(w: AttentionWorkload, hw: HardwareProfile, room_tokens: int) -> int:
+    """Of the splits of a sequence with room for so many tokens, those that its keys reach."""
+    room = replace(w, seq_kv=room_tokens, window=None)
+    cut = FlashDecoding().split(room, hw, None)
+    size = blocks(cut.end_block, cut.splits)
+    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), size)
+
+
+def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
+    """Raises ValueError, NotPredictedError."""
+    decodes = figure.pass_ == "decode"
+    for name in ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim"):
+        if getattr(figure, name) is None:
+            raise NotPredictedError(f"its {name} is not stated")
+    if figure.causal is None and not decodes:
+        raise NotPredictedError("whether it is causal is not stated")
+    latent = operation.schedule is MLA
+    dtype = figure.dtype.split("/")[0]
+    kv_dtype = figure.kv_dtype.split("/")[0] if decodes or operation.in_cache_dtype else dtype
+    if dtype not in DTYPE_BYTES or kv_dtype not in KV_BITS:
+        raise NotPredictedError(f"{figure.dtype} (cache: {figure.kv_dtype}) is no dtype here")
+    if operation.in_cache_dtype:
+        dtype = kv_dtype
+    window = _window(figure)
+    table: dict[str, Any] = {
+        "batch": figure.batch,
+        "heads": figure.heads,
+        "kv_heads": figure.heads if latent or operation.head_dim else figure.kv_heads,
+        "seq_q": figure.seq_q,
+        "seq_kv": figure.seq_kv,
+        "head_dim": operation.head_dim or figure.head_dim,
+        "dtype": dtype,
+        "kv_dtype": kv_dtype,
+        "causal": bool(figure.causal) or window is not None,
+        "window": window,
+        "phase": "decode" if decodes else "prefill",
+    }
+    if latent:
+        table |= {"head_dim": 128, "latent_dim": 512, "rope_dim": 64}
+    return WorkloadTable(**(table | dict(operation.changes))).workload()
+
+
+def _window(figure: Figure) -> int | None:
+    """Keys that a query sees, itself included; None for all. Raises NotPredictedError."""
+    keys = figure.seq_kv or 0
+    plain, sides = WINDOW.search(figure.extra), SIDES.search(figure.extra)
+    if plain:
+        return int(plain[1]) if int(plain[1]) < keys else None
+    if sides is None:
+        return None
+    left, right = (int(side) if int(side) >= 0 else keys for side in sides.groups())
+    right = 0 if figure.causal or figure.seq_q == 1 else right
+    if right and (left < keys - 1 or right < keys - 1):
+        raise NotPredictedError(
+            "its window reaches to both sides: a workload's has the latest keys"
+        )
+    return left + 1 if left + 1 < keys else None
+
+
+def _is_warm(figure: Figure) -> bool:
+    """Whether L2 holds what a repetition before left: as stated, else as a plain loop leaves it."""
+    if WARM.search(figure.extra):
+        return True
+    return COLD.search(figure.extra) is None and not BY_PROFILER.search(figure.extra)
+
+
+def _written_bytes(w: AttentionWorkload) -> int:
+    """K and V of the new tokens, as wide as the cache."""
+    bits = KV_BITS[w.kv_dtype or w.dtype]
+    return 2 * w.batch * w.seq_q * w.kv_heads * w.head_dim * bits // 8
+
+
+def _first_line(error: Exception, figure: Figure) -> str:
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return str(error).removeprefix(f"{figure.where}: ")

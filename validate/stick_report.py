@@ -1,0 +1,182 @@
+"""The measuring stick's answer as tables on a terminal, JSON, Markdown and figures."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure as Picture
+
+from sim.report import present
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.table import new_table, show_table
+from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
+
+SPLITS = {  # in the order of the tables
+    "test": "rows that nothing is fitted to",
+    "transfer": "devices that nothing is fitted to: the error of a hypothetical device",
+    "fit": "rows that a calibration may use",
+}
+COLUMNS = (
+    "family", "device", "quantity", "points", "mean error", "median", "worst", "bias",
+    "within 10%", "within 20%", "roofline", "best constant",
+)  # fmt: skip
+
+
+@present.show.register
+def show_stick(stick: Stick) -> None:
+    """A table a split, what is left out, and which of two kernels is faster."""
+    for split, about in SPLITS.items():
+        for host in (False, True):
+            chosen = chosen_scores(stick.scores, split, host)
+            if chosen:
+                table = new_table(_title(split, about, host), *COLUMNS, numeric_from=3)
+                for score in chosen:
+                    table.add_row(*cells(score))
+                show_table(table)
+    if not stick.judged:
+        print("No figure could be judged.")
+    for line in pairs_lines(stick.pairs):
+        print(line)
+    for line in left_lines(stick.left):
+        print(line)
+    print(
+        f"{len(stick.judged) + len(stick.left)} figures, {len(stick.judged)} judged by "
+        f"{stick.cases} predictions, of which {stick.simulated} were not kept from before."
+    )
+
+
+def chosen_scores(
+    scores: Iterable[Score], split: str, host: bool, by_regime: bool = False
+) -> list[Score]:
+    """The scores of a table: of all regimes together, or of each."""
+    return [
+        score
+        for score in scores
+        if (score.split, score.host, score.regime != ANY) == (split, host, by_regime)
+    ]
+
+
+def _title(split: str, about: str, host: bool) -> str:
+    return f"{split}: {about}" + (", times that the host rules" if host else "")
+
+
+def cells(score: Score) -> tuple[str, ...]:
+    """A score as the text of a table's row."""
+    optional = ("" if one is None else f"{one:.1%}" for one in (score.roofline, score.constant))
+    return (
+        score.family,
+        score.device,
+        score.quantity,
+        str(score.points),
+        f"{score.mean:.1%}",
+        f"{score.median:.1%}",
+        f"{score.worst:.1%}",
+        f"{score.bias:+.1%}",
+        f"{score.within_10:.0%}",
+        f"{score.within_20:.0%}",
+        *optional,
+    )
+
+
+def pairs_lines(pairs: Iterable[Pairs]) -> list[str]:
+    """Which of two kernels is faster, a line a device."""
+    return [
+        f"{one.device}: the faster of two kernels on one shape is named in {one.right} of "
+        f"{one.total} pairs that differ by more than 10% (a roofline: {one.roofline_right}); in "
+        f"{one.alike} one schedule stands for both."
+        for one in pairs
+    ]
+
+
+def left_lines(left: Iterable[Left]) -> list[str]:
+    """Why figures were not judged, a line a reason, the most frequent first."""
+    counts = Counter(one.reason for one in left)
+    kernels: dict[str, list[str]] = {}
+    for one in left:
+        if one.figure.kernel not in kernels.setdefault(one.reason, []):
+            kernels[one.reason].append(one.figure.kernel)
+    return [
+        f"Not judged: {count} of {_some(kernels[reason])}: {reason}"
+        for reason, count in counts.most_common()
+    ]
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def markdown(stick: Stick, by_regime: bool = False) -> str:
+    """The tables as Markdown, a heading a split; times that the host rules stand apart."""
+    parts = []
+    columns = (*COLUMNS[:3], "regime", *COLUMNS[3:]) if by_regime else COLUMNS
+    for split, about in SPLITS.items():
+        for host in (False, True):
+            chosen = chosen_scores(stick.scores, split, host, by_regime)
+            if not chosen:
+                continue
+            rows = [_with_regime(score) if by_regime else cells(score) for score in chosen]
+            lines = [_line(columns), "|" + "---|" * len(columns), *map(_line, rows)]
+            parts.append(f"**{_title(split, about, host)}**\n\n" + "\n".join(lines) + "\n")
+    lists = [*pairs_lines(stick.pairs), *left_lines(stick.left)]
+    return "\n".join(parts) + "\n" + "".join(f"- {line}\n" for line in lists)
+
+
+def _with_regime(score: Score) -> tuple[str, ...]:
+    text = cells(score)
+    return (*text[:3], score.regime, *text[3:])
+
+
+def _line(texts: Iterable[str]) -> str:
+    return "|" + "".join(f" {text} |" if text else " |" for text in texts)
+
+
+def scatter(judged: Sequence[Judged], quantity: str) -> Picture:
+    """Predicted over measured against measured, a marker a family; rooflines in grey."""
+    figure, (ax,) = new_figure(f"{quantity}: predicted over measured", panel=5.2)
+    unit, scale = ("us", 1e6) if quantity == TIME else ("MB", 1e-6)
+    theirs = [one for one in judged if one.roofline]
+    ax.plot(
+        [one.value * scale for one in theirs],
+        [(one.roofline or 0.0) / one.value for one in theirs],
+        ".",
+        color=GREY,
+        markersize=2,
+        label="a roofline of the datasheet",
+    )
+    for number, family in enumerate(sorted({one.measured.family for one in judged})):
+        own = [one for one in judged if one.measured.family == family]
+        ax.plot(
+            [one.value * scale for one in own],
+            [one.predicted / one.value for one in own],
+            linestyle="",
+            marker=MARKERS[number // len(COLOURS) % len(MARKERS)],
+            color=COLOURS[number % len(COLOURS)],
+            markersize=3,
+            alpha=0.8,
+            label=family,
+        )
+    ends = np.array([min(one.value for one in judged), max(one.value for one in judged)]) * scale
+    ax.fill_between(ends, 1 / 1.1, 1.1, color="black", alpha=0.08, linewidth=0)
+    ax.axhline(1, color="black", linewidth=0.8)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    plain_decades(ax.xaxis)
+    plain_decades(ax.yaxis)
+    ax.set_xlabel(f"measured [{unit}]")
+    ax.set_ylabel("predicted / measured")
+    ax.legend(frameon=False, fontsize=5, ncols=2)
+    return figure
+
+
+@present.save.register
+def save_stick(stick: Stick, out: Path) -> None:
+    """Write comparison.json, tables.md, regimes.md and a figure a quantity into the folder."""
+    (out / "comparison.json").write_text(stick.json())
+    (out / "tables.md").write_text(markdown(stick))
+    (out / "regimes.md").write_text(markdown(stick, by_regime=True))
+    for quantity in (TIME, DRAM, L2):
+        judged = [one for one in stick.judged if one.quantity == quantity and one.predicted > 0]
+        if judged:
+            scatter(judged, quantity).savefig(out / f"{quantity.replace(' ', '_').lower()}.png")
