@@ -1,6 +1,7 @@
-"""How hypothesis draws, and where Triton's kernels run: on a GPU, else on the CPU, interpreted."""
+"""How hypothesis draws, where Triton's kernels run (a GPU, else interpreted), and Ctrl-C."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import HealthCheck, settings
 
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+
+# A shell that starts the tests in the background has all that they start ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "attnsim",

@@ -546,7 +546,6 @@ def test_the_command_tells_its_address_and_ctrl_c_ends_it():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as server:
         assert select.select([server.stdout], [], [], GUARD_S)[0], "has not told its address"
         said = server.stdout.readline()
