@@ -16,8 +16,8 @@ from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import query_blocks
 from sim.schedules.parts.public_tiles import public_backward_cta
-from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import devices, lowered, workloads
+from tests.support.formulas import run, visited
 
 STATISTICS_BYTES = 4
 

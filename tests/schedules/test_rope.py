@@ -15,9 +15,9 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.parts.flash_schedule import FlashSchedule
-from tests.engine.test_engines import assert_same
-from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import cases, devices
+from tests.support.formulas import run, visited
+from tests.support.same_runs import assert_same
 
 FLASH = tuple(name for name, cls in SCHEDULES.items() if issubclass(cls, FlashSchedule))
 
