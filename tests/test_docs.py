@@ -5,10 +5,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from sim import simulate, sweep
-from sim.cli.app import app
+from tests.support.commands import printed_by
 from tests.support.packages import importable, install
 
 ROOT = Path(__file__).parent.parent
@@ -32,19 +31,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def attnsim(*arguments: str) -> str:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 # A schedule of one's own
 
 
 def test_its_question_prints_its_table(folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     printed = [
-        line.split() for line in attnsim("run", "question.toml", "--allow-code").splitlines()
+        line.split() for line in printed_by("run", "question.toml", "--allow-code").splitlines()
     ]
     for line in block("", "held back by").splitlines():
         assert line.split() in printed or not line.strip("─ "), line
@@ -68,7 +61,7 @@ def test_it_takes_masks_shared_heads_and_sequences(folder, causal, shape):
 def test_its_other_commands_run(folder):
     tile = "schedule.two_pass.py:TwoPass.tile={ q = 64, kv = 64 }"
     arguments = ("--trace", "trace.json", "--report", "page.html", "--set", tile)
-    attnsim("run", "question.toml", "--allow-code", *arguments)
+    printed_by("run", "question.toml", "--allow-code", *arguments)
     assert (folder / "trace.json").exists()
     assert "two passes" in (folder / "page.html").read_text(encoding="utf-8")
 
@@ -90,7 +83,7 @@ def test_its_entry_point_is_found(tmp_path):
     workload = {"heads": 1, "head_dim": 64, "seq_len": 256}
     with importable(tmp_path):
         (record,) = simulate(workload=workload, hardware="t4", schedule=entry[0])
-        assert entry[0] in attnsim("schedules")
+        assert entry[0] in printed_by("schedules")
     assert record.status == "ok"
 
 

@@ -40,6 +40,16 @@ def test_every_folder_of_tests_mirrors_a_room():
     assert not strangers
 
 
+def test_what_tests_share_stands_in_support():
+    imported = {
+        (str(file.relative_to(ROOT)), node.module)
+        for file, tree in trees("tests").items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests.")
+    }
+    assert not [pair for pair in imported if not pair[1].startswith("tests.support.")]
+
+
 def test_schedules_are_asked_by_their_one_door():
     """Only a schedule lowers another; str.lower takes no arguments."""
     files = {f: t for f, t in trees("sim").items() if (ROOT / "sim/schedules") not in f.parents}

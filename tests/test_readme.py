@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.support.commands import called
+from tests.support.commands import printed_by
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -15,23 +15,17 @@ def block(language: str, holding: str) -> str:
     return found
 
 
-def attnsim(*arguments: object) -> str:
-    done = called(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_scenario_runs(tmp_path):
     path = tmp_path / "question.toml"
     path.write_text(block("toml", "[[schedule]]"))
-    assert "window and sinks" in attnsim("run", path, "--set", "workload.seq_len=1024")
+    assert "window and sinks" in printed_by("run", path, "--set", "workload.seq_len=1024")
 
 
 def test_the_profile_is_sound_and_can_be_run_on(tmp_path):
     path = tmp_path / "stacked.toml"
     path.write_text(block("toml", "extends"))
-    assert "sound" in attnsim("profiles", "check", path)
-    attnsim("run", "flash_vs_naive", "--set", f"hardware.profile={path}")
+    assert "sound" in printed_by("profiles", "check", path)
+    printed_by("run", "flash_vs_naive", "--set", f"hardware.profile={path}")
 
 
 def test_the_python_runs(capsys):
@@ -42,6 +36,6 @@ def test_the_python_runs(capsys):
 
 def test_the_table_is_what_the_example_prints(monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    printed = [line.split() for line in attnsim("run", "flash_vs_naive").splitlines()]
+    printed = [line.split() for line in printed_by("run", "flash_vs_naive").splitlines()]
     for line in block("", "held back by").splitlines():
         assert line.split() in printed or not line.strip("─ "), line

@@ -3,22 +3,10 @@
 import subprocess
 import sys
 
-import numpy as np
 from hypothesis import given, settings
 
-from sim.device.run import run_on_device
-from sim.inputs.hardware import HardwareProfile
-from sim.tile_program import Kernel, in_order
 from tests.support.drawn import cases, devices, kernel_sequences, lowered
-from tests.support.same_runs import assert_same
-
-
-def assert_engines_agree(kernels: list[Kernel], hw: HardwareProfile, dtype: str) -> None:
-    replay = run_on_device(in_order(kernels), hw, dtype, "replay", lambda _: None)
-    reference = run_on_device(in_order(kernels), hw, dtype, "reference", lambda _: None)
-    for ours, theirs in zip(replay.kernels, reference.kernels, strict=True):
-        assert_same(ours.run, theirs.run)
-    np.testing.assert_allclose(replay.time_s, reference.time_s, rtol=1e-9)
+from tests.support.same_runs import assert_engines_agree
 
 
 @given(cases(), devices())

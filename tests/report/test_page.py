@@ -17,7 +17,7 @@ from sim.report.table import CAUSES_IN_WORDS
 from sim.runs.record import Record
 from sim.runs.results_file import load
 from tests.support.browser import Visit
-from tests.support.commands import called
+from tests.support.commands import called, printed_by
 
 QUESTION = """
 title = "Two schedules"
@@ -46,8 +46,7 @@ def written(tmp_path):
         path, report = tmp_path / "question.toml", tmp_path / "report.html"
         path.write_text(text)
         into = ["--store", tmp_path / "s.sqlite"] if command == "sweep" else ["--out", tmp_path]
-        done = called(command, path, "--report", report, *into, *more)
-        assert done.returncode == 0, done.stderr
+        printed_by(command, path, "--report", report, *into, *more)
         return report, load(tmp_path / "results.json") if command == "run" else None
 
     return write

@@ -16,8 +16,8 @@ from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import query_blocks
 from sim.schedules.parts.public_tiles import public_backward_cta
-from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import devices, lowered, workloads
+from tests.support.formulas import run, visited
 
 STATISTICS_BYTES = 4
 
@@ -58,7 +58,7 @@ def sums_bytes(w) -> tuple[int, int]:
 
 
 @given(training("flash2"), devices(l2="0 B"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_flash2_backward_without_l2_moves_what_algorithm_2_says(case, hw):
     schedule, w = case
     kernels = lowered(schedule, w, hw)
@@ -83,7 +83,7 @@ def test_flash2_backward_without_l2_moves_what_algorithm_2_says(case, hw):
 
 
 @given(training("flash1", "flash2", "naive"), devices(l2="0 B"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_dk_and_dv_are_summed_where_heads_share_a_kv_head(case, hw):
     schedule, w = case
     runs = by_name(lowered(schedule, w, hw), hw, w)
@@ -114,7 +114,7 @@ def tiles_of(stream, kernel, loop) -> list[np.ndarray]:
 
 
 @given(training("flash1", "flash2", "naive"), devices())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sums_take_the_heads_of_the_group_at_the_same_rows(case, hw):
     schedule, w = case
     group = w.heads // w.kv_heads
@@ -129,7 +129,7 @@ def test_sums_take_the_heads_of_the_group_at_the_same_rows(case, hw):
 
 
 @given(training("flash1", "flash2"), devices())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_backward_reads_the_keys_whose_gradients_it_writes(case, hw):
     schedule, w = case
     for kernel in lowered(schedule, w, hw):
@@ -148,7 +148,7 @@ def test_backward_reads_the_keys_whose_gradients_it_writes(case, hw):
 
 
 @given(training("naive"), devices())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_naive_s_dk_and_dv_take_their_keys_column_of_the_matrix_and_all_query_rows(case, hw):
     schedule, w = case
     for kernel in lowered(schedule, w, hw):
@@ -165,7 +165,7 @@ def test_naive_s_dk_and_dv_take_their_keys_column_of_the_matrix_and_all_query_ro
 
 
 @given(training("flash1", "flash2"), devices())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_backward_takes_five_matmuls_where_forward_takes_two(case, hw):
     schedule, w = case
     schedule = schedule.model_copy(update={"tile": Tile(q=16, kv=16)})
@@ -176,7 +176,7 @@ def test_backward_takes_five_matmuls_where_forward_takes_two(case, hw):
 
 
 @given(training("flash1"), devices(l2="0 B"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_flash1_backward_without_l2_moves_what_algorithm_4_says(case, hw):
     schedule, w = case
     kernels = lowered(schedule, w, hw)
@@ -213,7 +213,7 @@ def test_flash1_backward_traffic_goes_as_the_square_of_n_d_over_sram(share, head
 
 
 @given(training("naive"), devices(l2="0 B"), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_naive_backward_without_l2_moves_what_eager_pytorch_does(case, hw, scale):
     schedule, w = case
     schedule = schedule.model_copy(update={"scale": scale})
@@ -260,7 +260,7 @@ def test_softmax_backward_of_rows_beyond_sram_reads_their_product_twice():
 
 
 @given(training("flash1", "flash2", "naive"), devices(l2="64 MiB"))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_infinite_l2_reads_no_gradient_and_each_input_once(case, hw):
     schedule, w = case
     kernels = lowered(schedule, w, hw)

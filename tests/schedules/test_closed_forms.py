@@ -9,63 +9,22 @@ from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.inputs.workload import WorkloadTable
 from sim.machine import ISSUE, TENSOR, machine_of, service_times_s
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.hip import search, search_rounds
-from sim.tile_program import Compute, Kernel, Store, in_order
+from sim.tile_program import Compute, Kernel, Store
 from tests.support.drawn import cases, devices, lowered, schedules, workloads
-
-
-def run(kernels, hw, w):
-    return [
-        k.run
-        for k in run_on_device(in_order(kernels), hw, w.dtype, "replay", lambda _: None).kernels
-    ]
-
-
-def visible(w: AttentionWorkload) -> np.ndarray:
-    """The mask as a whole matrix: (seq_q, seq_kv) booleans."""
-    i = np.arange(w.seq_q)[:, None] + w.seq_kv - w.seq_q
-    j = np.arange(w.seq_kv)[None, :]
-    shown = np.ones((w.seq_q, w.seq_kv), bool)
-    if w.causal:
-        shown &= j <= i
-    if w.window is not None:
-        shown &= j > i - w.window
-    return shown
-
-
-def tile_of(kernels) -> Tile:
-    """The tile of a flash kernel, read off its streams."""
-    streams = {stream.tensor.name: stream for stream in kernels[0].streams}
-    return Tile(q=streams["Q"].tile_rows, kv=streams["K"].tile_rows)
-
-
-def visited(w: AttentionWorkload, tile: Tile) -> np.ndarray:
-    """Which (query block, key block) pairs hold a visible (query, key) pair."""
-    return blocks_with_any(visible(w), tile)
-
-
-def blocks_with_any(shown: np.ndarray, tile: Tile) -> np.ndarray:
-    """Which blocks of the matrix `shown` hold a true element."""
-    down, across = -(-shown.shape[0] // tile.q), -(-shown.shape[1] // tile.kv)
-    return np.array(
-        [
-            [
-                shown[i * tile.q : (i + 1) * tile.q, j * tile.kv : (j + 1) * tile.kv].any()
-                for j in range(across)
-            ]
-            for i in range(down)
-        ]
-    )
-
-
-def compulsory_bytes(w: AttentionWorkload) -> tuple[int, int]:
-    """(Q, K and V once, O once) in bytes: Dao et al. 2022 (arXiv 2205.14135), Section 3.2."""
-    row = w.batch * w.head_dim * w.dtype_bytes
-    return row * (w.heads * w.seq_q + 2 * w.kv_heads * w.seq_kv), row * w.heads * w.seq_q
+from tests.support.formulas import (
+    blocks_with_any,
+    compulsory_bytes,
+    kept_bytes,
+    run,
+    tile_of,
+    visible,
+    visited,
+)
 
 
 @given(workloads())
@@ -150,12 +109,6 @@ def test_block_sparse_that_keeps_everything_is_flash2(w, hw):
     (ours,), (theirs,) = (run(lowered(s, w, hw), hw, w) for s in (sparse, dense))
     assert ours.executed("mma_flops") == theirs.executed("mma_flops")
     assert ours.l2_read_bytes == theirs.l2_read_bytes
-
-
-def kept_bytes(w: AttentionWorkload, pairs: np.ndarray, tile: Tile) -> int:
-    """What reading Q once and K and V for each kept block takes; `pairs` is a head's mask."""
-    keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(pairs.shape[1]))
-    return (w.seq_q + 2 * int((pairs * keys).sum())) * w.head_dim * w.dtype_bytes
 
 
 @given(workloads(), devices(l2="0 B"), st.integers(0, 2**32 - 1), st.booleans())

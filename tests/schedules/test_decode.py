@@ -16,14 +16,10 @@ from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.mla import cut_in_parts
 from sim.schedules.parts.split_kv import splits_of
 from sim.tile_program import Compute, Load
-from tests.schedules.test_closed_forms import run, visible
 from tests.support.drawn import cases, devices, lowered
+from tests.support.formulas import ceil, run, visible
 
 H100 = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
-
-
-def ceil(length: int, size: int) -> int:
-    return -(-length // size)
 
 
 def cached_row_bytes(w: AttentionWorkload) -> int:

@@ -79,7 +79,7 @@ def benchmarked(qkv, causal):
 
 
 @given(workloads())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_kernels_are_the_operations_that_pytorch_launches_over_the_same_bytes(w):
     qkv = torch.zeros(w.batch, w.seq_q, 3, w.heads, w.head_dim, dtype=DTYPES[w.dtype])
     with Operations() as launched:
@@ -101,7 +101,7 @@ def moved(w, hw):
 
 
 @given(workloads(), devices(l2="0 B"))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_without_l2_passes_move_what_they_must(w, hw):
     runs = moved(w, hw)
     matrices, n, size = w.batch * w.heads, w.seq_q, w.dtype_bytes

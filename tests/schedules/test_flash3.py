@@ -11,32 +11,18 @@ from hypothesis import strategies as st
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from sim.inputs.workload import WorkloadTable
 from sim.machine import EXP, TENSOR, ctas_per_sm
 from sim.schedules import make_schedule
 from sim.schedules.base import Tile
 from sim.tile_program import Compute
-from tests.engine.test_engines import assert_engines_agree
-from tests.schedules.test_closed_forms import blocks_with_any, run, tile_of, visible
 from tests.support.drawn import cases, devices, lowered
+from tests.support.formulas import run, tile_of, visits, workload
+from tests.support.same_runs import assert_engines_agree
 
 HOPPER = ("h100-sxm",)
 WIDER = st.sampled_from((None, 96, 192, 256))  # than the head_dims that are drawn
 H100 = load_profile("h100-sxm")
 FLASH3 = make_schedule({"name": "flash3"}, "a test")
-
-
-def workload(**table):
-    return WorkloadTable.model_validate(table).workload()
-
-
-def visits(w, kernel) -> np.ndarray:
-    """Which key blocks each block of query rows of one matrix visits, heads packed as the kernel's.
-
-    A packed matrix has the heads of a query one below the other.
-    """
-    packed = w.batch * w.heads // kernel.tensors[0].groups
-    return blocks_with_any(np.repeat(visible(w), packed, axis=0), tile_of([kernel]))
 
 
 def kernel_head_dim(w) -> int:
@@ -151,7 +137,7 @@ def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
 
 
 @given(st.integers(1, 40), st.integers(1, 3000), st.sampled_from((64, 128)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_causal_work_is_shared_out_to_within_two_blocks(heads, seq_len, head_dim):
     w = workload(heads=heads, head_dim=head_dim, seq_len=seq_len, causal=True)
     (kernel,) = kernels_of(FLASH3.program(w, H100))

@@ -11,10 +11,9 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import ctas_per_sm
 from sim.schedules import make_schedule
-from tests.engine.test_engines import assert_engines_agree
-from tests.schedules.test_closed_forms import blocks_with_any, run, tile_of
-from tests.schedules.test_flash3 import visits, workload
 from tests.support.drawn import cases, devices, lowered
+from tests.support.formulas import blocks_with_any, run, tile_of, visits, workload
+from tests.support.same_runs import assert_engines_agree
 
 BLACKWELL = ("b200",)
 B200 = load_profile("b200")

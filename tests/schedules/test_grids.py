@@ -29,7 +29,7 @@ def touched(stream: Stream, items: IntArray, trip: IntArray) -> IntArray:
 
 
 @given(cases(*LIKE), devices())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_a_ctas_first_and_last_trips_touch_repeats_with_the_periods(case, hw):
     w, schedule = case
     for kernel in lowered(schedule, w, hw):

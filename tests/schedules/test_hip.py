@@ -55,7 +55,7 @@ def chunks_scored(middle: int, found: int) -> int:
 
 
 @given(cases("hip"), devices(l2="0 B"), st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw, tokens):
     w, schedule = case
     if w.phase == "decode":
@@ -233,7 +233,7 @@ def pruned(draw):
 
 
 @given(pruned(), devices(l2="0 B"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
     w, schedule, middle = case
     hw = hw.model_copy(update={"links": H100.links})
@@ -275,7 +275,7 @@ def test_infinite_hip_moves_what_its_stages_and_misses_say(case, hw):
 
 
 @given(pruned())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_infinite_hip_holds_its_caches_in_hbm_and_no_more_of_keys_and_values(case):
     w, schedule, _ = case
     kernels = [
@@ -360,7 +360,7 @@ def test_stages_that_do_not_fit_are_said(options, complaint):
 
 
 @given(cases("infinite_hip"), devices())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_lengths_go_through_the_stages(case, hw):
     w, schedule = case
     for kernel in kernels_of(schedule.program(w, hw)):

@@ -12,12 +12,8 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
-from tests.schedules.test_closed_forms import run
 from tests.support.drawn import cases, devices, lowered
-
-
-def ceil(length: int, size: int) -> int:
-    return -(-length // size)
+from tests.support.formulas import ceil, run
 
 
 def prefill(case):

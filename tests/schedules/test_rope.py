@@ -15,9 +15,9 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.parts.flash_schedule import FlashSchedule
-from tests.engine.test_engines import assert_same
-from tests.schedules.test_closed_forms import run, visited
 from tests.support.drawn import cases, devices
+from tests.support.formulas import run, visited
+from tests.support.same_runs import assert_same
 
 FLASH = tuple(name for name, cls in SCHEDULES.items() if issubclass(cls, FlashSchedule))
 
@@ -40,7 +40,7 @@ def with_rope(schedule, w, hw, rope):
 
 
 @given(cases("flash2", "block_sparse", "flash_decoding", "naive"), devices(l2="0 B"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_passes_read_and_write_q_and_the_new_k_and_read_the_table(case, hw):
     w, schedule = case
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv), kv_dtype=None)
@@ -63,7 +63,7 @@ def test_the_passes_read_and_write_q_and_the_new_k_and_read_the_table(case, hw):
 
 
 @given(cases("flash2"), devices(l2="0 B"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fused_reads_table_rows_once_with_each_tile_and_rotates_them(case, hw):
     w, schedule = case
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv), phase="prefill")
@@ -87,7 +87,7 @@ def test_fused_reads_table_rows_once_with_each_tile_and_rotates_them(case, hw):
 
 
 @given(cases("block_sparse", "flash_decoding"), devices())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_table_s_tiles_are_those_of_the_keys_positions(case, hw):
     w, schedule = case
     w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
@@ -111,7 +111,7 @@ def test_the_table_s_tiles_are_those_of_the_keys_positions(case, hw):
 
 
 @given(cases(*FLASH, "naive"), devices(), st.sampled_from(("pass", "fused")))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_flash_schedule_rotates_or_says_that_it_does_not(case, hw, rope):
     w, schedule = case
     assume(schedule.name != "naive" or rope == "pass")

@@ -38,7 +38,7 @@ def test_a_schedule_says_what_it_is(name):
     st.sampled_from(("fp16", "bf16", "fp8", "fp32")),
     st.sampled_from((None, "int4", "fp8")),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
     name, profile, model, phase, length, dtype, kv_dtype
 ):
@@ -65,7 +65,7 @@ def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
 
 
 @given(cases(), devices())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
     w, schedule = case
     try:

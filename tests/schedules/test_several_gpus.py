@@ -24,9 +24,9 @@ from sim.runs.scenario import make_scenario
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
 from sim.tile_program import Command, Kernel, Transfer
-from tests.engine.test_engines import assert_same
-from tests.schedules.test_closed_forms import blocks_with_any, compulsory_bytes, tile_of
 from tests.support.drawn import cases
+from tests.support.formulas import blocks_with_any, compulsory_bytes, tile_of
+from tests.support.same_runs import assert_same
 from tests.support.trace_processor import TraceProcessor
 
 NAMES = ("ring", "ulysses", "tree_decoding", "tensor_parallel")

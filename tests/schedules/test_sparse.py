@@ -15,21 +15,18 @@ from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.tile_program import Compute, Kernel, Load, Stream
-from tests.schedules.test_closed_forms import (
+from tests.support.drawn import cases, devices, lowered
+from tests.support.formulas import (
     blocks_with_any,
+    ceil,
     kept_bytes,
     run,
     tile_of,
     visible,
     visited,
 )
-from tests.support.drawn import cases, devices, lowered
 
 NO_L2 = {"l2": {"capacity": "0 B"}}
-
-
-def ceil(length: int, size: int) -> int:
-    return -(-length // size)
 
 
 def touched(kernel: Kernel, stream: Stream) -> list[list[int]]:

@@ -39,6 +39,13 @@ def called(*arguments: object) -> Done:
     return Done(command, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
+def printed_by(*arguments: object) -> str:
+    """What a command prints that does what it is asked."""
+    done = called(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def scenario(folder: Path, **changes: str) -> Path:
     """The file of a good scenario, some of its tables changed."""
     tables = {**GOOD, **changes}

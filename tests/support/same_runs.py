@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from sim.device.run import run_on_device
 from sim.engine.kernel_run import KernelRun
+from sim.inputs.hardware import HardwareProfile
+from sim.tile_program import Kernel, in_order
 
 TIMES = {"time_s", "busy_s", "path_s", "cta_start_s", "cta_end_s", "bins"}
 
@@ -19,3 +22,12 @@ def assert_same(replay: KernelRun, reference: KernelRun) -> None:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
         else:
             assert ours == theirs, name
+
+
+def assert_engines_agree(kernels: list[Kernel], hw: HardwareProfile, dtype: str) -> None:
+    """Kernel by kernel, and in the time of all."""
+    replay = run_on_device(in_order(kernels), hw, dtype, "replay", lambda _: None)
+    reference = run_on_device(in_order(kernels), hw, dtype, "reference", lambda _: None)
+    for ours, theirs in zip(replay.kernels, reference.kernels, strict=True):
+        assert_same(ours.run, theirs.run)
+    np.testing.assert_allclose(replay.time_s, reference.time_s, rtol=1e-9)

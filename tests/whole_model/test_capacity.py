@@ -316,7 +316,7 @@ def small_models(draw) -> ModelShape:
     st.sampled_from((0, 256)),
     st.integers(1, 1200),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_the_device_allocates_is_what_the_model_says(
     model, schedule, use, batch, chunk, context
 ):
@@ -459,7 +459,7 @@ def test_bisection_finds_what_a_search_one_by_one_finds(limit, most):
     st.integers(1, 200),
     st.integers(1, 8),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_memory_grows_with_the_context(
     model, schedule, weights, kv_dtype, batch, split, chunk, use, commands, more
 ):
