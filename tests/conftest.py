@@ -22,6 +22,14 @@ settings.register_profile(
 settings.load_profile("attnsim")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_engine():
+    """So that no test depends on whether another has compiled the engine, which commands tell."""
+    from sim.runs.workers import compile_engine
+
+    compile_engine()
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A real headless browser."""
