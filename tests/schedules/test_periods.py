@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 from hypothesis import given, settings
 
+from sim.schedules.paged import Paged
 from sim.tile_program import Kernel, Load, Stream
 from tests.support.drawn import cases, devices, lowered
 
