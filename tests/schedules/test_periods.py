@@ -47,7 +47,8 @@ def test_each_matrix_of_k_is_read_in_as_many_periods_as_share_it(case, hw):
     w, schedule = case
     for kernel in lowered(schedule, w, hw):
         for trips, stream in loads_of_keys(kernel):
-            if kernel.items_per_cta > 1 or stream.tensor.groups == 1:  # dealt out, or a pool
+            pooled = stream.tensor.groups == 1 or isinstance(schedule, Paged)  # of all sequences
+            if kernel.items_per_cta > 1 or pooled:
                 continue
             tiles = 1 if stream.table is not None else stream.tiles_down * stream.tiles_across
             matrix = by_period(kernel, stream.base(kernel.items) // tiles)
