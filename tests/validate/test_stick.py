@@ -6,7 +6,7 @@ import pytest
 
 from sim.inputs.files import InputError
 from sim.runs.store import Store
-from tests.cli.test_cli import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.tables_of_figures import DECODE, figure, write
 from validate.figures import read_figures
 from validate.operations import measured_of
