@@ -13,7 +13,7 @@ Where pages are not stated they have 64 tokens; those of fewer than 16 are predi
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,8 +25,15 @@ from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, Workloa
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule, blocks
 from sim.schedules.flash_decoding import FlashDecoding
+from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
+from validate.framework_kernels import (
+    flash3_before_hopper,
+    fmha_v2,
+    paged_flash2,
+    sglang_triton,
+)
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -48,6 +55,10 @@ NAIVE = {"name": "naive", "mask": False}
 SCALED_NAIVE = NAIVE | {"scale": True}
 
 
+# Options of a schedule that go by the workload and the device.
+OptionsOf = Callable[[AttentionWorkload, HardwareProfile], Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Operation:
     """Kernels of a name, and what predicts them; `why` says why nothing does.
@@ -57,13 +68,14 @@ class Operation:
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
     rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
     splits are cut for these, however few are filled. `floor_us` is of a call whose host part takes
-    longer than usual.
+    longer than usual, `beside` what else its call does; where a row says that K and V are written
+    to the cache, at least that.
     """
 
     kernel: str
     family: str
     passes: tuple[Pass, ...]
-    schedule: Mapping[str, Any] | None
+    schedule: Mapping[str, Any] | OptionsOf | None
     extra: str = ""
     arch: tuple[str, ...] = ()
     launches: str | None = None
@@ -73,6 +85,7 @@ class Operation:
     own_loop: bool = False
     cache_tokens: int | None = None
     floor_us: float | None = None
+    beside: Kind = ""
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -118,29 +131,68 @@ OPERATIONS = (
     ),
     Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, MLA),
     # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
-    Operation(r"vllm MLA vllm_triton_mla", "MLA prefill, FA2", PREFILL, FLASH2, head_dim=192),
-    Operation(r"sglang MLA triton", "MLA prefill, Triton", PREFILL, TRITON, head_dim=160),
+    Operation(
+        r"vllm MLA vllm_triton_mla",
+        "MLA prefill, FA2",
+        PREFILL,
+        FLASH2,
+        head_dim=192,
+        beside="MLA expanded",
+    ),
+    # Absorbed: K of 576 elements, V of 512 of them, one for all heads.
+    Operation(
+        r"sglang MLA triton",
+        "MLA prefill, Triton",
+        PREFILL,
+        sglang_triton,
+        head_dim=544,
+        changes={"kv_heads": 1},
+    ),
     Operation(r".* MLA .*", "MLA prefill, FA2", PREFILL, FLASH2, arch=AMPERE, head_dim=160),
     _refused(r".* MLA .*", "MLA prefill", _ONE_HEAD_DIM, "fwd"),
     # --- serving frameworks and FlashInfer: prefill --------------------------------------------
-    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, FLASH2),
-    Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, FLASH2),
-    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, FLASH2),
+    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, paged_flash2),
+    Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
+    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, paged_flash2),
     Operation(r"vllm vllm_flash_attn_fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
     Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
-    Operation(r"sglang triton", "Triton prefill", PREFILL, TRITON),
+    # It goes over the blocks outside a window too, and masks them.
+    Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
     Operation(
         r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
         "trtllm-gen prefill",
         PREFILL,
         FLASH4,
     ),
+    # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
+    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, FLASH4, arch=BLACKWELL),
     Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
-    Operation(r"trtllm torch_flow", "TensorRT-LLM prefill", PREFILL, FLASH2, arch=AMPERE),
-    Operation(r"trtllm torch_flow", "TensorRT-LLM prefill", PREFILL, FLASH3, arch=HOPPER),
-    Operation(r"trtllm torch_flow", "trtllm-gen prefill", PREFILL, FLASH4, arch=BLACKWELL),
+    Operation(
+        r"trtllm torch_flow",
+        "TensorRT-LLM prefill",
+        PREFILL,
+        fmha_v2,
+        arch=AMPERE,
+        beside="packed QKV",
+    ),
+    Operation(
+        r"trtllm torch_flow",
+        "TensorRT-LLM prefill",
+        PREFILL,
+        fmha_v2,
+        arch=HOPPER,
+        beside="packed QKV",
+    ),
+    Operation(
+        r"trtllm torch_flow",
+        "trtllm-gen prefill",
+        PREFILL,
+        FLASH4,
+        arch=BLACKWELL,
+        beside="packed QKV",
+    ),
     # --- serving frameworks and FlashInfer: decoding -------------------------------------------
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
     Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
@@ -312,15 +364,14 @@ class Case:
 class Measured:
     """A figure, the case that predicts it, and what else is in it.
 
-    `written_bytes` of K and V are put into the cache within its time, by a launch of its own.
-    Between `launches` stand gaps unless a profiler timed the kernels alone. Below `floor_us` a
-    time is the host's.
+    `beside` is what its call does within its time beside attention. Between `launches` stand gaps
+    unless a profiler timed the kernels alone. Below `floor_us` a time is the host's.
     """
 
     figure: Figure
     family: str
     case: Case
-    written_bytes: int
+    beside: Beside
     has_gaps: bool
     floor_us: float
 
@@ -352,7 +403,7 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         figure,
         operation.family,
         case,
-        written_bytes=_written_bytes(w) if WRITES_CACHE.search(figure.extra) else 0,
+        beside=_beside(figure, operation, w),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         floor_us=_floor_us(figure, operation),
     )
@@ -381,7 +432,8 @@ def operation_of(figure: Figure, hw: HardwareProfile) -> Operation:
 def _options(
     figure: Figure, operation: Operation, w: AttentionWorkload, hw: HardwareProfile
 ) -> dict[str, Any]:
-    options = dict(operation.schedule or {})
+    public = operation.schedule
+    options = dict(public(w, hw) if callable(public) else public or {})
     page, splits = PAGE.search(figure.extra), SPLIT_COUNT.search(f"{figure.kernel} {figure.extra}")
     if page and options["name"] == "paged":
         options["page_size"] = min(max(int(page[1]), LEAST_PAGE), MOST_PAGE)
@@ -458,10 +510,11 @@ def _is_warm(figure: Figure) -> bool:
     return COLD.search(figure.extra) is None and not BY_PROFILER.search(figure.extra)
 
 
-def _written_bytes(w: AttentionWorkload) -> int:
-    """K and V of the new tokens, as wide as the cache."""
-    bits = KV_BITS[w.kv_dtype or w.dtype]
-    return 2 * w.batch * w.seq_q * w.kv_heads * w.head_dim * bits // 8
+def _beside(figure: Figure, operation: Operation, w: AttentionWorkload) -> Beside:
+    """What the call does beside attention; the new tokens come as wide as the row says."""
+    writes: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
+    return beside(operation.beside or writes, w, dtype, kv_dtype)
 
 
 def _first_line(error: Exception, figure: Figure) -> str:

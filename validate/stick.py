@@ -1,8 +1,8 @@
 """The measuring stick: every row of tables of figures predicted, and how near that comes.
 
-A row's prediction is what its case takes in the simulator, and what else the row says is in its
-time: the write of K and V to the cache, gaps between launches. Cases run on all cores, each is kept
-in a store, so that asking again costs nothing.
+A row's prediction is what its case takes in the simulator, what its call does beside attention and
+gaps between launches. Cases run on all cores, each is kept in a store, so that asking again costs
+nothing.
 """
 
 import json
@@ -290,22 +290,15 @@ def judge(measured: Measured, simulated: Simulated) -> Judged:
 
 
 def times(measured: Measured, simulated: Simulated) -> tuple[float, float]:
-    """Seconds that the row's time is predicted to be, and that a roofline of the datasheet gives.
-
-    The write of K and V streams to HBM in a launch of its own.
-    """
+    """Seconds that a row's time is predicted to be, and that a roofline of the datasheet gives."""
     hw = measured.case.hardware
     kernels = simulated.kernels
     seconds = sum(kernel.time_s for kernel in kernels)
-    launch_s = hw.calibration.launch.gap
     if measured.has_gaps:
-        seconds += len(kernels) * launch_s
+        seconds += len(kernels) * hw.calibration.launch.gap
     roofline_s = sum(kernel.roofline_s for kernel in kernels)
-    if measured.written_bytes:
-        write_s = measured.written_bytes / hw.hbm.bandwidth
-        roofline_s += write_s
-        seconds += write_s / hw.calibration.hbm.sustained + launch_s + hw.calibration.sm.cta_start
-    return seconds, roofline_s
+    beside_s, beside_roofline_s = measured.beside.times(measured.case.workload, hw)
+    return seconds + beside_s, roofline_s + beside_roofline_s
 
 
 def quantity_of(figure: Figure) -> tuple[str, float]:

@@ -3,7 +3,9 @@
 import pytest
 
 from sim.inputs.hardware import load_profile
+from sim.inputs.workload import WorkloadTable
 from tests.support.tables_of_figures import DECODE, figure
+from validate.beside import Beside
 from validate.devices import at_clock, device_of
 from validate.operations import OPERATIONS, Case, measured_of, operation_of
 from validate.predict import NotPredictedError
@@ -67,8 +69,23 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
     ("row", "options"),
     [
         ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3"}),
-        ({"kernel": "trtllm torch_flow", "gpu": "A100"}, {"name": "flash2"}),
-        ({"kernel": "trtllm torch_flow", "gpu": "H200"}, {"name": "flash3"}),
+        (
+            {"kernel": "trtllm torch_flow", "gpu": "A100", "head_dim": "128"},
+            {"name": "flash2", "tile": {"q": 64, "kv": 128}, "warps": 4},
+        ),
+        (
+            {"kernel": "trtllm torch_flow", "gpu": "L40S"},
+            {"name": "flash2", "tile": {"q": 64, "kv": 32}, "warps": 4},
+        ),
+        (
+            {"kernel": "trtllm torch_flow", "gpu": "H200"},
+            {"name": "flash3", "tile": {"q": 128, "kv": 256}},
+        ),
+        (
+            {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S"},
+            {"name": "flash2", "tile": {"q": 64, "kv": 256}, "warps": 4},
+        ),
+        ({"kernel": "sglang flashinfer", "gpu": "B200"}, {"name": "flash4"}),
         ({"kernel": "trtllm torch_flow", "gpu": "B200"}, {"name": "flash4"}),
         (
             DECODE | {"kernel": "vllm vllm_flash_attn"},
@@ -86,7 +103,16 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
             DECODE | {"kernel": "FlashAttention-2 2.8.3 split-KV", "extra": "7 splits; cold"},
             {"name": "flash_decoding", "splits": 7},
         ),
-        ({"kernel": "sglang triton"}, {"name": "flash2", "implementation": "triton"}),
+        (
+            {"kernel": "sglang triton"},
+            {
+                "name": "flash2",
+                "implementation": "triton",
+                "tile": {"q": 128, "kv": 64},
+                "warps": 4,
+                "stages": 1,
+            },
+        ),
         ({"kernel": "SDPA math"}, {"name": "naive", "mask": False}),
         ({"kernel": "flash2"}, {"name": "flash2"}),
     ],
@@ -171,10 +197,11 @@ def test_l2_is_as_the_row_says_else_as_repetitions_leave_it(tmp_path, extra, war
 def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     row = {"kv_heads": "2", "batch": "3", "head_dim": "64"}
     plain = measured_of(figure(tmp_path, **row, extra="bf16/fp8 KV write included, warm L2"))
-    assert plain.written_bytes == 4 * 3 * 512 * 2 * 64
+    written = 2 * 3 * 512 * 2 * 64 * 2  # K and V of 2 bytes, which are read too
+    assert (plain.beside.bytes, plain.beside.launches) == (2 * written, 1)
     assert (plain.has_gaps, plain.floor_us) == (True, 30)
     wrapper = measured_of(figure(tmp_path, extra="below some 40 us it is host time; warm L2"))
-    assert (wrapper.written_bytes, wrapper.floor_us) == (0, 40)
+    assert (wrapper.beside.launches, wrapper.floor_us) == (0, 40)
     profiled = measured_of(figure(tmp_path, extra="CUPTI kernel time"))
     assert (profiled.has_gaps, profiled.floor_us) == (False, 0)
     row = {"kernel": "vllm MLA vllm_triton_mla", "pass_": "decode", "seq_q": "1"}
@@ -210,3 +237,32 @@ def test_a_row_that_cannot_be_predicted_says_why(tmp_path, row, reason):
 def test_the_first_row_of_the_table_that_fits_counts(tmp_path):
     one = figure(tmp_path, kernel="vllm MLA vllm_triton_mla", head_dim="192", gpu="L40S")
     assert operation_of(one, load_profile("l40s")).head_dim == 192
+
+
+def test_tensorrt_llms_pass_over_packed_qkv_reads_and_writes_all_three(tmp_path):
+    row = {"kernel": "trtllm torch_flow", "head_dim": "128", "batch": "2", "kv_heads": "4"}
+    measured = measured_of(figure(tmp_path, **row, kv_dtype="fp8", gpu="A100"))
+    w = measured.case.workload
+    q, kv = 2 * w.seq_q * w.heads * 128, 2 * 2 * w.seq_q * 4 * 128
+    assert measured.beside.bytes == 2 * (q + kv) + 2 * q + kv
+
+
+def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
+    row = {"kernel": "vllm MLA vllm_triton_mla", "head_dim": "192", "gpu": "A100"}
+    measured = measured_of(figure(tmp_path, **row))
+    w = measured.case.workload
+    assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.seq_q * w.heads
+
+
+def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
+    hw = load_profile("a100-sxm-80gb")
+    w = WorkloadTable(
+        seq_len=512, batch=1, heads=8, head_dim=128, dtype="bf16", causal=True
+    ).workload()
+    small, large = Beside(2**20, launches=1), Beside(2**30, launches=1)
+    fixed_s = hw.calibration.launch.gap + hw.calibration.sm.cta_start
+    l2_s = 2**20 / (hw.l2.bandwidth * hw.calibration.l2.sustained)
+    hbm_s = 2**30 / (hw.hbm.bandwidth * hw.calibration.hbm.sustained)
+    assert small.times(w, hw)[0] == pytest.approx(fixed_s + l2_s)
+    assert large.times(w, hw)[0] == pytest.approx(fixed_s + hbm_s)
+    assert Beside().times(w, hw) == (0.0, 0.0)

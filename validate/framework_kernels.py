@@ -1,0 +1,74 @@
+"""Prefill kernels that serving frameworks bring themselves: which tile of which schedule they are.
+
+TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles of its own, on
+                            Hopper warp groups as FlashAttention-3's. cpp/kernels/fmha_v2/
+                            setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step;
+                            enumerate_hgmma_flash_warpspec_kernels) and which of them runs:
+                            contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
+SGLang's Triton kernel      python/sglang/srt/layers/attention/triton_ops/extend_attention.py
+                            (_get_block_sizes_for_extend_attention; num_stages = 1)
+FlashAttention-2, paged     the split-KV kernel with one range, whatever the queries are:
+                            csrc/flash_attn/flash_api.cpp (mha_varlen_fwd, force_split_kernel)
+FlashAttention-3 before     hopper/tile_size.h (tile_size_fwd_sm8x)
+Hopper
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
+
+WARP_GROUPS_OF_HOPPER = 128  # query rows of two compute groups of 64 (NUM_COMPUTE_GROUPS)
+
+
+def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
+    """TensorRT-LLM's prefill before Blackwell."""
+    if hw.arch == "sm90":
+        keys = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
+        return {"name": "flash3", "tile": {"q": WARP_GROUPS_OF_HOPPER, "kv": keys}}
+    tiled = hw.arch == "sm80" and w.seq_kv > 64
+    if tiled or w.head_dim >= 256:
+        q, kv = (128, 128) if w.head_dim <= 64 else (64, 128)
+    else:
+        q, kv = 64, 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
+    return {"name": "flash2", "tile": {"q": q, "kv": kv}, "warps": 4}
+
+
+def sglang_triton(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
+    """SGLang's prefill in Triton; multi-head latent attention is absorbed there.
+
+    Of latents V is part of K, which the compiler keeps once; here half the keys fit a small SM.
+    """
+    small = hw.arch in ("sm86", "sm89", "sm120")
+    if w.head_dim > 256:
+        q, kv = 32, 16 if small else 32
+    elif w.head_dim > 128:
+        q, kv = 64, 64
+    else:
+        q, kv = (64, 128) if small else (128, 64) if hw.arch == "sm90" else (128, 128)
+    warps = 4 if w.head_dim <= 64 else 8
+    options = {"tile": {"q": q, "kv": kv}, "warps": warps, "stages": 1}
+    return {"name": "flash2", "implementation": "triton"} | options
+
+
+def paged_flash2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
+    """FlashAttention-2 over pages (vLLM): its split-KV kernel's (run_mha_fwd_splitkv_dispatch)."""
+    keys = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
+    return {"name": "flash2", "tile": {"q": 64, "kv": keys}, "warps": 4}
+
+
+def flash3_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
+    """FlashAttention-3's kernels for Ampere and Ada (SGLang), in 16 bits."""
+    small, local = hw.arch in ("sm86", "sm89"), w.mask == "window"
+    if w.head_dim <= 64:
+        kv, warps = 96 if local else 112, 4
+    elif w.head_dim <= 96:
+        kv, warps = 48 if local else 64, 4
+    elif w.head_dim <= 128:
+        kv, warps = ((96 if local else 128), 8) if small else ((48 if local else 64), 4)
+    elif w.head_dim <= 192:
+        kv, warps = 64, 8
+    else:
+        kv, warps = ((48 if local else 64) if small else (64 if local else 96)), 8
+    return {"name": "flash2", "tile": {"q": 128, "kv": kv}, "warps": warps}
