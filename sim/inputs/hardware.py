@@ -1,6 +1,7 @@
 """Hardware profiles: what a vendor states of a GPU and, apart from it, what kernels sustain.
 
-A profile is a TOML file. `extends` makes it a variation of another one, and a scenario's
+A profile is a TOML file. It names its architecture, whose figures (`hw_profiles/architectures/`)
+hold where it states none. `extends` makes it a variation of another one, and a scenario's
 `[hardware]` may override single figures. Every section says where its figures come from.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
+from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml, shipped_names
 from sim.inputs.units import (
     Bytes,
     BytesOrNone,
@@ -45,6 +46,9 @@ NATIVE_MATMUL: dict[Arch, Literal["mma.sync", "wgmma", "tcgen05", "mfma"]] = {
     "sm120": "mma.sync",
     "gfx942": "mfma",
 }
+
+
+ARCHITECTURES = "hw_profiles.architectures"
 
 
 class Section(BaseModel):
@@ -285,7 +289,7 @@ def load_profile(
     """
     path = find_toml(name, "hw_profiles", "profile", beside)
     label = str(path) if path.parent.name != "hw_profiles" else f"hw_profiles/{path.name}"
-    data = _with_parents(path, label, ())
+    data = _on_architecture(_with_parents(path, label, ()), label)
     if overrides:
         known = list(HardwareProfile.model_fields)
         for key in overrides:
@@ -322,7 +326,7 @@ def variation_toml(
             for key, value in table.items()
         }
         if name and figures:
-            parts["source"] = f"{source(name, figures)}. The rest: {extends}."
+            parts["source"] = f"{source(name, figures)}."
         return parts
 
     return tomli_w.dumps({"title": title, "extends": extends, **with_sources(tables)})
@@ -346,15 +350,32 @@ def _with_parents(path: Path, label: str, seen: tuple[Path, ...]) -> dict[str, A
     return _overlay(base, data, label)
 
 
+def _on_architecture(data: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """What a device states laid over what its architecture is known to do."""
+    known = shipped_names(ARCHITECTURES)
+    if "arch" not in data:
+        raise InputError(f"{label}: arch: missing; known: {', '.join(known)}")
+    if data["arch"] not in known:
+        hint = nearest(str(data["arch"]), known)
+        raise InputError(f"{label}: arch = {data['arch']!r}: no such architecture; {hint}")
+    base = read_toml(find_toml(data["arch"], ARCHITECTURES, "architecture"))
+    return _overlay(base, data, label)
+
+
 def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any], who: str) -> dict[str, Any]:
-    """`changes` laid over `base`; a section that changes without a source says who changed it."""
+    """`changes` laid over `base`; a section that changes in part tells the sources of both.
+
+    One that changes without a source says who changed it.
+    """
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
             merged[key] = _overlay(base[key], value, who)
-            if "source" in base[key] and "source" not in value:
-                changed = ", ".join(value)
-                merged[key]["source"] = f"{changed}: set by {who}. The rest: {base[key]['source']}"
+            if "source" in base[key]:
+                own = value.get("source", f"{', '.join(value)}: set by {who}.")
+                kept = base[key].keys() - value.keys() - {"source"}
+                rest = f" The rest: {base[key]['source']}" if kept else ""
+                merged[key]["source"] = own + rest
         else:
             merged[key] = value
     return merged

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sim.inputs.files import find_toml, read_toml, shipped_names
-from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.inputs.files import InputError, find_toml, read_toml, shipped_names
+from sim.inputs.hardware import ARCHITECTURES, HardwareProfile, load_profile
 
 ALL = shipped_names("hw_profiles")
 # Devices that are a datasheet on the calibration of another, and which that is.
@@ -23,6 +23,7 @@ DATASHEETS = {
     "gb300": "b200",
     "gh200": "h200-sxm",
     "h20": "h200-sxm",
+    "h200-sxm": "h100-sxm",
     "h800-sxm": "h100-sxm",
     "l20": "l40s",
     "mi325x": "mi300x",
@@ -49,6 +50,14 @@ def sections(tables: dict[str, Any]) -> list[dict[str, Any]]:
     inner = [table for table in tables.values() if isinstance(table, dict)]
     own = [t for t in inner if any(not isinstance(value, dict) for value in t.values())]
     return own + [section for table in inner for section in sections(table)]
+
+
+def calibrated(tables: dict[str, Any]) -> set[tuple[str, str]]:
+    """The calibration figures that a file states, as (section, key)."""
+    calibration = tables.get("calibration", {})
+    return {(name, key) for name, table in calibration.items() for key in table} - {
+        (name, "source") for name in calibration
+    }
 
 
 def flop_per_clock(hw: HardwareProfile) -> float:
@@ -97,6 +106,95 @@ def test_l2_is_faster_than_hbm_and_no_faster_than_80_bytes_a_clock_an_sm(name):
     hw = load_profile(name)
     assert 2 * hw.hbm.bandwidth < hw.l2.bandwidth < 80 * hw.sm.count * hw.sm.clock
     assert hw.l2.capacity < hw.hbm.capacity
+
+
+@pytest.mark.parametrize("arch", shipped_names(ARCHITECTURES))
+def test_every_section_of_an_architecture_says_where_its_figures_come_from(arch):
+    stated = sections(read_toml(find_toml(arch, ARCHITECTURES, "architecture")))
+    assert len(stated) == 8
+    assert all(len(section.get("source", "")) > 20 for section in stated)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_calibration_figure_is_written_in_two_files(name):
+    calibration = contents(name).get("calibration", {})
+    arch = load_profile(name).arch
+    base = read_toml(find_toml(arch, ARCHITECTURES, "architecture"))["calibration"]
+    for section, key in calibrated(contents(name)):
+        assert calibration[section][key] != base[section][key]
+
+
+def test_few_devices_override_their_architecture_and_transfer_devices_nothing():
+    own = {name: calibrated(contents(name)) for name in ALL}
+    assert {name for name, figures in own.items() if figures} == {
+        "a100-sxm-40gb",
+        "h100-pcie",
+        "rtx-4090",
+    }
+    for name, arch in (("h200-sxm", "sm90"), ("l4", "sm89"), ("t4", "sm75")):
+        base = read_toml(find_toml(arch, ARCHITECTURES, "architecture"))["calibration"]
+        calibration = load_profile(name).calibration
+        assert load_profile(name).arch == arch
+        assert calibration.sm.mma_issue == base["sm"]["mma_issue"]
+        assert calibration.tensor.native == base["tensor"]["native"]
+
+
+DATASHEET = """
+title = "A datasheet"
+arch = "sm90"
+[hbm]
+capacity = "100 GiB"
+bandwidth = "5 TB/s"
+source = "hypothetical"
+[l2]
+capacity = "60 MiB"
+bandwidth = "10 TB/s"
+source = "hypothetical"
+[sm]
+count = 100
+clock = "2 GHz"
+source = "hypothetical"
+[tensor]
+fp16 = "819.2 TFLOP/s"
+source = "hypothetical"
+"""
+
+
+def test_a_hypothetical_device_is_a_datasheet(tmp_path):
+    (tmp_path / "mine.toml").write_text(DATASHEET)
+    mine, h100 = load_profile(str(tmp_path / "mine.toml")), load_profile("h100-sxm")
+    assert (mine.calibration, mine.sram) == (h100.calibration, h100.sram)
+    assert (mine.sm.count, mine.sm.registers) == (100, h100.sm.registers)
+    assert mine.sm.source.startswith("hypothetical The rest: Registers")
+
+
+def test_a_device_overrides_its_architecture_and_a_child_its_parent(tmp_path):
+    latency = '[calibration.hbm]\nlatency = "{} ns"\nsource = "measured on it"\n'
+    (tmp_path / "mine.toml").write_text(DATASHEET + latency.format(300))
+    child = 'title = "c"\nextends = "mine.toml"\n'
+    (tmp_path / "child.toml").write_text(child)
+    (tmp_path / "other.toml").write_text(child + latency.format(200))
+    found = [load_profile(str(tmp_path / f"{n}.toml")) for n in ("mine", "child", "other")]
+    assert [hw.calibration.hbm.latency for hw in found] == pytest.approx([3e-7, 3e-7, 2e-7])
+    assert {hw.calibration.hbm.sustained for hw in found} == {
+        load_profile("h100-sxm").calibration.hbm.sustained
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "arch: missing; known: gfx942, sm100"),
+        ('arch = "sm91"', "arch = 'sm91': no such architecture; did you mean 'sm9"),
+        ("arch = 90", "arch = 90: no such architecture; did you mean 'sm90'?"),
+    ],
+)
+def test_an_architecture_that_is_not_known_is_one_clear_line(tmp_path, line, says):
+    (tmp_path / "mine.toml").write_text(DATASHEET.replace('arch = "sm90"', line))
+    with pytest.raises(InputError) as error:
+        load_profile(str(tmp_path / "mine.toml"))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_listing_has_them_all(tmp_path):

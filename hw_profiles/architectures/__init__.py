@@ -1,0 +1,1 @@
+"""What devices of an architecture share: an SM's resources, and what kernels sustain."""
