@@ -99,7 +99,7 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
     else:
         section = section_of(rows, L2_SECTION_BYTES)
         every = np.arange(rows.grid.size, dtype=np.int64)
-        dealt = dealt_on_demand(longest_first(rows, section), rows.key_blocks(every), ctas)
+        dealt = dealt_on_demand(longest_first(rows, section), rows.key_blocks(every), ctas, STAGES)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
             periods, sharing = like_sections(rows, section), 1
     work = _Work(cta, rows, dealt)

@@ -138,12 +138,23 @@ def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
 
 @given(st.integers(1, 40), st.integers(1, 3000), st.sampled_from((64, 128)))
 @settings(max_examples=40)
-def test_causal_work_is_shared_out_to_within_two_blocks(heads, seq_len, head_dim):
+def test_no_cta_has_more_than_its_last_tile_beyond_the_mean(heads, seq_len, head_dim):
+    """A tile goes to who asks first, and one asks when two key blocks of the last are left."""
     w = workload(heads=heads, head_dim=head_dim, seq_len=seq_len, causal=True)
     (kernel,) = kernels_of(FLASH3.program(w, H100))
     steps = kernel.trips[1:].sum(axis=0) + 1
     by_cta = (steps * kernel.trips[0]).reshape(kernel.ctas, -1).sum(axis=1)
-    assert by_cta.max() <= by_cta.mean() + 2 * steps.max()
+    assert by_cta.max() <= by_cta.mean() + steps.max() + 2
+
+
+@pytest.mark.parametrize(("heads", "seq_len"), [(16, 2048), (32, 1024), (32, 4096), (8, 8192)])
+def test_a_few_tiles_a_cta_are_dealt_evenly(heads, seq_len):
+    """Dealt when a CTA began its last tile, the longest was up to 1.47 times the mean."""
+    w = workload(heads=heads, head_dim=128, seq_len=seq_len, causal=True)
+    (kernel,) = kernels_of(FLASH3.program(w, H100))
+    steps = kernel.trips[1:].sum(axis=0) + 1
+    by_cta = (steps * kernel.trips[0]).reshape(kernel.ctas, -1).sum(axis=1)
+    assert by_cta.max() <= 1.05 * by_cta.mean()
 
 
 def test_causal_blocks_go_longest_first_within_what_32_mib_of_l2_hold():
