@@ -121,9 +121,10 @@ FLASH2_BACKWARD: Table[BackwardCta] = (
 )
 
 # FlashAttention-3: hopper/tile_size.h, tile_size_fwd_sm90: query rows and keys by head_dim of the
-# kernel that runs and bytes an element; without mask, causal, with a window.
+# kernel that runs and bytes an element; without mask, causal, with a window. From pages smaller
+# than a key block some are smaller (paged_kv_non_TMA).
 FLASH3: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = {
-    (64, 2): {"full": (192, 192), "causal": (192, 128), "window": (192, 160)},
+    (64, 2): {"full": (192, 192), "causal": (192, 128), "window": (192, 128)},
     (96, 2): {"full": (192, 144), "causal": (192, 144), "window": (192, 128)},
     (128, 2): {"full": (128, 176), "causal": (128, 128), "window": (128, 128)},
     (192, 2): {"full": (128, 112), "causal": (128, 112), "window": (128, 96)},
@@ -133,6 +134,14 @@ FLASH3: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = {
     (128, 1): {"full": (128, 224), "causal": (128, 224), "window": (128, 224)},
     (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 160)},
     (256, 1): {"full": (128, 128), "causal": (128, 128), "window": (128, 64)},
+}
+FLASH3_PAGED: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = FLASH3 | {
+    (64, 2): {"full": (192, 128), "causal": (192, 128), "window": (192, 128)},
+    (96, 2): {"full": (192, 128), "causal": (192, 128), "window": (192, 128)},
+    (128, 2): {"full": (128, 128), "causal": (128, 128), "window": (128, 128)},
+    (192, 2): {"full": (128, 96), "causal": (128, 96), "window": (128, 96)},
+    (128, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 160)},
+    (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 128)},
 }
 
 
