@@ -46,6 +46,8 @@ FLASH2 = {"name": "flash2"}
 SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
 TRITON = {"name": "flash2", "implementation": "triton"}
 FLASH3 = {"name": "flash3"}
+FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
+FLASH3_PAGED = {"name": "flash3", "call": "paged"}
 FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
@@ -139,13 +141,13 @@ OPERATIONS = (
         head_dim=192,
         beside="MLA expanded",
     ),
-    # Absorbed: K of 576 elements, V of 512 of them, one for all heads.
+    # Absorbed: K of 576 elements, V of 512 of them, one for all heads; both as of 512 here.
     Operation(
         r"sglang MLA triton",
         "MLA prefill, Triton",
         PREFILL,
         sglang_triton,
-        head_dim=544,
+        head_dim=512,
         changes={"kv_heads": 1},
     ),
     Operation(r".* MLA .*", "MLA prefill, FA2", PREFILL, FLASH2, arch=AMPERE, head_dim=160),
@@ -154,8 +156,13 @@ OPERATIONS = (
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, paged_flash2),
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, paged_flash2),
-    Operation(r"vllm vllm_flash_attn_fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
-    Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
+    Operation(
+        r"(vllm vllm_flash_attn_fa3|sglang fa3)",
+        "FA3 prefill",
+        PREFILL,
+        FLASH3_PAGED,
+        in_cache_dtype=True,
+    ),
     # It goes over the blocks outside a window too, and masks them.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
     Operation(
@@ -241,6 +248,7 @@ OPERATIONS = (
     ),
     Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
+    Operation(r"FlashAttention-3.*varlen.*", "FA3 prefill", PREFILL, FLASH3_VARLEN),
     Operation(r"FlashAttention-3.*", "FA3 prefill", PREFILL, FLASH3),
     Operation(r"FlashAttention-4.*", "FA4 prefill", PREFILL, FLASH4),
     Operation(r"SDPA flash", "FA2 prefill", PREFILL, FLASH2),

@@ -10,17 +10,24 @@
         O_i += P_1 V_1;  O_i = O_i / l_i;  store O_i through SRAM by TMA, and the log-sum-exp
 
 A worker's softmax runs while the tensor pipe serves its own second matmul and the other workers'
-matmuls: the paper's overlap within a warp group, and its ping-pong between them. Where the public
-kernel has no overlap within (a window at head_dim 64) each trip is S, softmax, O.
+matmuls: the paper's overlap within a warp group, and its ping-pong between them.
+
+Sequences of one length run one kernel; of any lengths (`call = "varlen"`) another, whose query
+heads are always packed, whose CTAs share no loads and are dealt tiles on demand, sequence after
+sequence; with K and V in pages smaller than a key block ("paged", as vLLM and SGLang call it) a
+third, in which the producer copies K and V by cp.async, from smaller tiles.
 
 Source: Shah et al. 2024 (arXiv 2407.08608), Algorithm 2; Dao-AILab/flash-attention, hopper/:
 tile_size.h (tile_size_fwd_sm90), mainloop_fwd_sm90_tma_gmma_ws.hpp (mma, RescaleOBeforeGemm),
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
-tile_scheduler.hpp, heuristics.h (PackGQA, one consumer warp group).
+tile_scheduler.hpp, flash_prepare_scheduler.cu, heuristics.h (PackGQA, one consumer warp group),
+mask.h, paged_kv.h.
 
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
 producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; keys are not
-split for decoding (num_splits = 1); masking costs nothing.
+split for decoding (num_splits = 1); masks of key blocks that an edge cuts are spread over a tile's
+trips but for the first; the page table is not read, nor is the kernel run that counts the blocks of
+each sequence before a varlen call.
 """
 
 from sys import maxsize
@@ -30,7 +37,7 @@ import numpy as np
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.workload import AttentionWorkload, Phase
+from sim.inputs.workload import AttentionWorkload, Mask, Phase
 from sim.schedules.base import Tile, TiledSchedule, check_arch
 from sim.schedules.parts.dealing import (
     Dealt,
@@ -40,21 +47,40 @@ from sim.schedules.parts.dealing import (
     longest_first,
     section_of,
 )
-from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.flash3_cta import HEAD_DIMS, Q_SIDES, STAGES, Flash3Cta, public_tile
+from sim.schedules.parts.ends import finish
+from sim.schedules.parts.flash3_cta import (
+    HEAD_DIMS,
+    Q_SIDES,
+    STAGES,
+    Call,
+    Flash3Cta,
+    public_tile,
+)
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 # fp32 lane operations a score: maximum, scale and subtract (one FMA), sum; and conversion of P
 # once O += P V is done (softmax.h; convert_type_out in the main loop).
 SOFTMAX_OPS, CONVERT_OPS = 3, 1
+# Of a masked score: a comparison with each edge, a selection (mask.h, apply; of the first block
+# always, for the end of the keys).
+MASK_OPS: dict[Mask, int] = {"full": 2, "causal": 2, "window": 3}
+# Of 16 bytes that the producer copies from a page: the copy, half of shuffling the row's pointer,
+# its address (paged_kv.h, load_K). The last is an estimate.
+COPY_OPS, COPY_BYTES = 3, 16
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
+# flash_prepare_scheduler.cu: size_l2, get_nheads_in_l2.
+VARLEN_SECTION_BYTES, MOST_VARLEN_SECTION = 8 * 2**20, 16
 
 
 class Flash3(TiledSchedule):
-    """FlashAttention-3. A `tile` that is given has 64, 128 or 192 query rows: a worker each 64."""
+    """FlashAttention-3. A `tile` that is given has 64, 128 or 192 query rows: a worker each 64.
+
+    `call` says what it is called on: sequences of one length, of any, or of any in pages.
+    """
 
     name: Literal["flash3"] = "flash3"
+    call: Call = "batch"
 
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
@@ -79,13 +105,15 @@ class Flash3(TiledSchedule):
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel of at most a CTA an SM."""
         check_arch(self.name, hw, "sm90")
-        default, packed = public_tile(w)
+        default, packed = public_tile(w, self.call)
 
         def sram_bytes(tile: Tile) -> int:
             """Of a tile; of one whose rows no warp groups have, more than any device has."""
-            return Flash3Cta(w, tile, packed).sram_bytes if tile.q in Q_SIDES else maxsize
+            return (
+                Flash3Cta(w, tile, packed, self.call).sram_bytes if tile.q in Q_SIDES else maxsize
+            )
 
-        cta = Flash3Cta(w, self.fit_tile(default, sram_bytes, w, hw), packed)
+        cta = Flash3Cta(w, self.fit_tile(default, sram_bytes, w, hw), packed, self.call)
         return [_forward_kernel(cta, hw.sm.count)]
 
 
@@ -94,25 +122,34 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
     rows = QueryRows(cta.w, cta.tile, cta.packed)
     ctas = min(sms, rows.grid.size)
     periods, sharing = rows.matrices, rows.sharing
-    if cta.w.mask == "full":
+    if cta.call == "batch" and cta.w.mask == "full":
         dealt = dealt_in_turn(rows.grid.size, ctas)
     else:
-        section = section_of(rows, L2_SECTION_BYTES)
+        section = _section(cta, rows)
         every = np.arange(rows.grid.size, dtype=np.int64)
-        dealt = dealt_on_demand(longest_first(rows, section), rows.key_blocks(every), ctas)
+        order = every if cta.w.mask == "full" else longest_first(rows, section)
+        dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, STAGES)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
             periods, sharing = like_sections(rows, section), 1
     work = _Work(cta, rows, dealt)
     return Kernel(
         name="flash3",
         ctas=ctas,
-        loops=_overlapped(work) if cta.overlaps else _one_after_the_other(work),
+        loops=_loops(work),
         footprint=cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=dealt.items_per_cta,
         periods=periods,
         sharing=sharing,
     )
+
+
+def _section(cta: Flash3Cta, rows: QueryRows) -> int:
+    """Matrices whose longest tiles go before all shorter ones; with varlen of one sequence."""
+    if cta.call == "batch":
+        return section_of(rows, L2_SECTION_BYTES)
+    of_a_sequence = rows.matrices // cta.w.batch
+    return min(section_of(rows, VARLEN_SECTION_BYTES), MOST_VARLEN_SECTION, of_a_sequence)
 
 
 class _Work:
@@ -132,6 +169,7 @@ class _Work:
         self.qk_sram_bytes = q_bytes + kv_sram_bytes
         self.pv_sram_bytes = kv_sram_bytes + 2 * p_bytes
         self.transpose_ops = 0
+        self.copy_ops = COPY_OPS * kv_bytes // COPY_BYTES if cta.call == "paged" else 0
         if w.dtype_bytes == 1:
             # The producer transposes V, by LDSM.T and STSM with a permutation of bytes for every 4.
             # Its amounts are taken with those of the matmul that it works ahead of.
@@ -162,7 +200,8 @@ class _Work:
 
     def scored(self, *reads: Load, vector_ops: int = 0) -> Compute:
         """S = Q K^T, and so much beside it."""
-        return Compute("S = Q K^T", reads, self.flops, vector_ops, sram_bytes=self.qk_sram_bytes)
+        ops = vector_ops + self.copy_ops
+        return Compute("S = Q K^T", reads, self.flops, ops, sram_bytes=self.qk_sram_bytes)
 
     def accumulated(self, load_v: Load, softmax_ops: int = 0, exps: int = 0) -> Compute:
         """O += P V, and so much of the softmax while the tensor pipe serves it."""
@@ -170,7 +209,7 @@ class _Work:
             "O += P V",
             (load_v,),
             self.flops,
-            softmax_ops + self.transpose_ops,
+            softmax_ops + self.transpose_ops + self.copy_ops,
             exps,
             self.pv_sram_bytes,
         )
@@ -189,40 +228,29 @@ class _Work:
         return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
 
 
-def _one_after_the_other(work: _Work) -> tuple[Loop, ...]:
-    """S, softmax, O of each key block in turn."""
-    load_k, load_v = work.load(work.tensors.k), work.load(work.tensors.v)
-    ops = (SOFTMAX_OPS + CONVERT_OPS) * work.scores + work.q_elements  # rescales O too
-    softmax = Compute("softmax", (), 0, ops, work.scores + work.cta.tile.q)
-    trip = (load_k, load_v, work.scored(load_k), softmax, work.accumulated(load_v))
-    return (
-        begin("Q", work.load_q(), trips=work.dealt.has_tile),
-        Loop(work.key_blocks, trip),
-        work.finish(),
-    )
-
-
-def _overlapped(work: _Work) -> tuple[Loop, ...]:
+def _loops(work: _Work) -> tuple[Loop, ...]:
     """The softmax of each key block beside P V of the one before."""
     k, v, scores = work.tensors.k, work.tensors.v, work.scores
     rescale_first, rescale_after = 0, work.q_elements
     if work.cta.rescales_first:
         rescale_first, rescale_after = work.q_elements, 0
 
+    mask_ops = MASK_OPS[work.cta.w.mask] * scores
     load_q, first_k = work.load_q(), work.load(k, stages=1)
     prologue = (
         load_q,
         first_k,
         work.scored(load_q, first_k),
-        Compute("softmax", (), 0, (SOFTMAX_OPS + CONVERT_OPS) * scores, scores),
+        Compute("softmax", (), 0, (SOFTMAX_OPS + CONVERT_OPS) * scores + mask_ops, scores),
     )
 
+    softmax_ops = SOFTMAX_OPS * scores + round(work.rows.masked_share * mask_ops)
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
     trip = (
         load_k,
         load_v,
         work.scored(load_k, vector_ops=rescale_first),
-        work.accumulated(load_v, SOFTMAX_OPS * scores, scores + work.cta.tile.q),
+        work.accumulated(load_v, softmax_ops, scores + work.cta.tile.q),
         Compute("convert P, rescale O", vector_ops=CONVERT_OPS * scores + rescale_after),
     )
 

@@ -23,6 +23,7 @@ evenly over the keys between sinks and window.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -112,7 +113,7 @@ class Hip(MaskedSchedule):
         """The estimation and the sparse kernel of each of so many masks."""
         public = public_cta(w, hw, self.implementation)
         rows = 64 if w.seq_q > 16 else 16
-        default = FlashCta(Tile(q=rows, kv=64), 4, public.stages, public.tensor_path)
+        default = replace(public, tile=Tile(q=rows, kv=64), warps=4)
         real: KeyBlocks | None = None
         schedule = self
         if self.mask_file is not None:

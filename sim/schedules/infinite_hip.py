@@ -47,7 +47,7 @@ from sim.schedules.base import Schedule, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
-from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_cta import FlashCta, power_of_two
 from sim.schedules.parts.flash_loop import Operand, key_loop
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.results import Attention
@@ -295,8 +295,9 @@ class _Gpu:
             warps=4,
             stages=3,
             tensor_path="native",
-            registers_per_thread=registers.triton_flash(tile, w.head_dim, 4),
+            registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), 4),
             kv_readers=1 if hw.matmul_by_warp_group else 4,
+            head_dim_of=power_of_two,
         )
         if self.cta.sram_bytes(w) > hw.sram.max_per_cta:
             raise InputError(

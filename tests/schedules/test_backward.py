@@ -17,7 +17,7 @@ from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import query_blocks
 from sim.schedules.parts.public_tiles import public_backward_cta
 from tests.support.drawn import devices, lowered, workloads
-from tests.support.formulas import run, visited
+from tests.support.formulas import run, run_head_dim, visited
 
 STATISTICS_BYTES = 4
 
@@ -66,19 +66,19 @@ def test_flash2_backward_without_l2_moves_what_algorithm_2_says(case, hw):
     (main,) = [kernel for kernel in kernels if kernel.name == "dQ, dK, dV"]
     tile, matrices = tile_of(main), w.batch * w.heads
     row_bytes = w.head_dim * w.dtype_bytes
-    rows = matrices * w.seq_q
+    rows, d = matrices * w.seq_q, run_head_dim(w)
     first, last = runs["D = rowsum(dO O)"], runs["dQ to dtype"]
     assert first.hbm_read_bytes == 2 * rows * row_bytes
-    assert first.hbm_write_bytes == rows * (STATISTICS_BYTES + 4 * w.head_dim)
-    assert (last.hbm_read_bytes, last.hbm_write_bytes) == (4 * rows * w.head_dim, rows * row_bytes)
+    assert first.hbm_write_bytes == rows * (STATISTICS_BYTES + 4 * d)
+    assert (last.hbm_read_bytes, last.hbm_write_bytes) == (4 * rows * d, rows * row_bytes)
     visits, keys = visits_of(w, tile)
-    ran, added_bytes = runs["dQ, dK, dV"], matrices * visits * w.head_dim * 4
+    ran, added_bytes = runs["dQ, dK, dV"], matrices * visits * d * 4
     loaded = 2 * keys * row_bytes + visits * (2 * row_bytes + 2 * STATISTICS_BYTES)
     assert ran.l2_read_bytes == matrices * loaded
     assert ran.hbm_read_bytes == matrices * loaded + added_bytes
     assert ran.hbm_write_bytes == added_bytes + 2 * matrices * w.seq_kv * row_bytes
     pairs = int(visited(w, tile).sum()) * tile.q * tile.kv
-    assert ran.executed("mma_flops") == 10 * w.head_dim * pairs * matrices
+    assert ran.executed("mma_flops") == 10 * d * pairs * matrices
     assert ran.executed("exp_count") == pairs * matrices
 
 

@@ -17,7 +17,7 @@ from sim.schedules.mla import cut_in_parts
 from sim.schedules.parts.split_kv import splits_of
 from sim.tile_program import Compute, Load
 from tests.support.drawn import cases, devices, lowered
-from tests.support.formulas import ceil, run, visible
+from tests.support.formulas import ceil, run, run_head_dim, visible
 
 H100 = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
 
@@ -28,11 +28,11 @@ def cached_row_bytes(w: AttentionWorkload) -> int:
     return ceil(w.head_dim * bits, 8) + (4 if w.kv_dtype in ("int8", "int4") else 0)
 
 
-def tile_of(kernel) -> tuple[int, int]:
+def tile_of(kernel, depth: int) -> tuple[int, int]:
     """Query rows and keys of a step, by its first matmul's FLOPs: 2 rows keys depth."""
     (q,) = (s for s in kernel.streams if s.tensor.name == "Q")
     multiply = next(s for s in kernel.actions if isinstance(s, Compute) and s.mma_flops)
-    return q.tile_rows, multiply.mma_flops // (2 * q.tile_rows * q.tensor.cols)
+    return q.tile_rows, multiply.mma_flops // (2 * q.tile_rows * depth)
 
 
 def shown_keys(w: AttentionWorkload, tile_kv: int) -> tuple[int, int]:
@@ -62,7 +62,7 @@ def test_flash_decoding_without_l2_reads_the_cache_once_and_partials_in_fp32(cas
     runs = run(kernels, hw, w)
     matrices = w.batch * w.kv_heads
     splits = kernels[0].ctas // matrices
-    first, _ = shown_keys(w, tile_of(kernels[0])[1])
+    first, _ = shown_keys(w, tile_of(kernels[0], run_head_dim(w, schedule))[1])
     q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
     cache_bytes = 2 * matrices * (w.seq_kv - first) * cached_row_bytes(w)
     assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes
@@ -113,7 +113,7 @@ def test_paged_reads_whole_pages_once_and_the_sectors_of_their_numbers(case, hw)
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
     matrices, page = w.batch * w.kv_heads, schedule.page_size
-    _, tile_kv = tile_of(kernels[0])
+    _, tile_kv = tile_of(kernels[0], run_head_dim(w, schedule))
     splits = kernels[0].ctas // matrices
     q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
     rows = matrices * rows_of_pages(w, page, tile_kv)
@@ -187,13 +187,14 @@ def readers(schedule, rows: int, hw) -> int:
 def test_decoding_takes_four_d_flops_a_row_and_key_and_makes_each_element_ready(case, hw):
     w, schedule = case
     kernels = lowered(schedule, w, hw)
-    rows, keys = tile_of(kernels[0])
+    d = run_head_dim(w, schedule)
+    rows, keys = tile_of(kernels[0], d)
     matrices = w.batch * w.kv_heads
     steps = matrices * shown_keys(w, keys)[1]
     ran = run(kernels, hw, w)[0]
-    assert ran.executed("mma_flops") == 4 * w.head_dim * rows * keys * steps
+    assert ran.executed("mma_flops") == 4 * d * rows * keys * steps
     assert ran.executed("exp_count") == steps * rows * (keys + 1)
-    softmax = steps * rows * (4 * keys + w.head_dim) + kernels[0].ctas * rows * w.head_dim
+    softmax = steps * rows * (4 * keys + d) + kernels[0].ctas * rows * d
     of_pages = schedule.name == "paged"
     ready = matrices * rows_of_pages(w, schedule.page_size, keys) if of_pages else steps * keys
     operations = {"fp8": 1, "int8": 2, "int4": 2, None: 0}[w.kv_dtype] * readers(schedule, rows, hw)
@@ -238,10 +239,11 @@ def test_a_quantised_cache_lies_in_sram_as_narrow_as_in_hbm(case, hw):
     w, schedule = case
     w = replace(w, kv_dtype="int8")
     (kernel, *_) = lowered(schedule, w, hw)
-    rows, keys = tile_of(kernel)
+    d = run_head_dim(w, schedule)
+    rows, keys = tile_of(kernel, d)
     stages = next(loop.loads[0].stages for loop in kernel.loops[1:] if loop.loads)
-    q_bytes = rows * w.head_dim * w.dtype_bytes
-    assert kernel.footprint.sram_bytes == q_bytes + 2 * stages * keys * (w.head_dim + 4)
+    q_bytes = rows * d * w.dtype_bytes
+    assert kernel.footprint.sram_bytes == q_bytes + 2 * stages * keys * (d + 4)
 
 
 def test_a_quantised_cache_is_read_in_less_time_by_about_its_width():
@@ -389,7 +391,7 @@ def test_mla_reads_the_latent_cache_once_for_each_block_of_heads(case, hw):
     w, schedule = case
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
-    tile_q, tile_kv = tile_of(kernels[0])
+    tile_q, tile_kv = tile_of(kernels[0], w.latent_dim + w.rope_dim)
     width, size = w.latent_dim + w.rope_dim, w.dtype_bytes
     down, pages = ceil(w.heads, tile_q), ceil(w.seq_kv, tile_kv)
     parts = cut_in_parts(w.batch, pages, max(1, hw.sm.count // down))
@@ -415,7 +417,7 @@ def test_mla_on_deepseek_v3_is_flash_mla_s_kernel():
     """128 heads are two blocks of 64; 576 elements a token, once each, whatever the heads."""
     w = WorkloadTable(model="deepseek-v3", seq_kv=8192, batch=4, phase="decode").workload()
     (kernel, _) = kernels_of(SCHEDULES["mla"]().program(w, H100))
-    assert tile_of(kernel) == (64, 64)
+    assert tile_of(kernel, 576) == (64, 64)
     published, _ = schedule_as_published([8192] * 4, 132 // 2)
     assert kernel.ctas == 2 * sum(sequence < 4 for sequence, *_ in published)
     assert kernel.footprint.threads == 256

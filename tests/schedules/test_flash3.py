@@ -16,7 +16,7 @@ from sim.schedules import make_schedule
 from sim.schedules.base import Tile
 from sim.tile_program import Compute
 from tests.support.drawn import cases, devices, lowered
-from tests.support.formulas import run, tile_of, visits, workload
+from tests.support.formulas import run, tile_of, visible, visits, workload
 from tests.support.same_runs import assert_engines_agree
 
 HOPPER = ("h100-sxm",)
@@ -39,7 +39,7 @@ def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, hea
     seen, tile, q = visits(w, kernel), tile_of(kernels), kernel.tensors[0]
     keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(seen.shape[1]))
     wide = kernel_head_dim(w) == 192 or (kernel_head_dim(w) >= 128 and w.dtype != "fp8")
-    in_pairs = w.mask == "full" and wide and seen.shape[0] % 2 == 0
+    in_pairs = schedule.call == "batch" and w.mask == "full" and wide and seen.shape[0] % 2 == 0
     kv_rows = 2 * q.groups * int((seen * keys).sum()) // (2 if in_pairs else 1)
     query_rows = w.batch * w.heads * w.seq_q
     assert ran.hbm_read_bytes == (query_rows + kv_rows) * w.head_dim * w.dtype_bytes
@@ -57,8 +57,7 @@ def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
     steps = matrices * int(seen.sum())
     assert ran.executed("mma_flops") == 4 * kernel_head_dim(w) * steps * tile.q * tile.kv
     # A row's sum is rescaled by one exponential a step, but for the peeled first one.
-    peeled = 0 if w.head_dim <= 64 and w.window is not None and w.dtype != "fp8" else 1
-    rescales = steps - peeled * matrices * len(seen)
+    rescales = steps - matrices * len(seen)
     assert ran.executed("exp_count") == steps * tile.q * tile.kv + rescales * tile.q
     assert ran.executed("vector_ops") >= 4 * steps * tile.q * tile.kv
 
@@ -103,7 +102,7 @@ def test_two_ctas_of_a_cluster_read_a_key_block_once(dtype, head_dim, shared):
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "rows", "keys"),
     [
-        ("fp16", 64, 192, (192, 128, 160)),
+        ("fp16", 64, 192, (192, 128, 128)),
         ("bf16", 80, 192, (144, 144, 128)),
         ("fp16", 128, 128, (176, 128, 128)),
         ("fp16", 192, 128, (112, 112, 96)),
@@ -126,6 +125,67 @@ def test_the_public_tiles_fill_an_sm_with_one_cta(dtype, head_dim, rows, keys):
         assert ctas_per_sm(kernel.footprint, H100) == 1
 
 
+# The same with paged_kv_non_TMA.
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "rows", "keys"),
+    [
+        ("fp16", 64, 192, (128, 128, 128)),
+        ("bf16", 80, 192, (128, 128, 128)),
+        ("fp16", 128, 128, (128, 128, 128)),
+        ("fp16", 192, 128, (96, 96, 96)),
+        ("fp8", 128, 128, (160, 160, 160)),
+        ("fp8", 192, 128, (160, 160, 128)),
+    ],
+)
+def test_from_small_pages_tiles_are_smaller_and_heads_packed(dtype, head_dim, rows, keys):
+    """flash_api.cpp: get_pack_gqa; flash_fwd_launch_template.h: no cluster with varlen."""
+    paged = make_schedule({"name": "flash3", "call": "paged"}, "a test")
+    masks = ({"causal": False}, {"causal": True}, {"causal": True, "window": 512})
+    for mask, kv in zip(masks, keys, strict=True):
+        table = {"heads": 8, "kv_heads": 2, "head_dim": head_dim, "seq_len": 2048, "dtype": dtype}
+        (kernel,) = kernels_of(paged.program(workload(**table, **mask), H100))
+        assert tile_of([kernel]) == Tile(q=rows, kv=kv)
+        q, k = (next(s for s in kernel.streams if s.tensor.name == name) for name in ("Q", "K"))
+        assert (q.tensor.groups, q.tensor.rows) == (2, 4 * 2048)
+        assert k.tile_cols == head_dim
+
+
+def test_the_producer_s_copies_are_counted_where_no_tma_makes_them():
+    """Three lane operations for 16 bytes of K and of V, a trip."""
+    shape = {"heads": 4, "head_dim": 128, "seq_len": 2048, "causal": True}
+    ops = {}
+    for call in ("varlen", "paged"):
+        schedule = make_schedule({"name": "flash3", "call": call}, "a test")
+        (kernel,) = kernels_of(schedule.program(workload(**shape), H100))
+        ops[call] = sum(op.vector_ops for op in kernel.loops[1].actions)
+    assert ops["paged"] - ops["varlen"] == 2 * 3 * 128 * 128 * 2 // 16
+
+
+@given(cases("flash3"), devices(names=HOPPER))
+@settings(max_examples=40)
+def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
+    """mask.h: a comparison with each edge and a selection, of every score of such a block."""
+    w, schedule = case
+    (kernel,) = kernels = lowered(schedule, w, hw)
+    (ran,) = run(kernels, hw, w)
+    tile, packed = tile_of(kernels), w.batch * w.heads // kernel.tensors[0].groups
+    shown, seen = np.repeat(visible(w), packed, axis=0), visits(w, kernel)
+    masked = 0
+    for number, blocks in enumerate(seen):
+        rows = shown[number * tile.q : (number + 1) * tile.q]
+        uncut = [rows[:, tile.kv * b : tile.kv * (b + 1)].all() for b in np.flatnonzero(blocks)]
+        masked += len(uncut) - sum(uncut[:-1])
+    scores, d, groups = tile.q * tile.kv, kernel_head_dim(w), kernel.tensors[0].groups
+    steps, tiles = int(seen.sum()), len(seen)
+    a_step = 4 * scores + (tile.kv * d // 4 if w.dtype == "fp8" else 0)
+    if schedule.call == "paged":
+        a_step += 2 * 3 * tile.kv * d * w.dtype_bytes // 16
+    per_score = 3 if w.window is not None else 2
+    rescaled = (steps - tiles) * tile.q * d + tiles * tile.q * d
+    expected = groups * (steps * a_step + per_score * masked * scores + rescaled)
+    assert ran.executed("vector_ops") == pytest.approx(expected, rel=1e-4)
+
+
 def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
     """tile_size.h: 128 x 112 at head_dim 192 and 128 x 80 at 256 are the most that fit."""
     for head_dim, kv in ((192, 112), (256, 80)):
@@ -138,12 +198,23 @@ def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
 
 @given(st.integers(1, 40), st.integers(1, 3000), st.sampled_from((64, 128)))
 @settings(max_examples=40)
-def test_causal_work_is_shared_out_to_within_two_blocks(heads, seq_len, head_dim):
+def test_no_cta_has_more_than_its_last_tile_beyond_the_mean(heads, seq_len, head_dim):
+    """A tile goes to who asks first, and one asks when two key blocks of the last are left."""
     w = workload(heads=heads, head_dim=head_dim, seq_len=seq_len, causal=True)
     (kernel,) = kernels_of(FLASH3.program(w, H100))
     steps = kernel.trips[1:].sum(axis=0) + 1
     by_cta = (steps * kernel.trips[0]).reshape(kernel.ctas, -1).sum(axis=1)
-    assert by_cta.max() <= by_cta.mean() + 2 * steps.max()
+    assert by_cta.max() <= by_cta.mean() + steps.max() + 2
+
+
+@pytest.mark.parametrize(("heads", "seq_len"), [(16, 2048), (32, 1024), (32, 4096), (8, 8192)])
+def test_a_few_tiles_a_cta_are_dealt_evenly(heads, seq_len):
+    """Dealt when a CTA began its last tile, the longest was up to 1.47 times the mean."""
+    w = workload(heads=heads, head_dim=128, seq_len=seq_len, causal=True)
+    (kernel,) = kernels_of(FLASH3.program(w, H100))
+    steps = kernel.trips[1:].sum(axis=0) + 1
+    by_cta = (steps * kernel.trips[0]).reshape(kernel.ctas, -1).sum(axis=1)
+    assert by_cta.max() <= 1.05 * by_cta.mean()
 
 
 def test_causal_blocks_go_longest_first_within_what_32_mib_of_l2_hold():

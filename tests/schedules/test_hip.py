@@ -21,6 +21,7 @@ from sim.schedules.hip import Hip, descend, holding, search_rounds
 from sim.schedules.infinite_hip import InfiniteHip, Lru
 from sim.tile_program import Kernel, Load, Store, Transfer
 from tests.support.drawn import cases, devices, lowered
+from tests.support.formulas import run_head_dim
 
 H100 = load_profile("h100-sxm")
 
@@ -94,7 +95,8 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
     assert read["estimate mask"] == estimations * matrices * row_bytes * (w.seq_q + 16 * chunks)
     assert read["hip"] == w.tokens * matrices * row_bytes * (w.seq_q + 2 * keys)
     assert flops["estimate mask"] == estimations * matrices * 2 * rows * 16 * w.head_dim * chunks
-    assert flops["hip"] == w.tokens * matrices * 4 * rows * size * w.head_dim * visits
+    d = run_head_dim(w, schedule)
+    assert flops["hip"] == w.tokens * matrices * 4 * rows * size * d * visits
 
 
 @given(st.integers(1, 20), st.integers(1, 10))

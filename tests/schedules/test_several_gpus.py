@@ -25,7 +25,7 @@ from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
 from sim.tile_program import Command, Kernel, Transfer
 from tests.support.drawn import cases
-from tests.support.formulas import blocks_with_any, compulsory_bytes, tile_of
+from tests.support.formulas import blocks_with_any, compulsory_bytes, run_head_dim, tile_of
 from tests.support.same_runs import assert_same
 from tests.support.trace_processor import TraceProcessor
 
@@ -159,7 +159,7 @@ def test_each_turn_of_the_ring_computes_the_tiles_that_its_mask_shows(case):
             kernel = next(kernels)
             assert visits(kernel) == shown_tiles(w, queries, keys, kernel)
             tile = tile_of([kernel])
-            flops += 4 * w.head_dim * tile.q * tile.kv * len(visits(kernel))
+            flops += 4 * run_head_dim(w, schedule) * tile.q * tile.kv * len(visits(kernel))
         assert next(kernels, None) is None
     assert record.flops == flops
 

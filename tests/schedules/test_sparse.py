@@ -21,6 +21,7 @@ from tests.support.formulas import (
     ceil,
     kept_bytes,
     run,
+    run_head_dim,
     tile_of,
     visible,
     visited,
@@ -83,7 +84,7 @@ def test_bigbird_visits_window_global_and_random_blocks_once_each(case, hw):
     matrices = w.batch * w.heads
     assert ran.hbm_read_bytes == matrices * kept_bytes(w, found, tile)
     pairs = matrices * int(found.sum()) * tile.q * tile.kv
-    assert ran.executed("mma_flops") == 4 * w.head_dim * pairs
+    assert ran.executed("mma_flops") == 4 * run_head_dim(w, schedule) * pairs
 
 
 @given(cases("longformer"), devices(l2="0 B"))
@@ -97,7 +98,8 @@ def test_longformer_keeps_both_sides_and_what_is_global_either_way(case, hw):
     pairs = blocks_with_any(kept & visible(w), tile)
     matrices = w.batch * w.heads
     assert ran.hbm_read_bytes == matrices * kept_bytes(w, pairs, tile)
-    assert ran.executed("mma_flops") == 4 * w.head_dim * matrices * pairs.sum() * tile.q * tile.kv
+    steps, d = matrices * pairs.sum(), run_head_dim(w, schedule)
+    assert ran.executed("mma_flops") == 4 * d * steps * tile.q * tile.kv
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -143,7 +145,8 @@ def test_minference_attends_to_blocks_that_a_slash_crosses_and_to_other_vertical
     assert attention.hbm_read_bytes == matrices * expected
     assert attention.hbm_write_bytes == matrices * w.seq_q * row_bytes
     steps = int(crossed.sum()) + sum(ceil(len(row), 64) for row in columns)
-    assert attention.executed("mma_flops") == 4 * w.head_dim * matrices * steps * 64 * 64
+    d = run_head_dim(w, implementation="triton")
+    assert attention.executed("mma_flops") == 4 * d * matrices * steps * 64 * 64
     gathered = tiles_of(kernels[-1], "K", 2)[: len(crossed)]
     assert [[t % w.seq_kv for t in row] for row in gathered] == columns
 
@@ -279,7 +282,9 @@ def test_nsa_moves_what_each_of_its_branches_must(case, hw):
             read = heads * (n + 2 * int((pairs * keys).sum())) * row_bytes
             assert runs[name].hbm_read_bytes == read
             assert runs[name].hbm_write_bytes == heads * n * (row_bytes + 4)
-            flops = 4 * w.head_dim * heads * int(pairs.sum()) * q.tile_rows * k.tile_rows
+            own = "cuda" if name == "window attention" else "triton"
+            d = run_head_dim(w, implementation=own)
+            flops = 4 * d * heads * int(pairs.sum()) * q.tile_rows * k.tile_rows
             assert runs[name].executed("mma_flops") == flops
     chosen, _ = schedule.selected(n - w.seq_q, w.seq_q)
     keys = np.minimum(schedule.block, n - chosen * schedule.block).sum()
@@ -290,7 +295,8 @@ def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     while rows < group:
         rows *= 2
     pairs = matrices * len(chosen) * rows * schedule.block
-    assert selected.executed("mma_flops") == 4 * w.head_dim * pairs
+    d = run_head_dim(w, implementation="triton")
+    assert selected.executed("mma_flops") == 4 * d * pairs
     scores = w.seq_q * count * 4
     passes = 1 if decode else ceil(w.seq_q, 128)
     across = ceil(count, 128)

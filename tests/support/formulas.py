@@ -38,6 +38,13 @@ def visible(w: AttentionWorkload) -> np.ndarray:
     return shown
 
 
+def run_head_dim(w: AttentionWorkload, schedule=None, implementation="cuda") -> int:
+    """Of the kernel that runs: FlashAttention-2's (static_switch.h), or Triton's powers of two."""
+    triton = getattr(schedule, "implementation", implementation) == "triton"
+    sizes = (16, 32, 64, 128, 256, 512) if triton else (32, 64, 96, 128, 192, 256)
+    return min(size for size in sizes if w.head_dim <= size)
+
+
 def tile_of(kernels) -> Tile:
     """The tile of a flash kernel, read off its streams."""
     streams = {stream.tensor.name: stream for stream in kernels[0].streams}

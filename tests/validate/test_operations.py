@@ -68,7 +68,9 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
 @pytest.mark.parametrize(
     ("row", "options"),
     [
-        ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3"}),
+        ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3", "call": "paged"}),
+        ({"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
+        ({"kernel": "FlashAttention-3 (varlen)"}, {"name": "flash3", "call": "varlen"}),
         (
             {"kernel": "trtllm torch_flow", "gpu": "A100", "head_dim": "128"},
             {"name": "flash2", "tile": {"q": 64, "kv": 128}, "warps": 4},

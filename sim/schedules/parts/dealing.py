@@ -63,19 +63,27 @@ def dealt_in_turn(tiles: int, ctas: int) -> Dealt:
     return Dealt(ctas, numbers.reshape(rounds, ctas).T.ravel())
 
 
-def dealt_on_demand(order: IntArray, key_blocks: IntArray, ctas: int) -> Dealt:
-    """Each CTA takes the next tile in `order` when it starts the one before, as the producer does.
+def dealt_on_demand(order: IntArray, key_blocks: IntArray, ctas: int, ahead: int) -> Dealt:
+    """Each CTA takes the next tile in `order` when it has loaded the last key block of its own.
 
-    A tile is taken to last as long as its key blocks and one more (an estimate).
+    So the producer does (hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, load: scheduler_prefetch), which
+    is `ahead` blocks before the tile is done: as many as its buffers hold. A tile is taken to last
+    as long as its key blocks and one more, for what stands before and after them (an estimate).
     """
-    lasts = (key_blocks + 1).tolist()
+    trips = key_blocks.tolist()
     given: list[list[int]] = [[tile] for tile in order[:ctas].tolist()]
-    queue = [(0, cta, given[cta][0]) for cta in range(len(given))]  # by the start of their latest
+
+    def begun(cta: int, start: int) -> tuple[int, int, int]:
+        """When it asks for its next tile, which CTA, and when it will be done with its latest."""
+        blocks_of = trips[given[cta][-1]]
+        return start + max(0, blocks_of - ahead), cta, start + blocks_of + 1
+
+    queue = [begun(cta, 0) for cta in range(len(given))]
     heapify(queue)
     for tile in order[ctas:].tolist():
-        start, cta, latest = queue[0]
+        _, cta, done = queue[0]
         given[cta].append(tile)
-        heapreplace(queue, (start + lasts[latest], cta, tile))
+        heapreplace(queue, begun(cta, done))
     items = np.full((len(given), max(map(len, given))), -1, np.int64)
     for row, own in zip(items, given, strict=True):
         row[: len(own)] = own

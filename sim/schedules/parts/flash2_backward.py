@@ -17,9 +17,10 @@ Source: Dao 2023 (arXiv 2307.08691), Algorithm 2; kernels, tiles, grid and loop 
 Dao-AILab/flash-attention, csrc/flash_attn/src: flash_bwd_launch_template.h (run_mha_bwd_hdim*,
 run_flash_bwd_seqk_parallel), flash_bwd_kernel.h (compute_dq_dk_dv_1colblock),
 flash_bwd_preprocess_kernel.h, kernel_traits.h (Flash_bwd_kernel_traits). Q has two buffers there,
-dO one; P and dS go through SRAM; a block of keys that no query sees is not loaded. Deviations: fp32
-dQ is padded there to 128 rows and 32 columns, here not. Estimates: registers; an atomic addition
-counts as one lane operation an element.
+dO one; P and dS go through SRAM; a block of keys that no query sees is not loaded. Between two
+compiled head_dims the larger one runs (flash_cta.py), which has dQ in fp32 too. Deviation: that is
+padded there to 128 rows, here not. Estimates: registers; an atomic addition counts as one lane
+operation an element.
 """
 
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from sim.schedules.parts.backward import (
 )
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.ends import begin
+from sim.schedules.parts.flash_cta import compiled_head_dim
 from sim.schedules.parts.grid import Grid
 from sim.tile_program import (
     Compute,
@@ -71,9 +73,11 @@ class BackwardCta:
     def sram_bytes(self, w: AttentionWorkload) -> SramBytes:
         """SRAM by tile (kSmemSize1colblock): buffers of Q and dO; K, V, P and dS."""
 
+        d = compiled_head_dim(w.head_dim)
+
         def bytes_of(tile: Tile) -> int:
-            rows = (self.q_stages + 1) * tile.q * w.head_dim
-            k = v = tile.kv * w.head_dim
+            rows = (self.q_stages + 1) * tile.q * d
+            k = v = tile.kv * d
             p_and_ds = 2 * tile.q * tile.kv
             held = max(k + v, k + p_and_ds) if self.v_in_registers else k + v + p_and_ds
             return w.dtype_bytes * (rows + held)
@@ -127,7 +131,8 @@ def backward_kernels(w: AttentionWorkload, cta: BackwardCta, saved: Saved) -> li
     """The kernels of the backward pass: three, and two sums where heads share K and V."""
     g = gradients(w)
     sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
-    accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, w.head_dim, 4)
+    width = compiled_head_dim(w.head_dim)  # head_size_rounded of mha_bwd
+    accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, width, 4)
     tensors = _Tensors(saved, g, sums, accumulated)
     return of_backward(
         [
@@ -159,7 +164,7 @@ def _preprocess(cta: BackwardCta, of: _Tensors) -> Kernel:
 
 def _convert(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
     """dQ is scaled, and goes out through SRAM."""
-    elements = cta.tile.q * w.head_dim
+    elements = cta.tile.q * of.dq.cols
     return elementwise(
         "dQ to dtype",
         [in_order(of.dq, cta.tile.q)],
@@ -246,7 +251,7 @@ def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
     )
     load_k, load_v = (Load(keys_of(t, keys.kv_tile)) for t in (of.saved.k, of.saved.v))
     dk, dv = (keys_of(t, keys.own_tile) for t in (of.g.dk_of_heads, of.g.dv_of_heads))
-    kv_elements = tile.kv * w.head_dim
+    kv_elements = tile.kv * compiled_head_dim(w.head_dim)
     kv_bytes = kv_elements * w.dtype_bytes
     scale = Compute("scale dK, dV", vector_ops=2 * 2 * kv_elements, sram_bytes=2 * 2 * kv_bytes)
     return Kernel(
@@ -268,10 +273,10 @@ def _trip(
     w: AttentionWorkload, cta: BackwardCta, rows: _Rows
 ) -> tuple[Load | Compute | Store, ...]:
     """Five matmuls on one block of scores. Each warp reads its rows and columns of the operands."""
-    tile = cta.tile
-    scores, q_elements = tile.q * tile.kv, tile.q * w.head_dim
+    tile, d = cta.tile, compiled_head_dim(w.head_dim)
+    scores, q_elements = tile.q * tile.kv, tile.q * d
     q_bytes, kv_bytes, p_bytes = (
-        elements * w.dtype_bytes for elements in (q_elements, tile.kv * w.head_dim, scores)
+        elements * w.dtype_bytes for elements in (q_elements, tile.kv * d, scores)
     )
     v_bytes = 0 if cta.v_in_registers else kv_bytes
     dropout = DROPOUT_BACKWARD_OPS_PER_SCORE * scores if w.dropout else 0
@@ -287,8 +292,7 @@ def _trip(
     ) -> Compute:
         a_bytes, b_bytes = operand_bytes
         read_bytes = max(1, cta.warps // down) * a_bytes + down * b_bytes
-        flops = 2 * scores * w.head_dim
-        return Compute(name, reads, flops, vector_ops, 0, arriving_bytes + read_bytes)
+        return Compute(name, reads, 2 * scores * d, vector_ops, 0, arriving_bytes + read_bytes)
 
     return (
         rows.q,

@@ -2,15 +2,16 @@
 
 Source: Dao-AILab/flash-attention, hopper/: tile_size.h, mainloop_fwd_sm90_tma_gmma_ws.hpp,
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
-heuristics.h (PackGQA, one consumer warp group).
+heuristics.h (PackGQA, one consumer warp group), flash_api.cpp (get_pack_gqa, get_pagedkv_tma).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
-from sim.schedules.parts.public_tiles import FLASH3
+from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
 
@@ -21,6 +22,9 @@ HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in FLASH3}))
 STAGES = 2
 PRODUCER_THREADS = 128
 ONE_WORKER_KEYS_FP8 = 96  # of head_dim 128
+# Of sequences of one length; of any lengths; of any, whose K and V lie in pages smaller than a key
+# block, as servers call it.
+Call = Literal["batch", "varlen", "paged"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Flash3Cta:
     w: AttentionWorkload
     tile: Tile
     packed: int  # query heads that are rows of one matrix
+    call: Call
 
     @property
     def head_dim(self) -> int:
@@ -44,25 +49,21 @@ class Flash3Cta:
     @property
     def p_in_sram(self) -> bool:
         """Whether P V reads P from SRAM, not from registers (MmaPV_is_RS)."""
-        full_64 = self.head_dim == 64 and self.w.mask == "full"
+        full_64 = self.head_dim == 64 and self.w.mask == "full" and self.call != "paged"
         return self.w.dtype_bytes == 2 and (self.head_dim == 96 or full_64)
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether P V runs while the next block's softmax does (IntraWGOverlap)."""
-        return self.w.dtype_bytes == 1 or self.head_dim > 64 or self.w.mask != "window"
 
     @property
     def rescales_first(self) -> bool:
         """Whether O is rescaled before P V is issued, while Q K^T runs (RescaleOBeforeGemm)."""
-        return self.head_dim > 128 and self.w.dtype_bytes == 2 and self.overlaps
+        return self.head_dim > 128 and self.w.dtype_bytes == 2
 
     @property
     def shared_by(self) -> int:
         """CTAs of a cluster, which load a key block together and multicast it."""
         wide = self.head_dim >= 128 if self.w.dtype_bytes == 2 else self.head_dim == 192
         down = blocks(self.w.seq_q * self.packed, self.tile.q)
-        return 2 if wide and self.w.mask == "full" and down % 2 == 0 else 1
+        alike = self.call == "batch" and self.w.mask == "full"
+        return 2 if wide and alike and down % 2 == 0 else 1
 
     @property
     def sram_bytes(self) -> int:
@@ -86,10 +87,11 @@ def kernel_head_dim(w: AttentionWorkload) -> int:
     return next(d for d in HEAD_DIMS if w.head_dim <= d)
 
 
-def public_tile(w: AttentionWorkload) -> tuple[Tile, int]:
+def public_tile(w: AttentionWorkload, call: Call) -> tuple[Tile, int]:
     """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA)."""
-    q, kv = FLASH3[kernel_head_dim(w), w.dtype_bytes][w.mask]
-    packed = packed_heads(w, q)
+    tiles = FLASH3_PAGED if call == "paged" else FLASH3
+    q, kv = tiles[kernel_head_dim(w), w.dtype_bytes][w.mask]
+    packed = packed_heads(w, q) if call == "batch" else w.heads // w.kv_heads
     if w.head_dim == 128 and w.seq_q * packed <= WORKER_ROWS:  # use_one_mma_wg
         q, kv = WORKER_ROWS, kv if w.dtype_bytes == 2 else ONE_WORKER_KEYS_FP8
     return Tile(q=q, kv=kv), packed

@@ -1,5 +1,11 @@
-"""How a CTA of a flash kernel works: its tile, warps, buffers of K and V, and matmuls."""
+"""How a CTA of a flash kernel works: its tile, warps, buffers of K and V, and matmuls.
 
+A kernel is compiled for a few head_dims. A workload between two of them runs the larger one: its
+tiles in SRAM and registers are filled up with zeros and multiplied whole, while what lies beyond
+the workload's own head_dim is neither loaded nor stored (flash_fwd_kernel.h, Is_even_K).
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sim.inputs.hardware import HardwareProfile
@@ -9,6 +15,22 @@ from sim.schedules.parts import registers
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import Angles
 from sim.tile_program import Footprint, TensorPath
+
+# FlashAttention-2's (csrc/flash_attn/src/static_switch.h, HEADDIM_SWITCH); 160 and 224 until 2.7.4.
+FLASH2_HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+
+
+def compiled_head_dim(head_dim: int) -> int:
+    """Of FlashAttention-2's kernel that runs; beyond the largest, of a like one of just that."""
+    return next((d for d in FLASH2_HEAD_DIMS if head_dim <= d), head_dim)
+
+
+def power_of_two(head_dim: int) -> int:
+    """BLOCK_DMODEL of Triton's kernels: the sides of a block are powers of two (triton.language).
+
+    Source: vllm-project/vllm, vllm/attention/ops/prefix_prefill.py (Lk_padded).
+    """
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -22,10 +44,15 @@ class FlashCta:
     registers_per_thread: int = registers.FLASH_CUDA
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
+    head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
+
+    def filled(self, w: AttentionWorkload) -> AttentionWorkload:
+        """The workload with the kernel's head_dim, as it fills SRAM and matmuls."""
+        return replace(w, head_dim=self.head_dim_of(w.head_dim))
 
     def sram_bytes(self, w: AttentionWorkload) -> int:
         """Q's tile and the buffers of K and V."""
-        return flash_sram_bytes(w, self.stages)(self.tile)
+        return flash_sram_bytes(self.filled(w), self.stages)(self.tile)
 
     def footprint(self, w: AttentionWorkload) -> Footprint:
         """What a CTA takes of its SM."""
@@ -52,8 +79,9 @@ def triton_cta(
         warps,
         stages,
         tensor_path="native" if by_group else "mma_sync",
-        registers_per_thread=registers.triton_flash(tile, w.head_dim, warps),
+        registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), warps),
         kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
+        head_dim_of=power_of_two,
     )
     fewer = (replace(whole, stages=count) for count in range(stages, 1, -1))
     fitting = (cta for cta in fewer if cta.sram_bytes(w) <= hw.sram.max_per_cta)

@@ -132,11 +132,13 @@ def flash_kernel(
     name: str, w: AttentionWorkload, cta: FlashCta, rows: QueryTiles, *key_loops: Loop
 ) -> Kernel:
     """A flash kernel of those loops over key blocks: loads Q before, stores O after them."""
-    load_q, q_bytes, q_elements = Load(rows.q), rows.q.tile_bytes, cta.tile.q * w.head_dim
+    filled = cta.filled(w)
+    load_q, q_elements = Load(rows.q), cta.tile.q * filled.head_dim
+    q_bytes = rows.q.tile_bytes * filled.head_dim // w.head_dim
     prologue = begin("Q", load_q, sram_bytes=q_bytes)
     if cta.angles:
         loads = (load_q, Load(cta.angles.beside_q(rows.q)))
-        work = ROPE_OPS_PER_ELEMENT * q_elements
+        work = ROPE_OPS_PER_ELEMENT * cta.tile.q * w.head_dim
         rotate = Compute("rotate Q", loads, vector_ops=work, sram_bytes=3 * q_bytes)
         prologue = Loop(once, (*loads, rotate))
     return Kernel(
@@ -157,16 +159,16 @@ def flash_kernel(
 def key_loop(
     w: AttentionWorkload, cta: FlashCta, trips: OfItem, q_bytes: int, k: Operand, v: Operand
 ) -> Loop:
-    """The loop over key blocks, `q_bytes` being Q's tile in SRAM."""
-    tile = cta.tile
+    """The loop over key blocks, `q_bytes` being those of Q's tile."""
+    tile, filled = cta.tile, cta.filled(w)
     if cta.angles:
         turn, work = cta.angles.beside_k(k.streams[0]), ROPE_OPS_PER_ELEMENT * tile.kv * w.head_dim
         k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + work)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
-    kv_bytes = tile.kv * row_bytes(w)
-    q_elements, scores = tile.q * w.head_dim, tile.q * tile.kv
-    matmul_flops = 2 * scores * w.head_dim
+    kv_bytes = tile.kv * row_bytes(filled)
+    q_elements, scores = tile.q * filled.head_dim, tile.q * tile.kv
+    matmul_flops = 2 * scores * filled.head_dim
     dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
@@ -180,7 +182,7 @@ def key_loop(
                 "S = Q K^T",
                 loads_k,
                 mma_flops=matmul_flops,
-                sram_bytes=q_bytes + kv_sram_bytes,
+                sram_bytes=q_bytes * filled.head_dim // w.head_dim + kv_sram_bytes,
             ),
             Compute(
                 "softmax",

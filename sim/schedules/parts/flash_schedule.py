@@ -10,7 +10,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts import registers
-from sim.schedules.parts.flash_cta import FlashCta, flash_sram_bytes
+from sim.schedules.parts.flash_cta import FLASH2_HEAD_DIMS, FlashCta, flash_sram_bytes
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
 
@@ -33,13 +33,31 @@ class FlashSchedule(TiledSchedule):
     rope: Literal["pass", "fused"] | None = None
 
     rotates: ClassVar[bool] = True
+    multiplies_fp8: ClassVar[bool] = False  # a schedule that stands for more than FlashAttention-2
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
         super().check(w)
+        self._check_compiled(w)
         if self.rope and not self.rotates:
             raise InputError(
                 f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'
+            )
+
+    def _check_compiled(self, w: AttentionWorkload) -> None:
+        """csrc/flash_attn/flash_api.cpp, mha_fwd: head_dim up to 256, no fp8."""
+        if self.implementation == "triton":
+            return
+        most = FLASH2_HEAD_DIMS[-1]
+        if w.head_dim > most:
+            raise InputError(
+                f"schedule {self.name}: workload.head_dim = {w.head_dim}: FlashAttention-2 has "
+                f'kernels up to {most}; beyond are implementation = "triton", and naive'
+            )
+        if w.dtype == "fp8" and not self.multiplies_fp8:
+            raise InputError(
+                f'schedule {self.name}: workload.dtype = "fp8": FlashAttention-2 has kernels of '
+                'fp16 and bf16; in fp8 are implementation = "triton", and flash3'
             )
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
@@ -62,11 +80,12 @@ class FlashSchedule(TiledSchedule):
         Raises InputError.
         """
         warps, stages = self.warps or public.warps, self.stages or public.stages
-        tile = self.fit_tile(public.tile, flash_sram_bytes(w, stages), w, hw)
+        filled = public.filled(w)
+        tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
         taken, readers = registers.FLASH_CUDA, min(warps, tile.q // 16)
         if self.implementation == "triton":
-            taken = registers.triton_flash(tile, w.head_dim, warps)
+            taken = registers.triton_flash(tile, filled.head_dim, warps)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
         return replace(

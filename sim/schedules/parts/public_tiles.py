@@ -13,7 +13,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Mask
 from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import BackwardCta
-from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_cta import FlashCta, power_of_two
 from sim.schedules.parts.flash_schedule import Implementation
 
 SM8X = ("sm86", "sm89")  # is_sm8x of flash_fwd_launch_template.h
@@ -56,12 +56,11 @@ def _cta(q: int, kv: int, warps: int) -> FlashCta:
 
 
 def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
-    return FlashCta(Tile(q=q, kv=kv), warps, stages, tensor_path="native")
+    return FlashCta(Tile(q=q, kv=kv), warps, stages, tensor_path="native", head_dim_of=power_of_two)
 
 
 # FlashAttention-2: flash_fwd_launch_template.h, run_mha_fwd_hdim*; the last two by SRAM, as
-# run_mha_fwd_hdim256 (max_smem_per_block, max_smem_per_sm), and for what is larger than any public
-# kernel's. head_dim 160 and 224 run the next larger one.
+# run_mha_fwd_hdim256 (max_smem_per_block, max_smem_per_sm).
 FLASH2: Table[FlashCta] = (
     (Row(32), _cta(128, 128, 4)),
     (Row(64, dropout=True), _cta(128, 64, 4)),
@@ -104,8 +103,7 @@ def _backward(
     return BackwardCta(Tile(q=q, kv=kv), down, v_in_registers, q_stages)
 
 
-# FlashAttention-2, backward: flash_bwd_launch_template.h, run_mha_bwd_hdim*. head_dim 160 and 224
-# run the next larger one.
+# FlashAttention-2, backward: flash_bwd_launch_template.h, run_mha_bwd_hdim*.
 FLASH2_BACKWARD: Table[BackwardCta] = (
     (Row(32, least_cta_kib=104, dropout=True), _backward(128, 128, (4, 4, 4))),
     (Row(32), _backward(128, 128, (4, 4, 4), v_in_registers=True)),
@@ -123,9 +121,10 @@ FLASH2_BACKWARD: Table[BackwardCta] = (
 )
 
 # FlashAttention-3: hopper/tile_size.h, tile_size_fwd_sm90: query rows and keys by head_dim of the
-# kernel that runs and bytes an element; without mask, causal, with a window.
+# kernel that runs and bytes an element; without mask, causal, with a window. From pages smaller
+# than a key block some are smaller (paged_kv_non_TMA).
 FLASH3: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = {
-    (64, 2): {"full": (192, 192), "causal": (192, 128), "window": (192, 160)},
+    (64, 2): {"full": (192, 192), "causal": (192, 128), "window": (192, 128)},
     (96, 2): {"full": (192, 144), "causal": (192, 144), "window": (192, 128)},
     (128, 2): {"full": (128, 176), "causal": (128, 128), "window": (128, 128)},
     (192, 2): {"full": (128, 112), "causal": (128, 112), "window": (128, 96)},
@@ -135,6 +134,14 @@ FLASH3: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = {
     (128, 1): {"full": (128, 224), "causal": (128, 224), "window": (128, 224)},
     (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 160)},
     (256, 1): {"full": (128, 128), "causal": (128, 128), "window": (128, 64)},
+}
+FLASH3_PAGED: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = FLASH3 | {
+    (64, 2): {"full": (192, 128), "causal": (192, 128), "window": (192, 128)},
+    (96, 2): {"full": (192, 128), "causal": (192, 128), "window": (192, 128)},
+    (128, 2): {"full": (128, 128), "causal": (128, 128), "window": (128, 128)},
+    (192, 2): {"full": (128, 96), "causal": (128, 96), "window": (128, 96)},
+    (128, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 160)},
+    (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 128)},
 }
 
 

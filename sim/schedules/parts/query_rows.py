@@ -63,6 +63,21 @@ class QueryRows:
         low, high = np.array(ranges, np.int64).T
         return low // self.tile.kv, -(-high // self.tile.kv)
 
+    @cached_property
+    def masked_share(self) -> float:
+        """Of the visited key blocks, but for each tile's first, those that a mask's edge cuts."""
+        first, end = self.visited
+        whole = masked = 0
+        for block, row in enumerate(range(0, self.rows, self.tile.q)):
+            last = min(row + self.tile.q, self.rows) - 1
+            _, high = self.w.visible_keys(row // self.packed, row // self.packed)
+            low, _ = self.w.visible_keys(last // self.packed, last // self.packed)
+            trips = max(0, int(end[block] - first[block]) - 1)
+            uncut = min(high // self.tile.kv, int(end[block]) - 1) - -(-low // self.tile.kv)
+            masked += trips - min(trips, max(0, uncut))
+            whole += trips
+        return masked / whole if whole else 0.0
+
     def key_blocks(self, tiles: IntArray) -> IntArray:
         """How many key blocks each of these tiles visits."""
         first, end = self.visited

@@ -29,7 +29,7 @@ from sim.schedules.base import STATISTICS_BYTES, blocks, of_constant
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import combine_kernel
 from sim.schedules.parts.elementwise import in_order
-from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flash_cta import FlashCta, compiled_head_dim
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
@@ -126,6 +126,7 @@ class SplitKv(FlashSchedule):
 
     phases: ClassVar[tuple[Phase, ...]] = ("decode",)
     takes = frozenset({"kv_dtype"})
+    multiplies_fp8 = True  # as FlashAttention-3's and FlashInfer's decoding, whose place it takes
 
     def split(self, w: AttentionWorkload, hw: HardwareProfile, splits: int | None) -> SplitKeys:
         """How the keys are cut, by the public heuristic unless `splits` says; raises InputError."""
@@ -229,7 +230,7 @@ def splits_of(w: AttentionWorkload, hw: HardwareProfile, key_blocks: int) -> int
 
 def _combine(parts: Result, whole: Result) -> Kernel:
     """run_flash_splitkv_fwd: 4, 8 or 16 rows a CTA of 128 threads, by head_dim."""
-    head_dim = whole.o.cols
+    head_dim = compiled_head_dim(whole.o.cols)
     rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
     down = blocks(whole.o.rows, rows)
 
