@@ -44,6 +44,11 @@ SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
 MLA = {"name": "mla"}
+FA3_MLA = MLA | {"implementation": "fa3"}
+FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
+TRTLLM_MLA = MLA | {"implementation": "trtllm"}
+SGLANG_MLA = MLA | {"implementation": "triton"}
+VLLM_MLA = SGLANG_MLA | {"splits": 4}  # vllm/v1/attention/backends/mla/triton_mla.py
 NAIVE = {"name": "naive", "mask": False}
 SCALED_NAIVE = NAIVE | {"scale": True}
 
@@ -96,27 +101,25 @@ OPERATIONS = (
     # --- multi-head latent attention ---------------------------------------------------------
     # On `fit` rows vLLM's calls take 168 to 171 us on an H100, 313 to 352 on an L40S, whatever is
     # in them: a time not far above that is mostly the host's.
-    Operation(r"vllm MLA vllm_triton_mla", "MLA decode, Triton", DECODE, MLA, floor_us=450),
-    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, MLA),
+    Operation(r"vllm MLA vllm_triton_mla", "MLA decode, Triton", DECODE, VLLM_MLA, floor_us=450),
+    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, SGLANG_MLA),
+    Operation(r"vllm MLA vllm_flash_attn_mla", "MLA decode, FA3", DECODE, FA3_MLA, floor_us=220),
     Operation(
-        r"vllm MLA .*",
-        "MLA decode, FlashMLA and FA3",
-        DECODE,
-        MLA,
-        in_cache_dtype=True,
-        floor_us=220,
+        r"vllm MLA .*", "MLA decode, FlashMLA", DECODE, MLA, in_cache_dtype=True, floor_us=220
     ),
+    Operation(r"sglang MLA flash_attention", "MLA decode, FA3", DECODE, FA3_MLA),
     Operation(
-        r"sglang MLA flash_attention",
-        "MLA decode, FlashMLA and FA3",
+        r"trtllm MLA .*",
+        "MLA decode, TensorRT-LLM",
         DECODE,
-        MLA,
+        TRTLLM_MLA,
+        arch=AMPERE + HOPPER,
         in_cache_dtype=True,
     ),
     Operation(
-        r"(trtllm|sglang) MLA .*", "MLA decode, TensorRT-LLM", DECODE, MLA, in_cache_dtype=True
+        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, MLA, in_cache_dtype=True
     ),
-    Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, MLA),
+    Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
     # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
     Operation(r"vllm MLA vllm_triton_mla", "MLA prefill, FA2", PREFILL, FLASH2, head_dim=192),
     Operation(r"sglang MLA triton", "MLA prefill, Triton", PREFILL, TRITON, head_dim=160),
@@ -408,7 +411,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
             raise NotPredictedError(f"its {name} is not stated")
     if figure.causal is None and not decodes:
         raise NotPredictedError("whether it is causal is not stated")
-    latent = operation.schedule is MLA
+    latent = operation.schedule is not None and operation.schedule["name"] == "mla"
     dtype = figure.dtype.split("/")[0]
     kv_dtype = figure.kv_dtype.split("/")[0] if decodes or operation.in_cache_dtype else dtype
     if dtype not in DTYPE_BYTES or kv_dtype not in KV_BITS:
