@@ -33,6 +33,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, TiledSchedule, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import scattered
@@ -67,6 +68,10 @@ from sim.tile_program import (
 
 OVERHEAD_BLOCKS = 5  # what starting on a sequence counts as (config.h, FIXED_OVERHEAD_NUM_BLOCKS)
 PAGES_SEED = 0
+# Lane operations of PyTorch's cast from 8 bits, an element at a time: it is fetched by a switch over
+# dtypes (c10/core/DynamicCast.h) and taken apart bit by bit (c10/util/Float8_e4m3fn.h). Fitted to
+# two rows of the split `fit` (SGLang on an H100), both of which it takes at 0.34 elements a ns.
+CAST_OPS = 75
 
 
 class Mla(TiledSchedule):
@@ -82,8 +87,19 @@ class Mla(TiledSchedule):
     masks = ("full", "causal")
     takes = frozenset({"latents"})
 
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload.
+
+        `fa3` takes a cache of fp8, which it casts whole.
+        """
+        casts = self.implementation == "fa3" and w.kv_dtype == "fp8"
+        super().check(replace(w, kv_dtype=None) if casts else w)
+
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """The split kernel and, where a sequence is in several parts, the combine kernel."""
+        """The split kernel and, where a sequence is in several parts, the combine kernel.
+
+        TensorRT-LLM's before Hopper is one; a cache that is cast has that kernel first.
+        """
         if w.latent_dim is None:
             raise InputError(
                 "schedule mla: workload.latent_dim is missing: a model with latent attention was "
@@ -107,8 +123,9 @@ class Mla(TiledSchedule):
         tile = self.fit_tile(cta.tile, lambda tile: cta.sram_bytes(w, tile), w, hw)
         cta = replace(cta, tile=tile)
         latents = _Latents(w, w.latent_dim, cta, self._parts(w, cta, hw))
-        split = latents.split_kernel()
-        return [split, latents.combine_kernel()] if latents.parts.combined.any() else [split]
+        casting = [latents.cast_kernel()] if w.kv_dtype else []
+        combining = [latents.combine_kernel()] if latents.parts.combined.any() else []
+        return [*casting, latents.split_kernel(), *combining]
 
     def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> "Parts":
         """Who works on what, by the kernel's own rule."""
@@ -256,9 +273,12 @@ class _Latents:
         self.pages = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
         self.key_blocks = blocks(w.seq_kv, tile.kv)
         self.q = Tensor("Q", w.batch, w.heads, self.width, w.dtype_bytes, "input", "query")
-        self.cache = Tensor(
-            "C", 1, self.pages.pool_rows, self.width, w.dtype_bytes, "input", "cache"
-        )
+        pool = (1, self.pages.pool_rows, self.width)
+        self.cache = Tensor("C", *pool, w.dtype_bytes, "input", "cache")
+        self.stored = self.cache
+        if w.kv_dtype:
+            self.stored = Tensor(f"C, {w.kv_dtype}", *pool, 1, "input", "cache")
+            self.cache = Tensor("C", *pool, w.dtype_bytes, role="cache")
         self.whole = Result(
             Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result"),
             Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics"),
@@ -267,6 +287,12 @@ class _Latents:
             Tensor("O of splits", partials, w.heads, latent_dim, cta.partial_bytes, role="partial"),
             Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial"),
         )
+
+    def cast_kernel(self) -> Kernel:
+        """The whole cache in the queries' dtype, as PyTorch casts a tensor."""
+        rows = rows_of(self.cache)
+        read, write = in_order(self.stored, rows), in_order(self.cache, rows)
+        return elementwise("cast C", (read,), (write,), vector_ops=CAST_OPS * rows * self.width)
 
     def split_kernel(self) -> Kernel:
         """The kernel over all parts."""

@@ -2,7 +2,8 @@
 
     flashmla     deepseek-ai/FlashMLA, csrc/sm90/decode/dense: traits.h (64 x 64, 256 threads, two
                  buffers, P in SRAM), splitkv_mla.cuh (each warp group has half of V, and one is a
-                 block behind the other)
+                 block behind the other); in 8 bits, as it was first (vllm-project/FlashMLA,
+                 csrc/extension/sm90/dense_fp8): see trtllm
     fa3          Dao-AILab/flash-attention, hopper/: tile_size.h (headdim_v 512: 64 x 64, P in
                  SRAM), flash_fwd_launch_template.h (2 stages), mainloop_fwd_sm90_tma_gmma_ws.hpp
                  (LargeHeadDimV: one warp group has S and the softmax, both have half of V; no
@@ -42,6 +43,7 @@ COPY_BYTES = 16  # of one cp.async
 TRITON_OPS_A_COPY = 8
 TURNED_AT_ONCE = 4
 MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
+EIGHT_BITS = ("flashmla", "trtllm")
 NOT_PUBLIC = "trtllm-gen's kernels are not public; flashmla stands nearest"
 # mla.cuh, DISPATCH_SMEM_CONFIG: bytes that an SM has at least; keys of a block, stages, QK_SHARD.
 FLASHINFER = ((221_696, 64, 2, True), (147_968, 32, 2, True), (92_672, 16, 1, False))
@@ -102,7 +104,12 @@ class LatentCta:
 def public_latent_cta(
     implementation: Implementation, w: AttentionWorkload, hw: HardwareProfile
 ) -> LatentCta:
-    """What the public kernel uses; raises InputError where there is none for the device."""
+    """What the public kernel uses; raises InputError where there is none for dtype or device."""
+    if w.dtype_bytes == 1 and implementation not in EIGHT_BITS:
+        raise InputError(
+            f'schedule mla: implementation = "{implementation}": workload.dtype = "{w.dtype}": it '
+            f"multiplies in 16 bits; in 8 do {', '.join(EIGHT_BITS)}"
+        )
     if implementation == "flashinfer" and hw.arch != "sm90":
         return _flashinfer(hw)
     if implementation in ("fa3", "trtllm") and hw.arch != "sm90":
@@ -128,7 +135,7 @@ def public_latent_cta(
     if implementation == "fa3":
         threads, taken = 3 * WARP_GROUP, registers.FLASH3[2]
         return replace(cta, threads=threads, registers_per_thread=taken, tensor_path="native")
-    if implementation == "trtllm":
+    if implementation == "trtllm" or cta.turns_v:
         return replace(cta, tensor_path="native")
     if implementation == "flashinfer":
         return replace(cta, tensor_path="native", p_in_sram=False, partial_bytes=2)
