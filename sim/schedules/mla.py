@@ -17,6 +17,12 @@ many blocks with 5 for starting a sequence (get_mla_metadata.cu, flash_api.cpp),
 (mla_combine.cu). A page is read whole, with the 32-byte sector that has its number. FlashMLA runs
 on Hopper; elsewhere its loop runs with the tile that fits.
 
+Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
+TensorRT-LLM's and the Triton kernel of vLLM and SGLang. Their CTAs are told in
+`parts.latent_ctas`, who works on what in `parts.latent_splits`; TensorRT-LLM's before Hopper has a
+loop of its own, in `parts.latent_slices`. FlashInfer combines at the end of its only launch, which
+here is a launch more. That a page cannot be loaded before its number is there is not modelled.
+
 The matmuls by W_UK and W_UV are left out as all projections are: DeepSeek-V2 (arXiv 2405.04434,
 section 2.1.2) absorbs them in those that make the queries and take the output. Prefill is `flash2`
 on K and V made of the latents.
@@ -30,7 +36,7 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, TiledSchedule, blocks
+from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, TiledSchedule, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import combine_kernel
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
@@ -50,6 +56,7 @@ from sim.schedules.parts.latent_splits import (
     even_pieces,
     fa3_splits,
     flashinfer_pieces,
+    plan_kernel,
     triton_splits,
 )
 from sim.schedules.parts.results import Result
@@ -68,18 +75,27 @@ from sim.tile_program import (
 
 OVERHEAD_BLOCKS = 5  # what starting on a sequence counts as (config.h, FIXED_OVERHEAD_NUM_BLOCKS)
 PAGES_SEED = 0
-# Lane operations of PyTorch's cast from 8 bits, an element at a time: it is fetched by a switch over
+# Who has a kernel that decides who works on what, and whether it runs with every call.
+PLAN_ON_DEVICE = {"flashmla": False, "fa3": True, "trtllm": True}
+# Lane operations of an element that PyTorch casts from 8 bits: it is fetched by a switch over
 # dtypes (c10/core/DynamicCast.h) and taken apart bit by bit (c10/util/Float8_e4m3fn.h). Fitted to
-# two rows of the split `fit` (SGLang on an H100), both of which it takes at 0.34 elements a ns.
+# two rows of the split `fit` (SGLang on an H100), which agree on some 350 elements a nanosecond.
 CAST_OPS = 75
 
 
 class Mla(TiledSchedule):
-    """Multi-head latent attention of one query a sequence; a page has tile.kv tokens."""
+    """Multi-head latent attention of one query a sequence; a page has tile.kv tokens.
+
+    `implementation` says whose kernel it is. Triton's cuts each sequence in so many `splits`, by
+    SGLang's rule unless given; vLLM has 4. Whether a call has a kernel before that decides who
+    works on what (`plan`) goes by the implementation unless given: with FlashMLA one call decides
+    for all layers.
+    """
 
     name: Literal["mla"] = "mla"
     implementation: Implementation = "flashmla"
     splits: Splits | None = None
+    plan: bool | None = None
 
     summary = "multi-head latent attention, absorbed: one latent cache for all heads"
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
@@ -110,11 +126,7 @@ class Mla(TiledSchedule):
                 f"schedule mla: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = 1, as "
                 'phase = "decode" has it)'
             )
-        if self.splits is not None and self.implementation != "triton":
-            raise InputError(
-                f'schedule mla: splits = {self.splits}: implementation = "{self.implementation}" '
-                "has a rule of its own; triton's kernel takes them"
-            )
+        self._check_options()
         if self.implementation == "trtllm" and not hw.matmul_by_warp_group:
             sliced = SlicedCta.of(w)
             tile = self.fit_tile(sliced.tile, sliced.sram_bytes, w, hw)
@@ -125,7 +137,28 @@ class Mla(TiledSchedule):
         latents = _Latents(w, w.latent_dim, cta, self._parts(w, cta, hw))
         casting = [latents.cast_kernel()] if w.kv_dtype else []
         combining = [latents.combine_kernel()] if latents.parts.combined.any() else []
-        return [*casting, latents.split_kernel(), *combining]
+        return [*casting, *self._plan(latents.parts), latents.split_kernel(), *combining]
+
+    def _check_options(self) -> None:
+        if self.splits is not None and self.implementation != "triton":
+            raise InputError(
+                f'schedule mla: splits = {self.splits}: implementation = "{self.implementation}" '
+                "has a rule of its own; triton's kernel takes them"
+            )
+        if self.plan and self.implementation not in PLAN_ON_DEVICE:
+            raise InputError(
+                f'schedule mla: plan = true: implementation = "{self.implementation}" has no '
+                f"kernel for it; {', '.join(PLAN_ON_DEVICE)} have"
+            )
+
+    def _plan(self, parts: "Parts") -> list[Kernel]:
+        """The kernel that decides who works on what, where every call has one."""
+        usual = PLAN_ON_DEVICE.get(self.implementation, False)
+        if not (usual if self.plan is None else self.plan):
+            return []
+        sequences, number = len(parts.splits), len(parts.count) // parts.slots
+        turns = 1 if self.implementation == "fa3" else number + sequences
+        return [plan_kernel(sequences, number, turns)]
 
     def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> "Parts":
         """Who works on what, by the kernel's own rule."""
@@ -263,9 +296,7 @@ class _Ctas:
 class _Latents:
     """Attention over the latent cache: its tensors, and the kernels that go through them."""
 
-    def __init__(
-        self, w: AttentionWorkload, latent_dim: int, cta: LatentCta, parts: Parts
-    ) -> None:
+    def __init__(self, w: AttentionWorkload, latent_dim: int, cta: LatentCta, parts: Parts) -> None:
         self.w, self.latent_dim, self.cta, self.parts = w, latent_dim, cta, parts
         self.tile = tile = cta.tile
         self.width = latent_dim + w.rope_dim

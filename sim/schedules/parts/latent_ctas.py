@@ -55,10 +55,10 @@ class LatentCta:
 
     Of its threads `chains` warp groups go through the blocks of keys at their own pace; where there
     are more they wait for each other in every block, which makes them one. `q_readers`, `k_readers`
-    and `v_readers` say how often a tile is read from SRAM. V has a load of its own if `loads_v`
-    says so, and its buffer and K's are free when the trip is over; it is turned in SRAM, beside itself, if
-    `turns_v` says so. `scored_by` groups of warps have
-    all of S each. S is summed in `sum_steps`, each of which waits for the last. Partial results
+    and `v_readers` say how often a tile is read from SRAM. If `loads_v`, V has a load of its own,
+    and its buffer and K's are free when the trip is over; if `turns_v`, V is turned in SRAM, beside
+    itself. `scored_by` groups of warps have all of S each. S is summed in `sum_steps`, each of
+    which waits for the last. A copy of 16 bytes takes `ops_a_copy` of addresses. Partial results
     have `partial_bytes` an element, and are made one even where there is one if it
     `always_combines`, by CTAs of `combined_rows` and `combining_threads`.
     """

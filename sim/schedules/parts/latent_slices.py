@@ -88,7 +88,8 @@ class _Items:
     def page(self, items: IntArray) -> IntArray:
         """Where in the pool each item's page lies."""
         block, _, _, sequence = self.grid.at(items)
-        return self.pages.table.ravel()[sequence * self.key_blocks + block]
+        page: IntArray = self.pages.table.ravel()[sequence * self.key_blocks + block]
+        return page
 
     def numbers(self) -> Stream:
         """The sector of the page table that has the number of each item's page."""
@@ -97,7 +98,8 @@ class _Items:
 
         def base(items: IntArray) -> IntArray:
             block, _, _, sequence = self.grid.at(items)
-            return sequence * blocks(table.cols, entries) + sectors[block]
+            sector: IntArray = sequence * blocks(table.cols, entries) + sectors[block]
+            return sector
 
         return Stream(table, 1, entries, base)
 
@@ -112,7 +114,8 @@ class _Items:
 
     def is_last(self, items: IntArray) -> IntArray:
         """1 of the last block of keys."""
-        return (self.grid.at(items)[0] == self.key_blocks - 1).astype(np.int64)
+        last: IntArray = (self.grid.at(items)[0] == self.key_blocks - 1).astype(np.int64)
+        return last
 
 
 def sliced_kernel(w: AttentionWorkload, cta: SlicedCta, seed: int) -> Kernel:

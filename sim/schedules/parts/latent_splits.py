@@ -2,13 +2,22 @@
 
 A *piece* is (sequence, its first block of keys there, how many); a part, which is a CTA for each
 block of heads, has one or more of them. FlashMLA's own rule is in `mla`.
+
+What decides so is a kernel of one CTA: FlashMLA's (get_decoding_sched_meta.cu, which TensorRT-LLM
+runs with every call: kernels/flashMLA/flash_fwd_mla_metadata.cu) has one thread go through all
+parts and sequences; FlashAttention-3's (hopper/flash_prepare_scheduler.cu) has a thread a sequence.
+That a turn of the former is two dependent instructions long, a load from SRAM and what comes of it,
+is an estimate. FlashInfer plans on the host.
 """
 
 import heapq
 from math import ceil, log2
 
 from sim.inputs.hardware import HardwareProfile
-from sim.schedules.base import Tile, blocks
+from sim.schedules.base import Tile, blocks, of_constant
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Tensor, once
 
 Piece = tuple[int, int, int]
 MOST_TRITON_SPLITS = 8
@@ -16,12 +25,15 @@ MOST_FA3_SPLITS = 128
 TOKENS_A_STEP = 64
 FA3_MARGIN = 1.1
 FEW_BLOCKS = 4
+LENGTH_BYTES = 4
+PLANNED = 8  # numbers of a part (TileSchedulerMetaDataSize)
+WARP = 32
 
 
 def even_pieces(sequences: int, key_blocks: int, splits: int) -> list[list[Piece]]:
-    """Each sequence cut in so many ranges of equally many blocks, a part each, sequence by sequence.
+    """Each sequence cut in so many ranges of equally many blocks, sequence by sequence.
 
-    There are fewer where ranges of that size need fewer.
+    A part each; there are fewer where ranges of that size need fewer.
     """
     size = blocks(key_blocks, splits)
     firsts = range(0, key_blocks, size)
@@ -32,9 +44,7 @@ def even_pieces(sequences: int, key_blocks: int, splits: int) -> list[list[Piece
     ]
 
 
-def triton_splits(
-    sequences: int, head_blocks: int, seq_kv: int, hw: HardwareProfile
-) -> int:
+def triton_splits(sequences: int, head_blocks: int, seq_kv: int, hw: HardwareProfile) -> int:
     """Ranges of a sequence in SGLang, up to 8.
 
     Source: sgl-project/sglang, srt/layers/attention, get_num_kv_splits_triton, with
@@ -72,8 +82,8 @@ def flashinfer_pieces(
     """FlashInfer's plan: ranges of at most so many keys, each to the cluster that has least to do.
 
     Source: flashinfer-ai/flashinfer, include/flashinfer/attention/scheduler.cuh, MLAPlan and
-    cost_function. A cluster has a CTA for each block of heads, as there for up to 128 heads. Of
-    clusters that have equally much to do the first is taken, where heap.h leaves it to std::pop_heap.
+    cost_function. A cluster has a CTA for each block of heads, as there for up to 128 heads. Where
+    several have equally much to do it is the first's; heap.h leaves that to std::pop_heap.
     """
     clusters = max(1, sms // head_blocks)
     limit = _flashinfer_limit(blocks(sequences * seq_kv, clusters))
@@ -95,3 +105,24 @@ def _flashinfer_limit(keys: int) -> int:
         if keys <= most:
             return limit
     return blocks(keys, 256) * 256
+
+
+def plan_kernel(sequences: int, parts: int, turns: int) -> Kernel:
+    """One CTA reads all lengths, decides in so many turns, writes each part's piece."""
+    lengths = Tensor("lengths", 1, 1, sequences, LENGTH_BYTES, "input")
+    plan = Tensor("plan", 1, parts, PLANNED, LENGTH_BYTES)
+    load = Load(in_order(lengths, 1))
+    decide = (
+        Compute("look at a sequence", vector_ops=WARP),
+        Compute("place it", vector_ops=WARP),
+    )
+    return Kernel(
+        name="plan",
+        ctas=1,
+        loops=(
+            Loop(once, (load, Compute("add up", (load,), vector_ops=sequences))),
+            Loop(of_constant(turns), decide),
+            Loop(once, (Store(in_order(plan, parts)),)),
+        ),
+        footprint=Footprint(2 * LENGTH_BYTES * sequences, WARP, registers.UPDATE),
+    )
