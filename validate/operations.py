@@ -5,7 +5,7 @@ row's `extra` says of page size, splits, window, L2 and timing is read by the pa
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
     FlashInfer's, TensorRT-LLM's and FlashAttention-3's decoding    `paged`, in its split-KV kernels
-    MLA on tensor cores other than Hopper's                         `mla` with mma.sync
+    trtllm-gen's decoding of latents                                `mla`, FlashMLA's
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
@@ -53,6 +53,11 @@ SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
 MLA = {"name": "mla"}
+FA3_MLA = MLA | {"implementation": "fa3"}
+FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
+TRTLLM_MLA = MLA | {"implementation": "trtllm"}
+SGLANG_MLA = MLA | {"implementation": "triton"}
+VLLM_MLA = SGLANG_MLA | {"splits": 4}  # vllm/v1/attention/backends/mla/triton_mla.py
 NAIVE = {"name": "naive", "mask": False}
 SCALED_NAIVE = NAIVE | {"scale": True}
 
@@ -109,29 +114,27 @@ _ONE_HEAD_DIM = "K has 192 elements and V 128: its schedule has one head_dim"
 # The first that fits counts.
 OPERATIONS = (
     # --- multi-head latent attention ---------------------------------------------------------
-    # On `fit` rows vLLM's calls take 168 to 171 us on an H100, 313 to 352 on an L40S, whatever is
-    # in them: a time not far above that is mostly the host's.
-    Operation(r"vllm MLA vllm_triton_mla", "MLA decode, Triton", DECODE, MLA, floor_us=450),
-    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, MLA),
+    # On `fit` rows vLLM's calls take 168 to 171 us on an H100 (167 to 212 with FlashMLA), 313 to
+    # 352 on an L40S, whatever is in them: a time not far above that is mostly the host's.
+    Operation(r"vllm MLA vllm_triton_mla", "MLA decode, Triton", DECODE, VLLM_MLA, floor_us=450),
+    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, SGLANG_MLA),
+    Operation(r"vllm MLA vllm_flash_attn_mla", "MLA decode, FA3", DECODE, FA3_MLA, floor_us=220),
     Operation(
-        r"vllm MLA .*",
-        "MLA decode, FlashMLA and FA3",
-        DECODE,
-        MLA,
-        in_cache_dtype=True,
-        floor_us=220,
+        r"vllm MLA .*", "MLA decode, FlashMLA", DECODE, MLA, in_cache_dtype=True, floor_us=270
     ),
+    Operation(r"sglang MLA flash_attention", "MLA decode, FA3", DECODE, FA3_MLA),
     Operation(
-        r"sglang MLA flash_attention",
-        "MLA decode, FlashMLA and FA3",
+        r"trtllm MLA .*",
+        "MLA decode, TensorRT-LLM",
         DECODE,
-        MLA,
+        TRTLLM_MLA,
+        arch=AMPERE + HOPPER,
         in_cache_dtype=True,
     ),
     Operation(
-        r"(trtllm|sglang) MLA .*", "MLA decode, TensorRT-LLM", DECODE, MLA, in_cache_dtype=True
+        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, MLA, in_cache_dtype=True
     ),
-    Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, MLA),
+    Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
     # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
     Operation(
         r"vllm MLA vllm_triton_mla",
@@ -468,7 +471,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
             raise NotPredictedError(f"its {name} is not stated")
     if figure.causal is None and not decodes:
         raise NotPredictedError("whether it is causal is not stated")
-    latent = operation.schedule is MLA
+    latent = operation.schedule is not None and operation.schedule["name"] == "mla"
     dtype = figure.dtype.split("/")[0]
     kv_dtype = figure.kv_dtype.split("/")[0] if decodes or operation.in_cache_dtype else dtype
     if dtype not in DTYPE_BYTES or kv_dtype not in KV_BITS:

@@ -17,6 +17,12 @@ many blocks with 5 for starting a sequence (get_mla_metadata.cu, flash_api.cpp),
 (mla_combine.cu). A page is read whole, with the 32-byte sector that has its number. FlashMLA runs
 on Hopper; elsewhere its loop runs with the tile that fits.
 
+Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
+TensorRT-LLM's and the Triton kernel of vLLM and SGLang. Their CTAs are told in
+`parts.latent_ctas`, who works on what in `parts.latent_splits`; TensorRT-LLM's before Hopper has a
+loop of its own, in `parts.latent_slices`. FlashInfer combines at the end of its only launch, which
+here is a launch more. That a page cannot be loaded before its number is there is not modelled.
+
 The matmuls by W_UK and W_UV are left out as all projections are: DeepSeek-V2 (arXiv 2405.04434,
 section 2.1.2) absorbs them in those that make the queries and take the output. Prefill is `flash2`
 on K and V made of the latents.
@@ -30,13 +36,31 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, TiledSchedule, blocks
+from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, TiledSchedule, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import scattered
+from sim.schedules.parts.latent_ctas import (
+    COPY_BYTES,
+    TURNED_AT_ONCE,
+    Implementation,
+    LatentCta,
+    public_latent_cta,
+)
+from sim.schedules.parts.latent_slices import SlicedCta, sliced_kernel
+from sim.schedules.parts.latent_splits import (
+    Piece,
+    even_pieces,
+    fa3_splits,
+    flashinfer_pieces,
+    plan_kernel,
+    triton_splits,
+)
 from sim.schedules.parts.results import Result
+from sim.schedules.parts.split_kv import Splits
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -49,17 +73,29 @@ from sim.tile_program import (
     Tensor,
 )
 
-BUFFERS = 2
-WARP_GROUPS = 2
 OVERHEAD_BLOCKS = 5  # what starting on a sequence counts as (config.h, FIXED_OVERHEAD_NUM_BLOCKS)
-COMBINED_ROWS = 8
 PAGES_SEED = 0
+# Who has a kernel that decides who works on what, and whether it runs with every call.
+PLAN_ON_DEVICE = {"flashmla": False, "fa3": True, "trtllm": True}
+# Lane operations of an element that PyTorch casts from 8 bits: it is fetched by a switch over
+# dtypes (c10/core/DynamicCast.h) and taken apart bit by bit (c10/util/Float8_e4m3fn.h). Fitted to
+# two rows of the split `fit` (SGLang on an H100), which agree on some 350 elements a nanosecond.
+CAST_OPS = 75
 
 
 class Mla(TiledSchedule):
-    """Multi-head latent attention of one query a sequence; a page has tile.kv tokens."""
+    """Multi-head latent attention of one query a sequence; a page has tile.kv tokens.
+
+    `implementation` says whose kernel it is. Triton's cuts each sequence in so many `splits`, by
+    SGLang's rule unless given; vLLM has 4. Whether a call has a kernel before that decides who
+    works on what (`plan`) goes by the implementation unless given: with FlashMLA one call decides
+    for all layers.
+    """
 
     name: Literal["mla"] = "mla"
+    implementation: Implementation = "flashmla"
+    splits: Splits | None = None
+    plan: bool | None = None
 
     summary = "multi-head latent attention, absorbed: one latent cache for all heads"
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
@@ -67,8 +103,19 @@ class Mla(TiledSchedule):
     masks = ("full", "causal")
     takes = frozenset({"latents"})
 
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload.
+
+        `fa3` takes a cache of fp8, which it casts whole.
+        """
+        casts = self.implementation == "fa3" and w.kv_dtype == "fp8"
+        super().check(replace(w, kv_dtype=None) if casts else w)
+
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """The split kernel and, where a sequence is in several parts, the combine kernel."""
+        """The split kernel and, where a sequence is in several parts, the combine kernel.
+
+        TensorRT-LLM's before Hopper is one; a cache that is cast has that kernel first.
+        """
         if w.latent_dim is None:
             raise InputError(
                 "schedule mla: workload.latent_dim is missing: a model with latent attention was "
@@ -79,19 +126,56 @@ class Mla(TiledSchedule):
                 f"schedule mla: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = 1, as "
                 'phase = "decode" has it)'
             )
-        row_bytes = (w.latent_dim + w.rope_dim) * w.dtype_bytes
+        self._check_options()
+        if self.implementation == "trtllm" and not hw.matmul_by_warp_group:
+            sliced = SlicedCta.of(w)
+            tile = self.fit_tile(sliced.tile, sliced.sram_bytes, w, hw)
+            return [sliced_kernel(w, replace(sliced, tile=tile), PAGES_SEED)]
+        cta = public_latent_cta(self.implementation, w, hw)
+        tile = self.fit_tile(cta.tile, lambda tile: cta.sram_bytes(w, tile), w, hw)
+        cta = replace(cta, tile=tile)
+        latents = _Latents(w, w.latent_dim, cta, self._parts(w, cta, hw))
+        casting = [latents.cast_kernel()] if w.kv_dtype else []
+        combining = [latents.combine_kernel()] if latents.parts.combined.any() else []
+        return [*casting, *self._plan(latents.parts), latents.split_kernel(), *combining]
 
-        def sram_bytes(tile: Tile) -> int:
-            """Q, the buffers of C, and P."""
-            scores_bytes = tile.q * tile.kv * w.dtype_bytes
-            return row_bytes * (tile.q + BUFFERS * tile.kv) + scores_bytes
+    def _check_options(self) -> None:
+        if self.splits is not None and self.implementation != "triton":
+            raise InputError(
+                f'schedule mla: splits = {self.splits}: implementation = "{self.implementation}" '
+                "has a rule of its own; triton's kernel takes them"
+            )
+        if self.plan and self.implementation not in PLAN_ON_DEVICE:
+            raise InputError(
+                f'schedule mla: plan = true: implementation = "{self.implementation}" has no '
+                f"kernel for it; {', '.join(PLAN_ON_DEVICE)} have"
+            )
 
-        tile = self.fit_tile(Tile(q=64, kv=64), sram_bytes, w, hw)
-        down = blocks(w.heads, tile.q)
-        parts = cut_in_parts(w.batch, blocks(w.seq_kv, tile.kv), max(1, hw.sm.count // down))
-        latents = _Latents(w, w.latent_dim, tile, parts)
-        split = latents.split_kernel(hw, sram_bytes(tile))
-        return [split, latents.combine_kernel()] if parts.splits.max() > 1 else [split]
+    def _plan(self, parts: "Parts") -> list[Kernel]:
+        """The kernel that decides who works on what, where every call has one."""
+        usual = PLAN_ON_DEVICE.get(self.implementation, False)
+        if not (usual if self.plan is None else self.plan):
+            return []
+        sequences, number = len(parts.splits), len(parts.count) // parts.slots
+        turns = 1 if self.implementation == "fa3" else number + sequences
+        return [plan_kernel(sequences, number, turns)]
+
+    def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> "Parts":
+        """Who works on what, by the kernel's own rule."""
+        tile, sms = cta.tile, hw.sm.count
+        key_blocks, down = blocks(w.seq_kv, tile.kv), blocks(w.heads, tile.q)
+        if self.implementation == "triton":
+            splits = self.splits or triton_splits(w.batch, down, w.seq_kv, hw)
+            pieces = even_pieces(w.batch, key_blocks, splits)
+            # Its grid is (sequences, blocks of heads, ranges), the first running fastest.
+            pieces.sort(key=lambda part: part[0][1])
+            return parts_of(pieces, w.batch, together=w.batch, always=True)
+        if self.implementation == "fa3":
+            splits = fa3_splits(w.batch, down, key_blocks, hw)
+            return parts_of(even_pieces(w.batch, key_blocks, splits), w.batch)
+        if self.implementation == "flashinfer":
+            return parts_of(flashinfer_pieces(w.batch, down, w.seq_kv, tile, sms), w.batch)
+        return cut_in_parts(w.batch, key_blocks, max(1, sms // down))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +184,8 @@ class Parts:
 
     `sequence`, its `first` key block there, the `count` of them (0: none) and where its `partial`
     result lies (-1: the part has all of it) have shape (parts * slots), a part's slots one after
-    the other. `splits` and `first_split` are of each sequence.
+    the other. `splits`, how many of them are `combined` (0: none) and `first_split` are of each
+    sequence. A block of heads runs for so many parts `together` before the next block does.
     """
 
     slots: int
@@ -109,14 +194,16 @@ class Parts:
     count: IntArray
     partial: IntArray
     splits: IntArray
+    combined: IntArray
     first_split: IntArray
+    together: int = 1
 
 
 def cut_in_parts(sequences: int, key_blocks: int, parts: int) -> Parts:
     """FlashMLA's schedule for sequences of `key_blocks` each (get_mla_metadata.cu)."""
     total = sequences * (key_blocks + OVERHEAD_BLOCKS)
     payload = max(blocks(total, parts) + OVERHEAD_BLOCKS, 2 * OVERHEAD_BLOCKS)
-    pieces: list[list[tuple[int, int, int]]] = []  # of each part: sequence, first block, count
+    pieces: list[list[Piece]] = []
     sequence = done = 0
     while sequence < sequences:
         left, part = payload, []
@@ -128,13 +215,26 @@ def cut_in_parts(sequences: int, key_blocks: int, parts: int) -> Parts:
             if done == key_blocks:
                 sequence, done = sequence + 1, 0
         pieces.append(part)
+    return parts_of(pieces, sequences)
+
+
+def parts_of(
+    pieces: list[list[Piece]], sequences: int, *, together: int = 1, always: bool = False
+) -> Parts:
+    """Parts of those pieces; results are partial of a sequence in several, or `always`."""
     slots = max(len(part) for part in pieces)
     filled = [piece for part in pieces for piece in part + [(0, 0, 0)] * (slots - len(part))]
     owner, first, count = np.array(filled, np.int64).T
     splits = np.bincount(owner[count > 0], minlength=sequences)
+    combined = np.where((splits > 1) | always, splits, 0)
     # A sequence's partial results lie one after the other, in the order of its parts.
-    partial = np.where((count > 0) & (splits[owner] > 1), np.cumsum(count > 0) - 1, -1)
-    return Parts(slots, owner, first, count, partial, splits, np.cumsum(splits) - splits)
+    place = np.zeros_like(owner)
+    of_sequences = np.argsort(np.where(count > 0, owner, sequences), kind="stable")
+    place[of_sequences] = np.arange(len(owner))
+    partial = np.where((count > 0) & (combined[owner] > 0), place, -1)
+    return Parts(
+        slots, owner, first, count, partial, splits, combined, np.cumsum(splits) - splits, together
+    )
 
 
 @dataclass(frozen=True)
@@ -146,13 +246,18 @@ class _Ctas:
 
     @property
     def grid(self) -> Grid:
-        """Items: (slots, blocks of heads, parts)."""
-        return Grid(self.parts.slots, self.down, len(self.parts.count) // self.parts.slots)
+        """Items: (slots, parts that go together, blocks of heads, such groups of parts)."""
+        slots, together = self.parts.slots, self.parts.together
+        return Grid(slots, together, self.down, len(self.parts.count) // (slots * together))
 
     def slot(self, items: IntArray) -> IntArray:
         """The slot of each item, counted over all parts."""
-        slot, _, part = self.grid.at(items)
-        return part * self.parts.slots + slot
+        slot, part, _, group = self.grid.at(items)
+        return (group * self.parts.together + part) * self.parts.slots + slot
+
+    def head_block(self, items: IntArray) -> IntArray:
+        """The block of heads of each item."""
+        return self.grid.at(items)[2]
 
     def sequence(self, items: IntArray) -> IntArray:
         """The sequence of each item."""
@@ -168,12 +273,12 @@ class _Ctas:
 
     def rows_of_sequence(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O where the part has all of the sequence."""
-        return self.sequence(items) * self.down + self.grid.at(items)[1]
+        return self.sequence(items) * self.down + self.head_block(items)
 
     def rows_of_partial(self, items: IntArray) -> IntArray:
         """The tile of the partial O."""
         partial = np.maximum(self.parts.partial[self.slot(items)], 0)
-        return partial * self.down + self.grid.at(items)[1]
+        return partial * self.down + self.head_block(items)
 
     def has_keys(self, items: IntArray) -> IntArray:
         """1 where the item is a sequence's, 0 where the slot is empty."""
@@ -191,31 +296,45 @@ class _Ctas:
 class _Latents:
     """Attention over the latent cache: its tensors, and the kernels that go through them."""
 
-    def __init__(self, w: AttentionWorkload, latent_dim: int, tile: Tile, parts: Parts) -> None:
-        self.w, self.latent_dim, self.tile, self.parts = w, latent_dim, tile, parts
+    def __init__(self, w: AttentionWorkload, latent_dim: int, cta: LatentCta, parts: Parts) -> None:
+        self.w, self.latent_dim, self.cta, self.parts = w, latent_dim, cta, parts
+        self.tile = tile = cta.tile
         self.width = latent_dim + w.rope_dim
         partials = int(parts.splits.sum())
         self.pages = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
         self.key_blocks = blocks(w.seq_kv, tile.kv)
         self.q = Tensor("Q", w.batch, w.heads, self.width, w.dtype_bytes, "input", "query")
-        self.cache = Tensor(
-            "C", 1, self.pages.pool_rows, self.width, w.dtype_bytes, "input", "cache"
-        )
+        pool = (1, self.pages.pool_rows, self.width)
+        self.cache = Tensor("C", *pool, w.dtype_bytes, "input", "cache")
+        self.stored = self.cache
+        if w.kv_dtype:
+            self.stored = Tensor(f"C, {w.kv_dtype}", *pool, 1, "input", "cache")
+            self.cache = Tensor("C", *pool, w.dtype_bytes, role="cache")
         self.whole = Result(
             Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result"),
             Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics"),
         )
         self.partial = Result(
-            Tensor("O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES, role="partial"),
+            Tensor("O of splits", partials, w.heads, latent_dim, cta.partial_bytes, role="partial"),
             Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial"),
         )
 
-    def split_kernel(self, hw: HardwareProfile, sram_bytes: int) -> Kernel:
-        """The kernel over all parts, with so much SRAM a CTA."""
+    def cast_kernel(self) -> Kernel:
+        """The whole cache in the queries' dtype, as PyTorch casts a tensor."""
+        rows = rows_of(self.cache)
+        read, write = in_order(self.stored, rows), in_order(self.cache, rows)
+        return elementwise("cast C", (read,), (write,), vector_ops=CAST_OPS * rows * self.width)
+
+    def split_kernel(self) -> Kernel:
+        """The kernel over all parts."""
         w, tile, latent_dim = self.w, self.tile, self.latent_dim
         ctas = _Ctas(self.parts, blocks(w.heads, tile.q))
         load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
-        load_numbers, load_c = Load(self._numbers(ctas), BUFFERS), Load(self._keys(ctas), BUFFERS)
+        buffers = self.cta.buffers
+        load_numbers, load_c = Load(self._numbers(ctas), buffers), Load(self._keys(ctas), buffers)
+        loads = [load_numbers, load_c]
+        if self.cta.loads_v:
+            loads.append(Load(self._keys(ctas, latent_dim), buffers))
         q_bytes = tile.q * self.width * w.dtype_bytes
 
         def store(to: Result, trips: OfItem, rows: OfItem) -> Loop:
@@ -227,12 +346,12 @@ class _Latents:
             ctas=ctas.grid.size // self.parts.slots,
             loops=(
                 begin("Q", load_q, trips=ctas.has_keys, sram_bytes=q_bytes),
-                Loop(ctas.count, (load_numbers, load_c, *self._trip(load_numbers, load_c))),
+                Loop(ctas.count, (*loads, *self._trip(*loads))),
                 store(self.whole, ctas.is_whole, ctas.rows_of_sequence),
                 store(self.partial, ctas.is_split, ctas.rows_of_partial),
             ),
-            footprint=Footprint(sram_bytes, 128 * WARP_GROUPS, registers.MLA),
-            tensor_path="asynchronous" if hw.matmul_by_warp_group else "mma_sync",
+            footprint=self.cta.footprint(w),
+            tensor_path=self.cta.tensor_path,
             items_per_cta=self.parts.slots,
         )
 
@@ -249,20 +368,26 @@ class _Latents:
             start=ctas.first,
         )
 
-    def _keys(self, ctas: _Ctas) -> Stream:
-        """Each item's pages of the cache."""
+    def _keys(self, ctas: _Ctas, cols: int | None = None) -> Stream:
+        """Each item's pages of the cache: whole rows, or their first `cols` elements."""
+        cols = cols or self.width
+        across = blocks(self.width, cols)
         return Stream(
             self.cache,
             self.tile.kv,
-            self.width,
+            cols,
             base=np.zeros_like,
-            table=self.pages.table.ravel(),
+            table=self.pages.table.ravel() * across,
             start=lambda items: ctas.sequence(items) * self.key_blocks + ctas.first(items),
         )
 
-    def _trip(self, load_numbers: Load, load_c: Load) -> tuple[Compute, ...]:
-        """The matmuls and the softmax of one block of the cache."""
-        tile, element_bytes = self.tile, self.w.dtype_bytes
+    def _trip(self, load_numbers: Load, load_c: Load, *load_v: Load) -> tuple[Compute, ...]:
+        """The matmuls and the softmax of one block of the cache.
+
+        S is summed in as many steps as the CTA has it. A trip's buffers are free when O is summed
+        or, where V has one of its own, all at once then.
+        """
+        tile, cta, element_bytes = self.tile, self.cta, self.w.dtype_bytes
         q_bytes, c_bytes, v_bytes = (
             elements * element_bytes
             for elements in (
@@ -271,30 +396,45 @@ class _Latents:
                 tile.kv * self.latent_dim,
             )
         )
-        scores, outputs = tile.q * tile.kv, tile.q * self.latent_dim
+        scores, outputs = tile.q * tile.kv * cta.scored_by, tile.q * self.latent_dim
+        steps = cta.sum_steps
+        sum_a_step = Compute(
+            "S = Q C^T",
+            (load_numbers, load_c),
+            mma_flops=2 * scores * self.width // steps,
+            sram_bytes=(cta.q_readers * q_bytes + (1 + cta.k_readers) * c_bytes) // steps,
+        )
+        copies = (c_bytes + len(load_v) * v_bytes) // COPY_BYTES
         return (
-            Compute(
-                "S = Q C^T",
-                (load_numbers, load_c),
-                mma_flops=2 * scores * self.width,
-                sram_bytes=q_bytes + 2 * c_bytes,
-            ),
+            *(replace(sum_a_step) for _ in range(steps)),
             Compute(
                 "softmax",
-                vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
+                vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs + cta.ops_a_copy * copies,
                 exp_count=scores + tile.q,
-                sram_bytes=2 * scores * element_bytes,  # P to the other warp group
+                sram_bytes=2 * tile.q * tile.kv * element_bytes,  # P to the other warps
             ),
+            *self._turned(v_bytes),
             Compute(
-                "O += P C", (load_c,), mma_flops=2 * scores * self.latent_dim, sram_bytes=v_bytes
+                "O += P C",
+                (load_c, *load_v),
+                mma_flops=2 * tile.q * tile.kv * self.latent_dim,
+                sram_bytes=(len(load_v) + cta.v_readers) * v_bytes,
             ),
         )
 
+    def _turned(self, v_bytes: int) -> tuple[Compute, ...]:
+        """V read, turned and written again where the CTA does that."""
+        if not self.cta.turns_v:
+            return ()
+        turned = v_bytes // self.w.dtype_bytes // TURNED_AT_ONCE
+        return (Compute("turn V", vector_ops=turned, sram_bytes=2 * v_bytes),)
+
     def combine_kernel(self) -> Kernel:
-        """A CTA of 8 warps for 8 rows of a sequence; of one in a single part it ends at once."""
-        down = blocks(self.w.heads, COMBINED_ROWS)
+        """A CTA for a few rows of a sequence; of one in a single part it ends at once."""
+        combined_rows = self.cta.combined_rows
+        down = blocks(self.w.heads, combined_rows)
         grid = Grid(self.w.batch, down)  # sequences, blocks of rows
-        several = np.where(self.parts.splits > 1, self.parts.splits, 0)
+        several = self.parts.combined
 
         def rows(items: IntArray) -> IntArray:
             sequence, row = grid.at(items)
@@ -305,19 +445,19 @@ class _Latents:
             return self.parts.first_split[sequence] * down + row
 
         def of_parts(tensor: Tensor, stages: int) -> Load:
-            return Load(Stream(tensor, COMBINED_ROWS, tensor.cols, first, down), stages)
+            return Load(Stream(tensor, combined_rows, tensor.cols, first, down), stages)
 
         kernel = combine_kernel(
             "combine",
             lambda items: several[grid.at(items)[0]],
             (of_parts(self.partial.lse, 1), of_parts(self.partial.o, 2)),
             (
-                Stream(self.whole.o, COMBINED_ROWS, self.latent_dim, rows),
-                Stream(self.whole.lse, COMBINED_ROWS, 1, rows),
+                Stream(self.whole.o, combined_rows, self.latent_dim, rows),
+                Stream(self.whole.lse, combined_rows, 1, rows),
             ),
             Footprint(
-                COMBINED_ROWS * STATISTICS_BYTES * int(self.parts.splits.max()),
-                threads=32 * COMBINED_ROWS,
+                combined_rows * STATISTICS_BYTES * int(self.parts.splits.max()),
+                threads=self.cta.combining_threads,
                 registers_per_thread=registers.COMBINE,
             ),
         )

@@ -389,7 +389,7 @@ def test_parts_are_those_of_flash_mla_s_scheduler(sequences, seq_kv, num_sm_part
 @settings(max_examples=80)
 def test_mla_reads_the_latent_cache_once_for_each_block_of_heads(case, hw):
     w, schedule = case
-    kernels = lowered(schedule, w, hw)
+    kernels = lowered(SCHEDULES["mla"](tile=schedule.tile), w, hw)
     runs = run(kernels, hw, w)
     tile_q, tile_kv = tile_of(kernels[0], w.latent_dim + w.rope_dim)
     width, size = w.latent_dim + w.rope_dim, w.dtype_bytes

@@ -106,6 +106,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "tree_decoding": {"gpus": st.integers(2, 5)},
     "tensor_parallel": {"gpus": st.integers(2, 4)},
     "flash_decoding": {"splits": SPLITS},
+    # FlashAttention-3's is for Hopper alone.
+    "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
     "paged": {"splits": SPLITS, "page_size": st.sampled_from((16, 64, 256))},
     "streaming_llm": {
         "splits": SPLITS,

@@ -159,6 +159,36 @@ def test_latent_attention_decodes_from_one_cache_and_its_prefill_has_one_head_di
     assert "its schedule has one head_dim" in why(tmp_path, **prefill, gpu="H100")
 
 
+@pytest.mark.parametrize(
+    ("kernel", "gpu", "implementation", "splits"),
+    [
+        ("vllm MLA vllm_flashmla", "H100 80GB HBM3", "flashmla", None),
+        ("vllm MLA vllm_flash_attn_mla", "H100 80GB HBM3", "fa3", None),
+        ("sglang MLA flash_attention", "H100 80GB HBM3", "fa3", None),
+        ("vllm MLA vllm_triton_mla", "L40S", "triton", 4),
+        ("sglang MLA triton", "L40S", "triton", None),
+        ("trtllm MLA default", "A100-SXM4-80GB", "trtllm", None),
+        ("trtllm MLA default", "H100 80GB HBM3", "trtllm", None),
+        ("trtllm MLA default", "B200", "flashmla", None),  # the nearest: it is not public
+        ("FlashInfer MLA decode", "H20", "flashinfer", None),
+    ],
+)
+def test_each_framework_decodes_latents_by_its_own_kernel(
+    tmp_path, kernel, gpu, implementation, splits
+):
+    row = {"kernel": kernel, "gpu": gpu, "pass_": "decode", "seq_q": "1", "head_dim": "576"}
+    schedule = case(tmp_path, **row, kv_heads="1").schedule
+    assert (schedule.implementation, schedule.splits) == (implementation, splits)
+
+
+def test_sglangs_8_bit_latents_stay_in_the_cache_and_are_cast(tmp_path):
+    row = {"pass_": "decode", "seq_q": "1", "head_dim": "576", "kv_dtype": "fp8"}
+    w = case(tmp_path, **row, kernel="sglang MLA flash_attention").workload
+    assert (w.dtype, w.kv_dtype) == ("bf16", "fp8")
+    w = case(tmp_path, **row, kernel="trtllm MLA default").workload
+    assert (w.dtype, w.kv_dtype) == ("fp8", None)
+
+
 # --- what else the text says -----------------------------------------------------------------
 
 

@@ -1,0 +1,128 @@
+"""How kernels of latent attention share out the blocks of keys among CTAs: who works on what.
+
+A *piece* is (sequence, its first block of keys there, how many); a part, which is a CTA for each
+block of heads, has one or more of them. FlashMLA's own rule is in `mla`.
+
+What decides so is a kernel of one CTA: FlashMLA's (get_decoding_sched_meta.cu, which TensorRT-LLM
+runs with every call: kernels/flashMLA/flash_fwd_mla_metadata.cu) has one thread go through all
+parts and sequences; FlashAttention-3's (hopper/flash_prepare_scheduler.cu) has a thread a sequence.
+That a turn of the former is two dependent instructions long, a load from SRAM and what comes of it,
+is an estimate. FlashInfer plans on the host.
+"""
+
+import heapq
+from math import ceil, log2
+
+from sim.inputs.hardware import HardwareProfile
+from sim.schedules.base import Tile, blocks, of_constant
+from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
+from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Tensor, once
+
+Piece = tuple[int, int, int]
+MOST_TRITON_SPLITS = 8
+MOST_FA3_SPLITS = 128
+TOKENS_A_STEP = 64
+FA3_MARGIN = 1.1
+FEW_BLOCKS = 4
+LENGTH_BYTES = 4
+PLANNED = 8  # numbers of a part (TileSchedulerMetaDataSize)
+WARP = 32
+
+
+def even_pieces(sequences: int, key_blocks: int, splits: int) -> list[list[Piece]]:
+    """Each sequence cut in so many ranges of equally many blocks, sequence by sequence.
+
+    A part each; there are fewer where ranges of that size need fewer.
+    """
+    size = blocks(key_blocks, splits)
+    firsts = range(0, key_blocks, size)
+    return [
+        [(sequence, first, min(size, key_blocks - first))]
+        for sequence in range(sequences)
+        for first in firsts
+    ]
+
+
+def triton_splits(sequences: int, head_blocks: int, seq_kv: int, hw: HardwareProfile) -> int:
+    """Ranges of a sequence in SGLang, up to 8.
+
+    Source: sgl-project/sglang, srt/layers/attention, get_num_kv_splits_triton, with
+    triton_attention_num_kv_splits = 8; as many as SMs can hold, and more the longer they are.
+    """
+    slots = int(hw.sm.count * max(1.0, log2(seq_kv / TOKENS_A_STEP)))
+    splits = min(blocks(slots, sequences * head_blocks), MOST_TRITON_SPLITS)
+    return blocks(seq_kv, blocks(seq_kv, splits))
+
+
+def fa3_splits(sequences: int, head_blocks: int, key_blocks: int, hw: HardwareProfile) -> int:
+    """Ranges of a sequence in FlashAttention-3, called with lengths of its own for each sequence.
+
+    Source: Dao-AILab/flash-attention, hopper/: heuristics.h (num_splits_heuristic, here for one
+    sequence alone) says how many at most, flash_prepare_scheduler.cu how many as all sequences have
+    equally many blocks an SM, with a margin of 10%.
+    """
+    most = _most_fa3_splits(head_blocks, key_blocks, hw.sm.count)
+    blocks_per_sm = ceil(sequences * head_blocks * key_blocks * FA3_MARGIN / hw.sm.count)
+    return max(1, min(blocks(key_blocks, blocks_per_sm), most))
+
+
+def _most_fa3_splits(head_blocks: int, key_blocks: int, sms: int) -> int:
+    if head_blocks >= 0.8 * sms or key_blocks <= FEW_BLOCKS:
+        return 1
+    counts = range(1, min(MOST_FA3_SPLITS, sms, key_blocks) + 1)
+    waves = {n: head_blocks * n / sms for n in counts}
+    fullness = {n: waves[n] / ceil(waves[n]) for n in counts}
+    return next(n for n in counts if fullness[n] >= 0.85 * max(fullness.values()))
+
+
+def flashinfer_pieces(
+    sequences: int, head_blocks: int, seq_kv: int, tile: Tile, sms: int
+) -> list[list[Piece]]:
+    """FlashInfer's plan: ranges of at most so many keys, each to the cluster that has least to do.
+
+    Source: flashinfer-ai/flashinfer, include/flashinfer/attention/scheduler.cuh, MLAPlan and
+    cost_function. A cluster has a CTA for each block of heads, as there for up to 128 heads. Where
+    several have equally much to do it is the first's; heap.h leaves that to std::pop_heap.
+    """
+    clusters = max(1, sms // head_blocks)
+    limit = _flashinfer_limit(blocks(sequences * seq_kv, clusters))
+    size, key_blocks = max(1, limit // tile.kv), blocks(seq_kv, tile.kv)
+    free = [(0, number) for number in range(clusters)]
+    pieces: list[list[Piece]] = [[] for _ in range(clusters)]
+    for sequence in range(sequences):
+        for first in range(0, key_blocks, size):
+            count = min(size, key_blocks - first)
+            cost, number = heapq.heappop(free)
+            rows = tile.q * head_blocks
+            heapq.heappush(free, (cost + 2 * rows + count * tile.kv, number))
+            pieces[number].append((sequence, first, count))
+    return [part for part in pieces if part]
+
+
+def _flashinfer_limit(keys: int) -> int:
+    for most, limit in ((8, 32), (16, 64), (32, 128), (64, 192)):
+        if keys <= most:
+            return limit
+    return blocks(keys, 256) * 256
+
+
+def plan_kernel(sequences: int, parts: int, turns: int) -> Kernel:
+    """One CTA reads all lengths, decides in so many turns, writes each part's piece."""
+    lengths = Tensor("lengths", 1, 1, sequences, LENGTH_BYTES, "input")
+    plan = Tensor("plan", 1, parts, PLANNED, LENGTH_BYTES)
+    load = Load(in_order(lengths, 1))
+    decide = (
+        Compute("look at a sequence", vector_ops=WARP),
+        Compute("place it", vector_ops=WARP),
+    )
+    return Kernel(
+        name="plan",
+        ctas=1,
+        loops=(
+            Loop(once, (load, Compute("add up", (load,), vector_ops=sequences))),
+            Loop(of_constant(turns), decide),
+            Loop(once, (Store(in_order(plan, parts)),)),
+        ),
+        footprint=Footprint(2 * LENGTH_BYTES * sequences, WARP, registers.UPDATE),
+    )
