@@ -167,9 +167,12 @@ def _figure(where: str, cells: dict[str, str]) -> Figure:
     try:
         return Figure.model_validate({**cells, "where": where})
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        column = str(problem["loc"][0]) if problem["loc"] else "value"
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(
-            f'{where}: {column} = "{cells.get(column, "")}": {message[0].lower() + message[1:]}'
-        ) from None
+        column, message = problem_of(error)
+        raise InputError(f'{where}: {column} = "{cells.get(column, "")}": {message}') from None
+
+
+def problem_of(error: ValidationError) -> tuple[str, str]:
+    """The first column that is wrong, and what was expected."""
+    problem = error.errors(include_url=False)[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    return str(problem["loc"][0]) if problem["loc"] else "value", message[0].lower() + message[1:]

@@ -187,6 +187,9 @@ OPERATIONS = (
         PAGED,
         cache_tokens=2**20,
     ),
+    # flash_attn_varlen_func without a page table cuts no cache: one sequence of 65,536 keys takes
+    # 1.7 ms on an H100 (LLMServingSim, perf_models), 40 GB/s.
+    Operation(r"FlashAttention-2 varlen", "decode, a CTA a head", DECODE, FLASH2),
     Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
     Operation(r"FlashAttention-3.*", "FA3 prefill", PREFILL, FLASH3),
