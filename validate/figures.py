@@ -114,11 +114,16 @@ def read_figures(paths: Iterable[Path]) -> list[Figure]:
 def refuse_to_fit(paths: Iterable[Path]) -> None:
     """Raises InputError for the first row that nothing may be fitted to."""
     for figure in read_figures(paths):
-        if figure.split != "fit":
-            raise InputError(
-                f'{figure.where}: split = "{figure.split}": nothing is fitted to such a row; '
-                'calibrating takes rows of the split "fit" alone'
-            )
+        must_be_fit(figure)
+
+
+def must_be_fit(figure: Figure) -> None:
+    """Raises InputError for a row that nothing may be fitted to."""
+    if figure.split != "fit":
+        raise InputError(
+            f'{figure.where}: split = "{figure.split}": nothing is fitted to such a row; '
+            'calibrating takes rows of the split "fit" alone'
+        )
 
 
 def _files(path: Path) -> list[Path]:
