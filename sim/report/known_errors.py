@@ -18,6 +18,7 @@ FIRST_IMPLEMENTATION = "cuda"  # what the flash schedules are unless told otherw
 # The longest few and the longest middle: of queries in prefill, of cached keys in decoding.
 FEW_TOKENS, MIDDLE_TOKENS = 1024, 8192
 OFF = 0.20  # a mean error above which predictions are known to be off
+FEWEST = 5  # figures by which anything is known
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,15 @@ class MeasuredError:
     @property
     def is_off(self) -> bool:
         """Whether predictions there are known to be off."""
-        return self.mean_error > OFF
+        return self.points >= FEWEST and self.mean_error > OFF
 
     def sentence(self) -> str:
         """The error in words."""
         way = "too fast" if self.bias < 0 else "too slow"
         one_way = f", {way}" if abs(self.bias) > self.mean_error / 2 else ""
         return (
-            f"predicted times of {self.family} ({self.regime}) are {self.mean_error:.0%} off "
-            f"on {self.where}{one_way} ({self.points} measured)"
+            f"predicted times of {self.family} at such sizes ({self.regime}) are "
+            f"{self.mean_error:.0%} off on {self.where}{one_way} ({self.points} measured)"
         )
 
 

@@ -130,13 +130,10 @@ def skipped(records: list[Record]) -> list[str]:
     ]
 
 
-_FAMILIES = 2  # of a schedule whose kernels' errors are told below the table
-
-
 def known_off(records: list[Record]) -> list[str]:
-    """A line a kernel family whose predictions in a record's regime are known to be off.
+    """A line a schedule whose predictions in a record's regime are known to be off.
 
-    On the record's GPU where it was measured there, else on others.
+    By the kernels that were measured most: on the record's GPU, else on others.
     """
     lines: dict[str, None] = {}
     for record in records:
@@ -144,8 +141,9 @@ def known_off(records: list[Record]) -> list[str]:
             continue
         known = measured_errors(record.options, record.hardware, record.workload)
         here = [error for error in known if error.where == record.hardware] or known
-        off = sorted((error for error in here if error.is_off), key=lambda e: -e.points)
-        lines |= dict.fromkeys(f"{record.schedule}: {e.sentence()}" for e in off[:_FAMILIES])
+        most = max(here, key=lambda error: error.points, default=None)
+        if most and most.is_off:
+            lines[f"{record.schedule}: {most.sentence()}"] = None
     return list(lines)
 
 
