@@ -25,7 +25,7 @@ def figure(file: Path, row: Row) -> dict[str, Any]:
         raise LeftOutError("decodes by beams")
     new, cached = row.count("isl"), row.count("step")
     decodes = file.name.startswith("generation")
-    framework, version = names.framework(row.text("framework")), row.text("version")
+    framework, version = row.text("framework").lower(), row.text("version")
     if is_latent:
         name, said = names.AICONFIGURATOR_MLA, _latent(row, decodes)
     else:

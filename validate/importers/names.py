@@ -4,14 +4,7 @@ A name that is not here stays what it is: whether it can be predicted is decided
 are (`validate.operations`, `validate.devices`), which says why not.
 """
 
-DTYPES = {
-    "bfloat16": "bf16",
-    "float16": "fp16",
-    "float32": "fp32",
-    "fp8_e4m3": "fp8",
-    "fp8_block": "fp8",
-}
-FRAMEWORKS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm"}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 
 # Folders that stand for a device. What a100 and h100 are: vidur's README, "A100 80GB DGX" and
 # "H100 DGX"; what RTXPRO6000 is: LLMServingSim's meta.yaml, "Blackwell Server Edition".
@@ -47,8 +40,3 @@ def device(theirs: str) -> str:
     """A device's name as its vendor has it, without the vendor."""
     plain = theirs.removeprefix("NVIDIA ")
     return DEVICES.get(plain.lower(), plain if " " in plain or "-" in plain else plain.upper())
-
-
-def framework(theirs: str) -> str:
-    """A serving framework's name here."""
-    return FRAMEWORKS.get(theirs.lower(), theirs.lower())
