@@ -5,7 +5,8 @@ validate/measurements) is judged on their test split. It takes a minute. With --
 and the tables of README.md and docs/validation.md are renewed; what their text says is left alone.
 
 Given a folder of tables of figures (docs/measurements.md), these are judged too, all splits: what
-comes of them stands in docs/validation.md between two marks, and in the data file under "measured".
+comes of them stands between two marks in docs/validation.md and, by family, in README.md, and in
+the data file under "measured".
 """
 
 import argparse
@@ -20,12 +21,13 @@ from typing import Any
 
 from sim.inputs.files import save_text
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.report.known_errors import FILE, KnownError, shipped
+from sim.report.known_errors import FILE, KnownError, mean_over, shipped
 from validate.compare import COLD, WARM, Comparison, compare
 from validate.figures import read_figures
 from validate.measurement import Measurement, Measurements, load_measurements
+from validate.operations import Case
 from validate.published import published, published_profiles
-from validate.stick import ANY, Stick, measure_up, user_store
+from validate.stick import ANY, DRAM, HITS, TIME, Stick, measure_up, user_store
 from validate.stick_report import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -195,12 +197,66 @@ def renew_between(path: Path, text: str) -> None:
 
 
 def measured_data(stick: Stick) -> list[dict[str, Any]]:
-    """What the data file says of tables of figures: the errors of predictions, by regime."""
+    """What the data file says of tables of figures: the errors of predictions, by regime.
+
+    A row is a score, with the schedules that predicted it.
+    """
+    asked: dict[tuple[str, str, str], list[Case]] = {}
+    for one in stick.judged:
+        case = one.measured.case
+        asked.setdefault((one.measured.family, one.device, one.regime), []).append(case)
     return [
         {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(score).items()}
+        | {"schedules": _schedules(asked[score.family, score.device, score.regime])}
         for score in stick.scores
         if score.split != "fit" and not score.host and score.regime != ANY
     ]
+
+
+def _schedules(cases: Iterable[Case]) -> list[dict[str, Any]]:
+    """The kernels of cases' schedules as far as the data tell them, and the phase of each."""
+    kernels = set()
+    for case in cases:
+        table = case.schedule.model_dump(mode="json", exclude_none=True)
+        told = tuple((key, table[key]) for key in KERNEL if key in table)
+        kernels.add((*told, ("phase", case.workload.phase)))
+    return [dict(kernel) for kernel in sorted(kernels)]
+
+
+LEAST_POINTS = 20  # of a family in the README; docs/validation.md has all
+OTHER_QUANTITIES = {DRAM: "DRAM bytes, all kernels", HITS: "L2 hit rate, all kernels"}
+
+
+def readme_measured(rows: Iterable[dict[str, Any]]) -> str:
+    """The README's table of strangers' figures, from the data file's rows: a line a family."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if row["quantity"] in (TIME, *OTHER_QUANTITIES):
+            name = OTHER_QUANTITIES.get(row["quantity"], row["family"])
+            groups.setdefault(name, {}).setdefault(row["split"], []).append(row)
+    names = sorted(groups, key=lambda name: (name in OTHER_QUANTITIES.values(), name))
+    columns = "kernels|test: points|mean error|roofline|best constant"
+    columns += "|never fitted devices: points|mean error|roofline|best constant"
+    return _markdown(
+        columns.split("|"),
+        (
+            (
+                name,
+                *(cell for split in ("test", "transfer") for cell in _cells(by_split.get(split))),
+            )
+            for name, by_split in ((name, groups[name]) for name in names)
+            if sum(row["points"] for own in by_split.values() for row in own) >= LEAST_POINTS
+        ),
+    )
+
+
+def _cells(rows: list[dict[str, Any]] | None) -> list[str]:
+    """Points, and means of errors over them; of hit rates they are differences."""
+    if not rows:
+        return [""] * 4
+    errors = (mean_over(rows, key) for key in ("mean", "roofline", "constant"))
+    texts = ("" if error is None else f"{error:.1%}" for error in errors)
+    return [str(sum(row["points"] for row in rows)), *texts]
 
 
 def measured_up(folder: Path) -> Stick:
@@ -235,6 +291,8 @@ def main() -> None:
         renew(ROOT / "README.md", readme_table(of_others))
         if stick is not None:
             renew_between(ROOT / "docs" / "validation.md", markdown(stick))
+        if "measured" in data:
+            renew_between(ROOT / "README.md", readme_measured(data["measured"]))
     if asked.json:
         print(text, end="")
         return

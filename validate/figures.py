@@ -114,11 +114,16 @@ def read_figures(paths: Iterable[Path]) -> list[Figure]:
 def refuse_to_fit(paths: Iterable[Path]) -> None:
     """Raises InputError for the first row that nothing may be fitted to."""
     for figure in read_figures(paths):
-        if figure.split != "fit":
-            raise InputError(
-                f'{figure.where}: split = "{figure.split}": nothing is fitted to such a row; '
-                'calibrating takes rows of the split "fit" alone'
-            )
+        must_be_fit(figure)
+
+
+def must_be_fit(figure: Figure) -> None:
+    """Raises InputError for a row that nothing may be fitted to."""
+    if figure.split != "fit":
+        raise InputError(
+            f'{figure.where}: split = "{figure.split}": nothing is fitted to such a row; '
+            'calibrating takes rows of the split "fit" alone'
+        )
 
 
 def _files(path: Path) -> list[Path]:
@@ -167,9 +172,12 @@ def _figure(where: str, cells: dict[str, str]) -> Figure:
     try:
         return Figure.model_validate({**cells, "where": where})
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        column = str(problem["loc"][0]) if problem["loc"] else "value"
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(
-            f'{where}: {column} = "{cells.get(column, "")}": {message[0].lower() + message[1:]}'
-        ) from None
+        column, message = problem_of(error)
+        raise InputError(f'{where}: {column} = "{cells.get(column, "")}": {message}') from None
+
+
+def problem_of(error: ValidationError) -> tuple[str, str]:
+    """The first column that is wrong, and what was expected."""
+    problem = error.errors(include_url=False)[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    return str(problem["loc"][0]) if problem["loc"] else "value", message[0].lower() + message[1:]

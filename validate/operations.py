@@ -249,6 +249,9 @@ OPERATIONS = (
         PAGED,
         cache_tokens=2**20,
     ),
+    # flash_attn_varlen_func without a page table cuts no cache: one sequence of 65,536 keys takes
+    # 1.7 ms on an H100 (LLMServingSim, perf_models), 40 GB/s.
+    Operation(r"FlashAttention-2 varlen", "decode, a CTA a head", DECODE, FLASH2),
     Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
     Operation(r"FlashAttention-3.*varlen.*", "FA3 prefill", PREFILL, FLASH3_VARLEN),
@@ -471,7 +474,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
             raise NotPredictedError(f"its {name} is not stated")
     if figure.causal is None and not decodes:
         raise NotPredictedError("whether it is causal is not stated")
-    latent = operation.schedule is not None and operation.schedule["name"] == "mla"
+    latent = isinstance(operation.schedule, Mapping) and operation.schedule["name"] == "mla"
     dtype = figure.dtype.split("/")[0]
     kv_dtype = figure.kv_dtype.split("/")[0] if decodes or operation.in_cache_dtype else dtype
     if dtype not in DTYPE_BYTES or kv_dtype not in KV_BITS:

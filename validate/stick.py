@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from sim.inputs.files import InputError
+from sim.report.known_errors import regime_of
 from sim.runs.job import Progress
 from sim.runs.store import Entry, Store
 from sim.runs.workers import processes
-from validate.figures import Figure, FigureSplit
+from validate.figures import Figure, FigureSplit, must_be_fit
 from validate.operations import Case, Measured, measured_of
 from validate.predict import NotPredictedError
 from validate.simulated import Simulated, address_of, simulate
@@ -30,8 +31,6 @@ TIME, DRAM, L2, HITS, RATE = "time", "DRAM bytes", "L2 bytes", "L2 hit rate", "D
 QUANTITIES = (TIME, DRAM, L2, HITS, RATE)
 PAIR_DIFFERS = 0.10  # kernels whose times differ by less are not ranked
 ANY = "all"  # regimes together
-# The longest few and the longest middle: of queries in prefill, of cached keys in decoding.
-FEW_TOKENS, MIDDLE_TOKENS = 1024, 8192
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Judged:
     def regime(self) -> str:
         """How many tokens, and whether of one sequence, such as "middle, batch 1"."""
         w = self.measured.case.workload
-        tokens = w.seq_kv if w.phase == "decode" else w.seq_q
-        length = "few" if tokens <= FEW_TOKENS else "middle" if tokens <= MIDDLE_TOKENS else "long"
-        return f"{length}, batch {'1' if w.batch == 1 else 'many'}"
+        return regime_of(w.batch, w.seq_kv if w.phase == "decode" else w.seq_q)
 
 
 def _error(quantity: str, predicted: float, measured: float) -> float:
@@ -326,10 +323,13 @@ def quantity_of(figure: Figure) -> tuple[str, float]:
 
 
 def constants(fitted: Iterable[Judged]) -> dict[str, float]:
-    """By family, the factor on the roofline's times with the least mean error on `fit` rows."""
+    """By family, the factor on the roofline's times with the least mean error on `fit` rows.
+
+    Raises InputError for a row of another split.
+    """
     ratios: dict[str, list[float]] = {}
     for one in fitted:
-        assert one.split == "fit"
+        must_be_fit(one.measured.figure)
         if one.quantity == TIME and one.roofline and not one.is_host:
             ratios.setdefault(one.measured.family, []).append(one.value / one.roofline)
     return {family: _best_factor(np.array(own)) for family, own in ratios.items()}

@@ -21,11 +21,14 @@ COLUMNS = (
     "family", "device", "quantity", "points", "mean error", "median", "worst", "bias",
     "within 10%", "within 20%", "roofline", "best constant",
 )  # fmt: skip
+REGIMES = tuple(
+    f"{length}, batch {batch}" for length in ("few", "middle", "long") for batch in ("1", "many")
+)
 
 
 @present.show.register
 def show_stick(stick: Stick) -> None:
-    """A table a split, what is left out, and which of two kernels is faster."""
+    """Two tables a split, what is left out, and which of two kernels is faster."""
     for split, about in SPLITS.items():
         for host in (False, True):
             chosen = chosen_scores(stick.scores, split, host)
@@ -34,6 +37,12 @@ def show_stick(stick: Stick) -> None:
                 for score in chosen:
                     table.add_row(*cells(score))
                 show_table(table)
+        by_regime = regime_rows(stick.scores, split)
+        if by_regime:
+            table = new_table(_regime_title(split), "family", *REGIMES)
+            for row in by_regime:
+                table.add_row(*row)
+            show_table(table)
     if not stick.judged:
         print("No figure could be judged.")
     for line in pairs_lines(stick.pairs):
@@ -79,6 +88,29 @@ def cells(score: Score) -> tuple[str, ...]:
     )
 
 
+def regime_rows(scores: Iterable[Score], split: str) -> list[tuple[str, ...]]:
+    """A row a family: the mean error of times in each regime, over devices, and of how many."""
+    cells: dict[str, dict[str, list[Score]]] = {}
+    for score in chosen_scores(scores, split, host=False, by_regime=True):
+        if score.quantity == TIME:
+            cells.setdefault(score.family, {}).setdefault(score.regime, []).append(score)
+    return [
+        (family, *(_mean_of(by_regime.get(regime, [])) for regime in REGIMES))
+        for family, by_regime in sorted(cells.items())
+    ]
+
+
+def _mean_of(scores: Sequence[Score]) -> str:
+    points = sum(score.points for score in scores)
+    if not points:
+        return ""
+    return f"{sum(score.points * score.mean for score in scores) / points:.0%} ({points})"
+
+
+def _regime_title(split: str) -> str:
+    return f"{split}: mean error of times by regime, over devices (points)"
+
+
 def pairs_lines(pairs: Iterable[Pairs]) -> list[str]:
     """Which of two kernels is faster, a line a device."""
     return [
@@ -117,10 +149,17 @@ def markdown(stick: Stick, by_regime: bool = False) -> str:
             if not chosen:
                 continue
             rows = [_with_regime(score) if by_regime else cells(score) for score in chosen]
-            lines = [_line(columns), "|" + "---|" * len(columns), *map(_line, rows)]
-            parts.append(f"**{_title(split, about, host)}**\n\n" + "\n".join(lines) + "\n")
+            parts.append(_titled(_title(split, about, host), columns, rows))
+        in_short = [] if by_regime else regime_rows(stick.scores, split)
+        if in_short:
+            parts.append(_titled(_regime_title(split), ("family", *REGIMES), in_short))
     lists = [*pairs_lines(stick.pairs), *left_lines(stick.left)]
     return "\n".join(parts) + "\n" + "".join(f"- {line}\n" for line in lists)
+
+
+def _titled(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_line(columns), "|" + "---|" * len(columns), *map(_line, rows)]
+    return f"**{title}**\n\n" + "\n".join(lines) + "\n"
 
 
 def _with_regime(score: Score) -> tuple[str, ...]:

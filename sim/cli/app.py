@@ -45,6 +45,7 @@ explore_app.command()(explore.search)
 validate_app.command()(validate.measure)
 validate_app.command("run")(validate.validate_run)
 validate_app.command()(validate.compare)
+validate_app.command("import")(validate.import_set)
 
 
 # What wrong options raise; typer brings its own copy of click, or uses the installed one.

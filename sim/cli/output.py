@@ -50,7 +50,7 @@ def check_writable(option: str, path: Path) -> None:
 
 
 @contextmanager
-def a_bar(engine: "EngineName" = "replay") -> "Iterator[Progress]":
+def a_bar(engine: "EngineName | None" = "replay") -> "Iterator[Progress]":
     """A progress bar, to be told (what runs, done, total); only where standard error is a terminal.
 
     Says first if the engine is yet to be compiled.

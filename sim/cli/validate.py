@@ -196,6 +196,30 @@ def _compare_tables(
     give(stick, out, json, file="comparison.json, tables.md, regimes.md")
 
 
+def import_set(
+    source: Annotated[
+        Literal["aiconfigurator", "infersim", "frontier", "llmservingsim", "vidur"],
+        typer.Argument(help="Whose files they are."),
+    ],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A clone, or a folder or file of it.")
+    ],
+    out: Annotated[Path, typer.Option(help="The table of figures to write (CSV).")],
+) -> None:
+    """Read a public set of measurements, as cloned, into a table for `validate compare`."""
+    from sim.inputs.files import InputError
+    from validate.importers.run import SOURCES, save_imported
+
+    check_writable("--out", out)
+    if out.suffix != ".csv":
+        raise InputError(f"--out {out}: tables of figures end in .csv")
+    with a_bar(engine=None) as update:
+        imported = save_imported(SOURCES[source], path, out, update)
+    for reason, count in imported.left.most_common():
+        print(f"Left out: {count} rows: {reason}")
+    print(f"{imported.rows} rows of {imported.files} files are in {out}")
+
+
 def calibrate(
     measurements: MeasurementsArgument,
     profile: ProfileOption,

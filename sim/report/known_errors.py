@@ -1,17 +1,24 @@
 """How near predictions have been to measurements: errors that are shipped as data.
 
 Judging the shipped profiles on all measurements takes a minute, so `python benchmarks/validation.py
---write` does it once and leaves `known_errors.json` beside this module, which only reads it.
+--write` does it once and leaves `known_errors.json` beside this module, which only reads it. Those
+of published tables stand there by kernel and GPU, those of strangers' thousands of figures
+(`measured`) by kernel family, device and regime.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
 FILE = "known_errors.json"
 FIRST_IMPLEMENTATION = "cuda"  # what the flash schedules are unless told otherwise
+# The longest few and the longest middle: of queries in prefill, of cached keys in decoding.
+FEW_TOKENS, MIDDLE_TOKENS = 1024, 8192
+OFF = 0.20  # a mean error above which predictions are known to be off
+FEWEST = 5  # figures by which anything is known
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,131 @@ def known_errors(schedule: Mapping[str, Any], profile: str) -> list[KnownError]:
     return sorted(known, key=lambda one: one.profile != profile)
 
 
+@dataclass(frozen=True)
+class MeasuredError:
+    """How near predictions by a schedule were to strangers' times of a kernel family in a regime.
+
+    `where` is the profile's name, or how many others there are. Errors are as in `KnownError`;
+    `constant_error` is that of the roofline times the one factor that suits the family best.
+    """
+
+    family: str  # such as "FA2 paged decode"
+    where: str
+    regime: str
+    points: int
+    mean_error: float
+    worst_error: float
+    bias: float
+    roofline_error: float | None
+    constant_error: float | None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether predictions there are known to be off."""
+        return self.points >= FEWEST and self.mean_error > OFF
+
+    def sentence(self) -> str:
+        """The error in words."""
+        way = "too fast" if self.bias < 0 else "too slow"
+        one_way = f", {way}" if abs(self.bias) > self.mean_error / 2 else ""
+        return (
+            f"predicted times of {self.family} at such sizes ({self.regime}) are "
+            f"{self.mean_error:.0%} off on {self.where}{one_way} ({self.points} measured)"
+        )
+
+
+def measured_errors(
+    schedule: Mapping[str, Any], profile: str, workload: Mapping[str, Any]
+) -> list[MeasuredError]:
+    """What is known of a `[[schedule]]` table's kernel in the regime of a workload's table.
+
+    By family, the GPU `profile` first, then all others together. Empty where nobody measured it.
+    """
+    phase = workload["phase"]
+    regime = regime_of(workload["batch"], workload["seq_kv" if phase == "decode" else "seq_q"])
+    groups: dict[tuple[bool, str], list[dict[str, Any]]] = {}
+    for row in measured_times():
+        predicted_by = [(_kernel(one), one["phase"]) for one in row.get("schedules", ())]
+        if row["regime"] == regime and (_kernel(schedule), phase) in predicted_by:
+            groups.setdefault((row["device"] != profile, row["family"]), []).append(row)
+    return [_together(groups[key], profile) for key in sorted(groups)]
+
+
+def _together(rows: list[dict[str, Any]], profile: str) -> MeasuredError:
+    devices = {row["device"] for row in rows}
+    others = f"{len(devices)} other devices" if len(devices) > 1 else next(iter(devices))
+    return MeasuredError(
+        family=rows[0]["family"],
+        where=profile if devices == {profile} else others,
+        regime=rows[0]["regime"],
+        points=sum(row["points"] for row in rows),
+        mean_error=mean_over(rows, "mean") or 0.0,
+        worst_error=max(row["worst"] for row in rows),
+        bias=mean_over(rows, "bias") or 0.0,
+        roofline_error=mean_over(rows, "roofline"),
+        constant_error=mean_over(rows, "constant"),
+    )
+
+
+def mean_over(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of an error over the points of rows of `measured`; None where one has none."""
+    rows = list(rows)
+    if not rows or any(row[key] is None for row in rows):
+        return None
+    points = sum(row["points"] for row in rows)
+    return float(sum(row["points"] * row[key] for row in rows) / points)
+
+
+@dataclass(frozen=True)
+class DeviceError:
+    """How near predicted times are on a device, over all kernels that others measured on it."""
+
+    points: int
+    mean_error: float
+    is_never_fitted: bool  # whether its profile is a datasheet on its architecture's calibration
+
+
+def device_error(profile: str) -> DeviceError | None:
+    """What is known of a shipped profile's predictions; None where nobody measured the device."""
+    rows = [row for row in measured_times() if row["device"] == profile]
+    published = [
+        {"points": one.points, "mean": one.mean_error}
+        for one in all_known_errors()
+        if one.profile == profile and one.quantity.startswith("time")
+    ]
+    error = mean_over([*rows, *published], "mean")
+    if error is None:
+        return None
+    points = sum(row["points"] for row in [*rows, *published])
+    return DeviceError(points, error, any(row["split"] == "transfer" for row in rows))
+
+
+def measured_times() -> list[dict[str, Any]]:
+    """The rows of `measured` in the data file that are of times."""
+    return [row for row in shipped().get("measured", []) if row["quantity"] == "time"]
+
+
+def regime_of(batch: int, tokens: int) -> str:
+    """How many tokens, and whether of one sequence, such as "middle, batch 1".
+
+    `tokens` are a sequence's queries, in decoding the keys that it has cached.
+    """
+    length = "few" if tokens <= FEW_TOKENS else "middle" if tokens <= MIDDLE_TOKENS else "long"
+    return f"{length}, batch {'1' if batch == 1 else 'many'}"
+
+
 def all_known_errors() -> list[KnownError]:
     """Every error in the data file, in its order."""
     return [KnownError(**row | {"sources": tuple(row["sources"])}) for row in shipped()["errors"]]
 
 
+@cache
 def shipped() -> dict[str, Any]:
-    """The data file: `attnsim` (a version), `compared` (sets of measurements) and `errors`."""
+    """The data file: `attnsim` (a version), `compared` (what was), `errors` and `measured`.
+
+    A row of `measured` is a `validate.stick.Score` with the `schedules` that predicted it: name,
+    implementation and framework, and the phase of the workload.
+    """
     path = resources.files("sim.report") / FILE
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from sim.inputs.files import save_text
 from sim.report import charts
 from sim.report.answer import answer
-from sim.report.known_errors import KnownError, known_errors
+from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
 from sim.report.table import columns_of, sections_of, skipped, with_kernels
 from sim.runs.again import WholePoint
 from sim.runs.record import Record
@@ -63,6 +63,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         swept=swept,
         charts=_script({"swept": swept, "points": [_charts(one) for one in charted]}),
         errors=_errors(records),
+        measured=_measured(records),
         scenario=tomli_w.dumps(text.data),
         devices={_device(one): sections_of(one.hardware) for one in charted},
         versions=ran[0].versions | {"plotly": version("plotly")} if ran else {},
@@ -97,6 +98,16 @@ def _errors(records: list[Record]) -> dict[str, list[KnownError]]:
         for record in records
         if record.options is not None
     }
+
+
+def _measured(records: list[Record]) -> dict[str, list[MeasuredError]]:
+    """What is known of each schedule's error in the regimes of its records, by its title."""
+    found: dict[str, dict[MeasuredError, None]] = {}
+    for record in records:
+        if record.options is not None:
+            known = measured_errors(record.options, record.hardware, record.workload)
+            found.setdefault(record.schedule, {}).update(dict.fromkeys(known))
+    return {schedule: list(known) for schedule, known in found.items() if known}
 
 
 def _telling(charted: list[WholePoint]) -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from sim.inputs.files import find_toml, read_toml, shipped_names
 from sim.inputs.hardware import HardwareProfile, Section, load_profile
 from sim.inputs.units import show, show_binary
+from sim.report.known_errors import device_error, measured_errors
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 
@@ -129,6 +130,23 @@ def skipped(records: list[Record]) -> list[str]:
     ]
 
 
+def known_off(records: list[Record]) -> list[str]:
+    """A line a schedule whose predictions in a record's regime are known to be off.
+
+    By the kernels that were measured most: on the record's GPU, else on others.
+    """
+    lines: dict[str, None] = {}
+    for record in records:
+        if record.status != "ok" or record.options is None:
+            continue
+        known = measured_errors(record.options, record.hardware, record.workload)
+        here = [error for error in known if error.where == record.hardware] or known
+        most = max(here, key=lambda error: error.points, default=None)
+        if most and most.is_off:
+            lines[f"{record.schedule}: {most.sentence()}"] = None
+    return list(lines)
+
+
 def _who(record: Record) -> str:
     return f"{record.schedule} {point_text(record)}".strip()
 
@@ -148,7 +166,7 @@ def print_records(title: str, records: list[Record]) -> None:
             for kernel in record.kernels:
                 table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
     show_table(table)
-    for line in skipped(records):
+    for line in (*skipped(records), *known_off(records)):
         print(line)
     for record in records:
         if record.reason:
@@ -185,9 +203,12 @@ def print_profiles() -> None:
         "bandwidth",
         "fp16 tensor",
         "TDP",
+        "times measured",
+        "mean error",
     )
     for name in shipped_names("hw_profiles"):
         hw = load_profile(name)
+        known = device_error(name)
         table.add_row(
             name,
             str(hw.sm.count),
@@ -197,8 +218,12 @@ def print_profiles() -> None:
             show(hw.hbm.bandwidth, "B/s"),
             show(hw.tensor.fp16, "FLOP/s") if hw.tensor.fp16 else "",
             show(hw.power.tdp, "W") if hw.power else "",
+            str(known.points) if known else "",
+            f"{known.mean_error:.0%}{'*' if known.is_never_fitted else ' '}" if known else "",
         )
     show_table(table)
+    print("times measured, mean error: by others on that device, and of their predictions")
+    print("*: nothing was fitted to that device: its error is that of a hypothetical one")
 
 
 def print_profile(hw: HardwareProfile) -> None:

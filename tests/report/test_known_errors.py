@@ -11,11 +11,23 @@ import pytest
 
 from benchmarks import validation
 from sim.inputs.hardware import load_profile
-from sim.report.known_errors import all_known_errors, known_errors, shipped
+from sim.report.known_errors import (
+    DeviceError,
+    all_known_errors,
+    device_error,
+    known_errors,
+    measured_errors,
+    regime_of,
+    shipped,
+)
 from sim.runs.scenario import load_scenario
+from tests.support.commands import printed_by
+from tests.support.tables_of_figures import write
 from validate.compare import COLD
+from validate.figures import read_figures
 from validate.measurement import Measurements, save_measurements
 from validate.published import SCHEDULES, published, published_profiles, rows
+from validate.stick import measure_up
 
 ROOT = Path(__file__).parents[2]
 RENEW = (
@@ -191,6 +203,194 @@ def test_the_schedules_of_a_scenario_can_be_asked_as_they_are():
     }
     assert known["flash2"]
     assert not known["pruned"]
+
+
+# --- by regime -------------------------------------------------------------------------------
+
+PREFILL = {"phase": "prefill", "batch": 1, "seq_q": 1024, "seq_kv": 1024}
+FLASH2 = {"name": "flash2", "phase": "prefill"}
+
+
+def row(**changes):
+    """A row of `measured`: FA2 prefill of few tokens on an H100, ten points 10% too slow."""
+    return {
+        "family": "FA2 prefill",
+        "device": "h100-sxm",
+        "split": "test",
+        "quantity": "time",
+        "regime": "few, batch 1",
+        "points": 10,
+        "mean": 0.10,
+        "worst": 0.20,
+        "bias": 0.10,
+        "roofline": 0.50,
+        "constant": 0.30,
+        "schedules": [FLASH2],
+    } | changes
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Puts such rows in the place of the data file's."""
+
+    def put(*rows):
+        data = {"errors": [], "measured": [row(**changes) for changes in rows]}
+        monkeypatch.setattr("sim.report.known_errors.shipped", lambda: data)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "regime"),
+    [(1, 1024, "few, batch 1"), (2, 1025, "middle, batch many"), (1, 8192, "middle, batch 1"),
+     (64, 8193, "long, batch many")],
+)  # fmt: skip
+def test_a_regime_is_how_many_tokens_and_sequences(batch, tokens, regime):
+    assert regime_of(batch, tokens) == regime
+
+
+def test_a_schedules_error_is_told_in_the_regime_asked_about_its_gpu_first(measured):
+    measured(
+        {"device": "l40s", "mean": 0.40, "bias": -0.40, "worst": 0.9},
+        {"device": "h20", "split": "transfer", "points": 30, "mean": 0.20, "constant": None},
+        {},
+        {"family": "FlashInfer prefill"},
+        {"regime": "long, batch 1"},
+        {"quantity": "DRAM bytes"},
+        {"schedules": [FLASH2 | {"phase": "training"}]},
+        {"schedules": [FLASH2 | {"implementation": "triton"}]},
+        {"schedules": [{"name": "flash3", "phase": "prefill"}]},
+    )
+    here, there_too, others = measured_errors({"name": "flash2"}, "h100-sxm", PREFILL)
+    assert (here.family, here.where, here.points, here.mean_error) == (
+        "FA2 prefill", "h100-sxm", 10, 0.10,
+    )  # fmt: skip
+    assert (there_too.family, there_too.where) == ("FlashInfer prefill", "h100-sxm")
+    assert (others.where, others.points, others.worst_error) == ("2 other devices", 40, 0.9)
+    assert others.mean_error == pytest.approx((10 * 0.40 + 30 * 0.20) / 40)
+    assert others.bias == pytest.approx((-10 * 0.40 + 30 * 0.10) / 40)
+    assert others.constant_error is None
+    decoding = PREFILL | {"phase": "decode", "seq_q": 1}
+    assert measured_errors({"name": "flash2"}, "h100-sxm", decoding) == []
+
+
+def test_decoding_is_as_long_as_its_cache(measured):
+    measured({"regime": "long, batch 1", "schedules": [FLASH2 | {"phase": "decode"}]})
+    decoding = {"phase": "decode", "batch": 1, "seq_q": 1, "seq_kv": 9000}
+    assert len(measured_errors({"name": "flash2"}, "a30", decoding)) == 1
+    assert measured_errors({"name": "flash2"}, "a30", decoding | {"seq_kv": 1}) == []
+
+
+QUESTION = ("run", "flash_vs_naive", "--set", "workload.seq_len=256")
+
+
+def test_a_run_says_where_a_schedule_is_known_to_be_off(measured):
+    measured({"device": "l40s", "mean": 0.31, "bias": -0.31}, {"device": "l4", "mean": 0.29})
+    known = "flash2: predicted times of FA2 prefill at such sizes (few, batch 1) are"
+    assert f"{known} 30% off on 2 other devices (20 measured)" in printed_by(*QUESTION)
+    seldom = {"family": "FlashInfer prefill", "points": 9, "mean": 0.8}
+    measured({"mean": 0.31, "bias": -0.31}, {"device": "l40s", "mean": 0.9}, seldom)
+    printed = printed_by(*QUESTION)
+    assert f"{known} 31% off on h100-sxm, too fast (10 measured)" in printed
+    assert printed.count(" off on ") == 1  # by what was measured most
+    measured({"mean": 0.19}, {"device": "l40s", "mean": 0.9})  # what its own GPU says is enough
+    assert " off on " not in printed_by(*QUESTION)
+    measured({"mean": 0.9, "points": 4})
+    assert " off on " not in printed_by(*QUESTION)
+
+
+def test_a_report_tells_the_error_in_the_regime_asked_about(measured, tmp_path):
+    measured({"constant": None}, {"regime": "long, batch 1"})
+    printed_by(*QUESTION, "--report", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    (table,) = re.findall(r'<table id="measured">.*?</table>', page, re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", one) for one in table.split("<tr>")[2:]]
+    assert [cells for cells in rows if cells[0] == "flash2"] == [
+        ["flash2", "FA2 prefill", "h100-sxm", "few, batch 1", "10", "10.0%", "20.0%", "+10.0%",
+         "50.0%", ""],
+    ]  # fmt: skip
+    assert "naive: no measurement of such a kernel" in page
+    assert "flash2: no measurement of such a kernel" not in page
+
+
+def test_a_devices_error_is_over_all_kernels_that_were_measured_on_it(measured):
+    measured({}, {"points": 30, "mean": 0.30}, {"device": "h20", "split": "transfer"})
+    assert device_error("h100-sxm") == DeviceError(40, pytest.approx(0.25), False)
+    assert device_error("h20") == DeviceError(10, pytest.approx(0.10), True)
+    assert device_error("gb10") is None
+    lines = {line.split()[0]: line for line in printed_by("profiles").splitlines() if line.split()}
+    assert lines["h100-sxm"].split()[-2:] == ["40", "25%"]
+    assert lines["h20"].split()[-2:] == ["10", "10%*"]
+    assert "%" not in lines["gb10"]
+
+
+def test_what_is_published_of_a_device_counts_too():
+    published = [e for e in all_known_errors() if e.profile == "rtx-3090"]
+    known = device_error("rtx-3090")
+    assert known.points >= sum(error.points for error in published) > 0
+
+
+def test_the_table_of_strangers_figures_in_the_readme_is_the_data():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = validation.MARKS
+    between = text.partition(begin)[2].partition(end)[0]
+    assert between.strip() == validation.readme_measured(shipped()["measured"]).strip(), RENEW
+
+
+def test_a_family_in_the_readme_is_the_mean_over_its_points_in_each_split():
+    rows = [
+        row(points=30, mean=0.2),
+        row(device="l40s"),
+        row(device="h20", split="transfer", points=7, constant=None),
+        row(family="seldom measured"),
+        row(quantity="DRAM bytes", points=25, roofline=None, constant=None),
+        row(quantity="DRAM bytes", family="another", points=75, mean=0.5, roofline=None),
+        row(quantity="L2 bytes", points=99),
+    ]
+    *_, flash, dram = validation.readme_measured(rows).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (flash, dram)]
+    assert cells[0] == ["FA2 prefill", "40", "17.5%", "50.0%", "30.0%", "7", "10.0%", "50.0%", ""]
+    assert cells[1] == ["DRAM bytes, all kernels", "100", "40.0%", *[""] * 6]
+
+
+def test_the_data_say_which_schedule_predicted_a_regime(tmp_path):
+    rows = ({}, {"gpu": "H200", "kernel": "sglang triton", "split": "transfer"}, {"split": "fit"})
+    stick = measure_up(read_figures([write(tmp_path / "t.csv", *rows)]))
+    data = validation.measured_data(stick)
+    assert {one["split"] for one in data} == {"test", "transfer"}  # errors on `fit` are no errors
+    by_device = {one["device"]: one for one in data}
+    for judged in stick.judged:
+        if judged.split != "fit":
+            one, schedule = by_device[judged.device], judged.measured.case.schedule
+            assert (one["regime"], one["points"]) == ("few, batch 1", 1)
+            assert one["schedules"] == [
+                {
+                    "name": schedule.name,
+                    "implementation": schedule.implementation,
+                    "phase": "prefill",
+                }
+            ]
+
+
+def test_writing_renews_the_data_file_and_the_tables_of_both_documents(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/validation.md"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    write(figures / "t.csv", *({"value": str(value)} for value in range(100, 120)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(validation, "ROOT", tmp_path)
+    monkeypatch.setattr(validation, "DATA", tmp_path / "known_errors.json")
+    monkeypatch.setattr(validation, "all_measurements", list)
+    monkeypatch.setattr("sys.argv", ["validation.py", str(figures), "--write"])
+    validation.main()
+    (one,) = json.loads((tmp_path / "known_errors.json").read_text())["measured"]
+    assert (one["family"], one["points"]) == ("flash2", 20)
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"| flash2 | 20 | {one['mean']:.1%} |" in readme
+    assert "| flash2 | h100-sxm | time | 20 |" in (tmp_path / "docs/validation.md").read_text()
+    assert "| H100 SXM |" not in readme  # of published tables there were none
 
 
 def test_asking_imports_no_compiler_no_torch_and_no_simulator():

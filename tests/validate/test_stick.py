@@ -6,7 +6,7 @@ import pytest
 
 from sim.inputs.files import InputError
 from sim.runs.store import Store
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim, called
 from tests.support.tables_of_figures import DECODE, figure, write
 from validate.figures import read_figures
 from validate.operations import measured_of
@@ -27,7 +27,7 @@ from validate.stick import (
     scores,
     times,
 )
-from validate.stick_report import markdown, save_stick
+from validate.stick_report import REGIMES, markdown, regime_rows, save_stick
 
 KERNEL = KernelFigures(
     name="a kernel",
@@ -153,8 +153,9 @@ def test_the_best_constant_has_the_least_mean_error_and_rests_on_fit_rows_alone(
         return sum(abs(factor * 100e-6 / one.value - 1) for one in fit)
 
     assert all(error(factors["flash2"]) <= error(one.value / 100e-6) + 1e-12 for one in fit)
-    with pytest.raises(AssertionError):
-        constants([judged(tmp_path, value="200", split="test")])
+    for split in ("test", "transfer"):
+        with pytest.raises(InputError, match=f'split = "{split}": nothing is fitted'):
+            constants([*fit, judged(tmp_path, value="200", split=split)])
     (score, _) = scores([judged(tmp_path, value="400")], {"flash2": 2.0})
     assert (score.roofline, score.constant) == (pytest.approx(0.75), pytest.approx(0.5))
 
@@ -262,6 +263,34 @@ def test_calibrating_refuses_rows_that_nothing_may_be_fitted_to(table, tmp_path)
     )
     assert_one_line(done, 'line 2: split = "test"', "nothing is fitted to such a row")
     assert not (tmp_path / "p.toml").exists()
+
+
+@pytest.mark.parametrize("split", ["test", "transfer"])
+def test_calibrating_refuses_a_folder_with_one_such_row(tmp_path, split):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write(folder / "a.csv", {"split": "fit"})
+    write(folder / "b.csv", {"split": "fit"}, {"split": split})
+    profile = tmp_path / "p.toml"
+    done = called("calibrate", folder, "--profile", "h100-sxm", "--out", profile)
+    assert_one_line(done, f'b.csv, line 3: split = "{split}"', "nothing is fitted to such a row")
+    assert not profile.exists()
+
+
+def test_errors_stand_by_family_and_regime_over_devices(tmp_path):
+    rows = ({}, {"gpu": "H200", "value": "50"}, {"seq_q": "2048", "seq_kv": "2048", "value": "400"})
+    stick = measure_up(read_figures([write(tmp_path / "t.csv", *rows)]))
+    few = [abs(one.error) for one in stick.judged if one.regime == "few, batch 1"]
+    ((family, *cells),) = regime_rows(stick.scores, "test")
+    assert family == "flash2"
+    by_regime = dict(zip(REGIMES, cells, strict=True))
+    assert by_regime["few, batch 1"] == f"{sum(few) / 2:.0%} (2)"
+    assert by_regime["middle, batch 1"].endswith("% (1)")
+    assert not any(
+        by_regime[regime] for regime in REGIMES if regime not in ("few, batch 1", "middle, batch 1")
+    )
+    assert " | ".join(("family", *REGIMES)) in markdown(stick)
+    assert regime_rows(stick.scores, "transfer") == []
 
 
 def test_tables_are_told_in_markdown_and_json(tmp_path):
