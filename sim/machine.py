@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import DTYPE_BYTES
 from sim.tile_program import Compute, Footprint, Kernel, Transfer
 
 TENSOR, VECTOR, EXP, SRAM, ISSUE, PORT = range(6)
@@ -35,9 +36,13 @@ CAUSES = (
 )
 N_CAUSES = len(CAUSES)
 
-# An SM issues one warp instruction a clock on each of 4 sub-partitions: 4 x 32 lanes (CUDA C++
-# Programming Guide, sections "Compute Capability 7.x" to "9.0").
-ISSUE_LANES = 128
+# An SM has 4 sub-partitions, each of which issues one instruction of a warp of 32 lanes a clock
+# (CUDA C++ Programming Guide, sections "Compute Capability 7.x" to "9.0").
+SUB_PARTITIONS, LANES = 4, 32
+# FLOPs of a warp's matmul of 16-bit operands, m16n8k16; of narrower ones as many more (PTX ISA,
+# mma.sync). Costs of issuing are for so many FLOPs, whatever the instruction.
+MATMUL_FLOPS, MATMUL_OPERAND_BYTES = 4096, 2
+SRAM_BYTES_AN_INSTRUCTION = 512  # of a warp's widest access: 16 bytes a lane (LDSM.x4)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,6 @@ class Machine:
     l2_latency_s: float
     hbm_latency_s: float
     op_latency_s: float
-    cta_start_s: float
 
 
 def machine_of(hw: HardwareProfile) -> Machine:
@@ -67,8 +71,13 @@ def machine_of(hw: HardwareProfile) -> Machine:
         l2_latency_s=calibration.l2.latency,
         hbm_latency_s=calibration.hbm.latency,
         op_latency_s=calibration.sm.op_latency,
-        cta_start_s=calibration.sm.cta_start,
     )
+
+
+def cta_start_s(kernel: Kernel, hw: HardwareProfile) -> float:
+    """From a free slot to a CTA's first load [s]: of a kernel of matmuls with its setup."""
+    calibration = hw.calibration.sm
+    return calibration.cta_start + (calibration.cta_setup if kernel.multiplies else 0.0)
 
 
 def service_times_s(
@@ -91,11 +100,26 @@ def service_times_s(
     service_s[VECTOR] = vector_ops / (sm.fp32_lanes * sm.clock * calibration.sm.vector)
     service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
     service_s[SRAM] = op.sram_bytes / (hw.sram.bytes_per_clock * sm.clock * calibration.sm.sram)
-    issued = (vector_ops + op.exp_count) / (ISSUE_LANES * sm.clock)
-    asynchronous = kernel.tensor_path == "asynchronous"
-    blocking = calibration.sm.async_issue if asynchronous else calibration.sm.mma_issue
-    service_s[ISSUE] = issued + blocking * service_s[TENSOR]
+    by_group = kernel.tensor_path != "mma_sync" and hw.matmul_by_warp_group
+    held = 0.0 if tensor_rate is None else _held_cycles(op.mma_flops, by_group, hw, dtype)
+    issued = (vector_ops + op.other_ops + op.exp_count) / LANES
+    if not (by_group and op.mma_flops):  # a warp group's matmul reads SRAM by itself
+        issued += op.sram_bytes / SRAM_BYTES_AN_INSTRUCTION
+    # A warp's next exponential waits for the unit, and what follows it with it.
+    others_s = max(issued / (SUB_PARTITIONS * sm.clock), service_s[EXP])
+    service_s[ISSUE] = held / (SUB_PARTITIONS * sm.clock) + others_s
     return service_s / kernel.footprint.workers
+
+
+def _held_cycles(flops: int, by_group: bool, hw: HardwareProfile, dtype: str) -> float:
+    """Cycles, over all sub-partitions, in which matmuls keep other instructions from being issued.
+
+    They go by the architecture's instructions, not by how fast its tensor cores are.
+    """
+    calibration = hw.calibration.sm
+    cycles = calibration.async_issue_cycles if by_group else calibration.mma_issue_cycles
+    wider = MATMUL_OPERAND_BYTES / DTYPE_BYTES[dtype]
+    return flops / (MATMUL_FLOPS * wider) * cycles
 
 
 def ctas_per_sm(footprint: Footprint, hw: HardwareProfile) -> int:

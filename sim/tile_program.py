@@ -108,8 +108,10 @@ class Load:
 class Compute:
     """Work of the whole CTA on its SM's pipes, all taken at once; done with the slowest.
 
-    `vector_ops` are lane operations (an FMA is one), `sram_bytes` what is read from or written to
-    shared memory. All amounts zero: only a wait for the loads it reads.
+    `vector_ops` are lane operations of the fp32 pipe (an FMA is one), `other_ops` those that only
+    have to be issued (maxima, conversions, shuffles, addresses), `exp_count` exponentials and
+    `sram_bytes` what is read from or written to shared memory. All amounts zero: only a wait for
+    the loads it reads.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Compute:
     vector_ops: int = 0
     exp_count: int = 0
     sram_bytes: int = 0
+    other_ops: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +239,11 @@ class Kernel:
     def actions(self) -> list[Compute | Store]:
         """What the workers execute, over all loops."""
         return [action for loop in self.loops for action in loop.actions]
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether any of its computes has matmuls."""
+        return any(isinstance(action, Compute) and action.mma_flops for action in self.actions)
 
     @property
     def streams(self) -> list[Stream]:

@@ -109,12 +109,14 @@ def _at(profile: str, clock_mhz: float | None) -> HardwareProfile:
 def at_clock(hw: HardwareProfile, clock_hz: float) -> HardwareProfile:
     """The device with its SMs and L2 at another clock: what takes cycles takes so much longer.
 
-    HBM keeps its own clock, also in its latency, of which most is not on the chip.
+    HBM keeps its own clock, also in its latency, of which most is not on the chip, and with it a
+    CTA's setup, which waits for what it reads.
     """
     ratio = clock_hz / hw.sm.clock
     rates = ["sm.clock", "l2.bandwidth"]
     rates += [f"tensor.{d}" for d in ("fp16", "bf16", "fp8") if hw.tensor_flops_per_s(d)]
-    times = ["calibration.l2.latency", "calibration.sm.op_latency", "calibration.sm.cta_start"]
+    times = ["calibration.l2.latency"]
+    times += [f"calibration.sm.{name}" for name in ("op_latency", "cta_start")]
     return hw.with_figures(
         {key: hw.figure(key) * ratio for key in rates}
         | {key: hw.figure(key) / ratio for key in times}

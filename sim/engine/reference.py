@@ -232,9 +232,9 @@ class Worker:
 
     def run(self) -> Events:
         """The whole life of the worker."""
-        cta, machine = self.cta, self.replay.machine
-        self.path[mc.CTA_START] += machine.cta_start_s
-        yield self.until(self.env.now + machine.cta_start_s)
+        cta, start_s = self.cta, self.replay.cta_start_s
+        self.path[mc.CTA_START] += start_s
+        yield self.until(self.env.now + start_s)
         while True:
             if self.number == 0:
                 cta.begin_item(self.path)
@@ -360,6 +360,7 @@ class ReferenceReplay:
     ) -> None:
         self.env = simpy.Environment()
         self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
+        self.cta_start_s = mc.cta_start_s(kernel, hw)
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
         self.service_s = {

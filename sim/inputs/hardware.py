@@ -20,9 +20,9 @@ from sim.inputs.units import (
     BytesOrNone,
     BytesPerSecond,
     Count,
+    Cycles,
     FlopsPerSecond,
     Fraction,
-    FractionOrNone,
     Hertz,
     JoulesPerByte,
     JoulesPerFlop,
@@ -162,18 +162,24 @@ class TensorCalibration(Section):
 class SmCalibration(Section):
     """Sustained shares of an SM's other pipes, and fixed costs.
 
-    `mma_issue` is the share of a matmul's time in which the SM can issue nothing else: 0 lets
-    softmax overlap another CTA's matmul wholly, 1 not at all. `async_issue` is the same of matmuls
-    that are issued asynchronously (`Kernel.tensor_path`).
+    `mma_issue_cycles` is for how many cycles a warp's matmul of 4,096 FLOPs (m16n8k16 of 16-bit
+    operands) keeps its sub-partition from issuing anything else: so softmax overlaps another
+    CTA's matmuls no more than that leaves. `async_issue_cycles` is the same of as many FLOPs of a
+    warp group's asynchronous matmul (wgmma, tcgen05).
+
+    `cta_start` is from a free slot to a CTA's first instruction, `cta_setup` what a kernel of
+    matmuls then does before its first load and after its last, one thing after the other: lengths
+    and tables read, addresses, descriptors, barriers.
     """
 
     vector: Fraction
     exp: Fraction
     sram: Fraction
-    mma_issue: FractionOrNone
-    async_issue: FractionOrNone = 0.0
+    mma_issue_cycles: Cycles
+    async_issue_cycles: Cycles = 0.0
     op_latency: Seconds
     cta_start: Seconds
+    cta_setup: Seconds
 
 
 class LaunchCalibration(Section):

@@ -30,6 +30,7 @@ trips but for the first; the page table is not read, nor is the kernel run that 
 each sequence before a varlen call.
 """
 
+from dataclasses import replace
 from sys import maxsize
 from typing import ClassVar, Literal
 
@@ -56,18 +57,20 @@ from sim.schedules.parts.flash3_cta import (
     Flash3Cta,
     public_tile,
 )
+from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softmax
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
-# fp32 lane operations a score: maximum, scale and subtract (one FMA), sum; and conversion of P
-# once O += P V is done (softmax.h; convert_type_out in the main loop).
-SOFTMAX_OPS, CONVERT_OPS = 3, 1
+# Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
+CONVERTED_A_SCORE = 2
 # Of a masked score: a comparison with each edge, a selection (mask.h, apply; of the first block
 # always, for the end of the keys).
 MASK_OPS: dict[Mask, int] = {"full": 2, "causal": 2, "window": 3}
 # Of 16 bytes that the producer copies from a page: the copy, half of shuffling the row's pointer,
 # its address (paged_kv.h, load_K). The last is an estimate.
 COPY_OPS, COPY_BYTES = 3, 16
+WARPS_A_GROUP = 4
+NO_SOFTMAX = Softmax(0, 0, 0)
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
 # flash_prepare_scheduler.cu: size_l2, get_nheads_in_l2.
 VARLEN_SECTION_BYTES, MOST_VARLEN_SECTION = 8 * 2**20, 16
@@ -200,18 +203,25 @@ class _Work:
 
     def scored(self, *reads: Load, vector_ops: int = 0) -> Compute:
         """S = Q K^T, and so much beside it."""
-        ops = vector_ops + self.copy_ops
-        return Compute("S = Q K^T", reads, self.flops, ops, sram_bytes=self.qk_sram_bytes)
+        return Compute(
+            "S = Q K^T",
+            reads,
+            self.flops,
+            vector_ops,
+            sram_bytes=self.qk_sram_bytes,
+            other_ops=self.copy_ops,
+        )
 
-    def accumulated(self, load_v: Load, softmax_ops: int = 0, exps: int = 0) -> Compute:
-        """O += P V, and so much of the softmax while the tensor pipe serves it."""
+    def accumulated(self, load_v: Load, softmax: Softmax = NO_SOFTMAX) -> Compute:
+        """O += P V, and so much of a softmax while the tensor pipe serves it."""
         return Compute(
             "O += P V",
             (load_v,),
             self.flops,
-            softmax_ops + self.transpose_ops + self.copy_ops,
-            exps,
+            softmax.fp32_ops,
+            softmax.exps,
             self.pv_sram_bytes,
+            softmax.other_ops + self.transpose_ops + self.copy_ops,
         )
 
     def finish(self) -> Loop:
@@ -236,22 +246,35 @@ def _loops(work: _Work) -> tuple[Loop, ...]:
         rescale_first, rescale_after = work.q_elements, 0
 
     mask_ops = MASK_OPS[work.cta.w.mask] * scores
+    tile, warps = work.cta.tile, WARPS_A_GROUP * work.cta.workers
+    softmax = online_softmax(tile.q, tile.kv, work.cta.head_dim, warps, FLASH3_FIXED)
     load_q, first_k = work.load_q(), work.load(k, stages=1)
     prologue = (
         load_q,
         first_k,
         work.scored(load_q, first_k),
-        Compute("softmax", (), 0, (SOFTMAX_OPS + CONVERT_OPS) * scores + mask_ops, scores),
+        Compute(
+            "softmax",
+            vector_ops=softmax.fp32_ops - work.q_elements,  # there is no O yet
+            exp_count=softmax.exps,
+            other_ops=softmax.other_ops + mask_ops,
+        ),
     )
 
-    softmax_ops = SOFTMAX_OPS * scores + round(work.rows.masked_share * mask_ops)
+    converted = scores // CONVERTED_A_SCORE
+    masked = round(work.rows.masked_share * mask_ops)
+    beside = replace(
+        softmax,
+        fp32_ops=softmax.fp32_ops - work.q_elements,
+        other_ops=softmax.other_ops - converted + masked,
+    )
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
     trip = (
         load_k,
         load_v,
         work.scored(load_k, vector_ops=rescale_first),
-        work.accumulated(load_v, softmax_ops, scores + work.cta.tile.q),
-        Compute("convert P, rescale O", vector_ops=CONVERT_OPS * scores + rescale_after),
+        work.accumulated(load_v, beside),
+        Compute("convert P, rescale O", vector_ops=rescale_after, other_ops=converted),
     )
 
     def trips(items: IntArray) -> IntArray:

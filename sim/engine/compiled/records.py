@@ -9,7 +9,7 @@ from sim.engine.compiled.jit import aligned, sources_stamp
 from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import N_CAUSES, SM_PIPES, Machine, ctas_per_sm, service_times_s
+from sim.machine import N_CAUSES, SM_PIPES, Machine, cta_start_s, ctas_per_sm, service_times_s
 from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
 
 COMPUTE, STORE, ATOMIC = 0, 1, 2  # kinds of op
@@ -234,7 +234,7 @@ def _limits_of(
         l2_latency_s=machine.l2_latency_s,
         hbm_latency_s=machine.hbm_latency_s,
         op_latency_s=machine.op_latency_s,
-        cta_start_s=machine.cta_start_s,
+        cta_start_s=cta_start_s(kernel, hw),
     )
 
 

@@ -204,12 +204,19 @@ def _remade(
             op.vector_ops * amounts,
             op.exp_count * amounts,
             op.sram_bytes * amounts,
+            op.other_ops * amounts,
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))
 
 
-LATENCIES = ("hbm.latency", "l2.latency", "sm.op_latency", "sm.cta_start")  # of a calibration
+LATENCIES = (
+    "hbm.latency",
+    "l2.latency",
+    "sm.op_latency",
+    "sm.cta_start",
+    "sm.cta_setup",
+)  # of a calibration
 
 
 def slower(hw: HardwareProfile, grain: int) -> HardwareProfile:

@@ -12,6 +12,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import SramBytes, Tile
 from sim.schedules.parts import registers
+from sim.schedules.parts.instructions import FLASH2_FIXED, TRITON_FIXED
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import Angles
 from sim.tile_program import Footprint, TensorPath
@@ -43,6 +44,7 @@ class FlashCta:
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = registers.FLASH_CUDA
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
+    fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
 
@@ -81,6 +83,7 @@ def triton_cta(
         tensor_path="native" if by_group else "mma_sync",
         registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), warps),
         kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
+        fixed_instructions=TRITON_FIXED,
         head_dim_of=power_of_two,
     )
     fewer = (replace(whole, stages=count) for count in range(stages, 1, -1))

@@ -15,11 +15,12 @@ has stages, and on Hopper wgmma.
 from dataclasses import dataclass, replace
 
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, Tile, blocks, kv_matrix
+from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.parts.backward import DROPOUT_OPS_PER_SCORE
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.instructions import online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
 from sim.tile_program import (
@@ -167,7 +168,8 @@ def key_loop(
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
     kv_bytes = tile.kv * row_bytes(filled)
-    q_elements, scores = tile.q * filled.head_dim, tile.q * tile.kv
+    scores = tile.q * tile.kv
+    softmax = online_softmax(tile.q, tile.kv, filled.head_dim, cta.warps, cta.fixed_instructions)
     matmul_flops = 2 * scores * filled.head_dim
     dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
@@ -186,8 +188,9 @@ def key_loop(
             ),
             Compute(
                 "softmax",
-                vector_ops=VECTOR_OPS_PER_SCORE * scores + q_elements + dropout,  # rescales O too
-                exp_count=scores + tile.q,
+                vector_ops=softmax.fp32_ops + dropout,
+                other_ops=softmax.other_ops,
+                exp_count=softmax.exps,
             ),
             *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
             Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),

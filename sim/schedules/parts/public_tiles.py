@@ -15,6 +15,7 @@ from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import BackwardCta
 from sim.schedules.parts.flash_cta import FlashCta, power_of_two
 from sim.schedules.parts.flash_schedule import Implementation
+from sim.schedules.parts.instructions import TRITON_FIXED
 
 SM8X = ("sm86", "sm89")  # is_sm8x of flash_fwd_launch_template.h
 
@@ -56,7 +57,14 @@ def _cta(q: int, kv: int, warps: int) -> FlashCta:
 
 
 def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
-    return FlashCta(Tile(q=q, kv=kv), warps, stages, tensor_path="native", head_dim_of=power_of_two)
+    return FlashCta(
+        Tile(q=q, kv=kv),
+        warps,
+        stages,
+        tensor_path="native",
+        fixed_instructions=TRITON_FIXED,
+        head_dim_of=power_of_two,
+    )
 
 
 # FlashAttention-2: flash_fwd_launch_template.h, run_mha_fwd_hdim*; the last two by SRAM, as
