@@ -9,7 +9,7 @@ Where a kernel runs that no schedule has, the table says the nearest one, or why
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
-Where pages are not stated they have 64 tokens; those of fewer than 16 are predicted as of 16.
+Where pages are not stated they have 64 tokens.
 """
 
 import re
@@ -274,7 +274,7 @@ BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kern
 FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
 TIMES = ("time_us", "tflops", "gbps")
 FLOOR_US = 30.0  # host time rules below it, where nothing else is said
-LEAST_PAGE, MOST_PAGE = 16, 4096  # of `paged`
+MOST_PAGE = 4096  # of `paged`
 
 # What in `extra` keeps a figure from being predicted: a pattern, of which metrics, and why.
 KEPT_FROM = (
@@ -384,7 +384,7 @@ def _options(
     options = dict(operation.schedule or {})
     page, splits = PAGE.search(figure.extra), SPLIT_COUNT.search(f"{figure.kernel} {figure.extra}")
     if page and options["name"] == "paged":
-        options["page_size"] = min(max(int(page[1]), LEAST_PAGE), MOST_PAGE)
+        options["page_size"] = min(int(page[1]), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
     elif operation.cache_tokens:

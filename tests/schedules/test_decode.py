@@ -90,12 +90,6 @@ def test_the_number_of_splits_is_the_published_heuristic_s(kv_heads, seq_kv):
     assert splits_of(w, H100, key_blocks) == splits_as_published(kv_heads, 264, key_blocks)
 
 
-def rows_of_pages(w: AttentionWorkload, page: int, tile_kv: int) -> int:
-    """Rows that a KV head's CTAs load: whole pages, of larger ones the tiles that hold keys."""
-    piece = min(page, tile_kv)
-    return ceil(w.seq_kv, piece) * piece - shown_keys(w, tile_kv)[0]
-
-
 def page_table_bytes(w: AttentionWorkload, page: int, tile_kv: int) -> int:
     """Sectors of 8 numbers that hold those of each block of keys, for one KV head."""
     sectors = 0
@@ -108,7 +102,7 @@ def page_table_bytes(w: AttentionWorkload, page: int, tile_kv: int) -> int:
 
 @given(cases("paged"), devices(l2="0 B"))
 @settings(max_examples=80)
-def test_paged_reads_whole_pages_once_and_the_sectors_of_their_numbers(case, hw):
+def test_paged_reads_each_token_once_and_the_sectors_of_its_pages_numbers(case, hw):
     w, schedule = case
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
@@ -116,62 +110,68 @@ def test_paged_reads_whole_pages_once_and_the_sectors_of_their_numbers(case, hw)
     _, tile_kv = tile_of(kernels[0])
     splits = kernels[0].ctas // matrices
     q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
-    rows = matrices * rows_of_pages(w, page, tile_kv)
+    rows = matrices * (w.seq_kv - shown_keys(w, tile_kv)[0])
     numbers = matrices * page_table_bytes(w, page, tile_kv)
     cache_bytes = 2 * rows * cached_row_bytes(w)
     assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes + numbers
     assert_moves_partials(kernels, runs, w, splits)
 
 
-def loaded_tiles(kernel, name: str) -> dict[int, list[int]]:
-    """The tiles of a tensor that each item loads, in any order."""
-    tiles: dict[int, list[int]] = {}
+@pytest.mark.parametrize("implementation", ["cuda", "triton"])
+@pytest.mark.parametrize("seq_kv", [32, 64, 200])
+@pytest.mark.parametrize(
+    "table", [{"name": "decode"}, {"name": "flash_decoding"}, {"name": "paged", "page_size": 256}]
+)
+def test_a_short_cache_is_read_for_the_tokens_that_it_has(table, seq_kv, implementation):
+    w = WorkloadTable(
+        heads=64, kv_heads=8, head_dim=128, batch=4, seq_kv=seq_kv, phase="decode"
+    ).workload()
+    schedule = make_schedule(table | {"implementation": implementation}, "a test")
+    kernels = kernels_of(schedule.program(w, H100))
+    ran = run(kernels, H100, w)[0]
+    cache_bytes = 2 * 4 * 8 * seq_kv * 128 * 2
+    q_bytes = kernels[0].ctas // (4 * 8) * 4 * 64 * 128 * 2
+    numbers = 4 * 8 * ceil(seq_kv, 64) * 32  # a sector a tile at most
+    assert cache_bytes <= ran.hbm_read_bytes - q_bytes <= cache_bytes + numbers
+
+
+def tokens_read(kernel, name: str) -> np.ndarray:
+    """How many tokens of a tensor each item loads."""
+    tokens = np.zeros(kernel.ctas * kernel.items_per_cta, np.int64)
     for loop, trips in zip(kernel.loops, kernel.trips, strict=True):
         for load in (op for op in loop.ops if isinstance(op, Load)):
             stream = load.stream
             if stream.tensor.name == name:
-                base, start = stream.base(kernel.items), stream.start(kernel.items)
+                base, down = stream.base(kernel.items), stream.tiles_down
                 for item, count in enumerate(trips):
-                    at = start[item] + np.arange(count)
-                    moved = stream.table[at] if stream.table is not None else stream.stride * at
-                    tiles.setdefault(item, []).extend((base[item] + moved).tolist())
-    return tiles
+                    row = (base[item] + stream.stride * np.arange(count)) % down
+                    last = row == down - 1
+                    cut = stream.tensor.rows - (down - 1) * stream.tile_rows
+                    tokens[item] += np.where(last, cut, stream.tile_rows).sum()
+    return tokens
 
 
 @given(cases("paged"), devices())
 @settings(max_examples=60)
-def test_pages_are_each_one_sequence_s_and_every_head_reads_its_own(case, hw):
+def test_the_ctas_of_a_kv_head_read_each_of_its_tokens_once_whatever_the_page(case, hw):
     w, schedule = case
-    w = replace(w, window=None)
     (kernel, *_) = lowered(schedule, w, hw)
-    pool = next(s for s in kernel.streams if s.tensor.name == "K")
-    piece, splits = pool.tile_rows, kernel.ctas // (w.batch * w.kv_heads)
-    of_page, pieces = schedule.page_size // piece, ceil(w.seq_kv, piece)
-    assert pool.tensor.rows == w.batch * ceil(w.seq_kv, schedule.page_size) * schedule.page_size
+    matrices = w.batch * w.kv_heads
+    shown = w.seq_kv - shown_keys(w, tile_of(kernel)[1])[0]
     for name in "KV":
-        read: dict[tuple[int, int], list[int]] = {}
-        for item, tiles in loaded_tiles(kernel, name).items():
-            sequence, head = divmod(item // splits, w.kv_heads)
-            read.setdefault((sequence, head), []).extend(tiles)
-        pages_of: dict[int, set[int]] = {}
-        for (sequence, head), tiles in read.items():
-            in_pool = np.array(tiles) - head * pool.tiles_down
-            assert len(tiles) == len(set(tiles)) == pieces
-            assert in_pool.min() >= 0
-            assert in_pool.max() < pool.tiles_down
-            pages = set((in_pool // of_page).tolist())
-            assert len(pages) == ceil(w.seq_kv, schedule.page_size)
-            assert pages_of.setdefault(sequence, pages) == pages
-        assert sum(map(len, pages_of.values())) == len(set().union(*pages_of.values()))
+        read = tokens_read(kernel, name).reshape(matrices, -1).sum(axis=1)
+        assert (read == shown).all()
 
 
-def test_pages_lie_where_the_seed_says():
-    w = WorkloadTable(heads=2, head_dim=64, seq_kv=1000, phase="decode").workload()
-    reads = [
-        loaded_tiles(kernels_of(SCHEDULES["paged"](seed=seed).program(w, H100))[0], "K")
-        for seed in (1, 1, 2)
-    ]
-    assert reads[0] == reads[1] != reads[2]
+def test_a_page_is_of_any_power_of_two_from_one_on():
+    w = WorkloadTable(heads=8, kv_heads=2, head_dim=128, seq_kv=5000, phase="decode").workload()
+    read = {}
+    for page in (1, 16, 256):
+        kernels = kernels_of(SCHEDULES["paged"](page_size=page).program(w, H100))
+        read[page] = run(kernels, H100, w)[0]
+    numbers = 2 * 4 * (5000 - 320)  # 5,000 numbers of 4 bytes for each head, where 16 have one
+    assert read[1].hbm_read_bytes - read[16].hbm_read_bytes == pytest.approx(numbers, rel=0.3)
+    assert read[1].time_s == pytest.approx(read[256].time_s, rel=0.02)
 
 
 def readers(schedule, rows: int, hw) -> int:
@@ -194,10 +194,8 @@ def test_decoding_takes_four_d_flops_a_row_and_key_and_makes_each_element_ready(
     assert ran.executed("mma_flops") == 4 * w.head_dim * rows * keys * steps
     assert ran.executed("exp_count") == steps * rows * (keys + 1)
     softmax = steps * rows * (4 * keys + w.head_dim) + kernels[0].ctas * rows * w.head_dim
-    of_pages = schedule.name == "paged"
-    ready = matrices * rows_of_pages(w, schedule.page_size, keys) if of_pages else steps * keys
     operations = {"fp8": 1, "int8": 2, "int4": 2, None: 0}[w.kv_dtype] * readers(schedule, rows, hw)
-    assert ran.executed("vector_ops") == softmax + 2 * ready * w.head_dim * operations
+    assert ran.executed("vector_ops") == softmax + 2 * steps * keys * w.head_dim * operations
 
 
 @pytest.mark.parametrize("name", ["flash_decoding", "paged", "decode"])

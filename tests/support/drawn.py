@@ -105,7 +105,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "tree_decoding": {"gpus": st.integers(2, 5)},
     "tensor_parallel": {"gpus": st.integers(2, 4)},
     "flash_decoding": {"splits": SPLITS},
-    "paged": {"splits": SPLITS, "page_size": st.sampled_from((16, 64, 256))},
+    "paged": {"splits": SPLITS, "page_size": st.sampled_from((1, 16, 64, 256))},
     "streaming_llm": {
         "splits": SPLITS,
         "sinks": st.integers(0, 40),
