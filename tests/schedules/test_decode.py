@@ -69,6 +69,27 @@ def test_flash_decoding_without_l2_reads_the_cache_once_and_partials_in_fp32(cas
     assert_moves_partials(kernels, runs, w, splits)
 
 
+@given(cases("flash_decoding", "paged"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_combine_has_all_log_sum_exps_before_any_o_and_then_one_range_s_at_a_time(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    if len(kernels) == 1:
+        return
+    combine = kernels[1]
+    weights, add, _ = combine.loops
+    splits = kernels[0].ctas // (w.batch * w.kv_heads)
+    assert [load.stream.tensor.name for load in weights.loads] == ["LSE of splits"]
+    assert [load.stream.tensor.name for load in add.loads] == ["O of splits"]
+    assert [load.stages for load in add.loads] == [1]
+    assert combine.trips[0].tolist() == [1] * combine.ctas
+    assert combine.trips[1].tolist() == [splits] * combine.ctas
+    ran = run(kernels, hw, w)[1]
+    rows = 4 if w.head_dim % 128 == 0 else 8 if w.head_dim % 64 == 0 else 16
+    assert ran.executed("exp_count") == 2 * splits * rows * combine.ctas
+    assert ran.time_s >= splits * (hw.calibration.l2.latency + hw.calibration.hbm.latency)
+
+
 def splits_as_published(batch_nheads_mblocks: int, num_sms: int, num_n_blocks: int) -> int:
     """Told as in flash_api.cpp: efficiencies of the eligible counts, then the first good one."""
     if batch_nheads_mblocks >= 0.8 * num_sms:
