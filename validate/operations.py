@@ -4,7 +4,8 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    FlashInfer's, TensorRT-LLM's and FlashAttention-3's decoding    `paged`, in its split-KV kernels
+    TensorRT-LLM's and FlashAttention-3's decoding                  `paged`, in FlashAttention-2's
+                                                                    split-KV kernels
     MLA on tensor cores other than Hopper's                         `mla` with mma.sync
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
@@ -43,6 +44,7 @@ FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
+FLASHINFER = PAGED | {"implementation": "flashinfer"}
 MLA = {"name": "mla"}
 NAIVE = {"name": "naive", "mask": False}
 SCALED_NAIVE = NAIVE | {"scale": True}
@@ -157,7 +159,7 @@ OPERATIONS = (
     Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
     Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
     Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
-    Operation(r".*flashinfer.*", "FlashInfer decode", DECODE, PAGED),
+    Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
     Operation(

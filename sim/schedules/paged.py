@@ -4,6 +4,9 @@
         the loop of parts/paged_keys.py over the range
     combine the splits as `flash_decoding`
 
+With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
+tile to the query heads of a KV head, and takes several queries a sequence too.
+
 Source: vLLM's fork vllm-project/flash-attention, csrc/flash_attn/src: flash_fwd_kernel.h
 (compute_attn_1rowblock_splitkv with block_table) and utils.h (resolve_thread_kv_page_slice_offset).
 Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples of 256
@@ -18,6 +21,8 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
 from sim.tile_program import Kernel
@@ -27,6 +32,7 @@ class Paged(SplitKv):
     """Split-KV decoding of one query a sequence from pages of `page_size` tokens."""
 
     name: Literal["paged"] = "paged"
+    implementation: Literal["cuda", "triton", "flashinfer"] = "cuda"  # type: ignore[assignment]
     splits: Splits | None = None
     page_size: int = Field(default=16, ge=1, le=4096)
 
@@ -42,12 +48,37 @@ class Paged(SplitKv):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""
+        if self.implementation == "flashinfer":
+            return self._flashinfer(w, hw)
         keys = self.split(w, hw, self.splits)
-        tile_kv = keys.cta.tile.kv
-        if tile_kv & (tile_kv - 1):
-            raise InputError(f"schedule paged: tile.kv = {tile_kv}: a power of two was expected")
+        tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
         return split_attention("paged", keys, *loops).kernels
+
+    def _flashinfer(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        for key, given, is_taken, expected in (
+            ("dtype", w.dtype, w.dtype in ("fp16", "bf16"), "fp16 or bf16 was"),
+            ("kv_dtype", w.kv_dtype, w.kv_dtype in (None, "fp8"), "fp8, or workload.dtype, was"),
+            ("window", w.window, w.window is None or w.seq_q == 1, "none was"),
+        ):
+            if not is_taken:
+                why = f", as seq_q = {w.seq_q}" if key == "window" else ""
+                shown = f'"{given}"' if isinstance(given, str) else given
+                raise InputError(
+                    f'schedule paged: implementation = "flashinfer": workload.{key} = {shown}: '
+                    f"{expected} expected{why}"
+                )
+        cta = self.cta(flashinfer_cta(w, hw), w, hw)
+        self._checked_tile_kv(cta)
+        tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)
+        return PackedAttention(w, cta, self.page_size, tokens).kernels()
+
+    def _checked_tile_kv(self, cta: FlashCta) -> int:
+        """Keys of a tile; raises InputError unless pages cut it evenly, or it them."""
+        tile_kv = cta.tile.kv
+        if tile_kv & (tile_kv - 1):
+            raise InputError(f"schedule paged: tile.kv = {tile_kv}: a power of two was expected")
+        return tile_kv
 
 
 def _ranges(keys: SplitKeys) -> KeyRanges:
