@@ -7,11 +7,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sim import simulate
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.report.table import columns_of
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.mla import cut_in_parts
 from sim.schedules.parts.split_kv import splits_of
@@ -502,3 +504,32 @@ def test_what_cannot_be_is_said_in_one_line(schedule, workload, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         make_schedule(schedule, "a test").program(w, H100)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "used"),
+    [
+        ({"name": "decode"}, 4 / 64),
+        ({"name": "flash_decoding"}, 4 / 64),
+        ({"name": "paged"}, 4 / 64),
+        ({"name": "paged", "implementation": "flashinfer"}, 4 / 16),
+        ({"name": "h2o"}, 4 / 64),
+        ({"name": "flash2"}, 1 / 128),  # a CTA a query head
+    ],
+)
+def test_decoding_says_how_many_rows_of_its_tile_are_no_padding(schedule, used):
+    w = WorkloadTable(model="llama-3-8b", seq_kv=4096, phase="decode").workload()
+    kernels = kernels_of(make_schedule(schedule, "a test").program(w, H100))
+    assert kernels[0].rows_used == used
+    assert all(kernel.rows_used is None for kernel in kernels[1:])  # combine, merge, ...
+
+
+def test_a_record_says_how_many_rows_are_used_and_its_table_where_tokens_are_decoded():
+    of = {}
+    for phase in ("decode", "prefill"):
+        workload = {"model": "llama-3-8b", "seq_len": 1000, "phase": phase}
+        (of[phase],) = simulate(workload=workload, hardware="h100-sxm", schedule="flash2")
+    assert of["decode"].rows_used == of["decode"].kernels[0].rows_used == 1 / 128
+    assert of["prefill"].rows_used == 1000 / 1024
+    assert "rows used" in [column.heading for column in columns_of([of["decode"]])]
+    assert "rows used" not in [column.heading for column in columns_of([of["prefill"]])]
