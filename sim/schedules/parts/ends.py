@@ -8,9 +8,15 @@ O_i = O_i / l_i;  store O_i and, where it is kept, the log-sum-exp
 from sim.tile_program import Compute, Load, Loop, OfItem, Store, Stream, once
 
 
-def begin(what: str, *loads: Load, trips: OfItem = once, sram_bytes: int = 0) -> Loop:
-    """The loop that brings what an item loads once; so many bytes of it are written to SRAM."""
-    return Loop(trips, (*loads, Compute(f"wait for {what}", loads, sram_bytes=sram_bytes)))
+def begin(
+    what: str, *loads: Load, trips: OfItem = once, sram_bytes: int = 0, vector_ops: int = 0
+) -> Loop:
+    """The loop that brings what an item loads once; so many bytes of it are written to SRAM.
+
+    `vector_ops` are lane operations until then: where everything lies is reckoned out.
+    """
+    wait = Compute(f"wait for {what}", loads, vector_ops=vector_ops, sram_bytes=sram_bytes)
+    return Loop(trips, (*loads, wait))
 
 
 def finish(elements: int, *results: Stream, trips: OfItem = once, sram_bytes: int = 0) -> Loop:

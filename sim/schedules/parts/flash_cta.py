@@ -21,6 +21,7 @@ class FlashCta:
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = registers.FLASH_CUDA
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
+    around: tuple[int, int] = (0, 0)  # warp instructions before the first matmul, after the last
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
 
     def sram_bytes(self, w: AttentionWorkload) -> int:

@@ -133,10 +133,11 @@ def flash_kernel(
 ) -> Kernel:
     """A flash kernel of those loops over key blocks: loads Q before, stores O after them."""
     load_q, q_bytes, q_elements = Load(rows.q), rows.q.tile_bytes, cta.tile.q * w.head_dim
-    prologue = begin("Q", load_q, sram_bytes=q_bytes)
+    before, after = (32 * cta.warps * instructions for instructions in cta.around)
+    prologue = begin("Q", load_q, sram_bytes=q_bytes, vector_ops=before)
     if cta.angles:
         loads = (load_q, Load(cta.angles.beside_q(rows.q)))
-        work = ROPE_OPS_PER_ELEMENT * q_elements
+        work = ROPE_OPS_PER_ELEMENT * q_elements + before
         rotate = Compute("rotate Q", loads, vector_ops=work, sram_bytes=3 * q_bytes)
         prologue = Loop(once, (*loads, rotate))
     return Kernel(
@@ -145,7 +146,7 @@ def flash_kernel(
         loops=(
             prologue,
             *key_loops,
-            finish(q_elements, rows.o, rows.lse, sram_bytes=2 * q_bytes),
+            finish(q_elements + after, rows.o, rows.lse, sram_bytes=2 * q_bytes),
         ),
         footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,

@@ -88,11 +88,15 @@ TRITON: Table[FlashCta] = (
     (Row(inf), _triton(128, 32, 8, 2)),
 )
 
-# Split-KV: flash_fwd_launch_template.h, run_mha_fwd_splitkv_dispatch.
+# Split-KV: flash_fwd_launch_template.h, run_mha_fwd_splitkv_dispatch. What a warp executes beside
+# its trips, which of a short cache is most: machine code of flash_fwd_splitkv_kernel at head_dim
+# 128 (wheel of vllm-flash-attn 2.6.2, sm_90): 745 instructions up to the first HMMA without those
+# of a CTA that has no keys, 320 from the last one to the exit.
+AROUND_SPLIT_KV = (745, 320)
 SPLIT_KV: Table[FlashCta] = (
-    (Row(64), _cta(64, 256, 4)),
-    (Row(128), _cta(64, 128, 4)),
-    (Row(inf), _cta(64, 64, 4)),
+    (Row(64), replace(_cta(64, 256, 4), around=AROUND_SPLIT_KV)),
+    (Row(128), replace(_cta(64, 128, 4), around=AROUND_SPLIT_KV)),
+    (Row(inf), replace(_cta(64, 64, 4), around=AROUND_SPLIT_KV)),
 )
 # Triton's split-KV, an estimate: smaller tiles, in fewer stages where SRAM is short.
 TRITON_SPLIT_KV = _triton(64, 64, 4, 3)
