@@ -25,7 +25,7 @@ from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
-from sim.tile_program import Kernel
+from sim.tile_program import IntArray, Kernel
 
 
 class Paged(SplitKv):
@@ -83,12 +83,20 @@ class Paged(SplitKv):
 
 def _ranges(keys: SplitKeys) -> KeyRanges:
     """The ranges of key blocks as ranges of keys."""
-    tile_kv = keys.cta.tile.kv
+    tile_kv, size = keys.cta.tile.kv, blocks(keys.end_block - keys.first_block, keys.splits)
+
+    def number(items: IntArray) -> IntArray:
+        return keys.grid.at(items)[0]
+
+    def start(items: IntArray) -> IntArray:
+        return keys.first_block + size * number(items)
+
     return KeyRanges(
         low=keys.first_block * tile_kv,
         high=min(keys.end_block * tile_kv, keys.w.seq_kv),
-        length=blocks(keys.end_block - keys.first_block, keys.splits) * tile_kv,
-        number=lambda items: keys.grid.at(items)[0],
+        length=size * tile_kv,
+        number=number,
         matrix=keys.matrix,
-        tiles=keys.trips,
+        first=lambda items: keys.ends(items)[0] - start(items),
+        end=lambda items: keys.ends(items)[1] - start(items),
     )

@@ -216,7 +216,8 @@ class PackedAttention:
             self.range_tokens,
             number=lambda items: self.grid.at(items)[0],
             matrix=self._matrix,
-            tiles=self._tiles,
+            first=np.zeros_like,
+            end=self._tiles,
         )
         tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)
 

@@ -38,8 +38,8 @@ KeyLoop = Callable[[OfItem, Operand, Operand], Loop]  # of so many trips, of K a
 class KeyRanges:
     """Keys low to high - 1 of each K/V matrix in ranges of `length` tokens, the last one of fewer.
 
-    Of a CTA: the `number` of its range, its `matrix`, and how many `tiles` it visits, from the
-    first of its range on.
+    Of a CTA: the `number` of its range, its `matrix`, and the tiles of its range that it visits:
+    from number `first` to `end` - 1.
     """
 
     low: int
@@ -47,7 +47,8 @@ class KeyRanges:
     length: int
     number: OfItem
     matrix: OfItem
-    tiles: OfItem
+    first: OfItem
+    end: OfItem
 
     @property
     def count(self) -> int:
@@ -93,15 +94,19 @@ class _Part:
         """Which of these ranges is each CTA's; of another range's CTA any."""
         return np.clip(self.ranges.number(items) - self.first, 0, self.count - 1)
 
+    def end(self, items: IntArray) -> IntArray:
+        """The end of the tiles that each CTA visits of its range."""
+        return np.minimum(self.ranges.end(items), self.across)
+
     def trips(self, items: IntArray) -> IntArray:
-        """Tiles that each CTA visits here."""
+        """How many tiles each CTA visits here."""
         is_here = self.ranges.number(items) == self.first + self.number(items)
-        return np.where(is_here, np.minimum(self.ranges.tiles(items), self.across), 0)
+        return np.where(is_here, np.maximum(0, self.end(items) - self.ranges.first(items)), 0)
 
     def last(self, items: IntArray) -> IntArray:
         """The tile that each CTA visits first."""
         group = self.ranges.matrix(items) * self.count + self.number(items)
-        return group * (self.hidden + self.across) + self.hidden + self.trips(items) - 1
+        return group * (self.hidden + self.across) + self.hidden + self.end(items) - 1
 
     def operands(self) -> tuple[Operand, Operand]:
         """K, with the numbers of its pages, and V."""
@@ -127,5 +132,5 @@ class _Part:
             entries,
             base=lambda items: self.ranges.matrix(items) // w.kv_heads * sectors,
             table=(first_keys // self.page_size // entries).ravel(),
-            start=lambda items: (self.number(items) + 1) * across - self.trips(items),
+            start=lambda items: (self.number(items) + 1) * across - self.end(items),
         )
