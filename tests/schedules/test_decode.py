@@ -90,7 +90,7 @@ def test_combine_has_all_log_sum_exps_before_any_o_and_then_one_range_s_at_a_tim
     ran = run(kernels, hw, w)[1]
     rows = 4 if w.head_dim % 128 == 0 else 8 if w.head_dim % 64 == 0 else 16
     assert ran.executed("exp_count") == 2 * splits * rows * combine.ctas
-    assert ran.time_s >= splits * (hw.calibration.l2.latency + hw.calibration.hbm.latency)
+    assert ran.time_s >= splits * hw.calibration.hbm.latency
 
 
 def splits_as_published(batch_nheads_mblocks: int, num_sms: int, num_n_blocks: int) -> int:
