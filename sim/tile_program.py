@@ -228,6 +228,17 @@ class Kernel:
         return [int(trips) * number // COUNTED_ITEMS for trips in counted]
 
     @property
+    def rows_used(self) -> float | None:
+        """Share of the query rows that its tiles multiply which are there: the rest is padding.
+
+        None of a kernel that multiplies no queries.
+        """
+        if not any(isinstance(op, Compute) and op.mma_flops for op in self.actions):
+            return None
+        q = next((one for one in self.streams if one.tensor.role == "query"), None)
+        return q.tensor.rows / (q.tiles_down * q.tile_rows) if q else None
+
+    @property
     def tile_steps(self) -> int:
         """Trips over all loops and items."""
         return sum(self.loop_trips)

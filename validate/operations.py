@@ -4,12 +4,13 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    FlashInfer's, TensorRT-LLM's and FlashAttention-3's decoding    `paged`, in its split-KV kernels
+    TensorRT-LLM's and FlashAttention-3's decoding                  `paged`, in FlashAttention-2's
+                                                                    split-KV kernels
     trtllm-gen's decoding of latents                                `mla`, FlashMLA's
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
-Where pages are not stated they have 64 tokens; those of fewer than 16 are predicted as of 16.
+Where pages are not stated they have 64 tokens.
 """
 
 import re
@@ -52,6 +53,7 @@ FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
+FLASHINFER = PAGED | {"implementation": "flashinfer"}
 MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
 FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
@@ -219,7 +221,7 @@ OPERATIONS = (
     Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
     Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
     Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
-    Operation(r".*flashinfer.*", "FlashInfer decode", DECODE, PAGED),
+    Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
     Operation(
@@ -340,7 +342,7 @@ BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kern
 FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
 TIMES = ("time_us", "tflops", "gbps")
 FLOOR_US = 30.0  # host time rules below it, where nothing else is said
-LEAST_PAGE, MOST_PAGE = 16, 4096  # of `paged`
+MOST_PAGE = 4096  # of `paged`
 
 # What in `extra` keeps a figure from being predicted: a pattern, of which metrics, and why.
 KEPT_FROM = (
@@ -450,7 +452,7 @@ def _options(
     options = dict(public(w, hw) if callable(public) else public or {})
     page, splits = PAGE.search(figure.extra), SPLIT_COUNT.search(f"{figure.kernel} {figure.extra}")
     if page and options["name"] == "paged":
-        options["page_size"] = min(max(int(page[1]), LEAST_PAGE), MOST_PAGE)
+        options["page_size"] = min(int(page[1]), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
     elif operation.cache_tokens:

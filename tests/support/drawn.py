@@ -108,7 +108,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash_decoding": {"splits": SPLITS},
     # FlashAttention-3's is for Hopper alone.
     "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
-    "paged": {"splits": SPLITS, "page_size": st.sampled_from((16, 64, 256))},
+    "paged": {
+        "splits": SPLITS,
+        "page_size": st.sampled_from((1, 16, 64, 256)),
+        "implementation": st.sampled_from(("cuda", "triton", "flashinfer")),
+    },
     "streaming_llm": {
         "splits": SPLITS,
         "sinks": st.integers(0, 40),
@@ -189,9 +193,12 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
     if getattr(schedule, "implementation", "cuda") == "triton" and phase == "training":
         phase = "prefill"
+    of_flashinfer = getattr(schedule, "implementation", "cuda") == "flashinfer"
+    if of_flashinfer and w.dtype == "fp32":
+        w = replace(w, dtype="bf16")
     dropout = "dropout" in schedule.takes and draw(st.booleans())
     dropout &= getattr(schedule, "implementation", "cuda") != "triton"
-    kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
+    kv_dtypes = st.none() | st.sampled_from(("fp8",) if of_flashinfer else ("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
 
