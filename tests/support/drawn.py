@@ -100,6 +100,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ring": {
         "gpus": st.integers(2, 4),
         "balance": st.sampled_from(("contiguous", "striped", "zigzag")),
+        "framework": st.sampled_from(("pytorch", "jax")),
     },
     "ulysses": {"gpus": st.integers(2, 4)},
     "tree_decoding": {"gpus": st.integers(2, 5)},
