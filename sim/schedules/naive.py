@@ -26,7 +26,8 @@ its gradient needs no pass. Heads that share a KV head read it in place, not fro
 chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
 name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives that tile 4 warps
 (generator.py, GenerateSM80_TensorOp_16816). With `framework = "pytorch"` the passes are all those
-that this benchmark's code runs, copies among them: see eager.py.
+that this benchmark's code runs, copies among them; with `framework = "transformers"` those of that
+library's eager attention, which copies K and V for every query head: see eager.py.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ from sim.schedules.base import (
 )
 from sim.schedules.parts import registers
 from sim.schedules.parts.backward import gradients, of_backward, sums_over_groups
-from sim.schedules.parts.eager import copy, eager_pass, transposed_copy, with_mask
+from sim.schedules.parts.eager import copy, eager_pass, repeated, transposed_copy, with_mask
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.rope import with_passes
@@ -86,7 +87,7 @@ class Naive(TiledSchedule):
     scale: bool = False
     mask: bool | None = None
     rope: Literal["pass"] | None = None
-    framework: Literal["pytorch"] | None = None
+    framework: Literal["pytorch", "transformers"] | None = None
 
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
     source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
@@ -96,7 +97,11 @@ class Naive(TiledSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where Q, K and V of one tensor are asked for but cannot be."""
         super().check(w)
-        if self.framework and not (
+        if self.framework == "transformers" and w.phase == "training":
+            raise InputError(
+                f'schedule {self.name}: framework = "transformers": prefill or decode was expected'
+            )
+        if self.framework == "pytorch" and not (
             w.phase == "prefill"
             and (w.heads, w.seq_q) == (w.kv_heads, w.seq_kv)
             and w.window is None
@@ -109,6 +114,9 @@ class Naive(TiledSchedule):
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass; in training those of backward after them."""
         tile = self.fit_tile(Tile(q=128, kv=128), _gemm_sram_bytes(w), w, hw)
+        if self.framework == "transformers":
+            kernels = self._of_transformers(w, hw, tile)
+            return with_passes(w, self.name, kernels) if self.rope else kernels
         q, k, v, o = qkvo(w)
         scores, probabilities = _matrix(w, "S"), _matrix(w, "P")
         kernels = []
@@ -140,6 +148,38 @@ class Naive(TiledSchedule):
             saved = _Saved(q, k, v, probabilities, dropped, kept)
             kernels += of_backward(self._backward(w, hw, tile, saved))
         return with_passes(w, self.name, kernels) if self.rope else kernels
+
+    def _of_transformers(
+        self, w: AttentionWorkload, hw: HardwareProfile, tile: Tile
+    ) -> list[Kernel]:
+        """Every kernel of eager_attention_forward, in order."""
+        inputs = _for_matmuls(w)
+        q, k, v = inputs.matrices
+        scores, p = _matrix(w, "S"), _matrix(w, "P")
+        alone = replace(w, kv_heads=k.groups // w.batch)
+        product = _scores_kernel("S = Q K^T", alone, tile, q, k, scores)
+        kernels = [*inputs.before_scores, replace(product, kind="scores")]
+        kernels.append(eager_pass("scale", [scores], [scores]))
+        if w.mask != "full" if self.mask is None else self.mask:
+            mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
+            kernels.append(eager_pass("mask", [scores, mask], [scores]))
+        if w.dtype == "fp32":
+            kernels.append(_softmax_kernel(scores, p, hw))
+        else:
+            wide = _matrix(w, "P in fp32", element_bytes=4)
+            kernels.append(_softmax_kernel(scores, wide, hw))
+            kernels.append(eager_pass("P to dtype", [wide], [p]))
+        if w.dropout:
+            kept, dropped = _matrix(w, "dropout mask", element_bytes=1), _matrix(w, "P'")
+            kernels.append(eager_pass("dropout", [p], [dropped, kept]))
+            p = dropped
+        *_, o = qkvo(w)
+        by_head = replace(o, name="O by head", lifetime="workspace", role="other")
+        by_tokens = min(w.heads, w.seq_q) == 1  # then O has that order already
+        made = o if by_tokens else by_head
+        output = replace(_output_kernel("O = P V", alone, tile, p, v, made), kind="output")
+        last = [] if by_tokens else [eager_pass("copy O", [by_head], [o])]
+        return [*kernels, *inputs.before_output, output, *last]
 
     def _backward(
         self, w: AttentionWorkload, hw: HardwareProfile, tile: Tile, saved: "_Saved"
@@ -177,6 +217,44 @@ class _Saved:
     p: Tensor
     dropped: Tensor
     kept: Tensor
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """Q, K and V as Transformers' matmuls have them, and the kernels that copy them so."""
+
+    matrices: tuple[Tensor, Tensor, Tensor]
+    before_scores: list[Kernel]
+    before_output: list[Kernel]
+
+
+def _for_matmuls(w: AttentionWorkload) -> _Matrices:
+    """A matrix for each query head: K and V repeated where heads share them.
+
+    Else they, like Q, are copied from the order of tokens, unless there is one head or sequence
+    (the matrices are then views), or one query (Q's are then, and K and V are a cache's). The one
+    KV head of a sequence is such a view for all query heads; of more sequences, it is repeated by
+    the matmuls.
+    """
+    q, k, v, _ = qkvo(w)
+    strided = min(w.batch, w.heads) > 1 and w.seq_q > 1
+    before: list[Kernel] = []
+    after: list[Kernel] = []
+    if w.heads > w.kv_heads > 1:
+        (repeat_k, k), (repeat_v, v) = repeated(w, k), repeated(w, v)
+        before += [repeat_k, repeat_v]
+    if strided:
+        copy_q, q = copy(w, q)
+        before.append(copy_q)
+    if w.heads > w.kv_heads == 1 < w.batch:
+        (copy_k, k), (copy_v, v) = repeated(w, k), repeated(w, v)
+        before.append(copy_k)
+        after.append(copy_v)
+    elif strided and w.heads == w.kv_heads:
+        (copy_k, k), (copy_v, v) = transposed_copy(w, k), copy(w, v)
+        before.append(copy_k)
+        after.append(copy_v)
+    return _Matrices((q, k, v), before, after)
 
 
 def _matrix(w: AttentionWorkload, name: str, element_bytes: int | None = None) -> Tensor:

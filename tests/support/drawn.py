@@ -76,7 +76,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "top": st.integers(1, 5),
         "embedding_dim": st.integers(16, 200),
     },
-    "naive": {"scale": st.booleans(), "mask": st.booleans()},
+    "naive": {
+        "scale": st.booleans(),
+        "mask": st.booleans(),
+        "framework": st.sampled_from((None, "transformers")),
+    },
     "block_sparse": {
         "keep_window": st.none() | st.integers(1, 100),
         "sinks": st.integers(0, 40),
