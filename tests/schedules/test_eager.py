@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +21,7 @@ from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
 from sim.tile_program import Load, Store, in_order
 from tests.support.commands import assert_one_line, attnsim
 from tests.support.drawn import devices
+from tests.support.same_runs import assert_engines_agree
 
 EAGER = Naive(framework="pytorch")
 HW = load_profile("h100-sxm")
@@ -171,6 +172,14 @@ def test_repeating_reads_a_matrix_once_for_each_of_its_query_heads_without_l2(w,
     kernel, copied = repeated(w, qkvo(w)[1])
     (ran,) = run_on_device(in_order([kernel]), hw, w.dtype, "replay", lambda _: None).kernels
     assert ran.run.hbm_read_bytes == ran.run.hbm_write_bytes == copied.bytes
+
+
+@given(workloads(), devices())
+@settings(max_examples=5)
+def test_both_engines_agree_on_transformers_eager_attention(w, hw):
+    w = replace(w, heads=2 * w.heads, kv_heads=w.heads, seq_q=w.seq_q % 97, seq_kv=w.seq_q % 97)
+    assume(w.seq_q > 0)
+    assert_engines_agree(kernels_of(TRANSFORMERS.program(w, hw)), hw, w.dtype)
 
 
 def test_transformers_eager_attention_in_training_is_refused_in_one_line(tmp_path):

@@ -79,7 +79,9 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "naive": {
         "scale": st.booleans(),
         "mask": st.booleans(),
-        "framework": st.sampled_from((None, "transformers")),
+        "depth": st.sampled_from((16, 64)),
+        "stages": st.integers(1, 3),
+        "sweeps": st.sampled_from((1, 3)),
     },
     "block_sparse": {
         "keep_window": st.none() | st.integers(1, 100),
