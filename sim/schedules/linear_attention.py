@@ -53,8 +53,7 @@ from sim.tile_program import (
 
 BLOCK = 64
 STAGES = 2
-FP32 = 4
-STATE_BYTES = 4  # of an element while decoding
+FP32 = 4  # of a gate's sums, and of a state while decoding
 
 
 class LinearAttention(Schedule):
@@ -277,7 +276,7 @@ def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
     k = Tensor("K", kv_matrices, 1, size, dtype_bytes, "input", "key")
     v = Tensor("V", kv_matrices, 1, size, dtype_bytes, "input", "value")
     o = Tensor("O", kv_matrices, rows, size, dtype_bytes, "output", "result")
-    state = Tensor("state", kv_matrices, size, size, STATE_BYTES, "input")
+    state = Tensor("state", kv_matrices, size, size, FP32, "input")
     grid = Grid(across, kv_matrices)  # blocks of V's columns, matrices
 
     def matrix(items: IntArray) -> IntArray:
