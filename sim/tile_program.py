@@ -277,12 +277,14 @@ class Transfer:
 class Command:
     """A kernel that GPU `gpu` runs or a transfer that it makes, once those in `after` are done.
 
-    The kernels of one GPU run in the order in which they are listed.
+    The kernels of one GPU run in the order in which they are listed. `host_s` is what its host does
+    before it launches the kernel, once it has launched the one before.
     """
 
     work: Kernel | Transfer
     gpu: int = 0
     after: tuple["Command", ...] = ()
+    host_s: float = 0.0
 
 
 def in_order(kernels: list[Kernel]) -> list[Command]:

@@ -60,7 +60,7 @@ SPLITS = st.none() | st.integers(1, 9)
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash3": {"call": st.sampled_from(("batch", "varlen", "paged"))},
     "flash4": {"emulated": st.none() | st.floats(0, 1)},
-    "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
+    "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
         "state": st.sampled_from((16, 48, 128, 256)),
         "groups": st.integers(1, 3),
@@ -77,7 +77,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "top": st.integers(1, 5),
         "embedding_dim": st.integers(16, 200),
     },
-    "naive": {"scale": st.booleans(), "mask": st.booleans()},
+    "naive": {
+        "scale": st.booleans(),
+        "mask": st.booleans(),
+        "depth": st.sampled_from((16, 64)),
+        "stages": st.integers(1, 3),
+        "sweeps": st.sampled_from((1, 3)),
+    },
     "block_sparse": {
         "keep_window": st.none() | st.integers(1, 100),
         "sinks": st.integers(0, 40),
@@ -101,6 +107,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ring": {
         "gpus": st.integers(2, 4),
         "balance": st.sampled_from(("contiguous", "striped", "zigzag")),
+        "framework": st.sampled_from(("pytorch", "jax")),
     },
     "ulysses": {"gpus": st.integers(2, 4)},
     "tree_decoding": {"gpus": st.integers(2, 5)},
