@@ -231,6 +231,17 @@ class Kernel:
         return [int(trips) * number // COUNTED_ITEMS for trips in counted]
 
     @property
+    def rows_used(self) -> float | None:
+        """Share of the query rows that its tiles multiply which are there: the rest is padding.
+
+        None of a kernel that multiplies no queries.
+        """
+        if not any(isinstance(op, Compute) and op.mma_flops for op in self.actions):
+            return None
+        q = next((one for one in self.streams if one.tensor.role == "query"), None)
+        return q.tensor.rows / (q.tiles_down * q.tile_rows) if q else None
+
+    @property
     def tile_steps(self) -> int:
         """Trips over all loops and items."""
         return sum(self.loop_trips)
@@ -274,12 +285,14 @@ class Transfer:
 class Command:
     """A kernel that GPU `gpu` runs or a transfer that it makes, once those in `after` are done.
 
-    The kernels of one GPU run in the order in which they are listed.
+    The kernels of one GPU run in the order in which they are listed. `host_s` is what its host does
+    before it launches the kernel, once it has launched the one before.
     """
 
     work: Kernel | Transfer
     gpu: int = 0
     after: tuple["Command", ...] = ()
+    host_s: float = 0.0
 
 
 def in_order(kernels: list[Kernel]) -> list[Command]:

@@ -25,7 +25,7 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "triton_flash2": {"name": "flash2", "implementation": "triton"},
     "flash_decoding": {"name": "flash_decoding"},
     "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
-    "paged_decode": {"name": "paged"},
+    "paged_decode": {"name": "paged", "implementation": "flashinfer"},
     "triton_paged_gather": None,
 }
 TO_SI = {"TFLOP/s": 1e12, "GB": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}

@@ -114,7 +114,7 @@ class _Run:
     def host(self, plan: GpuPlan, stream: simpy.Store) -> Events:
         """Launches one kernel after the other, without waiting for the GPU."""
         for command in plan.commands:
-            yield self.env.timeout(self.hw.calibration.launch.latency)
+            yield self.env.timeout(command.host_s + self.hw.calibration.launch.latency)
             yield stream.put(command)
 
     def gpu(self, plan: GpuPlan, stream: simpy.Store, hbm: Hbm) -> Events:

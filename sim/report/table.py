@@ -71,6 +71,10 @@ def _causes(record: Record) -> str:
     return ", ".join(f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2])
 
 
+def _rows_used(result: Record | KernelResult) -> str:
+    return "" if result.rows_used is None else f"{result.rows_used:.0%}"
+
+
 def _kernel_name(kernel: KernelResult) -> str:
     return f"  {kernel.name}{f' ×{kernel.launches}' if kernel.launches > 1 else ''}"
 
@@ -96,6 +100,7 @@ _COLUMNS = (
         lambda r: f"{r.tensor_utilisation:.0%}",
         lambda k: f"{k.tensor_utilisation:.0%}",
     ),
+    Column("rows used", _rows_used, _rows_used),
     Column("HBM", lambda r: f"{r.hbm_utilisation:.0%}", lambda k: f"{k.hbm_utilisation:.0%}"),
     Column("GPUs", lambda r: str(r.gpus)),
     Column("over links", lambda r: show(r.link_bytes, "B")),
@@ -105,10 +110,15 @@ _COLUMNS = (
 
 
 def columns_of(records: list[Record]) -> list[Column]:
-    """The table's columns: of points only in a sweep, of links only where they are used."""
+    """The table's columns: of points only in a sweep, of links only where they are used.
+
+    How much of its tile's rows a schedule uses is told of decoding, where they are few.
+    """
     dropped = set()
     if not any(record.point for record in records):
         dropped.add("point")
+    if not any(record.workload.get("phase") == "decode" for record in records):
+        dropped.add("rows used")
     if not any(record.gpus > 1 or record.link_bytes for record in records):
         dropped |= {"GPUs", "over links", "wait for links"}
     return [column for column in _COLUMNS if column.heading not in dropped]

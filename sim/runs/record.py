@@ -20,6 +20,9 @@ _AS_SAVED = ConfigDict(
 class KernelResult:
     """One kernel of a schedule. Shares and utilisations are of the vendor's figures.
 
+    `rows_used` is the share of its tiles' query rows that are no padding; None where it multiplies
+    no queries, and in files that attnsim wrote before it kept that.
+
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
     """
@@ -47,6 +50,7 @@ class KernelResult:
     occupancy: float
     bottleneck: str
     critical_time_s: dict[str, float]
+    rows_used: float | None = None
 
     @property
     def bottleneck_share(self) -> float:
@@ -146,6 +150,13 @@ class Record:
         if self.hbm_read_bytes is None or self.hbm_write_bytes is None:
             return None
         return self.hbm_read_bytes + self.hbm_write_bytes
+
+    @property
+    def rows_used(self) -> float | None:
+        """Share of tiles' query rows that are no padding, of its longest kernel that has any."""
+        of_queries = [kernel for kernel in self.kernels if kernel.rows_used is not None]
+        longest = max(of_queries, key=lambda kernel: kernel.launches * kernel.time_s, default=None)
+        return longest.rows_used if longest else None
 
     @property
     def settings(self) -> dict[str, Any]:

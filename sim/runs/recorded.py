@@ -180,6 +180,7 @@ def kernel_result(
         / (hw.sm.count * hw.sm.max_threads * run.time_s),
         bottleneck=max(critical, key=lambda cause: critical[cause]),
         critical_time_s=critical,
+        rows_used=kernel.rows_used,
     )
 
 

@@ -8,18 +8,25 @@
         for each BLOCK columns of K:
             load Q_c, K_c, H;  O += Q_c H;  A += Q_c K_c^T
         load V_c;  O += mask(A) V_c;  store O
+    with `gate`, before them: G = running sum of g within each chunk (a CTA a chunk and head), which
+        decays H and V_c there (exp of a chunk's G), O and A here (exp of chunk x chunk differences)
     decoding one token (one CTA a matrix and BLOCK columns of V):
         load H, k, v, q;  H = decay(H) + k v^T;  o = q H;  store H, o
 
-Source: fla-org/flash-linear-attention, fla/ops/common/chunk_h.py, chunk_o.py, fused_recurrent.py:
-chunks of 64, blocks of 64 among those that its autotuner tries, 4 warps, 2 stages, states kept in
-the dtype of K (in fp32 when decoding); arXiv 2312.06635, section 4. RetNet (arXiv 2307.08621) adds
-a fixed decay for each head, which costs the vector operations counted here and no bytes. The state
-has head_dim x head_dim elements for each KV head.
+Source: fla-org/flash-linear-attention, fla/ops/common/chunk_h.py, chunk_o.py, fused_recurrent.py,
+ops/utils/cumsum.py: chunks of 64, blocks of 64 among those that its autotuner tries, 4 warps, 2
+stages, states kept in the dtype of K (in fp32 when decoding); arXiv 2312.06635, section 4. RetNet
+(arXiv 2307.08621) adds a fixed decay for each head, which costs the vector operations counted here
+and no bytes. `gate` is simple gated linear attention (fla/ops/simple_gla), whose decay of each
+token and head is Mamba-2's; g lies by tokens, so that a CTA reads a sector of 32 bytes for each of
+its elements. The state has head_dim x head_dim elements for each KV head. Deviations: fla's
+division by the running sum of K (`normalize`) is left out, and g when decoding.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from sim.inputs.files import InputError
@@ -27,7 +34,9 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, blocks, kv_matrix, of_constant, qkvo
 from sim.schedules.parts import registers
+from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.kv_cache import SECTOR_BYTES
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -35,6 +44,7 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    OfItem,
     Store,
     Stream,
     Tensor,
@@ -43,14 +53,18 @@ from sim.tile_program import (
 
 BLOCK = 64
 STAGES = 2
-STATE_BYTES = 4  # of an element while decoding
+FP32 = 4  # of a gate's sums, and of a state while decoding
 
 
 class LinearAttention(Schedule):
-    """Linear attention, chunked forward and recurrent decoding; `chunk` is in tokens."""
+    """Linear attention, chunked forward and recurrent decoding; `chunk` is in tokens.
+
+    With `gate` each token has a decay for each KV head.
+    """
 
     name: Literal["linear_attention"] = "linear_attention"
     chunk: int = Field(default=64, ge=16, le=256, multiple_of=16)
+    gate: bool = False
 
     summary = "chunks: attention within, a state of head_dim x head_dim between them"
     source = "arXiv 2312.06635, arXiv 2307.08621; fla-org/flash-linear-attention"
@@ -58,16 +72,20 @@ class LinearAttention(Schedule):
     masks = ("causal",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """Two kernels or, for a token that is decoded, one."""
+        """Two kernels, with a gate three or, for a token that is decoded, one."""
         if w.phase == "decode":
             return [_recurrent_kernel(w)]
         q, k, v, o = qkvo(w)
         chunks = blocks(w.seq_kv, self.chunk)
         states = Tensor("states", k.groups * chunks, w.head_dim, w.head_dim, w.dtype_bytes)
-        return [
-            _states_kernel(w, self.chunk, k, v, states),
-            _outputs_kernel(w, self.chunk, q, k, v, states, o),
-        ]
+        shape = (w.batch, w.seq_kv, w.kv_heads)
+        sums = Tensor("sums of g", *shape, FP32) if self.gate else None
+        of = _Tensors(q, k, v, o, states, sums)
+        kernels = [_states_kernel(w, self.chunk, of), _outputs_kernel(w, self.chunk, of)]
+        if sums is None:
+            return kernels
+        gates = Tensor("g", *shape, w.dtype_bytes, "input")
+        return [_cumsum_kernel(w, self.chunk, gates, sums), *kernels]
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -84,9 +102,62 @@ def check_whole_sequence(schedule: Schedule, w: AttentionWorkload) -> None:
         )
 
 
-def _states_kernel(
-    w: AttentionWorkload, chunk: int, k: Tensor, v: Tensor, states: Tensor
-) -> Kernel:
+@dataclass(frozen=True)
+class _Tensors:
+    """What both kernels touch; without a gate there are no sums of it."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    states: Tensor
+    sums: Tensor | None
+
+
+def _sectors(
+    w: AttentionWorkload,
+    chunk: int,
+    tensor: Tensor,
+    matrix: OfItem,
+    number: OfItem,
+    stride: int = 0,
+) -> Stream:
+    """The sectors with a KV head's column in a chunk; `stride` chunks from trip to trip."""
+    cols = min(w.kv_heads, SECTOR_BYTES // tensor.element_bytes)
+    across, chunks = blocks(w.kv_heads, cols), blocks(w.seq_kv, chunk)
+
+    def tile(items: IntArray) -> IntArray:
+        sequence, head = matrix(items) // w.kv_heads, matrix(items) % w.kv_heads
+        found: IntArray = (sequence * chunks + number(items)) * across + head // cols
+        return found
+
+    return Stream(tensor, chunk, cols, tile, stride * across)
+
+
+def _cumsum_kernel(w: AttentionWorkload, chunk: int, gates: Tensor, sums: Tensor) -> Kernel:
+    """A CTA a chunk of a head; a warp, as its autotuner may choose: an estimate."""
+    grid = Grid(blocks(w.seq_kv, chunk), w.batch * w.kv_heads)  # chunks, matrices
+
+    def number(items: IntArray) -> IntArray:
+        return grid.at(items)[0]
+
+    def matrix(items: IntArray) -> IntArray:
+        return grid.at(items)[1]
+
+    load = Load(_sectors(w, chunk, gates, matrix, number))
+    add = Compute("running sum", (load,), vector_ops=chunk * (chunk - 1).bit_length())
+    store = Store(_sectors(w, chunk, sums, matrix, number))
+    return Kernel(
+        name="chunk cumsum",
+        ctas=grid.size,
+        periods=w.batch * w.kv_heads,
+        loops=(Loop(once, (load, add, store)),),
+        footprint=Footprint(0, 32, registers.UPDATE),
+    )
+
+
+def _states_kernel(w: AttentionWorkload, chunk: int, of: _Tensors) -> Kernel:
+    k, v, states = of.k, of.v, of.states
     chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
     grid = Grid(across, across, k.groups)  # blocks of K's columns, of V's columns, matrices
 
@@ -105,11 +176,18 @@ def _states_kernel(
     load_k = Load(Stream(k, chunk, BLOCK, k_tile, across), STAGES)
     load_v = Load(Stream(v, chunk, BLOCK, v_tile, across), STAGES)
     block_bytes = load_k.stream.tile_bytes + load_v.stream.tile_bytes
+    gates: tuple[Load, ...] = ()
+    if of.sums:
+        number = np.zeros_like  # from the first chunk on
+        sums = _sectors(w, chunk, of.sums, lambda items: grid.at(items)[2], number, 1)
+        gates = (Load(sums, STAGES),)
+    decayed = chunk * (2 + BLOCK) if gates else 0  # differences and scaling of V, conversion
     update = Compute(
         "H = decay(H) + K^T V",
-        (load_k, load_v),
+        (load_k, load_v, *gates),
         mma_flops=2 * BLOCK * BLOCK * chunk,
-        vector_ops=2 * BLOCK * BLOCK,  # decay, and conversion of H for the store
+        vector_ops=2 * BLOCK * BLOCK + decayed,  # decay, and conversion of H for the store
+        exp_count=chunk + 1 if gates else 0,
         sram_bytes=3 * block_bytes,
     )
     store = Store(Stream(states, BLOCK, BLOCK, state_tile, across**2))
@@ -117,14 +195,13 @@ def _states_kernel(
         name="chunk states",
         ctas=grid.size,
         periods=k.groups,
-        loops=(Loop(of_constant(chunks), (load_k, load_v, store, update)),),
+        loops=(Loop(of_constant(chunks), (load_k, load_v, *gates, store, update)),),
         footprint=Footprint(STAGES * block_bytes, 128, registers.CHUNK_STATES),
     )
 
 
-def _outputs_kernel(
-    w: AttentionWorkload, chunk: int, q: Tensor, k: Tensor, v: Tensor, states: Tensor, o: Tensor
-) -> Kernel:
+def _outputs_kernel(w: AttentionWorkload, chunk: int, of: _Tensors) -> Kernel:
+    q, k, v, states = of.q, of.k, of.v, of.states
     chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
     grid = Grid(across, chunks, q.groups)  # blocks of V's columns, chunks, matrices of Q
 
@@ -157,11 +234,24 @@ def _outputs_kernel(
         mma_flops=2 * chunk * BLOCK * (BLOCK + chunk),
         sram_bytes=3 * slice_bytes,
     )
+    gates: tuple[Load, ...] = ()
+    if of.sums:
+
+        def matrix(items: IntArray) -> IntArray:
+            return kv_matrix(w, grid.at(items)[2])
+
+        def number(items: IntArray) -> IntArray:
+            return grid.at(items)[1]
+
+        gates = (Load(_sectors(w, chunk, of.sums, matrix, number)),)
+    differences = chunk * chunk if gates else 0
     within = Compute(
         "O += mask(A) V",
-        (load_v,),
+        (load_v, *gates),
         mma_flops=2 * chunk * chunk * BLOCK,
-        vector_ops=3 * chunk * chunk + 2 * chunk * BLOCK,  # mask, decay, convert; scale O
+        # Mask, decay, convert; scale O.
+        vector_ops=3 * chunk * chunk + 2 * chunk * BLOCK + differences,
+        exp_count=chunk * (chunk + 1) if gates else 0,
         sram_bytes=3 * load_v.stream.tile_bytes,
     )
     return Kernel(
@@ -171,7 +261,7 @@ def _outputs_kernel(
         sharing=w.heads // w.kv_heads,
         loops=(
             Loop(of_constant(across), (*slices, from_state)),
-            Loop(once, (load_v, within, Store(Stream(o, chunk, BLOCK, lambda items: items)))),
+            Loop(once, (load_v, *gates, within, Store(in_order(of.o, chunk, BLOCK)))),
         ),
         footprint=Footprint(STAGES * slice_bytes, 128, registers.CHUNK_OUTPUTS),
     )
@@ -186,7 +276,7 @@ def _recurrent_kernel(w: AttentionWorkload) -> Kernel:
     k = Tensor("K", kv_matrices, 1, size, dtype_bytes, "input", "key")
     v = Tensor("V", kv_matrices, 1, size, dtype_bytes, "input", "value")
     o = Tensor("O", kv_matrices, rows, size, dtype_bytes, "output", "result")
-    state = Tensor("state", kv_matrices, size, size, STATE_BYTES, "input")
+    state = Tensor("state", kv_matrices, size, size, FP32, "input")
     grid = Grid(across, kv_matrices)  # blocks of V's columns, matrices
 
     def matrix(items: IntArray) -> IntArray:

@@ -25,12 +25,18 @@ it (benchmarks/benchmark_flash_attention.py, attention_pytorch) and eager attent
 its gradient needs no pass. Heads that share a KV head read it in place, not from a copy. cuBLAS
 chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
 name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives that tile 4 warps
-(generator.py, GenerateSM80_TensorOp_16816). With `framework = "pytorch"` the passes are all those
-that this benchmark's code runs, copies among them: see eager.py.
+(generator.py, GenerateSM80_TensorOp_16816). `depth`, `stages` and `sweeps` are for kernels that
+someone wrote himself. With `framework = "pytorch"` the passes are all those that this benchmark's
+code runs, copies among them; with `framework = "transformers"` those of that library's eager
+attention, which copies K and V for every query head: see eager.py. Deviation: in fp32, on CUDA
+cores, cuBLAS reaches half of an H100's peak and 57 to 73% of a T4's in such matmuls, less than the
+pipes alone say.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
@@ -47,7 +53,7 @@ from sim.schedules.base import (
 )
 from sim.schedules.parts import registers
 from sim.schedules.parts.backward import gradients, of_backward, sums_over_groups
-from sim.schedules.parts.eager import copy, eager_pass, transposed_copy, with_mask
+from sim.schedules.parts.eager import copy, eager_pass, repeated, transposed_copy, with_mask
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.rope import with_passes
@@ -79,14 +85,19 @@ class Naive(TiledSchedule):
     `mask` adds the pass that masks the scores (by default where the workload is masked), `scale` a
     pass that scales them, `rope` those that rotate Q and K, as eager frameworks do. `framework`
     adds those around the algorithm that copy Q, K and V and make the mask. All of S is
-    computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes.
+    computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes,
+    `depth` how many elements of a row of its operands it has at once, in each of `stages` buffers.
+    With `sweeps = 3` softmax reads each row three times: for its maximum, its sum and its result.
     """
 
     name: Literal["naive"] = "naive"
     scale: bool = False
     mask: bool | None = None
     rope: Literal["pass"] | None = None
-    framework: Literal["pytorch"] | None = None
+    framework: Literal["pytorch", "transformers"] | None = None
+    depth: int = Field(default=GEMM_DEPTH, ge=8, le=128, multiple_of=8)
+    stages: int = Field(default=GEMM_STAGES, ge=1, le=8)
+    sweeps: Literal[1, 3] = 1
 
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
     source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
@@ -96,7 +107,11 @@ class Naive(TiledSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where Q, K and V of one tensor are asked for but cannot be."""
         super().check(w)
-        if self.framework and not (
+        if self.framework == "transformers" and w.phase == "training":
+            raise InputError(
+                f'schedule {self.name}: framework = "transformers": prefill or decode was expected'
+            )
+        if self.framework == "pytorch" and not (
             w.phase == "prefill"
             and (w.heads, w.seq_q) == (w.kv_heads, w.seq_kv)
             and w.window is None
@@ -108,7 +123,11 @@ class Naive(TiledSchedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass; in training those of backward after them."""
-        tile = self.fit_tile(Tile(q=128, kv=128), _gemm_sram_bytes(w), w, hw)
+        gemm = _Gemm(Tile(q=128, kv=128), self.depth, self.stages)
+        gemm = replace(gemm, tile=self.fit_tile(gemm.tile, gemm.sram_bytes(w), w, hw))
+        if self.framework == "transformers":
+            kernels = self._of_transformers(w, hw, gemm)
+            return with_passes(w, self.name, kernels) if self.rope else kernels
         q, k, v, o = qkvo(w)
         scores, probabilities = _matrix(w, "S"), _matrix(w, "P")
         kernels = []
@@ -116,7 +135,7 @@ class Naive(TiledSchedule):
         if copies:
             (copy_q, q), (copy_k, k) = copy(w, q), transposed_copy(w, k)
             kernels += [copy_q, copy_k]
-        kernels.append(replace(_scores_kernel("S = Q K^T", w, tile, q, k, scores), kind="scores"))
+        kernels.append(replace(_scores_kernel("S = Q K^T", w, gemm, q, k, scores), kind="scores"))
         if self.scale:
             kernels.append(eager_pass("scale", [scores], [scores]))
         if w.mask != "full" if self.mask is None else self.mask:
@@ -127,7 +146,7 @@ class Naive(TiledSchedule):
             else:
                 mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
                 kernels.append(eager_pass("mask", [scores, mask], [scores]))
-        kernels.append(_softmax_kernel(scores, probabilities, hw))
+        kernels.append(_softmax_kernel(scores, probabilities, hw, self.sweeps))
         dropped, kept = probabilities, _matrix(w, "dropout mask", element_bytes=1)
         if w.dropout:
             dropped = _matrix(w, "P'")
@@ -135,20 +154,52 @@ class Naive(TiledSchedule):
         if copies:
             copy_v, v = copy(w, v)
             kernels.append(copy_v)
-        kernels.append(replace(_output_kernel("O = P V", w, tile, dropped, v, o), kind="output"))
+        kernels.append(replace(_output_kernel("O = P V", w, gemm, dropped, v, o), kind="output"))
         if w.phase == "training":
             saved = _Saved(q, k, v, probabilities, dropped, kept)
-            kernels += of_backward(self._backward(w, hw, tile, saved))
+            kernels += of_backward(self._backward(w, hw, gemm, saved))
         return with_passes(w, self.name, kernels) if self.rope else kernels
 
+    def _of_transformers(
+        self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm"
+    ) -> list[Kernel]:
+        """Every kernel of eager_attention_forward, in order."""
+        inputs = _for_matmuls(w)
+        q, k, v = inputs.matrices
+        scores, p = _matrix(w, "S"), _matrix(w, "P")
+        alone = replace(w, kv_heads=k.groups // w.batch)
+        product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
+        kernels = [*inputs.before_scores, replace(product, kind="scores")]
+        kernels.append(eager_pass("scale", [scores], [scores]))
+        if w.mask != "full" if self.mask is None else self.mask:
+            mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
+            kernels.append(eager_pass("mask", [scores, mask], [scores]))
+        if w.dtype == "fp32":
+            kernels.append(_softmax_kernel(scores, p, hw, self.sweeps))
+        else:
+            wide = _matrix(w, "P in fp32", element_bytes=4)
+            kernels.append(_softmax_kernel(scores, wide, hw, self.sweeps))
+            kernels.append(eager_pass("P to dtype", [wide], [p]))
+        if w.dropout:
+            kept, dropped = _matrix(w, "dropout mask", element_bytes=1), _matrix(w, "P'")
+            kernels.append(eager_pass("dropout", [p], [dropped, kept]))
+            p = dropped
+        *_, o = qkvo(w)
+        by_head = replace(o, name="O by head", lifetime="workspace", role="other")
+        by_tokens = min(w.heads, w.seq_q) == 1  # then O has that order already
+        made = o if by_tokens else by_head
+        output = replace(_output_kernel("O = P V", alone, gemm, p, v, made), kind="output")
+        last = [] if by_tokens else [eager_pass("copy O", [by_head], [o])]
+        return [*kernels, *inputs.before_output, output, *last]
+
     def _backward(
-        self, w: AttentionWorkload, hw: HardwareProfile, tile: Tile, saved: "_Saved"
+        self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm", saved: "_Saved"
     ) -> list[Kernel]:
         g, dp, ds = gradients(w), _matrix(w, "dP"), _matrix(w, "dS")
         dropped = _matrix(w, "dP'") if w.dropout else dp
         kernels = [
-            _transposed_kernel("dV = P^T dO", w, tile, saved.dropped, g.do, g.dv_of_heads),
-            _scores_kernel("dP = dO V^T", w, tile, g.do, saved.v, dropped),
+            _transposed_kernel("dV = P^T dO", w, gemm, saved.dropped, g.do, g.dv_of_heads),
+            _scores_kernel("dP = dO V^T", w, gemm, g.do, saved.v, dropped),
         ]
         if w.dropout:
             kernels.append(eager_pass("dropout backward", [dropped, saved.kept], [dp]))
@@ -161,8 +212,8 @@ class Naive(TiledSchedule):
             kernels.append(eager_pass("scale backward", [ds], [ds]))
         return [
             *kernels,
-            _output_kernel("dQ = dS K", w, tile, ds, saved.k, g.dq),
-            _transposed_kernel("dK = dS^T Q", w, tile, ds, saved.q, g.dk_of_heads),
+            _output_kernel("dQ = dS K", w, gemm, ds, saved.k, g.dq),
+            _transposed_kernel("dK = dS^T Q", w, gemm, ds, saved.q, g.dk_of_heads),
             *sums_over_groups(g),
         ]
 
@@ -179,20 +230,66 @@ class _Saved:
     kept: Tensor
 
 
+@dataclass(frozen=True)
+class _Matrices:
+    """Q, K and V as Transformers' matmuls have them, and the kernels that copy them so."""
+
+    matrices: tuple[Tensor, Tensor, Tensor]
+    before_scores: list[Kernel]
+    before_output: list[Kernel]
+
+
+def _for_matmuls(w: AttentionWorkload) -> _Matrices:
+    """A matrix for each query head: K and V repeated where heads share them.
+
+    Else they, like Q, are copied from the order of tokens, unless there is one head or sequence
+    (the matrices are then views), or one query (Q's are then, and K and V are a cache's). The one
+    KV head of a sequence is such a view for all query heads; of more sequences, it is repeated by
+    the matmuls.
+    """
+    q, k, v, _ = qkvo(w)
+    strided = min(w.batch, w.heads) > 1 and w.seq_q > 1
+    before: list[Kernel] = []
+    after: list[Kernel] = []
+    if w.heads > w.kv_heads > 1:
+        (repeat_k, k), (repeat_v, v) = repeated(w, k), repeated(w, v)
+        before += [repeat_k, repeat_v]
+    if strided:
+        copy_q, q = copy(w, q)
+        before.append(copy_q)
+    if w.heads > w.kv_heads == 1 < w.batch:
+        (copy_k, k), (copy_v, v) = repeated(w, k), repeated(w, v)
+        before.append(copy_k)
+        after.append(copy_v)
+    elif strided and w.heads == w.kv_heads:
+        (copy_k, k), (copy_v, v) = transposed_copy(w, k), copy(w, v)
+        before.append(copy_k)
+        after.append(copy_v)
+    return _Matrices((q, k, v), before, after)
+
+
 def _matrix(w: AttentionWorkload, name: str, element_bytes: int | None = None) -> Tensor:
     """A matrix as large as the scores, of the workload's dtype unless told otherwise."""
     return Tensor(name, w.batch * w.heads, w.seq_q, w.seq_kv, element_bytes or w.dtype_bytes)
 
 
-def _gemm_sram_bytes(w: AttentionWorkload) -> SramBytes:
-    """SRAM of the larger of the two matmuls: the stages of both operands' slices."""
+@dataclass(frozen=True)
+class _Gemm:
+    """How a CTA multiplies: its tile, the depth of a slice of both operands, buffers of it."""
 
-    def bytes_of(tile: Tile) -> int:
-        scores = min(GEMM_DEPTH, w.head_dim) * (tile.q + tile.kv)
-        output = GEMM_DEPTH * (tile.q + min(tile.kv, w.head_dim))
-        return GEMM_STAGES * w.dtype_bytes * max(scores, output)
+    tile: Tile
+    depth: int
+    stages: int
 
-    return bytes_of
+    def sram_bytes(self, w: AttentionWorkload) -> SramBytes:
+        """SRAM of the larger of the two matmuls: the stages of both operands' slices."""
+
+        def bytes_of(tile: Tile) -> int:
+            scores = min(self.depth, w.head_dim) * (tile.q + tile.kv)
+            output = self.depth * (tile.q + min(tile.kv, w.head_dim))
+            return self.stages * w.dtype_bytes * max(scores, output)
+
+        return bytes_of
 
 
 def _gemm_footprint(sram_bytes: int, elements: int) -> Footprint:
@@ -207,12 +304,13 @@ def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Co
 
 
 def _scores_kernel(
-    name: str, w: AttentionWorkload, tile: Tile, q: Tensor, k: Tensor, scores: Tensor
+    name: str, w: AttentionWorkload, gemm: _Gemm, q: Tensor, k: Tensor, scores: Tensor
 ) -> Kernel:
     """`scores` = Q K^T of every head, or what stands in for Q and K."""
+    tile = gemm.tile
     down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
     grid = Grid(across, down, q.groups)  # key blocks, blocks of query rows, matrices
-    depth = min(GEMM_DEPTH, w.head_dim)
+    depth = min(gemm.depth, w.head_dim)
     slices = blocks(w.head_dim, depth)
 
     def q_slice(items: IntArray) -> IntArray:
@@ -223,8 +321,8 @@ def _scores_kernel(
         col, _, matrix = grid.at(items)
         return (kv_matrix(w, matrix) * across + col) * slices
 
-    a = Load(Stream(q, tile.q, depth, q_slice, 1), GEMM_STAGES)
-    b = Load(Stream(k, tile.kv, depth, k_slice, 1), GEMM_STAGES)
+    a = Load(Stream(q, tile.q, depth, q_slice, 1), gemm.stages)
+    b = Load(Stream(k, tile.kv, depth, k_slice, 1), gemm.stages)
     return Kernel(
         name=name,
         ctas=grid.size,
@@ -235,17 +333,18 @@ def _scores_kernel(
             ),
             Loop(once, (Store(in_order(scores, tile.q, tile.kv)),)),
         ),
-        footprint=_gemm_footprint(_gemm_sram_bytes(w)(tile), tile.q * tile.kv),
+        footprint=_gemm_footprint(gemm.sram_bytes(w)(tile), tile.q * tile.kv),
         periods=q.groups,
         sharing=w.heads // w.kv_heads,
     )
 
 
 def _output_kernel(
-    name: str, w: AttentionWorkload, tile: Tile, p: Tensor, v: Tensor, o: Tensor
+    name: str, w: AttentionWorkload, gemm: _Gemm, p: Tensor, v: Tensor, o: Tensor
 ) -> Kernel:
     """`o` = P V of every head, or what stands in for P and V."""
-    down, steps = blocks(w.seq_q, tile.q), blocks(w.seq_kv, GEMM_DEPTH)
+    tile = gemm.tile
+    down, steps = blocks(w.seq_q, tile.q), blocks(w.seq_kv, gemm.depth)
     across = blocks(w.head_dim, tile.kv)
     width = min(tile.kv, w.head_dim)
     grid = Grid(across, down, p.groups)  # blocks of head_dim, blocks of query rows, matrices
@@ -258,17 +357,18 @@ def _output_kernel(
         col, _, matrix = grid.at(items)
         return kv_matrix(w, matrix) * steps * across + col
 
-    a = Load(Stream(p, tile.q, GEMM_DEPTH, p_slice, 1), GEMM_STAGES)
-    b = Load(Stream(v, GEMM_DEPTH, width, v_slice, across), GEMM_STAGES)
-    kernel = _tall_kernel(name, steps, a, b, in_order(o, tile.q, width))
+    a = Load(Stream(p, tile.q, gemm.depth, p_slice, 1), gemm.stages)
+    b = Load(Stream(v, gemm.depth, width, v_slice, across), gemm.stages)
+    kernel = _tall_kernel(name, gemm, steps, a, b, in_order(o, tile.q, width))
     return replace(kernel, sharing=w.heads // w.kv_heads)
 
 
 def _transposed_kernel(
-    name: str, w: AttentionWorkload, tile: Tile, p: Tensor, do: Tensor, dv: Tensor
+    name: str, w: AttentionWorkload, gemm: _Gemm, p: Tensor, do: Tensor, dv: Tensor
 ) -> Kernel:
     """`dv` = P^T dO of every head, or what stands in for P and dO."""
-    down, steps = blocks(w.seq_kv, tile.q), blocks(w.seq_q, GEMM_DEPTH)
+    tile = gemm.tile
+    down, steps = blocks(w.seq_kv, tile.q), blocks(w.seq_q, gemm.depth)
     across = blocks(w.head_dim, tile.kv)
     width = min(tile.kv, w.head_dim)
     grid = Grid(across, down, p.groups)  # blocks of head_dim, blocks of keys, matrices
@@ -281,23 +381,23 @@ def _transposed_kernel(
         col, _, matrix = grid.at(items)
         return matrix * steps * across + col
 
-    a = Load(Stream(p, GEMM_DEPTH, tile.q, p_slice, down), GEMM_STAGES)
-    b = Load(Stream(do, GEMM_DEPTH, width, do_slice, across), GEMM_STAGES)
-    return _tall_kernel(name, steps, a, b, in_order(dv, tile.q, width))
+    a = Load(Stream(p, gemm.depth, tile.q, p_slice, down), gemm.stages)
+    b = Load(Stream(do, gemm.depth, width, do_slice, across), gemm.stages)
+    return _tall_kernel(name, gemm, steps, a, b, in_order(dv, tile.q, width))
 
 
-def _tall_kernel(name: str, steps: int, a: Load, b: Load, result: Stream) -> Kernel:
+def _tall_kernel(name: str, gemm: _Gemm, steps: int, a: Load, b: Load, result: Stream) -> Kernel:
     """A CTA a tile of the result, in `steps` slices of the depth."""
     rows, width, tensor = result.tile_rows, result.tile_cols, result.tensor
     return Kernel(
         name=name,
         ctas=tensor.groups * result.tiles_down * result.tiles_across,
         loops=(
-            Loop(of_constant(steps), (a, b, _matmul(name, rows, width, GEMM_DEPTH, a, b))),
+            Loop(of_constant(steps), (a, b, _matmul(name, rows, width, gemm.depth, a, b))),
             Loop(once, (Store(result),)),
         ),
         footprint=_gemm_footprint(
-            GEMM_STAGES * (a.stream.tile_bytes + b.stream.tile_bytes), rows * width
+            gemm.stages * (a.stream.tile_bytes + b.stream.tile_bytes), rows * width
         ),
         periods=tensor.groups,
     )
@@ -361,18 +461,23 @@ class _ByRows:
         )
 
 
-def _softmax_kernel(scores: Tensor, p: Tensor, hw: HardwareProfile) -> Kernel:
-    """Rows that fit a warp's registers or a block's SRAM are read once, others three times."""
+def _softmax_kernel(scores: Tensor, p: Tensor, hw: HardwareProfile, sweeps: int) -> Kernel:
+    """Rows that fit a warp's registers or a block's SRAM are read once, others three times.
+
+    Where `sweeps` says three times of all, a block of 256 threads has a row.
+    """
     of, read = _ByRows.of(scores, hw, SOFTMAX_WARP), (scores,)
+    if sweeps > 1:
+        of = _ByRows(scores, 1, False, Footprint(0, 256, registers.LONG_ROWS))
     if of.whole:
-        sweeps = [of.sweep("softmax", read, VECTOR_OPS_PER_SCORE, 1, p)]
+        loops = [of.sweep("softmax", read, VECTOR_OPS_PER_SCORE, 1, p)]
     else:
-        sweeps = [
+        loops = [
             of.sweep("row maximum", read, 1, 0),
             of.sweep("row sum", read, 2, 1),
             of.sweep("normalise", read, 2, 1, p),
         ]
-    return replace(of.kernel("P = softmax(S)", *sweeps), kind="softmax")
+    return replace(of.kernel("P = softmax(S)", *loops), kind="softmax")
 
 
 def _softmax_backward_kernel(p: Tensor, product: Tensor, ds: Tensor, hw: HardwareProfile) -> Kernel:

@@ -1,16 +1,11 @@
 """Decoding from a paged KV cache: the split-KV kernels of `flash_decoding` with a page table.
 
     for each KV head of each sequence, for each of `splits` ranges of its key blocks (one CTA):
-        for each block of tile.kv keys of the range, last first:
-            load the numbers of its pages from the sequence's page table
-            load K and V from those pages
-            as the FlashAttention-2 loop
+        the loop of parts/paged_keys.py over the range
     combine the splits as `flash_decoding`
 
-Pages lie scattered over a pool (a seeded permutation). A page is read whole, the last one of a
-sequence too, as vLLM's paged_attention does; of pages larger than a tile only the tiles that hold
-keys. Page numbers are int32; reading one reads its sector of 32 bytes. That a page cannot be loaded
-before its number is there is not modelled.
+With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
+tile to the query heads of a KV head, and takes several queries a sequence too.
 
 Source: vLLM's fork vllm-project/flash-attention, csrc/flash_attn/src: flash_fwd_kernel.h
 (compute_attn_1rowblock_splitkv with block_table) and utils.h (resolve_thread_kv_page_slice_offset).
@@ -20,33 +15,26 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
-from sim.schedules.parts.flash_loop import Operand
-from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.kv_cache import PageTable, cache_tensors, ops_of_making_ready, scattered
+from sim.schedules.parts.flash_cta import FlashCta
+from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
+from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
-from sim.tile_program import IntArray, Kernel, Loop, Stream, Tensor
-
-MOST_PAGES_A_TILE = 16  # K's and V's are a load each, and a loop has up to 63
+from sim.tile_program import IntArray, Kernel
 
 
 class Paged(SplitKv):
-    """Split-KV decoding of one query a sequence from pages of `page_size` tokens.
-
-    `seed` draws where the pages lie.
-    """
+    """Split-KV decoding of one query a sequence from pages of `page_size` tokens."""
 
     name: Literal["paged"] = "paged"
+    implementation: Literal["cuda", "triton", "flashinfer"] = "cuda"  # type: ignore[assignment]
     splits: Splits | None = None
-    page_size: int = Field(default=16, ge=16, le=4096)
-    seed: CountOrNone = 0
+    page_size: int = Field(default=16, ge=1, le=4096)
 
     summary = "split-KV decoding from a paged cache, by a page table"
     source = "vllm-project/flash-attention, csrc/flash_attn (block_table)"
@@ -60,82 +48,55 @@ class Paged(SplitKv):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""
+        if self.implementation == "flashinfer":
+            return self._flashinfer(w, hw)
         keys = self.split(w, hw, self.splits)
-        tile_rows = keys.cta.tile.kv
-        if tile_rows & (tile_rows - 1) or tile_rows > MOST_PAGES_A_TILE * self.page_size:
-            raise InputError(
-                f"schedule paged: tile.kv = {tile_rows}: a power of two, and at most "
-                f"{MOST_PAGES_A_TILE} pages of {self.page_size} tokens, was expected"
-            )
-        pages = scattered(w.batch, w.seq_kv, self.page_size, self.seed)
-        pools = cache_tensors(w, w.kv_heads, pages.pool_rows)
-        # The last tile, visited first, is a loop of its own where it has fewer pieces of pages.
-        pieces_a_tile = tile_rows // pages.piece_rows(tile_rows)
-        pieces = pages.pieces(tile_rows, w.seq_kv)
-        whole_tiles, rest = divmod(pieces.shape[1], pieces_a_tile)
-        loops = [_loop(keys, pages, pools, pieces, 0, whole_tiles, pieces_a_tile)]
-        if rest:
-            loops.insert(0, _loop(keys, pages, pools, pieces, whole_tiles, whole_tiles + 1, rest))
+        tile_kv = self._checked_tile_kv(keys.cta)
+        loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
         return split_attention("paged", keys, *loops).kernels
 
+    def _flashinfer(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        for key, given, is_taken, expected in (
+            ("dtype", w.dtype, w.dtype in ("fp16", "bf16"), "fp16 or bf16 was"),
+            ("kv_dtype", w.kv_dtype, w.kv_dtype in (None, "fp8"), "fp8, or workload.dtype, was"),
+            ("window", w.window, w.window is None or w.seq_q == 1, "none was"),
+        ):
+            if not is_taken:
+                why = f", as seq_q = {w.seq_q}" if key == "window" else ""
+                shown = f'"{given}"' if isinstance(given, str) else given
+                raise InputError(
+                    f'schedule paged: implementation = "flashinfer": workload.{key} = {shown}: '
+                    f"{expected} expected{why}"
+                )
+        cta = self.cta(flashinfer_cta(w, hw), w, hw)
+        self._checked_tile_kv(cta)
+        tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)
+        return PackedAttention(w, cta, self.page_size, tokens).kernels()
 
-def _loop(
-    keys: SplitKeys,
-    pages: PageTable,
-    pools: tuple[Tensor, Tensor],
-    pieces: IntArray,
-    low: int,
-    high: int,
-    pieces_a_tile: int,
-) -> Loop:
-    """Each CTA's loop over its tiles in [low, high), last first, of so many pieces of pages."""
-    w, rows = keys.w, keys.cta.tile.kv
-    piece_rows = pages.piece_rows(rows)
-    stride = rows // piece_rows
+    def _checked_tile_kv(self, cta: FlashCta) -> int:
+        """Keys of a tile; raises InputError unless pages cut it evenly, or it them."""
+        tile_kv = cta.tile.kv
+        if tile_kv & (tile_kv - 1):
+            raise InputError(f"schedule paged: tile.kv = {tile_kv}: a power of two was expected")
+        return tile_kv
 
-    def end(items: IntArray) -> IntArray:
-        return np.minimum(keys.ends(items)[1], high)
 
-    def trips(items: IntArray) -> IntArray:
-        return np.maximum(0, end(items) - np.maximum(keys.ends(items)[0], low))
+def _ranges(keys: SplitKeys) -> KeyRanges:
+    """The ranges of key blocks as ranges of keys."""
+    tile_kv, size = keys.cta.tile.kv, blocks(keys.end_block - keys.first_block, keys.splits)
 
-    matrices = Grid(w.kv_heads, w.batch)
+    def number(items: IntArray) -> IntArray:
+        return keys.grid.at(items)[0]
 
-    def head(items: IntArray) -> IntArray:
-        return matrices.at(keys.matrix(items))[0]
+    def start(items: IntArray) -> IntArray:
+        return keys.first_block + size * number(items)
 
-    def sequence(items: IntArray) -> IntArray:
-        return matrices.at(keys.matrix(items))[1]
-
-    def first_visited(items: IntArray) -> IntArray:
-        return high - end(items)
-
-    def pieces_of(pool: Tensor) -> list[Stream]:
-        """A load for each of a tile's pieces: the n-th of each tile, last tile first."""
-        in_pool = pool.rows // piece_rows
-        return [
-            Stream(
-                pool,
-                piece_rows,
-                pool.cols,
-                base=lambda items: head(items) * in_pool,
-                table=pieces[:, low * stride + n : high * stride : stride][:, ::-1].ravel(),
-                start=lambda items: sequence(items) * (high - low) + first_visited(items),
-            )
-            for n in range(pieces_a_tile)
-        ]
-
-    table, entries = pages.tensor, pages.entries_a_load(rows)
-    loads_a_sequence = blocks(table.cols, entries)
-    numbers = Stream(
-        table,
-        1,
-        entries,
-        base=lambda items: sequence(items) * loads_a_sequence,
-        table=pages.sectors(rows, high)[low:][::-1],
-        start=first_visited,
+    return KeyRanges(
+        low=keys.first_block * tile_kv,
+        high=min(keys.end_block * tile_kv, keys.w.seq_kv),
+        length=size * tile_kv,
+        number=number,
+        matrix=keys.matrix,
+        first=lambda items: keys.ends(items)[0] - start(items),
+        end=lambda items: keys.ends(items)[1] - start(items),
     )
-    ops = ops_of_making_ready(w, piece_rows * pieces_a_tile)
-    k = Operand((*pieces_of(pools[0]), numbers), register_ops=ops)
-    v = Operand(tuple(pieces_of(pools[1])), register_ops=ops)
-    return keys.loop(trips, k, v)

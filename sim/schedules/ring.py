@@ -18,6 +18,18 @@ Without its diagonal, a token wide, a causal turn mostly visits the same tiles; 
 kernel here. K and V are received in two buffers in turn; one is overwritten once the kernel that
 reads it is done and it is sent on. In decoding every GPU has the query, and all keys come to it.
 
+With `framework = "pytorch"` merging is nine kernels a turn (several_gpus.py) and two more where a
+part of the queries is a slice, which is put back: later queries of a zigzag, and of stripes those
+below the diagonal. The host makes these calls, each as long as CALL_LAUNCHES launches, and one for
+each kernel of merging:
+
+    exchange     2 buffers allocated, 4 sends and receives, 1 launch of their group, 1 wait
+    attention    O, LSE and 2 small tensors allocated, 1 launch
+
+so that a turn takes some 0.37 ms at least, however short its sequences are. The exchange's own
+kernel takes no SM here. With `framework = "jax"`, the papers' own, all turns are one compiled
+program: merging is one kernel, and the host is ahead. So is decoding, whose source is in JAX.
+
 Source: Liu et al. 2023 (arXiv 2310.01889), Algorithm 1; Brandon et al. 2023 (arXiv 2311.09431) for
 stripes; the kernels of a turn, and what they skip, as in zhuzilin/ring-flash-attention
 (ring_flash_attn.py, stripe_flash_attn.py, zigzag_ring_flash_attn.py), decoding as in
@@ -40,14 +52,19 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
+    CALL_LAUNCHES,
     SeveralGpus,
     finish_kernel,
     merge_kernel,
     merged_like,
+    pointwise_merge,
     run_kernels,
     start_kernel,
 )
 from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor, Transfer
+
+# Calls of the host in a turn: RingComm.send_recv_kv and wait; flash_api.cpp, mha_fwd.
+EXCHANGE_CALLS, ATTENTION_CALLS = 8, 5
 
 # What a GPU's queries see of the keys of a turn.
 Part = Literal["all", "causal", "below diagonal", "earlier keys", "later queries"]
@@ -58,7 +75,7 @@ class RingKernels:
     """Attention and merging by what a turn's part of the mask is; the first and last kernels."""
 
     attention: dict[Part, list[Kernel]]
-    merge: dict[Part, Kernel]
+    merge: dict[Part, list[Kernel]]
     start: Kernel
     finish: Kernel
 
@@ -75,10 +92,14 @@ class Held:
 
 
 class Ring(SeveralGpus):
-    """Ring Attention, forward. `balance`: which tokens a GPU holds where the mask is causal."""
+    """Ring Attention, forward. `balance`: which tokens a GPU holds where the mask is causal.
+
+    `framework`: whose kernels merge the turns, and what its host does between launches.
+    """
 
     name: Literal["ring"] = "ring"
     balance: Literal["contiguous", "striped", "zigzag"] = "contiguous"
+    framework: Literal["pytorch", "jax"] = "pytorch"
 
     summary = "several GPUs, each its tokens; K and V go round"
     source = "arXiv 2310.01889, 2311.09431; zhuzilin/ring-flash-attention"
@@ -88,7 +109,8 @@ class Ring(SeveralGpus):
         """The kernels of every part of the mask, and of merging."""
         kernels = self._kernels(w, hw)
         attention = dict.fromkeys(k for part in kernels.attention.values() for k in part)
-        return [*attention, kernels.start, *dict.fromkeys(kernels.merge.values()), kernels.finish]
+        merging = dict.fromkeys(k for part in kernels.merge.values() for k in part)
+        return [*attention, kernels.start, *merging, kernels.finish]
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""
@@ -97,14 +119,18 @@ class Ring(SeveralGpus):
         commands: list[Command] = []
         ready: list[tuple[Command, ...]] = [()] * self.gpus
         for _ in range(w.tokens):
-            commands += self._round(w, kernels, ready)
+            commands += self._round(w, hw, kernels, ready)
             finished = [Command(kernels.finish, gpu) for gpu in range(self.gpus)]
             commands += finished
             ready = [(command,) for command in finished]
         return commands
 
     def _round(
-        self, w: AttentionWorkload, kernels: RingKernels, ready: list[tuple[Command, ...]]
+        self,
+        w: AttentionWorkload,
+        hw: HardwareProfile,
+        kernels: RingKernels,
+        ready: list[tuple[Command, ...]],
     ) -> list[Command]:
         """K and V once round; each GPU begins after its `ready`."""
         rows = self.share("seq_kv", w.seq_kv)
@@ -114,11 +140,20 @@ class Ring(SeveralGpus):
             for number in (0, 1)
         ]
         gpus = range(self.gpus)
+        calls = (0, 0) if self._is_compiled(w) else (EXCHANGE_CALLS + ATTENTION_CALLS, 1)
+        call_s = CALL_LAUNCHES * hw.calibration.launch.latency
+        calls_s = (calls[0] * call_s, calls[1] * call_s)
         ran: list[list[list[Command]]] = []  # by turn and GPU
         sent: list[list[Command]] = []
         for s in gpus:
             arrived = [(sent[s - 1][gpu - 1],) if s else ready[gpu] for gpu in gpus]
-            ran.append([run_kernels(self._of_turn(w, kernels, g, s), g, arrived[g]) for g in gpus])
+            before_s = calls_s if s else (0.0, calls_s[1])  # a run begins with its first launch
+            ran.append(
+                [
+                    run_kernels(self._of_turn(w, kernels, g, s), g, arrived[g], before_s)
+                    for g in gpus
+                ]
+            )
             if s < self.gpus - 1:
                 # The buffer held what came two turns ago: the first kernel that read it, and the
                 # transfer that sent it on, are done.
@@ -150,7 +185,11 @@ class Ring(SeveralGpus):
         part = self._part(w, gpu, s)
         if part is None:
             return []
-        return [*kernels.attention[part], kernels.merge[part] if s else kernels.start]
+        return [*kernels.attention[part], *(kernels.merge[part] if s else [kernels.start])]
+
+    def _is_compiled(self, w: AttentionWorkload) -> bool:
+        """Whether all turns are one program, which the host launches without calls between."""
+        return self.framework == "jax" or w.phase == "decode"
 
     def _part(self, w: AttentionWorkload, gpu: int, s: int) -> Part | None:
         """What the mask leaves of a turn of a GPU."""
@@ -184,14 +223,20 @@ class Ring(SeveralGpus):
             chunks, result = held.chunks, held.part
         merged = merged_like(result)
         o = replace(result.o, name="O", lifetime="output", role="result")
-        merge = merge_kernel(result, merged)
-        into_later = merge_kernel(result, merged, chunks, chunks - 1)
-        return RingKernels(
-            attention,
-            {part: into_later if part == "later queries" else merge for part in parts},
-            start_kernel(result, merged),
-            finish_kernel(merged, o),
-        )
+        fused = self._is_compiled(w)
+        merges: dict[tuple[int, bool], list[Kernel]] = {}  # one for each that differs
+        merge: dict[Part, list[Kernel]] = {}
+        for part in parts:
+            first = chunks - 1 if part == "later queries" else 0
+            sliced = part in ("later queries", "below diagonal") and not fused
+            merge[part] = merges.setdefault(
+                (first, sliced),
+                [merge_kernel(result, merged, chunks, first)]
+                if fused
+                else pointwise_merge(result, merged, chunks, first, sliced=sliced),
+            )
+        start, finish = start_kernel(result, merged), finish_kernel(merged, o)
+        return RingKernels(attention, merge, start, finish)
 
     def _held(self, w: AttentionWorkload) -> Held:
         """A GPU's Q, K and V, and room for a turn's O; raises InputError where they do not fit."""

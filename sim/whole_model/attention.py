@@ -73,9 +73,10 @@ def exchanged_bytes(w: AttentionWorkload, share: GpuShare) -> int:
     """Buffers of context parallelism in one layer.
 
     Of `ring`: two for the K and V of another GPU, a turn's O beside the merged one in fp32, with
-    its log-sum-exp; backward sends dK and dV in fp32 round as well, two buffers beside the GPU's
-    own sums (zhuzilin/ring-flash-attention, ring_flash_attn.py). Of `tree_decoding`: the merged
-    result and a received one, in fp32.
+    its log-sum-exp, and what merging leaves between its operations (pointwise_merge), which is
+    gone when backward has its buffers; backward sends dK and dV in fp32 round as well, two buffers
+    beside the GPU's own sums (zhuzilin/ring-flash-attention, ring_flash_attn.py). Of
+    `tree_decoding`: the merged result and a received one, in fp32.
     """
     if share.token_ways == 1:
         return 0
@@ -87,4 +88,6 @@ def exchanged_bytes(w: AttentionWorkload, share: GpuShare) -> int:
     received = 2 * keys_and_values * w.dtype_bytes
     if w.phase == "training":
         received += 3 * keys_and_values * STATISTICS_BYTES
+    else:
+        merged += rows * (3 * w.head_dim + 4) * STATISTICS_BYTES
     return received + rows * w.head_dim * w.dtype_bytes + merged

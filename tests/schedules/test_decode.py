@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sim import simulate
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.report.table import columns_of
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.mla import cut_in_parts
 from sim.schedules.parts.split_kv import splits_of
@@ -69,6 +71,28 @@ def test_flash_decoding_without_l2_reads_the_cache_once_and_partials_in_fp32(cas
     assert_moves_partials(kernels, runs, w, splits)
 
 
+@given(cases("flash_decoding", "paged"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_combine_has_all_log_sum_exps_before_any_o_and_then_one_range_s_at_a_time(case, hw):
+    w, schedule = case
+    assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
+    kernels = lowered(schedule, w, hw)
+    if len(kernels) == 1:
+        return
+    combine = kernels[1]
+    weights, add, _ = combine.loops
+    splits = kernels[0].ctas // (w.batch * w.kv_heads)
+    assert [load.stream.tensor.name for load in weights.loads] == ["LSE of splits"]
+    assert [load.stream.tensor.name for load in add.loads] == ["O of splits"]
+    assert [load.stages for load in add.loads] == [1]
+    assert combine.trips[0].tolist() == [1] * combine.ctas
+    assert combine.trips[1].tolist() == [splits] * combine.ctas
+    ran = run(kernels, hw, w)[1]
+    rows = 4 if w.head_dim % 128 == 0 else 8 if w.head_dim % 64 == 0 else 16
+    assert ran.executed("exp_count") == 2 * splits * rows * combine.ctas
+    assert ran.time_s >= splits * hw.calibration.hbm.latency
+
+
 def splits_as_published(batch_nheads_mblocks: int, num_sms: int, num_n_blocks: int) -> int:
     """Told as in flash_api.cpp: efficiencies of the eligible counts, then the first good one."""
     if batch_nheads_mblocks >= 0.8 * num_sms:
@@ -90,12 +114,6 @@ def test_the_number_of_splits_is_the_published_heuristic_s(kv_heads, seq_kv):
     assert splits_of(w, H100, key_blocks) == splits_as_published(kv_heads, 264, key_blocks)
 
 
-def rows_of_pages(w: AttentionWorkload, page: int, tile_kv: int) -> int:
-    """Rows that a KV head's CTAs load: whole pages, of larger ones the tiles that hold keys."""
-    piece = min(page, tile_kv)
-    return ceil(w.seq_kv, piece) * piece - shown_keys(w, tile_kv)[0]
-
-
 def page_table_bytes(w: AttentionWorkload, page: int, tile_kv: int) -> int:
     """Sectors of 8 numbers that hold those of each block of keys, for one KV head."""
     sectors = 0
@@ -108,70 +126,78 @@ def page_table_bytes(w: AttentionWorkload, page: int, tile_kv: int) -> int:
 
 @given(cases("paged"), devices(l2="0 B"))
 @settings(max_examples=80)
-def test_paged_reads_whole_pages_once_and_the_sectors_of_their_numbers(case, hw):
+def test_paged_reads_each_token_once_and_the_sectors_of_its_pages_numbers(case, hw):
     w, schedule = case
+    assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
     matrices, page = w.batch * w.kv_heads, schedule.page_size
     _, tile_kv = tile_of(kernels[0], run_head_dim(w, schedule))
     splits = kernels[0].ctas // matrices
     q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
-    rows = matrices * rows_of_pages(w, page, tile_kv)
+    rows = matrices * (w.seq_kv - shown_keys(w, tile_kv)[0])
     numbers = matrices * page_table_bytes(w, page, tile_kv)
     cache_bytes = 2 * rows * cached_row_bytes(w)
     assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes + numbers
     assert_moves_partials(kernels, runs, w, splits)
 
 
-def loaded_tiles(kernel, name: str) -> dict[int, list[int]]:
-    """The tiles of a tensor that each item loads, in any order."""
-    tiles: dict[int, list[int]] = {}
+@pytest.mark.parametrize("implementation", ["cuda", "triton"])
+@pytest.mark.parametrize("seq_kv", [32, 64, 200])
+@pytest.mark.parametrize(
+    "table", [{"name": "decode"}, {"name": "flash_decoding"}, {"name": "paged", "page_size": 256}]
+)
+def test_a_short_cache_is_read_for_the_tokens_that_it_has(table, seq_kv, implementation):
+    w = WorkloadTable(
+        heads=64, kv_heads=8, head_dim=128, batch=4, seq_kv=seq_kv, phase="decode"
+    ).workload()
+    schedule = make_schedule(table | {"implementation": implementation}, "a test")
+    kernels = kernels_of(schedule.program(w, H100))
+    ran = run(kernels, H100, w)[0]
+    cache_bytes = 2 * 4 * 8 * seq_kv * 128 * 2
+    q_bytes = kernels[0].ctas // (4 * 8) * 4 * 64 * 128 * 2
+    numbers = 4 * 8 * ceil(seq_kv, 64) * 32  # a sector a tile at most
+    assert cache_bytes <= ran.hbm_read_bytes - q_bytes <= cache_bytes + numbers
+
+
+def tokens_read(kernel, name: str) -> np.ndarray:
+    """How many tokens of a tensor each item loads."""
+    tokens = np.zeros(kernel.ctas * kernel.items_per_cta, np.int64)
     for loop, trips in zip(kernel.loops, kernel.trips, strict=True):
         for load in (op for op in loop.ops if isinstance(op, Load)):
             stream = load.stream
             if stream.tensor.name == name:
-                base, start = stream.base(kernel.items), stream.start(kernel.items)
+                base, down = stream.base(kernel.items), stream.tiles_down
                 for item, count in enumerate(trips):
-                    at = start[item] + np.arange(count)
-                    moved = stream.table[at] if stream.table is not None else stream.stride * at
-                    tiles.setdefault(item, []).extend((base[item] + moved).tolist())
-    return tiles
+                    row = (base[item] + stream.stride * np.arange(count)) % down
+                    last = row == down - 1
+                    cut = stream.tensor.rows - (down - 1) * stream.tile_rows
+                    tokens[item] += np.where(last, cut, stream.tile_rows).sum()
+    return tokens
 
 
 @given(cases("paged"), devices())
 @settings(max_examples=60)
-def test_pages_are_each_one_sequence_s_and_every_head_reads_its_own(case, hw):
+def test_the_ctas_of_a_kv_head_read_each_of_its_tokens_once_whatever_the_page(case, hw):
     w, schedule = case
-    w = replace(w, window=None)
+    assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
     (kernel, *_) = lowered(schedule, w, hw)
-    pool = next(s for s in kernel.streams if s.tensor.name == "K")
-    piece, splits = pool.tile_rows, kernel.ctas // (w.batch * w.kv_heads)
-    of_page, pieces = schedule.page_size // piece, ceil(w.seq_kv, piece)
-    assert pool.tensor.rows == w.batch * ceil(w.seq_kv, schedule.page_size) * schedule.page_size
+    matrices = w.batch * w.kv_heads
+    shown = w.seq_kv - shown_keys(w, tile_of(kernel)[1])[0]
     for name in "KV":
-        read: dict[tuple[int, int], list[int]] = {}
-        for item, tiles in loaded_tiles(kernel, name).items():
-            sequence, head = divmod(item // splits, w.kv_heads)
-            read.setdefault((sequence, head), []).extend(tiles)
-        pages_of: dict[int, set[int]] = {}
-        for (sequence, head), tiles in read.items():
-            in_pool = np.array(tiles) - head * pool.tiles_down
-            assert len(tiles) == len(set(tiles)) == pieces
-            assert in_pool.min() >= 0
-            assert in_pool.max() < pool.tiles_down
-            pages = set((in_pool // of_page).tolist())
-            assert len(pages) == ceil(w.seq_kv, schedule.page_size)
-            assert pages_of.setdefault(sequence, pages) == pages
-        assert sum(map(len, pages_of.values())) == len(set().union(*pages_of.values()))
+        read = tokens_read(kernel, name).reshape(matrices, -1).sum(axis=1)
+        assert (read == shown).all()
 
 
-def test_pages_lie_where_the_seed_says():
-    w = WorkloadTable(heads=2, head_dim=64, seq_kv=1000, phase="decode").workload()
-    reads = [
-        loaded_tiles(kernels_of(SCHEDULES["paged"](seed=seed).program(w, H100))[0], "K")
-        for seed in (1, 1, 2)
-    ]
-    assert reads[0] == reads[1] != reads[2]
+def test_a_page_is_of_any_power_of_two_from_one_on():
+    w = WorkloadTable(heads=8, kv_heads=2, head_dim=128, seq_kv=5000, phase="decode").workload()
+    read = {}
+    for page in (1, 16, 256):
+        kernels = kernels_of(SCHEDULES["paged"](page_size=page).program(w, H100))
+        read[page] = run(kernels, H100, w)[0]
+    numbers = 2 * 4 * (5000 - 320)  # 5,000 numbers of 4 bytes for each head, where 16 have one
+    assert read[1].hbm_read_bytes - read[16].hbm_read_bytes == pytest.approx(numbers, rel=0.3)
+    assert read[1].time_s == pytest.approx(read[256].time_s, rel=0.02)
 
 
 def readers(schedule, rows: int, hw) -> int:
@@ -186,6 +212,7 @@ def readers(schedule, rows: int, hw) -> int:
 @settings(max_examples=60)
 def test_decoding_takes_four_d_flops_a_row_and_key_and_makes_each_element_ready(case, hw):
     w, schedule = case
+    assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
     kernels = lowered(schedule, w, hw)
     d = run_head_dim(w, schedule)
     rows, keys = tile_of(kernels[0], d)
@@ -195,10 +222,8 @@ def test_decoding_takes_four_d_flops_a_row_and_key_and_makes_each_element_ready(
     assert ran.executed("mma_flops") == 4 * d * rows * keys * steps
     assert ran.executed("exp_count") == steps * rows * (keys + 1)
     softmax = steps * rows * (4 * keys + d) + kernels[0].ctas * rows * d
-    of_pages = schedule.name == "paged"
-    ready = matrices * rows_of_pages(w, schedule.page_size, keys) if of_pages else steps * keys
     operations = {"fp8": 1, "int8": 2, "int4": 2, None: 0}[w.kv_dtype] * readers(schedule, rows, hw)
-    assert ran.executed("vector_ops") == softmax + 2 * ready * w.head_dim * operations
+    assert ran.executed("vector_ops") == softmax + 2 * steps * keys * w.head_dim * operations
 
 
 @pytest.mark.parametrize("name", ["flash_decoding", "paged", "decode"])
@@ -237,6 +262,7 @@ def test_decode_is_the_split_kernel_unsplit():
 @settings(max_examples=40)
 def test_a_quantised_cache_lies_in_sram_as_narrow_as_in_hbm(case, hw):
     w, schedule = case
+    assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
     w = replace(w, kv_dtype="int8")
     (kernel, *_) = lowered(schedule, w, hw)
     d = run_head_dim(w, schedule)
@@ -480,3 +506,32 @@ def test_what_cannot_be_is_said_in_one_line(schedule, workload, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         make_schedule(schedule, "a test").program(w, H100)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "used"),
+    [
+        ({"name": "decode"}, 4 / 64),
+        ({"name": "flash_decoding"}, 4 / 64),
+        ({"name": "paged"}, 4 / 64),
+        ({"name": "paged", "implementation": "flashinfer"}, 4 / 16),
+        ({"name": "h2o"}, 4 / 64),
+        ({"name": "flash2"}, 1 / 128),  # a CTA a query head
+    ],
+)
+def test_decoding_says_how_many_rows_of_its_tile_are_no_padding(schedule, used):
+    w = WorkloadTable(model="llama-3-8b", seq_kv=4096, phase="decode").workload()
+    kernels = kernels_of(make_schedule(schedule, "a test").program(w, H100))
+    assert kernels[0].rows_used == used
+    assert all(kernel.rows_used is None for kernel in kernels[1:])  # combine, merge, ...
+
+
+def test_a_record_says_how_many_rows_are_used_and_its_table_where_tokens_are_decoded():
+    of = {}
+    for phase in ("decode", "prefill"):
+        workload = {"model": "llama-3-8b", "seq_len": 1000, "phase": phase}
+        (of[phase],) = simulate(workload=workload, hardware="h100-sxm", schedule="flash2")
+    assert of["decode"].rows_used == of["decode"].kernels[0].rows_used == 1 / 128
+    assert of["prefill"].rows_used == 1000 / 1024
+    assert "rows used" in [column.heading for column in columns_of([of["decode"]])]
+    assert "rows used" not in [column.heading for column in columns_of([of["prefill"]])]

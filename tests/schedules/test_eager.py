@@ -1,11 +1,12 @@
 """Naive as eager PyTorch runs it: kernels against PyTorch's own operations, and closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,11 +14,14 @@ from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.schedules.base import qkvo
 from sim.schedules.naive import Naive
+from sim.schedules.parts.eager import repeated
 from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
-from sim.tile_program import Load, Store
+from sim.tile_program import Load, Store, in_order
 from tests.support.commands import assert_one_line, attnsim
 from tests.support.drawn import devices
+from tests.support.same_runs import assert_engines_agree
 
 EAGER = Naive(framework="pytorch")
 HW = load_profile("h100-sxm")
@@ -49,17 +53,20 @@ class Operations(TorchDispatchMode):
     Operations on views only launch nothing, and `empty` neither.
     """
 
-    def __init__(self):
+    def __init__(self, launched=LAUNCHED):
         super().__init__()
-        self.bytes = []
+        self.launched, self.bytes = launched, []
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         result = op(*args, **kwargs or {})
         name = op.overloadpacket.__name__
-        if name in LAUNCHED:
+        if name in self.launched:
             operands = [a for a in args if isinstance(a, torch.Tensor)]
             read = operands[NOT_READ:] if name == "baddbmm" else operands
-            self.bytes.append((sorted(a.nbytes for a in read), result.nbytes))
+            held = (
+                min(a.nbytes, a.untyped_storage().nbytes()) for a in read
+            )  # expanded views less
+            self.bytes.append((sorted(held), result.nbytes))
         return result
 
 
@@ -84,13 +91,114 @@ def test_the_kernels_are_the_operations_that_pytorch_launches_over_the_same_byte
     qkv = torch.zeros(w.batch, w.seq_q, 3, w.heads, w.head_dim, dtype=DTYPES[w.dtype])
     with Operations() as launched:
         benchmarked(qkv, w.causal)
+    assert operands(EAGER, w) == launched.bytes
+
+
+def operands(schedule: Naive, w: AttentionWorkload):
+    """Bytes of the tensors that each kernel reads and of the one that it writes."""
     ours = []
-    for kernel in kernels_of(EAGER.program(w, HW)):
+    for kernel in kernels_of(schedule.program(w, HW)):
         ops = [op for loop in kernel.loops for op in loop.ops]
         read = {op.stream.tensor for op in ops if isinstance(op, Load)}
         (written,) = {op.stream.tensor for op in ops if isinstance(op, Store)}
         ours.append((sorted(t.bytes for t in read), written.bytes))
-    assert ours == launched.bytes
+    return ours
+
+
+def of_transformers(q, k, v, mask):
+    """What eager_attention_forward of Transformers' Llama asks of PyTorch; Q, K, V by tokens."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    repeats = q.shape[1] // k.shape[1]
+
+    def repeat_kv(x):
+        batch, heads, tokens, size = x.shape
+        if repeats == 1:
+            return x
+        x = x[:, :, None].expand(batch, heads, repeats, tokens, size)
+        return x.reshape(batch, heads * repeats, tokens, size)
+
+    k, v = repeat_kv(k), repeat_kv(v)
+    scores = torch.matmul(q, k.transpose(2, 3)) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    p = torch.nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    p = torch.nn.functional.dropout(p, 0.0, training=False)
+    return torch.matmul(p, v).transpose(1, 2).contiguous()
+
+
+TRANSFORMERS = Naive(framework="transformers")
+
+
+@given(workloads(), st.sampled_from((1, 2, 4)))
+@settings(max_examples=40)
+def test_in_fp32_transformers_kernels_are_the_operations_that_its_eager_attention_launches(w, kv):
+    """On a CPU a 16-bit softmax in fp32 converts first: there only fp32 is as on a GPU."""
+    w = replace(w, heads=w.heads * kv, kv_heads=w.heads, dtype="fp32")
+    q, k, v = (
+        torch.zeros(w.batch, w.seq_q, heads, w.head_dim)
+        for heads in (w.heads, w.kv_heads, w.kv_heads)
+    )
+    mask = torch.zeros(1, 1, w.seq_q, w.seq_kv) if w.causal else None
+    with Operations(("clone", "bmm", "mul", "add", "_softmax")) as launched:
+        of_transformers(q, k, v, mask)
+    assert operands(TRANSFORMERS, w) == launched.bytes
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_transformers_repeats_k_and_v_for_every_query_head_and_has_p_in_fp32_too(phase):
+    tokens = {"seq_len": 256} if phase == "prefill" else {"seq_kv": 256, "phase": "decode"}
+    table = {"batch": 2, "heads": 8, "kv_heads": 2, "head_dim": 64, "dtype": "bf16"}
+    w = WorkloadTable(**table, **tokens, causal=True).workload()
+    by_name = dict(
+        zip(
+            [kernel.name for kernel in kernels_of(TRANSFORMERS.program(w, HW))],
+            operands(TRANSFORMERS, w),
+            strict=True,
+        )
+    )
+    cache = 2 * 2 * 256 * 64 * 2
+    assert by_name["repeat K"] == by_name["repeat V"] == ([cache], 4 * cache)
+    s = 2 * 8 * w.seq_q * 256
+    assert by_name["P = softmax(S)"] == ([2 * s], 4 * s)
+    assert by_name["P to dtype"] == ([4 * s], 2 * s)
+    assert ("copy Q" in by_name) == ("copy O" in by_name) == (phase == "prefill")
+
+
+@given(workloads(), st.sampled_from((1, 4)))
+@settings(max_examples=20)
+def test_repeating_reads_a_matrix_once_for_each_of_its_query_heads_without_l2(w, groups):
+    w = replace(w, heads=2 * w.heads * groups, kv_heads=w.heads)
+    hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+    kernel, copied = repeated(w, qkvo(w)[1])
+    (ran,) = run_on_device(in_order([kernel]), hw, w.dtype, "replay", lambda _: None).kernels
+    assert ran.run.hbm_read_bytes == ran.run.hbm_write_bytes == copied.bytes
+
+
+@given(workloads(), devices())
+@settings(max_examples=5)
+def test_both_engines_agree_on_transformers_eager_attention(w, hw):
+    w = replace(w, heads=2 * w.heads, kv_heads=w.heads, seq_q=w.seq_q % 97, seq_kv=w.seq_q % 97)
+    assume(w.seq_q > 0)
+    assert_engines_agree(kernels_of(TRANSFORMERS.program(w, hw)), hw, w.dtype)
+
+
+def test_transformers_eager_attention_in_training_is_refused_in_one_line(tmp_path):
+    (tmp_path / "s.toml").write_text(
+        """
+[hardware]
+profile = "h100-sxm"
+[workload]
+heads = 4
+head_dim = 64
+seq_len = 64
+phase = "training"
+[[schedule]]
+name = "naive"
+framework = "transformers"
+"""
+    )
+    done = attnsim("run", "s.toml", cwd=tmp_path)
+    assert_one_line(done, 'schedule naive: framework = "transformers": prefill or decode was')
 
 
 def moved(w, hw):

@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 from hypothesis import given, settings
 
-from sim.schedules.paged import Paged
 from sim.tile_program import Kernel, Load, Stream
 from tests.support.drawn import cases, devices, lowered
 
@@ -47,7 +46,7 @@ def test_each_matrix_of_k_is_read_in_as_many_periods_as_share_it(case, hw):
     w, schedule = case
     for kernel in lowered(schedule, w, hw):
         for trips, stream in loads_of_keys(kernel):
-            pooled = stream.tensor.groups == 1 or isinstance(schedule, Paged)  # of all sequences
+            pooled = stream.tensor.groups == 1  # of all sequences
             if kernel.items_per_cta > 1 or pooled:
                 continue
             tiles = 1 if stream.table is not None else stream.tiles_down * stream.tiles_across

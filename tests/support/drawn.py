@@ -60,7 +60,7 @@ SPLITS = st.none() | st.integers(1, 9)
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash3": {"call": st.sampled_from(("batch", "varlen", "paged"))},
     "flash4": {"emulated": st.none() | st.floats(0, 1)},
-    "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
+    "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
         "state": st.sampled_from((16, 48, 128, 256)),
         "groups": st.integers(1, 3),
@@ -77,7 +77,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "top": st.integers(1, 5),
         "embedding_dim": st.integers(16, 200),
     },
-    "naive": {"scale": st.booleans(), "mask": st.booleans()},
+    "naive": {
+        "scale": st.booleans(),
+        "mask": st.booleans(),
+        "depth": st.sampled_from((16, 64)),
+        "stages": st.integers(1, 3),
+        "sweeps": st.sampled_from((1, 3)),
+    },
     "block_sparse": {
         "keep_window": st.none() | st.integers(1, 100),
         "sinks": st.integers(0, 40),
@@ -101,6 +107,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ring": {
         "gpus": st.integers(2, 4),
         "balance": st.sampled_from(("contiguous", "striped", "zigzag")),
+        "framework": st.sampled_from(("pytorch", "jax")),
     },
     "ulysses": {"gpus": st.integers(2, 4)},
     "tree_decoding": {"gpus": st.integers(2, 5)},
@@ -108,7 +115,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash_decoding": {"splits": SPLITS},
     # FlashAttention-3's is for Hopper alone.
     "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
-    "paged": {"splits": SPLITS, "page_size": st.sampled_from((16, 64, 256))},
+    "paged": {
+        "splits": SPLITS,
+        "page_size": st.sampled_from((1, 16, 64, 256)),
+        "implementation": st.sampled_from(("cuda", "triton", "flashinfer")),
+    },
     "streaming_llm": {
         "splits": SPLITS,
         "sinks": st.integers(0, 40),
@@ -189,9 +200,12 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
     if getattr(schedule, "implementation", "cuda") == "triton" and phase == "training":
         phase = "prefill"
+    of_flashinfer = getattr(schedule, "implementation", "cuda") == "flashinfer"
+    if of_flashinfer and w.dtype == "fp32":
+        w = replace(w, dtype="bf16")
     dropout = "dropout" in schedule.takes and draw(st.booleans())
     dropout &= getattr(schedule, "implementation", "cuda") != "triton"
-    kv_dtypes = st.none() | st.sampled_from(("fp8", "int8", "int4"))
+    kv_dtypes = st.none() | st.sampled_from(("fp8",) if of_flashinfer else ("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
 

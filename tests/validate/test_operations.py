@@ -95,11 +95,11 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             DECODE | {"kernel": "flashinfer paged decode", "extra": "page 128; warm"},
-            {"name": "paged", "page_size": 128},
+            {"name": "paged", "page_size": 128, "implementation": "flashinfer"},
         ),
         (
             DECODE | {"kernel": "FlashInfer paged decode", "extra": "page 1; warm"},
-            {"name": "paged", "page_size": 16},
+            {"name": "paged", "page_size": 1, "implementation": "flashinfer"},
         ),
         (
             DECODE | {"kernel": "FlashAttention-2 2.8.3 split-KV", "extra": "7 splits; cold"},

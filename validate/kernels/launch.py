@@ -99,9 +99,11 @@ def place(
     """
     if w.dtype not in DTYPES:
         raise InputError(f"workload.dtype = {w.dtype}: the kernels take {', '.join(DTYPES)}")
-    if getattr(schedule, "implementation", "triton") != "triton":
+    implementation = getattr(schedule, "implementation", "triton")
+    if implementation != "triton":
         raise InputError(
-            f'schedule {schedule.name}: implementation = "cuda": the kernels here are Triton\'s'
+            f'schedule {schedule.name}: implementation = "{implementation}": the kernels here are '
+            "Triton's"
         )
     if getattr(schedule, "rope", None) is not None or w.dropout:
         raise InputError(f"schedule {schedule.title}: the kernels here have no rope or dropout")

@@ -1,8 +1,9 @@
 """Results of parts made one.
 
 for each tile of the result (one CTA):
+    load the log-sum-exps of all parts, where a kernel has them before anything else
     for each of its parts:
-        load what it adds: O_s and log-sum-exp_s, or the gradient of a head
+        load what it adds: O_s and, unless it is there, log-sum-exp_s; or the gradient of a head
         O += exp(lse_s - lse) O_s
     store O and, where it is kept, the log-sum-exp
 """
@@ -26,22 +27,29 @@ from sim.tile_program import (
 
 
 def reduction(
-    name: str, parts: OfItem, add: Compute, results: tuple[Stream, ...], footprint: Footprint
+    name: str,
+    parts: OfItem,
+    add: Compute,
+    results: tuple[Stream, ...],
+    footprint: Footprint,
+    before: Compute | None = None,
 ) -> Kernel:
     """A CTA for each tile of the first result, with a trip for each of so many parts.
 
-    `add` reads the loads of a part, in the order in which they are issued. A CTA that has no parts
-    stores nothing.
+    `add` reads the loads of a part, in the order in which they are issued, `before` what is needed
+    of all parts first. A CTA that has no parts stores nothing.
     """
 
     def has_parts(items: IntArray) -> IntArray:
         return np.minimum(parts(items), 1)
 
     result = results[0]
+    first = (Loop(has_parts, (*before.reads, before)),) if before else ()
     return Kernel(
         name=name,
         ctas=result.tensor.groups * result.tiles_down * result.tiles_across,
         loops=(
+            *first,
             Loop(parts, (*add.reads, add)),
             Loop(has_parts, tuple(map(Store, results))),
         ),

@@ -11,6 +11,16 @@ benchmarks/benchmark_flash_attention.py, attention_pytorch), whose Q, K and V ar
 Of one sequence, or one head, the matrices are views that cuBLAS reads in place. `baddbmm` with
 beta = 0 copies nothing, and dropout of probability 0 launches nothing.
 
+Transformers' eager attention (huggingface/transformers, eager_attention_forward and repeat_kv in
+src/transformers/models/llama/modeling_llama.py) has its K and V in heads that several query heads
+share, and its softmax in fp32:
+
+    K' = K, V' = V for every query head                   (repeat_kv, where heads share them)
+    Q' = copy of Q, and of K and V that are not repeated  (as above, before the matmuls)
+    S = S / sqrt(d);  S = S + mask                        (the mask is the model's, made once)
+    P = softmax(S) in fp32;  P = P in the workload's dtype
+    O' = copy of O                                        (by tokens: transpose, contiguous)
+
 Elementwise kernels have 128 threads. They take 8 elements each, of operands that are not
 contiguous 4, or 2 where these have 4 bytes (aten/src/ATen/native/cuda/CUDALoops.cuh,
 gpu_kernel_impl_nocast). A copy goes along the rows of its result (TensorIterator.cpp,
@@ -23,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import blocks
+from sim.schedules.base import blocks, kv_matrix
 from sim.schedules.parts.elementwise import (
     ELEMENTS_A_CTA,
     THREADS,
@@ -95,6 +105,21 @@ def copy(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
     """The kernel that copies the rows of each head to a matrix of their own, and its result."""
     copied = _copy_of(source)
     return eager_pass(f"copy {source.name}", [source], [copied], _strided(w)), copied
+
+
+def repeated(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
+    """The kernel that copies K or V once for every query head, and its result."""
+    copied = replace(_copy_of(source), groups=w.batch * w.heads)
+    rows, cols = _shape(copied, _strided(w))
+    written = in_order(copied, rows, cols)
+    a_matrix = written.tiles_down * written.tiles_across
+
+    def shared(items: IntArray) -> IntArray:
+        return kv_matrix(w, items // a_matrix) * a_matrix + items % a_matrix
+
+    read = Stream(source, rows, cols, shared)
+    name = f"repeat {source.name}"
+    return elementwise(name, [read], [written], OPS_PER_ELEMENT * rows * cols), copied
 
 
 def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:

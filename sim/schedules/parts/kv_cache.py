@@ -26,6 +26,7 @@ from sim.tile_program import IntArray, Tensor
 
 SECTOR_BYTES = 32  # what a load of one number reads from L2
 PAGE_NUMBER_BYTES = 4
+PAGE_NUMBERS_A_SECTOR = SECTOR_BYTES // PAGE_NUMBER_BYTES
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ def cache_tensors(w: AttentionWorkload, groups: int, rows: int) -> tuple[Tensor,
     )
 
 
+def page_numbers(sequences: int, pages: int) -> Tensor:
+    """A page table in HBM, a row of whole sectors for the pages of each sequence."""
+    cols = -(-pages // PAGE_NUMBERS_A_SECTOR) * PAGE_NUMBERS_A_SECTOR
+    return Tensor("page table", sequences, 1, cols, PAGE_NUMBER_BYTES, "input", "cache")
+
+
 def ops_of_making_ready(w: AttentionWorkload, keys: int) -> int:
     """Lane operations that make so many rows ready for the matmul."""
     return keys * w.head_dim * QUANTISATIONS[w.kv_dtype].vector_ops if w.kv_dtype else 0
@@ -68,9 +75,7 @@ def ops_of_making_ready(w: AttentionWorkload, keys: int) -> int:
 class PageTable:
     """Pages of `page_rows` tokens, scattered over a pool that they just fill.
 
-    `table` has the pages of each sequence in order: shape (sequences, pages). Where the keys are
-    visited in tiles, a page of several tiles is cut in them, and a tile of several pages is that
-    many loads. Sizes of pages and tiles are powers of two.
+    `table` has the pages of each sequence in order: shape (sequences, pages).
     """
 
     page_rows: int
@@ -83,26 +88,12 @@ class PageTable:
 
     @property
     def tensor(self) -> Tensor:
-        """The table in HBM, a row of whole sectors a sequence."""
-        sequences, pages = self.table.shape
-        entries = SECTOR_BYTES // PAGE_NUMBER_BYTES
-        cols = -(-pages // entries) * entries
-        return Tensor("page table", sequences, 1, cols, PAGE_NUMBER_BYTES, "input", "cache")
-
-    def piece_rows(self, tile_rows: int) -> int:
-        """Rows that one load brings: a page, or as much of it as belongs to a tile."""
-        return min(self.page_rows, tile_rows)
-
-    def pieces(self, tile_rows: int, seq_kv: int) -> IntArray:
-        """Where in the pool each sequence's pieces lie: shape (sequences, pieces)."""
-        rows = self.piece_rows(tile_rows)
-        cut = self.page_rows // rows  # pieces of a page
-        piece = np.arange(-(-seq_kv // rows))
-        return self.table[:, piece // cut] * cut + piece % cut
+        """The table in HBM."""
+        return page_numbers(*self.table.shape)
 
     def entries_a_load(self, tile_rows: int) -> int:
         """Numbers that are read of the table at a time: a tile's, or the sector that has them."""
-        return max(SECTOR_BYTES // PAGE_NUMBER_BYTES, tile_rows // self.page_rows)
+        return max(PAGE_NUMBERS_A_SECTOR, tile_rows // self.page_rows)
 
     def sectors(self, tile_rows: int, tiles: int) -> IntArray:
         """Which load of the table has the numbers of each of a sequence's tiles."""

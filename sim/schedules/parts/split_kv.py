@@ -4,14 +4,18 @@
         load the query rows of all heads that share the KV head
         O_s, log-sum-exp_s = the FlashAttention-2 loop over the range, last block first
     for each few rows of O (one CTA of the combine kernel, unless there is one range):
-        O = sum over s of exp(lse_s - lse) O_s
+        load log-sum-exp_s of all s;  lse of all,  w_s = exp(lse_s - lse)
+        for each s:  load O_s;  O += w_s O_s
 
 Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguous`), in pages, ...
 
 Source: Dao-AILab/flash-attention, csrc/flash_attn: the number of splits (flash_api.cpp,
 num_splits_heuristic, set_params_splitkv), query heads packed as rows of one matrix
 (mha_fwd_kvcache, seqlenq_ngroups_swapped), rows a CTA of the combine kernel
-(flash_fwd_launch_template.h, run_flash_splitkv_fwd).
+(flash_fwd_launch_template.h, run_flash_splitkv_fwd), its order (flash_fwd_kernel.h,
+combine_attn_seqk_parallel). One O_s is on its way at a time: the loads do not depend on each other,
+but as compiled (the wheel of xformers 0.0.24, sm_80 and sm_90) each goes into the registers of the
+one before, after it was added. O_s is fp32.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +31,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import STATISTICS_BYTES, blocks, of_constant
 from sim.schedules.parts import registers
-from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.combine import reduction
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.flash_cta import FlashCta, compiled_head_dim
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
@@ -37,6 +41,7 @@ from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_ma
 from sim.schedules.parts.public_tiles import public_split_kv_cta
 from sim.schedules.parts.results import Attention, Result
 from sim.tile_program import (
+    Compute,
     Footprint,
     IntArray,
     Kernel,
@@ -49,6 +54,7 @@ from sim.tile_program import (
 )
 
 MOST_SPLITS = 128
+VECTOR_OPS_PER_WEIGHT = 4  # running maximum, difference, sum; difference from their log-sum-exp
 Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS)]
 
 
@@ -190,14 +196,14 @@ def split_attention(
     shape = (keys.splits, all_rows)
     of_splits = Result(
         Tensor("O of splits", *shape, w.head_dim, STATISTICS_BYTES, role="partial"),
-        Tensor("LSE of splits", *shape, 1, STATISTICS_BYTES, role="partial"),
+        Tensor("LSE of splits", 1, *shape, STATISTICS_BYTES, role="partial"),
     )
-    stored = of_splits if keys.splits > 1 else result
+    stored, lse_tile = (of_splits, (1, rows)) if keys.splits > 1 else (result, (rows, 1))
     tiles = QueryTiles(
         ctas=keys.grid.size,
         q=Stream(keys.q, cta.tile.q, w.head_dim, keys.matrix),
         o=Stream(stored.o, rows, w.head_dim, keys.rows_of_split),
-        lse=Stream(stored.lse, rows, 1, keys.rows_of_split),
+        lse=Stream(stored.lse, *lse_tile, keys.rows_of_split),
         periods=keys.matrices,
         sharing=1,
     )
@@ -230,22 +236,28 @@ def splits_of(w: AttentionWorkload, hw: HardwareProfile, key_blocks: int) -> int
 
 def _combine(parts: Result, whole: Result) -> Kernel:
     """run_flash_splitkv_fwd: 4, 8 or 16 rows a CTA of 128 threads, by head_dim."""
-    head_dim = compiled_head_dim(whole.o.cols)
+    splits, head_dim = parts.o.groups, compiled_head_dim(whole.o.cols)
     rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
-    down = blocks(whole.o.rows, rows)
-
-    def of_splits(tensor: Tensor) -> Load:
-        return Load(Stream(tensor, rows, tensor.cols, lambda items: items, stride=down))
-
-    return combine_kernel(
+    weights, down = splits * rows, blocks(whole.o.rows, rows)
+    weigh = Compute(
+        "w_s = exp(lse_s - lse)",
+        (Load(Stream(parts.lse, splits, rows, lambda items: items)),),
+        vector_ops=VECTOR_OPS_PER_WEIGHT * weights,
+        exp_count=2 * weights,  # for their sum, then for the weights
+        sram_bytes=3 * STATISTICS_BYTES * weights,  # they come in, are transposed, go back
+    )
+    o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=down))
+    add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim)
+    kernel = reduction(
         "combine",
-        of_constant(parts.o.groups),
-        (of_splits(parts.lse), of_splits(parts.o)),
+        of_constant(splits),
+        add,
         (in_order(whole.o, rows), in_order(whole.lse, rows)),
         Footprint(
             rows * STATISTICS_BYTES * MOST_SPLITS,
             threads=128,
             registers_per_thread=registers.COMBINE,
         ),
-        kind="combine",
+        before=weigh,
     )
+    return replace(kernel, kind="combine")

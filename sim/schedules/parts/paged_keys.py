@@ -1,0 +1,136 @@
+"""Loops over keys in pages: a CTA's range of a sequence's keys, tile after tile, the last first.
+
+    for each tile of tile.kv keys of the range, the last one as long as is left:
+        load the numbers of its pages from the sequence's page table
+        load K and V from those pages
+        as the FlashAttention-2 loop
+
+Only tokens that are there are read, of the last page of a sequence too: FlashAttention's kernels
+and FlashInfer's load a row where it is below the end of the range. Page numbers are int32; reading
+one reads its sector of 32 bytes. That a page cannot be loaded before its number is there is not
+modelled.
+
+Where pages lie changes nothing that is modelled: a token of a head is whole sectors, and any chunk
+can stand anywhere in L2. So a tile is one load, whatever pages it is of, and a range is a matrix of
+its own, whose end cuts the last tile. The room that a last page has left is not counted as held.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import blocks
+from sim.schedules.parts.flash_loop import Operand
+from sim.schedules.parts.kv_cache import (
+    PAGE_NUMBERS_A_SECTOR,
+    cache_tensors,
+    ops_of_making_ready,
+    page_numbers,
+)
+from sim.tile_program import IntArray, Loop, OfItem, Stream
+
+KeyLoop = Callable[[OfItem, Operand, Operand], Loop]  # of so many trips, of K and V
+
+
+@dataclass(frozen=True, eq=False)
+class KeyRanges:
+    """Keys low to high - 1 of each K/V matrix in ranges of `length` tokens, the last one of fewer.
+
+    Of a CTA: the `number` of its range, its `matrix`, and the tiles of its range that it visits:
+    from number `first` to `end` - 1.
+    """
+
+    low: int
+    high: int
+    length: int
+    number: OfItem
+    matrix: OfItem
+    first: OfItem
+    end: OfItem
+
+    @property
+    def count(self) -> int:
+        """Ranges of a matrix."""
+        return blocks(self.high - self.low, self.length)
+
+
+def loops_over_pages(
+    w: AttentionWorkload, page_size: int, tile_kv: int, ranges: KeyRanges, loop: KeyLoop
+) -> list[Loop]:
+    """The loop of the CTAs of the last range of each matrix, and that of all others if there are.
+
+    A CTA runs one of them, in tiles of `tile_kv` keys. Sizes are powers of two.
+    """
+    before = ranges.count - 1
+    rest = ranges.high - ranges.low - before * ranges.length
+    hidden = ranges.low // tile_kv  # tiles that a window hides, which are held
+    parts = [_Part(w, page_size, tile_kv, ranges, before, 1, rest, hidden)]
+    if before:
+        parts.insert(0, _Part(w, page_size, tile_kv, ranges, 0, before, ranges.length, 0))
+    return [loop(part.trips, *part.operands()) for part in parts]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """`count` ranges of each matrix from number `first` on: `rows` tokens each, behind `hidden`."""
+
+    w: AttentionWorkload
+    page_size: int
+    tile_kv: int
+    ranges: KeyRanges
+    first: int
+    count: int
+    rows: int
+    hidden: int  # tiles
+
+    @property
+    def across(self) -> int:
+        """Tiles of a range."""
+        return blocks(self.rows, self.tile_kv)
+
+    def number(self, items: IntArray) -> IntArray:
+        """Which of these ranges is each CTA's; of another range's CTA any."""
+        return np.clip(self.ranges.number(items) - self.first, 0, self.count - 1)
+
+    def end(self, items: IntArray) -> IntArray:
+        """The end of the tiles that each CTA visits of its range."""
+        return np.minimum(self.ranges.end(items), self.across)
+
+    def trips(self, items: IntArray) -> IntArray:
+        """How many tiles each CTA visits here."""
+        is_here = self.ranges.number(items) == self.first + self.number(items)
+        return np.where(is_here, np.maximum(0, self.end(items) - self.ranges.first(items)), 0)
+
+    def last(self, items: IntArray) -> IntArray:
+        """The tile that each CTA visits first."""
+        group = self.ranges.matrix(items) * self.count + self.number(items)
+        return group * (self.hidden + self.across) + self.hidden + self.end(items) - 1
+
+    def operands(self) -> tuple[Operand, Operand]:
+        """K, with the numbers of its pages, and V."""
+        w, rows = self.w, self.hidden * self.tile_kv + self.rows
+        ops = ops_of_making_ready(w, self.tile_kv)
+        k, v = (
+            Stream(tensor, self.tile_kv, tensor.cols, self.last, stride=-1)
+            for tensor in cache_tensors(w, w.batch * w.kv_heads * self.count, rows)
+        )
+        return Operand((k, self._numbers()), register_ops=ops), Operand((v,), register_ops=ops)
+
+    def _numbers(self) -> Stream:
+        """The sectors of the page table that hold the numbers of each tile's pages."""
+        w, across = self.w, self.across
+        table = page_numbers(w.batch, blocks(w.seq_kv, self.page_size))
+        entries = max(PAGE_NUMBERS_A_SECTOR, self.tile_kv // self.page_size)
+        sectors = blocks(table.cols, entries)
+        starts = self.ranges.low + self.ranges.length * (self.first + np.arange(self.count))
+        first_keys = starts[:, None] + self.tile_kv * np.arange(across)[::-1]
+        return Stream(
+            table,
+            1,
+            entries,
+            base=lambda items: self.ranges.matrix(items) // w.kv_heads * sectors,
+            table=(first_keys // self.page_size // entries).ravel(),
+            start=lambda items: (self.number(items) + 1) * across - self.end(items),
+        )

@@ -1,0 +1,196 @@
+"""FlashInfer's paged attention: its tile, ranges and bytes, told anew from its source."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.device.program import kernels_of
+from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
+from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.schedules import make_schedule
+from sim.schedules.parts.flashinfer import flashinfer_cta, range_tokens
+from tests.support.formulas import ceil, run
+
+H100 = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+FLASHINFER = {"name": "paged", "implementation": "flashinfer"}
+
+
+def decoding(**table) -> AttentionWorkload:
+    return WorkloadTable(**({"head_dim": 128, "phase": "decode"} | table)).workload()
+
+
+def kernels(w, hw=H100, **options):
+    return kernels_of(make_schedule(FLASHINFER | options, "a test").program(w, hw))
+
+
+@pytest.mark.parametrize(
+    ("device", "group", "seq_q", "head_dim", "kv_dtype", "tile"),
+    [
+        # 4 KiB of Q; 16 keys for each of 4 warps are 32 KiB of K and V, of 114 for a CTA.
+        ("h100-sxm", 4, 1, 128, None, (16, 128)),
+        ("h100-sxm", 16, 1, 128, None, (16, 128)),
+        ("h100-sxm", 4, 1, 128, "fp8", (16, 256)),
+        ("h100-sxm", 16, 1, 256, None, (16, 64)),
+        # 4 warps of 16 rows: 8 KiB for 16 keys, 8 of which are the most.
+        ("h100-sxm", 17, 1, 128, None, (64, 128)),
+        ("h100-sxm", 4, 16, 128, None, (64, 128)),
+        # 4 warps of 32 rows: 4 of which are the most.
+        ("h100-sxm", 8, 9, 128, None, (128, 64)),
+        ("h100-sxm", 128, 1, 128, None, (128, 64)),
+        ("h100-sxm", 128, 1, 256, None, (64, 64)),
+        ("a100-sxm-80gb", 4, 1, 128, None, (16, 128)),
+        ("rtx-4090", 4, 1, 128, None, (16, 64)),  # 100 KiB an SM
+        ("rtx-4090", 4, 1, 64, None, (16, 128)),
+        ("t4", 4, 1, 64, None, (64, 64)),  # 64 KiB: 24 beside Q for 4 KiB each, 6, of which 4
+    ],
+)
+def test_the_tile_fits_the_packed_rows_and_the_sram(device, group, seq_q, head_dim, kv_dtype, tile):
+    w = decoding(
+        heads=2 * group,
+        kv_heads=2,
+        seq_q=seq_q,
+        seq_kv=4096,
+        head_dim=head_dim,
+        kv_dtype=kv_dtype,
+        causal=True,
+    )
+    cta = flashinfer_cta(w, load_profile(device))
+    assert (cta.tile.q, cta.tile.kv, cta.warps) == (*tile, 4)
+
+
+def chunk_as_published(most: int, tiles: list[int], pages: list[int], least: int) -> int:
+    """PrefillBinarySearchKVChunkSize, in pages."""
+    low, high = least, max(1, *pages)
+    while low < high:
+        middle = (low + high) // 2
+        ctas = sum(t * ceil(max(p, 1), middle) for t, p in zip(tiles, pages, strict=True))
+        if ctas > most:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 9),
+    st.integers(1, 16),
+    st.integers(1, 200_000),
+    st.sampled_from((1, 16, 64, 256)),
+)
+@settings(max_examples=200)
+def test_ranges_are_those_of_flashinfer_s_plan(batch, kv_heads, group, seq_kv, page):
+    w = decoding(batch=batch, heads=kv_heads * group, kv_heads=kv_heads, seq_kv=seq_kv)
+    pages, least = ceil(seq_kv, page), max(128 // page, 1)
+    chunk = chunk_as_published(264 // kv_heads, [1] * batch, [pages] * batch, least)
+    assert range_tokens(w, H100, 16, page, None) == chunk * page
+
+
+def test_a_plan_has_as_many_ctas_as_two_an_sm_and_whole_pages():
+    w = decoding(heads=32, kv_heads=8, seq_kv=32768)
+    (split, merge) = kernels(w, page_size=16)
+    # 264 // 8 = 33 ranges; 2048 pages in 33 ranges are 63 pages each, of which 33 are needed.
+    assert (split.ctas, range_tokens(w, H100, 16, 16, None)) == (33 * 8, 63 * 16)
+    assert merge.ctas == 32
+    assert len(kernels(decoding(heads=32, kv_heads=8, seq_kv=128))) == 1
+    assert len(kernels(decoding(heads=32, kv_heads=8, seq_kv=32768, batch=40))) == 1
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(1, 3000),
+    st.sampled_from((1, 16, 64)),
+    st.none() | st.integers(1, 9),
+    st.none() | st.integers(1, 2000),
+)
+@settings(max_examples=80, deadline=None)
+def test_it_reads_each_token_that_is_seen_once_and_keeps_partials_in_16_bits(
+    batch, kv_heads, group, seq_kv, page, splits, window
+):
+    w = decoding(
+        batch=batch, heads=kv_heads * group, kv_heads=kv_heads, seq_kv=seq_kv, window=window
+    )
+    both = kernels(w, page_size=page, splits=splits)
+    runs = run(both, H100, w)
+    matrices, heads, seen = batch * kv_heads, w.batch * w.heads, min(window or seq_kv, seq_kv)
+    down = ceil(group, 64) if group > 16 else 1
+    count = both[0].ctas // matrices // down
+    o_bytes, partial_bytes = heads * (128 * 2 + 4), count * heads * (128 * 2 + 4)
+    cache_bytes = 2 * matrices * seen * 256
+    read = runs[0].hbm_read_bytes - cache_bytes - count * heads * 256
+    # Numbers come in sectors: those of 64 to 128 keys a tile, of some tiles one sector more.
+    tiles = matrices * (ceil(seen, 64) + 2 * count)
+    assert matrices * ceil(seen, page) * 4 - 64 * tiles <= read <= tiles * max(32, 4 * 128 // page)
+    assert (count == 1) == (len(both) == 1)
+    if count == 1:
+        assert runs[0].hbm_write_bytes == o_bytes
+    else:
+        assert runs[0].hbm_write_bytes == runs[1].hbm_read_bytes == partial_bytes
+        assert runs[1].hbm_write_bytes == o_bytes
+
+
+def test_few_query_heads_multiply_16_rows_where_flash_attention_multiplies_64():
+    hw = load_profile("h20")
+    w = decoding(heads=32, kv_heads=8, seq_kv=8192, batch=64, dtype="bf16")
+    ran = {
+        name: run(kernels_of(make_schedule(table, "a test").program(w, hw)), hw, w)[0]
+        for name, table in (("flashinfer", FLASHINFER), ("cuda", {"name": "paged"}))
+    }
+    assert ran["cuda"].executed("mma_flops") == 4 * ran["flashinfer"].executed("mma_flops")
+    assert ran["flashinfer"].time_s < 0.5 * ran["cuda"].time_s
+
+
+def test_queries_after_a_cached_prefix_are_packed_and_see_no_later_key():
+    w = decoding(heads=32, kv_heads=8, seq_q=40, seq_kv=4096, causal=True)
+    (split, merge) = kernels(w, page_size=16)
+    cta = flashinfer_cta(w, H100)
+    assert (cta.tile.q, merge.ctas) == (128, 40 * 32)
+    down = ceil(40 * 4, 128)
+    count = split.ctas // 8 // down
+    steps = 0
+    for row in range(down):
+        last = (min((row + 1) * 128, 160) - 1) // 4
+        for at in range(count):
+            first = at * range_tokens(w, H100, 128, 16, None)
+            end = min(first + range_tokens(w, H100, 128, 16, None), 4096 - 40 + last + 1)
+            steps += 8 * ceil(max(0, end - first), cta.tile.kv)
+    flops = 4 * 128 * cta.tile.q * cta.tile.kv
+    assert run([split], H100, w)[0].executed("mma_flops") == steps * flops
+    whole = replace(w, causal=False)
+    assert np.all(kernels(whole, page_size=16)[0].trips >= split.trips)
+
+
+def test_merging_has_four_loads_of_eight_ranges_on_their_way():
+    """So 32 ranges take little longer than 8: cascade.cuh, num_smem_stages and bdy."""
+    hw = load_profile("h100-sxm")
+    took = {}
+    for splits in (8, 32, 128):
+        w = decoding(heads=8, kv_heads=1, seq_kv=32768)
+        merge = kernels(w, hw, splits=splits)[1]
+        assert merge.trips[1].tolist() == [splits // 8] * 8
+        took[splits] = run([merge], hw, w)[0].time_s
+    latency_s = hw.calibration.l2.latency + hw.calibration.hbm.latency
+    assert took[32] - took[8] < latency_s
+    assert took[128] - took[8] < 5 * latency_s
+
+
+@pytest.mark.parametrize(
+    ("workload", "options", "complaint"),
+    [
+        ({"dtype": "fp32"}, {}, 'workload.dtype = "fp32": fp16 or bf16 was expected'),
+        ({"kv_dtype": "int8"}, {}, 'workload.kv_dtype = "int8": fp8, or workload.dtype, was'),
+        ({"seq_q": 4, "window": 100}, {}, "workload.window = 100: none was expected, as seq_q = 4"),
+        ({}, {"tile": {"q": 16, "kv": 48}}, "tile.kv = 48: a power of two"),
+    ],
+)
+def test_what_it_has_no_kernel_for_is_said_in_one_line(workload, options, complaint):
+    w = decoding(heads=8, kv_heads=2, seq_kv=4096, **workload)
+    with pytest.raises(InputError, match=complaint) as caught:
+        kernels(w, **options)
+    assert "\n" not in str(caught.value)
