@@ -33,7 +33,7 @@ ROBUST_SCALE = 0.05  # a log ratio beyond which a point pulls less and less
 # A fitted parameter is thought to be within a factor of two of where it stands (one standard
 # deviation of its logarithm), the times right to 3%; so data that says little moves little.
 PRIOR, NOISE = log(2), 0.03
-OVERLAPS = (0.6, 0.2)  # values of sm.mma_issue from which the fit is tried too
+OVERLAPS = (5.0, 1.6)  # values of sm.mma_issue_cycles from which the fit is tried too
 UNDETERMINED = 0.8  # of the prior's width left: the data has said next to nothing
 UNCERTAIN = 0.3  # a 95% interval wider than this is worth a warning
 
@@ -60,9 +60,12 @@ PARAMETERS = (
     Parameter("sm.vector", 0.2, 1.0, seen_in="softmax of kernels by head_dim"),
     Parameter("sm.exp", 0.2, 1.0, seen_in="softmax of kernels by head_dim"),
     Parameter("sm.sram", 0.2, 1.0, seen_in="kernels by tile shape"),
-    Parameter("sm.mma_issue", 0.02, 1.0, seen_in="overlap of softmax with matmuls, by head_dim"),
+    Parameter(
+        "sm.mma_issue_cycles", 0.1, 40.0, seen_in="overlap of softmax with matmuls, by head_dim"
+    ),
     Parameter("sm.op_latency", 1e-9, 5e-7, "s", "tile steps with one CTA an SM"),
-    Parameter("sm.cta_start", 1e-8, 2e-5, "s", "short sequences: many CTAs of few trips"),
+    Parameter("sm.cta_start", 1e-8, 2e-5, "s", "kernels of many CTAs that do next to nothing"),
+    Parameter("sm.cta_setup", 1e-8, 2e-5, "s", "short sequences: many CTAs of few trips"),
     Parameter(
         "launch.latency", 1e-7, 5e-5, "s", "the host's part, which is no part of these times"
     ),
@@ -70,7 +73,7 @@ PARAMETERS = (
 )
 # What kernels' times are asked for where no micro-benchmark says it.
 FITTED = (
-    "tensor.native", "tensor.mma_sync", "sm.mma_issue", "sm.op_latency", "sm.cta_start",
+    "tensor.native", "tensor.mma_sync", "sm.mma_issue_cycles", "sm.op_latency", "sm.cta_setup",
     "launch.gap",
 )  # fmt: skip
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
@@ -264,9 +267,9 @@ class _Fit:
         """The profile, and it with matmuls that leave more issue slots: another regime, in which
         other pipes hold kernels back, and from which a search does not come over by itself."""
         starts = [self.start()]
-        for share in OVERLAPS if "sm.mma_issue" in self.names else ():
+        for share in OVERLAPS if "sm.mma_issue_cycles" in self.names else ():
             moved = self.start()
-            moved[self.names.index("sm.mma_issue")] = log(share)
+            moved[self.names.index("sm.mma_issue_cycles")] = log(share)
             starts.append(moved)
         return starts
 

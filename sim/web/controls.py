@@ -51,12 +51,13 @@ FIGURES = (
     Figure("tensor", "tensor rate"),
     Figure("sm.fp32_lanes", "fp32 lanes of an SM", whole=True),
     Figure("sm.exp_per_clock", "exponentials of an SM a clock", whole=True),
-    Figure("calibration.sm.mma_issue", "issue slots a matmul takes", share=True),
+    Figure("calibration.sm.mma_issue_cycles", "issue cycles of a matmul"),
     Figure("calibration.hbm.sustained", "HBM bandwidth sustained", share=True),
     Figure("calibration.hbm.latency", "HBM latency"),
     Figure("calibration.l2.latency", "L2 latency"),
     Figure("calibration.sm.op_latency", "latency of an instruction"),
     Figure("calibration.sm.cta_start", "start of a CTA"),
+    Figure("calibration.sm.cta_setup", "setup of a CTA of matmuls"),
 )
 
 

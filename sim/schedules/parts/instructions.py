@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 LANES = 32
 FP32_OPS_A_SCORE, OTHER_OPS_A_SCORE = 2, 1.5
-FP32_OPS_A_ROW, EXPS_A_ROW = 20, 4
-OTHER_OPS_A_ROW = 24  # 8 of maxima, 16 of shuffles
+FP32_OPS_A_ROW, EXPS_A_ROW = 20, 1
+OTHER_OPS_A_ROW = 27  # 8 of maxima, 16 of shuffles, the factor by three more lanes
 # Fixed warp instructions a trip: the mean over FlashAttention-2's dense kernels (27 to 121) and
 # -3's (95 to 120); Triton 3.9's for 128 x 128 x 128 in 8 warps on sm_90 beyond the rule.
 FLASH2_FIXED, FLASH3_FIXED, TRITON_FIXED = 60, 105, 280
