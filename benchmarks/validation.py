@@ -50,6 +50,7 @@ KERNELS = {
     "flash_decoding": "split-KV decoding, FlashAttention",
     "triton_flash_decoding": "split-KV decoding, Triton",
     "paged_decode": "paged decoding, FlashInfer",
+    "hip": "HiP, its authors' kernels",
 }
 KERNEL = ("name", "implementation", "framework")  # what of a schedule's table the data tell
 

@@ -26,6 +26,7 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "flash_decoding": {"name": "flash_decoding"},
     "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
     "paged_decode": {"name": "paged", "implementation": "flashinfer"},
+    "hip": {"name": "hip"},
     "triton_paged_gather": None,
 }
 TO_SI = {"TFLOP/s": 1e12, "GB": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}

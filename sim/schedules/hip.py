@@ -35,7 +35,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone, FractionBelowOne
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
-from sim.schedules.parts import registers
+from sim.schedules.parts import hip_attention, registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import FlashCta
@@ -73,9 +73,14 @@ class Hip(MaskedSchedule):
     in decoding with the mask before; its default is an estimate: of what a search after 32 tokens
     finds, 51 to 59% was in a cache little larger than a mask (arXiv 2502.08910, Table 4). A
     `mask_file` (as of `block_sparse`) says which blocks the attention visits instead.
+
+    `implementation` is "hip_attention", the authors' kernels and what PyTorch does between them
+    (parts/hip_attention.py), or the one search kernel above, as a port to tensor cores would be:
+    "triton" (validate/kernels/hip.py) or "cuda".
     """
 
     name: Literal["hip"] = "hip"
+    implementation: Literal["hip_attention", "cuda", "triton"] = "hip_attention"  # type: ignore[assignment]
     keep: Count = 512
     sinks: CountOrNone = 16
     keep_window: Count = 256
@@ -95,8 +100,9 @@ class Hip(MaskedSchedule):
         return self
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """The estimation kernel, and the sparse forward kernel over what it finds."""
-        return list(self._refreshed(w, hw, 1)[0])
+        """What estimates the mask, and the sparse forward kernel over what it finds."""
+        ((estimation, attention),) = self._refreshed(w, hw, 1)
+        return [*estimation, attention]
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """Of each token the sparse kernel, with the estimation before that of every refresh."""
@@ -104,16 +110,14 @@ class Hip(MaskedSchedule):
         kernels: list[Kernel] = []
         for token in range(w.tokens):
             estimation, attention = masks[token // self.refresh]
-            kernels += [attention] if token % self.refresh else [estimation, attention]
+            kernels += [attention] if token % self.refresh else [*estimation, attention]
         return [Command(kernel) for kernel in kernels]
 
     def _refreshed(
         self, w: AttentionWorkload, hw: HardwareProfile, refreshes: int
-    ) -> list[tuple[Kernel, Kernel]]:
-        """The estimation and the sparse kernel of each of so many masks."""
-        public = public_cta(w, hw, self.implementation)
-        rows = 64 if w.seq_q > 16 else 16
-        default = replace(public, tile=Tile(q=rows, kv=64), warps=4)
+    ) -> list[tuple[list[Kernel], Kernel]]:
+        """What estimates it, and the sparse kernel, of each of so many masks."""
+        default = self._public(w, hw)
         real: KeyBlocks | None = None
         schedule = self
         if self.mask_file is not None:
@@ -128,15 +132,29 @@ class Hip(MaskedSchedule):
         found = self.keep // tile.kv
         ranges = np.tile(self.ranges(w, tile), (refreshes, 1))
         seen, visited = self._searched(ranges, found)
-        tensors = qkvo(w)
+        q, k, *_ = tensors = qkvo(w)
         down = blocks(w.seq_q, tile.q)
-        return [
-            (
-                _estimation_kernel(w, hw, cta, found, _of_rows(seen, rows), *tensors[:2]),
-                sparse_kernel("hip", w, cta, real or _of_rows(visited, rows), tensors, "flash"),
+        authors = self.implementation == "hip_attention"
+        gathered = hip_attention.gather_ops(w, hw, cta) if authors else 0
+        masks = []
+        for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes)):
+            its_seen, its_visited = _of_rows(seen, rows), real or _of_rows(visited, rows)
+            estimation = (
+                hip_attention.Search(w, hw, tile, found, its_seen, q, k).kernels()
+                if authors
+                else [_estimation_kernel(w, hw, cta, found, its_seen, q, k)]
             )
-            for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes))
-        ]
+            attention = sparse_kernel("hip", w, cta, its_visited, tensors, "flash", gathered)
+            masks.append((estimation, attention))
+        return masks
+
+    def _public(self, w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+        """The CTA of the attention kernel, its tile too, unless others are asked for."""
+        if self.implementation == "hip_attention":
+            return hip_attention.attention_cta(w, hw)
+        public = public_cta(w, hw, self.implementation)
+        rows = 64 if w.seq_q > 16 else 16
+        return replace(public, tile=Tile(q=rows, kv=64), warps=4)
 
     def ranges(self, w: AttentionWorkload, tile: Tile) -> IntArray:
         """For each block of query rows the key blocks where sinks, search and window begin, end."""

@@ -309,6 +309,7 @@ def test_a_matmul_takes_its_share_of_the_issue_slots():
 @settings(max_examples=60)
 def test_hip_reads_sixteen_keys_a_chunk_then_sinks_found_blocks_and_window(case, hw):
     w, schedule = case
+    schedule = schedule.model_copy(update={"implementation": "triton"})
     kernels = lowered(schedule, w, hw)
     tile = Tile(q=kernels[0].streams[0].tile_rows, kv=kernels[1].streams[1].tile_rows)
     estimation, _ = run(kernels, hw, w)

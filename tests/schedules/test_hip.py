@@ -15,11 +15,12 @@ from sim.device.run import run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.machine import ctas_per_sm
 from sim.schedules import make_schedule
 from sim.schedules.base import Tile
 from sim.schedules.hip import Hip, descend, holding, search_rounds
 from sim.schedules.infinite_hip import InfiniteHip, Lru
-from sim.tile_program import Kernel, Load, Store, Transfer
+from sim.tile_program import Compute, Kernel, Load, Store, Transfer, in_order
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import run_head_dim
 
@@ -59,6 +60,7 @@ def chunks_scored(middle: int, found: int) -> int:
 @settings(max_examples=60)
 def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw, tokens):
     w, schedule = case
+    schedule = schedule.model_copy(update={"implementation": "triton"})
     if w.phase == "decode":
         w = replace(w, tokens=tokens)
     first = lowered(schedule, w, hw)
@@ -102,7 +104,7 @@ def test_hip_moves_and_computes_what_its_algorithm_says_for_every_token(case, hw
 @given(st.integers(1, 20), st.integers(1, 10))
 def test_the_mask_is_searched_anew_every_so_many_tokens(tokens, refresh):
     w = workload(seq_kv=2000, phase="decode", tokens=tokens)
-    commands = Hip(refresh=refresh).program(w, H100)
+    commands = Hip(implementation="triton", refresh=refresh).program(w, H100)
     expected = []
     for token in range(tokens):
         expected += ["estimate mask", "hip"] if token % refresh == 0 else ["hip"]
@@ -129,7 +131,7 @@ def test_the_search_finds_every_hot_block(keep, more, seed):
 @pytest.mark.parametrize("reuse", [0.0, 0.5, 0.9])
 def test_neighbouring_masks_have_the_reused_share_in_common(reuse):
     w = workload(seq_kv=1 << 20, phase="decode", tokens=40)
-    schedule = Hip(refresh=1, keep=4096, reuse=reuse)
+    schedule = Hip(implementation="triton", refresh=1, keep=4096, reuse=reuse)
     found = []
     for command in schedule.program(w, H100):
         if command.work.name == "hip":
@@ -150,9 +152,10 @@ def test_a_mask_file_says_which_blocks_are_visited(tmp_path):
         indptr=np.cumsum([0] + [len(row) for row in rows]),
         indices=np.concatenate(rows),
     )
-    schedule = make_schedule({"name": "hip", "mask_file": "mask.npz"}, "a test", tmp_path)
+    table = {"name": "hip", "implementation": "triton", "mask_file": "mask.npz"}
+    schedule = make_schedule(table, "a test", tmp_path)
     estimation, sparse = kernels_of(schedule.program(w, H100))
-    plain, _ = kernels_of(Hip(tile={"q": 32, "kv": 64}).program(w, H100))
+    plain, _ = kernels_of(Hip(implementation="triton", tile={"q": 32, "kv": 64}).program(w, H100))
     np.testing.assert_array_equal(estimation.trips, plain.trips)
     k = sparse.streams[1]
     for item in range(sparse.ctas):
@@ -162,14 +165,62 @@ def test_a_mask_file_says_which_blocks_are_visited(tmp_path):
         Hip(mask_file=tmp_path / "mask.npz", tile={"q": 32, "kv": 64})
 
 
+@given(cases("hip"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_the_authors_search_reads_as_many_keys_and_scores_every_second_row(case, hw):
+    w, schedule = case
+    schedule = schedule.model_copy(update={"implementation": "hip_attention", "tile": None})
+    own = schedule.model_copy(
+        update={"implementation": "triton", "tile": Tile(q=64, kv=16), "warps": 4, "stages": 1}
+    )
+    kernels = {kernel.name: kernel for kernel in lowered(schedule, w, hw)}
+    assert list(kernels) == [
+        "initialise chunks",
+        "score first chunks",
+        "estimate mask",
+        "scale block numbers",
+        "sort blocks",
+        "order scores",
+        "hip",
+    ]
+    theirs, ours = kernels["estimate mask"], lowered(own, w, hw)[0]
+    matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
+    keys = {
+        name: ran.run.hbm_read_bytes // row_bytes
+        for name, kernel in (("theirs", theirs), ("ours", ours))
+        for ran in run(in_order([kernel]), hw, w).kernels
+    }
+    scored = sum(min(32, w.seq_q - top) for top in range(0, w.seq_q, 64))
+    assert keys["theirs"] - matrices * scored == keys["ours"] - matrices * w.seq_q
+    # Of the chunks of the first round's halves it scores one of two before.
+    first = run(in_order([kernels["score first chunks"]]), hw, w).kernels[0].run
+    rounds = ours.trips[1] // (2 * schedule.keep // 16)
+    assert first.executed("mma_flops") == sum(
+        2 * 32 * schedule.keep * w.head_dim for number in rounds if number
+    )
+
+
+def test_the_authors_search_takes_what_its_machine_code_takes():
+    w = workload(heads=32, kv_heads=8, head_dim=128, seq_len=32768)
+    kernel = next(k for k in Hip().lower(w, H100) if k.name == "estimate mask")
+    # nvdisasm of what Triton 3.9 makes of masking_iteration_draft_cuda_fused for sm_90: 6,926
+    # instructions in the loop of rounds, 3,932 of them in its loop of 4 programs, 128 HMMA.
+    a_round = 4 * sum(op.vector_ops for op in kernel.loops[1].ops if isinstance(op, Compute))
+    # As cycles of a warp alone, 10,054 and 16,559; an H100 holds two such CTAs an SM.
+    assert a_round / 128 == pytest.approx((3 * 10054 + 16559) / 2, rel=0.03)
+    assert ctas_per_sm(kernel.footprint, H100) == 2
+    assert ctas_per_sm(kernel.footprint, load_profile("rtx-4090")) == 1
+
+
 def test_work_and_traffic_grow_as_n_log_n_from_4k_to_4m_tokens():
     lengths = 4096 * 4 ** np.arange(6)
     counts = {"hip": [], "flash2": []}
     tracemalloc.start()
     for name, counted in counts.items():
         for n in lengths if name == "hip" else lengths[:3]:
+            table = {"name": name, "implementation": "triton" if name == "hip" else "cuda"}
             kernels = kernels_of(
-                make_schedule({"name": name}, "a test").program(workload(seq_len=int(n)), H100)
+                make_schedule(table, "a test").program(workload(seq_len=int(n)), H100)
             )
             counted.append(
                 (sum(k.tile_steps for k in kernels), sum(without_l2(k) for k in kernels))

@@ -127,6 +127,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "h2o": {"splits": SPLITS, "heavy": st.floats(0.01, 1), "recent": st.floats(0.01, 1)},
     "hip": {
+        "implementation": st.sampled_from(("hip_attention", "cuda", "triton")),
         "keep": st.sampled_from((128, 256)),
         "sinks": st.integers(0, 40),
         "keep_window": st.integers(1, 100),

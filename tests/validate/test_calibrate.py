@@ -49,7 +49,11 @@ def test_the_true_rates_are_found_again_and_times_come_right(tmp_path, noise, is
     calibration = calibrate(measured(tmp_path, noise), HW)
     assert calibration.error_after < 0.02 + noise < 0.1 < calibration.error_before
     found = {one.parameter.name: one for one in calibration.parameters}
-    most_errors = {"tensor.native": 0.05, "tensor.mma_sync": 0.05, "sm.mma_issue_cycles": issue_error}
+    most_errors = {
+        "tensor.native": 0.05,
+        "tensor.mma_sync": 0.05,
+        "sm.mma_issue_cycles": issue_error,
+    }
     for name, most in most_errors.items():
         assert found[name].by is not None
         assert found[name].value == pytest.approx(TRUTH[name], rel=most)

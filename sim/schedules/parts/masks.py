@@ -68,8 +68,12 @@ def sparse_kernel(
     visits: KeyBlocks,
     tensors: QKVO,
     kind: Kind | None = None,
+    gather_ops: int = 0,
 ) -> Kernel:
-    """The kernel over the key blocks that `visits` names, on Q, K, V and O."""
+    """The kernel over the key blocks that `visits` names, on Q, K, V and O.
+
+    `gather_ops` are the lane operations of a trip by which K is brought together, and V.
+    """
     q, k, v, o = tensors
     grid = QueryBlocks(w, cta.tile)
     alike = len(visits.trips) == grid.down  # one list of blocks for all heads
@@ -86,7 +90,8 @@ def sparse_kernel(
     def visited(tensor: Tensor) -> Operand:
         tile = (cta.tile.kv, w.head_dim)
         return Operand(
-            (Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start),)
+            (Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start),),
+            vector_ops=gather_ops,
         )
 
     rows = grid.tiles(q, o, log_sum_exp(q))
