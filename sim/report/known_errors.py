@@ -188,4 +188,4 @@ def shipped() -> dict[str, Any]:
 
 def _kernel(schedule: Mapping[str, Any]) -> tuple[str, str, str | None]:
     implementation = schedule.get("implementation", FIRST_IMPLEMENTATION)
-    return schedule["name"], implementation, schedule.get("framework")
+    return schedule.get("name", ""), implementation, schedule.get("framework")

@@ -256,7 +256,7 @@ def _loops(work: _Work) -> tuple[Loop, ...]:
         Compute(
             "softmax",
             vector_ops=softmax.fp32_ops - work.q_elements,  # there is no O yet
-            exp_count=softmax.exps,
+            exp_count=scores,  # nothing is rescaled
             other_ops=softmax.other_ops + mask_ops,
         ),
     )

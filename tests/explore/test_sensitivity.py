@@ -42,6 +42,7 @@ LATENCIES = tuple(
         "l2.latency",
         "sm.op_latency",
         "sm.cta_start",
+        "sm.cta_setup",
         "launch.latency",
         "launch.gap",
         "links.latency",
@@ -156,7 +157,7 @@ def test_a_decode_that_waits_for_hbm_takes_as_long_as_its_bandwidth_says():
 
 
 def test_a_prefill_that_waits_for_tensor_cores_follows_their_rate():
-    by_key = effects(scenario("flash2", seq_len=2048, hardware={"tensor": {"fp16": "30 TFLOP/s"}}))
+    by_key = effects(scenario("flash2", seq_len=2048, hardware={"tensor": {"fp16": "15 TFLOP/s"}}))
     assert by_key["tensor.fp16"].time.central == pytest.approx(-1, abs=0.03)
     assert by_key["calibration.tensor.mma_sync"].time.central == pytest.approx(
         by_key["tensor.fp16"].time.central, abs=1e-9
@@ -224,12 +225,13 @@ def test_a_tile_that_just_fits_is_shifted_one_way():
 
 
 def test_a_share_of_one_is_shifted_down():
-    by_key = effects(scenario("flash2", heads=16, head_dim=128, seq_len=2048))
-    found = by_key["calibration.sm.mma_issue"]
+    whole = {"calibration": {"hbm": {"sustained": 1.0}}}
+    by_key = effects(scenario("naive", hardware=whole, heads=16, head_dim=128, seq_len=2048))
+    found = by_key["calibration.hbm.sustained"]
     assert found.parameter.value == 1
     assert found.parameter.up is None
     assert found.time.up is None
-    assert found.time.central == found.time.down > 0
+    assert found.time.central == found.time.down < 0
 
 
 def test_what_jumps_is_told_from_what_slopes():
@@ -327,7 +329,7 @@ def test_the_command_prints_saves_and_gives_json(tmp_path):
     done = called(*command, "--out", tmp_path / "out")
     said = done.stdout
     assert done.returncode == 0
-    assert "calibration.tensor.mma_sync" in said
+    assert "calibration.sm.mma_issue_cycles" in said
     assert "5% more" in said
     assert (tmp_path / "out/sensitivity.png").stat().st_size > 10_000
     told = json.loads((tmp_path / "out/results.json").read_text())

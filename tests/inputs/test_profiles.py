@@ -135,7 +135,7 @@ def test_few_devices_override_their_architecture_and_transfer_devices_nothing():
         base = read_toml(find_toml(arch, ARCHITECTURES, "architecture"))["calibration"]
         calibration = load_profile(name).calibration
         assert load_profile(name).arch == arch
-        assert calibration.sm.mma_issue == base["sm"]["mma_issue"]
+        assert calibration.sm.mma_issue_cycles == base["sm"]["mma_issue_cycles"]
         assert calibration.tensor.native == base["tensor"]["native"]
 
 

@@ -10,7 +10,7 @@ from sim.device.run import run_on_device
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import WorkloadTable
-from sim.machine import ISSUE, TENSOR, machine_of, service_times_s
+from sim.machine import ISSUE, TENSOR, cta_start_s, machine_of, service_times_s
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.hip import search, search_rounds
@@ -204,7 +204,7 @@ def longest_chain_s(kernel: Kernel, hw: HardwareProfile, dtype: str) -> float:
                 service_s = service_times_s(step, kernel, hw, dtype).max()
                 item_s += trips * (service_s + (machine.op_latency_s if service_s else 0.0))
     cta_s = item_s.reshape(kernel.ctas, kernel.items_per_cta).sum(axis=1)
-    return machine.cta_start_s + float(cta_s.max())
+    return cta_start_s(kernel, hw) + float(cta_s.max())
 
 
 @given(cases(), devices())
@@ -296,13 +296,19 @@ def test_a_kernel_starts_when_it_is_launched_and_the_one_before_is_over():
     assert ran.time_s == pytest.approx(over_s, rel=1e-12)
 
 
-def test_a_matmul_takes_its_share_of_the_issue_slots():
-    hw = load_profile("h100-sxm")
+@pytest.mark.parametrize("rate", ["248 TFLOP/s", "989.4 TFLOP/s", "4000 TFLOP/s"])
+def test_a_matmul_holds_issue_slots_whatever_the_tensor_rate(rate):
+    hw = load_profile("h100-sxm", {"tensor": {"fp16": rate}}, "a test")
     w = WorkloadTable(heads=1, head_dim=64, seq_len=512).workload()
     (kernel,) = kernels_of(SCHEDULES["flash2"]().program(w, hw))
     (matmul,) = [s for s in kernel.actions if isinstance(s, Compute) and s.name == "O += P V"]
     service_s = service_times_s(matmul, kernel, hw, "fp16")
-    assert service_s[ISSUE] == hw.calibration.sm.mma_issue * service_s[TENSOR] > 0
+    instructions = matmul.mma_flops / 4096
+    held = instructions * hw.calibration.sm.mma_issue_cycles
+    loads = matmul.sram_bytes / 512
+    assert service_s[ISSUE] == pytest.approx((held + loads) / 4 / hw.sm.clock)
+    tensor_s = matmul.mma_flops * hw.sm.count / hw.tensor.fp16
+    assert service_s[TENSOR] == pytest.approx(tensor_s / hw.calibration.tensor.mma_sync)
 
 
 @given(cases("hip"), devices(l2="0 B"))

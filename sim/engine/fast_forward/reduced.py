@@ -210,13 +210,8 @@ def _remade(
     return Loop(trips, tuple(op_of(op) for op in loop.ops))
 
 
-LATENCIES = (
-    "hbm.latency",
-    "l2.latency",
-    "sm.op_latency",
-    "sm.cta_start",
-    "sm.cta_setup",
-)  # of a calibration
+# Of a calibration; a CTA starts once, however coarse its trips are.
+LATENCIES = ("hbm.latency", "l2.latency", "sm.op_latency")
 
 
 def slower(hw: HardwareProfile, grain: int) -> HardwareProfile:

@@ -21,7 +21,7 @@ FP32_OPS_A_ROW, EXPS_A_ROW = 20, 1
 OTHER_OPS_A_ROW = 27  # 8 of maxima, 16 of shuffles, the factor by three more lanes
 # Fixed warp instructions a trip: the mean over FlashAttention-2's dense kernels (27 to 121) and
 # -3's (95 to 120); Triton 3.9's for 128 x 128 x 128 in 8 warps on sm_90 beyond the rule.
-FLASH2_FIXED, FLASH3_FIXED, TRITON_FIXED = 60, 105, 280
+FLASH2_FIXED, FLASH3_FIXED, TRITON_FIXED = 48, 102, 280
 
 
 @dataclass(frozen=True)
