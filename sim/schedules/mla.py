@@ -3,7 +3,7 @@
 The cache has latent_dim + rope_dim elements a token, for all heads: K is the whole row, V its first
 latent_dim elements, so that one load serves both.
 
-    for each part of the key blocks of all sequences, for each 64 query heads (one CTA):
+    for each part of the key blocks of all sequences, for each 64 query rows (one CTA):
         for each sequence of the part (one item):
             load the query rows
             for each page of its keys:
@@ -12,10 +12,12 @@ latent_dim elements, so that one load serves both.
     for each 8 rows of O of each sequence in several parts (one CTA): combine them
 
 Source: deepseek-ai/FlashMLA, csrc/sm90/kernels: tile 64 x 64 and a page the same, two buffers of C
-and two warp groups (traits.h), as many parts as SMs for each 64 heads, cut so that each has equally
+and two warp groups (traits.h), as many parts as SMs for each 64 rows, cut so that each has equally
 many blocks with 5 for starting a sequence (get_mla_metadata.cu, flash_api.cpp), the combine kernel
 (mla_combine.cu). A page is read whole, with the 32-byte sector that has its number. FlashMLA runs
-on Hopper; elsewhere its loop runs with the tile that fits.
+on Hopper; elsewhere its loop runs with the tile that fits. The heads of several query tokens (of
+drafts to verify) are rows one token after the other, and share what is loaded of the cache; rows
+that a causal mask shows less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len).
 
 The matmuls by W_UK and W_UV are left out as all projections are: DeepSeek-V2 (arXiv 2405.04434,
 section 2.1.2) absorbs them in those that make the queries and take the output. Prefill is `flash2`
@@ -57,7 +59,7 @@ PAGES_SEED = 0
 
 
 class Mla(TiledSchedule):
-    """Multi-head latent attention of one query a sequence; a page has tile.kv tokens."""
+    """Multi-head latent attention of a few queries a sequence; a page has tile.kv tokens."""
 
     name: Literal["mla"] = "mla"
 
@@ -65,7 +67,7 @@ class Mla(TiledSchedule):
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
     phases = ("decode",)
     masks = ("full", "causal")
-    takes = frozenset({"latents"})
+    takes = frozenset({"latents", "append"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, where a sequence is in several parts, the combine kernel."""
@@ -73,11 +75,6 @@ class Mla(TiledSchedule):
             raise InputError(
                 "schedule mla: workload.latent_dim is missing: a model with latent attention was "
                 "expected, such as deepseek-v3"
-            )
-        if w.seq_q != 1:
-            raise InputError(
-                f"schedule mla: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = 1, as "
-                'phase = "decode" has it)'
             )
         row_bytes = (w.latent_dim + w.rope_dim) * w.dtype_bytes
 
@@ -87,7 +84,7 @@ class Mla(TiledSchedule):
             return row_bytes * (tile.q + BUFFERS * tile.kv) + scores_bytes
 
         tile = self.fit_tile(Tile(q=64, kv=64), sram_bytes, w, hw)
-        down = blocks(w.heads, tile.q)
+        down = blocks(w.seq_q * w.heads, tile.q)
         parts = cut_in_parts(w.batch, blocks(w.seq_kv, tile.kv), max(1, hw.sm.count // down))
         latents = _Latents(w, w.latent_dim, tile, parts)
         split = latents.split_kernel(hw, sram_bytes(tile))
@@ -139,14 +136,22 @@ def cut_in_parts(sequences: int, key_blocks: int, parts: int) -> Parts:
 
 @dataclass(frozen=True)
 class _Ctas:
-    """A CTA for each block of heads of each part; its items are the part's slots."""
+    """A CTA for each block of query rows of each part; its items are the part's slots.
+
+    `end` is behind the last key block that the mask shows to each block of rows.
+    """
 
     parts: Parts
-    down: int
+    end: IntArray
+
+    @property
+    def down(self) -> int:
+        """Blocks of query rows of a sequence."""
+        return len(self.end)
 
     @property
     def grid(self) -> Grid:
-        """Items: (slots, blocks of heads, parts)."""
+        """Items: (slots, blocks of query rows, parts)."""
         return Grid(self.parts.slots, self.down, len(self.parts.count) // self.parts.slots)
 
     def slot(self, items: IntArray) -> IntArray:
@@ -163,8 +168,9 @@ class _Ctas:
         return self.parts.first[self.slot(items)]
 
     def count(self, items: IntArray) -> IntArray:
-        """The key blocks of each item."""
-        return self.parts.count[self.slot(items)]
+        """The key blocks of each item that the mask shows."""
+        shown = self.end[self.grid.at(items)[1]] - self.first(items)
+        return np.clip(shown, 0, self.parts.count[self.slot(items)])
 
     def rows_of_sequence(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O where the part has all of the sequence."""
@@ -177,7 +183,7 @@ class _Ctas:
 
     def has_keys(self, items: IntArray) -> IntArray:
         """1 where the item is a sequence's, 0 where the slot is empty."""
-        return np.minimum(self.count(items), 1)
+        return np.minimum(self.parts.count[self.slot(items)], 1)
 
     def is_split(self, items: IntArray) -> IntArray:
         """1 where its result is partial."""
@@ -193,27 +199,31 @@ class _Latents:
 
     def __init__(self, w: AttentionWorkload, latent_dim: int, tile: Tile, parts: Parts) -> None:
         self.w, self.latent_dim, self.tile, self.parts = w, latent_dim, tile, parts
-        self.width = latent_dim + w.rope_dim
+        self.width, self.rows = latent_dim + w.rope_dim, w.seq_q * w.heads
         partials = int(parts.splits.sum())
         self.pages = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
         self.key_blocks = blocks(w.seq_kv, tile.kv)
-        self.q = Tensor("Q", w.batch, w.heads, self.width, w.dtype_bytes, "input", "query")
+        self.q = Tensor("Q", w.batch, self.rows, self.width, w.dtype_bytes, "input", "query")
         self.cache = Tensor(
             "C", 1, self.pages.pool_rows, self.width, w.dtype_bytes, "input", "cache"
         )
         self.whole = Result(
-            Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result"),
-            Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics"),
+            Tensor("O", w.batch, self.rows, latent_dim, w.dtype_bytes, "output", "result"),
+            Tensor("LSE", w.batch, self.rows, 1, STATISTICS_BYTES, "output", "statistics"),
         )
         self.partial = Result(
-            Tensor("O of splits", partials, w.heads, latent_dim, STATISTICS_BYTES, role="partial"),
-            Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial"),
+            Tensor(
+                "O of splits", partials, self.rows, latent_dim, STATISTICS_BYTES, role="partial"
+            ),
+            Tensor("LSE of splits", partials, self.rows, 1, STATISTICS_BYTES, role="partial"),
         )
 
     def split_kernel(self, hw: HardwareProfile, sram_bytes: int) -> Kernel:
         """The kernel over all parts, with so much SRAM a CTA."""
         w, tile, latent_dim = self.w, self.tile, self.latent_dim
-        ctas = _Ctas(self.parts, blocks(w.heads, tile.q))
+        last_rows = np.minimum(np.arange(tile.q, self.rows + tile.q, tile.q), self.rows) - 1
+        shown = [w.visible_keys(0, row // w.heads)[1] for row in last_rows.tolist()]
+        ctas = _Ctas(self.parts, -(-np.array(shown, np.int64) // tile.kv))
         load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
         load_numbers, load_c = Load(self._numbers(ctas), BUFFERS), Load(self._keys(ctas), BUFFERS)
         q_bytes = tile.q * self.width * w.dtype_bytes
@@ -292,7 +302,7 @@ class _Latents:
 
     def combine_kernel(self) -> Kernel:
         """A CTA of 8 warps for 8 rows of a sequence; of one in a single part it ends at once."""
-        down = blocks(self.w.heads, COMBINED_ROWS)
+        down = blocks(self.rows, COMBINED_ROWS)
         grid = Grid(self.w.batch, down)  # sequences, blocks of rows
         several = np.where(self.parts.splits > 1, self.parts.splits, 0)
 

@@ -7,6 +7,10 @@
             as the FlashAttention-2 loop
     combine the splits as `flash_decoding`
 
+Several queries a sequence (chunks of a prompt over a cached prefix, drafts to verify, a whole
+prompt) run the same kernel on all keys at once: vLLM's has no splits for them (flash_api.cpp,
+mha_varlen_fwd), upstream's mha_fwd_kvcache those of `flash_decoding` (give `splits`).
+
 Pages lie scattered over a pool (a seeded permutation). A page is read whole, the last one of a
 sequence too, as vLLM's paged_attention does; of pages larger than a tile only the tiles that hold
 keys. Page numbers are int32; reading one reads its sector of 32 bytes. That a page cannot be loaded
@@ -18,7 +22,7 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 (flash_api.cpp), FlashInfer any, often 1 or 16 (arXiv 2309.06180 evaluates 8 to 128, section 7.2).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -26,7 +30,7 @@ from pydantic import Field, field_validator
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import CountOrNone
-from sim.inputs.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import blocks
 from sim.schedules.parts.flash_loop import Operand
 from sim.schedules.parts.grid import Grid
@@ -38,13 +42,15 @@ MOST_PAGES_A_TILE = 16  # K's and V's are a load each, and a loop has up to 63
 
 
 class Paged(SplitKv):
-    """Split-KV decoding of one query a sequence from pages of `page_size` tokens.
+    """Attention over a cache in pages of `page_size` tokens, split among CTAs for one query.
 
     `seed` draws where the pages lie.
     """
 
     name: Literal["paged"] = "paged"
     splits: Splits | None = None
+    phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    takes = SplitKv.takes | {"append"}
     page_size: int = Field(default=16, ge=16, le=4096)
     seed: CountOrNone = 0
 
@@ -60,7 +66,7 @@ class Paged(SplitKv):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""
-        keys = self.split(w, hw, self.splits)
+        keys = self.split(w, hw, self.splits or (None if w.seq_q == 1 else 1))
         tile_rows = keys.cta.tile.kv
         if tile_rows & (tile_rows - 1) or tile_rows > MOST_PAGES_A_TILE * self.page_size:
             raise InputError(

@@ -173,7 +173,8 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = replace(w, dtype=draw(st.sampled_from(DTYPES[schedule.name])))
     phase = draw(st.sampled_from(schedule.phases))
     if phase == "decode":
-        w = replace(w, seq_q=1)
+        most = min(40, w.seq_kv) if "append" in schedule.takes else 1
+        w = replace(w, seq_q=draw(st.integers(1, most)))
     elif schedule.name in WHOLE_SEQUENCE:
         w = replace(w, seq_q=w.seq_kv)
     if schedule.name in ("minference", "nsa") and w.dtype == "fp32":
