@@ -123,12 +123,22 @@ OPERATIONS = (
     Operation(r".* MLA .*", "MLA prefill, FA2", PREFILL, FLASH2, arch=AMPERE, head_dim=160),
     _refused(r".* MLA .*", "MLA prefill", _ONE_HEAD_DIM, "fwd"),
     # --- serving frameworks and FlashInfer: prefill --------------------------------------------
-    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, FLASH2),
+    # vLLM gives FA2 the block table in prefill too: the split-KV kernel, unsplit, runs
+    # (vllm/v1/attention/backends/flash_attn.py; flash_api.cpp, mha_varlen_fwd).
+    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, PAGED),
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, FLASH2),
-    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, FLASH2),
+    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, PAGED),
     Operation(r"vllm vllm_flash_attn_fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
     Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3, in_cache_dtype=True),
-    Operation(r"sglang triton", "Triton prefill", PREFILL, TRITON),
+    # A window masks scores there; its loop visits all keys up to the query's block
+    # (sglang/srt/layers/attention/triton_ops/extend_attention.py, stage 2).
+    Operation(
+        r"sglang triton",
+        "Triton prefill",
+        PREFILL,
+        TRITON,
+        changes={"window": None},
+    ),
     Operation(
         r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
         "trtllm-gen prefill",

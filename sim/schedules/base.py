@@ -39,9 +39,9 @@ class Schedule(BaseModel):
 
     `label` names it in tables and figures where the same schedule stands there twice. The class
     says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
-    what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it
-    lies, "append" that several queries a sequence stand behind a cached prefix). Schedules `of_other_models` are for models with other parameters, or with a memory beside
-    the KV cache.
+    what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it lies,
+    "append" that several queries a sequence stand behind a cached prefix). Schedules
+    `of_other_models` are for models with other parameters, or with a memory beside the KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,8 +120,9 @@ def that_append() -> str:
     def below(kind: type[Schedule]) -> set[type[Schedule]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    taking = (kind for kind in below(Schedule) if "append" in kind.takes)
-    return ", ".join(sorted(kind.model_fields["name"].default for kind in taking))
+    taking = (kind for one in Schedule.__subclasses__() for kind in below(one))
+    names = (kind.model_fields["name"].default for kind in taking if "append" in kind.takes)
+    return ", ".join(sorted(names))
 
 
 class TiledSchedule(Schedule):

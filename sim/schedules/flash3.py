@@ -13,14 +13,19 @@ A worker's softmax runs while the tensor pipe serves its own second matmul and t
 matmuls: the paper's overlap within a warp group, and its ping-pong between them. Where the public
 kernel has no overlap within (a window at head_dim 64) each trip is S, softmax, O.
 
+Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
+too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
+and a second kernel combines them (modelled as FlashAttention-2's).
+
 Source: Shah et al. 2024 (arXiv 2407.08608), Algorithm 2; Dao-AILab/flash-attention, hopper/:
 tile_size.h (tile_size_fwd_sm90), mainloop_fwd_sm90_tma_gmma_ws.hpp (mma, RescaleOBeforeGemm),
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
-tile_scheduler.hpp, heuristics.h (PackGQA, one consumer warp group).
+tile_scheduler.hpp, heuristics.h (PackGQA, one consumer warp group, num_splits_heuristic),
+flash_api.cpp (get_num_splits), flash_attn_interface.py (num_splits).
 
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
-producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; keys are not
-split for decoding (num_splits = 1); masking costs nothing.
+producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; masking
+costs nothing; a range without keys stores nothing, where the kernel stores zeros.
 """
 
 from sys import maxsize
@@ -31,7 +36,7 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import Tile, TiledSchedule, check_arch
+from sim.schedules.base import STATISTICS_BYTES, Tile, TiledSchedule, check_arch
 from sim.schedules.parts.dealing import (
     Dealt,
     dealt_in_turn,
@@ -41,8 +46,17 @@ from sim.schedules.parts.dealing import (
     section_of,
 )
 from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.flash3_cta import HEAD_DIMS, Q_SIDES, STAGES, Flash3Cta, public_tile
+from sim.schedules.parts.flash3_cta import (
+    HEAD_DIMS,
+    Q_SIDES,
+    STAGES,
+    Flash3Cta,
+    public_splits,
+    public_tile,
+)
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
+from sim.schedules.parts.results import Result
+from sim.schedules.parts.split_kv import Splits, combine_of_splits
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 # fp32 lane operations a score: maximum, scale and subtract (one FMA), sum; and conversion of P
@@ -52,9 +66,14 @@ L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersiste
 
 
 class Flash3(TiledSchedule):
-    """FlashAttention-3. A `tile` that is given has 64, 128 or 192 query rows: a worker each 64."""
+    """FlashAttention-3. A `tile` that is given has 64, 128 or 192 query rows: a worker each 64.
+
+    `splits` are of the keys: unless given, 1 of a whole prompt, and behind a cached prefix as the
+    public heuristic.
+    """
 
     name: Literal["flash3"] = "flash3"
+    splits: Splits | None = None
 
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
@@ -78,16 +97,24 @@ class Flash3(TiledSchedule):
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """One kernel of at most a CTA an SM."""
+        """One kernel of at most a CTA an SM; of several splits, one CTA each, and combine."""
         check_arch(self.name, hw, "sm90")
-        default, packed = public_tile(w)
+        splits = self.splits or (1 if w.seq_q == w.seq_kv else public_splits(w, hw.sm.count))
+        default, packed = public_tile(w, packs=splits > 1)
 
         def sram_bytes(tile: Tile) -> int:
             """Of a tile; of one whose rows no warp groups have, more than any device has."""
             return Flash3Cta(w, tile, packed).sram_bytes if tile.q in Q_SIDES else maxsize
 
         cta = Flash3Cta(w, self.fit_tile(default, sram_bytes, w, hw), packed)
-        return [_forward_kernel(cta, hw.sm.count)]
+        if splits == 1:
+            return [_forward_kernel(cta, hw.sm.count)]
+        rows = QueryRows(w, cta.tile, packed, splits)
+        tiles = rows.grid.size
+        work = _Work(cta, rows, dealt_in_turn(tiles, tiles))
+        split = _kernel(work, rows.matrices, rows.sharing)
+        partial = Result(work.stored.o, work.stored.lse)
+        return [split, combine_of_splits(partial, Result(work.tensors.o, work.lse))]
 
 
 def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
@@ -103,14 +130,18 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
         dealt = dealt_on_demand(longest_first(rows, section), rows.key_blocks(every), ctas)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
             periods, sharing = like_sections(rows, section), 1
-    work = _Work(cta, rows, dealt)
+    return _kernel(_Work(cta, rows, dealt), periods, sharing)
+
+
+def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
+    """The kernel of these loops."""
     return Kernel(
         name="flash3",
-        ctas=ctas,
-        loops=_overlapped(work) if cta.overlaps else _one_after_the_other(work),
-        footprint=cta.footprint,
+        ctas=work.dealt.ctas,
+        loops=_overlapped(work) if work.cta.overlaps else _one_after_the_other(work),
+        footprint=work.cta.footprint,
         tensor_path="asynchronous",
-        items_per_cta=dealt.items_per_cta,
+        items_per_cta=work.dealt.items_per_cta,
         periods=periods,
         sharing=sharing,
     )
@@ -123,6 +154,13 @@ class _Work:
         self.cta, self.rows, self.dealt = cta, rows, dealt
         w, tile, d = cta.w, cta.tile, cta.head_dim
         self.tensors, self.lse = rows.tensors()
+        self.stored = Result(self.tensors.o, self.lse)
+        if rows.splits > 1:
+            shape = (rows.splits * rows.matrices, rows.rows)
+            self.stored = Result(
+                Tensor("O of splits", *shape, w.head_dim, STATISTICS_BYTES, role="partial"),
+                Tensor("LSE of splits", *shape, 1, STATISTICS_BYTES, role="partial"),
+            )
         self.q_elements, self.scores = tile.q * d, tile.q * tile.kv
         q_bytes, kv_bytes = self.q_elements * w.dtype_bytes, tile.kv * d * w.dtype_bytes
         self.flops = 2 * self.scores * d
@@ -143,9 +181,17 @@ class _Work:
         """Key blocks of each item; none of one without a tile."""
         return self.dealt.has_tile(items) * self.rows.key_blocks(self.dealt.tile(items))
 
+    def has_keys(self, items: IntArray) -> IntArray:
+        """1 where an item has key blocks."""
+        return np.minimum(self.key_blocks(items), 1)
+
     def load_q(self) -> Load:
         """Q's block."""
-        return Load(self._rows_of(self.tensors.q))
+        tensor = self.tensors.q
+        tile_rows = self.cta.tile.q
+        return Load(
+            Stream(tensor, tile_rows, tensor.cols, lambda i: self.rows.q_tile(self.dealt.tile(i)))
+        )
 
     def load(self, tensor: Tensor, behind_last: int = 0, stages: int = STAGES) -> Load:
         """K's or V's blocks, from so many before the last on."""
@@ -178,13 +224,15 @@ class _Work:
 
     def finish(self) -> Loop:
         """O goes out through SRAM by TMA."""
-        o, lse = self._rows_of(self.tensors.o), self._rows_of(self.lse)
+        o, lse = self._stored(self.stored.o), self._stored(self.stored.lse)
         sram_bytes = 2 * self.q_elements * O_ELEMENT_BYTES
-        trips = self.dealt.has_tile
-        return finish(self.q_elements, o, lse, trips=trips, sram_bytes=sram_bytes)
+        return finish(self.q_elements, o, lse, trips=self.has_keys, sram_bytes=sram_bytes)
 
-    def _rows_of(self, tensor: Tensor) -> Stream:
-        return Stream(tensor, self.cta.tile.q, tensor.cols, self.dealt.tile)
+    def _stored(self, tensor: Tensor) -> Stream:
+        def tile(items: IntArray) -> IntArray:
+            return self.rows.stored_tile(self.dealt.tile(items))
+
+        return Stream(tensor, self.cta.tile.q, tensor.cols, tile)
 
     def _keys_of(self, tensor: Tensor, behind_last: int) -> Stream:
         return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
@@ -197,7 +245,7 @@ def _one_after_the_other(work: _Work) -> tuple[Loop, ...]:
     softmax = Compute("softmax", (), 0, ops, work.scores + work.cta.tile.q)
     trip = (load_k, load_v, work.scored(load_k), softmax, work.accumulated(load_v))
     return (
-        begin("Q", work.load_q(), trips=work.dealt.has_tile),
+        begin("Q", work.load_q(), trips=work.has_keys),
         Loop(work.key_blocks, trip),
         work.finish(),
     )
@@ -229,12 +277,12 @@ def _overlapped(work: _Work) -> tuple[Loop, ...]:
 
     def trips(items: IntArray) -> IntArray:
         """All key blocks but the first of which S is computed."""
-        return work.key_blocks(items) - work.dealt.has_tile(items)
+        return work.key_blocks(items) - work.has_keys(items)
 
     last_v = work.load_first_of(v)
     epilogue = (last_v, work.accumulated(last_v), *work.finish().ops)
     return (
-        Loop(work.dealt.has_tile, prologue),
+        Loop(work.has_keys, prologue),
         Loop(trips, trip),
-        Loop(work.dealt.has_tile, epilogue),
+        Loop(work.has_keys, epilogue),
     )

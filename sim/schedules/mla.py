@@ -170,7 +170,8 @@ class _Ctas:
     def count(self, items: IntArray) -> IntArray:
         """The key blocks of each item that the mask shows."""
         shown = self.end[self.grid.at(items)[1]] - self.first(items)
-        return np.clip(shown, 0, self.parts.count[self.slot(items)])
+        count: IntArray = np.clip(shown, 0, self.parts.count[self.slot(items)])
+        return count
 
     def rows_of_sequence(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O where the part has all of the sequence."""

@@ -13,7 +13,7 @@ from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from tests.support.drawn import cases, devices, lowered
-from tests.support.formulas import blocks_with_any, ceil, run, visible, visited
+from tests.support.formulas import blocks_with_any, ceil, run, visible, visited, visits
 
 TAKING = sorted(name for name, kind in SCHEDULES.items() if "append" in kind.takes)
 
@@ -71,6 +71,25 @@ def test_mla_s_tokens_are_rows_that_share_the_latents(case, hw):
     assert ran.executed("mma_flops") == shown * 2 * scores * (width + w.latent_dim)
 
 
+@given(cases("flash3"), devices(l2="0 B", names=("h100-sxm",)))
+@settings(max_examples=60)
+def test_flash3_s_splits_share_out_the_key_blocks_and_read_q_again(case, hw):
+    w, schedule = case
+    for splits in (2, 3):
+        kernel, combine = lowered(schedule.model_copy(update={"splits": splits}), w, hw)
+        ran, combined = run([kernel, combine], hw, w)
+        named = {stream.tensor.name: stream for stream in kernel.streams}
+        q, o = named["Q"], named["O of splits"]
+        multiply = next(s for s in kernel.actions if s.name == "S = Q K^T")
+        shown = int(visits(w, kernel).sum()) * q.tensor.groups
+        assert ran.executed("mma_flops") == 2 * multiply.mma_flops * shown
+        assert o.tensor.groups == splits * q.tensor.groups == splits * w.batch * w.kv_heads
+        rows = q.tensor.groups * q.tensor.rows
+        assert combined.hbm_write_bytes == rows * (2 * w.head_dim + 4)
+        assert combined.hbm_read_bytes == splits * rows * 4 * (w.head_dim + 1)
+        assert ran.hbm_write_bytes <= combined.hbm_read_bytes
+
+
 def test_every_schedule_says_whether_it_takes_several_queries_and_which_do():
     w = WorkloadTable(
         heads=4, head_dim=64, seq_q=3, seq_kv=256, phase="decode", causal=True
@@ -88,6 +107,20 @@ def time_us(name: str, hw, **table) -> float:
     """What the kernels of a schedule take together."""
     w = WorkloadTable(**table).workload()
     return 1e6 * sum(ran.time_s for ran in run(kernels_of(SCHEDULES[name]().program(w, hw)), hw, w))
+
+
+def test_splits_halve_the_time_of_few_queries_on_many_keys():
+    """FlashAttention-3, 8 heads of 1 KV head, 10,000 keys, H100: 180 us unsplit, 85 us in 32."""
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(
+        heads=8, kv_heads=1, head_dim=64, seq_q=128, seq_kv=10000, dtype="bf16"
+    ).workload()
+    unsplit, split, public = (
+        sum(ran.time_s for ran in run(kernels_of(schedule.program(w, hw)), hw, w))
+        for schedule in (SCHEDULES["flash3"](splits=n) for n in (1, 32, None))
+    )
+    assert split < unsplit / 2
+    assert public < unsplit / 2
 
 
 @pytest.mark.parametrize("heads", [16, 32])

@@ -58,6 +58,7 @@ def devices(
 SPLITS = st.none() | st.integers(1, 9)
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "flash3": {"splits": SPLITS},
     "flash4": {"emulated": st.none() | st.floats(0, 1)},
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64))},
     "mamba2": {

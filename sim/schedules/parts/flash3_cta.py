@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.public_tiles import FLASH3
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
@@ -21,6 +22,10 @@ HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in FLASH3}))
 STAGES = 2
 PRODUCER_THREADS = 128
 ONE_WORKER_KEYS_FP8 = 96  # of head_dim 128
+# Of heuristics.h, num_splits_heuristic.
+MOST_SPLITS = 128
+UNSPLIT_BLOCKS = 4
+SPLIT_L2_BYTES = 50 * 2**20
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,35 @@ def kernel_head_dim(w: AttentionWorkload) -> int:
     return next(d for d in HEAD_DIMS if w.head_dim <= d)
 
 
-def public_tile(w: AttentionWorkload) -> tuple[Tile, int]:
-    """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA)."""
+def public_tile(w: AttentionWorkload, packs: bool = False) -> tuple[Tile, int]:
+    """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA).
+
+    All of a KV head are if it `packs` in any case, as with splits.
+    """
     q, kv = FLASH3[kernel_head_dim(w), w.dtype_bytes][w.mask]
-    packed = packed_heads(w, q)
+    packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
     if w.head_dim == 128 and w.seq_q * packed <= WORKER_ROWS:  # use_one_mma_wg
         q, kv = WORKER_ROWS, kv if w.dtype_bytes == 2 else ONE_WORKER_KEYS_FP8
     return Tile(q=q, kv=kv), packed
+
+
+def public_splits(w: AttentionWorkload, sms: int) -> int:
+    """Ranges that the keys of each block of rows are split in (flash_api.cpp, get_num_splits).
+
+    Of more than fill 80% of the SMs none is split, but where K and V of a head exceed the L2.
+    """
+    tile, packed = public_tile(w, packs=True)
+    down = blocks(w.seq_q * packed, tile.q)
+    loaded = w.seq_kv if w.window is None else min(w.seq_kv, w.window + tile.q)
+    key_blocks = blocks(loaded, tile.kv)
+    tiles = w.batch * w.kv_heads * down
+    if tiles >= 0.8 * sms:
+        head_bytes = 2 * w.seq_kv * w.head_dim * w.dtype_bytes
+        reread = head_bytes > SPLIT_L2_BYTES and down >= 2 * sms and w.mask == "full"
+        return min(blocks(head_bytes, SPLIT_L2_BYTES), MOST_SPLITS) if reread else 1
+    if key_blocks <= UNSPLIT_BLOCKS:
+        return 1
+    return fewest_filling(range(1, min(MOST_SPLITS, sms, key_blocks) + 1), tiles, sms)
 
 
 def packed_heads(w: AttentionWorkload, q: int) -> int:

@@ -22,7 +22,6 @@ num_splits_heuristic, set_params_splitkv), query heads packed as rows of one mat
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -39,7 +38,7 @@ from sim.schedules.base import (
     visible_blocks,
 )
 from sim.schedules.parts import registers
-from sim.schedules.parts.combine import combine_kernel
+from sim.schedules.parts.combine import combine_kernel, fewest_filling
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
@@ -251,7 +250,7 @@ def split_attention(
     split = replace(flash_kernel(title, w, cta, tiles, *key_loops), kind=kind)
     if keys.splits == 1:
         return Attention([split], result)
-    return Attention([split, _combine(of_splits, result)], result)
+    return Attention([split, combine_of_splits(of_splits, result)], result)
 
 
 def splits_of(
@@ -259,7 +258,7 @@ def splits_of(
 ) -> int:
     """How many ranges the key blocks are split in (flash_api.cpp, num_splits_heuristic).
 
-    The fewest whose waves are at least 85% as full as the fullest; two CTAs an SM are counted on.
+    The fewest that fill the waves well; two CTAs an SM are counted on.
     """
     matrices, rows = query_rows(w)
     ctas, slots = matrices * blocks(rows, tile_rows), 2 * hw.sm.count
@@ -272,13 +271,14 @@ def splits_of(
         for n in range(1, most + 1)
         if n == 1 or blocks(key_blocks, n) != blocks(key_blocks, n - 1)
     ]
-    waves = {n: ctas * n / slots for n in counts}
-    fullness = {n: waves[n] / ceil(waves[n]) for n in counts}
-    return next(n for n in counts if fullness[n] >= 0.85 * max(fullness.values()))
+    return fewest_filling(counts, ctas, slots)
 
 
-def _combine(parts: Result, whole: Result) -> Kernel:
-    """run_flash_splitkv_fwd: 4, 8 or 16 rows a CTA of 128 threads, by head_dim."""
+def combine_of_splits(parts: Result, whole: Result) -> Kernel:
+    """The combine kernel; partial results lie range after range, each like the whole.
+
+    4, 8 or 16 rows a CTA of 128 threads, by head_dim (run_flash_splitkv_fwd).
+    """
     head_dim = whole.o.cols
     rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
     tiles = whole.o.groups * blocks(whole.o.rows, rows)
