@@ -7,8 +7,6 @@ TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles o
                             contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
 SGLang's Triton kernel      python/sglang/srt/layers/attention/triton_ops/extend_attention.py
                             (_get_block_sizes_for_extend_attention; num_stages = 1)
-FlashAttention-2, paged     the split-KV kernel with one range, whatever the queries are:
-                            csrc/flash_attn/flash_api.cpp (mha_varlen_fwd, force_split_kernel)
 FlashAttention-3 before     hopper/tile_size.h (tile_size_fwd_sm8x)
 Hopper
 """
@@ -50,12 +48,6 @@ def sglang_triton(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any
     warps = 4 if w.head_dim <= 64 else 8
     options = {"tile": {"q": q, "kv": kv}, "warps": warps, "stages": 1}
     return {"name": "flash2", "implementation": "triton"} | options
-
-
-def paged_flash2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
-    """FlashAttention-2 over pages (vLLM): its split-KV kernel's (run_mha_fwd_splitkv_dispatch)."""
-    keys = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
-    return {"name": "flash2", "tile": {"q": 64, "kv": keys}, "warps": 4}
 
 
 def flash3_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:

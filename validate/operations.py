@@ -29,12 +29,7 @@ from sim.schedules.flash_decoding import FlashDecoding
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import (
-    flash3_before_hopper,
-    fmha_v2,
-    paged_flash2,
-    sglang_triton,
-)
+from validate.framework_kernels import flash3_before_hopper, fmha_v2, sglang_triton
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -167,9 +162,11 @@ OPERATIONS = (
     Operation(r".* MLA .*", "MLA prefill, FA2", PREFILL, FLASH2, arch=AMPERE, head_dim=160),
     _refused(r".* MLA .*", "MLA prefill", _ONE_HEAD_DIM, "fwd"),
     # --- serving frameworks and FlashInfer: prefill --------------------------------------------
-    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, paged_flash2),
+    # vLLM gives FA2 the block table in prefill too: the split-KV kernel, unsplit, runs
+    # (vllm/v1/attention/backends/flash_attn.py; flash_api.cpp, mha_varlen_fwd).
+    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, PAGED),
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
-    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, paged_flash2),
+    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, PAGED),
     Operation(
         r"(vllm vllm_flash_attn_fa3|sglang fa3)",
         "FA3 prefill",
@@ -177,7 +174,7 @@ OPERATIONS = (
         FLASH3_PAGED,
         in_cache_dtype=True,
     ),
-    # It goes over the blocks outside a window too, and masks them.
+    # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
     Operation(
         r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
@@ -188,7 +185,7 @@ OPERATIONS = (
     # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
     Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, FLASH4, arch=BLACKWELL),
     Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
-    Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASH2),
+    Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASHINFER),
     Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(
         r"trtllm torch_flow",

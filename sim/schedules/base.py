@@ -39,9 +39,9 @@ class Schedule(BaseModel):
 
     `label` names it in tables and figures where the same schedule stands there twice. The class
     says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
-    what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it
-    lies). Schedules `of_other_models` are for models with other parameters, or with a memory beside
-    the KV cache.
+    what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it lies,
+    "append" that several queries a sequence stand behind a cached prefix). Schedules
+    `of_other_models` are for models with other parameters, or with a memory beside the KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class Schedule(BaseModel):
     source: ClassVar[str]
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     masks: ClassVar[tuple[Mask, ...]] = ("full", "causal", "window")
-    takes: ClassVar[frozenset[Literal["dropout", "kv_dtype", "latents"]]] = frozenset()
+    takes: ClassVar[frozenset[Literal["dropout", "kv_dtype", "latents", "append"]]] = frozenset()
     of_other_models: ClassVar[bool] = False
     on_several_gpus: ClassVar[bool] = False
 
@@ -96,6 +96,11 @@ class Schedule(BaseModel):
                     f'schedule {self.name}: the workload\'s {key} is "{given}": it takes '
                     f"{', '.join(accepted)}"
                 )
+        if w.phase == "decode" and w.seq_q > 1 and "append" not in self.takes:
+            raise InputError(
+                f"schedule {self.name}: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = "
+                f"1); {that_append()} take several"
+            )
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         if w.kv_dtype is not None and "kv_dtype" not in self.takes:
@@ -107,6 +112,17 @@ class Schedule(BaseModel):
     def relative_to(self, folder: Path | None) -> "Schedule":
         """The schedule with the paths in its options looked up from `folder`."""
         return self
+
+
+def that_append() -> str:
+    """The schedules that take several queries a sequence behind a cached prefix, by name."""
+
+    def below(kind: type[Schedule]) -> set[type[Schedule]]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    taking = (kind for one in Schedule.__subclasses__() for kind in below(one))
+    names = (kind.model_fields["name"].default for kind in taking if "append" in kind.takes)
+    return ", ".join(sorted(names))
 
 
 class TiledSchedule(Schedule):
@@ -212,7 +228,7 @@ def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
     if w.seq_q != (1 if w.phase == "decode" else w.seq_kv):
         raise InputError(
             f"schedule {schedule.name}: workload.seq_q = {w.seq_q}: seq_q = seq_kv = {w.seq_kv}, "
-            "or decoding of one token, was expected"
+            f"or decoding of one token, was expected; {that_append()} take any"
         )
 
 

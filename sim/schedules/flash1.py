@@ -92,7 +92,7 @@ class Flash1(TiledSchedule):
     summary = "blocks of K and V outside, of Q inside; O, l and m read and written again and again"
     source = "arXiv 2205.14135, Algorithms 1 and 4"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout"})
+    takes = frozenset({"dropout", "append"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel, a CTA a head, an item a block of keys; in training one for backward too."""

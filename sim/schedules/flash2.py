@@ -45,7 +45,7 @@ class Flash2(FlashSchedule):
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout"})
+    takes = frozenset({"dropout", "append"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""

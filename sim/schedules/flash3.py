@@ -17,17 +17,23 @@ heads are always packed, whose CTAs share no loads and are dealt tiles on demand
 sequence; with K and V in pages smaller than a key block ("paged", as vLLM and SGLang call it) a
 third, in which the producer copies K and V by cp.async, from smaller tiles.
 
+Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
+too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
+and a second kernel combines them (modelled as FlashAttention-2's).
+
 Source: Shah et al. 2024 (arXiv 2407.08608), Algorithm 2; Dao-AILab/flash-attention, hopper/:
 tile_size.h (tile_size_fwd_sm90), mainloop_fwd_sm90_tma_gmma_ws.hpp (mma, RescaleOBeforeGemm),
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
-tile_scheduler.hpp, flash_prepare_scheduler.cu, heuristics.h (PackGQA, one consumer warp group),
-mask.h, paged_kv.h.
+tile_scheduler.hpp, flash_prepare_scheduler.cu, heuristics.h (PackGQA, one consumer warp group,
+num_splits_heuristic), flash_api.cpp (get_num_splits), flash_attn_interface.py (num_splits), mask.h,
+paged_kv.h.
 
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
-producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; keys are not
-split for decoding (num_splits = 1); masks of key blocks that an edge cuts are spread over a tile's
-trips but for the first; the page table is not read, nor is the kernel run that counts the blocks of
-each sequence before a varlen call.
+producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; a range without
+keys stores nothing, where the kernel stores zeros; splits of sequences of any lengths are chosen as
+of one length; masks of key blocks that an edge cuts are spread over a tile's trips but for the
+first; the page table is not read, nor is the kernel run that counts the blocks of each sequence
+before a varlen call.
 """
 
 from dataclasses import replace
@@ -39,7 +45,7 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Mask, Phase
-from sim.schedules.base import Tile, TiledSchedule, check_arch
+from sim.schedules.base import STATISTICS_BYTES, Tile, TiledSchedule, check_arch
 from sim.schedules.parts.dealing import (
     Dealt,
     dealt_in_turn,
@@ -55,10 +61,13 @@ from sim.schedules.parts.flash3_cta import (
     STAGES,
     Call,
     Flash3Cta,
+    public_splits,
     public_tile,
 )
 from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softmax
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
+from sim.schedules.parts.results import Result
+from sim.schedules.parts.split_kv import Splits, combine_of_splits
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
@@ -79,15 +88,19 @@ VARLEN_SECTION_BYTES, MOST_VARLEN_SECTION = 8 * 2**20, 16
 class Flash3(TiledSchedule):
     """FlashAttention-3. A `tile` that is given has 64, 128 or 192 query rows: a worker each 64.
 
-    `call` says what it is called on: sequences of one length, of any, or of any in pages.
+    `call` says what it is called on: sequences of one length, of any, or of any in pages. `splits`
+    are of the keys: unless given, 1 of a whole prompt, and behind a cached prefix as the public
+    heuristic.
     """
 
     name: Literal["flash3"] = "flash3"
     call: Call = "batch"
+    splits: Splits | None = None
 
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    takes = frozenset({"append"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or such a tile."""
@@ -106,9 +119,12 @@ class Flash3(TiledSchedule):
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """One kernel of at most a CTA an SM."""
+        """One kernel of at most a CTA an SM; of several splits one of a CTA each, and combine."""
         check_arch(self.name, hw, "sm90")
-        default, packed = public_tile(w, self.call)
+        splits = self.splits or 1
+        if self.splits is None and w.seq_q != w.seq_kv:
+            splits = public_splits(w, self.call, hw.sm.count)
+        default, packed = public_tile(w, self.call, packs=splits > 1)
 
         def sram_bytes(tile: Tile) -> int:
             """Of a tile; of one whose rows no warp groups have, more than any device has."""
@@ -116,8 +132,9 @@ class Flash3(TiledSchedule):
                 Flash3Cta(w, tile, packed, self.call).sram_bytes if tile.q in Q_SIDES else maxsize
             )
 
-        cta = Flash3Cta(w, self.fit_tile(default, sram_bytes, w, hw), packed, self.call)
-        return [_forward_kernel(cta, hw.sm.count)]
+        tile = self.fit_tile(default, sram_bytes, w, hw)
+        cta = Flash3Cta(w, tile, packed, self.call, splits)
+        return [_forward_kernel(cta, hw.sm.count)] if splits == 1 else _split_kernels(cta)
 
 
 def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
@@ -134,14 +151,26 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
         dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, STAGES)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
             periods, sharing = like_sections(rows, section), 1
-    work = _Work(cta, rows, dealt)
+    return _kernel(_Work(cta, rows, dealt), periods, sharing)
+
+
+def _split_kernels(cta: Flash3Cta) -> list[Kernel]:
+    """The kernel over all ranges, a CTA each, and combine."""
+    rows = QueryRows(cta.w, cta.tile, cta.packed, cta.splits)
+    work = _Work(cta, rows, dealt_in_turn(rows.grid.size, rows.grid.size))
+    combine = combine_of_splits(work.stored, Result(work.tensors.o, work.lse))
+    return [_kernel(work, rows.matrices, rows.sharing), combine]
+
+
+def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
+    """The kernel of these loops."""
     return Kernel(
         name="flash3",
-        ctas=ctas,
+        ctas=work.dealt.ctas,
         loops=_loops(work),
-        footprint=cta.footprint,
+        footprint=work.cta.footprint,
         tensor_path="asynchronous",
-        items_per_cta=dealt.items_per_cta,
+        items_per_cta=work.dealt.items_per_cta,
         periods=periods,
         sharing=sharing,
     )
@@ -162,6 +191,14 @@ class _Work:
         self.cta, self.rows, self.dealt = cta, rows, dealt
         w, tile, d = cta.w, cta.tile, cta.head_dim
         self.tensors, self.lse = rows.tensors()
+        self.stored = Result(self.tensors.o, self.lse)
+        if rows.splits > 1:
+            o_shape = (rows.splits * rows.matrices, rows.rows, w.head_dim)
+            lse_shape = (rows.matrices, rows.splits, rows.rows)
+            self.stored = Result(
+                Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
+                Tensor("LSE of splits", *lse_shape, STATISTICS_BYTES, role="partial"),
+            )
         self.q_elements, self.scores = tile.q * d, tile.q * tile.kv
         q_bytes, kv_bytes = self.q_elements * w.dtype_bytes, tile.kv * d * w.dtype_bytes
         self.flops = 2 * self.scores * d
@@ -182,6 +219,10 @@ class _Work:
     def key_blocks(self, items: IntArray) -> IntArray:
         """Key blocks of each item; none of one without a tile."""
         return self.dealt.has_tile(items) * self.rows.key_blocks(self.dealt.tile(items))
+
+    def has_keys(self, items: IntArray) -> IntArray:
+        """1 where an item has key blocks."""
+        return np.minimum(self.key_blocks(items), 1)
 
     def load_q(self) -> Load:
         """Q's block."""
@@ -226,13 +267,23 @@ class _Work:
 
     def finish(self) -> Loop:
         """O goes out through SRAM by TMA."""
-        o, lse = self._rows_of(self.tensors.o), self._rows_of(self.lse)
-        sram_bytes = 2 * self.q_elements * O_ELEMENT_BYTES
-        trips = self.dealt.has_tile
-        return finish(self.q_elements, o, lse, trips=trips, sram_bytes=sram_bytes)
+        lse = self._rows_of(self.lse)
+        if self.rows.splits > 1:  # all ranges of a row lie together, tile after tile
+            lse = Stream(self.stored.lse, 1, self.cta.tile.q, self.dealt.tile)
+        return finish(
+            self.q_elements,
+            self._rows_of(self.stored.o),
+            lse,
+            trips=self.has_keys,
+            sram_bytes=2 * self.q_elements * O_ELEMENT_BYTES,
+        )
 
     def _rows_of(self, tensor: Tensor) -> Stream:
-        return Stream(tensor, self.cta.tile.q, tensor.cols, self.dealt.tile)
+        """Each item's block of rows, of partial results those of its range."""
+        tile_of = self.rows.stored_tile if tensor.role == "partial" else self.rows.q_tile
+        return Stream(
+            tensor, self.cta.tile.q, tensor.cols, lambda items: tile_of(self.dealt.tile(items))
+        )
 
     def _keys_of(self, tensor: Tensor, behind_last: int) -> Stream:
         return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
@@ -279,12 +330,12 @@ def _loops(work: _Work) -> tuple[Loop, ...]:
 
     def trips(items: IntArray) -> IntArray:
         """All key blocks but the first of which S is computed."""
-        return work.key_blocks(items) - work.dealt.has_tile(items)
+        return work.key_blocks(items) - work.has_keys(items)
 
     last_v = work.load_first_of(v)
     epilogue = (last_v, work.accumulated(last_v), *work.finish().ops)
     return (
-        Loop(work.dealt.has_tile, prologue),
+        Loop(work.has_keys, prologue),
         Loop(trips, trip),
-        Loop(work.dealt.has_tile, epilogue),
+        Loop(work.has_keys, epilogue),
     )

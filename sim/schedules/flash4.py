@@ -70,6 +70,7 @@ class Flash4(Schedule):
     summary = "Blackwell: two tiles in turn, S and O in tensor memory, some exps emulated"
     source = "arXiv 2603.05451; Dao-AILab/flash-attention, flash_attn/cute/flash_fwd_sm100.py"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    takes = frozenset({"append"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""

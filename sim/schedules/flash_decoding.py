@@ -21,20 +21,22 @@ A quantised cache, which those kernels do not take, is read as FlashInfer does
 one warp's rows and the 4 warps share out the keys, so that each is made ready once, in registers.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.parts.results import Attention
 from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_attention
 from sim.tile_program import Kernel
 
 
 class FlashDecoding(SplitKv):
-    """Split-KV decoding of one query a sequence. `splits`: as the public heuristic unless given."""
+    """Split-KV attention over a cache. `splits`: as the public heuristic unless given."""
 
     name: Literal["flash_decoding"] = "flash_decoding"
     splits: Splits | None = None
+    phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    takes = SplitKv.takes | {"append"}
 
     summary = "split-KV decoding: a CTA a range of the cache, then a combine kernel"
     source = "Dao-AILab/flash-attention, csrc/flash_attn (flash_fwd_splitkv_kernel)"

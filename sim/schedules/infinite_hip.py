@@ -131,11 +131,6 @@ class InfiniteHip(Schedule):
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """Of each token the stages that are due, the attention, and before each what it fetches."""
-        if w.seq_q != 1:
-            raise InputError(
-                f"schedule {self.name}: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = "
-                '1, as phase = "decode" has it)'
-            )
         gpu = _Gpu(self, w, hw)
         commands: list[Command] = []
 

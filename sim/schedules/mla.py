@@ -3,7 +3,7 @@
 The cache has latent_dim + rope_dim elements a token, for all heads: K is the whole row, V its first
 latent_dim elements, so that one load serves both.
 
-    for each part of the key blocks of all sequences, for each 64 query heads (one CTA):
+    for each part of the key blocks of all sequences, for each 64 query rows (one CTA):
         for each sequence of the part (one item):
             load the query rows
             for each page of its keys:
@@ -12,10 +12,12 @@ latent_dim elements, so that one load serves both.
     for each 8 rows of O of each sequence in several parts (one CTA): combine them
 
 Source: deepseek-ai/FlashMLA, csrc/sm90/kernels: tile 64 x 64 and a page the same, two buffers of C
-and two warp groups (traits.h), as many parts as SMs for each 64 heads, cut so that each has equally
+and two warp groups (traits.h), as many parts as SMs for each 64 rows, cut so that each has equally
 many blocks with 5 for starting a sequence (get_mla_metadata.cu, flash_api.cpp), the combine kernel
 (mla_combine.cu). A page is read whole, with the 32-byte sector that has its number. FlashMLA runs
-on Hopper; elsewhere its loop runs with the tile that fits.
+on Hopper; elsewhere its loop runs with the tile that fits. The heads of several query tokens (of
+drafts to verify) are rows one token after the other, and share what is loaded of the cache; rows
+that a causal mask shows less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len).
 
 Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
 TensorRT-LLM's and the Triton kernel of vLLM and SGLang. Their CTAs are told in
@@ -77,6 +79,8 @@ OVERHEAD_BLOCKS = 5  # what starting on a sequence counts as (config.h, FIXED_OV
 PAGES_SEED = 0
 # Who has a kernel that decides who works on what, and whether it runs with every call.
 PLAN_ON_DEVICE = {"flashmla": False, "fa3": True, "trtllm": True}
+# Whose rows are the heads of several queries, one query after the other.
+SEVERAL_QUERIES = ("flashmla", "fa3")
 # Lane operations of an element that PyTorch casts from 8 bits: it is fetched by a switch over
 # dtypes (c10/core/DynamicCast.h) and taken apart bit by bit (c10/util/Float8_e4m3fn.h). Fitted to
 # two rows of the split `fit` (SGLang on an H100), which agree on some 350 elements a nanosecond.
@@ -84,7 +88,7 @@ CAST_OPS = 75
 
 
 class Mla(TiledSchedule):
-    """Multi-head latent attention of one query a sequence; a page has tile.kv tokens.
+    """Multi-head latent attention of a few queries a sequence; a page has tile.kv tokens.
 
     `implementation` says whose kernel it is. Triton's cuts each sequence in so many `splits`, by
     SGLang's rule unless given; vLLM has 4. Whether a call has a kernel before that decides who
@@ -101,7 +105,7 @@ class Mla(TiledSchedule):
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
     phases = ("decode",)
     masks = ("full", "causal")
-    takes = frozenset({"latents"})
+    takes = frozenset({"latents", "append"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload.
@@ -110,6 +114,11 @@ class Mla(TiledSchedule):
         """
         casts = self.implementation == "fa3" and w.kv_dtype == "fp8"
         super().check(replace(w, kv_dtype=None) if casts else w)
+        if w.seq_q > 1 and self.implementation not in SEVERAL_QUERIES:
+            raise InputError(
+                f"schedule mla: workload.seq_q = {w.seq_q}: implementation = "
+                f'"{self.implementation}" decodes one query; {", ".join(SEVERAL_QUERIES)} take more'
+            )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, where a sequence is in several parts, the combine kernel.
@@ -120,11 +129,6 @@ class Mla(TiledSchedule):
             raise InputError(
                 "schedule mla: workload.latent_dim is missing: a model with latent attention was "
                 "expected, such as deepseek-v3"
-            )
-        if w.seq_q != 1:
-            raise InputError(
-                f"schedule mla: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = 1, as "
-                'phase = "decode" has it)'
             )
         self._check_options()
         if self.implementation == "trtllm" and not hw.matmul_by_warp_group:
@@ -163,7 +167,7 @@ class Mla(TiledSchedule):
     def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> "Parts":
         """Who works on what, by the kernel's own rule."""
         tile, sms = cta.tile, hw.sm.count
-        key_blocks, down = blocks(w.seq_kv, tile.kv), blocks(w.heads, tile.q)
+        key_blocks, down = blocks(w.seq_kv, tile.kv), blocks(w.seq_q * w.heads, tile.q)
         if self.implementation == "triton":
             splits = self.splits or triton_splits(w.batch, down, w.seq_kv, hw)
             pieces = even_pieces(w.batch, key_blocks, splits)
@@ -185,7 +189,7 @@ class Parts:
     `sequence`, its `first` key block there, the `count` of them (0: none) and where its `partial`
     result lies (-1: the part has all of it) have shape (parts * slots), a part's slots one after
     the other. `splits`, how many of them are `combined` (0: none) and `first_split` are of each
-    sequence. A block of heads runs for so many parts `together` before the next block does.
+    sequence. A block of rows runs for so many parts `together` before the next block does.
     """
 
     slots: int
@@ -239,14 +243,22 @@ def parts_of(
 
 @dataclass(frozen=True)
 class _Ctas:
-    """A CTA for each block of heads of each part; its items are the part's slots."""
+    """A CTA for each block of query rows of each part; its items are the part's slots.
+
+    `end` is behind the last key block that the mask shows to each block of rows.
+    """
 
     parts: Parts
-    down: int
+    end: IntArray
+
+    @property
+    def down(self) -> int:
+        """Blocks of query rows of a sequence."""
+        return len(self.end)
 
     @property
     def grid(self) -> Grid:
-        """Items: (slots, parts that go together, blocks of heads, such groups of parts)."""
+        """Items: (slots, parts that go together, blocks of query rows, such groups of parts)."""
         slots, together = self.parts.slots, self.parts.together
         return Grid(slots, together, self.down, len(self.parts.count) // (slots * together))
 
@@ -255,8 +267,8 @@ class _Ctas:
         slot, part, _, group = self.grid.at(items)
         return (group * self.parts.together + part) * self.parts.slots + slot
 
-    def head_block(self, items: IntArray) -> IntArray:
-        """The block of heads of each item."""
+    def row_block(self, items: IntArray) -> IntArray:
+        """The block of query rows of each item."""
         return self.grid.at(items)[2]
 
     def sequence(self, items: IntArray) -> IntArray:
@@ -268,21 +280,23 @@ class _Ctas:
         return self.parts.first[self.slot(items)]
 
     def count(self, items: IntArray) -> IntArray:
-        """The key blocks of each item."""
-        return self.parts.count[self.slot(items)]
+        """The key blocks of each item that the mask shows."""
+        shown = self.end[self.row_block(items)] - self.first(items)
+        count: IntArray = np.clip(shown, 0, self.parts.count[self.slot(items)])
+        return count
 
     def rows_of_sequence(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O where the part has all of the sequence."""
-        return self.sequence(items) * self.down + self.head_block(items)
+        return self.sequence(items) * self.down + self.row_block(items)
 
     def rows_of_partial(self, items: IntArray) -> IntArray:
         """The tile of the partial O."""
         partial = np.maximum(self.parts.partial[self.slot(items)], 0)
-        return partial * self.down + self.head_block(items)
+        return partial * self.down + self.row_block(items)
 
     def has_keys(self, items: IntArray) -> IntArray:
         """1 where the item is a sequence's, 0 where the slot is empty."""
-        return np.minimum(self.count(items), 1)
+        return np.minimum(self.parts.count[self.slot(items)], 1)
 
     def is_split(self, items: IntArray) -> IntArray:
         """1 where its result is partial."""
@@ -299,11 +313,11 @@ class _Latents:
     def __init__(self, w: AttentionWorkload, latent_dim: int, cta: LatentCta, parts: Parts) -> None:
         self.w, self.latent_dim, self.cta, self.parts = w, latent_dim, cta, parts
         self.tile = tile = cta.tile
-        self.width = latent_dim + w.rope_dim
+        self.width, self.rows = latent_dim + w.rope_dim, w.seq_q * w.heads
         partials = int(parts.splits.sum())
         self.pages = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
         self.key_blocks = blocks(w.seq_kv, tile.kv)
-        self.q = Tensor("Q", w.batch, w.heads, self.width, w.dtype_bytes, "input", "query")
+        self.q = Tensor("Q", w.batch, self.rows, self.width, w.dtype_bytes, "input", "query")
         pool = (1, self.pages.pool_rows, self.width)
         self.cache = Tensor("C", *pool, w.dtype_bytes, "input", "cache")
         self.stored = self.cache
@@ -311,12 +325,14 @@ class _Latents:
             self.stored = Tensor(f"C, {w.kv_dtype}", *pool, 1, "input", "cache")
             self.cache = Tensor("C", *pool, w.dtype_bytes, role="cache")
         self.whole = Result(
-            Tensor("O", w.batch, w.heads, latent_dim, w.dtype_bytes, "output", "result"),
-            Tensor("LSE", w.batch, w.heads, 1, STATISTICS_BYTES, "output", "statistics"),
+            Tensor("O", w.batch, self.rows, latent_dim, w.dtype_bytes, "output", "result"),
+            Tensor("LSE", w.batch, self.rows, 1, STATISTICS_BYTES, "output", "statistics"),
         )
         self.partial = Result(
-            Tensor("O of splits", partials, w.heads, latent_dim, cta.partial_bytes, role="partial"),
-            Tensor("LSE of splits", partials, w.heads, 1, STATISTICS_BYTES, role="partial"),
+            Tensor(
+                "O of splits", partials, self.rows, latent_dim, cta.partial_bytes, role="partial"
+            ),
+            Tensor("LSE of splits", partials, self.rows, 1, STATISTICS_BYTES, role="partial"),
         )
 
     def cast_kernel(self) -> Kernel:
@@ -328,7 +344,9 @@ class _Latents:
     def split_kernel(self) -> Kernel:
         """The kernel over all parts."""
         w, tile, latent_dim = self.w, self.tile, self.latent_dim
-        ctas = _Ctas(self.parts, blocks(w.heads, tile.q))
+        last_rows = np.minimum(np.arange(tile.q, self.rows + tile.q, tile.q), self.rows) - 1
+        shown = [w.visible_keys(0, row // w.heads)[1] for row in last_rows.tolist()]
+        ctas = _Ctas(self.parts, -(-np.array(shown, np.int64) // tile.kv))
         load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
         buffers = self.cta.buffers
         load_numbers, load_c = Load(self._numbers(ctas), buffers), Load(self._keys(ctas), buffers)
@@ -432,7 +450,7 @@ class _Latents:
     def combine_kernel(self) -> Kernel:
         """A CTA for a few rows of a sequence; of one in a single part it ends at once."""
         combined_rows = self.cta.combined_rows
-        down = blocks(self.w.heads, combined_rows)
+        down = blocks(self.rows, combined_rows)
         grid = Grid(self.w.batch, down)  # sequences, blocks of rows
         several = self.parts.combined
 

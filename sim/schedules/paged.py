@@ -1,11 +1,15 @@
-"""Decoding from a paged KV cache: the split-KV kernels of `flash_decoding` with a page table.
+"""Attention over a paged KV cache: the split-KV kernels of `flash_decoding` with a page table.
 
     for each KV head of each sequence, for each of `splits` ranges of its key blocks (one CTA):
         the loop of parts/paged_keys.py over the range
     combine the splits as `flash_decoding`
 
+Several queries a sequence (chunks of a prompt over a cached prefix, drafts to verify, a whole
+prompt) run the same kernel. vLLM's has no splits for them (flash_api.cpp, mha_varlen_fwd),
+upstream's mha_fwd_kvcache those of `flash_decoding` (give `splits`).
+
 With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
-tile to the query heads of a KV head, and takes several queries a sequence too.
+tile to the rows that the query heads of a KV head have, and splits the keys of any queries.
 
 Source: vLLM's fork vllm-project/flash-attention, csrc/flash_attn/src: flash_fwd_kernel.h
 (compute_attn_1rowblock_splitkv with block_table) and utils.h (resolve_thread_kv_page_slice_offset).
@@ -13,13 +17,13 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 (flash_api.cpp), FlashInfer any, often 1 or 16 (arXiv 2309.06180 evaluates 8 to 128, section 7.2).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import blocks
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
@@ -29,14 +33,16 @@ from sim.tile_program import IntArray, Kernel
 
 
 class Paged(SplitKv):
-    """Split-KV decoding of one query a sequence from pages of `page_size` tokens."""
+    """Attention over a cache in pages of `page_size` tokens, split among CTAs for one query."""
 
     name: Literal["paged"] = "paged"
     implementation: Literal["cuda", "triton", "flashinfer"] = "cuda"  # type: ignore[assignment]
     splits: Splits | None = None
+    phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    takes = SplitKv.takes | {"append"}
     page_size: int = Field(default=16, ge=1, le=4096)
 
-    summary = "split-KV decoding from a paged cache, by a page table"
+    summary = "split-KV attention over a paged cache, by a page table"
     source = "vllm-project/flash-attention, csrc/flash_attn (block_table)"
 
     @field_validator("page_size")
@@ -50,7 +56,7 @@ class Paged(SplitKv):
         """The split kernel and, of more than one split, the combine kernel."""
         if self.implementation == "flashinfer":
             return self._flashinfer(w, hw)
-        keys = self.split(w, hw, self.splits)
+        keys = self.split(w, hw, self.splits or (None if w.seq_q == 1 else 1))
         tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
         return split_attention("paged", keys, *loops).kernels
@@ -86,7 +92,7 @@ def _ranges(keys: SplitKeys) -> KeyRanges:
     tile_kv, size = keys.cta.tile.kv, blocks(keys.end_block - keys.first_block, keys.splits)
 
     def number(items: IntArray) -> IntArray:
-        return keys.grid.at(items)[0]
+        return keys.grid.at(items)[1]
 
     def start(items: IntArray) -> IntArray:
         return keys.first_block + size * number(items)

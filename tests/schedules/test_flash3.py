@@ -23,14 +23,15 @@ from tests.support.same_runs import assert_engines_agree
 HOPPER = ("h100-sxm",)
 WIDER = st.sampled_from((None, 96, 192, 256))  # than the head_dims that are drawn
 H100 = load_profile("h100-sxm")
-FLASH3 = make_schedule({"name": "flash3"}, "a test")
+FLASH3 = make_schedule({"name": "flash3", "splits": 1}, "a test")
+UNSPLIT = cases("flash3").map(lambda case: (case[0], case[1].model_copy(update={"splits": 1})))
 
 
 def kernel_head_dim(w) -> int:
     return min(d for d in (64, 96, 128, 192, 256) if d >= w.head_dim)
 
 
-@given(cases("flash3"), WIDER, devices(l2="0 B", names=HOPPER))
+@given(UNSPLIT, WIDER, devices(l2="0 B", names=HOPPER))
 @settings(max_examples=60)
 def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, head_dim, hw):
     w, schedule = case
@@ -47,7 +48,7 @@ def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, hea
     assert ran.hbm_write_bytes == query_rows * (2 * w.head_dim + 4)
 
 
-@given(cases("flash3"), WIDER, devices(names=HOPPER))
+@given(UNSPLIT, WIDER, devices(names=HOPPER))
 @settings(max_examples=60)
 def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
     w, schedule = case
@@ -64,7 +65,7 @@ def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
     assert ops >= 3.5 * steps * tile.q * tile.kv
 
 
-@given(cases("flash3"), devices(names=HOPPER))
+@given(UNSPLIT, devices(names=HOPPER))
 @settings(max_examples=60)
 def test_every_block_of_query_rows_is_one_cta_s_item(case, hw):
     w, schedule = case
@@ -163,7 +164,7 @@ def test_the_producer_s_copies_are_counted_where_no_tma_makes_them():
     assert ops["paged"] - ops["varlen"] == 2 * 3 * 128 * 128 * 2 // 16
 
 
-@given(cases("flash3"), devices(names=HOPPER))
+@given(UNSPLIT, devices(names=HOPPER))
 @settings(max_examples=40)
 def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     """mask.h: a comparison with each edge and a selection, of every score of such a block."""

@@ -22,7 +22,7 @@ from sim.schedules.parts.latent_splits import (
     triton_splits,
 )
 from sim.tile_program import Compute, Kernel
-from tests.support.drawn import cases, devices, lowered
+from tests.support.drawn import devices, lowered, of_one_query
 from tests.support.formulas import ceil, run
 
 H100, A100, L40S = (load_profile(name) for name in ("h100-sxm", "a100-sxm-80gb", "l40s"))
@@ -215,7 +215,7 @@ def test_flash_mla_with_its_plan_is_as_fast_as_people_measured():
 # --- bytes and FLOPs -------------------------------------------------------------------------
 
 
-@given(cases("mla"), devices(l2="0 B"), st.none() | st.integers(1, 6))
+@given(of_one_query("mla"), devices(l2="0 B"), st.none() | st.integers(1, 6))
 @settings(max_examples=60)
 def test_triton_reads_v_beside_k_for_each_16_heads(case, hw, splits):
     w = replace(case[0], dtype="bf16")
@@ -232,7 +232,7 @@ def test_triton_reads_v_beside_k_for_each_16_heads(case, hw, splits):
     assert runs[0].executed("mma_flops") == flops * down * w.batch * blocks
 
 
-@given(cases("mla"), devices(l2="0 B"))
+@given(of_one_query("mla"), devices(l2="0 B"))
 @settings(max_examples=60)
 def test_flashinfers_partials_are_16_bits_wide_and_small_sms_score_twice(case, hw):
     w = replace(case[0], dtype="bf16")
@@ -252,7 +252,7 @@ def test_flashinfers_partials_are_16_bits_wide_and_small_sms_score_twice(case, h
     assert ran.executed("mma_flops") == flops * down * w.batch * blocks
 
 
-@given(cases("mla"), devices(l2="0 B", names=("a100-sxm-40gb", "rtx-4090")))
+@given(of_one_query("mla"), devices(l2="0 B", names=("a100-sxm-40gb", "rtx-4090")))
 @settings(max_examples=60)
 def test_tensorrt_llm_before_hopper_reads_q_with_every_block_and_splits_nothing(case, hw):
     w = replace(case[0], dtype="bf16", latent_dim=512, rope_dim=64)

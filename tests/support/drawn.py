@@ -58,7 +58,7 @@ def devices(
 SPLITS = st.none() | st.integers(1, 9)
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "flash3": {"call": st.sampled_from(("batch", "varlen", "paged"))},
+    "flash3": {"call": st.sampled_from(("batch", "varlen", "paged")), "splits": SPLITS},
     "flash4": {"emulated": st.none() | st.floats(0, 1)},
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
@@ -177,6 +177,11 @@ def cases(draw: Any, *names: str) -> tuple[AttentionWorkload, Schedule]:
     return draw(suited(schedule, draw(workloads()))), schedule
 
 
+def of_one_query(*names: str) -> Any:
+    """Cases of those schedules that decode one query a sequence."""
+    return cases(*names).map(lambda case: (replace(case[0], phase="decode", seq_q=1), case[1]))
+
+
 @st.composite
 def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWorkload:
     """The workload, changed as far as the schedule needs it."""
@@ -188,7 +193,8 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = replace(w, dtype=draw(st.sampled_from(DTYPES[schedule.name])))
     phase = draw(st.sampled_from(schedule.phases))
     if phase == "decode":
-        w = replace(w, seq_q=1)
+        most = min(40, w.seq_kv) if "append" in schedule.takes else 1
+        w = replace(w, seq_q=draw(st.integers(1, most)))
     elif schedule.name in WHOLE_SEQUENCE:
         w = replace(w, seq_q=w.seq_kv)
     if schedule.name in ("minference", "nsa") and w.dtype == "fp32":
@@ -199,9 +205,13 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
     if schedule.name == "mla":
         w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
+        if schedule.implementation != "flashmla":
+            w = replace(w, seq_q=1)
     if getattr(schedule, "implementation", "cuda") == "triton" and phase == "training":
         phase = "prefill"
     of_flashinfer = getattr(schedule, "implementation", "cuda") == "flashinfer"
+    if of_flashinfer and w.seq_q > 1:
+        w = replace(w, window=None)
     if of_flashinfer and w.dtype == "fp32":
         w = replace(w, dtype="bf16")
     dropout = "dropout" in schedule.takes and draw(st.booleans())

@@ -85,7 +85,11 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S"},
-            {"name": "flash2", "tile": {"q": 64, "kv": 256}, "warps": 4},
+            {"name": "paged", "page_size": 64},
+        ),
+        (
+            {"kernel": "flashinfer paged prefill", "extra": "page 16"},
+            {"name": "paged", "page_size": 16, "implementation": "flashinfer"},
         ),
         ({"kernel": "sglang flashinfer", "gpu": "B200"}, {"name": "flash4"}),
         ({"kernel": "trtllm torch_flow", "gpu": "B200"}, {"name": "flash4"}),

@@ -8,7 +8,9 @@ for each tile of the result (one CTA):
     store O and, where it is kept, the log-sum-exp
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 
@@ -24,6 +26,17 @@ from sim.tile_program import (
     Store,
     Stream,
 )
+
+
+def fewest_filling(counts: Sequence[int], ctas: int, slots: int) -> int:
+    """The least of these numbers of splits whose waves are 85% as full as the fullest, or more.
+
+    `ctas` run without splits, `slots` at once. Source: Dao-AILab/flash-attention, csrc/flash_attn/
+    flash_api.cpp and hopper/heuristics.h, num_splits_heuristic.
+    """
+    waves = {n: ctas * n / slots for n in counts}
+    fullness = {n: waves[n] / ceil(waves[n]) for n in counts}
+    return next(n for n in counts if fullness[n] >= 0.85 * max(fullness.values()))
 
 
 def reduction(

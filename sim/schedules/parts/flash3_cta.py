@@ -2,7 +2,8 @@
 
 Source: Dao-AILab/flash-attention, hopper/: tile_size.h, mainloop_fwd_sm90_tma_gmma_ws.hpp,
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
-heuristics.h (PackGQA, one consumer warp group), flash_api.cpp (get_pack_gqa, get_pagedkv_tma).
+heuristics.h (PackGQA, one consumer warp group, num_splits_heuristic), flash_api.cpp (get_pack_gqa,
+get_pagedkv_tma, get_num_splits).
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Literal
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
@@ -25,6 +27,10 @@ ONE_WORKER_KEYS_FP8 = 96  # of head_dim 128
 # Of sequences of one length; of any lengths; of any, whose K and V lie in pages smaller than a key
 # block, as servers call it.
 Call = Literal["batch", "varlen", "paged"]
+# Of heuristics.h, num_splits_heuristic.
+MOST_SPLITS = 128
+UNSPLIT_BLOCKS = 4
+SPLIT_L2_BYTES = 50 * 2**20
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Flash3Cta:
     tile: Tile
     packed: int  # query heads that are rows of one matrix
     call: Call
+    splits: int = 1  # of the keys
 
     @property
     def head_dim(self) -> int:
@@ -62,7 +69,7 @@ class Flash3Cta:
         """CTAs of a cluster, which load a key block together and multicast it."""
         wide = self.head_dim >= 128 if self.w.dtype_bytes == 2 else self.head_dim == 192
         down = blocks(self.w.seq_q * self.packed, self.tile.q)
-        alike = self.call == "batch" and self.w.mask == "full"
+        alike = self.call == "batch" and self.w.mask == "full" and self.splits == 1
         return 2 if wide and alike and down % 2 == 0 else 1
 
     @property
@@ -87,14 +94,37 @@ def kernel_head_dim(w: AttentionWorkload) -> int:
     return next(d for d in HEAD_DIMS if w.head_dim <= d)
 
 
-def public_tile(w: AttentionWorkload, call: Call) -> tuple[Tile, int]:
-    """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA)."""
+def public_tile(w: AttentionWorkload, call: Call, packs: bool = False) -> tuple[Tile, int]:
+    """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA).
+
+    All of a KV head are if it `packs` in any case, as with splits, and unless called on a batch.
+    """
     tiles = FLASH3_PAGED if call == "paged" else FLASH3
     q, kv = tiles[kernel_head_dim(w), w.dtype_bytes][w.mask]
-    packed = packed_heads(w, q) if call == "batch" else w.heads // w.kv_heads
+    packs |= call != "batch"
+    packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
     if w.head_dim == 128 and w.seq_q * packed <= WORKER_ROWS:  # use_one_mma_wg
         q, kv = WORKER_ROWS, kv if w.dtype_bytes == 2 else ONE_WORKER_KEYS_FP8
     return Tile(q=q, kv=kv), packed
+
+
+def public_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
+    """Ranges that the keys of each block of rows are split in (flash_api.cpp, get_num_splits).
+
+    Of more than fill 80% of the SMs none is split, but where K and V of a head exceed the L2.
+    """
+    tile, packed = public_tile(w, call, packs=True)
+    down = blocks(w.seq_q * packed, tile.q)
+    loaded = w.seq_kv if w.window is None else min(w.seq_kv, w.window + tile.q)
+    key_blocks = blocks(loaded, tile.kv)
+    tiles = w.batch * w.kv_heads * down
+    if tiles >= 0.8 * sms:
+        head_bytes = 2 * w.seq_kv * w.head_dim * w.dtype_bytes
+        reread = head_bytes > SPLIT_L2_BYTES and down >= 2 * sms and w.mask == "full"
+        return min(blocks(head_bytes, SPLIT_L2_BYTES), MOST_SPLITS) if reread else 1
+    if key_blocks <= UNSPLIT_BLOCKS:
+        return 1
+    return fewest_filling(range(1, min(MOST_SPLITS, sms, key_blocks) + 1), tiles, sms)
 
 
 def packed_heads(w: AttentionWorkload, q: int) -> int:

@@ -16,6 +16,7 @@ from math import ceil, log2
 from sim.inputs.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, of_constant
 from sim.schedules.parts import registers
+from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.elementwise import in_order
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Tensor, once
 
@@ -71,9 +72,7 @@ def _most_fa3_splits(head_blocks: int, key_blocks: int, sms: int) -> int:
     if head_blocks >= 0.8 * sms or key_blocks <= FEW_BLOCKS:
         return 1
     counts = range(1, min(MOST_FA3_SPLITS, sms, key_blocks) + 1)
-    waves = {n: head_blocks * n / sms for n in counts}
-    fullness = {n: waves[n] / ceil(waves[n]) for n in counts}
-    return next(n for n in counts if fullness[n] >= 0.85 * max(fullness.values()))
+    return fewest_filling(counts, head_blocks, sms)
 
 
 def flashinfer_pieces(

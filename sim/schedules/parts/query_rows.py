@@ -18,12 +18,15 @@ class QueryRows:
     """The query rows as a kernel cuts them, and the key blocks that each block of them visits.
 
     With `packed` > 1 (PackGQA) so many query heads, those of a KV head, are rows of one matrix,
-    the heads of a query together. Tiles are numbered block by block, then head, then sequence.
+    the heads of a query together. With several `splits` a tile is a block of rows with a range of
+    the keys that it sees, each a like share of its key blocks, of which the last may have none.
+    Tiles are numbered block by block, then range, then head, then sequence.
     """
 
     w: AttentionWorkload
     tile: Tile
     packed: int
+    splits: int = 1
 
     @property
     def matrices(self) -> int:
@@ -47,12 +50,22 @@ class QueryRows:
 
     @property
     def grid(self) -> Grid:
-        """Tiles: (blocks of query rows, matrices)."""
-        return Grid(self.down, self.matrices)
+        """Tiles: (blocks of query rows, range after range; matrices)."""
+        return Grid(self.down * self.splits, self.matrices)
+
+    def q_tile(self, tiles: IntArray) -> IntArray:
+        """The tile of Q, and of O, of each of these tiles."""
+        row, matrix = self.grid.at(tiles)
+        return matrix * self.down + row % self.down
+
+    def stored_tile(self, tiles: IntArray) -> IntArray:
+        """The tile of O, or of the partial results of the ranges, one range after the other."""
+        number = self.grid.at(tiles)[0] // self.down
+        return number * self.matrices * self.down + self.q_tile(tiles)
 
     @cached_property
     def visited(self) -> tuple[IntArray, IntArray]:
-        """For each block of a matrix, the first key block that the mask shows and the end."""
+        """For each block and range of a matrix, the first key block that it has and the end."""
         top = range(0, self.rows, self.tile.q)
         ranges = [
             self.w.visible_keys(
@@ -61,19 +74,24 @@ class QueryRows:
             for row in top
         ]
         low, high = np.array(ranges, np.int64).T
-        return low // self.tile.kv, -(-high // self.tile.kv)
+        first, end = low // self.tile.kv, -(-high // self.tile.kv)
+        share = -(-(end - first) // self.splits)
+        firsts = np.concatenate([first + number * share for number in range(self.splits)])
+        ends = np.tile(end, self.splits)
+        return np.minimum(firsts, ends), np.minimum(firsts + np.tile(share, self.splits), ends)
 
     @cached_property
     def masked_share(self) -> float:
         """Of the visited key blocks, but for each tile's first, those that a mask's edge cuts."""
-        first, end = self.visited
         whole = masked = 0
-        for block, row in enumerate(range(0, self.rows, self.tile.q)):
+        top = range(0, self.rows, self.tile.q)
+        for begin, end, row in zip(*self.visited, [*top] * self.splits, strict=True):
             last = min(row + self.tile.q, self.rows) - 1
             _, high = self.w.visible_keys(row // self.packed, row // self.packed)
             low, _ = self.w.visible_keys(last // self.packed, last // self.packed)
-            trips = max(0, int(end[block] - first[block]) - 1)
-            uncut = min(high // self.tile.kv, int(end[block]) - 1) - -(-low // self.tile.kv)
+            trips = max(0, int(end - begin) - 1)
+            uncut = min(high // self.tile.kv, int(end) - 1)
+            uncut -= max(-(-low // self.tile.kv), int(begin))
             masked += trips - min(trips, max(0, uncut))
             whole += trips
         return masked / whole if whole else 0.0

@@ -7,11 +7,17 @@
         load log-sum-exp_s of all s;  lse of all,  w_s = exp(lse_s - lse)
         for each s:  load O_s;  O += w_s O_s
 
+Of one query a sequence the heads of a KV head are packed as rows. Of several (append) each head's
+queries are rows of their own, tile.q of them a CTA, so that every head reads its KV head's cache:
+
+    for each tile.q queries of each head of each sequence, for each of `splits` ranges (one CTA)
+
 Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguous`), in pages, ...
 
 Source: Dao-AILab/flash-attention, csrc/flash_attn: the number of splits (flash_api.cpp,
 num_splits_heuristic, set_params_splitkv), query heads packed as rows of one matrix
-(mha_fwd_kvcache, seqlenq_ngroups_swapped), rows a CTA of the combine kernel
+(mha_fwd_kvcache, seqlenq_ngroups_swapped), the grid and what the mask leaves of a range
+(run_flash_splitkv_fwd, compute_attn_1rowblock_splitkv), rows a CTA of the combine kernel
 (flash_fwd_launch_template.h, run_flash_splitkv_fwd), its order (flash_fwd_kernel.h,
 combine_attn_seqk_parallel). One O_s is on its way at a time: the loads do not depend on each other,
 but as compiled (the wheel of xformers 0.0.24, sm_80 and sm_90) each goes into the registers of the
@@ -20,7 +26,6 @@ one before, after it was added. O_s is fp32.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -29,9 +34,15 @@ from pydantic import Field
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import STATISTICS_BYTES, blocks, of_constant
+from sim.schedules.base import (
+    STATISTICS_BYTES,
+    blocks,
+    kv_matrix,
+    of_constant,
+    visible_blocks,
+)
 from sim.schedules.parts import registers
-from sim.schedules.parts.combine import reduction
+from sim.schedules.parts.combine import fewest_filling, reduction
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.flash_cta import FlashCta, compiled_head_dim
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
@@ -55,14 +66,15 @@ from sim.tile_program import (
 
 MOST_SPLITS = 128
 VECTOR_OPS_PER_WEIGHT = 4  # running maximum, difference, sum; difference from their log-sum-exp
+SPLIT_ROWS = 64  # of the public kernel's tile
 Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS)]
 
 
 @dataclass(frozen=True, eq=False)
 class SplitKeys:
-    """The key blocks that the mask shows, cut in `splits` ranges for each K/V matrix.
+    """The key blocks that the mask shows, cut in `splits` ranges for each matrix of query rows.
 
-    A CTA each. `rows` query heads share a matrix.
+    A CTA each for every tile.q of the rows.
     """
 
     w: AttentionWorkload
@@ -73,17 +85,27 @@ class SplitKeys:
 
     @property
     def rows(self) -> int:
-        """Query heads of a KV head."""
-        return self.w.heads // self.w.kv_heads
+        """Query rows of a matrix: the heads of a KV head, or the queries of a head."""
+        return query_rows(self.w)[1]
 
     @property
     def matrices(self) -> int:
+        """Matrices of query rows: KV heads of all sequences, or heads."""
+        return query_rows(self.w)[0]
+
+    @property
+    def kv_matrices(self) -> int:
         """KV heads of all sequences."""
         return self.w.batch * self.w.kv_heads
 
+    @property
+    def down(self) -> int:
+        """Blocks of query rows of a matrix."""
+        return blocks(self.rows, self.cta.tile.q)
+
     @cached_property
     def q(self) -> Tensor:
-        """The query rows of each K/V matrix."""
+        """The query rows of each matrix."""
         shape = (self.matrices, self.rows, self.w.head_dim)
         return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query")
 
@@ -94,23 +116,45 @@ class SplitKeys:
 
     @property
     def grid(self) -> Grid:
-        """(ranges, K/V matrices)."""
-        return Grid(self.splits, self.matrices)
+        """(blocks of query rows, ranges, matrices of query rows)."""
+        return Grid(self.down, self.splits, self.matrices)
+
+    def rows_matrix(self, items: IntArray) -> IntArray:
+        """The matrix of query rows of each CTA; unsplit, those of all sequences before a head's."""
+        matrix = self.grid.at(items)[2]
+        if self.w.seq_q == 1 or self.splits > 1:
+            return matrix
+        sequence, head = Grid(self.w.batch, self.w.heads).at(matrix)
+        return sequence * self.w.heads + head
 
     def matrix(self, items: IntArray) -> IntArray:
         """The K/V matrix of each CTA."""
-        return self.grid.at(items)[1]
+        matrix = self.rows_matrix(items)
+        return matrix if self.w.seq_q == 1 else kv_matrix(self.w, matrix)
+
+    def rows_of_q(self, items: IntArray) -> IntArray:
+        """The tile of Q of each CTA."""
+        return self.rows_matrix(items) * self.down + self.grid.at(items)[0]
 
     def rows_of_split(self, items: IntArray) -> IntArray:
         """Where each CTA's rows lie among the partial results, range after range."""
-        number, matrix = self.grid.at(items)
-        return number * self.matrices + matrix
+        number = self.grid.at(items)[1]
+        return number * self.matrices * self.down + self.rows_of_q(items)
+
+    def statistics_of_split(self, items: IntArray) -> IntArray:
+        """Where each CTA's rows lie if all ranges of a row do together, to be read at once."""
+        return self.rows_of_split(items) if self.down == 1 else items
 
     def ends(self, items: IntArray) -> tuple[IntArray, IntArray]:
-        """The first key block of each CTA's range, and the one behind its last."""
+        """The first key block of each CTA's range that its rows see, and the end."""
+        row, number, _ = self.grid.at(items)
         size = blocks(self.end_block - self.first_block, self.splits)
-        first = self.first_block + self.grid.at(items)[0] * size
-        return first, np.minimum(self.end_block, first + size)
+        first = self.first_block + number * size
+        end = np.minimum(self.end_block, first + size)
+        if self.w.seq_q > 1:
+            shown_first, shown_end = visible_blocks(self.w, self.cta.tile)
+            first, end = np.maximum(first, shown_first[row]), np.minimum(end, shown_end[row])
+        return first, np.maximum(first, end)
 
     def trips(self, items: IntArray) -> IntArray:
         """Key blocks of each CTA."""
@@ -136,35 +180,37 @@ class SplitKv(FlashSchedule):
 
     def split(self, w: AttentionWorkload, hw: HardwareProfile, splits: int | None) -> SplitKeys:
         """How the keys are cut, by the public heuristic unless `splits` says; raises InputError."""
-        if w.seq_q != 1:
-            raise InputError(
-                f"schedule {self.name}: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = "
-                '1, as phase = "decode" has it)'
-            )
         if w.kv_dtype is not None and w.kv_dtype not in QUANTISATIONS:
             raise InputError(
                 f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": '
                 f"{', '.join(QUANTISATIONS)}, or workload.dtype, was expected"
             )
-        rows = w.heads // w.kv_heads
+        rows = query_rows(w)[1]
         cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
-        if rows > cta.tile.q:
+        if w.seq_q == 1 and rows > cta.tile.q:
             raise InputError(
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
                 "are its rows; give tile.q at least as many"
             )
-        low, high = w.visible_keys(0, 0)
+        low, high = w.visible_keys(0, w.seq_q - 1)
         first_block, end_block = low // cta.tile.kv, blocks(high, cta.tile.kv)
         keys = end_block - first_block
-        splits = min(splits or splits_of(w, hw, keys), keys)
+        splits = min(splits or splits_of(w, hw, keys, cta.tile.q), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
         return SplitKeys(w, cta, first_block, end_block, splits)
 
 
+def query_rows(w: AttentionWorkload) -> tuple[int, int]:
+    """Matrices of query rows, and rows of each: one query's heads are rows of their KV head's."""
+    if w.seq_q == 1:
+        return w.batch * w.kv_heads, w.heads // w.kv_heads
+    return w.batch * w.heads, w.seq_q
+
+
 def contiguous_attention(keys: SplitKeys) -> Attention:
     """Attention over a cache that is a matrix a KV head of a sequence."""
-    kv = cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
+    kv = cache_tensors(keys.w, keys.kv_matrices, keys.w.seq_kv)
     loop = keys.loop(keys.trips, *contiguous(keys, kv))
     # The quantised kernel is another one.
     return split_attention("flash_decoding", keys, loop, kind=None if keys.w.kv_dtype else "flash")
@@ -188,39 +234,48 @@ def split_attention(
 
     `kind` is that of the split kernel.
     """
-    w, cta, rows, all_rows = keys.w, keys.cta, keys.rows, keys.matrices * keys.rows
+    w, cta, rows = keys.w, keys.cta, min(keys.cta.tile.q, keys.rows)
+    # Rows of all matrices lie one after the other, unless a tile would reach into the next.
+    groups, group_rows = 1, keys.matrices * keys.rows
+    if keys.down > 1:
+        groups, group_rows = keys.matrices, keys.rows
     result = Result(
-        Tensor("O", 1, all_rows, w.head_dim, w.dtype_bytes, "output", "result"),
-        Tensor("LSE", 1, all_rows, 1, STATISTICS_BYTES, "output", "statistics"),
+        Tensor("O", groups, group_rows, w.head_dim, w.dtype_bytes, "output", "result"),
+        Tensor("LSE", groups, group_rows, 1, STATISTICS_BYTES, "output", "statistics"),
     )
-    shape = (keys.splits, all_rows)
+    o_shape = (keys.splits * groups, group_rows, w.head_dim)
     of_splits = Result(
-        Tensor("O of splits", *shape, w.head_dim, STATISTICS_BYTES, role="partial"),
-        Tensor("LSE of splits", 1, *shape, STATISTICS_BYTES, role="partial"),
+        Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
+        Tensor("LSE of splits", groups, keys.splits, group_rows, STATISTICS_BYTES, role="partial"),
     )
-    stored, lse_tile = (of_splits, (1, rows)) if keys.splits > 1 else (result, (rows, 1))
+    stored, lse = result, Stream(result.lse, rows, 1, keys.rows_of_q)
+    if keys.splits > 1:
+        stored, lse = of_splits, Stream(of_splits.lse, 1, rows, keys.statistics_of_split)
     tiles = QueryTiles(
         ctas=keys.grid.size,
-        q=Stream(keys.q, cta.tile.q, w.head_dim, keys.matrix),
+        q=Stream(keys.q, cta.tile.q, w.head_dim, keys.rows_of_q),
         o=Stream(stored.o, rows, w.head_dim, keys.rows_of_split),
-        lse=Stream(stored.lse, *lse_tile, keys.rows_of_split),
+        lse=lse,
         periods=keys.matrices,
-        sharing=1,
+        sharing=keys.matrices // keys.kv_matrices,
     )
     title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
     split = replace(flash_kernel(title, w, cta, tiles, *key_loops), kind=kind)
     if keys.splits == 1:
         return Attention([split], result)
-    return Attention([split, _combine(of_splits, result)], result)
+    return Attention([split, combine_of_splits(of_splits, result)], result)
 
 
-def splits_of(w: AttentionWorkload, hw: HardwareProfile, key_blocks: int) -> int:
+def splits_of(
+    w: AttentionWorkload, hw: HardwareProfile, key_blocks: int, tile_rows: int = SPLIT_ROWS
+) -> int:
     """How many ranges the key blocks are split in (flash_api.cpp, num_splits_heuristic).
 
-    The fewest whose waves are at least 85% as full as the fullest; two CTAs an SM are counted on.
+    The fewest that fill the waves well; two CTAs an SM are counted on.
     """
-    matrices, slots = w.batch * w.kv_heads, 2 * hw.sm.count
-    if matrices >= 0.8 * slots:
+    matrices, rows = query_rows(w)
+    ctas, slots = matrices * blocks(rows, tile_rows), 2 * hw.sm.count
+    if ctas >= 0.8 * slots:
         return 1
     most = min(MOST_SPLITS, slots, key_blocks)
     # A count that gives no range fewer blocks than the one below it is no choice of its own.
@@ -229,16 +284,17 @@ def splits_of(w: AttentionWorkload, hw: HardwareProfile, key_blocks: int) -> int
         for n in range(1, most + 1)
         if n == 1 or blocks(key_blocks, n) != blocks(key_blocks, n - 1)
     ]
-    waves = {n: matrices * n / slots for n in counts}
-    fullness = {n: waves[n] / ceil(waves[n]) for n in counts}
-    return next(n for n in counts if fullness[n] >= 0.85 * max(fullness.values()))
+    return fewest_filling(counts, ctas, slots)
 
 
-def _combine(parts: Result, whole: Result) -> Kernel:
-    """run_flash_splitkv_fwd: 4, 8 or 16 rows a CTA of 128 threads, by head_dim."""
-    splits, head_dim = parts.o.groups, compiled_head_dim(whole.o.cols)
+def combine_of_splits(parts: Result, whole: Result) -> Kernel:
+    """The combine kernel; of each range O lies like the whole, of each row all log-sum-exps.
+
+    4, 8 or 16 rows a CTA of 128 threads, by head_dim (run_flash_splitkv_fwd).
+    """
+    splits, head_dim = parts.lse.rows, compiled_head_dim(whole.o.cols)
     rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
-    weights, down = splits * rows, blocks(whole.o.rows, rows)
+    weights, tiles = splits * rows, whole.o.groups * blocks(whole.o.rows, rows)
     weigh = Compute(
         "w_s = exp(lse_s - lse)",
         (Load(Stream(parts.lse, splits, rows, lambda items: items)),),
@@ -246,7 +302,7 @@ def _combine(parts: Result, whole: Result) -> Kernel:
         exp_count=2 * weights,  # for their sum, then for the weights
         sram_bytes=3 * STATISTICS_BYTES * weights,  # they come in, are transposed, go back
     )
-    o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=down))
+    o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=tiles))
     add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim)
     kernel = reduction(
         "combine",
