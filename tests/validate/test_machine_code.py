@@ -298,7 +298,7 @@ def test_the_command_prints_the_mix_and_what_binds(folder, monkeypatch):
     assert [str(mix[of]) for of in CLASSES] in rows
     assert "3 CTA-wide barriers" in printed
     assert any(row[:1] == ["h100-sxm"] for row in rows)
-    assert "for a100-sxm-80gb it would be compiled anew" in printed
+    assert "otherwise for a100-sxm-80gb" in printed
 
 
 def test_the_command_gives_json(folder):

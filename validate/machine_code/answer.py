@@ -133,7 +133,7 @@ def _show_many(answer: MachineCode) -> None:
 
 def _show_one(one: TakenApart) -> None:
     print(f"{one.kernel.name} ({one.kernel.arch})")
-    print(f"  {_footprint(one.kernel)}; {one.instructions:,} instructions, {len(one.loops)} loops")
+    print(f"  {_footprint(one.kernel)}; {one.instructions:,} instructions; loops: {len(one.loops)}")
     if one.main is None:
         print("  No loop: nothing to tell of a trip.")
         return
@@ -178,7 +178,9 @@ def _notes(one: TakenApart) -> list[str]:
     notes = []
     if others:
         arch = one.kernel.arch
-        notes.append(f"Compiled for {arch}: for {', '.join(others)} it would be compiled anew.")
+        notes.append(
+            f"Compiled for {arch}: a compiler may choose otherwise for {', '.join(others)}."
+        )
     if one.kernel.dynamic_sram_bytes is None:
         notes.append("Dynamic shared memory is set by the launch: tell it by --sram.")
     if one.kernel.threads is None:
