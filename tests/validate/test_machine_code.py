@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from tests.support.commands import assert_one_line, called, printed_by
 from tests.support.fat_library import PTX, entry, fatbin, library
 from validate.machine_code import sass
 from validate.machine_code.answer import TakenApart, read_machine_code, take_apart
-from validate.machine_code.kernel import CompiledKernel, kernels_of_file
+from validate.machine_code.kernel import CompiledKernel, kernel_of_triton, kernels_of_file
 from validate.machine_code.loops import loops_of, main_loop
 from validate.machine_code.sass import CLASSES, Instruction
 from validate.machine_code.trip import PIPES, trip_cycles
@@ -100,6 +102,14 @@ def test_dynamic_shared_memory_is_not_known_without_tritons_description(folder, 
     assert kernel.static_sram_bytes == 0  # what the system reserves is not the kernel's
 
 
+def test_what_triton_returns_is_read_as_what_it_leaves_in_its_cache(folder):
+    path = folder / f"{FLASH['sm90']}.cubin"
+    described = json.loads(path.with_suffix(".json").read_text())
+    metadata_of = namedtuple("metadata_of", described)(**described)
+    returned = SimpleNamespace(asm={"cubin": path.read_bytes()}, metadata=metadata_of)
+    assert kernel_of_triton(returned) == read(folder, FLASH["sm90"])
+
+
 # Against the tiles
 
 
@@ -176,6 +186,7 @@ def test_inner_loops_are_found_too_and_a_kernel_without_one_has_no_main_loop():
         ("LDGSTS.E.BYPASS.128 [R1],[R2.64]", "global"),
         ("UTMALDG.4D [UR8],[UR4]", "global"),
         ("UIADD3 UR4,UR5,UR6,URZ", "uniform"),
+        ("VOTEU.ALL UP0,P1", "uniform"),
         ("LDL.64 R4,[R1]", "lds_sts"),
         ("DEPBAR.LE SB0,0x2", "control"),
     ],

@@ -47,6 +47,7 @@ _OF_CLASS: dict[InstructionClass, str] = {
     "lds_sts": "LDS STS STSM LDL STL",
     "global": "LD ST LDG STG LDGSTS LDGDEPBAR ATOM ATOMG RED REDG UTMALDG UTMASTG UTMAREDG UTMAPF "
     "UTMACMDFLUSH UBLKCP UBLKRED UBLKPF CCTL",
+    "uniform": "R2UR REDUX S2UR VOTEU",  # and all that begins with U
     "control": "BRA BRX JMP JMX CALL RET EXIT BSSY BSYNC BREAK BMOV WARPSYNC WARPGROUP BAR "
     "DEPBAR MEMBAR FENCE ERRBAR SYNCS YIELD NANOSLEEP NOP ELECT KILL BPT RPCMOV USETMAXREG "
     "ACQBULK ARRIVES UCGABAR_ARV UCGABAR_WAIT",
@@ -78,7 +79,7 @@ class Instruction:
         if _MMA.match(self.root):
             return "mma"
         known = _CLASS_OF.get(self.root)
-        return known or ("uniform" if self.root[0] == "U" or self.root == "R2UR" else "alu")
+        return known or ("uniform" if self.root[0] == "U" else "alu")
 
     @property
     def waits_for_all(self) -> bool:
