@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from sim.cli import explore, lists, run, validate
+from sim.cli import explore, kernel, lists, run, validate
 
 app = typer.Typer(
     help="Simulate the memory traffic of attention schedules on a GPU.",
@@ -33,6 +33,7 @@ app.command("compare")(run.compare_results)
 app.command()(lists.scenarios)
 app.command()(lists.schedules)
 app.command()(validate.calibrate)
+app.command()(kernel.kernel)
 
 profiles_app.callback(invoke_without_command=True)(lists.profiles)
 profiles_app.command("show")(lists.show_profile)

@@ -90,7 +90,7 @@ def test_a_comment_or_a_docstring_changes_no_stamp_and_a_statement_does(copied, 
     before = copied()
     machine = tmp_path / "sim" / "machine.py"
     edit(machine, '"""The machine both engines run on', '"""The very machine both engines run on')
-    edit(machine, "SRAM_BYTES_AN_INSTRUCTION = 512", "# A comment,\n\nSRAM_BYTES_AN_INSTRUCTION = 512")
+    edit(machine, "SUB_PARTITIONS, LANES =", "# A comment,\n\nSUB_PARTITIONS, LANES =")
     edit(machine, '    """Sustained rates and fixed times of a profile, in SI."""\n', "")
     assert copied() == before
     edit(machine, "SRAM_BYTES_AN_INSTRUCTION = 512", "SRAM_BYTES_AN_INSTRUCTION = 256")

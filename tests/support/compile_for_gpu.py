@@ -1,9 +1,11 @@
 """Compile the schedules' kernels for a GPU that is not there, and print what the compiler says.
 
-    python -m tests.support.compile_for_gpu < CASES > WHAT
+    python -m tests.support.compile_for_gpu [FOLDER] < CASES > WHAT
 
-CASES is a JSON list of [schedule table, workload table, compute capability]. This is a program of
-its own because TRITON_INTERPRET must not be set where kernels are compiled.
+CASES is a JSON list of [schedule table, workload table, compute capability]. With a FOLDER the
+kernels' cubins are left there too, each beside Triton's description of it, as in Triton's cache:
+0-1.cubin and 0-1.json are of the first case's second kernel. This is a program of its own because
+TRITON_INTERPRET must not be set where kernels are compiled.
 """
 
 import json
@@ -25,6 +27,7 @@ from sim.schedules import make_schedule
 from validate.kernels.launch import Launch, place
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+PROFILES = {80: "a100-sxm-80gb", 89: "rtx-4090", 90: "h100-sxm"}
 POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -65,6 +68,7 @@ def described(name: str, kernel: Any) -> dict[str, Any]:
     ptx = kernel.asm["ptx"]
     return {
         "name": name,
+        "threads": kernel.metadata.num_warps * kernel.metadata.warp_size,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
         "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),  # type: ignore[index]
         "sram_bytes": kernel.metadata.shared,
@@ -73,14 +77,25 @@ def described(name: str, kernel: Any) -> dict[str, Any]:
     }
 
 
+def leave(kernel: Any, path: Path) -> None:
+    """The kernel as Triton's cache has it: code, and a description beside it."""
+    path.with_suffix(".cubin").write_bytes(kernel.asm["cubin"])
+    description = json.dumps(kernel.metadata._asdict(), default=vars)
+    path.with_suffix(".json").write_text(description)
+
+
 def main() -> None:
     """Read the cases, print a list of descriptions for each."""
     results = []
     for schedule, workload, capability in json.load(sys.stdin):
-        hw = load_profile({80: "a100-sxm-80gb", 90: "h100-sxm"}[capability])
+        hw = load_profile(PROFILES[capability])
         w = WorkloadTable.model_validate(workload).workload()
         attention = place(make_schedule(schedule, "a test"), w, hw, "cpu")
-        results.append([described(la.name, compiled(la, capability)) for la in attention.launches])
+        kernels = [(la.name, compiled(la, capability)) for la in attention.launches]
+        for folder in sys.argv[1:]:
+            for number, (_, kernel) in enumerate(kernels):
+                leave(kernel, Path(folder) / f"{len(results)}-{number}")
+        results.append([described(name, kernel) for name, kernel in kernels])
     json.dump(results, sys.stdout)
 
 
