@@ -12,7 +12,7 @@ from sim.engine.fast_forward.reduced import can_be_coarse, coarse, slower
 from sim.engine.fast_forward.run import run_kernel
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
-from sim.machine import HBM, L2, TENSOR, machine_of
+from sim.machine import HBM, L2, TENSOR
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
 from sim.tile_program import chunk_tensors
@@ -30,7 +30,7 @@ def kernel_of(name: str, options: dict[str, str] | None = None, **workload):
 
 def exactly(kernel, hw=H100):
     chunkings = chunk_tensors([kernel])
-    l2 = replay.new_l2(chunkings, machine_of(hw).l2_capacity_bytes)
+    l2 = replay.new_l2(chunkings, hw)
     return replay.run_kernel(kernel, chunkings, hw, l2, "fp16", lambda _: None)
 
 

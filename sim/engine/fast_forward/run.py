@@ -9,7 +9,6 @@ from sim.engine.fast_forward.told import completed, whole_of
 from sim.engine.kernel_run import KernelRun
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import machine_of
 from sim.tile_program import Kernel, chunk_tensors
 
 COARSE_ERROR = 0.003  # of the time, where trips were made one: by comparisons with exact replays
@@ -30,7 +29,7 @@ def run_kernel(
     if plan.part.tile_steps >= kernel.tile_steps:  # so few CTAs stand for no others
         form, device, plan = kernel, hw, Plan(kernel, [], counts=True)
     chunkings = chunk_tensors([plan.part])
-    l2 = engine.new_l2(chunkings, machine_of(device).l2_capacity_bytes)
+    l2 = engine.new_l2(chunkings, device)
     run = engine.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
     if not plan.measured:
         return run
