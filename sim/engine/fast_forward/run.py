@@ -11,7 +11,8 @@ from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Kernel, chunk_tensors
 
-COARSE_ERROR = 0.003  # of the time, where trips were made one: by comparisons with exact replays
+# Of the time and of HBM bytes, where trips were made one: by comparisons with exact replays.
+COARSE_TIME_ERROR, COARSE_HBM_ERROR = 0.003, 0.012
 
 
 def run_kernel(
@@ -40,6 +41,7 @@ def run_kernel(
         time_s=whole.time_s * rounded,
         hbm_bytes=whole.hbm_bytes * rounded,
         hit_bytes=whole.hit_bytes * rounded,
-        time_error=whole.time_error + (COARSE_ERROR if grain > 1 else 0.0),
+        time_error=whole.time_error + (COARSE_TIME_ERROR if grain > 1 else 0.0),
+        hbm_error=whole.hbm_error + (COARSE_HBM_ERROR if grain > 1 else 0.0),
     )
     return completed(kernel, run, whole, hw, dtype)
