@@ -16,7 +16,6 @@ from sim.engine import reference
 from sim.engine.compiled import replay
 from sim.engine.protocol import Engine
 from sim.inputs.hardware import load_profile
-from sim.machine import machine_of
 from sim.schedules.base import of_constant
 from sim.tile_program import (
     Compute,
@@ -55,7 +54,7 @@ def tile_steps_per_s(engine: Engine[Any], kernel: Kernel, runs: int) -> float:
     chunkings = chunk_tensors([kernel])
     best = 0.0
     for _ in range(runs):
-        l2 = engine.new_l2(chunkings, machine_of(HW).l2_capacity_bytes)
+        l2 = engine.new_l2(chunkings, HW)
         start_s = time.perf_counter()
         ran = engine.run_kernel(kernel, chunkings, HW, l2, DTYPE, lambda _: None)
         best = max(best, kernel.tile_steps / (time.perf_counter() - start_s))

@@ -9,7 +9,6 @@ from sim.engine.fast_forward.plan import can_skip, replayed_steps
 from sim.engine.kernel_run import KernelRun
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import machine_of
 from sim.tile_program import Command, Kernel, chunk_tensors
 
 
@@ -44,7 +43,7 @@ class Replays(Generic[L2State]):
         self.known: dict[Kernel, KernelRun] = {}
 
     def _empty_l2(self) -> L2State:
-        return self.engine.new_l2(self.chunkings, machine_of(self.hw).l2_capacity_bytes)
+        return self.engine.new_l2(self.chunkings, self.hw)
 
     def run(self, kernel: Kernel) -> KernelRun:
         """What the kernel takes now."""

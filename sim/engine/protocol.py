@@ -17,8 +17,8 @@ class Engine(Protocol[L2State]):
     The same kernel on the same L2 takes the same to the bit. A module can be an engine.
     """
 
-    def new_l2(self, chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> L2State:
-        """An empty L2 for the chunks of those tensors."""
+    def new_l2(self, chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2State:
+        """The device's L2, empty, for the chunks of those tensors."""
 
     def run_kernel(
         self,

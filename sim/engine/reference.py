@@ -4,7 +4,6 @@ For reading, extending and checking: one process a worker, one object a thing of
 counter equals the compiled engine's to the bit, every time to rounding.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from simpy.events import EventPriority
 
 from sim import machine as mc
+from sim.engine.compiled.l2 import DRAW_FACTOR, DRAW_MODULUS, FIRST_DRAW
 from sim.engine.compiled.timeline import (
     HBM_BYTES,
     HBM_IN_FLIGHT,
@@ -73,28 +73,33 @@ class Pipe:
 class Chunk:
     """A chunk in L2."""
 
+    number: int
     size: int
     dirty: bool
-    arrival_s: float
+    used_at: int
+    arrival_s: float = 0.0
 
 
 class L2Cache:
-    """Fully associative LRU over chunks, write-back; the oldest is first in `chunks`."""
+    """Chunks, write-back; of a few drawn at random (`candidates`) the longest unused is evicted."""
 
-    def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
-        self.used_bytes = 0
-        self.chunks: OrderedDict[int, Chunk] = OrderedDict()
+    def __init__(self, capacity_bytes: int, candidates: int) -> None:
+        self.capacity_bytes, self.candidates = capacity_bytes, candidates
+        self.used_bytes = self.touches = 0
+        self.draw = FIRST_DRAW
+        self.lines: list[Chunk] = []
+        self.chunks: dict[int, Chunk] = {}
 
     @property
     def dirty_bytes(self) -> int:
         """Bytes that HBM does not have yet."""
-        return sum(chunk.size for chunk in self.chunks.values() if chunk.dirty)
+        return sum(chunk.size for chunk in self.lines if chunk.dirty)
 
     def touch(self, number: int, size: int, write: bool, fetch: bool) -> tuple[int, int]:
         """Use a chunk; return (bytes read from HBM, bytes written to HBM)."""
+        self.touches += 1
         if number in self.chunks:
-            self.chunks.move_to_end(number)
+            self.chunks[number].used_at = self.touches
             self.chunks[number].dirty |= write
             return 0, 0
         read = size if fetch else 0
@@ -102,17 +107,33 @@ class L2Cache:
             return read, (size if write else 0)
         written = 0
         while self.used_bytes + size > self.capacity_bytes:
-            _, victim = self.chunks.popitem(last=False)
-            self.used_bytes -= victim.size
+            victim = self.evict()
             written += victim.size if victim.dirty else 0
-        self.chunks[number] = Chunk(size, write, 0.0)
+        self.chunks[number] = Chunk(number, size, write, self.touches)
+        self.lines.append(self.chunks[number])
         self.used_bytes += size
         return read, written
 
+    def evict(self) -> Chunk:
+        """Evict the candidate used longest ago; the last line takes its place."""
+        drawn = [self.drawn() for _ in range(self.candidates)]
+        oldest = min(drawn, key=lambda line: self.lines[line].used_at)
+        victim, last = self.lines[oldest], self.lines[-1]
+        self.lines[oldest] = last
+        self.lines.pop()
+        del self.chunks[victim.number]
+        self.used_bytes -= victim.size
+        return victim
 
-def new_l2(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> L2Cache:
-    """An empty L2."""
-    return L2Cache(capacity_bytes)
+    def drawn(self) -> int:
+        """The place of a line, each as likely as any other."""
+        self.draw = self.draw * DRAW_FACTOR % DRAW_MODULUS
+        return self.draw * len(self.lines) >> 31
+
+
+def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Cache:
+    """A device's L2, empty."""
+    return L2Cache(mc.machine_of(hw).l2_capacity_bytes, hw.calibration.l2.candidates)
 
 
 def chunks_of(stream: Stream, chunking: Chunking, tile: int) -> list[tuple[int, int]]:
@@ -495,7 +516,7 @@ def run_kernel(
     progress: Callable[[int], None],
 ) -> KernelRun:
     """Run `kernel` as SimPy processes; `progress` is told at the end alone."""
-    for chunk in l2.chunks.values():  # what the last kernel left has arrived; times start anew
+    for chunk in l2.lines:  # what the last kernel left has arrived; times start anew
         chunk.arrival_s = 0.0
     replay = ReferenceReplay(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)
     replay.run()

@@ -142,10 +142,17 @@ class HbmCalibration(Section):
 
 
 class L2Calibration(Section):
-    """Sustained share of the L2 bandwidth, share of its capacity that data sees, latency."""
+    """Sustained share of the L2 bandwidth, share of its capacity that data sees, latency.
+
+    `candidates` are the lines, drawn at random, of which the one used longest ago is evicted: 1 is
+    random replacement, many are LRU. Source: how bandwidth falls as a working set outgrows the L2
+    (te42kyfo/gpu-benches, now RRZE-HPC, gpu-l2-cache/a100_80.txt, h100_pcie.txt, l40.txt): 2 comes
+    nearest on A100 and H100, whose L2 has two partitions, 16 on the L40.
+    """
 
     sustained: Fraction
     effective_capacity: Fraction
+    candidates: Count
     latency: Seconds
 
 

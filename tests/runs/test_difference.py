@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim.inputs.files import InputError
+from sim.inputs.units import show
 from sim.report.difference import sentence, show_comparison
 from sim.runs.difference import BETWEEN, LEFT_IN_L2, compare, difference
 from sim.runs.job import run_scenario
@@ -113,7 +114,7 @@ def test_a_difference_backwards_is_its_negative(base, slow_hbm):
     assert {c: x.difference for c, x in there.time_by_cause_s.items()} == {
         c: -x.difference for c, x in back.time_by_cause_s.items()
     }
-    part = "36.2 µs {} on HBM bandwidth"
+    part = f"{show(there.time_by_cause_s['hbm'].difference, 's')} {{}} on HBM bandwidth"
     assert part.format("more") in sentence(there)
     assert part.format("less") in sentence(back)
 

@@ -50,7 +50,7 @@ def devices(
     overrides = {
         "sm": {"count": draw(st.integers(1, 5))},
         "l2": {"capacity": l2 or draw(st.sampled_from(L2_SIZES))},
-        "calibration": {"l2": {"effective_capacity": 1.0}},
+        "calibration": {"l2": {"effective_capacity": 1.0, "candidates": draw(st.integers(1, 16))}},
     }
     return load_profile(name, overrides, "a test")
 

@@ -1,8 +1,14 @@
-"""The L2 at chunk granularity, compiled: fully associative, LRU, write-back.
+"""The L2 at chunk granularity, compiled: write-back, evicting the oldest of a few random lines.
 
-Chunks are numbered from 0. One that is present has a line; lines form a doubly linked list from the
-most to the least recently used, so that a touch costs a few loads. What is absent costs four bytes.
-A chunk larger than the cache passes it by.
+Chunks are numbered from 0. One that is present has a line, and lines 1 up to the number of chunks
+present are in use, so that a random one costs a multiplication. To make room some are drawn, the
+*candidates*, and the one used longest ago goes. One candidate is random replacement, very many are
+LRU. What is absent costs four bytes. A chunk larger than the cache passes it by.
+
+Sources: Sanchez and Kozyrakis, "The ZCache: Decoupling Ways and Associativity" (MICRO 2010),
+Section IV: a cache of well hashed sets evicts like the best of n random candidates, and n is its
+associativity. Park, Miller and Stockmeyer, "Remarks on Choosing and Implementing Random Number
+Generators" (CACM 36(7), 1993): the draws.
 """
 
 from math import prod
@@ -12,23 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engine.compiled.jit import aligned, called, inlined
+from sim.inputs.hardware import HardwareProfile
+from sim.machine import machine_of
 from sim.tile_program import Chunking, Tensor
 
 NO_LINE = 0
-# Line 0 is no chunk's: the list's ends hang on it, its `older` being the newest.
 LINE = aligned(
     [
-        ("newer", "i4"),
-        ("older", "i4"),
         ("chunk", "i4"),
         ("dirty", "i4"),
         ("size", "i8"),
+        ("used_at", "i8"),  # by the level's count of touches
         ("arrival_s", "f8"),  # when the load that fetched it brings it
     ]
 )
-# Bytes present, of what capacity, how many of them dirty; the lines used so far, and the first of
-# those that are free again, a list linked by `older`.
-LEVEL = aligned([(name, "i8") for name in ("used", "capacity", "dirty", "lines", "free")])
+# Bytes present, of what capacity, how many of them dirty; the lines in use; how many an eviction
+# draws; touches so far; the last draw.
+LEVEL_FIELDS = ("used", "capacity", "dirty", "lines", "candidates", "touches", "draw")
+LEVEL = aligned([(name, "i8") for name in LEVEL_FIELDS])
+DRAW_FACTOR, DRAW_MODULUS, FIRST_DRAW = 48_271, 2**31 - 1, 1
 
 
 class L2Lines(NamedTuple):
@@ -50,11 +58,13 @@ def sizes_of(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> tuple[in
     return chunks, min(chunks, capacity_bytes // smallest_bytes)
 
 
-def new_l2(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> L2Lines:
-    """An empty L2 for the chunks of those tensors."""
+def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:
+    """A device's L2, empty, for the chunks of those tensors."""
+    capacity_bytes = machine_of(hw).l2_capacity_bytes
     chunks, lines = sizes_of(chunkings, capacity_bytes)
     level = np.zeros(1, LEVEL)
-    level["capacity"] = capacity_bytes
+    level["capacity"], level["draw"] = capacity_bytes, FIRST_DRAW
+    level["candidates"] = hw.calibration.l2.candidates
     return L2Lines(np.zeros(chunks, np.int32), np.zeros(lines + 1, LINE), level)
 
 
@@ -65,39 +75,33 @@ def l2_bytes(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> int:
 
 
 @inlined
-def unlink(lines, line):
-    """Take a line out of the list."""
-    newer, older = lines[line].newer, lines[line].older
-    lines[newer].older = older
-    lines[older].newer = newer
-
-
-@inlined
-def link_newest(lines, line):
-    """Put a line at the most recently used end."""
-    newest = lines[NO_LINE].older
-    lines[line].newer = NO_LINE
-    lines[line].older = newest
-    lines[newest].newer = line
-    lines[NO_LINE].older = line
+def drawn(level):
+    """A line in use, each as likely as any other."""
+    level.draw = level.draw * DRAW_FACTOR % DRAW_MODULUS
+    return 1 + (level.draw * level.lines >> 31)
 
 
 @called
 def make_room(l2, size):
-    """Evict the least recently used until `size` bytes fit; return the dirty bytes evicted."""
+    """Evict until `size` bytes fit; return the dirty bytes evicted."""
     lines, level = l2.lines, l2.level[0]
     written = 0
     while level.used + size > level.capacity:
-        oldest = lines[NO_LINE].newer
-        victim = lines[oldest]
-        unlink(lines, oldest)
+        oldest = drawn(level)
+        for _ in range(level.candidates - 1):
+            other = drawn(level)
+            if lines[other].used_at < lines[oldest].used_at:
+                oldest = other
+        victim, last = lines[oldest], lines[level.lines]
         level.used -= victim.size
         if victim.dirty:
             written += victim.size
             level.dirty -= victim.size
+        l2.line_of[last.chunk] = oldest  # the last line moves to the victim's place
         l2.line_of[victim.chunk] = NO_LINE
-        victim.older = level.free
-        level.free = oldest
+        victim.chunk, victim.dirty, victim.size = last.chunk, last.dirty, last.size
+        victim.used_at, victim.arrival_s = last.used_at, last.arrival_s
+        level.lines -= 1
     return written
 
 
@@ -108,12 +112,11 @@ def touch(l2, chunk, size, write, fetch):
     `write` leaves it dirty; `fetch` says whether it must be read where it is absent.
     """
     lines, level = l2.lines, l2.level[0]
+    level.touches += 1
     line = l2.line_of[chunk]
     if line != NO_LINE:
         present = lines[line]
-        if present.newer != NO_LINE:
-            unlink(lines, line)
-            link_newest(lines, line)
+        present.used_at = level.touches
         if write and not present.dirty:
             present.dirty = 1
             level.dirty += size
@@ -124,16 +127,12 @@ def touch(l2, chunk, size, write, fetch):
     written = 0
     if level.used + size > level.capacity:
         written = make_room(l2, size)
-    if level.free != NO_LINE:
-        line = np.int32(level.free)
-        level.free = lines[line].older
-    else:
-        level.lines += 1
-        line = np.int32(level.lines)
+    level.lines += 1
+    line = np.int32(level.lines)
     l2.line_of[chunk] = line
-    link_newest(lines, line)
     arrived = lines[line]
-    arrived.chunk, arrived.size, arrived.dirty, arrived.arrival_s = chunk, size, 0, 0.0
+    arrived.chunk, arrived.size, arrived.dirty = chunk, size, 0
+    arrived.used_at, arrived.arrival_s = level.touches, 0.0
     level.used += size
     if write:
         arrived.dirty = 1

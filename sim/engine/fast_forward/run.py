@@ -9,10 +9,10 @@ from sim.engine.fast_forward.told import completed, whole_of
 from sim.engine.kernel_run import KernelRun
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import machine_of
 from sim.tile_program import Kernel, chunk_tensors
 
-COARSE_ERROR = 0.003  # of the time, where trips were made one: by comparisons with exact replays
+# Of the time and of HBM bytes, where trips were made one: by comparisons with exact replays.
+COARSE_TIME_ERROR, COARSE_HBM_ERROR = 0.003, 0.012
 
 
 def run_kernel(
@@ -30,7 +30,7 @@ def run_kernel(
     if plan.part.tile_steps >= kernel.tile_steps:  # so few CTAs stand for no others
         form, device, plan = kernel, hw, Plan(kernel, [], counts=True)
     chunkings = chunk_tensors([plan.part])
-    l2 = engine.new_l2(chunkings, machine_of(device).l2_capacity_bytes)
+    l2 = engine.new_l2(chunkings, device)
     run = engine.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
     if not plan.measured:
         return run
@@ -41,6 +41,7 @@ def run_kernel(
         time_s=whole.time_s * rounded,
         hbm_bytes=whole.hbm_bytes * rounded,
         hit_bytes=whole.hit_bytes * rounded,
-        time_error=whole.time_error + (COARSE_ERROR if grain > 1 else 0.0),
+        time_error=whole.time_error + (COARSE_TIME_ERROR if grain > 1 else 0.0),
+        hbm_error=whole.hbm_error + (COARSE_HBM_ERROR if grain > 1 else 0.0),
     )
     return completed(kernel, run, whole, hw, dtype)
