@@ -278,7 +278,7 @@ _UNITS = {
     "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
     "network": "B/s", "network_latency": "s",
     "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
-    "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s",
+    "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s", "cta_setup": "s",
     "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",
     "tensor_per_flop": "J/FLOP",
 }  # fmt: skip

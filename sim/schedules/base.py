@@ -121,7 +121,8 @@ def that_append() -> str:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     taking = (kind for one in Schedule.__subclasses__() for kind in below(one))
-    names = (kind.model_fields["name"].default for kind in taking if "append" in kind.takes)
+    ours = (kind for kind in taking if kind.__module__.startswith(__package__ or ""))
+    names = (kind.model_fields["name"].default for kind in ours if "append" in kind.takes)
     return ", ".join(sorted(names))
 
 

@@ -100,7 +100,7 @@ def test_a_warm_run_finds_in_l2_what_a_cold_one_reads_from_hbm():
         schedule={"name": "flash_decoding", "implementation": "triton"},
     )
     prediction = predict(shape, HW)
-    assert prediction.warm_s < 0.8 * prediction.cold_s
+    assert prediction.warm_s < 0.85 * prediction.cold_s
     larger = shape.model_copy(
         update={"workload": shape.workload.model_copy(update={"batch": 64, "heads": 32})}
     )

@@ -431,9 +431,9 @@ def offered(page, one_of_them):
 def test_the_schedules_that_one_may_choose_take_the_phase(opened):
     prefill = offered(opened, "flash1")
     assert {"naive", "flash", "flash1"} <= set(prefill)
-    assert "flash_decoding" not in prefill
+    assert "quest" not in prefill
     opened.get_by_label("decode").check()
-    assert "flash_decoding" in offered(opened, "flash_decoding")
+    assert "quest" in offered(opened, "quest")
 
 
 @pytest.mark.parametrize("width", [1100, 1440])
