@@ -20,7 +20,7 @@ num_splits_heuristic, set_params_splitkv), query heads packed as rows of one mat
 (run_flash_splitkv_fwd, compute_attn_1rowblock_splitkv), rows a CTA of the combine kernel
 (flash_fwd_launch_template.h, run_flash_splitkv_fwd), its order (flash_fwd_kernel.h,
 combine_attn_seqk_parallel). One O_s is on its way at a time: the loads do not depend on each other,
-but as compiled (the wheel of xformers 0.0.24, sm_80 and sm_90) each goes into the registers of the
+but as compiled (the wheel of xformers 0.0.24, sm_90) each goes into the registers of the
 one before, after it was added. O_s is fp32.
 """
 
