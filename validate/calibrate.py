@@ -33,7 +33,7 @@ ROBUST_SCALE = 0.05  # a log ratio beyond which a point pulls less and less
 # A fitted parameter is thought to be within a factor of two of where it stands (one standard
 # deviation of its logarithm), the times right to 3%; so data that says little moves little.
 PRIOR, NOISE = log(2), 0.03
-OVERLAPS = (14.0, 5.0)  # values of sm.mma_issue_cycles from which the fit is tried too
+OVERLAPS = (14.0, 5.0, 1.6)  # values of sm.mma_issue_cycles from which the fit is tried too
 UNDETERMINED = 0.8  # of the prior's width left: the data has said next to nothing
 UNCERTAIN = 0.3  # a 95% interval wider than this is worth a warning
 
