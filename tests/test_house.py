@@ -65,7 +65,6 @@ def test_schedules_are_asked_by_their_one_door():
     assert not calls
 
 
-@pytest.mark.skipif("importlinter" not in CONFIGURED, reason="no contract is configured")
 def test_who_may_import_whom(capsys, monkeypatch):
     from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 

@@ -39,9 +39,8 @@ class Beside:
         """
         if not self.launches:
             return 0.0, 0.0
-        rate = hw.tensor_flops_per_s(w.dtype) or hw.matmul_flops_per_s(w.dtype)
         calibration = hw.calibration
-        flops_s = self.flops / rate
+        flops_s = self.flops / hw.matmul_flops_per_s(w.dtype)
         in_l2 = self.bytes < hw.l2.capacity * calibration.l2.effective_capacity
         memory_s = (
             self.bytes / (hw.l2.bandwidth * calibration.l2.sustained)
