@@ -50,7 +50,8 @@ class Machine:
     """Sustained rates and fixed times of a profile, in SI."""
 
     sms: int
-    hbm_bytes_per_s: float
+    hbm_read_bytes_per_s: float
+    hbm_write_bytes_per_s: float
     l2_bytes_per_s: float
     port_bytes_per_s: float
     l2_capacity_bytes: int
@@ -58,13 +59,18 @@ class Machine:
     hbm_latency_s: float
     op_latency_s: float
 
+    def hbm_s(self, read_bytes: float, write_bytes: float) -> float:
+        """Seconds that HBM is busy with so many bytes."""
+        return read_bytes / self.hbm_read_bytes_per_s + write_bytes / self.hbm_write_bytes_per_s
+
 
 def machine_of(hw: HardwareProfile) -> Machine:
     """The machine that a profile describes."""
     calibration = hw.calibration
     return Machine(
         sms=hw.sm.count,
-        hbm_bytes_per_s=hw.hbm.bandwidth * calibration.hbm.sustained,
+        hbm_read_bytes_per_s=hw.hbm.bandwidth * calibration.hbm.read,
+        hbm_write_bytes_per_s=hw.hbm.bandwidth * calibration.hbm.write,
         l2_bytes_per_s=hw.l2.bandwidth * calibration.l2.sustained,
         port_bytes_per_s=hw.sm.l2_bytes_per_clock * hw.sm.clock,
         l2_capacity_bytes=int(hw.l2.capacity * calibration.l2.effective_capacity),

@@ -19,6 +19,7 @@ from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
+from sim.machine import machine_of
 
 Kind = Literal["", "cache write", "packed QKV", "MLA expanded"]
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
@@ -35,7 +36,7 @@ class Beside:
     def times(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[float, float]:
         """Seconds that they take, gaps included, and that a roofline of the datasheet gives.
 
-        What one writes the next finds in L2 where all of it fits there.
+        What one writes the next finds in L2 where all of it fits there. As much is written as read.
         """
         if not self.launches:
             return 0.0, 0.0
@@ -45,7 +46,7 @@ class Beside:
         memory_s = (
             self.bytes / (hw.l2.bandwidth * calibration.l2.sustained)
             if in_l2
-            else self.bytes / (hw.hbm.bandwidth * calibration.hbm.sustained)
+            else machine_of(hw).hbm_s(self.bytes / 2, self.bytes / 2)
         )
         fixed_s = calibration.launch.gap + calibration.sm.cta_start
         taken_s = self.launches * fixed_s + memory_s + flops_s / calibration.tensor.native

@@ -50,7 +50,8 @@ class Parameter:
 
 
 PARAMETERS = (
-    Parameter("hbm.sustained", 0.3, 1.0, seen_in="kernels that stream from HBM"),
+    Parameter("hbm.read", 0.3, 1.0, seen_in="kernels that stream from HBM"),
+    Parameter("hbm.write", 0.3, 1.0, seen_in="kernels that stream to HBM"),
     Parameter("hbm.latency", 1e-7, 3e-6, "s", "short kernels that wait for HBM"),
     Parameter("l2.sustained", 0.2, 1.0, seen_in="kernels that stream from L2"),
     Parameter("l2.effective_capacity", 0.2, 1.0, seen_in="working sets about the L2's size"),

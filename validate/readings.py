@@ -30,7 +30,8 @@ def readings(micro: Iterable[Micro], hw: HardwareProfile) -> dict[str, Reading]:
 
     Shares are of the profile's vendor figure and at most 1.
 
-    - hbm.sustained: of a copy, which reads as much as it writes.
+    - hbm.read: of reads alone; hbm.write: what then makes a copy, which reads as much as it
+      writes, as fast as it was (with the profile's hbm.read where reads alone were not measured).
     - hbm.latency, l2.latency: of the walk through the most lines, at least twice L2, and the
       fewest, at most half of it.
     - l2.sustained: of the plateau, the median over working sets up to a quarter of L2.
@@ -55,8 +56,11 @@ def readings(micro: Iterable[Micro], hw: HardwareProfile) -> dict[str, Reading]:
     mma_sync = _best_share(_tensor_rates(by_name, "mma_sync", hw))
     native = _best_share(_tensor_rates(by_name, "native", hw))
     cta_start = by_name.get("cta_start", [])
+    read, copied = share("hbm_read", hw.hbm.bandwidth), share("hbm_copy", hw.hbm.bandwidth)
+    read_share = read.value if read else hw.calibration.hbm.read
     found = {
-        "hbm.sustained": share("hbm_copy", hw.hbm.bandwidth),
+        "hbm.read": read,
+        "hbm.write": _written_share(copied, read_share),
         "hbm.latency": _seconds(
             [one for one in chases if _working_set(one) >= 2 * hw.l2.capacity][-1:]
         ),
@@ -108,6 +112,15 @@ def _best_share(rated: list[tuple[Micro, float]]) -> Reading | None:
         return None
     best, vendor = max(rated, key=lambda pair: pair[0].value / pair[1])
     return Reading(min(1.0, best.value / vendor), _spread(best.samples) / vendor, _label(best))
+
+
+def _written_share(copied: Reading | None, read_share: float) -> Reading | None:
+    """The share of writes with which a copy, half of it reads at `read_share`, has its own."""
+    if copied is None:
+        return None
+    value = 1 / (2 / copied.value - 1 / read_share)
+    slope = 2 * (value / copied.value) ** 2  # of it by the copy's share
+    return Reading(min(1.0, value), slope * copied.spread, copied.micro)
 
 
 def _plateau_share(plateau: list[Micro], hw: HardwareProfile) -> Reading | None:

@@ -441,7 +441,7 @@ class ReferenceReplay:
         self.slot_paths[cta.slot] = path
         self.place(cta.sm, cta.slot)
 
-    def cross(self, sm: int, size: int, hbm_bytes: int, path: Path) -> tuple[float, Path]:
+    def cross(self, sm: int, size: int, read: int, written: int, path: Path) -> tuple[float, Path]:
         """Reserve every pipe between an SM and where the tile is; when the slowest is done."""
         now_s, machine = self.env.now, self.machine
         slowest = self.sm_pipes[sm][mc.PORT]
@@ -451,10 +451,10 @@ class ReferenceReplay:
         self.record(L2_BYTES, done_s - service_s, done_s, size)
         if self.l2_pipe.free_at_s > slowest.free_at_s:
             slowest = self.l2_pipe
-        if hbm_bytes:
-            service_s = hbm_bytes / machine.hbm_bytes_per_s
+        if read or written:
+            service_s = machine.hbm_s(read, written)
             done_s = self.hbm_pipe.reserve(now_s, service_s, path)
-            self.record(HBM_BYTES, done_s - service_s, done_s, hbm_bytes)
+            self.record(HBM_BYTES, done_s - service_s, done_s, read + written)
             if self.hbm_pipe.free_at_s > slowest.free_at_s:
                 slowest = self.hbm_pipe
         return slowest.free_at_s, slowest.path.copy()
@@ -482,7 +482,7 @@ class ReferenceReplay:
     def load(self, sm: int, stream: Stream, tile: int, path: Path) -> tuple[float, Path]:
         """Load a tile; return when it is in SRAM, and the critical path of that."""
         size, reads, writes, in_flight_s, fetched = self.touch(stream, tile, False, True)
-        done_s, path = self.cross(sm, size, reads + writes, path)
+        done_s, path = self.cross(sm, size, reads, writes, path)
         self.l2_read_bytes += size
         self.l2_hit_bytes += size - reads
         self.record(L2_HIT_BYTES, self.l2_pipe.free_at_s, self.l2_pipe.free_at_s, size - reads)
@@ -504,7 +504,7 @@ class ReferenceReplay:
         """Store a tile; return when it has left the SM, and the critical path of that."""
         size, reads, writes, _, _ = self.touch(op.stream, tile, True, op.atomic)
         self.l2_write_bytes += size
-        return self.cross(sm, size, reads + writes, path)
+        return self.cross(sm, size, reads, writes, path)
 
 
 def run_kernel(

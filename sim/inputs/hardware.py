@@ -135,9 +135,15 @@ class Links(Section):
 
 
 class HbmCalibration(Section):
-    """Share of the HBM bandwidth that is sustained, and load-to-use latency from HBM."""
+    """Shares of the HBM bandwidth that reads and writes sustain, and load-to-use latency from HBM.
 
-    sustained: Fraction
+    `read` is of reads alone. `write` is of bytes written between reads, so that a copy comes out
+    as measured: turning the bus around is charged to them, and writes alone are faster
+    (RRZE-HPC/gpu-benches, gpu-stream: init).
+    """
+
+    read: Fraction
+    write: Fraction
     latency: Seconds
 
 

@@ -8,7 +8,7 @@
 Simulated: one layer's attention, kernel by kernel, from an empty L2; all layers are as that one.
 
 A closed form: the matrices take max(weight bytes / HBM rate, FLOPs / tensor rate), both rates as
-the profile sustains them (`calibration.hbm.sustained`, `calibration.tensor.native`, but for large
+the profile sustains them (`calibration.hbm.read`, `calibration.tensor.native`, but for large
 matmuls' power, LARGE_MATMUL): a roofline.
 Every weight but the embedding's counts as a matrix's (in GPT-2 one in a hundred is none: biases,
 norms, positions): multiplied once a token, 2 FLOPs each (Kaplan et al. 2020, arXiv 2001.08361,
@@ -119,7 +119,7 @@ def _matmul_s(weights: float, multiplied: float, hw: HardwareProfile, dtype: Dty
         flops_per_s = 2 * hw.vector_ops_per_s * hw.calibration.sm.vector
     else:
         flops_per_s = peak * min(hw.calibration.tensor.native, LARGE_MATMUL)
-    read_s = weights * DTYPE_BYTES[dtype] / machine_of(hw).hbm_bytes_per_s
+    read_s = weights * DTYPE_BYTES[dtype] / machine_of(hw).hbm_read_bytes_per_s
     return max(read_s, 2 * multiplied / flops_per_s)
 
 

@@ -150,7 +150,7 @@ def test_a_decode_that_waits_for_hbm_takes_as_long_as_its_bandwidth_says():
         hardware={"hbm": {"bandwidth": "200 GB/s"}},
     )
     by_key = effects(of)
-    for key in ("hbm.bandwidth", "calibration.hbm.sustained"):
+    for key in ("hbm.bandwidth", "calibration.hbm.read"):
         assert by_key[key].time.central == pytest.approx(-1, abs=0.03)
         assert by_key[key].hbm_bytes.central == pytest.approx(0, abs=1e-3)
     assert abs(by_key["tensor.fp16"].time.central) < 0.01
@@ -225,9 +225,9 @@ def test_a_tile_that_just_fits_is_shifted_one_way():
 
 
 def test_a_share_of_one_is_shifted_down():
-    whole = {"calibration": {"hbm": {"sustained": 1.0}}}
+    whole = {"calibration": {"hbm": {"read": 1.0}}}
     by_key = effects(scenario("naive", hardware=whole, heads=16, head_dim=128, seq_len=2048))
-    found = by_key["calibration.hbm.sustained"]
+    found = by_key["calibration.hbm.read"]
     assert found.parameter.value == 1
     assert found.parameter.up is None
     assert found.time.up is None

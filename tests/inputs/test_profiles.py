@@ -176,8 +176,8 @@ def test_a_device_overrides_its_architecture_and_a_child_its_parent(tmp_path):
     (tmp_path / "other.toml").write_text(child + latency.format(200))
     found = [load_profile(str(tmp_path / f"{n}.toml")) for n in ("mine", "child", "other")]
     assert [hw.calibration.hbm.latency for hw in found] == pytest.approx([3e-7, 3e-7, 2e-7])
-    assert {hw.calibration.hbm.sustained for hw in found} == {
-        load_profile("h100-sxm").calibration.hbm.sustained
+    assert {hw.calibration.hbm.read for hw in found} == {
+        load_profile("h100-sxm").calibration.hbm.read
     }
 
 

@@ -214,7 +214,7 @@ def test_time_is_at_least_every_roof_and_its_critical_path_adds_up(case, hw):
     machine = machine_of(hw)
     for kernel, ran in zip(kernels := lowered(schedule, w, hw), run(kernels, hw, w), strict=True):
         roof_s = [
-            (ran.hbm_read_bytes + ran.hbm_write_bytes) / machine.hbm_bytes_per_s,
+            machine.hbm_s(ran.hbm_read_bytes, ran.hbm_write_bytes),
             (ran.l2_read_bytes + ran.l2_write_bytes) / machine.l2_bytes_per_s,
             *(ran.busy_s[:6] / machine.sms),
         ]

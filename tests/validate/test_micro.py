@@ -299,7 +299,8 @@ def test_matmuls_are_of_both_paths_and_dtypes(tiny):
 # -- Reading them --
 
 PARAMETERS = {
-    "hbm.sustained": (0.3, 1.0),
+    "hbm.read": (0.3, 1.0),
+    "hbm.write": (0.3, 1.0),
     "hbm.latency": (3e-7, 1e-6),
     "l2.sustained": (0.5, 1.0),
     "l2.effective_capacity": (0.4, 1.0),
@@ -326,7 +327,7 @@ def made_from(given: dict[str, float], hw: HardwareProfile) -> list[Micro]:
         """Falls over an octave about the effective capacity."""
         octaves = log2(size / (given["l2.effective_capacity"] * hw.l2.capacity))
         from_l2 = min(1.0, max(0.0, 0.5 - octaves))
-        hbm = given["hbm.sustained"] * hw.hbm.bandwidth
+        hbm = given["hbm.read"] * hw.hbm.bandwidth
         fast = given["l2.sustained"] * hw.l2.bandwidth
         return micro("l2_read", hbm + (fast - hbm) * from_l2, working_set_bytes=size)
 
@@ -335,10 +336,12 @@ def made_from(given: dict[str, float], hw: HardwareProfile) -> list[Micro]:
         assert rate is not None
         return micro("tensor", share * rate, path=path, dtype=dtype)
 
+    copied = 2 / (1 / given["hbm.read"] + 1 / given["hbm.write"])
     start_s = given["sm.cta_start"]
     native, mma_sync = given["tensor.native"], given["tensor.mma_sync"]
     return [
-        micro("hbm_copy", given["hbm.sustained"] * hw.hbm.bandwidth),
+        micro("hbm_read", given["hbm.read"] * hw.hbm.bandwidth),
+        micro("hbm_copy", copied * hw.hbm.bandwidth),
         micro("latency", given["l2.latency"], working_set_bytes=hw.l2.capacity / 8),
         micro("latency", given["hbm.latency"], working_set_bytes=hw.l2.capacity * 4),
         *(l2_read(hw.l2.capacity * 2 ** (quarter / 4)) for quarter in range(-16, 9)),
@@ -368,7 +371,8 @@ def test_a_share_is_at_most_one():
 @pytest.mark.parametrize(
     ("name", "lost"),
     [
-        ("hbm_copy", {"hbm.sustained"}),
+        ("hbm_read", {"hbm.read"}),
+        ("hbm_copy", {"hbm.write"}),
         ("latency", {"hbm.latency", "l2.latency"}),
         ("l2_read", {"l2.sustained", "l2.effective_capacity"}),
         ("tensor", {"tensor.native", "tensor.mma_sync"}),

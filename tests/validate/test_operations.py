@@ -4,6 +4,7 @@ import pytest
 
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
+from sim.machine import machine_of
 from tests.support.tables_of_figures import DECODE, figure
 from validate.beside import Beside
 from validate.devices import at_clock, device_of
@@ -298,7 +299,7 @@ def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
     small, large = Beside(2**20, launches=1), Beside(2**30, launches=1)
     fixed_s = hw.calibration.launch.gap + hw.calibration.sm.cta_start
     l2_s = 2**20 / (hw.l2.bandwidth * hw.calibration.l2.sustained)
-    hbm_s = 2**30 / (hw.hbm.bandwidth * hw.calibration.hbm.sustained)
+    hbm_s = machine_of(hw).hbm_s(2**29, 2**29)
     assert small.times(w, hw)[0] == pytest.approx(fixed_s + l2_s)
     assert large.times(w, hw)[0] == pytest.approx(fixed_s + hbm_s)
     assert Beside().times(w, hw) == (0.0, 0.0)

@@ -45,8 +45,8 @@ OP = aligned([*_int64("kind stream reads frees shared count"), ("service_s", "f8
 # `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
 LIMITS = aligned(
     _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves {sources_stamp()}")
-    + _float64("port_bytes_per_s l2_bytes_per_s hbm_bytes_per_s l2_latency_s hbm_latency_s")
-    + _float64("op_latency_s cta_start_s")
+    + _float64("port_bytes_per_s l2_bytes_per_s hbm_read_bytes_per_s hbm_write_bytes_per_s")
+    + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s")
 )
 WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op"), PATH])
 SLOT = aligned(_int64("cta item last_item arrived"))
@@ -230,7 +230,8 @@ def _limits_of(
         leaves=1 << max(0, machine.sms - 1).bit_length(),
         port_bytes_per_s=machine.port_bytes_per_s,
         l2_bytes_per_s=machine.l2_bytes_per_s,
-        hbm_bytes_per_s=machine.hbm_bytes_per_s,
+        hbm_read_bytes_per_s=machine.hbm_read_bytes_per_s,
+        hbm_write_bytes_per_s=machine.hbm_write_bytes_per_s,
         l2_latency_s=machine.l2_latency_s,
         hbm_latency_s=machine.hbm_latency_s,
         op_latency_s=machine.op_latency_s,

@@ -212,7 +212,7 @@ def touch_tile(r, stream, tile, write, fetch):
 
 
 @inlined
-def cross(r, sm, worker, now_s, size, hbm_bytes, buffer):
+def cross(r, sm, worker, now_s, size, read, written, buffer):
     """Reserve every pipe between an SM and where a tile is; `buffer` takes the slowest's path.
 
     Returns when all are done, and when L2 is [s].
@@ -225,10 +225,11 @@ def cross(r, sm, worker, now_s, size, hbm_bytes, buffer):
     add(r.bins, r.bins_per_s, L2_BYTES, l2_done_s - service_s, l2_done_s, size)
     if l2_done_s > done_s:
         done_s, slowest = l2_done_s, l2
-    if hbm_bytes:
-        hbm, service_s = r.pipes[limits.sms * SM_PIPES + 1], hbm_bytes / limits.hbm_bytes_per_s
+    if read or written:
+        hbm = r.pipes[limits.sms * SM_PIPES + 1]
+        service_s = read / limits.hbm_read_bytes_per_s + written / limits.hbm_write_bytes_per_s
         hbm_done_s = reserve(hbm, HBM, worker, now_s, service_s)
-        add(r.bins, r.bins_per_s, HBM_BYTES, hbm_done_s - service_s, hbm_done_s, hbm_bytes)
+        add(r.bins, r.bins_per_s, HBM_BYTES, hbm_done_s - service_s, hbm_done_s, read + written)
         if hbm_done_s > done_s:
             done_s, slowest = hbm_done_s, hbm
     set_path(buffer, slowest)
@@ -240,7 +241,7 @@ def load_tile(r, sm, worker, now_s, stream, tile, buffer):
     """Load a tile, with the latency of the farthest level; `buffer` learns when it arrives."""
     limits, total = r.limits[0], r.total[0]
     size, read, written, in_flight_s, line = touch_tile(r, stream, tile, False, True)
-    done_s, l2_done_s = cross(r, sm, worker, now_s, size, read + written, buffer)
+    done_s, l2_done_s = cross(r, sm, worker, now_s, size, read, written, buffer)
     total.l2_read_bytes += size
     total.l2_hit_bytes += size - read
     add(r.bins, r.bins_per_s, L2_HIT_BYTES, l2_done_s, l2_done_s, size - read)
@@ -366,7 +367,7 @@ def issue_store(r, sm, slot, worker_number, now_s):
     tile = tile_at(r, op.stream, r.slots[slot].item, worker.trip)
     fetch = op.kind == ATOMIC
     size, read, written, _, _ = touch_tile(r, r.streams[op.stream], tile, True, fetch)
-    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, read + written, buffer)
+    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, read, written, buffer)
     r.total[0].l2_write_bytes += size
     op.count += 1
     wake_others(r, slot, worker_number, now_s, PASSED)

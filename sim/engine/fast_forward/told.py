@@ -111,7 +111,7 @@ def completed(
     counts = _counts_of(kernel)
     sm_busy_s = _sm_busy_s(kernel, counts, hw, dtype)
     l2_busy_s = (l2_read_bytes + l2_write_bytes) / machine.l2_bytes_per_s
-    hbm_busy_s = whole.hbm_bytes / machine.hbm_bytes_per_s
+    hbm_busy_s = machine.hbm_s(whole.hbm_bytes - hbm_write_bytes, hbm_write_bytes)
     roof_s = max(float(sm_busy_s.max()) / machine.sms, l2_busy_s, hbm_busy_s)
     whole = replace(whole, time_s=max(whole.time_s, roof_s))
     bins, bin_width_s = _timeline_of(run, whole, l2_read_bytes + l2_write_bytes, sm_busy_s[TENSOR])
