@@ -30,7 +30,7 @@ from sim.schedules.base import Schedule
 
 SHIFT = 0.05  # up by it, and down by as much in logarithm
 # What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
-WITHOUT_EFFECT = ("power.tdp", "hbm.capacity")
+WITHOUT_EFFECT = ("power.tdp", "hbm.capacity", "l2.dies")
 OF_THE_SAME_RUN = "energy."  # figures that need no other run, and so add no error
 # Where a fast-forwarded record says how far each result may be off.
 ERRORS = {"time_s": "time_error", "energy_j": "energy_error", "hbm_bytes": "hbm_error"}

@@ -66,10 +66,15 @@ class Hbm(Section):
 
 
 class L2(Section):
-    """The cache that all SMs share."""
+    """The cache that all SMs share.
+
+    `dies` are how many dies keep copies of its lines in a cache of their own below it, 1 where none
+    does. Those caches are not simulated.
+    """
 
     capacity: BytesOrNone
     bandwidth: BytesPerSecond
+    dies: Count = 1
 
 
 class Sram(Section):

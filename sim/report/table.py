@@ -12,7 +12,8 @@ from rich.table import Table
 from sim.inputs.files import find_toml, read_toml, shipped_names
 from sim.inputs.hardware import HardwareProfile, Section, load_profile
 from sim.inputs.units import show, show_binary
-from sim.report.known_errors import device_error, measured_errors
+from sim.report.known_errors import device_error
+from sim.report.notes import known_off, notes, point_text, who
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 
@@ -51,11 +52,6 @@ def show_table(table: Table) -> None:
     if not console.is_terminal:  # a pipe or a file has no width to keep to
         console = Console(width=200)
     console.print(table)
-
-
-def point_text(record: Record) -> str:
-    """The swept values of a record, such as "seq_len 4096"."""
-    return ", ".join(f"{key.split('.', 1)[-1]} {value}" for key, value in record.point.items())
 
 
 @dataclass(frozen=True)
@@ -129,38 +125,6 @@ def with_kernels(records: list[Record]) -> bool:
     return not any(record.point for record in records)
 
 
-def skipped(records: list[Record]) -> list[str]:
-    """A line a record that was fast-forwarded."""
-    return [
-        f"{_who(record)}: fast-forwarded over {errors['steps_skipped']:.2g} tile steps; estimated "
-        f"error {errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
-        "(--exact replays all)"
-        for record in records
-        if (errors := record.fast_forward)
-    ]
-
-
-def known_off(records: list[Record]) -> list[str]:
-    """A line a schedule whose predictions in a record's regime are known to be off.
-
-    By the kernels that were measured most: on the record's GPU, else on others.
-    """
-    lines: dict[str, None] = {}
-    for record in records:
-        if record.status != "ok" or record.options is None:
-            continue
-        known = measured_errors(record.options, record.hardware, record.workload)
-        here = [error for error in known if error.where == record.hardware] or known
-        most = max(here, key=lambda error: error.points, default=None)
-        if most and most.is_off:
-            lines[f"{record.schedule}: {most.sentence()}"] = None
-    return list(lines)
-
-
-def _who(record: Record) -> str:
-    return f"{record.schedule} {point_text(record)}".strip()
-
-
 def print_records(title: str, records: list[Record]) -> None:
     """A row a record and, where nothing is swept, one a kernel below it; then reasons."""
     columns = columns_of(records)
@@ -176,11 +140,11 @@ def print_records(title: str, records: list[Record]) -> None:
             for kernel in record.kernels:
                 table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
     show_table(table)
-    for line in (*skipped(records), *known_off(records)):
+    for line in (*notes(records), *known_off(records)):
         print(line)
     for record in records:
         if record.reason:
-            print(f"{_who(record)}: {record.status}: {record.reason}")
+            print(f"{who(record)}: {record.status}: {record.reason}")
 
 
 _ROWS = 40  # of a sweep that a reader would still look through

@@ -104,9 +104,10 @@ class Record:
     still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
     counts the (query, key) pairs that the mask shows, `flops` what the tiles compute. Bytes, FLOPs
     and energy are of all `gpus` together, utilisations and shares their mean, `peak_hbm_bytes` the
-    fullest one's. `link_wait_s` is the communication that nothing hid: how long a GPU's kernels
-    waited for transfers and, once they were done, it for what its outputs still lacked, in the
-    mean.
+    fullest one's. Where `l2_dies` is above 1 the device has caches that are not simulated: its
+    bytes and hit rate are not to be trusted. `link_wait_s` is the communication that nothing hid:
+    how long a GPU's kernels waited for transfers and, once they were done, it for what its outputs
+    still lacked, in the mean.
     """
 
     __pydantic_config__ = _AS_SAVED
@@ -124,6 +125,7 @@ class Record:
     l2_dirty_bytes: int | None = None
     l2_bytes: int | None = None
     l2_hit_rate: float | None = None
+    l2_dies: PositiveInt = 1
     sram_bytes: int | None = None
     peak_hbm_bytes: int | None = None
     tensor_utilisation: float | None = None

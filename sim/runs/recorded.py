@@ -95,6 +95,7 @@ def record_of(
         l2_dirty_bytes=run.l2_dirty_bytes,
         l2_bytes=l2_bytes,
         l2_hit_rate=hit_bytes / max(l2_read_bytes, 1),
+        l2_dies=int(hw.l2.dies),
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
         tensor_utilisation=flops / hw.matmul_flops_per_s(w.dtype) / gpu_s,

@@ -7,6 +7,7 @@ from dash import html
 from sim.inputs.units import show
 from sim.report import charts
 from sim.report.answer import answer as sentence
+from sim.report.notes import notes
 from sim.runs.record import Record
 from sim.web.desk import Answer, Row
 
@@ -31,16 +32,9 @@ def table(found: Answer) -> html.Table:
 
 
 def beneath(found: Answer, profile: str) -> list[html.P]:
-    """What the changes are beside, and what fast-forward may have got wrong, where it was used."""
-    told = [
-        f"{record.schedule} {skipped['time_error']:.1%} of time, "
-        f"{skipped['hbm_error']:.1%} of HBM bytes"
-        for record in found.ran
-        if (skipped := record.fast_forward)
-    ]
+    """What the changes are beside, and what is to be said of the figures."""
     lines = [f"Changes are beside {profile} as it is."] if found.differs else []
-    if told:
-        lines.append(f"Fast-forwarded, with estimated errors: {'; '.join(told)}")
+    lines += notes(found.ran)
     return [html.P(line, className="hint") for line in lines]
 
 

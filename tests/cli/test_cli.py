@@ -14,7 +14,7 @@ BAD = {
         ['hardware.hbm.bandwidth = "3 TB"', '"3.35 TB/s"'],
     ),
     "infinite": ({"hardware": 'profile = "t4"\nhbm.bandwidth = "inf TB/s"'}, ["finite"]),
-    "nan": ({"hardware": 'profile = "t4"\ncalibration.hbm.sustained = nan'}, ["finite"]),
+    "nan": ({"hardware": 'profile = "t4"\ncalibration.hbm.read = nan'}, ["finite"]),
     "zero": ({"workload": GOOD["workload"] + "\nbatch = 0"}, ["workload.batch = 0"]),
     "negative": ({"workload": GOOD["workload"] + "\nbatch = -1"}, ["workload.batch = -1"]),
     "heads do not divide": (

@@ -1,0 +1,57 @@
+"""What is to be said of records beside their figures: a line each, below a table or on a page."""
+
+from sim.report.known_errors import measured_errors
+from sim.runs.record import Record
+
+
+def notes(records: list[Record]) -> list[str]:
+    """All that makes figures less or other than they look."""
+    return [*_skipped(records), *_untrusted_bytes(records)]
+
+
+def known_off(records: list[Record]) -> list[str]:
+    """A line a schedule whose predictions in a record's regime are known to be off.
+
+    By the kernels that were measured most: on the record's GPU, else on others.
+    """
+    lines: dict[str, None] = {}
+    for record in records:
+        if record.status != "ok" or record.options is None:
+            continue
+        known = measured_errors(record.options, record.hardware, record.workload)
+        here = [error for error in known if error.where == record.hardware] or known
+        most = max(here, key=lambda error: error.points, default=None)
+        if most and most.is_off:
+            lines[f"{record.schedule}: {most.sentence()}"] = None
+    return list(lines)
+
+
+def who(record: Record) -> str:
+    """Its schedule, and where it stands in a sweep."""
+    return f"{record.schedule} {point_text(record)}".strip()
+
+
+def point_text(record: Record) -> str:
+    """The swept values of a record, such as "seq_len 4096"."""
+    return ", ".join(f"{key.split('.', 1)[-1]} {value}" for key, value in record.point.items())
+
+
+def _skipped(records: list[Record]) -> list[str]:
+    """A line a record that was fast-forwarded."""
+    return [
+        f"{who(record)}: fast-forwarded over {errors['steps_skipped']:.2g} tile steps; estimated "
+        f"error {errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
+        "(--exact replays all)"
+        for record in records
+        if (errors := record.fast_forward)
+    ]
+
+
+def _untrusted_bytes(records: list[Record]) -> list[str]:
+    """A line a device whose dies have caches that are not simulated."""
+    dies = {record.hardware: record.l2_dies for record in records if record.l2_dies > 1}
+    return [
+        f"{device}: each of its {n} dies has a cache of its own below the shared one, which is not "
+        "simulated: bytes and hit rates on it are not to be trusted"
+        for device, n in dies.items()
+    ]
