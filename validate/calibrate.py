@@ -1,31 +1,30 @@
 """Fit a profile's calibration to measurements: few, physical, bounded parameters.
 
 Two steps: each micro-benchmark fixes the parameter that it isolates; what no micro-benchmark fixes
-is fitted to the times of the kernels of the train split, by least squares on log ratios with a
-robust loss. Points of the test split are never looked at.
+is fitted to times (`validate.samples`), by least squares on log ratios with a robust loss. A
+measurement file's test split and a table's rows but for those of `fit` are never looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import exp, log
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, variation_toml
 from sim.inputs.units import show
 from sim.runs.job import Progress
-from validate.measurement import Measurement, Measurements
-from validate.predict import NotPredictedError, Prediction, predict
+from validate.measurement import Micro
 from validate.readings import Reading, readings
+from validate.samples import Sample, with_values
 
 MOST_STEPS = 4_000_000  # tile steps of all points that are fitted to: each is replayed 150 times
 STEP = 0.04  # of a finite difference, relative: events move in jumps, so smaller steps see noise
@@ -33,7 +32,12 @@ ROBUST_SCALE = 0.05  # a log ratio beyond which a point pulls less and less
 # A fitted parameter is thought to be within a factor of two of where it stands (one standard
 # deviation of its logarithm), the times right to 3%; so data that says little moves little.
 PRIOR, NOISE = log(2), 0.03
-OVERLAPS = (14.0, 5.0, 1.6)  # values of sm.mma_issue_cycles from which the fit is tried too
+# From where else the fit is tried: regimes in which other pipes hold kernels back, and from one of
+# which a search does not come over to the next by itself.
+REGIMES = (
+    {"sm.mma_issue_cycles": 14.0},
+    {"tensor.native": 0.4, "tensor.mma_sync": 0.4},
+)
 UNDETERMINED = 0.8  # of the prior's width left: the data has said next to nothing
 UNCERTAIN = 0.3  # a 95% interval wider than this is worth a warning
 
@@ -121,13 +125,13 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All parameters, the profile with them, and how near the train split it then is."""
+    """All parameters, the profile with them, and how near what it is fitted to it then is."""
 
     parameters: list[Calibrated]
     hardware: HardwareProfile
     points: int
-    left_out: int  # points of the train split too long to be replayed again and again
-    error_before: float  # mean absolute log ratio over the train split
+    left_out: int  # of what was timed: too long to be replayed again and again
+    error_before: float  # mean absolute log ratio over what it is fitted to
     error_after: float
 
 
@@ -136,40 +140,36 @@ def value_of(hw: HardwareProfile, name: str) -> float:
     return hw.figure(f"calibration.{name}")
 
 
-def with_values(hw: HardwareProfile, values: dict[str, float]) -> HardwareProfile:
-    """The profile with those calibration figures."""
-    return hw.with_figures({f"calibration.{name}": value for name, value in values.items()})
-
-
 def calibrate(
-    measurements: Measurements,
+    samples: Sequence[Sample],
     hw: HardwareProfile,
+    micro: Iterable[Micro] = (),
     progress: Progress = lambda *_: None,
 ) -> Calibration:
-    """Fit `hw` to the micro-benchmarks and the train split; raises InputError without either."""
-    read = readings(measurements.micro, hw)
-    hw_read = with_values(hw, {name: reading.value for name, reading in read.items()})
-    train = [p for p in measurements.points if p.split == "train" and (p.cold_s or p.warm_s)]
-    points = _affordable(train, hw)
-    if not read and not points:
+    """Fit `hw` to micro-benchmarks and to what was timed; raises InputError without either."""
+    read = readings(micro, hw)
+    known = {name: reading.value for name, reading in read.items()}
+    affordable = _affordable(samples)
+    if not read and not affordable:
         raise InputError(
-            f"{measurements.title}: nothing to calibrate on: no micro-benchmarks, and no timed "
-            "points of the train split"
+            "nothing to calibrate on: no micro-benchmarks, and no times of the train split (of "
+            'tables: of the split "fit") on such a device'
         )
     names = [name for name in FITTED if name not in read]
     with ProcessPoolExecutor() as pool:
-        fit = _Fit(hw_read, points, names, lambda f, xs: list(pool.map(f, xs)), progress)
-        fitted = fit.solve() if points else {}
+        start = {name: value_of(hw, name) for name in names}
+        fit = _Fit(known, start, affordable, lambda f, xs: list(pool.map(f, xs)), progress)
+        fitted = fit.solve() if affordable else {}
         calibrated = [_calibrated(p, hw, read, fitted) for p in PARAMETERS]
-        fitted_hw = with_values(hw, {c.parameter.name: c.value for c in calibrated})
-        before, after = (fit.log_ratios(profile) for profile in (hw, fitted_hw))
+        values = {one.parameter.name: one.value for one in calibrated if one.by is not None}
+        before, after = (fit.log_ratios(values) for values in ({}, values))
     return Calibration(
         calibrated,
-        fitted_hw,
-        len(points),
-        len(train) - len(points),
-        float(np.abs(before).mean()) if points else 0.0,
-        float(np.abs(after).mean()) if points else 0.0,
+        with_values(hw, values),
+        len(affordable),
+        len(samples) - len(affordable),
+        float(np.abs(before).mean()) if affordable else 0.0,
+        float(np.abs(after).mean()) if affordable else 0.0,
     )
 
 
@@ -189,52 +189,49 @@ def _calibrated(
     return Calibrated(parameter, before, before, None, None)
 
 
-def _affordable(points: Sequence[Measurement], hw: HardwareProfile) -> list[Measurement]:
+def _affordable(samples: Sequence[Sample]) -> list[Sample]:
     """Those that can be simulated, the shortest first, as many as may be replayed over and over."""
     by_steps = []
-    for number, point in enumerate(points):
-        try:
-            schedule = point.parsed_schedule("measurement")
-            program = schedule.program(point.workload.workload(), hw) if schedule else []
-        except InputError:
-            continue
-        if program:
-            by_steps.append((sum(kernel.tile_steps for kernel in kernels_of(program)), number))
+    for number, sample in enumerate(samples):
+        with suppress(InputError):
+            by_steps.append((sample.tile_steps(), number))
     by_steps.sort()
     total = np.cumsum([steps for steps, _ in by_steps])
-    return [points[n] for (_, n), t in zip(by_steps, total, strict=True) if t <= MOST_STEPS]
+    return [samples[n] for (_, n), t in zip(by_steps, total, strict=True) if t <= MOST_STEPS]
 
 
-def log_ratios(point: Measurement, hw: HardwareProfile) -> list[float]:
-    """log(predicted / measured) of each time that was measured of a point."""
-    try:
-        prediction: Prediction = predict(point.shape, hw)
-    except NotPredictedError:
-        return []
-    pairs = ((point.cold_s, prediction.cold_s), (point.warm_s, prediction.warm_s))
-    return [log(predicted / median(measured)) for measured, predicted in pairs if measured]
+def _log_ratios(sample: Sample, values: Mapping[str, float]) -> list[float]:
+    return sample.log_ratios(values)
 
 
 @dataclass
 class _Fit:
-    """Least squares over the logarithms of those `names` that the points determine."""
+    """Least squares over the logarithms of those parameters that the samples determine.
 
-    hw: HardwareProfile
-    points: Sequence[Measurement]
-    names: list[str]
+    `known` are figures that micro-benchmarks say, `begin` where the others stand.
+    """
+
+    known: Mapping[str, float]
+    begin: Mapping[str, float]
+    samples: Sequence[Sample]
     map: Callable[[Any, Any], list[list[float]]]
     progress: Progress
     _last: tuple[NDArray[np.float64], NDArray[np.float64]] = (np.empty(0), np.empty(0))
 
-    def log_ratios(self, hw: HardwareProfile) -> NDArray[np.float64]:
-        """Of all times of all points."""
-        found = self.map(partial(log_ratios, hw=hw), self.points)
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are searched for."""
+        return list(self.begin)
+
+    def log_ratios(self, values: Mapping[str, float]) -> NDArray[np.float64]:
+        """Of all times of all samples."""
+        found = self.map(partial(_log_ratios, values=values), self.samples)
         return np.array([ratio for ratios in found for ratio in ratios])
 
     def residuals(self, logs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log ratios with the parameters at exp(logs), and how far those went from the prior."""
         values = dict(zip(self.names, map(exp, logs.tolist()), strict=True))
-        ratios = self.log_ratios(with_values(self.hw, values))
+        ratios = self.log_ratios({**self.known, **values})
         self.progress(f"fitting: mean error {np.abs(ratios).mean():.1%}", 0, 0)
         found = np.concatenate([ratios, (logs - self.start()) * NOISE / PRIOR])
         self._last = (logs.copy(), found)
@@ -256,7 +253,7 @@ class _Fit:
 
     def start(self) -> NDArray[np.float64]:
         """Where the profile stands, well within the bounds: at one, the search makes no headway."""
-        values = [value_of(self.hw, name) for name in self.names]
+        values = list(self.begin.values())
         bounds = [(BY_NAME[name].low, BY_NAME[name].high) for name in self.names]
         inside = [
             min(max(v, 1.1 * low), 0.9 * high)
@@ -265,12 +262,13 @@ class _Fit:
         return np.log(inside)
 
     def starts(self) -> list[NDArray[np.float64]]:
-        """The profile, and it with matmuls that leave more issue slots: another regime, in which
-        other pipes hold kernels back, and from which a search does not come over by itself."""
+        """The profile, and it moved to other regimes."""
         starts = [self.start()]
-        for share in OVERLAPS if "sm.mma_issue_cycles" in self.names else ():
+        for regime in REGIMES:
             moved = self.start()
-            moved[self.names.index("sm.mma_issue_cycles")] = log(share)
+            for number, name in enumerate(self.names):
+                if name in regime:
+                    moved[number] = log(regime[name])
             starts.append(moved)
         return starts
 
@@ -283,7 +281,7 @@ class _Fit:
             for side in ("low", "high")
         )
 
-        def search(start: NDArray[np.float64], evaluations: int) -> OptimizeResult:
+        def search(start: NDArray[np.float64]) -> OptimizeResult:
             return least_squares(
                 self.residuals,
                 start,
@@ -293,11 +291,10 @@ class _Fit:
                 f_scale=ROBUST_SCALE,
                 xtol=1e-3,
                 ftol=1e-3,
-                max_nfev=evaluations,
+                max_nfev=14,
             )
 
-        first = [search(start, 4) for start in self.starts()]
-        solution = search(min(first, key=lambda found: found.cost).x, 12)
+        solution = min(map(search, self.starts()), key=lambda found: found.cost)
         ratios = solution.fun[: -len(self.names)]
         noise = max(NOISE, 1.48 * float(np.median(np.abs(ratios))))  # as robust as the loss
         covariance = noise**2 * np.linalg.inv(solution.jac.T @ solution.jac)

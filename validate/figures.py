@@ -111,12 +111,6 @@ def read_figures(paths: Iterable[Path]) -> list[Figure]:
     return [figure for path in paths for file in _files(path) for figure in _read(file)]
 
 
-def refuse_to_fit(paths: Iterable[Path]) -> None:
-    """Raises InputError for the first row that nothing may be fitted to."""
-    for figure in read_figures(paths):
-        must_be_fit(figure)
-
-
 def must_be_fit(figure: Figure) -> None:
     """Raises InputError for a row that nothing may be fitted to."""
     if figure.split != "fit":

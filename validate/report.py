@@ -176,10 +176,12 @@ def show_calibration(calibration: Calibration) -> None:
     show_table(table)
     if calibration.points:
         print(
-            f"Train split, {calibration.points} points: mean error "
+            f"Fitted to {calibration.points} points: mean error "
             f"{calibration.error_before:.1%} before, {calibration.error_after:.1%} after."
         )
     if calibration.left_out:
-        print(f"{calibration.left_out} points of the train split were left out: too long to fit.")
+        print(
+            f"{calibration.left_out} more points were left out: too long to fit, or not predicted."
+        )
     for warning in filter(None, (one.warning for one in calibration.parameters)):
         print(f"warning: {warning}")

@@ -9,9 +9,12 @@ import typer
 from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from validate.campaign import Campaign
     from validate.figures import FigureSplit
-    from validate.measurement import Measurements, Split
+    from validate.measurement import Measurements, Micro, Split
+    from validate.samples import Sample
 
 PathsArgument = Annotated[
     list[str],
@@ -25,8 +28,8 @@ MeasurementsArgument = Annotated[
     str,
     typer.Argument(
         metavar="MEASUREMENTS",
-        help='A measurement file, or "published" for the tables of papers on the profile\'s GPU '
-        '("published/h100-sxm": on that GPU).',
+        help='A measurement file, tables of figures (CSV, or a folder of them), or "published" for '
+        'the tables of papers on the profile\'s GPU ("published/h100-sxm": on that GPU).',
     ),
 ]
 CampaignOption = Annotated[str, typer.Option(help="A shipped campaign's name, or a file's path.")]
@@ -225,24 +228,32 @@ def calibrate(
     profile: ProfileOption,
     out: Annotated[Path, typer.Option(help="The profile file to write.")],
 ) -> None:
-    """Fit a profile's calibration to micro-benchmarks and the train split of a measurement file."""
-    from sim.inputs.files import InputError, find_toml
+    """Fit a profile's calibration to micro-benchmarks and the train split of a measurement file.
+
+    Or to tables of figures: to the times of their split "fit" on all devices of the profile's
+    architecture, each on its own datasheet.
+    """
+    from sim.inputs.files import find_toml
     from sim.inputs.hardware import load_profile
     from validate.calibrate import calibrate as calibrated
     from validate.calibrate import profile_toml
-    from validate.figures import is_table, refuse_to_fit
+    from validate.figures import is_table, read_figures
     from validate.report import show_calibration
+    from validate.samples import points_of, rows_of
 
-    if is_table(Path(measurements)):
-        refuse_to_fit([Path(measurements)])
-        raise InputError(f"{measurements}: calibrating on tables is not possible yet")
     hw = load_profile(profile)
-    measured = find_measurements(measurements, hw.name)
+    micro: list[Micro] = []
+    samples: Sequence[Sample]
+    if is_table(Path(measurements)):
+        title, samples = measurements, rows_of(read_figures([Path(measurements)]), profile)
+    else:
+        measured = find_measurements(measurements, hw.name)
+        title, samples, micro = measured.title, points_of(measured, hw), measured.micro
     check_writable("--out", out)
     with a_bar() as update:
-        calibration = calibrated(measured, hw, update)
+        calibration = calibrated(samples, hw, micro, update)
     parent = find_toml(profile, "hw_profiles", "profile")
-    out.write_text(profile_toml(calibration, parent, hw.title, measured.title, out))
+    out.write_text(profile_toml(calibration, parent, hw.title, title, out))
     show_calibration(calibration)
     print(f"The calibrated profile is in {out}")
 

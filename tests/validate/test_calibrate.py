@@ -1,15 +1,23 @@
 """Calibration finds a device's true parameters again, and never looks at the test split."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 
 from sim.inputs.files import InputError, find_toml
 from sim.inputs.hardware import load_profile
 from tests.support.simulated_bench import SimulatedBench
-from validate.calibrate import BY_NAME, calibrate, profile_toml, value_of, with_values
+from validate.calibrate import BY_NAME, calibrate, profile_toml, value_of
 from validate.campaign import load_campaign
+from validate.figures import Figure
 from validate.measure import run_campaign
 from validate.measurement import FORMAT, Device, Measurements, Micro
+from validate.operations import measured_of
 from validate.published import published
+from validate.samples import RowSample, points_of, rows_of, with_values
+from validate.simulated import simulate
+from validate.stick import judge
 
 HW = load_profile("h100-sxm")
 H100_FILE = find_toml("h100-sxm", "hw_profiles", "profile")
@@ -42,10 +50,14 @@ def measured(tmp_path, noise=0.0, micro=()):
     return run_campaign(load_campaign(str(path)), tmp_path / "m.json", bench, lambda _: None)
 
 
+def fitted_to(measurements):
+    return calibrate(points_of(measurements, HW), HW, measurements.micro)
+
+
 # What 18 noisy shapes say of the issue share is vague: its 95% interval is some 15 to 20% wide.
 @pytest.mark.parametrize(("noise", "issue_error"), [(0.0, 0.05), (0.02, 0.25)])
 def test_the_true_rates_are_found_again_and_times_come_right(tmp_path, noise, issue_error):
-    calibration = calibrate(measured(tmp_path, noise), HW)
+    calibration = fitted_to(measured(tmp_path, noise))
     assert calibration.error_after < 0.02 + noise < 0.1 < calibration.error_before
     found = {one.parameter.name: one for one in calibration.parameters}
     most_errors = {
@@ -62,7 +74,7 @@ def test_the_true_rates_are_found_again_and_times_come_right(tmp_path, noise, is
 def test_a_micro_benchmark_fixes_its_parameter_and_the_fit_leaves_it_alone(tmp_path):
     tile = {"m": 128, "n": 128, "k": 64, "warps": 8, "dtype": "fp16", "path": "native"}
     micro = [Micro(name="tensor", settings=tile, unit="FLOP/s", samples=[0.6 * HW.tensor.fp16])]
-    calibration = calibrate(measured(tmp_path, micro=micro), HW)
+    calibration = fitted_to(measured(tmp_path, micro=micro))
     (native,) = [c for c in calibration.parameters if c.parameter.name == "tensor.native"]
     assert native.value == pytest.approx(0.6, rel=1e-9)
     assert native.by.startswith("tensor")
@@ -70,7 +82,7 @@ def test_a_micro_benchmark_fixes_its_parameter_and_the_fit_leaves_it_alone(tmp_p
 
 @pytest.fixture(scope="module")
 def on_published():
-    return calibrate(published("h100-sxm"), HW)
+    return fitted_to(published("h100-sxm"))
 
 
 def test_the_test_split_is_never_looked_at(on_published):
@@ -83,14 +95,14 @@ def test_the_test_split_is_never_looked_at(on_published):
             ]
         }
     )
-    assert on_published.parameters == calibrate(spoilt, HW).parameters
+    assert on_published.parameters == fitted_to(spoilt).parameters
 
 
 def test_what_the_data_does_not_determine_is_kept_and_said():
     train = [p for p in published("h100-sxm").points if p.split == "train"]
     one = [p for p in train if p.family == "flash2"][:1]
     few = published("h100-sxm").model_copy(update={"points": one})
-    calibration = calibrate(few, HW)
+    calibration = fitted_to(few)
     native = next(c for c in calibration.parameters if c.parameter.name == "tensor.native")
     assert (native.value, native.by) == (HW.calibration.tensor.native, None)
     assert "the data does not determine it" in native.warning
@@ -110,7 +122,50 @@ def test_nothing_to_calibrate_on_is_said():
         format=FORMAT, title="nothing", taken="2026-01-01", device=Device(name="x", profile="x")
     )
     with pytest.raises(InputError, match="nothing to calibrate on"):
-        calibrate(empty, HW)
+        fitted_to(empty)
     test_only = [p for p in published("h100-sxm").points if p.split == "test"]
     with pytest.raises(InputError, match="nothing to calibrate on"):
-        calibrate(empty.model_copy(update={"points": test_only}), HW)
+        fitted_to(empty.model_copy(update={"points": test_only}))
+
+
+# -- Tables of figures --
+
+
+def figure(**columns):
+    row = {"gpu": "L40S", "kernel": "vllm vllm_flash_attn", "pass": "fwd", "dtype": "bf16"}
+    row |= {"batch": 4, "heads": 16, "kv_heads": 16, "causal": "1", "metric": "time_us"}
+    return Figure.model_validate(row | {"value": 1000.0, "where": "a table"} | columns)
+
+
+def table(truth, split="fit"):
+    """Rows as devices with that calibration would take, on two devices of Ada."""
+    rows = []
+    for gpu, seq, head_dim in product(("L40S", "RTX 4090"), (512, 2048), (64, 128)):
+        asked = figure(gpu=gpu, seq_q=seq, seq_kv=seq, head_dim=head_dim, split=split)
+        measured = measured_of(asked)
+        case = measured.case
+        device = with_values(case.hardware, truth)
+        truly = replace(measured, case=replace(case, hardware=device))
+        seconds = judge(truly, simulate(truly.case)).predicted
+        rows.append(asked.model_copy(update={"value": seconds * 1e6}))
+    return rows
+
+
+def test_rows_of_all_devices_of_an_architecture_give_its_figures_and_others_are_not_looked_at():
+    truth = {"tensor.mma_sync": 0.5, "sm.cta_setup": 5e-6}
+    spoilt = [row.model_copy(update={"value": 9e9, "split": "test"}) for row in table({})]
+    ampere = figure(gpu="A100", seq_q=512, seq_kv=512, head_dim=64, split="fit")
+    samples = rows_of([*table(truth), *spoilt, ampere], "l40s")
+    assert len(samples) == 8
+    calibration = calibrate(samples, load_profile("l40s"))
+    assert calibration.error_after < 0.03 < 0.2 < calibration.error_before
+    found = {one.parameter.name: one for one in calibration.parameters}
+    for name, value in truth.items():
+        assert found[name].by is not None
+        assert found[name].value == pytest.approx(value, rel=0.1)
+
+
+def test_a_row_that_is_held_back_is_no_sample():
+    held_back = figure(seq_q=512, seq_kv=512, head_dim=64, split="transfer")
+    with pytest.raises(InputError, match="nothing is fitted to such a row"):
+        RowSample(measured_of(held_back))

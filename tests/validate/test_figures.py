@@ -4,7 +4,7 @@ import pytest
 
 from sim.inputs.files import InputError
 from tests.support.tables_of_figures import ROW, figure, write
-from validate.figures import REQUIRED, read_figures, refuse_to_fit
+from validate.figures import REQUIRED, must_be_fit, read_figures
 
 
 def test_files_and_folders_are_read_row_by_row_with_where_each_stands(tmp_path):
@@ -85,7 +85,8 @@ def test_a_row_with_too_few_cells_a_missing_file_and_an_empty_folder_are_told(tm
 
 @pytest.mark.parametrize("split", ["test", "transfer"])
 def test_nothing_is_fitted_to_rows_of_test_and_transfer(tmp_path, split):
-    refuse_to_fit([write(tmp_path / "fit.csv", {"split": "fit"})])
-    path = write(tmp_path / "mixed.csv", {"split": "fit"}, {"split": split})
+    rows = {"split": "fit"}, {"split": split}
+    fit, held_back = read_figures([write(tmp_path / "mixed.csv", *rows)])
+    must_be_fit(fit)
     with pytest.raises(InputError, match=f'line 3: split = "{split}": nothing is fitted'):
-        refuse_to_fit([path])
+        must_be_fit(held_back)

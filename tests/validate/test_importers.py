@@ -10,7 +10,7 @@ import pytest
 
 from sim.inputs.files import InputError
 from tests.support.commands import assert_one_line, called
-from validate.figures import read_figures, refuse_to_fit
+from validate.figures import must_be_fit, read_figures
 from validate.importers.run import SOURCES, WRITTEN, save_imported
 from validate.operations import measured_of
 
@@ -228,9 +228,9 @@ def test_imported_rows_have_no_split_and_nothing_is_fitted_to_them(tmp_path):
     save_imported(SOURCES["infersim"], tmp_path, out)
     assert out.read_text().splitlines()[0] == ",".join(WRITTEN)
     assert "split" not in WRITTEN
-    assert [figure.split for figure in read_figures([out])] == ["test"]
+    (figure,) = read_figures([out])
     with pytest.raises(InputError, match="nothing is fitted"):
-        refuse_to_fit([out])
+        must_be_fit(figure)
 
 
 def test_the_command_reads_a_clone_into_a_table(tmp_path):
