@@ -352,6 +352,7 @@ WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
+NCU = re.compile(r"\bncu\b|\bNsight Compute\b", re.IGNORECASE)
 FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
 TIMES = ("time_us", "tflops", "gbps")
 FLOOR_US = 30.0  # host time rules below it, where nothing else is said
@@ -427,6 +428,8 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
+    if NCU.search(figure.extra):  # one launch, then a pause: the power limit has no time to act
+        hw = hw.model_copy(update={"power": None})
     case = Case(w, hw, schedule, operation.launches, _is_warm(figure))
     return Measured(
         figure,

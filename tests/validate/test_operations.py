@@ -245,6 +245,11 @@ def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     assert measured_of(figure(tmp_path, **row, gpu="L40S")).floor_us == 450
 
 
+def test_a_profilers_single_launch_is_over_before_the_power_limit_acts(tmp_path):
+    assert case(tmp_path, extra="ncu, cold L2").hardware.power is None
+    assert case(tmp_path, extra="CUDA graph replay mean").hardware.power is not None
+
+
 def test_splits_of_a_cache_with_room_for_more_are_those_that_keys_reach(tmp_path):
     row = DECODE | {"kernel": "FlashAttention-2 C++ mha_fwd_kvcache", "gpu": "A30"}
     row |= {"pass_": row.pop("pass"), "extra": "page 256; nvbench cold (L2 flushed)"}
