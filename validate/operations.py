@@ -24,8 +24,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
-from sim.schedules.base import Schedule, blocks
-from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.base import Schedule
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
@@ -48,6 +47,10 @@ FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
+# A cache in pages of its own call, and other kernels that `paged` stands for: these pack query heads
+# behind a window too.
+KVCACHE = PAGED | {"call": "kvcache"}
+LIKE_PAGED = KVCACHE | {"pack_gqa": True}
 FLASHINFER = PAGED | {"implementation": "flashinfer"}
 MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
@@ -79,8 +82,8 @@ class Operation:
     `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
     `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
-    rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
-    splits are cut for these, however few are filled. `floor_us` is of a call whose host part takes
+    rates are judged, times are not. All sequences' page tables have room for
+    `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
     longer than usual, `beside` what else its call does; where a row says that K and V are written
     to the cache, at least that.
     """
@@ -213,20 +216,20 @@ OPERATIONS = (
     ),
     # --- serving frameworks and FlashInfer: decoding -------------------------------------------
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
+    Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, LIKE_PAGED),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
-    Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
+    Operation(r"sglang fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
         r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
         "trtllm-gen decode",
         DECODE,
-        PAGED,
+        LIKE_PAGED,
     ),
-    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
-    Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
-    Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
+    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, LIKE_PAGED, arch=BLACKWELL),
+    Operation(r"trtllm torch_flow", "XQA decode", DECODE, LIKE_PAGED),
+    Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
@@ -254,13 +257,13 @@ OPERATIONS = (
         r"FlashAttention-2 C\+\+ mha_fwd_kvcache",
         "FA2 paged decode",
         DECODE,
-        PAGED,
+        KVCACHE,
         cache_tokens=2**20,
     ),
     # flash_attn_varlen_func without a page table cuts no cache: one sequence of 65,536 keys takes
     # 1.7 ms on an H100 (LLMServingSim, perf_models), 40 GB/s.
     Operation(r"FlashAttention-2 varlen", "decode, a CTA a head", DECODE, FLASH2),
-    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
+    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, KVCACHE, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
     Operation(r"FlashAttention-3.*varlen.*", "FA3 prefill", PREFILL, FLASH3_VARLEN),
     Operation(r"FlashAttention-3.*", "FA3 prefill", PREFILL, FLASH3),
@@ -468,17 +471,15 @@ def _options(
         options["page_size"] = min(int(page[1]), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
-    elif operation.cache_tokens:
-        options["splits"] = _filled_splits(w, hw, operation.cache_tokens // w.batch)
+    if operation.cache_tokens:
+        options["room_tokens"] = operation.cache_tokens // w.batch
+    if options["name"] in ("paged", "flash_decoding") and _states_window(figure):
+        options.setdefault("pack_gqa", False)  # a wide one too (flash_api.cpp, mha_fwd_kvcache)
     return options
 
 
-def _filled_splits(w: AttentionWorkload, hw: HardwareProfile, room_tokens: int) -> int:
-    """Of the splits of a sequence with room for so many tokens, those that its keys reach."""
-    room = replace(w, seq_kv=room_tokens, window=None)
-    cut = FlashDecoding().split(room, hw, None)
-    size = blocks(cut.end_block, cut.splits)
-    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), size)
+def _states_window(figure: Figure) -> bool:
+    return any(stated.search(figure.extra) for stated in (WINDOW, SIDES))
 
 
 def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:

@@ -245,11 +245,16 @@ def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     assert measured_of(figure(tmp_path, **row, gpu="L40S")).floor_us == 450
 
 
-def test_splits_of_a_cache_with_room_for_more_are_those_that_keys_reach(tmp_path):
+def test_a_cache_with_room_for_more_is_cut_by_its_room_and_a_window_keeps_heads_apart(tmp_path):
     row = DECODE | {"kernel": "FlashAttention-2 C++ mha_fwd_kvcache", "gpu": "A30"}
     row |= {"pass_": row.pop("pass"), "extra": "page 256; nvbench cold (L2 flushed)"}
-    assert case(tmp_path, **row).schedule.splits == 1
-    assert case(tmp_path, **row | {"seq_kv": "524288"}).schedule.splits > 1
+    schedule = case(tmp_path, **row).schedule
+    assert (schedule.call, schedule.splits, schedule.pack_gqa) == ("kvcache", None, None)
+    assert schedule.room_tokens == 2**20  # of one sequence
+    wide = case(tmp_path, **row | {"extra": "window left 100000 right -1; page 256"})
+    assert (wide.workload.window, wide.schedule.pack_gqa) == (None, False)
+    xqa = {"kernel": "trtllm torch_flow", "extra": "window 128", "gpu": "L40S"}
+    assert case(tmp_path, **row | xqa).schedule.pack_gqa is True
 
 
 @pytest.mark.parametrize(
