@@ -25,6 +25,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
+from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
@@ -215,9 +216,13 @@ OPERATIONS = (
         beside="packed QKV",
     ),
     # --- serving frameworks and FlashInfer: decoding -------------------------------------------
-    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
+    Operation(
+        r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
+    ),
     Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, LIKE_PAGED),
-    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
+    Operation(
+        r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
+    ),
     Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
     Operation(r"sglang fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
@@ -435,7 +440,7 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         figure,
         operation.family,
         case,
-        beside=_beside(figure, operation, w),
+        beside=_beside(figure, operation, w, schedule),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         floor_us=_floor_us(figure, operation),
     )
@@ -540,11 +545,16 @@ def _is_warm(figure: Figure) -> bool:
     return COLD.search(figure.extra) is None and not BY_PROFILER.search(figure.extra)
 
 
-def _beside(figure: Figure, operation: Operation, w: AttentionWorkload) -> Beside:
+def _beside(
+    figure: Figure, operation: Operation, w: AttentionWorkload, schedule: Schedule
+) -> Beside:
     """What the call does beside attention; the new tokens come as wide as the row says."""
-    writes: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind = operation.beside or kind
+    if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
+        kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
-    return beside(operation.beside or writes, w, dtype, kv_dtype)
+    return beside(kind, w, dtype, kv_dtype)
 
 
 def _first_line(error: Exception, figure: Figure) -> str:
