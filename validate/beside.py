@@ -30,25 +30,29 @@ LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's an
 
 @dataclass(frozen=True)
 class Beside:
-    """Bytes that the other launches move, their FLOPs, and how many launches they are."""
+    """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s]."""
 
     bytes: int = 0
     flops: int = 0
     launches: int = 0
+    host_s: float = 0.0
 
     def and_also(self, other: "Beside") -> "Beside":
         """Both."""
         return Beside(
-            self.bytes + other.bytes, self.flops + other.flops, self.launches + other.launches
+            self.bytes + other.bytes,
+            self.flops + other.flops,
+            self.launches + other.launches,
+            self.host_s + other.host_s,
         )
 
     def times(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[float, float]:
-        """Seconds that they take, gaps included, and that a roofline of the datasheet gives.
+        """Seconds that all takes, gaps included, and that a roofline of the datasheet gives.
 
         What one writes the next finds in L2 where all of it fits there. As much is written as read.
         """
         if not self.launches:
-            return 0.0, 0.0
+            return self.host_s, 0.0
         calibration = hw.calibration
         flops_s = self.flops / hw.matmul_flops_per_s(w.dtype)
         in_l2 = self.bytes < hw.l2.capacity * calibration.l2.effective_capacity
@@ -59,7 +63,7 @@ class Beside:
         )
         fixed_s = calibration.launch.gap + calibration.sm.cta_start
         taken_s = self.launches * fixed_s + memory_s + flops_s / calibration.tensor.native
-        return taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
+        return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
 
 def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Beside:

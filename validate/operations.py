@@ -358,6 +358,11 @@ WINDOW = re.compile(r"\bwindow (\d+)\b")
 SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
 WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
+# Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
+WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
+# Between the events of a call run with --disable-blocking-kernel stands its host part too
+# (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us of such a call.
+HOST_IN_IT, CALL_HOST_S = re.compile(r"\bnvbench cold\b"), 10e-6
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
 FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
@@ -387,7 +392,8 @@ class Case:
     """What is simulated for a figure: figures of one launch share it.
 
     `launches` is a pattern of the kernels that count, None of all. From a cold L2 each of those
-    that it names starts from an empty one, as a profiler has it.
+    that it names starts from an empty one, as a profiler has it. `dirty` is a cold L2 that holds
+    what a flush has written to it.
     """
 
     workload: AttentionWorkload
@@ -395,6 +401,7 @@ class Case:
     schedule: Schedule
     launches: str | None
     warm: bool
+    dirty: bool = False
 
 
 @dataclass(frozen=True)
@@ -435,7 +442,8 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
-    case = Case(w, hw, schedule, operation.launches, _is_warm(figure))
+    dirty = WRITTEN_COLD.search(figure.extra) is not None
+    case = Case(w, hw, schedule, operation.launches, _is_warm(figure), dirty)
     return Measured(
         figure,
         operation.family,
@@ -554,7 +562,8 @@ def _beside(
     if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
         kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
-    return beside(kind, w, dtype, kv_dtype)
+    host_s = CALL_HOST_S if HOST_IN_IT.search(figure.extra) else 0.0
+    return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
 
 
 def _first_line(error: Exception, figure: Figure) -> str:

@@ -264,11 +264,11 @@ def test_decoding_reads_the_cache_of_its_kv_heads_as_far_as_the_window_reaches(
 
 @pytest.mark.parametrize("name", ["flash_decoding", "paged"])
 def test_ranges_are_cut_of_the_room_and_empty_ones_are_combined_too(name):
-    w = WorkloadTable(
-        heads=32, kv_heads=8, head_dim=128, seq_kv=1024, phase="decode"
-    ).workload()
+    w = WorkloadTable(heads=32, kv_heads=8, head_dim=128, seq_kv=1024, phase="decode").workload()
     hw = load_profile("a30")
-    kernels = kernels_of(make_schedule({"name": name, "room_tokens": 2**20}, "a test").program(w, hw))
+    kernels = kernels_of(
+        make_schedule({"name": name, "room_tokens": 2**20}, "a test").program(w, hw)
+    )
     splits = splits_as_published(8, 2 * 56, 2**20 // 128)
     assert kernels[0].ctas == 8 * splits
     assert ranges_seen(kernels[0], 8) == 1  # a range has room for 74,898 keys

@@ -231,6 +231,37 @@ def test_l2_is_as_the_row_says_else_as_repetitions_leave_it(tmp_path, extra, war
     assert case(tmp_path, extra=extra).warm == warm
 
 
+@pytest.mark.parametrize(
+    ("extra", "dirty", "host_s"),
+    [
+        ("nvbench cold (L2 flushed)", True, 10e-6),
+        ("events, 256 MB zeroed between calls (cold L2)", True, 0),
+        ("nvbench batch (warm L2)", False, 0),
+        ("ncu, cold L2", False, 0),
+    ],
+)
+def test_a_flush_that_writes_leaves_l2_dirty_and_some_calls_have_their_host_part(
+    tmp_path, extra, dirty, host_s
+):
+    measured = measured_of(figure(tmp_path, extra=extra))
+    assert (measured.case.dirty, measured.beside.host_s) == (dirty, host_s)
+
+
+def test_vllm_copies_packed_heads_to_rows_and_back(tmp_path):
+    row = {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S", "batch": "4"}
+    row |= DECODE | {"heads": "8", "extra": "bf16/fp8 KV write included"}
+    row["pass_"] = row.pop("pass")
+
+    def beside_of(**changes):
+        return measured_of(figure(tmp_path, **row | changes)).beside
+
+    cache_bytes, copy_bytes = 2 * (2 * 4 * 128 * 2), 2 * (4 * 8 * 128 * 2)
+    assert beside_of(kv_heads="2").bytes == 2 * cache_bytes + 2 * copy_bytes
+    assert beside_of(kv_heads="1").bytes == cache_bytes + copy_bytes  # Q lies so already
+    assert beside_of(kv_heads="8").launches == 1
+    assert beside_of(kv_heads="2", extra="window 100, KV write included").launches == 1
+
+
 def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     row = {"kv_heads": "2", "batch": "3", "head_dim": "64"}
     plain = measured_of(figure(tmp_path, **row, extra="bf16/fp8 KV write included, warm L2"))
