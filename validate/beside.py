@@ -6,7 +6,10 @@ or after attention's. By the `beside` of a measured operation:
     cache write    the new tokens' K and V are read and written to the cache: vLLM,
                    csrc/cache_kernels.cu (reshape_and_cache_flash); SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer)
-    packed heads   the same, and where the heads of a KV head become rows of one tile, Q is copied
+    scheduled cache write
+                   the same, and how many ranges each sequence gets is computed before:
+                   FlashAttention-3, hopper/flash_prepare_scheduler.cu
+    packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
                    to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
                    (mha_varlen_fwd, seqlenq_ngroups_swapped)
     packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache:
@@ -24,7 +27,9 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import machine_of
 
-Kind = Literal["", "cache write", "packed heads", "packed QKV", "MLA expanded"]
+Kind = Literal[
+    "", "cache write", "scheduled cache write", "packed heads", "packed QKV", "MLA expanded"
+]
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
 
@@ -73,6 +78,8 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     match kind:
         case "cache write":
             return Beside(kv * read_bytes + kv * cached_bits // 8, launches=1)
+        case "scheduled cache write":
+            return beside("cache write", w, dtype, kv_dtype).and_also(Beside(launches=1))
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2

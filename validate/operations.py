@@ -15,7 +15,7 @@ Where pages are not stated they have 64 tokens.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,7 +29,12 @@ from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_before_hopper, fmha_v2, sglang_triton
+from validate.framework_kernels import (
+    flash3_before_hopper,
+    flash3_decode_before_hopper,
+    fmha_v2,
+    sglang_triton,
+)
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -48,8 +53,7 @@ FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
-# A cache in pages of its own call, and other kernels that `paged` stands for: these pack query heads
-# behind a window too.
+# FlashAttention-2's own call; other kernels that `paged` stands for pack heads behind windows too.
 KVCACHE = PAGED | {"call": "kvcache"}
 LIKE_PAGED = KVCACHE | {"pack_gqa": True}
 FLASHINFER = PAGED | {"implementation": "flashinfer"}
@@ -219,7 +223,13 @@ OPERATIONS = (
     Operation(
         r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
     ),
-    Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, LIKE_PAGED),
+    Operation(
+        r"sglang flash_attention",
+        "FA2 paged decode",
+        DECODE,
+        flash3_decode_before_hopper,
+        beside="scheduled cache write",
+    ),
     Operation(
         r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
     ),

@@ -44,7 +44,7 @@ def shown_keys(w: AttentionWorkload, tile_kv: int) -> tuple[int, int]:
 
 
 def query_matrices(w: AttentionWorkload, schedule) -> int:
-    """Matrices of query rows, each of which reads its KV head's cache; one of each head unpacked."""
+    """Matrices of query rows, each of which reads its KV head's cache: unpacked, the heads."""
     usual = w.window is None or schedule.implementation == "triton"
     packed = usual if schedule.pack_gqa is None else schedule.pack_gqa
     return w.batch * (w.kv_heads if packed else w.heads)

@@ -83,7 +83,8 @@ class SplitKeys:
 
     w: AttentionWorkload
     cta: FlashCta
-    cut: tuple[int, int]  # the blocks that the ranges are cut of: first and end
+    shown: tuple[int, int]  # the blocks that any query sees: first and end
+    cut: tuple[int, int]  # those that the ranges are cut of
     splits: int
     packed: bool = True  # the heads of a KV head, if they have one query each
 
@@ -101,11 +102,6 @@ class SplitKeys:
     def a_kv_matrix(self) -> bool:
         """Whether a matrix of query rows has a K/V matrix for itself."""
         return self.packed and self.w.seq_q == 1
-
-    @property
-    def shown(self) -> tuple[int, int]:
-        """The first key block that any query sees, and the end."""
-        return shown_blocks(self.w, self.cta.tile.kv)
 
     @property
     def range_blocks(self) -> int:
@@ -168,7 +164,7 @@ class SplitKeys:
         """The first key block of each CTA's range that its rows see, and the end."""
         row, number, _ = self.grid.at(items)
         start = self.cut[0] + number * self.range_blocks
-        first, end = self.shown
+        first, end = (np.full_like(row, edge) for edge in self.shown)
         if self.w.seq_q > 1:
             shown_first, shown_end = visible_blocks(self.w, self.cta.tile)
             first, end = shown_first[row], shown_end[row]
@@ -225,14 +221,16 @@ class SplitKv(FlashSchedule):
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
                 "are its rows; give tile.q at least as many"
             )
+        low, high = w.visible_keys(0, w.seq_q - 1)
+        shown = low // cta.tile.kv, blocks(high, cta.tile.kv)
         cut = 0, blocks(self.room_tokens or w.seq_kv, cta.tile.kv)
         if packed and w.window is not None:  # not FlashAttention-2's: these cut what is shown
-            cut = shown_blocks(w, cta.tile.kv)
+            cut = shown
         keys = cut[1] - cut[0]
         splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
-        return SplitKeys(w, cta, cut, splits, packed)
+        return SplitKeys(w, cta, shown, cut, splits, packed)
 
     def packs(self, w: AttentionWorkload) -> bool:
         """Whether the query heads of a KV head are rows of one tile."""
@@ -247,12 +245,6 @@ def query_rows(w: AttentionWorkload, packed: bool = True) -> tuple[int, int]:
     if packed and w.seq_q == 1:
         return w.batch * w.kv_heads, w.heads // w.kv_heads
     return w.batch * w.heads, w.seq_q
-
-
-def shown_blocks(w: AttentionWorkload, tile_kv: int) -> tuple[int, int]:
-    """The first block of tile_kv keys that any query sees, and the end."""
-    low, high = w.visible_keys(0, w.seq_q - 1)
-    return low // tile_kv, blocks(high, tile_kv)
 
 
 def contiguous_attention(keys: SplitKeys) -> Attention:
