@@ -371,7 +371,7 @@ COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines
 # Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
 WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
 # Between the events of a call run with --disable-blocking-kernel stands its host part too
-# (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us of such a call.
+# (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
 HOST_IN_IT, CALL_HOST_S = re.compile(r"\bnvbench cold\b"), 10e-6
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
@@ -572,7 +572,8 @@ def _beside(
     if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
         kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
-    host_s = CALL_HOST_S if HOST_IN_IT.search(figure.extra) else 0.0
+    has_host = figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra)
+    host_s = CALL_HOST_S if has_host else 0.0
     return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
 
 

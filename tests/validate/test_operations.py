@@ -244,8 +244,10 @@ def test_l2_is_as_the_row_says_else_as_repetitions_leave_it(tmp_path, extra, war
 def test_a_flush_that_writes_leaves_l2_dirty_and_some_calls_have_their_host_part(
     tmp_path, extra, dirty, host_s
 ):
-    measured = measured_of(figure(tmp_path, extra=extra))
+    row = DECODE | {"extra": extra}
+    measured = measured_of(figure(tmp_path, **row | {"pass_": row.pop("pass")}))
     assert (measured.case.dirty, measured.beside.host_s) == (dirty, host_s)
+    assert measured_of(figure(tmp_path, extra=extra)).beside.host_s == 0  # of a prompt
 
 
 def test_vllm_copies_packed_heads_to_rows_and_back(tmp_path):
