@@ -6,6 +6,12 @@ or after attention's. By the `beside` of a measured operation:
     cache write    the new tokens' K and V are read and written to the cache: vLLM,
                    csrc/cache_kernels.cu (reshape_and_cache_flash); SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer)
+    scheduled cache write
+                   the same, and how many ranges each sequence gets is computed before:
+                   FlashAttention-3, hopper/flash_prepare_scheduler.cu
+    packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
+                   to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
+                   (mha_varlen_fwd, seqlenq_ngroups_swapped)
     packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache:
                    TensorRT-LLM, kernels/unfusedAttentionKernels/
                    unfusedAttentionKernels_2_template.h (invokeQKVPreprocessing)
@@ -21,25 +27,37 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import machine_of
 
-Kind = Literal["", "cache write", "packed QKV", "MLA expanded"]
+Kind = Literal[
+    "", "cache write", "scheduled cache write", "packed heads", "packed QKV", "MLA expanded"
+]
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Bytes that the other launches move, their FLOPs, and how many launches they are."""
+    """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s]."""
 
     bytes: int = 0
     flops: int = 0
     launches: int = 0
+    host_s: float = 0.0
+
+    def and_also(self, other: "Beside") -> "Beside":
+        """Both."""
+        return Beside(
+            self.bytes + other.bytes,
+            self.flops + other.flops,
+            self.launches + other.launches,
+            self.host_s + other.host_s,
+        )
 
     def times(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[float, float]:
-        """Seconds that they take, gaps included, and that a roofline of the datasheet gives.
+        """Seconds that all takes, gaps included, and that a roofline of the datasheet gives.
 
         What one writes the next finds in L2 where all of it fits there. As much is written as read.
         """
         if not self.launches:
-            return 0.0, 0.0
+            return self.host_s, 0.0
         calibration = hw.calibration
         flops_s = self.flops / hw.matmul_flops_per_s(w.dtype)
         in_l2 = self.bytes < hw.l2.capacity * calibration.l2.effective_capacity
@@ -50,7 +68,7 @@ class Beside:
         )
         fixed_s = calibration.launch.gap + calibration.sm.cta_start
         taken_s = self.launches * fixed_s + memory_s + flops_s / calibration.tensor.native
-        return taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
+        return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
 
 def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Beside:
@@ -60,6 +78,13 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     match kind:
         case "cache write":
             return Beside(kv * read_bytes + kv * cached_bits // 8, launches=1)
+        case "scheduled cache write":
+            return beside("cache write", w, dtype, kv_dtype).and_also(Beside(launches=1))
+        case "packed heads":
+            # Of one KV head Q lies so already; of one query head there is nothing to pack.
+            times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
+            copies = Beside(times * 2 * q * read_bytes, launches=times)
+            return copies.and_also(beside("cache write", w, dtype, kv_dtype))
         case "packed QKV":
             made = q * w.dtype_bytes + kv * cached_bits // 8
             return Beside((q + kv) * read_bytes + made, launches=1)

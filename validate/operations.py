@@ -15,7 +15,7 @@ Where pages are not stated they have 64 tokens.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,12 +24,17 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
-from sim.schedules.base import Schedule, blocks
-from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.base import Schedule
+from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_before_hopper, fmha_v2, sglang_triton
+from validate.framework_kernels import (
+    flash3_before_hopper,
+    flash3_decode_before_hopper,
+    fmha_v2,
+    sglang_triton,
+)
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -48,6 +53,9 @@ FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
+# FlashAttention-2's own call; other kernels that `paged` stands for pack heads behind windows too.
+KVCACHE = PAGED | {"call": "kvcache"}
+LIKE_PAGED = KVCACHE | {"pack_gqa": True}
 FLASHINFER = PAGED | {"implementation": "flashinfer"}
 MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
@@ -79,8 +87,8 @@ class Operation:
     `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
     `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
-    rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
-    splits are cut for these, however few are filled. `floor_us` is of a call whose host part takes
+    rates are judged, times are not. All sequences' page tables have room for
+    `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
     longer than usual, `beside` what else its call does; where a row says that K and V are written
     to the cache, at least that.
     """
@@ -212,21 +220,31 @@ OPERATIONS = (
         beside="packed QKV",
     ),
     # --- serving frameworks and FlashInfer: decoding -------------------------------------------
-    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
-    Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
+    Operation(
+        r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
+    ),
+    Operation(
+        r"sglang flash_attention",
+        "FA2 paged decode",
+        DECODE,
+        flash3_decode_before_hopper,
+        beside="scheduled cache write",
+    ),
+    Operation(
+        r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
+    ),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
+    Operation(r"sglang fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
         r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
         "trtllm-gen decode",
         DECODE,
-        PAGED,
+        LIKE_PAGED,
     ),
-    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
-    Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
-    Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
+    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, LIKE_PAGED, arch=BLACKWELL),
+    Operation(r"trtllm torch_flow", "XQA decode", DECODE, LIKE_PAGED),
+    Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
@@ -254,13 +272,13 @@ OPERATIONS = (
         r"FlashAttention-2 C\+\+ mha_fwd_kvcache",
         "FA2 paged decode",
         DECODE,
-        PAGED,
+        KVCACHE,
         cache_tokens=2**20,
     ),
     # flash_attn_varlen_func without a page table cuts no cache: one sequence of 65,536 keys takes
     # 1.7 ms on an H100 (LLMServingSim, perf_models), 40 GB/s.
     Operation(r"FlashAttention-2 varlen", "decode, a CTA a head", DECODE, FLASH2),
-    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
+    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, KVCACHE, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
     Operation(r"FlashAttention-3.*varlen.*", "FA3 prefill", PREFILL, FLASH3_VARLEN),
     Operation(r"FlashAttention-3.*", "FA3 prefill", PREFILL, FLASH3),
@@ -350,6 +368,11 @@ WINDOW = re.compile(r"\bwindow (\d+)\b")
 SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
 WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
+# Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
+WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
+# Between the events of a call run with --disable-blocking-kernel stands its host part too
+# (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
+HOST_IN_IT, CALL_HOST_S = re.compile(r"\bnvbench cold\b"), 10e-6
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
 NCU = re.compile(r"\bncu\b|\bNsight Compute\b", re.IGNORECASE)
@@ -380,7 +403,8 @@ class Case:
     """What is simulated for a figure: figures of one launch share it.
 
     `launches` is a pattern of the kernels that count, None of all. From a cold L2 each of those
-    that it names starts from an empty one, as a profiler has it.
+    that it names starts from an empty one, as a profiler has it. `dirty` is a cold L2 that holds
+    what a flush has written to it.
     """
 
     workload: AttentionWorkload
@@ -388,6 +412,7 @@ class Case:
     schedule: Schedule
     launches: str | None
     warm: bool
+    dirty: bool = False
 
 
 @dataclass(frozen=True)
@@ -430,12 +455,13 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
     if NCU.search(figure.extra):  # one launch, then a pause: the power limit has no time to act
         hw = hw.model_copy(update={"power": None})
-    case = Case(w, hw, schedule, operation.launches, _is_warm(figure))
+    dirty = WRITTEN_COLD.search(figure.extra) is not None
+    case = Case(w, hw, schedule, operation.launches, _is_warm(figure), dirty)
     return Measured(
         figure,
         operation.family,
         case,
-        beside=_beside(figure, operation, w),
+        beside=_beside(figure, operation, w, schedule),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         floor_us=_floor_us(figure, operation),
     )
@@ -471,17 +497,15 @@ def _options(
         options["page_size"] = min(int(page[1]), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
-    elif operation.cache_tokens:
-        options["splits"] = _filled_splits(w, hw, operation.cache_tokens // w.batch)
+    if operation.cache_tokens:
+        options["room_tokens"] = operation.cache_tokens // w.batch
+    if options["name"] in ("paged", "flash_decoding") and _states_window(figure):
+        options.setdefault("pack_gqa", False)  # a wide one too (flash_api.cpp, mha_fwd_kvcache)
     return options
 
 
-def _filled_splits(w: AttentionWorkload, hw: HardwareProfile, room_tokens: int) -> int:
-    """Of the splits of a sequence with room for so many tokens, those that its keys reach."""
-    room = replace(w, seq_kv=room_tokens, window=None)
-    cut = FlashDecoding().split(room, hw, None)
-    size = blocks(cut.end_block, cut.splits)
-    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), size)
+def _states_window(figure: Figure) -> bool:
+    return any(stated.search(figure.extra) for stated in (WINDOW, SIDES))
 
 
 def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
@@ -542,11 +566,18 @@ def _is_warm(figure: Figure) -> bool:
     return COLD.search(figure.extra) is None and not BY_PROFILER.search(figure.extra)
 
 
-def _beside(figure: Figure, operation: Operation, w: AttentionWorkload) -> Beside:
+def _beside(
+    figure: Figure, operation: Operation, w: AttentionWorkload, schedule: Schedule
+) -> Beside:
     """What the call does beside attention; the new tokens come as wide as the row says."""
-    writes: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind = operation.beside or kind
+    if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
+        kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
-    return beside(operation.beside or writes, w, dtype, kv_dtype)
+    has_host = figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra)
+    host_s = CALL_HOST_S if has_host else 0.0
+    return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
 
 
 def _first_line(error: Exception, figure: Figure) -> str:

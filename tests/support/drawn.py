@@ -56,6 +56,7 @@ def devices(
 
 
 SPLITS = st.none() | st.integers(1, 9)
+PACKING = st.none() | st.booleans()
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash3": {"call": st.sampled_from(("batch", "varlen", "paged")), "splits": SPLITS},
@@ -112,11 +113,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ulysses": {"gpus": st.integers(2, 4)},
     "tree_decoding": {"gpus": st.integers(2, 5)},
     "tensor_parallel": {"gpus": st.integers(2, 4)},
-    "flash_decoding": {"splits": SPLITS},
+    "flash_decoding": {"splits": SPLITS, "pack_gqa": PACKING},
     # FlashAttention-3's is for Hopper alone.
     "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
     "paged": {
         "splits": SPLITS,
+        "call": st.sampled_from(("varlen", "kvcache")),
+        "pack_gqa": PACKING,
         "page_size": st.sampled_from((1, 16, 64, 256)),
         "implementation": st.sampled_from(("cuda", "triton", "flashinfer")),
     },

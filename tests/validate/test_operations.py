@@ -8,6 +8,7 @@ from sim.machine import machine_of
 from tests.support.tables_of_figures import DECODE, figure
 from validate.beside import Beside
 from validate.devices import at_clock, device_of
+from validate.framework_kernels import flash3_decode_before_hopper
 from validate.operations import OPERATIONS, Case, measured_of, operation_of
 from validate.predict import NotPredictedError
 
@@ -231,6 +232,39 @@ def test_l2_is_as_the_row_says_else_as_repetitions_leave_it(tmp_path, extra, war
     assert case(tmp_path, extra=extra).warm == warm
 
 
+@pytest.mark.parametrize(
+    ("extra", "dirty", "host_s"),
+    [
+        ("nvbench cold (L2 flushed)", True, 10e-6),
+        ("events, 256 MB zeroed between calls (cold L2)", True, 0),
+        ("nvbench batch (warm L2)", False, 0),
+        ("ncu, cold L2", False, 0),
+    ],
+)
+def test_a_flush_that_writes_leaves_l2_dirty_and_some_calls_have_their_host_part(
+    tmp_path, extra, dirty, host_s
+):
+    row = DECODE | {"extra": extra}
+    measured = measured_of(figure(tmp_path, **row | {"pass_": row.pop("pass")}))
+    assert (measured.case.dirty, measured.beside.host_s) == (dirty, host_s)
+    assert measured_of(figure(tmp_path, extra=extra)).beside.host_s == 0  # of a prompt
+
+
+def test_vllm_copies_packed_heads_to_rows_and_back(tmp_path):
+    row = {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S", "batch": "4"}
+    row |= DECODE | {"heads": "8", "extra": "bf16/fp8 KV write included"}
+    row["pass_"] = row.pop("pass")
+
+    def beside_of(**changes):
+        return measured_of(figure(tmp_path, **row | changes)).beside
+
+    cache_bytes, copy_bytes = 2 * (2 * 4 * 128 * 2), 2 * (4 * 8 * 128 * 2)
+    assert beside_of(kv_heads="2").bytes == 2 * cache_bytes + 2 * copy_bytes
+    assert beside_of(kv_heads="1").bytes == cache_bytes + copy_bytes  # Q lies so already
+    assert beside_of(kv_heads="8").launches == 1
+    assert beside_of(kv_heads="2", extra="window 100, KV write included").launches == 1
+
+
 def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     row = {"kv_heads": "2", "batch": "3", "head_dim": "64"}
     plain = measured_of(figure(tmp_path, **row, extra="bf16/fp8 KV write included, warm L2"))
@@ -250,11 +284,16 @@ def test_a_profilers_single_launch_is_over_before_the_power_limit_acts(tmp_path)
     assert case(tmp_path, extra="CUDA graph replay mean").hardware.power is not None
 
 
-def test_splits_of_a_cache_with_room_for_more_are_those_that_keys_reach(tmp_path):
+def test_a_cache_with_room_for_more_is_cut_by_its_room_and_a_window_keeps_heads_apart(tmp_path):
     row = DECODE | {"kernel": "FlashAttention-2 C++ mha_fwd_kvcache", "gpu": "A30"}
     row |= {"pass_": row.pop("pass"), "extra": "page 256; nvbench cold (L2 flushed)"}
-    assert case(tmp_path, **row).schedule.splits == 1
-    assert case(tmp_path, **row | {"seq_kv": "524288"}).schedule.splits > 1
+    schedule = case(tmp_path, **row).schedule
+    assert (schedule.call, schedule.splits, schedule.pack_gqa) == ("kvcache", None, None)
+    assert schedule.room_tokens == 2**20  # of one sequence
+    wide = case(tmp_path, **row | {"extra": "window left 100000 right -1; page 256"})
+    assert (wide.workload.window, wide.schedule.pack_gqa) == (None, False)
+    xqa = {"kernel": "trtllm torch_flow", "extra": "window 128", "gpu": "L40S"}
+    assert case(tmp_path, **row | xqa).schedule.pack_gqa is True
 
 
 @pytest.mark.parametrize(
@@ -294,6 +333,24 @@ def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
     measured = measured_of(figure(tmp_path, **row))
     w = measured.case.workload
     assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.seq_q * w.heads
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_kv", "tile_kv", "splits"),
+    [
+        (1, 512, 112, 5),  # 5 blocks a head: a range each
+        (1, 448, 64, 1),  # of up to 4 blocks none
+        (8, 16384, 112, 7),  # 147 blocks of 8 x 2 heads and a tenth more, 24 an SM: 7 ranges
+        (1000, 16384, 64, 1),
+    ],
+)
+def test_flash3_before_hopper_cuts_keys_as_it_finds_all_sms_busy(batch, seq_kv, tile_kv, splits):
+    hw = load_profile("a100-sxm-80gb")
+    w = WorkloadTable(
+        batch=batch, heads=16, kv_heads=2, head_dim=128, seq_kv=seq_kv, phase="decode"
+    ).workload()
+    options = flash3_decode_before_hopper(w, hw)
+    assert (options["tile"], options["splits"]) == ({"q": 128, "kv": tile_kv}, splits)
 
 
 def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
