@@ -45,6 +45,8 @@ FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
 FLASH4 = {"name": "flash4"}
+TRTLLM_GEN = FLASH4 | {"implementation": "trtllm-gen"}
+CUTLASS = FLASH4 | {"implementation": "cutlass"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
@@ -180,10 +182,10 @@ OPERATIONS = (
         r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
         "trtllm-gen prefill",
         PREFILL,
-        FLASH4,
+        TRTLLM_GEN,
     ),
     # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
-    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, FLASH4, arch=BLACKWELL),
+    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, CUTLASS, arch=BLACKWELL),
     Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASHINFER),
     Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
@@ -207,7 +209,7 @@ OPERATIONS = (
         r"trtllm torch_flow",
         "trtllm-gen prefill",
         PREFILL,
-        FLASH4,
+        TRTLLM_GEN,
         arch=BLACKWELL,
         beside="packed QKV",
     ),
