@@ -83,8 +83,8 @@ class Operation:
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
     rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
     splits are cut for these, however few are filled. `floor_us` is of a call whose host part takes
-    longer than usual, `beside` what else its call does; where a row says that K and V are written
-    to the cache, at least that.
+    longer than usual, `beside` what else its call does, `fp8_beside` that of fp8; where a row says
+    that K and V are written to the cache, at least that.
     """
 
     kernel: str
@@ -101,6 +101,7 @@ class Operation:
     cache_tokens: int | None = None
     floor_us: float | None = None
     beside: Kind = ""
+    fp8_beside: Kind = ""
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -179,10 +180,10 @@ OPERATIONS = (
     # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
-        "trtllm-gen prefill",
-        PREFILL,
-        TRTLLM_GEN,
+        r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN
+    ),
+    Operation(
+        r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"
     ),
     # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
     Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, CUTLASS, arch=BLACKWELL),
@@ -545,7 +546,8 @@ def _beside(figure: Figure, operation: Operation, w: AttentionWorkload) -> Besid
     """What the call does beside attention; the new tokens come as wide as the row says."""
     writes: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
-    return beside(operation.beside or writes, w, dtype, kv_dtype)
+    quantised = operation.fp8_beside if w.dtype == "fp8" else ""
+    return beside(quantised or operation.beside or writes, w, dtype, kv_dtype)
 
 
 def _first_line(error: Exception, figure: Figure) -> str:
