@@ -27,9 +27,9 @@ from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import machine_of
 
 Kind = Literal["", "cache write", "fp8 queries", "packed QKV", "MLA expanded"]
-# Of a warp of applyBiasRopeUpdateKVCacheV2: cycles of its SM's L1, one for 128 bytes in a row or for
-# a sector alone. Five loads and a store of 512 bytes, eight loads of 16 sectors (its two halves of a
-# head share them). A sector a cycle is an estimate.
+# Of a warp of applyBiasRopeUpdateKVCacheV2: cycles of its SM's L1, one for 128 bytes in a row or
+# for a sector alone. Five loads and a store of 512 bytes, eight loads of 16 sectors (the halves of
+# a head share them). A sector a cycle is an estimate.
 TURNING_CYCLES = 6 * 4 + 8 * 16
 TURNING_BYTES = 512
 PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them

@@ -179,9 +179,7 @@ OPERATIONS = (
     ),
     # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
-    Operation(
-        r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN
-    ),
+    Operation(r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN),
     Operation(
         r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"
     ),

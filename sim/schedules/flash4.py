@@ -11,9 +11,9 @@
 
 P takes S's place in tensor memory, so a tile's next S follows its own P V: what overlaps is one
 tile's softmax with the other's matmuls. Each of the four waits for the one before it by a barrier
-between warps, and reads tensor memory: `op_latency` of the device's calibration. One warp issues all
-matmuls, one all loads; a correction warp group rescales O. `emulated` is the share of exponentials
-that are computed on the FMA units instead, as 2^x by a polynomial of degree 3.
+between warps, and reads tensor memory: `op_latency` of the device's calibration. One warp issues
+all matmuls, one all loads; a correction warp group rescales O. `emulated` is the share of
+exponentials that are computed on the FMA units instead, as 2^x by a polynomial of degree 3.
 
 By `implementation` (parts/flash4_cta.py) tiles are dealt so:
 
@@ -26,19 +26,20 @@ By `implementation` (parts/flash4_cta.py) tiles are dealt so:
 
 Source: Dao-AILab/flash-attention, flash_attn/cute: flash_fwd_sm100.py (roles, tiles, buffers,
 clusters, _TUNING_CONFIG), softmax.py (SoftmaxSm100, apply_exp2_convert), utils.py (ex2_emulation),
-interface.py (pack_gqa, is_persistent), tile_scheduler.py. Paper: arXiv 2603.05451. Of trtllm-gen the
-machine code in flashinfer-cubin 0.6.13: a softmax thread's 128 scores take 65 maxima of three, 64
-packed FMAs, 128 exponentials, 64 conversions of two and 67 packed sums.
+interface.py (pack_gqa, is_persistent), tile_scheduler.py. Paper: arXiv 2603.05451. Of trtllm-gen
+the machine code in flashinfer-cubin 0.6.13: a softmax thread's 128 scores take 65 maxima of three,
+64 packed FMAs, 128 exponentials, 64 conversions of two and 67 packed sums.
 
 What differs: tensor memory has room and bandwidth enough; a tile's matmul starts when its softmax
-is done, where fa4 starts it at three quarters and trtllm-gen at half; fa4's and trtllm-gen's K and V
-have rings of their own, where the kernels have one for both; of an odd number of blocks of query
-rows no two CTAs of fa4 share keys, where the kernel adds an empty one; keys are not split for
-decoding; masking a score costs nothing; trtllm-gen, which goes through the keys from the first
-on and stores O from registers, does neither here. That one block in ten rescales O is an
-estimate after fa4's authors' "avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of
-32 rows has grown, beside the exponentials. head_dim above 128, and fa4's and CUTLASS's fp8, which have
-kernels or settings of their own, are left out.
+is done, where fa4 starts it at three quarters and trtllm-gen at half (an op of the tile program for
+it, with a latency of its own, brings nothing); fa4's and trtllm-gen's K and V have rings of their
+own, where the kernels have one for both; of an odd number of blocks of query rows no two CTAs of
+fa4 share keys, where the kernel adds an empty one; keys are not split for decoding; masking a score
+costs nothing; trtllm-gen, which goes through the keys from the first on and stores O from
+registers, does neither here. That one block in ten rescales O is an estimate after fa4's authors'
+"avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of 32 rows has grown, beside
+the exponentials. head_dim above 128, and fa4's and CUTLASS's fp8, which have kernels or settings of
+their own, are left out.
 """
 
 from dataclasses import dataclass
@@ -114,10 +115,10 @@ class Flash4(Schedule):
         check_arch(self.name, hw, "sm100")
         cta = Flash4Cta(w, self.implementation, hw.sram.max_per_cta)
         if cta.ring < 2:
+            needed = cta.q_bytes + cta.o_bytes + 2 * cta.block_bytes
             raise InputError(
-                f"schedule flash4: Q, O and two blocks of keys need "
-                f"{show_binary(cta.q_bytes + cta.o_bytes + 2 * cta.block_bytes)} of SRAM, {hw.name} has "
-                f"{show_binary(hw.sram.max_per_cta)} a CTA"
+                f"schedule flash4: Q, O and two blocks of keys need {show_binary(needed)} of SRAM, "
+                f"{hw.name} has {show_binary(hw.sram.max_per_cta)} a CTA"
             )
         emulated = cta.emulated if self.emulated is None else self.emulated
         return [_forward_kernel(cta, emulated, hw.sm.count)]
@@ -162,6 +163,7 @@ def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:
         items_per_cta=dealt.items_per_cta,
         periods=dealing.periods,
         sharing=rows.sharing,
+        sets_up_items=True,
     )
 
 

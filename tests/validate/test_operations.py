@@ -92,8 +92,14 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
             {"kernel": "flashinfer paged prefill", "extra": "page 16"},
             {"name": "paged", "page_size": 16, "implementation": "flashinfer"},
         ),
-        ({"kernel": "sglang flashinfer", "gpu": "B200"}, {"name": "flash4"}),
-        ({"kernel": "trtllm torch_flow", "gpu": "B200"}, {"name": "flash4"}),
+        (
+            {"kernel": "sglang flashinfer", "gpu": "B200"},
+            {"name": "flash4", "implementation": "cutlass"},
+        ),
+        (
+            {"kernel": "trtllm torch_flow", "gpu": "B200"},
+            {"name": "flash4", "implementation": "trtllm-gen"},
+        ),
         (
             DECODE | {"kernel": "vllm vllm_flash_attn"},
             {"name": "paged", "page_size": 64},

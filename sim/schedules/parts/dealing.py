@@ -69,11 +69,11 @@ def dealt_on_demand(
     """Each CTA takes the next tile in `order` when it has loaded the last key block of its own.
 
     So the producer does (hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, load: scheduler_prefetch), which
-    is `ahead` blocks before the tile is done: as many as its buffers hold. `early` is a tile sooner,
-    when it begins to load its own: so cluster launch control does (NVIDIA/cutlass, include/cutlass/
-    gemm/kernel/sm100_gemm_tma_warpspecialized.hpp: the load warp lets the scheduler's ask for the
-    next tile). A tile is taken to last as long as its key blocks and one more, for what stands
-    before and after them (an estimate).
+    is `ahead` blocks before the tile is done: as many as its buffers hold. `early` is a tile
+    sooner, when it begins to load its own: so does cluster launch control (trtllm-gen's machine
+    code: the warp that asks for a tile waits for the load warp to arrive at the one before). A tile
+    is taken to last as long as its key blocks and one more, for what stands before and after them
+    (an estimate).
     """
     trips = key_blocks.tolist()
     given: list[list[int]] = [[tile] for tile in order[:ctas].tolist()]

@@ -1,17 +1,17 @@
 """What a CTA of the flash kernels for Blackwell takes, by whose kernel it is.
 
-    fa4          FlashAttention-4: query heads of a KV head packed as rows, pairs of CTAs that share
-                 key blocks at head_dim 128, some exponentials on the FMA units. Dao-AILab/
-                 flash-attention, flash_attn/cute: flash_fwd_sm100.py (kv_stage, use_2cta_instrs,
-                 _TUNING_CONFIG), softmax.py (apply_exp2_convert), interface.py (pack_gqa)
-    trtllm-gen   TensorRT-LLM's, which vLLM, SGLang and FlashInfer launch too: a head's rows by
-                 themselves, three buffers of keys or values, fp8 too. Published as machine code:
-                 flashinfer-cubin 0.6.13, fmhaSm100fKernel_...PersistentContext, its metadata
-                 (tile 128 x 128, 256 rows a step, 512 threads, bytes of shared memory) and
-                 flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh
-    cutlass      CUTLASS's example 77 as FlashInfer has it: as trtllm-gen in 16 bits.
-                 flashinfer-ai/flashinfer, include/flashinfer/attention/blackwell/collective/
-                 sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp (StageCountQ, StageCountKV)
+fa4          FlashAttention-4: query heads of a KV head packed as rows, pairs of CTAs that share
+             key blocks at head_dim 128, some exponentials on the FMA units. Dao-AILab/
+             flash-attention, flash_attn/cute: flash_fwd_sm100.py (kv_stage, use_2cta_instrs,
+             _TUNING_CONFIG), softmax.py (apply_exp2_convert), interface.py (pack_gqa)
+trtllm-gen   TensorRT-LLM's, which vLLM, SGLang and FlashInfer launch too: a head's rows by
+             themselves, three buffers of keys or values, fp8 too. Published as machine code:
+             flashinfer-cubin 0.6.13, fmhaSm100fKernel_...PersistentContext, its metadata
+             (tile 128 x 128, 256 rows a step, 512 threads, bytes of shared memory) and
+             flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh
+cutlass      CUTLASS's example 77 as FlashInfer has it: as trtllm-gen in 16 bits.
+             flashinfer-ai/flashinfer, include/flashinfer/attention/blackwell/collective/
+             sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp (StageCountQ, StageCountKV)
 """
 
 from dataclasses import dataclass
