@@ -4,9 +4,8 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    TensorRT-LLM's and FlashAttention-3's decoding                  `paged`, in FlashAttention-2's
+    XQA's and FlashAttention-3's decoding                            `paged`, in FlashAttention-2's
                                                                     split-KV kernels
-    trtllm-gen's decoding of latents                                `mla`, FlashMLA's
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
@@ -51,6 +50,7 @@ SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
 FLASHINFER = PAGED | {"implementation": "flashinfer"}
+TRTLLM_GEN_DECODE = PAGED | {"implementation": "trtllm-gen"}
 MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
 FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
@@ -141,7 +141,7 @@ OPERATIONS = (
         in_cache_dtype=True,
     ),
     Operation(
-        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, MLA, in_cache_dtype=True
+        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, TRTLLM_MLA, in_cache_dtype=True
     ),
     Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
     # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
@@ -223,9 +223,18 @@ OPERATIONS = (
         r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
         "trtllm-gen decode",
         DECODE,
-        PAGED,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
     ),
-    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
+    Operation(
+        r"trtllm torch_flow",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+    ),
     Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
     Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
