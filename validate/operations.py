@@ -220,12 +220,21 @@ OPERATIONS = (
     Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
+        r"(vllm vllm_flashinfer_trtllmdecode|flashinfer .*trtllm.*)",
         "trtllm-gen decode",
         DECODE,
         TRTLLM_GEN_DECODE,
         arch=BLACKWELL,
         in_cache_dtype=True,
+    ),
+    Operation(
+        r"sglang trtllm_mha",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+        fp8_beside="fp8 queries",
     ),
     Operation(
         r"trtllm torch_flow",
