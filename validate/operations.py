@@ -246,6 +246,8 @@ OPERATIONS = (
     ),
     Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
     Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
+    # SGLang's pages have one token (aiconfigurator, collector/sglang/collect_attn.py).
+    Operation(r"sglang flashinfer", "FlashInfer decode", DECODE, FLASHINFER | {"page_size": 1}),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
