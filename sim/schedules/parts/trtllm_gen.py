@@ -21,6 +21,8 @@ cluster launch control, here each is a CTA; merging is a launch of its own.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
@@ -81,7 +83,7 @@ class ClusterAttention(PackedAttention):
         elements = self.cta.tile.q * self.w.head_dim
 
         def is_first(items: IntArray) -> IntArray:
-            return (self.grid.at(items)[0] == 0).astype(items.dtype)
+            return 1 - np.minimum(self.grid.at(items)[0], 1)
 
         return finish(
             elements * self.splits,
