@@ -12,15 +12,20 @@ or after attention's. By the `beside` of a measured operation:
     packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
                    to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
                    (mha_varlen_fwd, seqlenq_ngroups_swapped)
+    fp8 queries    the same, and Q is quantised by its own largest element: read, read again and
+                   written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
+                   a scale)
     packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache:
                    TensorRT-LLM, kernels/unfusedAttentionKernels/
-                   unfusedAttentionKernels_2_template.h (invokeQKVPreprocessing)
+                   unfusedAttentionKernels_2_template.h (applyBiasRopeUpdateKVCacheV2). A thread has
+                   16 bytes of a token's query head, and reads as much of K and V, its partner of Q
+                   and of K and eight pairs of cosine and sine, 64 bytes from its neighbour's
     MLA expanded   the latents are multiplied up to K and V of every head, the keys' turned part is
                    put beside each, V is filled up to K's width and the results are cut again:
                    vllm/v1/attention/backends/mla/common.py (_forward_prefill, _pad_v)
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
@@ -28,28 +33,41 @@ from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import machine_of
 
 Kind = Literal[
-    "", "cache write", "scheduled cache write", "packed heads", "packed QKV", "MLA expanded"
+    "",
+    "cache write",
+    "scheduled cache write",
+    "packed heads",
+    "fp8 queries",
+    "packed QKV",
+    "MLA expanded",
 ]
+# Of a warp of applyBiasRopeUpdateKVCacheV2: cycles of its SM's L1, one for 128 bytes in a row or
+# for a sector alone. Five loads and a store of 512 bytes, eight loads of 16 sectors (the halves of
+# a head share them). A sector a cycle is an estimate.
+TURNING_CYCLES = 6 * 4 + 8 * 16
+TURNING_BYTES = 512
+PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
+QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s]."""
+    """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
+
+    `l1_cycles` are those of an SM's L1, of all SMs together.
+    """
 
     bytes: int = 0
     flops: int = 0
     launches: int = 0
+    l1_cycles: int = 0
     host_s: float = 0.0
 
     def and_also(self, other: "Beside") -> "Beside":
         """Both."""
-        return Beside(
-            self.bytes + other.bytes,
-            self.flops + other.flops,
-            self.launches + other.launches,
-            self.host_s + other.host_s,
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Beside(*(ours + theirs for ours, theirs in pairs))
 
     def times(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[float, float]:
         """Seconds that all takes, gaps included, and that a roofline of the datasheet gives.
@@ -66,8 +84,10 @@ class Beside:
             if in_l2
             else machine_of(hw).hbm_s(self.bytes / 2, self.bytes / 2)
         )
+        l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
         fixed_s = calibration.launch.gap + calibration.sm.cta_start
-        taken_s = self.launches * fixed_s + memory_s + flops_s / calibration.tensor.native
+        taken_s = self.launches * fixed_s + max(memory_s, l1_s)
+        taken_s += flops_s / calibration.tensor.native
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
 
@@ -85,9 +105,14 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
             copies = Beside(times * 2 * q * read_bytes, launches=times)
             return copies.and_also(beside("cache write", w, dtype, kv_dtype))
+        case "fp8 queries":
+            quantised = q * (2 * PROJECTED_BYTES + w.dtype_bytes)
+            written = kv * PROJECTED_BYTES + kv * cached_bits // 8
+            return Beside(quantised + written, launches=1 + QUANTISING_LAUNCHES)
         case "packed QKV":
             made = q * w.dtype_bytes + kv * cached_bits // 8
-            return Beside((q + kv) * read_bytes + made, launches=1)
+            turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
+            return Beside((q + kv) * PROJECTED_BYTES + made, launches=1, l1_cycles=turning)
         case "MLA expanded":
             return _mla_expanded(tokens, w.heads, read_bytes)
     return Beside()

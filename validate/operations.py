@@ -4,9 +4,8 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    TensorRT-LLM's and FlashAttention-3's decoding                  `paged`, in FlashAttention-2's
+    XQA's and FlashAttention-3's decoding                            `paged`, in FlashAttention-2's
                                                                     split-KV kernels
-    trtllm-gen's decoding of latents                                `mla`, FlashMLA's
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
@@ -50,6 +49,8 @@ FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
 FLASH4 = {"name": "flash4"}
+TRTLLM_GEN = FLASH4 | {"implementation": "trtllm-gen"}
+CUTLASS = FLASH4 | {"implementation": "cutlass"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
@@ -57,6 +58,7 @@ PAGED = {"name": "paged", "page_size": 64}
 KVCACHE = PAGED | {"call": "kvcache"}
 LIKE_PAGED = KVCACHE | {"pack_gqa": True}
 FLASHINFER = PAGED | {"implementation": "flashinfer"}
+TRTLLM_GEN_DECODE = PAGED | {"implementation": "trtllm-gen"}
 MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
 FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
@@ -89,8 +91,8 @@ class Operation:
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
     rates are judged, times are not. All sequences' page tables have room for
     `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
-    longer than usual, `beside` what else its call does; where a row says that K and V are written
-    to the cache, at least that.
+    longer than usual, `beside` what else its call does, `fp8_beside` that of fp8; where a row says
+    that K and V are written to the cache, at least that.
     """
 
     kernel: str
@@ -107,6 +109,7 @@ class Operation:
     cache_tokens: int | None = None
     floor_us: float | None = None
     beside: Kind = ""
+    fp8_beside: Kind = ""
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -146,7 +149,7 @@ OPERATIONS = (
         in_cache_dtype=True,
     ),
     Operation(
-        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, MLA, in_cache_dtype=True
+        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, TRTLLM_MLA, in_cache_dtype=True
     ),
     Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
     # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
@@ -184,14 +187,12 @@ OPERATIONS = (
     ),
     # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
+    Operation(r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
-        "trtllm-gen prefill",
-        PREFILL,
-        FLASH4,
+        r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"
     ),
     # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
-    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, FLASH4, arch=BLACKWELL),
+    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, CUTLASS, arch=BLACKWELL),
     Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASHINFER),
     Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
@@ -215,7 +216,7 @@ OPERATIONS = (
         r"trtllm torch_flow",
         "trtllm-gen prefill",
         PREFILL,
-        FLASH4,
+        TRTLLM_GEN,
         arch=BLACKWELL,
         beside="packed QKV",
     ),
@@ -237,14 +238,34 @@ OPERATIONS = (
     Operation(r"sglang fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
+        r"(vllm vllm_flashinfer_trtllmdecode|flashinfer .*trtllm.*)",
         "trtllm-gen decode",
         DECODE,
-        LIKE_PAGED,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
     ),
-    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, LIKE_PAGED, arch=BLACKWELL),
+    Operation(
+        r"sglang trtllm_mha",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+        fp8_beside="fp8 queries",
+    ),
+    Operation(
+        r"trtllm torch_flow",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+    ),
     Operation(r"trtllm torch_flow", "XQA decode", DECODE, LIKE_PAGED),
     Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
+    # SGLang's pages have one token (aiconfigurator, collector/sglang/collect_attn.py).
+    Operation(r"sglang flashinfer", "FlashInfer decode", DECODE, FLASHINFER | {"page_size": 1}),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
@@ -575,6 +596,7 @@ def _beside(
     if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
         kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
+    kind = operation.fp8_beside if w.dtype == "fp8" and operation.fp8_beside else kind
     has_host = figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra)
     host_s = CALL_HOST_S if has_host else 0.0
     return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))

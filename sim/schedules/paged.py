@@ -10,7 +10,8 @@ where it packs the query heads of a KV head as rows: of one query, of several he
 without a window (seqlenq_ngroups_swapped). Upstream's (`kvcache`: mha_fwd_kvcache) always may.
 
 With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
-tile to the rows that the query heads of a KV head have, and splits the keys of any queries.
+tile to the rows that the query heads of a KV head have, and splits the keys of any queries; with
+"trtllm-gen" TensorRT-LLM's on Blackwell (parts/trtllm_gen.py), which does so too.
 
 Source: vLLM's fork vllm-project/flash-attention, csrc/flash_attn/src: flash_fwd_kernel.h
 (compute_attn_1rowblock_splitkv with block_table) and utils.h (resolve_thread_kv_page_slice_offset).
@@ -25,10 +26,12 @@ from pydantic import Field, field_validator
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
+from sim.schedules.base import blocks, check_arch
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
+from sim.schedules.parts.trtllm_gen import ClusterAttention, trtllm_gen_cta, trtllm_gen_range
 from sim.tile_program import IntArray, Kernel
 
 
@@ -36,7 +39,7 @@ class Paged(SplitKv):
     """Attention over a cache in pages of `page_size` tokens, split among CTAs for one query."""
 
     name: Literal["paged"] = "paged"
-    implementation: Literal["cuda", "triton", "flashinfer"] = "cuda"  # type: ignore[assignment]
+    implementation: Literal["cuda", "triton", "flashinfer", "trtllm-gen"] = "cuda"  # type: ignore[assignment]
     call: Literal["varlen", "kvcache"] = "varlen"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
@@ -57,6 +60,8 @@ class Paged(SplitKv):
         """The split kernel and, of more than one split, the combine kernel."""
         if self.implementation == "flashinfer":
             return self._flashinfer(w, hw)
+        if self.implementation == "trtllm-gen":
+            return self._trtllm_gen(w, hw)
         keys = self.split(w, hw, self.splits or (None if self._may_split(w) else 1))
         tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
@@ -85,6 +90,19 @@ class Paged(SplitKv):
         self._checked_tile_kv(cta)
         tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)
         return PackedAttention(w, cta, self.page_size, tokens).kernels()
+
+    def _trtllm_gen(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        check_arch(f'{self.name}: implementation = "trtllm-gen"', hw, "sm100")
+        if w.dtype == "fp32" or w.kv_dtype:
+            key, given = ("kv_dtype", w.kv_dtype) if w.kv_dtype else ("dtype", w.dtype)
+            raise InputError(
+                f'schedule paged: implementation = "trtllm-gen": workload.{key} = "{given}": Q, K '
+                "and V of one dtype were expected (workload.dtype): fp16, bf16 or fp8"
+            )
+        cta = self.cta(trtllm_gen_cta(w), w, hw)
+        self._checked_tile_kv(cta)
+        tokens = trtllm_gen_range(w, hw, cta, self.splits)
+        return ClusterAttention(w, cta, self.page_size, tokens).kernels()
 
     def _checked_tile_kv(self, cta: FlashCta) -> int:
         """Keys of a tile; raises InputError unless pages cut it evenly, or it them."""

@@ -60,7 +60,10 @@ PACKING = st.none() | st.booleans()
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash3": {"call": st.sampled_from(("batch", "varlen", "paged")), "splits": SPLITS},
-    "flash4": {"emulated": st.none() | st.floats(0, 1)},
+    "flash4": {
+        "implementation": st.sampled_from(("fa4", "trtllm-gen", "cutlass")),
+        "emulated": st.none() | st.floats(0, 1),
+    },
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
         "state": st.sampled_from((16, 48, 128, 256)),
