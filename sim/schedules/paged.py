@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import blocks, check_arch
+from sim.schedules.base import check_arch
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
