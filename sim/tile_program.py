@@ -193,7 +193,8 @@ class Kernel:
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
     sequences; `sharing` of them in a row read the same K and V. `kind` says which real kernel it
-    is, for whoever launches those; `backward` that it is one of the backward pass.
+    is, for whoever launches those; `backward` that it is one of the backward pass. With
+    `sets_up_items` every item begins with the setup that else only a CTA does.
     """
 
     name: str
@@ -206,6 +207,7 @@ class Kernel:
     sharing: int = 1
     kind: Kind | None = None
     backward: bool = False
+    sets_up_items: bool = False
 
     @property
     def items(self) -> IntArray:

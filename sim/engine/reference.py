@@ -222,11 +222,11 @@ class RunningCta:
                 worker.path = latest.path.copy()
                 worker.wake.at(max(latest.arrival_s, self.replay.env.now))
 
-    def wake_parked(self, path: Path) -> None:
-        """All workers are here: those that waited go on now."""
+    def wake_parked(self, path: Path, after_s: float = 0.0) -> None:
+        """All workers are here: those that waited go on in `after_s`."""
         for worker in self.parked:
             worker.path = path.copy()
-            worker.wake.at(self.replay.env.now)
+            worker.wake.at(self.replay.env.now + after_s)
         self.parked = []
 
 
@@ -278,8 +278,10 @@ class Worker:
                 self.replay.end_cta(cta, self.path)
                 return
             cta.item += 1
-            cta.wake_parked(self.path)
-            yield self.until(self.env.now)
+            setup_s = self.replay.item_setup_s
+            self.path[mc.CTA_START] += setup_s
+            cta.wake_parked(self.path, setup_s)
+            yield self.until(self.env.now + setup_s)
 
     def run_trip(self, loop: Loop, trip: int) -> Events:
         """The ops of one trip, in order."""
@@ -382,6 +384,7 @@ class ReferenceReplay:
         self.env = simpy.Environment()
         self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
         self.cta_start_s = mc.cta_start_s(kernel, hw)
+        self.item_setup_s = mc.item_setup_s(kernel, hw)
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
         self.service_s = {

@@ -173,6 +173,7 @@ def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
         items_per_cta=work.dealt.items_per_cta,
         periods=periods,
         sharing=sharing,
+        sets_up_items=work.cta.call != "batch",
     )
 
 

@@ -9,7 +9,15 @@ from sim.engine.compiled.jit import aligned, sources_stamp
 from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import N_CAUSES, SM_PIPES, Machine, cta_start_s, ctas_per_sm, service_times_s
+from sim.machine import (
+    N_CAUSES,
+    SM_PIPES,
+    Machine,
+    cta_start_s,
+    ctas_per_sm,
+    item_setup_s,
+    service_times_s,
+)
 from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
 
 COMPUTE, STORE, ATOMIC = 0, 1, 2  # kinds of op
@@ -46,7 +54,7 @@ OP = aligned([*_int64("kind stream reads frees shared count"), ("service_s", "f8
 LIMITS = aligned(
     _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves {sources_stamp()}")
     + _float64("port_bytes_per_s l2_bytes_per_s hbm_bytes_per_s l2_latency_s hbm_latency_s")
-    + _float64("op_latency_s cta_start_s")
+    + _float64("op_latency_s cta_start_s item_setup_s")
 )
 WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op"), PATH])
 SLOT = aligned(_int64("cta item last_item arrived"))
@@ -235,6 +243,7 @@ def _limits_of(
         hbm_latency_s=machine.hbm_latency_s,
         op_latency_s=machine.op_latency_s,
         cta_start_s=cta_start_s(kernel, hw),
+        item_setup_s=item_setup_s(kernel, hw),
     )
 
 

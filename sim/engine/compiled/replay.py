@@ -346,13 +346,13 @@ def release(r, sm, slot, worker, now_s):
 
 
 @called
-def wake_others(r, slot, worker_number, now_s, status):
-    """All other workers of the CTA go on now; what they waited for is this worker's path."""
+def wake_others(r, slot, worker_number, time_s, status):
+    """All other workers of the CTA go on at `time_s`; what they waited for is this one's path."""
     workers = r.limits[0].workers
     for k in range(slot * workers, (slot + 1) * workers):
         if k != worker_number:
             other = r.workers[k]
-            other.status, other.time_s = status, now_s
+            other.status, other.time_s = status, time_s
             set_path(other, r.workers[worker_number])
     r.slots[slot].arrived = 0
 
@@ -455,8 +455,10 @@ def end_item(r, sm, slot, worker_number, now_s):
         r.total[0].steps_done += r.trips[loop, record.item]
     if record.item < record.last_item:
         record.item += 1
-        worker.time_s = now_s
-        wake_others(r, slot, worker_number, now_s, START)
+        setup_s = r.limits[0].item_setup_s
+        worker.path_s[CTA_START] += setup_s
+        set_time(worker, now_s, now_s + setup_s)
+        wake_others(r, slot, worker_number, worker.time_s, START)
     elif wait_for_store(r, slot, worker, now_s, DRAINING):
         end_cta(r, sm, slot, worker_number, now_s)
 
