@@ -168,12 +168,13 @@ OPERATIONS = (
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, PAGED),
     Operation(
-        r"(vllm vllm_flash_attn_fa3|sglang fa3)",
+        r"vllm vllm_flash_attn_fa3",
         "FA3 prefill",
         PREFILL,
-        FLASH3_PAGED,
+        FLASH3_PAGED | {"two_level_sums": True},
         in_cache_dtype=True,
     ),
+    Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3_PAGED, in_cache_dtype=True),
     # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
     Operation(

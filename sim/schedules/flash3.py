@@ -15,7 +15,12 @@ matmuls: the paper's overlap within a warp group, and its ping-pong between them
 Sequences of one length run one kernel; of any lengths (`call = "varlen"`) another, whose query
 heads are always packed, whose CTAs share no loads and are dealt tiles on demand, sequence after
 sequence; with K and V in pages smaller than a key block ("paged", as vLLM and SGLang call it) a
-third, in which the producer copies K and V by cp.async, from smaller tiles.
+third, in which the producer copies K and V by cp.async, from smaller tiles. Of both every tile
+begins as a CTA does: who is next, lengths and entries of the page table are read one after another,
+Q is copied and O stored by threads.
+
+With `two_level_sums`, as in vLLM's fork, P V of fp8 is summed apart, waited for and added to O: no
+softmax runs beside it within a warp group, and tiles are smaller.
 
 Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
 too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
@@ -26,7 +31,7 @@ tile_size.h (tile_size_fwd_sm90), mainloop_fwd_sm90_tma_gmma_ws.hpp (mma, Rescal
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
 tile_scheduler.hpp, flash_prepare_scheduler.cu, heuristics.h (PackGQA, one consumer warp group,
 num_splits_heuristic), flash_api.cpp (get_num_splits), flash_attn_interface.py (num_splits), mask.h,
-paged_kv.h.
+paged_kv.h; vllm-project/flash-attention, hopper/utils.h (gemm, Use_Two_Level).
 
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
 producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; a range without
@@ -68,7 +73,7 @@ from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softm
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.split_kv import Splits, combine_of_splits
-from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
+from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Op, Stream, Tensor
 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
 CONVERTED_A_SCORE = 2
@@ -96,6 +101,7 @@ class Flash3(TiledSchedule):
     name: Literal["flash3"] = "flash3"
     call: Call = "batch"
     splits: Splits | None = None
+    two_level_sums: bool = False
 
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
@@ -124,7 +130,7 @@ class Flash3(TiledSchedule):
         splits = self.splits or 1
         if self.splits is None and w.seq_q != w.seq_kv:
             splits = public_splits(w, self.call, hw.sm.count)
-        default, packed = public_tile(w, self.call, packs=splits > 1)
+        default, packed = public_tile(w, self.call, splits > 1, self.two_level_sums)
 
         def sram_bytes(tile: Tile) -> int:
             """Of a tile; of one whose rows no warp groups have, more than any device has."""
@@ -133,7 +139,7 @@ class Flash3(TiledSchedule):
             )
 
         tile = self.fit_tile(default, sram_bytes, w, hw)
-        cta = Flash3Cta(w, tile, packed, self.call, splits)
+        cta = Flash3Cta(w, tile, packed, self.call, splits, self.two_level_sums)
         return [_forward_kernel(cta, hw.sm.count)] if splits == 1 else _split_kernels(cta)
 
 
@@ -266,6 +272,11 @@ class _Work:
             softmax.other_ops + self.transpose_ops + self.copy_ops,
         )
 
+    def added(self, load_v: Load) -> tuple[Compute, Compute]:
+        """P V summed from zeros, then added to O."""
+        zeros_and_sums = {"vector_ops": self.q_elements, "other_ops": self.q_elements}
+        return self.accumulated(load_v), Compute("O += sum", **zeros_and_sums)
+
     def finish(self) -> Loop:
         """O goes out through SRAM by TMA."""
         lse = self._rows_of(self.lse)
@@ -288,6 +299,16 @@ class _Work:
 
     def _keys_of(self, tensor: Tensor, behind_last: int) -> Stream:
         return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
+
+
+def _alone(softmax: Softmax) -> Compute:
+    """A softmax beside nothing of its own warp group."""
+    return Compute(
+        "softmax",
+        vector_ops=softmax.fp32_ops,
+        exp_count=softmax.exps,
+        other_ops=softmax.other_ops,
+    )
 
 
 def _loops(work: _Work) -> tuple[Loop, ...]:
@@ -321,20 +342,19 @@ def _loops(work: _Work) -> tuple[Loop, ...]:
         other_ops=softmax.other_ops - converted + masked,
     )
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
-    trip = (
-        load_k,
-        load_v,
-        work.scored(load_k, vector_ops=rescale_first),
-        work.accumulated(load_v, beside),
-        Compute("convert P, rescale O", vector_ops=rescale_after, other_ops=converted),
-    )
+    scored = work.scored(load_k, vector_ops=rescale_first)
+    convert = Compute("convert P, rescale O", vector_ops=rescale_after, other_ops=converted)
+    trip: tuple[Op, ...] = (load_k, load_v, scored, work.accumulated(load_v, beside), convert)
+    if work.cta.adds_apart:
+        trip = (load_k, load_v, scored, *work.added(load_v), _alone(beside), convert)
 
     def trips(items: IntArray) -> IntArray:
         """All key blocks but the first of which S is computed."""
         return work.key_blocks(items) - work.has_keys(items)
 
     last_v = work.load_first_of(v)
-    epilogue = (last_v, work.accumulated(last_v), *work.finish().ops)
+    last = work.added(last_v) if work.cta.adds_apart else (work.accumulated(last_v),)
+    epilogue = (last_v, *last, *work.finish().ops)
     return (
         Loop(work.has_keys, prologue),
         Loop(trips, trip),

@@ -13,7 +13,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import fewest_filling
-from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED
+from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED, FLASH3_TWO_LEVEL
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
 
@@ -42,6 +42,12 @@ class Flash3Cta:
     packed: int  # query heads that are rows of one matrix
     call: Call
     splits: int = 1  # of the keys
+    two_level: bool = False
+
+    @property
+    def adds_apart(self) -> bool:
+        """Whether P V is summed apart, waited for and then added to O."""
+        return self.two_level and self.w.dtype_bytes == 1
 
     @property
     def head_dim(self) -> int:
@@ -94,13 +100,18 @@ def kernel_head_dim(w: AttentionWorkload) -> int:
     return next(d for d in HEAD_DIMS if w.head_dim <= d)
 
 
-def public_tile(w: AttentionWorkload, call: Call, packs: bool = False) -> tuple[Tile, int]:
+def public_tile(
+    w: AttentionWorkload, call: Call, packs: bool = False, two_level: bool = False
+) -> tuple[Tile, int]:
     """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA).
 
     All of a KV head are if it `packs` in any case, as with splits, and unless called on a batch.
     """
     tiles = FLASH3_PAGED if call == "paged" else FLASH3
-    q, kv = tiles[kernel_head_dim(w), w.dtype_bytes][w.mask]
+    by_mask = tiles[kernel_head_dim(w), w.dtype_bytes]
+    if two_level and w.dtype_bytes == 1:
+        by_mask = FLASH3_TWO_LEVEL[kernel_head_dim(w)]
+    q, kv = by_mask[w.mask]
     packs |= call != "batch"
     packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
     if w.head_dim == 128 and w.seq_q * packed <= WORKER_ROWS:  # use_one_mma_wg
