@@ -6,9 +6,13 @@ or after attention's. By the `beside` of a measured operation:
     cache write    the new tokens' K and V are read and written to the cache: vLLM,
                    csrc/cache_kernels.cu (reshape_and_cache_flash); SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer)
-    packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache:
-                   TensorRT-LLM, kernels/unfusedAttentionKernels/
-                   unfusedAttentionKernels_2_template.h (invokeQKVPreprocessing)
+    cache write and lengths    so, and FlashAttention-3 counts each sequence's blocks before it
+                   begins, where nobody did ahead of the call: SGLang; Dao-AILab/flash-attention,
+                   hopper/flash_api.cpp (prepare_varlen_num_blocks)
+    packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache,
+                   once offsets and scales are made from lengths: TensorRT-LLM,
+                   common/attentionOp.cpp (enqueueContext: invokeBuildDecoderInfo,
+                   invokeQKVPreprocessing)
     MLA expanded   the latents are multiplied up to K and V of every head, the keys' turned part is
                    put beside each, V is filled up to K's width and the results are cut again:
                    vllm/v1/attention/backends/mla/common.py (_forward_prefill, _pad_v)
@@ -20,7 +24,7 @@ from typing import Literal
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 
-Kind = Literal["", "cache write", "packed QKV", "MLA expanded"]
+Kind = Literal["", "cache write", "cache write and lengths", "packed QKV", "MLA expanded"]
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
 
@@ -59,9 +63,11 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     match kind:
         case "cache write":
             return Beside(kv * read_bytes + kv * cached_bits // 8, launches=1)
+        case "cache write and lengths":
+            return Beside(kv * read_bytes + kv * cached_bits // 8, launches=2)
         case "packed QKV":
             made = q * w.dtype_bytes + kv * cached_bits // 8
-            return Beside((q + kv) * read_bytes + made, launches=1)
+            return Beside((q + kv) * read_bytes + made, launches=2)
         case "MLA expanded":
             return _mla_expanded(tokens, w.heads, read_bytes)
     return Beside()

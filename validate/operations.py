@@ -4,7 +4,7 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    TensorRT-LLM's and FlashAttention-3's decoding                  `paged`, in FlashAttention-2's
+    TensorRT-LLM's decoding                                         `paged`, in FlashAttention-2's
                                                                     split-KV kernels
     trtllm-gen's decoding of latents                                `mla`, FlashMLA's
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
@@ -44,6 +44,7 @@ TRITON = {"name": "flash2", "implementation": "triton"}
 FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
+FLASH3_VLLM = FLASH3_PAGED | {"implementation": "vllm"}
 FLASH4 = {"name": "flash4"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
@@ -171,10 +172,17 @@ OPERATIONS = (
         r"vllm vllm_flash_attn_fa3",
         "FA3 prefill",
         PREFILL,
-        FLASH3_PAGED | {"two_level_sums": True},
+        FLASH3_VLLM,
         in_cache_dtype=True,
     ),
-    Operation(r"sglang fa3", "FA3 prefill", PREFILL, FLASH3_PAGED, in_cache_dtype=True),
+    Operation(
+        r"sglang fa3",
+        "FA3 prefill",
+        PREFILL,
+        FLASH3_PAGED,
+        in_cache_dtype=True,
+        beside="cache write and lengths",
+    ),
     # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
     Operation(
@@ -202,6 +210,7 @@ OPERATIONS = (
         PREFILL,
         fmha_v2,
         arch=HOPPER,
+        in_cache_dtype=True,
         beside="packed QKV",
     ),
     Operation(
@@ -216,8 +225,15 @@ OPERATIONS = (
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
     Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
-    Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, FLASH3_VLLM, in_cache_dtype=True),
+    Operation(
+        r"sglang fa3",
+        "FA3 decode",
+        DECODE,
+        FLASH3_PAGED,
+        in_cache_dtype=True,
+        beside="cache write and lengths",
+    ),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
         r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",

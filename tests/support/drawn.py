@@ -58,7 +58,11 @@ def devices(
 SPLITS = st.none() | st.integers(1, 9)
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "flash3": {"call": st.sampled_from(("batch", "varlen", "paged")), "splits": SPLITS},
+    "flash3": {
+        "call": st.sampled_from(("batch", "varlen", "paged")),
+        "splits": SPLITS,
+        "implementation": st.sampled_from(("fa3", "vllm", "trtllm")),
+    },
     "flash4": {"emulated": st.none() | st.floats(0, 1)},
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
