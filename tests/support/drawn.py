@@ -171,6 +171,8 @@ def schedules(draw: Any, *names: str) -> Schedule:
             "warps": draw(st.none() | st.sampled_from((4, 8))),
         }
     options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
+    if options.get("implementation") == "trtllm" and name == "flash3":
+        options["splits"] = None
     return SCHEDULES[name].model_validate(options)
 
 
