@@ -68,7 +68,15 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
 @pytest.mark.parametrize(
     ("row", "options"),
     [
-        ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3", "call": "paged"}),
+        (
+            {"kernel": "vllm vllm_flash_attn_fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "vllm"},
+        ),
+        (
+            DECODE | {"kernel": "vllm vllm_flash_attn_fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "vllm"},
+        ),
+        (DECODE | {"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
         ({"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
         ({"kernel": "FlashAttention-3 (varlen)"}, {"name": "flash3", "call": "varlen"}),
         (
@@ -81,7 +89,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             {"kernel": "trtllm torch_flow", "gpu": "H200"},
-            {"name": "flash3", "tile": {"q": 128, "kv": 256}},
+            {"name": "flash3", "implementation": "trtllm"},
         ),
         (
             {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S"},
@@ -281,6 +289,21 @@ def test_tensorrt_llms_pass_over_packed_qkv_reads_and_writes_all_three(tmp_path)
     w = measured.case.workload
     q, kv = 2 * w.seq_q * w.heads * 128, 2 * 2 * w.seq_q * 4 * 128
     assert measured.beside.bytes == 2 * (q + kv) + 2 * q + kv
+
+
+@pytest.mark.parametrize(
+    ("kernel", "launches"),
+    [("trtllm torch_flow", 2), ("sglang fa3", 2), ("vllm vllm_flash_attn_fa3", 1)],
+)
+def test_what_is_made_of_lengths_within_the_call_is_a_launch_more(tmp_path, kernel, launches):
+    row = figure(tmp_path, kernel=kernel, extra="KV write included")
+    assert measured_of(row).beside.launches == launches
+
+
+def test_a_cache_of_fp8_is_multiplied_in_fp8_on_hopper_alone(tmp_path):
+    row = {"kernel": "trtllm torch_flow", "kv_dtype": "fp8"}
+    assert case(tmp_path, **row, gpu="H200").workload.dtype == "fp8"
+    assert case(tmp_path, **row, gpu="L40S").workload.dtype == "bf16"
 
 
 def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
