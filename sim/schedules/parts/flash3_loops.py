@@ -32,6 +32,7 @@ MASK_OPS: dict[Mask, int] = {"full": 2, "causal": 2, "window": 3}
 # its address (paged_kv.h, load_K). The last is an estimate.
 COPY_OPS, COPY_BYTES = 3, 16
 WARPS_A_GROUP = 4
+MAXIMUM_OPS_A_ROW = 16  # 8 of maxima, and of 16 shuffles half (see instructions)
 NO_SOFTMAX = Softmax(0, 0, 0)
 
 
@@ -150,26 +151,21 @@ class Work:
         return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
 
 
-def _alone(softmax: Softmax) -> Compute:
-    """A softmax beside no matmul of its own warp group."""
-    return Compute(
-        "softmax",
-        vector_ops=softmax.fp32_ops,
-        exp_count=softmax.exps,
-        other_ops=softmax.other_ops,
-    )
-
-
 class _Softmax:
-    """The softmax of a key block: the first of a tile, and of others what stands where."""
+    """The softmax of a key block: the first of a tile, and of others what stands where.
+
+    Beside a matmul of its own warp group it is one step. Alone it is two: no exponential of a row
+    begins before the row's maximum is there.
+    """
 
     def __init__(self, work: Work) -> None:
         cta, scores, of_o = work.cta, work.scores, work.q_elements
         warps, mask_ops = WARPS_A_GROUP * cta.workers, MASK_OPS[cta.w.mask] * scores
         whole = online_softmax(cta.tile.q, cta.tile.kv, cta.head_dim, warps, FLASH3_FIXED)
+        self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
         first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, scores)
-        self.first = _alone(first)
+        self.first = self._alone(first, mask_ops)
         converted = scores // CONVERTED_A_SCORE
         masked = round(work.rows.masked_share * mask_ops)
         self.beside = replace(
@@ -177,9 +173,22 @@ class _Softmax:
             fp32_ops=whole.fp32_ops - of_o,
             other_ops=whole.other_ops - converted + masked,
         )
+        self.alone = self._alone(self.beside, masked)
         after = 0 if cta.rescales_first else of_o
         self.convert = Compute("convert P, rescale O", vector_ops=after, other_ops=converted)
         self.rescaled_first = of_o - after
+
+    def _alone(self, softmax: Softmax, mask_ops: int) -> tuple[Compute, Compute]:
+        before = self.maxima_ops + mask_ops
+        return (
+            Compute("mask S, maxima", other_ops=before),
+            Compute(
+                "softmax",
+                vector_ops=softmax.fp32_ops,
+                exp_count=softmax.exps,
+                other_ops=softmax.other_ops - before,
+            ),
+        )
 
 
 def loops(work: Work) -> tuple[Loop, ...]:
@@ -192,9 +201,9 @@ def _in_order(work: Work) -> tuple[Loop, ...]:
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k, first_v = work.load_q(), work.load(k, stages=1), work.load(v, stages=1)
     scored = work.scored(load_q, first_k)
-    first = (load_q, first_k, first_v, scored, softmax.first, work.accumulated(first_v))
+    first = (load_q, first_k, first_v, scored, *softmax.first, work.accumulated(first_v))
     load_k, load_v = work.load(k, behind_last=1), work.load(v, behind_last=1)
-    softmaxed = (_alone(softmax.beside), softmax.convert)
+    softmaxed = (*softmax.alone, softmax.convert)
     trip = (load_k, load_v, work.scored(load_k), *softmaxed, work.accumulated(load_v))
     return (Loop(work.has_keys, first), Loop(work.trips, trip), work.finish())
 
@@ -203,13 +212,13 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     """The softmax of each key block beside P V of the one before."""
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k = work.load_q(), work.load(k, stages=1)
-    prologue = (load_q, first_k, work.scored(load_q, first_k), softmax.first)
+    prologue = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
 
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
     scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
     last_v = work.load_first_of(v)
     if work.cta.adds_apart:
-        middle: tuple[Op, ...] = (*work.added(load_v), _alone(softmax.beside))
+        middle: tuple[Op, ...] = (*work.added(load_v), *softmax.alone)
         last: tuple[Op, ...] = work.added(last_v)
     else:
         middle, last = (work.accumulated(load_v, softmax.beside),), (work.accumulated(last_v),)
