@@ -151,11 +151,21 @@ class Work:
         return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
 
 
+def _in_one_step(softmax: Softmax) -> Compute:
+    return Compute(
+        "softmax",
+        vector_ops=softmax.fp32_ops,
+        exp_count=softmax.exps,
+        other_ops=softmax.other_ops,
+    )
+
+
 class _Softmax:
     """The softmax of a key block: the first of a tile, and of others what stands where.
 
-    Beside a matmul of its own warp group it is one step. Alone it is two: no exponential of a row
-    begins before the row's maximum is there.
+    In FlashAttention-3 it is one step, as `calibration.sm.async_issue_cycles` was fitted to. Where
+    a warp group has waited for its matmuls it is two: no exponential of a row begins before the
+    row's maximum is there.
     """
 
     def __init__(self, work: Work) -> None:
@@ -165,7 +175,7 @@ class _Softmax:
         self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
         first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, scores)
-        self.first = self._alone(first, mask_ops)
+        self.first, self.first_alone = _in_one_step(first), self._alone(first, mask_ops)
         converted = scores // CONVERTED_A_SCORE
         masked = round(work.rows.masked_share * mask_ops)
         self.beside = replace(
@@ -180,15 +190,8 @@ class _Softmax:
 
     def _alone(self, softmax: Softmax, mask_ops: int) -> tuple[Compute, Compute]:
         before = self.maxima_ops + mask_ops
-        return (
-            Compute("mask S, maxima", other_ops=before),
-            Compute(
-                "softmax",
-                vector_ops=softmax.fp32_ops,
-                exp_count=softmax.exps,
-                other_ops=softmax.other_ops - before,
-            ),
-        )
+        after = replace(softmax, other_ops=softmax.other_ops - before)
+        return Compute("mask S, maxima", other_ops=before), _in_one_step(after)
 
 
 def loops(work: Work) -> tuple[Loop, ...]:
@@ -201,7 +204,7 @@ def _in_order(work: Work) -> tuple[Loop, ...]:
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k, first_v = work.load_q(), work.load(k, stages=1), work.load(v, stages=1)
     scored = work.scored(load_q, first_k)
-    first = (load_q, first_k, first_v, scored, *softmax.first, work.accumulated(first_v))
+    first = (load_q, first_k, first_v, scored, *softmax.first_alone, work.accumulated(first_v))
     load_k, load_v = work.load(k, behind_last=1), work.load(v, behind_last=1)
     softmaxed = (*softmax.alone, softmax.convert)
     trip = (load_k, load_v, work.scored(load_k), *softmaxed, work.accumulated(load_v))
@@ -212,7 +215,7 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     """The softmax of each key block beside P V of the one before."""
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k = work.load_q(), work.load(k, stages=1)
-    prologue = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
+    prologue = (load_q, first_k, work.scored(load_q, first_k), softmax.first)
 
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
     scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
