@@ -176,7 +176,7 @@ class _Softmax:
         self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
         first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, scores)
-        one_step = (_in_one_step(first),)
+        one_step: tuple[Compute, ...] = (_in_one_step(first),)
         self.first = one_step if cta.of_one_length else self._alone(first, mask_ops)
         converted = scores // CONVERTED_A_SCORE
         masked = round(work.rows.masked_share * mask_ops)
