@@ -6,17 +6,20 @@ or after attention's. By the `beside` of a measured operation:
     cache write    the new tokens' K and V are read and written to the cache: vLLM,
                    csrc/cache_kernels.cu (reshape_and_cache_flash); SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer)
-    scheduled cache write
-                   the same, and how many ranges each sequence gets is computed before:
-                   FlashAttention-3, hopper/flash_prepare_scheduler.cu
     packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
                    to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
                    (mha_varlen_fwd, seqlenq_ngroups_swapped)
-    fp8 queries    the same, and Q is quantised by its own largest element: read, read again and
+    cache write and lengths
+                   the write, and FlashAttention-3 counts each sequence's blocks before it begins,
+                   where nobody did ahead of the call: SGLang; Dao-AILab/flash-attention,
+                   hopper/flash_api.cpp (prepare_varlen_num_blocks)
+    fp8 queries    the write, and Q is quantised by its own largest element: read, read again and
                    written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
                    a scale)
-    packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache:
-                   TensorRT-LLM, kernels/unfusedAttentionKernels/
+    packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache,
+                   once offsets and scales are made from lengths: TensorRT-LLM,
+                   common/attentionOp.cpp (enqueueContext: invokeBuildDecoderInfo,
+                   invokeQKVPreprocessing) and kernels/unfusedAttentionKernels/
                    unfusedAttentionKernels_2_template.h (applyBiasRopeUpdateKVCacheV2). A thread has
                    16 bytes of a token's query head, and reads as much of K and V, its partner of Q
                    and of K and eight pairs of cosine and sine, 64 bytes from its neighbour's
@@ -35,7 +38,7 @@ from sim.machine import machine_of
 Kind = Literal[
     "",
     "cache write",
-    "scheduled cache write",
+    "cache write and lengths",
     "packed heads",
     "fp8 queries",
     "packed QKV",
@@ -98,7 +101,7 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     match kind:
         case "cache write":
             return Beside(kv * read_bytes + kv * cached_bits // 8, launches=1)
-        case "scheduled cache write":
+        case "cache write and lengths":
             return beside("cache write", w, dtype, kv_dtype).and_also(Beside(launches=1))
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
@@ -112,7 +115,7 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
         case "packed QKV":
             made = q * w.dtype_bytes + kv * cached_bits // 8
             turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
-            return Beside((q + kv) * PROJECTED_BYTES + made, launches=1, l1_cycles=turning)
+            return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, l1_cycles=turning)
         case "MLA expanded":
             return _mla_expanded(tokens, w.heads, read_bytes)
     return Beside()

@@ -1,9 +1,9 @@
 """Kernels that serving frameworks bring themselves: which tile of which schedule they are.
 
 TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles of its own, on
-                            Hopper warp groups as FlashAttention-3's. cpp/kernels/fmha_v2/
-                            setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step;
-                            enumerate_hgmma_flash_warpspec_kernels) and which of them runs:
+                            Hopper of `flash3` the implementation "trtllm". cpp/kernels/fmha_v2/
+                            setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step)
+                            and which of them runs:
                             contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
 SGLang's Triton kernel      python/sglang/srt/layers/attention/triton_ops/extend_attention.py
                             (_get_block_sizes_for_extend_attention; num_stages = 1)
@@ -22,14 +22,12 @@ from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.split_kv import MOST_SPLITS
 
 ROWS_OF_FLASH3, LEAST_SPLIT_BLOCKS, MOST_SPLIT_BATCH = 128, 4, 992
-WARP_GROUPS_OF_HOPPER = 128  # query rows of two compute groups of 64 (NUM_COMPUTE_GROUPS)
 
 
 def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
     """TensorRT-LLM's prefill before Blackwell."""
     if hw.arch == "sm90":
-        keys = 256 if w.head_dim <= 64 else 128 if w.head_dim <= 128 else 64
-        return {"name": "flash3", "tile": {"q": WARP_GROUPS_OF_HOPPER, "kv": keys}}
+        return {"name": "flash3", "implementation": "trtllm"}
     tiled = hw.arch == "sm80" and w.seq_kv > 64
     if tiled or w.head_dim >= 256:
         q, kv = (128, 128) if w.head_dim <= 64 else (64, 128)

@@ -4,7 +4,7 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    XQA's and FlashAttention-3's decoding                            `paged`, in FlashAttention-2's
+    XQA's decoding                                                  `paged`, in FlashAttention-2's
                                                                     split-KV kernels
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
@@ -48,6 +48,7 @@ TRITON = {"name": "flash2", "implementation": "triton"}
 FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
+FLASH3_VLLM = FLASH3_PAGED | {"implementation": "vllm"}
 FLASH4 = {"name": "flash4"}
 TRTLLM_GEN = FLASH4 | {"implementation": "trtllm-gen"}
 CUTLASS = FLASH4 | {"implementation": "cutlass"}
@@ -179,11 +180,19 @@ OPERATIONS = (
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, PAGED),
     Operation(
-        r"(vllm vllm_flash_attn_fa3|sglang fa3)",
+        r"vllm vllm_flash_attn_fa3",
+        "FA3 prefill",
+        PREFILL,
+        FLASH3_VLLM,
+        in_cache_dtype=True,
+    ),
+    Operation(
+        r"sglang fa3",
         "FA3 prefill",
         PREFILL,
         FLASH3_PAGED,
         in_cache_dtype=True,
+        beside="cache write and lengths",
     ),
     # A window masks scores there; its loop visits all keys up to the query's block.
     Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
@@ -210,6 +219,7 @@ OPERATIONS = (
         PREFILL,
         fmha_v2,
         arch=HOPPER,
+        in_cache_dtype=True,
         beside="packed QKV",
     ),
     Operation(
@@ -229,13 +239,20 @@ OPERATIONS = (
         "FA2 paged decode",
         DECODE,
         flash3_decode_before_hopper,
-        beside="scheduled cache write",
+        beside="cache write and lengths",
     ),
     Operation(
         r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
     ),
-    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
-    Operation(r"sglang fa3", "FA3 decode", DECODE, LIKE_PAGED, in_cache_dtype=True),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, FLASH3_VLLM, in_cache_dtype=True),
+    Operation(
+        r"sglang fa3",
+        "FA3 decode",
+        DECODE,
+        FLASH3_PAGED,
+        in_cache_dtype=True,
+        beside="cache write and lengths",
+    ),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
         r"(vllm vllm_flashinfer_trtllmdecode|flashinfer .*trtllm.*)",

@@ -194,7 +194,8 @@ class SmCalibration(Section):
 
     `cta_start` is from a free slot to a CTA's first instruction, `cta_setup` what a kernel of
     matmuls then does before its first load and after its last, one thing after the other: lengths
-    and tables read, addresses, descriptors, barriers.
+    and tables read, addresses, descriptors, barriers. So does each item of a kernel that
+    `sets_up_items`.
     """
 
     vector: Fraction

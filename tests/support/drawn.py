@@ -59,7 +59,11 @@ SPLITS = st.none() | st.integers(1, 9)
 PACKING = st.none() | st.booleans()
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "flash3": {"call": st.sampled_from(("batch", "varlen", "paged")), "splits": SPLITS},
+    "flash3": {
+        "call": st.sampled_from(("batch", "varlen", "paged")),
+        "splits": SPLITS,
+        "implementation": st.sampled_from(("fa3", "vllm", "trtllm")),
+    },
     "flash4": {
         "implementation": st.sampled_from(("fa4", "trtllm-gen", "cutlass")),
         "emulated": st.none() | st.floats(0, 1),
@@ -173,6 +177,8 @@ def schedules(draw: Any, *names: str) -> Schedule:
             "warps": draw(st.none() | st.sampled_from((4, 8))),
         }
     options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
+    if options.get("implementation") == "trtllm" and name == "flash3":
+        options["splits"] = None
     return SCHEDULES[name].model_validate(options)
 
 

@@ -70,7 +70,15 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
 @pytest.mark.parametrize(
     ("row", "options"),
     [
-        ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3", "call": "paged"}),
+        (
+            {"kernel": "vllm vllm_flash_attn_fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "vllm"},
+        ),
+        (
+            DECODE | {"kernel": "vllm vllm_flash_attn_fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "vllm"},
+        ),
+        (DECODE | {"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
         ({"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
         ({"kernel": "FlashAttention-3 (varlen)"}, {"name": "flash3", "call": "varlen"}),
         (
@@ -83,7 +91,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             {"kernel": "trtllm torch_flow", "gpu": "H200"},
-            {"name": "flash3", "tile": {"q": 128, "kv": 256}},
+            {"name": "flash3", "implementation": "trtllm"},
         ),
         (
             {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S"},
@@ -361,6 +369,21 @@ def test_sglang_quantises_the_queries_of_fp8_by_their_own_maximum(tmp_path):
     q, kv = (w.batch * w.seq_q * heads * w.head_dim for heads in (w.heads, 2 * w.kv_heads))
     assert plain == Beside(bytes=4 * kv, launches=1)
     assert fp8 == Beside(bytes=(2 + 2 + 1) * q + (2 + 1) * kv, launches=6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "launches"),
+    [("trtllm torch_flow", 2), ("sglang fa3", 2), ("vllm vllm_flash_attn_fa3", 1)],
+)
+def test_what_is_made_of_lengths_within_the_call_is_a_launch_more(tmp_path, kernel, launches):
+    row = figure(tmp_path, kernel=kernel, extra="KV write included")
+    assert measured_of(row).beside.launches == launches
+
+
+def test_a_cache_of_fp8_is_multiplied_in_fp8_on_hopper_alone(tmp_path):
+    row = {"kernel": "trtllm torch_flow", "kv_dtype": "fp8"}
+    assert case(tmp_path, **row, gpu="H200").workload.dtype == "fp8"
+    assert case(tmp_path, **row, gpu="L40S").workload.dtype == "bf16"
 
 
 def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):

@@ -152,6 +152,29 @@ FLASH3_PAGED: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = FLASH3 | {
     (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 128)},
 }
 
+# vLLM's fork, of fp8 summed on two levels (vllm-project/flash-attention, hopper/tile_size.h).
+FLASH3_TWO_LEVEL: dict[int, dict[Mask, tuple[int, int]]] = {
+    64: dict.fromkeys(("full", "causal", "window"), (192, 128)),
+    96: dict.fromkeys(("full", "causal", "window"), (128, 128)),
+    128: dict.fromkeys(("full", "causal", "window"), (128, 192)),
+    192: dict.fromkeys(("full", "causal", "window"), (128, 96)),
+    256: {"full": (128, 128), "causal": (128, 128), "window": (128, 64)},
+}
+# TensorRT-LLM's on Hopper: two warp groups of 64 rows each (names of its kernels, such as
+# fmha_v2_flash_attention_e4m3_64_256_S_q_paged_kv_128_tma_ws_sm90).
+FMHA_V2: dict[tuple[int, int], tuple[int, int]] = {
+    (64, 2): (128, 256),
+    (96, 2): (128, 128),
+    (128, 2): (128, 128),
+    (192, 2): (128, 64),
+    (256, 2): (128, 64),
+    (64, 1): (128, 256),
+    (96, 1): (128, 256),
+    (128, 1): (128, 256),
+    (192, 1): (128, 128),
+    (256, 1): (128, 128),
+}
+
 
 def _suiting(table: Table[Cta], w: AttentionWorkload, hw: HardwareProfile) -> Iterator[Cta]:
     return (cta for row, cta in table if row.suits(w, hw))
