@@ -18,6 +18,7 @@ from sim.engine.compiled.jit import called, entry, inlined
 from sim.engine.compiled.l2 import NO_LINE, L2Lines, new_l2, touch
 from sim.engine.compiled.records import (
     ATOMIC,
+    BARRIER,
     COMPUTE,
     DRAINING,
     IDLE,
@@ -372,6 +373,21 @@ def issue_store(r, sm, slot, worker_number, now_s):
     wake_others(r, slot, worker_number, now_s, PASSED)
 
 
+@called
+def pass_barrier(r, sm, slot, worker_number, now_s):
+    """All the CTA's workers are at a barrier: what it issues is loaded, and the others go on."""
+    worker = r.workers[worker_number]
+    op = r.ops[worker.op]
+    issues, number = op.reads, r.loops[worker.loop].load_at
+    while issues:
+        if issues & 1:
+            issue_load(r, sm, slot, worker, now_s, number, worker.trip)
+        issues >>= 1
+        number += 1
+    op.count += 1
+    wake_others(r, slot, worker_number, now_s, PASSED)
+
+
 @inlined
 def wait_for_store(r, slot, worker, now_s, status):
     """Return whether the CTA's last store has left its buffer; else wait for that."""
@@ -503,9 +519,12 @@ def go_on(r, sm, slot, worker_number, now_s):
         if record.arrived < r.limits[0].workers:
             worker.status, worker.time_s = PASSED, INF
             return
-        if not wait_for_store(r, slot, worker, now_s, STORING):
+        if r.ops[worker.op].kind == BARRIER:
+            pass_barrier(r, sm, slot, worker_number, now_s)
+        elif wait_for_store(r, slot, worker, now_s, STORING):
+            issue_store(r, sm, slot, worker_number, now_s)
+        else:
             return
-        issue_store(r, sm, slot, worker_number, now_s)
         to_next_op(r, slot, worker)
     end_item(r, sm, slot, worker_number, now_s)
 
@@ -536,7 +555,7 @@ def is_shared(r, worker):
     """Whether the worker's next event may touch more than its SM's own pipes."""
     if worker.status == WAITING:
         return False
-    if worker.status != RUNNING or r.ops[worker.op].shared:
+    if (worker.status != RUNNING and worker.status != PASSED) or r.ops[worker.op].shared:
         return True
     last_op = worker.op + 1 == r.loops[worker.loop].op_end
     return last_op and worker.trip + 1 == worker.trips
