@@ -29,7 +29,7 @@ from sim.schedules.flash_decoding import FlashDecoding
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_before_hopper, fmha_v2, sglang_triton
+from validate.framework_kernels import flash3_before_hopper, fmha_v2
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -41,6 +41,7 @@ BLACKWELL = ("sm100",)
 FLASH2 = {"name": "flash2"}
 SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
 TRITON = {"name": "flash2", "implementation": "triton"}
+SGLANG = {"name": "flash2", "implementation": "sglang"}
 FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
@@ -155,7 +156,7 @@ OPERATIONS = (
         r"sglang MLA triton",
         "MLA prefill, Triton",
         PREFILL,
-        sglang_triton,
+        SGLANG,
         head_dim=512,
         changes={"kv_heads": 1},
     ),
@@ -175,7 +176,7 @@ OPERATIONS = (
         in_cache_dtype=True,
     ),
     # A window masks scores there; its loop visits all keys up to the query's block.
-    Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
+    Operation(r"sglang triton", "Triton prefill", PREFILL, SGLANG, changes={"window": None}),
     Operation(
         r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
         "trtllm-gen prefill",
