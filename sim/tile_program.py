@@ -137,7 +137,7 @@ class Compute:
 class Barrier:
     """All workers of the CTA wait here for each other; then the loads in `issues` are issued.
 
-    A store is one too. CTA-wide barriers that a loop's machine code holds (BAR.SYNC; `attnsim
+    They go on after the latency of a dependent instruction. A store is one too. CTA-wide barriers that a loop's machine code holds (BAR.SYNC; `attnsim
     kernel` counts them) keep its warps from overlapping softmax with each other's matmuls.
     """
 

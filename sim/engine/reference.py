@@ -233,11 +233,11 @@ class RunningCta:
                 worker.path = latest.path.copy()
                 worker.wake.at(max(latest.arrival_s, self.replay.env.now))
 
-    def wake_parked(self, path: Path) -> None:
-        """All workers are here: those that waited go on now."""
+    def wake_parked(self, path: Path, after_s: float = 0.0) -> None:
+        """All workers are here: those that waited go on, now or then."""
         for worker in self.parked:
             worker.path = path.copy()
-            worker.wake.at(self.replay.env.now)
+            worker.wake.at(self.replay.env.now + after_s)
         self.parked = []
 
 
@@ -373,7 +373,10 @@ class Worker:
             if load in op.issues:
                 cta.issue(load, self.trip, self.path)
         self.replay.op_count[op] = self.replay.op_count.get(op, 0) + 1
-        cta.wake_parked(self.path)
+        latency_s = self.replay.machine.op_latency_s
+        self.path[mc.OP_LATENCY] += latency_s
+        cta.wake_parked(self.path, latency_s)
+        yield self.until(self.env.now + latency_s)
 
     def store(self, op: Store) -> Events:
         """All workers hand their parts to the store; the last one issues it."""

@@ -347,13 +347,13 @@ def release(r, sm, slot, worker, now_s):
 
 
 @called
-def wake_others(r, slot, worker_number, now_s, status):
-    """All other workers of the CTA go on now; what they waited for is this worker's path."""
+def wake_others(r, slot, worker_number, time_s, status):
+    """All other workers of the CTA go on then; what they waited for is this worker's path."""
     workers = r.limits[0].workers
     for k in range(slot * workers, (slot + 1) * workers):
         if k != worker_number:
             other = r.workers[k]
-            other.status, other.time_s = status, now_s
+            other.status, other.time_s = status, time_s
             set_path(other, r.workers[worker_number])
     r.slots[slot].arrived = 0
 
@@ -375,8 +375,8 @@ def issue_store(r, sm, slot, worker_number, now_s):
 
 @called
 def pass_barrier(r, sm, slot, worker_number, now_s):
-    """All the CTA's workers are at a barrier: what it issues is loaded, and the others go on."""
-    worker = r.workers[worker_number]
+    """All the CTA's workers are at a barrier: what it issues is loaded, and all go on."""
+    worker, latency_s = r.workers[worker_number], r.limits[0].op_latency_s
     op = r.ops[worker.op]
     issues, number = op.reads, r.loops[worker.loop].load_at
     while issues:
@@ -385,7 +385,10 @@ def pass_barrier(r, sm, slot, worker_number, now_s):
         issues >>= 1
         number += 1
     op.count += 1
-    wake_others(r, slot, worker_number, now_s, PASSED)
+    worker.status = PASSED
+    worker.path_s[OP_LATENCY] += latency_s
+    set_time(worker, now_s, now_s + latency_s)
+    wake_others(r, slot, worker_number, worker.time_s, PASSED)
 
 
 @inlined
@@ -521,10 +524,10 @@ def go_on(r, sm, slot, worker_number, now_s):
             return
         if r.ops[worker.op].kind == BARRIER:
             pass_barrier(r, sm, slot, worker_number, now_s)
-        elif wait_for_store(r, slot, worker, now_s, STORING):
-            issue_store(r, sm, slot, worker_number, now_s)
-        else:
             return
+        if not wait_for_store(r, slot, worker, now_s, STORING):
+            return
+        issue_store(r, sm, slot, worker_number, now_s)
         to_next_op(r, slot, worker)
     end_item(r, sm, slot, worker_number, now_s)
 

@@ -51,6 +51,7 @@ class FlashCta:
     registers_per_thread: int = registers.FLASH_CUDA
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
+    meets_after_scores: bool = True  # of more than four warps, which all meet before the scores
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
     a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
@@ -104,6 +105,7 @@ def triton_cta(
         warps,
         tensor_path="native" if by_group else "mma_sync",
         registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), warps),
+        meets_after_scores=by_group,
         kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
         fixed_instructions=TRITON_FIXED,
         sharing_instructions=TRITON_SHARING,

@@ -11,10 +11,11 @@ csrc/flash_attn/src/flash_fwd_kernel.h. Q, K and V have one buffer each there, s
 the softmax and the second matmul of j. Triton's compiler gives K and V as many buffers as the loop
 has stages, and on Hopper wgmma; of a loop of one stage it loads K when a trip begins and waits.
 
-Where a CTA has more than four warps, they meet twice a trip: before S, when K is there and all are
-done with the last trip, and after it, before K's or V's buffer is written again (__syncthreads in
-that file and in flashinfer's prefill.cuh; BAR.SYNC of Triton's, counted by `attnsim kernel`: 2 on
-sm_80 and sm_89, 3 on sm_90, 4 of one stage, 10 to 18 where warps share keys).
+Where a CTA has more than four warps, they meet before S, when K is there and all are done with the
+last trip, and after it, before a buffer is written again: __syncthreads in that file and in
+flashinfer's prefill.cuh. So do those of Triton's on sm_90 (three BAR.SYNC a trip by `attnsim
+kernel`); on sm_80 and sm_89 they meet between trips alone (two), of one stage four times, 10 to 18
+times where warps share keys.
 """
 
 from dataclasses import dataclass, replace
@@ -224,6 +225,7 @@ def _meetings(
         return (Barrier(loads_k),), (Barrier(),), (Barrier(loads_v),)
     if not cta.stages:
         return (Barrier(loads_k),), (Barrier(loads_v),), ()
-    if cta.warps > WARPS_A_WORKER:
-        return (Barrier(),), (Barrier(),), ()
-    return (), (), ()
+    if cta.warps <= WARPS_A_WORKER:
+        return (), (), ()
+    # Warps that begin a softmax together share the pipes turn by turn, and so end it together.
+    return (Barrier(),), (Barrier(),) * cta.meets_after_scores, (Barrier(),) * cta.meets_after_scores

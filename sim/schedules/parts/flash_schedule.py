@@ -95,9 +95,10 @@ class FlashSchedule(TiledSchedule):
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
-        taken, readers = registers.FLASH_CUDA, min(warps, tile.q // 16)
+        taken, readers, meets = registers.FLASH_CUDA, min(warps, tile.q // 16), True
         if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
+            meets = hw.matmul_by_warp_group
             if hw.matmul_by_warp_group:
                 readers = warps // 4
         return replace(
@@ -107,5 +108,6 @@ class FlashSchedule(TiledSchedule):
             stages=stages,
             registers_per_thread=taken,
             kv_readers=readers,
+            meets_after_scores=meets,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
