@@ -137,8 +137,9 @@ class Compute:
 class Barrier:
     """All workers of the CTA wait here for each other; then the loads in `issues` are issued.
 
-    They go on after the latency of a dependent instruction. A store is one too. CTA-wide barriers that a loop's machine code holds (BAR.SYNC; `attnsim
-    kernel` counts them) keep its warps from overlapping softmax with each other's matmuls.
+    They go on after the latency of a dependent instruction. A store is such a place too. CTA-wide
+    barriers in a loop's machine code (BAR.SYNC; `attnsim kernel` counts them) keep its warps from
+    overlapping their softmax with each other's matmuls.
     """
 
     issues: tuple[Load, ...] = ()

@@ -91,5 +91,5 @@ def test_without_prefetch_triton_takes_longer():
 def test_sglangs_kernel_is_of_prefill_alone():
     schedule = make_schedule({"name": "flash2", "implementation": "sglang"}, "a test")
     w = workload(heads=2, head_dim=64, seq_len=512, phase="training")
-    with pytest.raises(InputError, match='implementation = "sglang": workload.phase = "training"'):
+    with pytest.raises(InputError, match=r'"sglang": workload\.phase = "training"'):
         schedule.program(w, A100)

@@ -228,4 +228,5 @@ def _meetings(
     if cta.warps <= WARPS_A_WORKER:
         return (), (), ()
     # Warps that begin a softmax together share the pipes turn by turn, and so end it together.
-    return (Barrier(),), (Barrier(),) * cta.meets_after_scores, (Barrier(),) * cta.meets_after_scores
+    in_step = (Barrier(),) if cta.meets_after_scores else ()
+    return (Barrier(),), in_step, in_step
