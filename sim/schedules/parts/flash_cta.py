@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import SramBytes, Tile
+from sim.schedules.base import SramBytes, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.instructions import (
     FLASH2_FIXED,
@@ -51,7 +51,7 @@ class FlashCta:
     registers_per_thread: int = registers.FLASH_CUDA
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
-    meets_after_scores: bool = True  # of more than four warps, which all meet before the scores
+    meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
     a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
@@ -61,6 +61,16 @@ class FlashCta:
     def shares_keys(self) -> bool:
         """Whether there are warps without 16 query rows of their own: those share out the keys."""
         return 16 * self.warps > self.tile.q
+
+    @property
+    def scored_keys(self) -> int:
+        """Keys that S is multiplied for: where warps share keys, 16 a warp or more.
+
+        Triton 3.9 has 72 HMMA a warp for S of 32 rows in 8 warps (head_dim 576), be it of 32 or of
+        64 keys.
+        """
+        across = blocks(16 * self.warps, self.tile.q)
+        return max(self.tile.kv, 16 * across) if self.shares_keys else self.tile.kv
 
     @property
     def instructions(self) -> int:
@@ -91,6 +101,16 @@ def triton_buffers(stages: int) -> int:
     return 0 if stages == 1 else stages
 
 
+def triton_meetings(hw: HardwareProfile) -> int:
+    """Where all warps meet in a trip of Triton's: `meetings` of a CTA with a pipeline.
+
+    With wgmma they begin the softmax together, share the pipes turn by turn and so end it together,
+    each with a fence before its second matmul. By mma.sync they meet between trips alone, and
+    exponentials stand between the matmuls in a warp's code.
+    """
+    return 3 if hw.matmul_by_warp_group else 1
+
+
 def triton_cta(
     w: AttentionWorkload, hw: HardwareProfile, tile: Tile, warps: int, stages: int
 ) -> FlashCta:
@@ -105,7 +125,7 @@ def triton_cta(
         warps,
         tensor_path="native" if by_group else "mma_sync",
         registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), warps),
-        meets_after_scores=by_group,
+        meetings=triton_meetings(hw) if by_group else 1,
         kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
         fixed_instructions=TRITON_FIXED,
         sharing_instructions=TRITON_SHARING,

@@ -196,7 +196,7 @@ def key_loop(
             Compute(
                 "S = Q K^T",
                 loads_k,
-                mma_flops=matmul_flops,
+                mma_flops=matmul_flops * cta.scored_keys // tile.kv,
                 sram_bytes=q_bytes * filled.head_dim // w.head_dim + kv_sram_bytes,
             ),
             *after_s,
@@ -227,6 +227,5 @@ def _meetings(
         return (Barrier(loads_k),), (Barrier(loads_v),), ()
     if cta.warps <= WARPS_A_WORKER:
         return (), (), ()
-    # Warps that begin a softmax together share the pipes turn by turn, and so end it together.
-    in_step = (Barrier(),) if cta.meets_after_scores else ()
-    return (Barrier(),), in_step, in_step
+    before_s, after_s, after_softmax = ((Barrier(),) * (cta.meetings > k) for k in range(3))
+    return before_s, after_s, after_softmax

@@ -15,6 +15,7 @@ from sim.schedules.parts.flash_cta import (
     FlashCta,
     flash_sram_bytes,
     triton_buffers,
+    triton_meetings,
 )
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
@@ -95,10 +96,10 @@ class FlashSchedule(TiledSchedule):
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
-        taken, readers, meets = registers.FLASH_CUDA, min(warps, tile.q // 16), True
+        taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
         if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
-            meets = hw.matmul_by_warp_group
+            meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
         return replace(
@@ -108,6 +109,6 @@ class FlashSchedule(TiledSchedule):
             stages=stages,
             registers_per_thread=taken,
             kv_readers=readers,
-            meets_after_scores=meets,
+            meetings=meetings,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
