@@ -121,7 +121,8 @@ class Compute:
     `vector_ops` are lane operations of the fp32 pipe (an FMA is one), `other_ops` those that only
     have to be issued (maxima, conversions, shuffles, addresses), `exp_count` exponentials and
     `sram_bytes` what is read from or written to shared memory. All amounts zero: only a wait for
-    the loads it reads.
+    the loads it reads. Of its instructions so many `latencies` come one after the other, in which
+    the worker waits for a result: that of the last, and those of a chain within.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Compute:
     exp_count: int = 0
     sram_bytes: int = 0
     other_ops: int = 0
+    latencies: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -358,8 +358,9 @@ class Worker:
                     done_s, slowest = pipe_done_s, pipe
         if slowest is not None:
             self.path = slowest.path.copy()
-            self.path[mc.OP_LATENCY] += self.replay.machine.op_latency_s
-            done_s += self.replay.machine.op_latency_s
+            latency_s = op.latencies * self.replay.machine.op_latency_s
+            self.path[mc.OP_LATENCY] += latency_s
+            done_s += latency_s
         yield self.until(done_s)
 
     def meet(self, op: Barrier) -> Events:

@@ -291,6 +291,7 @@ def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
             "wait or work",
             tuple(load for load in loads if draw(st.booleans())),
             *(draw(amount) for _ in range(4)),
+            latencies=draw(st.integers(1, 9)),
         )
         for _ in range(draw(st.integers(1, 3)))
     ]

@@ -9,7 +9,15 @@ from sim.engine.compiled.jit import aligned, sources_stamp
 from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import N_CAUSES, SM_PIPES, Machine, cta_start_s, ctas_per_sm, service_times_s
+from sim.machine import (
+    N_CAUSES,
+    SM_PIPES,
+    Machine,
+    cta_start_s,
+    ctas_per_sm,
+    machine_of,
+    service_times_s,
+)
 from sim.tile_program import (
     Action,
     Barrier,
@@ -52,8 +60,14 @@ LOOP = aligned(_int64("load_at load_end op_at op_end"))
 # An op is an action. Bit masks of the loop's loads: `reads`, those that a compute waits for or a
 # barrier issues, and `frees`. `shared` says whether what comes after it may touch more than the SM,
 # `count` how often it ran.
-# `service_s` is of one worker's share.
-OP = aligned([*_int64("kind stream reads frees shared count"), ("service_s", "f8", (SM_PIPES,))])
+# `service_s` is of one worker's share, `latency_s` what passes once that is served.
+OP = aligned(
+    [
+        *_int64("kind stream reads frees shared count"),
+        *_float64("latency_s"),
+        ("service_s", "f8", (SM_PIPES,)),
+    ]
+)
 # `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
 LIMITS = aligned(
     _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves {sources_stamp()}")
@@ -207,6 +221,7 @@ class _Program:
                 frees=frees,
                 shared=bool(frees) or shared,
                 service_s=service_times_s(action, self.kernel, self.hw, self.dtype),
+                latency_s=action.latencies * machine_of(self.hw).op_latency_s,
             )
         self.ops.append(op)
 

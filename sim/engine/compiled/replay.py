@@ -419,8 +419,8 @@ def compute(r, sm, worker, now_s):
                 done_s, slowest = pipe_done_s, k
     if slowest >= 0:
         set_path(worker, r.pipes[sm * SM_PIPES + slowest])
-        worker.path_s[OP_LATENCY] += r.limits[0].op_latency_s
-        done_s += r.limits[0].op_latency_s
+        worker.path_s[OP_LATENCY] += op.latency_s
+        done_s += op.latency_s
     op.count += 1
     worker.status = RUNNING
     set_time(worker, now_s, done_s)

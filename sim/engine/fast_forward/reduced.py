@@ -209,6 +209,7 @@ def _remade(
             op.exp_count * amounts,
             op.sram_bytes * amounts,
             op.other_ops * amounts,
+            op.latencies,
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))

@@ -15,6 +15,7 @@ from sim.schedules.parts import registers
 from sim.schedules.parts.instructions import (
     FLASH2_FIXED,
     PLAIN,
+    SHARING_LATENCIES,
     TRITON_FIXED,
     TRITON_SHARING,
     OpsAScore,
@@ -52,6 +53,7 @@ class FlashCta:
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
     meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
+    sharing_latencies: int = 0  # in the softmax of warps that share keys
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
     a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
@@ -71,6 +73,14 @@ class FlashCta:
         """
         across = blocks(16 * self.warps, self.tile.q)
         return max(self.tile.kv, 16 * across) if self.shares_keys else self.tile.kv
+
+    @property
+    def softmax_latencies(self) -> int:
+        """Results that a warp waits for in the softmax: its own, and others' where they share keys.
+
+        Those it has by way of SRAM, in a write, a barrier and a read each.
+        """
+        return 1 + self.shares_keys * self.sharing_latencies
 
     @property
     def instructions(self) -> int:
@@ -128,6 +138,7 @@ def triton_cta(
         meetings=triton_meetings(hw) if by_group else 1,
         kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
         fixed_instructions=TRITON_FIXED,
+        sharing_latencies=SHARING_LATENCIES,
         sharing_instructions=TRITON_SHARING,
         head_dim_of=power_of_two,
     )

@@ -205,6 +205,7 @@ def key_loop(
                 vector_ops=softmax.fp32_ops + dropout,
                 other_ops=softmax.other_ops,
                 exp_count=softmax.exps,
+                latencies=cta.softmax_latencies,
             ),
             *after_softmax,
             *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),

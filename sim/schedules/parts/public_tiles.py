@@ -18,6 +18,7 @@ from sim.schedules.parts.flash_schedule import Implementation
 from sim.schedules.parts.instructions import (
     SGLANG,
     SGLANG_FIXED,
+    SHARING_LATENCIES,
     TRITON_FIXED,
     TRITON_SHARING,
 )
@@ -68,6 +69,7 @@ def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
         stages,
         tensor_path="native",
         fixed_instructions=TRITON_FIXED,
+        sharing_latencies=SHARING_LATENCIES,
         sharing_instructions=TRITON_SHARING,
         head_dim_of=power_of_two,
     )
