@@ -43,8 +43,8 @@ class FlashSchedule(TiledSchedule):
 
     @property
     def compiled_by_triton(self) -> bool:
-        """Whether it is any of Triton's kernels."""
-        return self.implementation != "cuda"
+        """Whether it is Triton's flash kernel, or SGLang's."""
+        return self.implementation in ("triton", "sglang")
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
