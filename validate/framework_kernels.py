@@ -5,8 +5,6 @@ TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles o
                             setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step)
                             and which of them runs:
                             contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
-SGLang's Triton kernel      python/sglang/srt/layers/attention/triton_ops/extend_attention.py
-                            (_get_block_sizes_for_extend_attention; num_stages = 1)
 FlashAttention-3 before     hopper/tile_size.h (tile_size_fwd_sm8x); ranges of keys: flash_api.cpp
 Hopper                      (get_num_splits), heuristics.h and flash_prepare_scheduler.cu there
 """
@@ -34,23 +32,6 @@ def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
     else:
         q, kv = 64, 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
     return {"name": "flash2", "tile": {"q": q, "kv": kv}, "warps": 4}
-
-
-def sglang_triton(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
-    """SGLang's prefill in Triton; multi-head latent attention is absorbed there.
-
-    Of latents V is part of K, which the compiler keeps once; here half the keys fit a small SM.
-    """
-    small = hw.arch in ("sm86", "sm89", "sm120")
-    if w.head_dim > 256:
-        q, kv = 32, 16 if small else 32
-    elif w.head_dim > 128:
-        q, kv = 64, 64
-    else:
-        q, kv = (64, 128) if small else (128, 64) if hw.arch == "sm90" else (128, 128)
-    warps = 4 if w.head_dim <= 64 else 8
-    options = {"tile": {"q": q, "kv": kv}, "warps": warps, "stages": 1}
-    return {"name": "flash2", "implementation": "triton"} | options
 
 
 def flash3_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:

@@ -28,12 +28,7 @@ from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import (
-    flash3_before_hopper,
-    flash3_decode_before_hopper,
-    fmha_v2,
-    sglang_triton,
-)
+from validate.framework_kernels import flash3_before_hopper, flash3_decode_before_hopper, fmha_v2
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -45,6 +40,7 @@ BLACKWELL = ("sm100",)
 FLASH2 = {"name": "flash2"}
 SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
 TRITON = {"name": "flash2", "implementation": "triton"}
+SGLANG = {"name": "flash2", "implementation": "sglang"}
 FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
@@ -167,7 +163,7 @@ OPERATIONS = (
         r"sglang MLA triton",
         "MLA prefill, Triton",
         PREFILL,
-        sglang_triton,
+        SGLANG,
         head_dim=512,
         changes={"kv_heads": 1},
     ),
@@ -195,7 +191,7 @@ OPERATIONS = (
         beside="cache write and lengths",
     ),
     # A window masks scores there; its loop visits all keys up to the query's block.
-    Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
+    Operation(r"sglang triton", "Triton prefill", PREFILL, SGLANG, changes={"window": None}),
     Operation(r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN),
     Operation(
         r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"

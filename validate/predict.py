@@ -98,10 +98,8 @@ def least_hbm_bytes(kernel: Kernel) -> int:
     """Bytes of a kernel's tensors once each, or of the tiles it touches where they are fewer."""
     touched: dict[object, int] = {}
     for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True):
-        for op in loop.ops:
-            if not isinstance(op, Compute):
-                tensor = op.stream.tensor
-                touched[tensor] = touched.get(tensor, 0) + trips * op.stream.tile_bytes
+        for stream in loop.streams:
+            touched[stream.tensor] = touched.get(stream.tensor, 0) + trips * stream.tile_bytes
     return sum(min(tensor.bytes, touched[tensor]) for tensor in kernel.tensors)
 
 

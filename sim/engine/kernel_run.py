@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.tile_program import Compute, Kernel, Store
+from sim.tile_program import Action, Compute, Kernel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class KernelRun:
     kernel: Kernel
     time_s: float
     ctas_per_sm: int
-    counts: dict[Compute | Store, int]
+    counts: dict[Action, int]
     hbm_read_bytes: int
     hbm_write_bytes: int
     l2_read_bytes: int

@@ -15,7 +15,7 @@ from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.several_gpus import SeveralGpus
-from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
+from sim.tile_program import Barrier, Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 
 L2_SIZES = ("0 B", "4 KiB", "100 KiB", "1 MiB", "64 MiB")
 
@@ -286,25 +286,35 @@ def streams(draw: Any, tensor: Tensor, items: int, trips: list[int]) -> Stream:
 
 @st.composite
 def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
-    """Loads of several depths, computes that read them, stores and atomics anywhere."""
+    """Loads of several depths, computes that read them; barriers, stores and atomics anywhere.
+
+    Loads of no depth are issued by a barrier before all that reads them.
+    """
     trips = draw(st.lists(st.integers(0, 6), min_size=items, max_size=items))
 
     def a_stream() -> Stream:
         return draw(streams(draw(st.sampled_from(drawn_tensors)), items, trips))
 
-    loads = [Load(a_stream(), draw(st.integers(1, 5))) for _ in range(draw(st.integers(0, 3)))]
+    loads = [Load(a_stream(), draw(st.integers(0, 5))) for _ in range(draw(st.integers(0, 3)))]
+    awaiting = [load for load in loads if not load.stages]
     amount = st.sampled_from((0, 10**4, 10**6))
     ops: list[Any] = [
         Compute(
             "wait or work",
             tuple(load for load in loads if draw(st.booleans())),
             *(draw(amount) for _ in range(4)),
+            latencies=draw(st.integers(1, 9)),
         )
         for _ in range(draw(st.integers(1, 3)))
     ]
     ops.append(Compute("last", tuple(loads), *(draw(amount) for _ in range(4))))
     for _ in range(draw(st.integers(0, 2))):
         ops.insert(draw(st.integers(0, len(ops))), Store(a_stream(), draw(st.booleans())))
+    for _ in range(draw(st.integers(0, 2))):
+        ops.insert(draw(st.integers(0, len(ops))), Barrier())
+    for load in awaiting:
+        first = next(k for k, op in enumerate(ops) if isinstance(op, Compute) and load in op.reads)
+        ops.insert(draw(st.integers(0, first)), Barrier((load,)))
     counts = np.array(trips, np.int64)
     return Loop(lambda i: counts[i], (*loads, *ops))
 

@@ -127,13 +127,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             {"kernel": "sglang triton"},
-            {
-                "name": "flash2",
-                "implementation": "triton",
-                "tile": {"q": 128, "kv": 64},
-                "warps": 4,
-                "stages": 1,
-            },
+            {"name": "flash2", "implementation": "sglang"},
         ),
         ({"kernel": "SDPA math"}, {"name": "naive", "mask": False}),
         ({"kernel": "flash2"}, {"name": "flash2"}),

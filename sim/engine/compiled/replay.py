@@ -18,6 +18,7 @@ from sim.engine.compiled.jit import called, entry, inlined
 from sim.engine.compiled.l2 import NO_LINE, L2Lines, new_l2, touch
 from sim.engine.compiled.records import (
     ATOMIC,
+    BARRIER,
     COMPUTE,
     DRAINING,
     IDLE,
@@ -373,6 +374,24 @@ def issue_store(r, sm, slot, worker_number, now_s):
     wake_others(r, slot, worker_number, now_s, PASSED)
 
 
+@called
+def pass_barrier(r, sm, slot, worker_number, now_s):
+    """All the CTA's workers are at a barrier: what it issues is loaded, and all go on."""
+    worker, latency_s = r.workers[worker_number], r.limits[0].op_latency_s
+    op = r.ops[worker.op]
+    issues, number = op.reads, r.loops[worker.loop].load_at
+    while issues:
+        if issues & 1:
+            issue_load(r, sm, slot, worker, now_s, number, worker.trip)
+        issues >>= 1
+        number += 1
+    op.count += 1
+    worker.status = PASSED
+    worker.path_s[OP_LATENCY] += latency_s
+    set_time(worker, now_s, now_s + latency_s)
+    wake_others(r, slot, worker_number, worker.time_s, PASSED)
+
+
 @inlined
 def wait_for_store(r, slot, worker, now_s, status):
     """Return whether the CTA's last store has left its buffer; else wait for that."""
@@ -401,8 +420,8 @@ def compute(r, sm, worker, now_s):
                 done_s, slowest = pipe_done_s, k
     if slowest >= 0:
         set_path(worker, r.pipes[sm * SM_PIPES + slowest])
-        worker.path_s[OP_LATENCY] += r.limits[0].op_latency_s
-        done_s += r.limits[0].op_latency_s
+        worker.path_s[OP_LATENCY] += op.latency_s
+        done_s += op.latency_s
     op.count += 1
     worker.status = RUNNING
     set_time(worker, now_s, done_s)
@@ -506,6 +525,9 @@ def go_on(r, sm, slot, worker_number, now_s):
         if record.arrived < r.limits[0].workers:
             worker.status, worker.time_s = PASSED, INF
             return
+        if r.ops[worker.op].kind == BARRIER:
+            pass_barrier(r, sm, slot, worker_number, now_s)
+            return
         if not wait_for_store(r, slot, worker, now_s, STORING):
             return
         issue_store(r, sm, slot, worker_number, now_s)
@@ -539,7 +561,7 @@ def is_shared(r, worker):
     """Whether the worker's next event may touch more than its SM's own pipes."""
     if worker.status == WAITING:
         return False
-    if worker.status != RUNNING or r.ops[worker.op].shared:
+    if (worker.status != RUNNING and worker.status != PASSED) or r.ops[worker.op].shared:
         return True
     last_op = worker.op + 1 == r.loops[worker.loop].op_end
     return last_op and worker.trip + 1 == worker.trips
