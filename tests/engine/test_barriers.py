@@ -97,7 +97,7 @@ def test_a_load_without_stages_is_waited_for_whole_in_every_trip(workers):
     matmul = replace_reads(MATMUL, load := Load(Stream(KEYS, 64, 64, np.zeros_like, 1), stages=0))
     kernel = kernel_of(load, Barrier((load,)), matmul, workers=workers, trips=of_constant(trips))
     machine, size = machine_of(HW), KEYS.bytes // 64
-    assert machine.hbm_bytes_per_s > machine.port_bytes_per_s
+    assert machine.hbm_read_bytes_per_s > machine.port_bytes_per_s
     load_s = size / machine.port_bytes_per_s + machine.hbm_latency_s
     work_s = service_times_s(matmul, kernel, HW, "fp16")[TENSOR] * workers
     assert load_s > LATENCY_S  # the barrier's, which passes meanwhile
