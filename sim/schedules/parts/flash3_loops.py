@@ -206,10 +206,11 @@ def _in_order(work: Work) -> tuple[Loop, ...]:
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k, first_v = work.load_q(), work.load(k, stages=1), work.load(v, stages=1)
     scored = work.scored(load_q, first_k)
-    first = (load_q, first_k, first_v, scored, *softmax.first, work.accumulated(first_v))
+    last = work.accumulated(first_v)
+    first: tuple[Op, ...] = (load_q, first_k, first_v, scored, *softmax.first, last)
     load_k, load_v = work.load(k, behind_last=1), work.load(v, behind_last=1)
-    softmaxed = (*softmax.alone, softmax.convert)
-    trip = (load_k, load_v, work.scored(load_k), *softmaxed, work.accumulated(load_v))
+    alone: tuple[Op, ...] = (*softmax.alone, softmax.convert)
+    trip: tuple[Op, ...] = (load_k, load_v, work.scored(load_k), *alone, work.accumulated(load_v))
     return (Loop(work.has_keys, first), Loop(work.trips, trip), work.finish())
 
 
@@ -217,7 +218,7 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     """The softmax of each key block beside P V of the one before."""
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k = work.load_q(), work.load(k, stages=1)
-    prologue = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
+    prologue: tuple[Op, ...] = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
 
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
     scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
