@@ -8,7 +8,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import machine_of
 from sim.runs.store import Store
-from tests.support.commands import assert_one_line, attnsim, called
+from tests.support.commands import assert_one_line, attnsim
 from tests.support.tables_of_figures import DECODE, figure, write
 from validate.figures import read_figures
 from validate.operations import measured_of
