@@ -318,13 +318,15 @@ class Command:
     """A kernel that GPU `gpu` runs or a transfer that it makes, once those in `after` are done.
 
     The kernels of one GPU run in the order in which they are listed. `host_s` is what its host does
-    before it launches the kernel, once it has launched the one before.
+    before it launches the kernel, once it has launched the one before; with `host_waits` (as where
+    it copied from its own memory) only once all kernels before are done.
     """
 
     work: Kernel | Transfer
     gpu: int = 0
     after: tuple["Command", ...] = ()
     host_s: float = 0.0
+    host_waits: bool = False
 
 
 def in_order(kernels: list[Kernel]) -> list[Command]:

@@ -1,8 +1,9 @@
 """A program's run: hosts launch kernels, GPUs run them, links carry transfers.
 
-A host launches its GPU's kernels on one stream, without waiting for them; what each takes an engine
-says (`sim.device.replays`). A transfer starts as soon as what it waits for is done and its ports
-are free (`sim.device.links`); the HBM bandwidth that it takes from kernels is not counted.
+A host launches its GPU's kernels on one stream, mostly without waiting for them; what each takes
+an engine says (`sim.device.replays`). A transfer starts as soon as what it waits for is done and
+its ports are free (`sim.device.links`); the HBM bandwidth that it takes from kernels is not
+counted.
 """
 
 from collections.abc import Callable, Generator
@@ -112,8 +113,12 @@ class _Run:
         self.over = self.env.all_of(processes)
 
     def host(self, plan: GpuPlan, stream: simpy.Store) -> Events:
-        """Launches one kernel after the other, without waiting for the GPU."""
+        """Launches one kernel after the other; it waits for the GPU only where it is told to."""
+        last: Command | None = None
         for command in plan.commands:
+            if command.host_waits and last:
+                yield self.done[last]
+            last = command
             yield self.env.timeout(command.host_s + self.hw.calibration.launch.latency)
             yield stream.put(command)
 

@@ -47,12 +47,12 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.parts.eager import CALL_LAUNCHES
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.public_tiles import public_cta
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.several_gpus import (
-    CALL_LAUNCHES,
     SeveralGpus,
     finish_kernel,
     merge_kernel,

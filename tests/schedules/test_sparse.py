@@ -126,28 +126,65 @@ def test_minference_s_lines_are_those_forced_and_as_many_as_asked_for(n, vertica
         assert line[-1] < n
 
 
+def merged(slashes: np.ndarray, end: int) -> list[int]:
+    """Where the ranges of 64 keys of the block of query rows before `end` begin.
+
+    As convert_vertical_slash_indexes_kernel merges them (microsoft/MInference).
+    """
+    begins: list[int] = []
+    low = high = None
+    for slash in sorted((s for s in slashes if s < end), reverse=True):
+        reached = max(end - slash, 64)
+        if high is None or reached > high + 64:
+            begins += [] if high is None else range(low, high, 64)
+            low, high = reached - 64, reached
+        elif reached > high:
+            high += 64
+    return [*begins, *range(low, high, 64)]
+
+
+@given(st.integers(64, 5000), st.integers(1, 900), st.integers(0, 9), st.integers(0, 99))
+@settings(max_examples=60)
+def test_minference_visits_the_ranges_that_its_index_merges(n, slash, seed, row):
+    lines = SCHEDULES["minference"](slash=slash, seed=seed).lines(n)
+    row = min(row, n // 64 - 1)
+    begins = merged(lines.slashes, (row + 1) * 64)
+    visited = row - lines.behind[: int(lines.key_blocks(np.array([row]))[0])]
+    # Where a slash reaches beyond the first key the merge begins elsewhere.
+    assert abs(len(visited) - len(begins)) <= 1
+    if lines.slashes[-1] < row * 64:
+        assert sorted(begin // 64 for begin in begins) == sorted(visited)
+
+
 @given(cases("minference"), devices(l2="0 B"))
 @settings(max_examples=40)
 def test_minference_attends_to_blocks_that_a_slash_crosses_and_to_other_verticals(case, hw):
     w, schedule = case
     kernels = lowered(schedule, w, hw)
-    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
-    lines, tile = schedule.lines(w.seq_kv), Tile(q=64, kv=64)
-    crossed = blocks_with_any(np.isin(distances(w), lines.slashes), tile)
+    attentions = [
+        (kernel, ran)
+        for kernel, ran in zip(kernels, run(kernels, hw, w), strict=True)
+        if kernel.name == "sparse attention"
+    ]
+    lines, tile, down = schedule.lines(w.seq_kv), Tile(q=64, kv=64), ceil(w.seq_kv, 64)
+    apart = np.arange(down)[:, None] - np.arange(down)[None, :]
+    crossed = np.isin(apart, lines.behind)
     columns = [
         [v for v in lines.verticals if v < (row + 1) * 64 and not crossed[row, v // 64]]
         for row in range(len(crossed))
     ]
     rows = sum(map(len, columns))
     matrices, row_bytes = w.batch * w.heads, w.head_dim * w.dtype_bytes
-    attention = runs["sparse attention"]
+    assert len(attentions) == (1 if schedule.implementation == "triton" else matrices)
     expected = kept_bytes(w, crossed, tile) + 2 * rows * row_bytes
-    assert attention.hbm_read_bytes == matrices * expected
-    assert attention.hbm_write_bytes == matrices * w.seq_q * row_bytes
+    assert sum(ran.hbm_read_bytes for _, ran in attentions) == matrices * expected
+    assert sum(ran.hbm_write_bytes for _, ran in attentions) == matrices * w.seq_q * row_bytes
     steps = int(crossed.sum()) + sum(ceil(len(row), 64) for row in columns)
-    d = run_head_dim(w, implementation="triton")
-    assert attention.executed("mma_flops") == 4 * d * matrices * steps * 64 * 64
-    gathered = tiles_of(kernels[-1], "K", 2)[: len(crossed)]
+    own = "cuda" if schedule.implementation == "sglang" else "triton"
+    flops = 4 * run_head_dim(w, implementation=own) * matrices * steps * 64 * 64
+    assert sum(ran.executed("mma_flops") for _, ran in attentions) == flops
+    gathering = attentions[0][0].loops[2].loads[0].stream
+    gathered = touched(attentions[0][0], gathering)[: len(crossed)]
     assert [[t % w.seq_kv for t in row] for row in gathered] == columns
 
 
@@ -155,6 +192,7 @@ def test_minference_attends_to_blocks_that_a_slash_crosses_and_to_other_vertical
 @settings(max_examples=30)
 def test_minference_estimates_by_passes_over_the_last_queries_scores(case, hw):
     w, schedule = case
+    schedule = schedule.model_copy(update={"implementation": "triton"})
     runs = run(lowered(schedule, w, hw), hw, w)
     scores, softmax, columns, _, pad, diagonals, _, index, _ = runs
     n, size, matrices = w.seq_kv, w.dtype_bytes, w.batch * w.heads
@@ -170,8 +208,35 @@ def test_minference_estimates_by_passes_over_the_last_queries_scores(case, hw):
     lines, down = schedule.lines(n), ceil(n, 64)
     listed = len(lines.verticals) + len(lines.slashes)
     assert index.hbm_read_bytes == matrices * ceil(down, 64) * listed * 4
-    most = int(blocks_with_any(np.isin(distances(w), lines.slashes), Tile(q=64, kv=64)).sum(1)[-1])
+    most = np.count_nonzero(lines.behind < down)
     assert index.hbm_write_bytes == matrices * down * (len(lines.verticals) + most) * 4
+
+
+def test_minference_goes_head_by_head_and_copies_what_it_pads():
+    """Forty launches a head by its authors' code; a port has nine for all heads."""
+    hw = load_profile("a100-sxm-80gb", NO_L2)
+    table = {"heads": 4, "kv_heads": 2, "head_dim": 128, "seq_len": 4096, "causal": True}
+    w = WorkloadTable.model_validate(table).workload()
+    launches = {}
+    for own in ("minference", "sglang", "triton"):
+        program = SCHEDULES["minference"](implementation=own).program(w, hw)
+        kernels = [command.work for command in program]
+        launches[own] = [kernel.name for kernel in kernels]
+        runs = list(zip(kernels, run(kernels, hw, w), strict=True))
+        copies = [ran for kernel, ran in runs if kernel.name.startswith("copy")]
+        a_head = 4096 * 128 * 2
+        assert {ran.hbm_read_bytes for ran in copies} <= {a_head}
+        cleared = [ran.hbm_write_bytes for k, ran in runs if k.name == "clear key blocks"]
+        slashes = len(SCHEDULES["minference"]().lines(4096).slashes)
+        assert set(cleared) <= {64 * slashes * 4}
+    assert len(launches["triton"]) == 9
+    own, ours = launches["minference"], launches["sglang"]
+    assert own[:2] == ours[:2] == ["repeat K", "repeat V"]
+    assert (len(own) - 2) % 4 == (len(ours) - 2) % 4 == 0
+    assert own[2 : 2 + (len(own) - 2) // 4] * 4 == own[2:]
+    assert own.count("copy K'") == own.count("clear O") == 4
+    assert "copy K'" not in ours
+    assert ours.count("copy Q") == ours.count("copy O of a head") == 4
 
 
 @given(cases("quest"), devices(l2="0 B"))
@@ -214,6 +279,8 @@ def test_quest_reads_two_rows_a_page_and_then_the_pages_of_its_budget(case, hw):
 @settings(max_examples=40)
 def test_each_kernel_writes_all_it_makes_once_and_reads_all_but_keys_and_pages(case, hw):
     w, schedule = case
+    if schedule.name == "minference":  # head by head, a launch has its head's part of Q, K, V, O
+        schedule = schedule.model_copy(update={"implementation": "triton"})
     for kernel in lowered(schedule, w, hw):
         reads, writes = {}, {}
         for loop in kernel.loops:
@@ -224,7 +291,9 @@ def test_each_kernel_writes_all_it_makes_once_and_reads_all_but_keys_and_pages(c
                     found.setdefault(op.stream.tensor, (op.stream, []))[1].extend(tiles)
         for tensor, (stream, tiles) in [*reads.items(), *writes.items()]:
             count = tensor.groups * stream.tiles_down * stream.tiles_across
-            if tensor in writes:
+            if tensor.name == "key blocks":  # as many as there are slashes, few are found
+                assert {tile % stream.tiles_across for tile in tiles} == {0}
+            elif tensor in writes:
                 assert sorted(tiles) == list(range(count)), (kernel.name, tensor.name)
             elif tensor.name == "Q" and kernel.name == "S = Q_last K^T":
                 assert {tile % stream.tiles_down for tile in tiles} == {stream.tiles_down - 1}

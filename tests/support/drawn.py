@@ -103,7 +103,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "random_blocks": st.integers(0, 3),
     },
     "longformer": {"keep_window": st.integers(1, 100), "global_tokens": st.integers(0, 40)},
-    "minference": {"vertical": st.integers(1, 100), "slash": st.integers(1, 250)},
+    "minference": {
+        "implementation": st.sampled_from(("minference", "sglang", "triton")),
+        "vertical": st.integers(1, 100),
+        "slash": st.integers(1, 250),
+    },
     "quest": {"budget": st.integers(32, 300), "page_size": st.sampled_from((8, 16))},
     "nsa": {
         "compress_block": st.sampled_from((16, 32)),

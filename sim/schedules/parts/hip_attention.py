@@ -31,14 +31,15 @@ import numpy as np
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import ctas_per_sm
 from sim.schedules.base import VECTOR_OPS_PER_SCORE, Tile, blocks, kv_matrix
 from sim.schedules.parts import registers
+from sim.schedules.parts.counted import Counted, resident
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import FlashCta, triton_cta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.masks import KeyBlocks
+from sim.schedules.parts.top_k import sort_kernel, sort_steps
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -65,22 +66,6 @@ POSITION_BYTES = 8  # of torch.sort's and gather's int64
 SCORE_BYTES = 2  # bf16
 
 
-@dataclass(frozen=True)
-class Counted:
-    """A stretch of machine code, of each of the 4 warps, without its matmuls.
-
-    `instructions` are issue slots; `cycles` are what a warp takes of them alone, by the stall
-    counts that ptxas writes into each: what it waits for loads, shuffles and barriers is beside.
-    """
-
-    instructions: float
-    cycles: float
-
-    def lane_ops(self, resident: int) -> int:
-        """Lane operations that take as long, of each of so many CTAs on an SM."""
-        return round(THREADS * max(self.instructions, self.cycles / resident))
-
-
 def scoring(head_dim: int) -> Counted:
     """256 keys scored: 2,321 and 3,749 instructions at head_dim 64 and 128 (sm_89; sm_90 3,804)."""
     return Counted(893 + 22.3 * head_dim, 4011 + 47.8 * head_dim)
@@ -97,19 +82,9 @@ def attending(head_dim: int, by_wgmma: bool) -> Counted:
     return Counted(share * (203 + 10.5 * head_dim), share * (299 + 24.9 * head_dim))
 
 
-# Lane operations a compare and swap of PyTorch's sort (aten/src/ATen/native/cuda/bitonicSort.cuh):
-# an estimate.
-SORT_OPS = 20
-
-
 def attention_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
     """How a CTA of the block-sparse attention works: 4 warps, two stages, 64 query rows."""
     return triton_cta(w, hw, Tile(q=64, kv=KEYS), 4, 2)
-
-
-def resident(footprint: Footprint, ctas: int, hw: HardwareProfile) -> int:
-    """CTAs that share an SM where there are so many."""
-    return min(ctas_per_sm(footprint, hw), blocks(ctas, hw.sm.count))
 
 
 def gather_ops(w: AttentionWorkload, hw: HardwareProfile, cta: FlashCta) -> int:
@@ -121,12 +96,6 @@ def gather_ops(w: AttentionWorkload, hw: HardwareProfile, cta: FlashCta) -> int:
     lanes = round(lanes * keys / ATTEND_KEYS * rows / 64)
     looped = (VECTOR_OPS_PER_SCORE + 1) * rows * keys + rows * w.head_dim
     return max(0, round((lanes - looped) / 2))
-
-
-def sort_steps(chunks: int) -> int:
-    """Dependent steps of a bitonic sort of so many, or of the next power of two."""
-    stages = max(1, chunks - 1).bit_length()
-    return stages * (stages + 1) // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,12 +272,12 @@ class Search:
         """What PyTorch does then: indices to keys, sorted, and their scores in that order."""
         rows = rows_of(indices)
         moved = in_order(indices, rows)
-        positions = in_order(self.table("positions", POSITION_BYTES), rows)
+        order = self.table("positions", POSITION_BYTES)
+        positions = in_order(order, rows)
         kept = in_order(self.table("kept scores", SCORE_BYTES), rows)
         elements = rows * self.chunks
-        sort = sort_steps(self.chunks) * elements // 2 * SORT_OPS
         return [
             elementwise("scale block numbers", (moved,), (moved,), elements),
-            elementwise("sort blocks", (moved,), (moved, positions), sort),
+            sort_kernel("sort blocks", indices, order),
             elementwise("order scores", (in_order(scores, rows), positions), (kept,), elements),
         ]

@@ -31,11 +31,6 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.results import Result
 from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor
 
-# What a call of PyTorch that launches or allocates takes of the host, with the Python and the views
-# around it, in launches (launch.latency): the nine calls of update_out_and_lse take 125 to 164 us,
-# 141 in the mean of four (zhuzilin/ring-flash-attention, issue 60), where a launch takes some 3.
-CALL_LAUNCHES = 141 / 9 / 3
-
 
 class SeveralGpus(FlashSchedule):
     """A schedule over `gpus` GPUs; the other options are those of the kernels on each of them."""

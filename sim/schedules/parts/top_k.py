@@ -1,4 +1,4 @@
-"""Radix selection: the k highest of each row of scores.
+"""Radix selection, the k highest of each row of scores, and PyTorch's sort of a few numbers.
 
     for each row (one CTA):
         for each pass over the digits of the scores, and once more to gather:
@@ -16,13 +16,16 @@ import numpy as np
 
 from sim.schedules.base import blocks, of_constant
 from sim.schedules.parts import registers
-from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
 
 DIGIT_BITS = 8
 THREADS = 512
 PIECE = 8 * THREADS  # scores that the CTA loads at once
 INDEX_BYTES = 4
+# Lane operations a compare and swap of PyTorch's sort (aten/src/ATen/native/cuda/bitonicSort.cuh):
+# an estimate.
+SORT_OPS = 20
 
 
 def top_k_kernel(name: str, scores: Tensor, found: Tensor) -> Kernel:
@@ -43,3 +46,21 @@ def top_k_kernel(name: str, scores: Tensor, found: Tensor) -> Kernel:
         ),
         footprint=Footprint(0, THREADS, registers.SELECT),
     )
+
+
+def sort_steps(numbers: int) -> int:
+    """Dependent steps of a bitonic sort of so many, or of the next power of two."""
+    stages = max(1, numbers - 1).bit_length()
+    return stages * (stages + 1) // 2
+
+
+def sort_kernel(name: str, numbers: Tensor, *positions: Tensor) -> Kernel:
+    """PyTorch's sort of each row in place, and where each number stood if `positions` says where.
+
+    Longer rows than some thousand it sorts by radix, in several launches: one here.
+    """
+    rows = rows_of(numbers)
+    moved = in_order(numbers, rows)
+    steps = sort_steps(numbers.cols) * rows * numbers.cols // 2
+    results = (moved, *(in_order(tensor, rows) for tensor in positions))
+    return elementwise(name, (moved,), results, steps * SORT_OPS)
