@@ -14,7 +14,7 @@ from sim.tile_program import Footprint
 
 @dataclass(frozen=True)
 class Counted:
-    """A stretch of machine code, of each of `warps` (four at most), without its matmuls.
+    """A stretch of machine code, of each of `warps`, without its matmuls.
 
     `instructions` are issue slots; `cycles` are what a warp takes of them alone, by the stall
     counts that ptxas writes into each: what it waits for loads, shuffles and barriers is beside.
