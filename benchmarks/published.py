@@ -24,6 +24,16 @@ HIP = "arXiv 2406.09827, appendix, k = 512"
 INFINITE_HIP = "arXiv 2502.08910, Table 3"
 NSA = "XunhaoLai/native-sparse-attention-triton, README"
 MINFERENCE = "microsoft/MInference, experiments/README.md"
+FLA_NSA = "fla-org/native-sparse-attention, README"
+FLA_OPTIONS = {"implementation": "fla", "fewest": 1, "keep_window": 64}
+# minference/configs/Llama_3_8B_Instruct_262k_kv_out_v32_fit_o_best_pattern.json: of 1,024 heads.
+SEARCHED_HEADS = (
+    (473, {"vertical": 1000, "slash": 6096}),
+    (278, {"vertical": 30, "slash": 800}),
+    (153, {"vertical": 100, "slash": 800}),
+    (89, {"vertical": 3500, "slash": 100}),
+    (31, {"vertical": 500, "slash": 700}),
+)
 FLASH_MLA = "deepseek-ai/FlashMLA, README (H800)"
 RING = "zhuzilin/ring-flash-attention, README"
 LLAMA = {"heads": 32, "kv_heads": 8, "head_dim": 128, "causal": True}
@@ -44,9 +54,14 @@ def time_s(hardware: Any, schedule: str, workload: dict[str, Any], **options: An
     return ran(hardware, schedule, workload, **options).time_s or 0.0
 
 
-def kernels_s(hardware: Any, schedule: str, workload: dict[str, Any]) -> dict[str, float]:
-    """Seconds of each kernel."""
-    return {k.name: k.time_s for k in ran(hardware, schedule, workload).kernels}
+def kernels_s(
+    hardware: Any, schedule: str, workload: dict[str, Any], **options: Any
+) -> dict[str, float]:
+    """Seconds of each kernel, of all its launches."""
+    sums: dict[str, float] = {}
+    for kernel in ran(hardware, schedule, workload, **options).kernels:
+        sums[kernel.name] = sums.get(kernel.name, 0.0) + kernel.time_s
+    return sums
 
 
 def hip_prefill() -> Iterator[Row]:
@@ -89,8 +104,17 @@ def decoding() -> Iterator[Row]:
     """Paged, latent and page-pruned decoding."""
     w = {"heads": 32, "head_dim": 128, "seq_kv": 32768, "causal": True, "phase": "decode"}
     of = partial(time_s, "rtx-4090")
-    ratio = of("flash_decoding", w) / of("quest", w)
-    yield "quest over split-KV, RTX 4090, 32k", 7.03, ratio, "times", "arXiv 2406.10774"
+    for keys, budget, published in (
+        (8192, 4096, 1.69),
+        (16384, 4096, 2.92),
+        (32768, 4096, 4.86),
+        (32768, 2048, 7.03),
+    ):
+        w |= {"seq_kv": keys}
+        dense_s = of("paged", w, implementation="flashinfer", page_size=16)
+        ratio = dense_s / of("quest", w, budget=budget)
+        case = f"quest over FlashInfer, RTX 4090, {keys:,} tokens, budget {budget:,}"
+        yield case, published, ratio, "times", "arXiv 2406.10774, figure 9"
     for heads, published, unit in ((16, 3000.0, "GB/s"), (128, 660.0, "TFLOP/s")):
         w = {"model": "deepseek-v3", "heads": heads, "kv_heads": heads, "batch": 128}
         w |= {"seq_kv": 8192, "phase": "decode", "dtype": "bf16"}
@@ -102,8 +126,9 @@ def decoding() -> Iterator[Row]:
 
 
 def pruned_prefill() -> Iterator[Row]:
-    """NSA's kernels at 64k, and what MInference saves of a prefill."""
+    """NSA's kernels: two repositories'."""
     w = {"heads": 64, "kv_heads": 4, "head_dim": 128, "seq_len": 65536, "causal": True}
+    attention = ("selected attention", "compressed attention")
     for gpu, flash, selected, compressed, chosen in (
         ("h100-sxm", 187.0, 24.5, 16.1, 36.9),
         ("a100-sxm-80gb", 321.0, 31.0, 36.0, 76.3),
@@ -111,18 +136,42 @@ def pruned_prefill() -> Iterator[Row]:
         bf16, case = {**w, "dtype": "bf16"}, f"64k, {gpu}"
         yield f"{case}, flash2", flash, 1e3 * time_s(gpu, "flash2", bf16), "ms", NSA
         parts = kernels_s(gpu, "nsa", bf16)
-        for names, published in (
-            (("selected attention",), selected),
-            (("compressed attention",), compressed),
-            (("scores", "block scores", "choose blocks"), chosen),
+        others = ("window attention", "gate", "compress K", "compress V", *attention)
+        choice = [name for name in parts if name not in others]
+        for what, names, published in (
+            (attention[0], [attention[0]], selected),
+            (attention[1], [attention[1]], compressed),
+            ("choice of blocks", choice, chosen),
         ):
             ours = 1e3 * sum(parts[name] for name in names)
-            yield f"{case}, nsa: {', '.join(names)}", published, ours, "ms", NSA
-    for tokens, saved in ((100_000, 10.9), (200_000, 52.6), (300_000, 128.0)):
-        w = {"heads": 4, "kv_heads": 1, "head_dim": 128, "seq_len": tokens, "causal": True}
+            yield f"{case}, nsa: {what}", published, ours, "ms", NSA
+    timed = ("selected attention", "window attention", "gate", "add gated")
+    for tokens, published in ((2048, 2.322), (8192, 9.954), (16384, 20.16)):
+        bf16 = {**w, "dtype": "bf16", "batch": 4, "seq_len": tokens}
+        parts = kernels_s("h100-sxm", "nsa", bf16, **FLA_OPTIONS)
+        ours = 1e3 * sum(parts[name] for name in timed)
+        yield f"{tokens:,} tokens, H100?, nsa, fla", published, ours, "ms", FLA_NSA
+
+
+def minference() -> Iterator[Row]:
+    """What MInference saves of a prefill with the heads' lines of its search for Llama-3 8B."""
+    for tokens, flash, own, sglang in (
+        (50_000, 8.529, 7.545, 6.196),
+        (100_000, 24.88, 13.99, 10.82),
+        (200_000, 79.39, 26.81, 20.62),
+        (300_000, 169.6, 41.09, 31.02),
+        (500_000, 456.8, 66.28, 51.96),
+    ):
+        w = {"heads": 1, "head_dim": 128, "seq_len": tokens, "causal": True, "dtype": "bf16"}
         of = partial(time_s, "a100-sxm-80gb")
-        ours = 32 * 8 * (of("flash2", w) - of("minference", w))  # layers, KV heads
-        yield f"minference saves, A100, {tokens:,} tokens", saved, ours, "s", MINFERENCE
+        dense = 1024 * of("flash2", w)
+        for implementation, measured in (("minference", own), ("sglang", sglang)):
+            pruned = sum(
+                heads * of("minference", w, **lines, implementation=implementation)
+                for heads, lines in SEARCHED_HEADS
+            )
+            case = f"minference saves, A100, {tokens:,} tokens, {implementation}"
+            yield case, flash - measured, dense - pruned, "s", MINFERENCE
 
 
 def rings() -> Iterator[Row]:
@@ -224,6 +273,7 @@ def main() -> None:
         hip_chunk_and_decode,
         decoding,
         pruned_prefill,
+        minference,
         rings,
         hiding,
         infinite_hip_hits,

@@ -72,7 +72,8 @@ class Compiled(_Part):
 class Shape(_Part):
     """One point of a campaign: what runs, on what workload, and what the result is used for.
 
-    `schedule` is what the simulator predicts it by, None where it has no such schedule.
+    `schedule` is what the simulator predicts it by, None where it has no such schedule; `launches`
+    is a pattern of those of its kernels that were measured, all unless given.
     """
 
     runner: Runner
@@ -80,6 +81,7 @@ class Shape(_Part):
     split: Split
     workload: WorkloadTable
     schedule: dict[str, Any] | None
+    launches: str | None = None
 
     def parsed_schedule(self, where: str) -> Schedule | None:
         """The schedule that the simulator predicts by; raises InputError."""

@@ -1,9 +1,10 @@
 """What the simulator, and a plain roofline, say of a point that was measured."""
 
+import re
 from dataclasses import dataclass
 
 from sim.device.memory import OutOfMemoryError, check_memory
-from sim.device.program import kernels_of
+from sim.device.program import replays_of
 from sim.device.run import Launched, run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
@@ -50,12 +51,14 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
         schedule = shape.parsed_schedule("measurement")
         if schedule is None:
             raise NotPredictedError(f"no schedule stands for {shape.family}")
-        kernels = kernels_of(schedule.program(w, hw))
+        kernels = replays_of(schedule.program(w, hw))
         check_memory(in_order(kernels), hw)
     except InputError as error:
         raise NotPredictedError(str(error)) from None
     except OutOfMemoryError as error:
         raise NotPredictedError(f"out of memory: {error.tensor.name} does not fit") from None
+    if shape.launches:
+        kernels = [one for one in kernels if re.fullmatch(shape.launches, one.name)]
     tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
     runs = 2 if sum(t.bytes for t in tensors) < WARM_BELOW * hw.l2.capacity else 1
     run = run_on_device(in_order(kernels * runs), hw, w.dtype, "replay", lambda _: None)

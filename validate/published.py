@@ -27,7 +27,17 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
     "paged_decode": {"name": "paged", "implementation": "flashinfer"},
     "hip": {"name": "hip"},
+    "nsa_selected": {"name": "nsa"},
+    "nsa_compressed": {"name": "nsa"},
+    "nsa_compressed_only": {"name": "nsa"},
     "triton_paged_gather": None,
+}
+# Of a schedule with more kernels, those that the figure is of: functions of
+# native-sparse-attention-triton, topk_sparse_attention and compressed_attention.
+LAUNCHES = {
+    "nsa_selected": "selected attention",
+    "nsa_compressed": "compressed attention|scores|.*block.*",
+    "nsa_compressed_only": "compressed attention",
 }
 TO_SI = {"TFLOP/s": 1e12, "GB": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
@@ -75,6 +85,7 @@ def _measurement(row: dict[str, str]) -> Measurement:
         split=row["split"],
         workload=w,
         schedule=SCHEDULES.get(row["algorithm"]) if forward else None,
+        launches=LAUNCHES.get(row["algorithm"]),
         source=row["source"],
         **_figure(row, w.workload()),
     )

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sim.device.memory import OutOfMemoryError, check_memory
-from sim.device.program import kernels_of
+from sim.device.program import replays_of
 from sim.device.run import run_on_device
 from sim.engine.fast_forward.plan import can_skip
 from sim.engine.kernel_run import KernelRun
@@ -77,7 +77,7 @@ def simulate(case: Case, only_roofline: bool = False) -> Simulated:
 
 
 def _figures(case: Case, only_roofline: bool) -> list[KernelFigures]:
-    kernels = kernels_of(case.schedule.program(case.workload, case.hardware))
+    kernels = replays_of(case.schedule.program(case.workload, case.hardware))
     check_memory(in_order(kernels), case.hardware)
     counted = [
         kernel

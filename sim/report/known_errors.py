@@ -14,7 +14,13 @@ from importlib import resources
 from typing import Any
 
 FILE = "known_errors.json"
-FIRST_IMPLEMENTATION = "cuda"  # what the flash schedules are unless told otherwise
+# Whose kernels schedules are unless told otherwise, where these are not in CUDA (asking loads none).
+FIRST_IMPLEMENTATION = {
+    "hip": "hip_attention",
+    "minference": "minference",
+    "mla": "flashmla",
+    "nsa": "nsa_triton",
+}
 # The longest few and the longest middle: of queries in prefill, of cached keys in decoding.
 FEW_TOKENS, MIDDLE_TOKENS = 1024, 8192
 OFF = 0.20  # a mean error above which predictions are known to be off
@@ -187,5 +193,6 @@ def shipped() -> dict[str, Any]:
 
 
 def _kernel(schedule: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    implementation = schedule.get("implementation", FIRST_IMPLEMENTATION)
-    return schedule.get("name", ""), implementation, schedule.get("framework")
+    name = schedule.get("name", "")
+    implementation = schedule.get("implementation") or FIRST_IMPLEMENTATION.get(name, "cuda")
+    return name, implementation, schedule.get("framework")

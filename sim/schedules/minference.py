@@ -72,7 +72,11 @@ FIXED_INSTRUCTIONS = 381
 
 
 class MInference(Schedule):
-    """Vertical-slash sparse attention, forward."""
+    """Vertical-slash sparse attention, forward, with `vertical` keys and `slash` distances a head.
+
+    `implementation` is "minference", its authors' launches head by head, the same with SGLang's
+    kernel, or a port ("triton").
+    """
 
     name: Literal["minference"] = "minference"
     implementation: Literal["minference", "sglang", "triton"] = "minference"

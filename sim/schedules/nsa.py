@@ -4,15 +4,12 @@
                        for each `compress_stride` keys (one CTA): pool `compress_block` rows
     "compressed attention"
                        the flash loop over compressed keys, 128 x 128
-    "scores"           for each 128 queries and 128 compressed keys, of each KV head (one CTA):
-                           S = sum over the heads of the group of exp(Q K^T - LSE), in fp32
-    "block scores"     sum the scores of the compressed keys of each block of `block` keys
-    "choose blocks"    for each query: the first, its own and the one before, and of the others
-                       those of highest score, `top` in all
+    scores and choice  for each query: the first block, its own and the one before, and of the
+                       others those of highest score, `top` in all       (parts/nsa_choice.py)
     "selected attention"
                        for each query position, of each KV head (one CTA):
                            load the rows of all heads of the group
-                           the flash loop over the position's blocks
+                           the flash loop over the position's blocks     (parts/nsa_positions.py)
     "window attention" FlashAttention-2 over the latest `keep_window` keys
     "gate"             O = sum of the three O, each times its gate
 
@@ -20,17 +17,17 @@ Decoding is the same with one query; compressed and window attention are then sp
 compression, due once in `compress_stride` tokens, is not counted.
 
 Source: Yuan et al. 2025 (arXiv 2502.11089), section 3.3 and, for l = 32, d = 16, l' = 64, n = 16
-(1 initial and 2 local blocks) and w = 512, section 4.1 (recalled, not re-read). Kernels, tiles,
-warps and stages: XunhaoLai/native-sparse-attention-triton, ops/triton/weighted_pool.py,
-compressed_attention.py (which scores all blocks whatever the mask) and topk_sparse_attention.py;
-fla-org/native-sparse-attention has a CTA a query position too. The paper compresses by an MLP; here
-it is the first repository's weighted pool. Above 32,768 tokens that makes its scores head by head,
-for memory; here always at once. One kernel for the gate is an estimate (eager PyTorch: five
-passes).
+(1 initial and 2 local blocks) and w = 512, section 4.1 (recalled, not re-read). `implementation`
+"nsa_triton" has the kernels, tiles, warps and stages of XunhaoLai/native-sparse-attention-triton,
+ops/triton (weighted_pool.py, compressed_attention.py, topk_sparse_attention.py, utils.py): its
+weighted pool compresses, the paper an MLP; one kernel for the gate is an estimate (eager PyTorch:
+five passes). "fla" has those of fla-org/native-sparse-attention (parts/fla_nsa.py), which make one
+compressed key of each block.
 
 Which blocks score high depends on data: here one of each of as many equal parts of the others,
 drawn by `seed` for each query position, the same for all heads. Neighbours in a text agree more,
-which L2 would see.
+which L2 would see. With `fewest` a position attends to the first of its blocks, how many drawn
+evenly from so many to `top`, as fla's benchmark has it.
 """
 
 from dataclasses import replace
@@ -85,7 +82,11 @@ QUERIES_A_LOOP = 32768  # with more, a CTA takes several positions one after the
 
 
 class Nsa(Schedule):
-    """Native sparse attention, forward."""
+    """Native sparse attention, forward.
+
+    `compress_block` keys make a compressed one, every `compress_stride`: 32 and 16 unless given, by
+    `implementation` "fla" always `block`.
+    """
 
     name: Literal["nsa"] = "nsa"
     implementation: Literal["nsa_triton", "fla"] = "nsa_triton"
@@ -98,7 +99,7 @@ class Nsa(Schedule):
     seed: CountOrNone = 0
 
     summary = "compressed, selected and near keys, attended apart and gated"
-    source = "arXiv 2502.11089; XunhaoLai/native-sparse-attention-triton"
+    source = "arXiv 2502.11089; XunhaoLai/native-sparse-attention-triton; fla-org"
     masks = ("causal",)
 
     @model_validator(mode="after")

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import validation
+from sim import schedules
 from sim.inputs.hardware import load_profile
 from sim.report.known_errors import (
+    FIRST_IMPLEMENTATION,
     DeviceError,
     all_known_errors,
     device_error,
@@ -193,6 +195,13 @@ def test_a_schedule_is_known_by_its_name_and_implementation_the_given_gpu_first(
     assert {e.family for e in eager} == {"eager"}
     assert known_errors({"name": "naive"}, "b200") == []  # its passes alone are not what was timed
     assert known_errors({"name": "mamba2"}, "h100-sxm") == []
+
+
+def test_whose_kernels_a_schedule_is_unless_told_is_known_without_it():
+    for name, kind in schedules.SCHEDULES.items():
+        if "implementation" in kind.model_fields:
+            default = kind.model_fields["implementation"].default
+            assert FIRST_IMPLEMENTATION.get(name, "cuda") == default
 
 
 def test_the_schedules_of_a_scenario_can_be_asked_as_they_are():

@@ -303,7 +303,7 @@ def test_each_kernel_writes_all_it_makes_once_and_reads_all_but_keys_and_pages(c
 
 def compressed_visible(w: AttentionWorkload, schedule) -> np.ndarray:
     """Which compressed keys lie wholly before each query: (seq_q, compressed keys)."""
-    length, stride = schedule.compress_block, schedule.compress_stride
+    length, stride = schedule.pooled
     count = max(1, (w.seq_kv - length) // stride + 1)
     position = np.arange(w.seq_q)[:, None] + w.seq_kv - w.seq_q
     return np.arange(count)[None, :] * stride + length - 1 <= position
@@ -327,6 +327,7 @@ def test_nsa_selects_the_first_two_local_and_other_blocks(case):
 @settings(max_examples=40)
 def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     w, schedule = case
+    schedule = schedule.model_copy(update={"implementation": "nsa_triton"})
     kernels = lowered(schedule, w, hw)
     runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
     by_name = {k.name: k for k in kernels}
@@ -335,9 +336,9 @@ def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     seen = compressed_visible(w, schedule)
     count, decode = seen.shape[1], w.phase == "decode"
     if not decode:
-        stride, pooled = schedule.compress_stride, 0
+        (length, stride), pooled = schedule.pooled, 0
         for c in range(count):
-            pooled += min(schedule.compress_block, n - c * stride)
+            pooled += min(length, n - c * stride)
         for name in ("compress K", "compress V"):
             assert runs[name].hbm_read_bytes == matrices * pooled * row_bytes
             assert runs[name].hbm_write_bytes == matrices * count * row_bytes
@@ -375,9 +376,69 @@ def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     assert runs["scores"].hbm_write_bytes == matrices * scores
     sums = matrices * w.seq_q * ceil(n, schedule.block) * 4
     assert runs["block scores"].hbm_write_bytes == sums
-    assert runs["choose blocks"].hbm_read_bytes == 5 * sums
+    # Its passes after the first read L1.
+    assert runs["choose blocks"].hbm_read_bytes == sums
+    assert runs["clear block scores"].hbm_write_bytes == sums
     assert runs["gate"].hbm_read_bytes == heads * w.seq_q * 3 * (row_bytes + width)
     assert runs["gate"].hbm_write_bytes == heads * w.seq_q * row_bytes
+
+
+def fla(schedule, **options):
+    """The same schedule by fla-org's kernels, which compress each block to a key."""
+    table = schedule.model_dump() | {"implementation": "fla", **options}
+    return SCHEDULES["nsa"].model_validate(
+        table | {"compress_block": None, "compress_stride": None}
+    )
+
+
+@given(cases("nsa"), devices(l2="0 B"))
+@settings(max_examples=30)
+def test_fla_s_kernels_have_a_cta_a_position_and_write_no_scores(case, hw):
+    w, schedule = case
+    schedule = fla(schedule)
+    kernels = lowered(schedule, w, hw)
+    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
+    n, row_bytes = w.seq_kv, w.head_dim * w.dtype_bytes
+    heads, matrices = w.batch * w.heads, w.batch * w.kv_heads
+    seen = compressed_visible(w, schedule)
+    at_once = min(64, 16 * ceil(seen.shape[1], 16))
+    count, own = seen.sum(1), (n - w.seq_q + np.arange(w.seq_q)) // schedule.block
+
+    def keys_read(steps: np.ndarray) -> int:
+        return int(np.minimum(steps * at_once, seen.shape[1]).sum())
+
+    compressed, chosen = runs["compressed attention"], runs["choose blocks"]
+    read = heads * w.seq_q + 2 * matrices * keys_read(-(-count // at_once))
+    assert compressed.hbm_read_bytes == read * row_bytes
+    assert compressed.hbm_write_bytes == heads * w.seq_q * (row_bytes + 4)
+    read = heads * w.seq_q + matrices * keys_read(own // at_once + 1)
+    assert chosen.hbm_read_bytes == read * row_bytes + heads * w.seq_q * 4
+    top = min(schedule.top, ceil(n, schedule.block))
+    assert chosen.hbm_write_bytes == matrices * w.seq_q * top * 4
+    assert runs["gate"].hbm_write_bytes == heads * w.seq_q * row_bytes
+
+
+def test_a_launch_of_nsa_s_choice_has_one_kv_head_on_long_prompts():
+    """compressed_attention.py: parallel_topk_compute, up to 32,768 tokens."""
+    hw = load_profile("h100-sxm")
+    for tokens, launches in ((32768, 1), (32832, 4)):
+        table = {"heads": 64, "kv_heads": 4, "head_dim": 128, "seq_len": tokens, "causal": True}
+        w = WorkloadTable.model_validate(table).workload()
+        program = SCHEDULES["nsa"]().program(w, hw)
+        names = [command.work.name for command in program]
+        assert names.count("scores") == names.count("choose blocks") == launches
+
+
+def test_nsa_s_positions_may_choose_fewer_blocks():
+    hw = load_profile("h100-sxm")
+    table = {"heads": 16, "kv_heads": 1, "head_dim": 128, "seq_len": 8192, "causal": True}
+    w = WorkloadTable.model_validate(table).workload()
+    steps = {}
+    for fewest in (None, 1):
+        program = SCHEDULES["nsa"](implementation="fla", fewest=fewest).program(w, hw)
+        (kernel,) = (c.work for c in program if c.work.name == "selected attention")
+        steps[fewest] = kernel.trips[1].mean()
+    assert steps[1] / steps[None] == pytest.approx(8.5 / 16, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -432,6 +493,8 @@ def test_what_cannot_be_is_said_in_one_line(name, change, message):
     [
         ("bigbird", {"window_blocks": 2}, "an odd number"),
         ("nsa", {"compress_stride": 12}, "a divisor of compress_block"),
+        ("nsa", {"implementation": "fla", "compress_stride": 16}, "compress each block of 64"),
+        ("nsa", {"fewest": 20}, "at most top = 16"),
         ("nsa", {"top": 2}, "greater than or equal to 3"),
     ],
 )

@@ -110,6 +110,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "quest": {"budget": st.integers(32, 300), "page_size": st.sampled_from((8, 16))},
     "nsa": {
+        "implementation": st.sampled_from(("nsa_triton", "fla")),
         "compress_block": st.sampled_from((16, 32)),
         "compress_stride": st.sampled_from((8, 16)),
         "block": st.sampled_from((32, 64)),
@@ -183,6 +184,8 @@ def schedules(draw: Any, *names: str) -> Schedule:
     options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
     if options.get("implementation") == "trtllm" and name == "flash3":
         options["splits"] = None
+    if options.get("implementation") == "fla":  # compresses each block to a key
+        del options["compress_block"], options["compress_stride"]
     return SCHEDULES[name].model_validate(options)
 
 
