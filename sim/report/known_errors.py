@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 FILE = "known_errors.json"
-# Whose kernels schedules are unless told otherwise, where these are not in CUDA (asking loads none).
+# Whose kernels schedules are unless told otherwise, where not "cuda" (asking loads no schedule).
 FIRST_IMPLEMENTATION = {
     "hip": "hip_attention",
     "minference": "minference",

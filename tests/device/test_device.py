@@ -96,6 +96,15 @@ def test_kernels_shorter_than_a_launch_wait_for_the_host():
     assert [k.start_s for k in ran.kernels] == pytest.approx(starts)
 
 
+def test_a_host_that_waits_launches_once_all_before_is_done():
+    a, b, c = (kernel(name) for name in "abc")
+    ran = run([Command(a), Command(b, host_waits=True), Command(c)])
+    launched_s = LAUNCH_S + time_s(a) + LAUNCH_S
+    second_s = launched_s + GAP_S
+    third_s = max(launched_s + LAUNCH_S, second_s + time_s(b)) + GAP_S
+    assert [k.start_s for k in ran.kernels] == pytest.approx([LAUNCH_S, second_s, third_s])
+
+
 def test_what_a_kernel_waits_for_arrives_over_the_link():
     a, b = kernel("a", 640), kernel("b")
     first = Command(a, 0)

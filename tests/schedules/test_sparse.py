@@ -14,7 +14,8 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.tile_program import Compute, Kernel, Load, Stream
+from sim.schedules.parts.row_select import row_select_kernels
+from sim.tile_program import Compute, Kernel, Load, Stream, Tensor
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import (
     blocks_with_any,
@@ -427,6 +428,19 @@ def test_a_launch_of_nsa_s_choice_has_one_kv_head_on_long_prompts():
         program = SCHEDULES["nsa"]().program(w, hw)
         names = [command.work.name for command in program]
         assert names.count("scores") == names.count("choose blocks") == launches
+
+
+@pytest.mark.parametrize(
+    ("blocks", "threads", "rounds"), [(20, 32, 1), (1024, 1024, 1), (3000, 1024, 3)]
+)
+def test_pytorch_s_topk_goes_over_a_row_once_for_each_two_bits(blocks, threads, rounds):
+    hw = load_profile("h100-sxm")
+    scores, found = Tensor("scores", 2, 9, blocks, 4), Tensor("found", 2, 9, 16, 8)
+    select, order = row_select_kernels("choose", hw, scores, found)
+    assert (select.ctas, select.footprint.threads) == (18, threads)
+    count = next(op for op in select.actions if isinstance(op, Compute))
+    assert count.other_ops == 16 * threads * (70 + 50 * rounds)
+    assert order.name == "choose: by scores"
 
 
 def test_nsa_s_positions_may_choose_fewer_blocks():
