@@ -46,7 +46,8 @@ from sim.tile_program import (
 )
 
 WARPS, STAGES = 4, 3
-# Of a warp and trip beside the softmax's own, which the rule for 16 rows and 64 keys has at 58.
+# Of a warp and trip beside the softmax's own, which the rule for 16 rows and 64 keys has at 58;
+# those by which warps share keys are among them.
 COMPRESSED_FIXED, SELECTED_FIXED = 300, 237
 CHOICE_INSTRUCTIONS, CHOICE_REGISTERS = 2340, 128
 
@@ -57,7 +58,7 @@ def compressed_attention(
     """Over the compressed keys of each position, of which so many are whole."""
     tile = Tile(q=of.group_rows, kv=_at_once(of))
     cta = triton_cta(w, hw, tile, WARPS, STAGES)
-    cta = replace(cta, fixed_instructions=COMPRESSED_FIXED)
+    cta = replace(cta, fixed_instructions=COMPRESSED_FIXED, sharing_instructions=0)
     count = -(-whole // tile.kv)
     across = np.arange(blocks(of.k_cmp.rows, tile.kv))
     visited = Visited(count, np.zeros_like(count), across)
@@ -70,7 +71,8 @@ def selected_attention(
 ) -> Attention:
     """Over the blocks of each position, one at a time."""
     tile = Tile(q=of.group_rows, kv=block)
-    cta = replace(triton_cta(w, hw, tile, WARPS, 1), fixed_instructions=SELECTED_FIXED)
+    cta = triton_cta(w, hw, tile, WARPS, 1)
+    cta = replace(cta, fixed_instructions=SELECTED_FIXED, sharing_instructions=0)
     at = Positions(w, by_head=True)
     return positions_attention("selected attention", of, cta, at, visited, (of.k, of.v))
 
