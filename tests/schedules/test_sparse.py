@@ -15,7 +15,7 @@ from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.parts.row_select import row_select_kernels
-from sim.tile_program import Compute, Kernel, Load, Stream, Tensor
+from sim.tile_program import Compute, Kernel, Load, Store, Stream, Tensor
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import (
     blocks_with_any,
@@ -286,7 +286,7 @@ def test_each_kernel_writes_all_it_makes_once_and_reads_all_but_keys_and_pages(c
         reads, writes = {}, {}
         for loop in kernel.loops:
             for op in loop.ops:
-                if not isinstance(op, Compute):
+                if isinstance(op, Load | Store):
                     found = reads if isinstance(op, Load) else writes
                     tiles = chain.from_iterable(touched(kernel, op.stream))
                     found.setdefault(op.stream.tensor, (op.stream, []))[1].extend(tiles)
@@ -365,9 +365,11 @@ def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     rows = 16
     while rows < group:
         rows *= 2
-    pairs = matrices * len(chosen) * rows * schedule.block
+    warps = by_name["selected attention"].footprint.threads // 32
+    shared = 16 * ceil(16 * warps, rows) if 16 * warps > rows else 0  # keys, 16 a warp or more
+    pairs = matrices * len(chosen) * rows * (schedule.block + max(schedule.block, shared))
     d = run_head_dim(w, implementation="triton")
-    assert selected.executed("mma_flops") == 4 * d * pairs
+    assert selected.executed("mma_flops") == 2 * d * pairs
     scores = w.seq_q * count * 4
     passes = 1 if decode else ceil(w.seq_q, 128)
     across = ceil(count, 128)
@@ -459,17 +461,20 @@ def test_nsa_s_positions_may_choose_fewer_blocks():
     ("tokens", "equivalent"), [(8192, 2048), (16384, 2560), (32768, 3584), (65536, 5632)]
 )
 def test_nsa_decodes_with_the_paper_s_memory_accesses(tokens, equivalent):
-    """Tokens of K and V read, 11.6 times fewer at 64k: arXiv 2502.11089, Table 4 (recalled)."""
+    """Tokens of K and V read, 11.6 times fewer at 64k: arXiv 2502.11089, Table 4 (recalled).
+
+    But for the window's 512: FlashAttention-2 packs no heads behind a window, each reads its own.
+    """
     hw = load_profile("a100-sxm-80gb", NO_L2)
     w = WorkloadTable(
         heads=64, kv_heads=4, head_dim=128, seq_kv=tokens, causal=True, phase="decode"
     ).workload()
     schedule = SCHEDULES["nsa"]()
-    branches = ("compressed attention", "selected attention", "window attention")
+    branches = ("compressed attention", "selected attention")
     kernels = [k for k in kernels_of(schedule.program(w, hw)) if k.name in branches]
     read = sum(ran.hbm_read_bytes for ran in run(kernels, hw, w))
     of_q = sum(k.ctas // w.kv_heads for k in kernels) * w.heads * 256
-    assert (read - of_q) / (2 * w.kv_heads * 256) == pytest.approx(equivalent, abs=1)
+    assert (read - of_q) / (2 * w.kv_heads * 256) == pytest.approx(equivalent - 512, abs=1)
 
 
 @pytest.mark.parametrize("name", ["bigbird", "longformer"])
