@@ -25,7 +25,7 @@ import numpy as np
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
-from sim.schedules.parts.eager import eager_pass
+from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import triton_cta
 from sim.schedules.parts.nsa_positions import Positions, Visited, positions_attention
@@ -124,11 +124,21 @@ def choice_kernel(
 def gate_kernels(of: NsaTensors, branches: list[Tensor]) -> list[Kernel]:
     """PyTorch's: the first branch times its gate, then each other added."""
     summed = replace(of.o, name="gated O", lifetime="workspace", role="partial")
+    width = of.group * of.w.head_dim
+
+    def of_group(tensor: Tensor) -> Stream:
+        """Decoding's combine kernel lays heads out as rows."""
+        by_row = tensor.cols == of.w.head_dim
+        return in_order(tensor, of.group) if by_row else in_order(tensor, 1, width)
+
+    def added(name: str, reads: list[Tensor], target: Tensor) -> Kernel:
+        return elementwise(name, [*map(of_group, reads)], [of_group(target)], 2 * width)
+
     first, *others = branches
-    kernels = [eager_pass("gate", [first], [summed])]
+    kernels = [added("gate", [first], summed)]
     for number, branch in enumerate(others, 1):
         target = of.o if number == len(others) else summed
-        kernels.append(eager_pass("add gated", [summed, branch], [target]))
+        kernels.append(added("add gated", [summed, branch], target))
     return kernels
 
 
