@@ -5,6 +5,7 @@ import pytest
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
+from sim.machine import ctas_per_sm
 from sim.schedules import make_schedule
 from sim.tile_program import Barrier, Compute, Kernel
 from tests.support.formulas import run, workload
@@ -86,6 +87,12 @@ def test_without_prefetch_triton_takes_longer():
     kernels = [kernel_of(A100, 64, implementation="triton", stages=stages) for stages in (1, 2)]
     (one,), (two,) = (run([kernel], A100, w) for kernel in kernels)
     assert one.time_s > 1.1 * two.time_s
+
+
+def test_sglangs_registers_leave_an_sm_one_cta_of_eight_warps_and_two_of_four():
+    ctas = {d: kernel_of(L40S, d, implementation="sglang").footprint for d in (64, 128)}
+    assert ctas_per_sm(ctas[64], L40S) == 2
+    assert ctas_per_sm(ctas[128], L40S) == 1
 
 
 def test_sglangs_kernel_is_of_prefill_alone():

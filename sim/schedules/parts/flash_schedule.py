@@ -99,6 +99,8 @@ class FlashSchedule(TiledSchedule):
         taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
         if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
+            if self.implementation == "sglang":
+                taken = registers.sglang_flash(warps)
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
