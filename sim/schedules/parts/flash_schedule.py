@@ -99,7 +99,7 @@ class FlashSchedule(TiledSchedule):
         taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
         if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
-            if self.implementation == "sglang":
+            if str(self.implementation) == "sglang":  # of those that widen the literal
                 taken = registers.sglang_flash(warps)
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
