@@ -44,7 +44,7 @@ def record_of_none(
     """The record of a schedule that did not run."""
     return Record(
         **vars(asked),
-        workload=asdict(w),
+        workload=w.table(),
         status=status,
         reason=reason,
         engine=engine,
@@ -85,7 +85,7 @@ def record_of(
         skipped["energy_error"] = of_it_j / energy_j
     return Record(
         **vars(asked),
-        workload=asdict(w),
+        workload=w.table(),
         status="ok",
         time_s=run.time_s,
         flops=flops,
