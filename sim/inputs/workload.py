@@ -66,18 +66,26 @@ class AttentionWorkload:
         )
 
     @property
+    def queries(self) -> tuple[int, ...]:
+        """Queries of each sequence."""
+        return tuple(one.seq_q for one in self.sequences)
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Keys of each sequence."""
+        return tuple(one.seq_kv for one in self.sequences)
+
+    @property
     def differ_in_queries(self) -> bool:
         """Whether sequences have other numbers of queries than one another."""
-        return self.lengths is not None and len({queries for queries, _ in self.lengths}) > 1
+        return len(set(self.queries)) > 1
 
     def table(self) -> dict[str, Any]:
         """It in the words of a scenario; of sequences that differ, lists of lengths."""
         told = {key: value for key, value in asdict(self).items() if key != "lengths"}
-        if self.lengths is not None:
-            queries, keys = ([*side] for side in zip(*self.lengths, strict=True))
-            told |= {"seq_q": queries if self.differ_in_queries else self.seq_q, "seq_kv": keys}
-            if len(set(keys)) == 1:
-                told["seq_kv"] = self.seq_kv
+        for key, side in {"seq_q": self.queries, "seq_kv": self.keys}.items():
+            if len(set(side)) > 1:
+                told[key] = [*side]
         return told
 
     @property
@@ -214,9 +222,7 @@ class WorkloadTable(BaseModel):
             said = ", ".join(f"{key} of {number}" for key, number in numbers.items())
             raise ValueError(f"lists of lengths have one for each sequence: {said} do not agree")
         sequences = next(iter(numbers.values()), self.batch or 1)
-        return tuple(
-            zip(_of_each(seq_q, sequences), _of_each(seq_kv, sequences), strict=True)
-        )
+        return tuple(zip(_of_each(seq_q, sequences), _of_each(seq_kv, sequences), strict=True))
 
     def _check_lengths(self, lengths: Sequence[tuple[int, int]], causal: bool) -> None:
         """Raises ValueError unless queries are the last of their sequence where they must be."""

@@ -1,7 +1,7 @@
 """What every schedule is: options from a scenario file, and a lowering to kernels."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -43,7 +43,8 @@ class Schedule(BaseModel):
     says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
     what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it lies,
     "append" that several queries a sequence stand behind a cached prefix, "lengths" that sequences
-    have keys of their own number, "query lengths" queries too). Schedules `of_other_models` are for models with other parameters, or with a memory beside the KV cache.
+    have keys of their own number, "query lengths" queries too). Schedules `of_other_models` are
+    for models with other parameters, or with a memory beside the KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -207,7 +208,8 @@ def qkvo(w: AttentionWorkload) -> QKVO:
     """Q, K, V and O: a matrix of tokens x head_dim for each head of each sequence."""
     queries = (w.batch * w.heads, w.seq_q, w.head_dim, w.dtype_bytes)
     keys = (w.batch * w.kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes)
-    q_sizes, kv_sizes = query_sizes(w, w.heads), key_sizes(w, w.kv_heads)
+    q_sizes = matrix_sizes(w.queries, w.head_dim, w.heads)
+    kv_sizes = matrix_sizes(w.keys, w.head_dim, w.kv_heads)
     return QKVO(
         Tensor("Q", *queries, "input", "query", q_sizes),
         Tensor("K", *keys, "input", "key", kv_sizes),
@@ -216,22 +218,10 @@ def qkvo(w: AttentionWorkload) -> QKVO:
     )
 
 
-def query_sizes(w: AttentionWorkload, matrices: int, packed: int = 1) -> IntArray | None:
-    """Sizes of matrices of queries, so many of each sequence, one sequence after the other.
-
-    So many heads are `packed` in one, a row each. None where sequences do not differ.
-    """
-    if w.lengths is None:
+def matrix_sizes(rows: Sequence[int], cols: int, matrices: int = 1) -> IntArray | None:
+    """Sizes of matrices of so many rows, `matrices` of each in turn; None where all are alike."""
+    if len(set(rows)) <= 1:
         return None
-    return _sizes([packed * queries for queries, _ in w.lengths], w.head_dim, matrices)
-
-
-def key_sizes(w: AttentionWorkload, matrices: int) -> IntArray | None:
-    """Sizes of matrices of keys, likewise."""
-    return _sizes([keys for _, keys in w.lengths], w.head_dim, matrices) if w.lengths else None
-
-
-def _sizes(rows: list[int], cols: int, matrices: int) -> IntArray:
     return np.repeat(np.array([(own, cols) for own in rows], np.int64), matrices, axis=0)
 
 

@@ -19,12 +19,12 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import blocks
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
@@ -39,7 +39,7 @@ class Paged(SplitKv):
     implementation: Literal["cuda", "triton", "flashinfer"] = "cuda"  # type: ignore[assignment]
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = SplitKv.takes | {"append"}
+    takes = SplitKv.takes | {"append", "lengths", "query lengths"}
     page_size: int = Field(default=16, ge=1, le=4096)
 
     summary = "split-KV attention over a paged cache, by a page table"
@@ -56,6 +56,11 @@ class Paged(SplitKv):
         """The split kernel and, of more than one split, the combine kernel."""
         if self.implementation == "flashinfer":
             return self._flashinfer(w, hw)
+        if w.differ_in_queries and (self.splits or 1) > 1:
+            raise InputError(
+                f"schedule paged: splits = {self.splits}: of lists of workload.seq_q "
+                "FlashAttention-2's kernel has none (mha_varlen_fwd); splits = 1 was expected"
+            )
         keys = self.split(w, hw, self.splits or (None if w.seq_q == 1 else 1))
         tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
@@ -89,17 +94,17 @@ class Paged(SplitKv):
 
 def _ranges(keys: SplitKeys) -> KeyRanges:
     """The ranges of key blocks as ranges of keys."""
-    tile_kv, size = keys.cta.tile.kv, blocks(keys.end_block - keys.first_block, keys.splits)
+    tile_kv, size = keys.cta.tile.kv, keys.range_blocks
 
     def number(items: IntArray) -> IntArray:
         return keys.grid.at(items)[1]
 
     def start(items: IntArray) -> IntArray:
-        return keys.first_block + size * number(items)
+        return keys.first_block[keys.sequence(items)] + size * number(items)
 
     return KeyRanges(
         low=keys.first_block * tile_kv,
-        high=min(keys.end_block * tile_kv, keys.w.seq_kv),
+        high=np.minimum(keys.end_block * tile_kv, keys.w.keys),
         length=size * tile_kv,
         number=number,
         matrix=keys.matrix,

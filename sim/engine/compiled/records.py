@@ -76,9 +76,10 @@ def _record(dtype: np.dtype[np.void], **values: Any) -> NDArray[np.void]:
 class Replay(NamedTuple):
     """A kernel as arrays of records, and how far it has come.
 
-    `base` and `start` have shape (streams, items), `sizes` (matrices, 2), `trips` (loops, items). `pipes` holds SM_PIPES
-    an SM, then L2 and HBM. `matches` is a tournament of SMs as a binary tree: the root is 1, below
-    n are 2n and 2n + 1, SM k is at `leaves` + k; each node holds its winner and when that is due.
+    `base` and `start` have shape (streams, items), `sizes` (matrices, 2), `trips` (loops, items).
+    `pipes` holds SM_PIPES an SM, then L2 and HBM. `matches` is a tournament of SMs as a binary
+    tree: the root is 1, below n are 2n and 2n + 1, SM k is at `leaves` + k; each node holds its
+    winner and when that is due.
     `limits` and `total` are one record each.
     """
 

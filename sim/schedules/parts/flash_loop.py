@@ -90,7 +90,7 @@ class QueryBlocks:
 
     @cached_property
     def _queries(self) -> IntArray:
-        return np.array([one.seq_q for one in self.w.sequences], np.int64)
+        return np.array(self.w.queries, np.int64)
 
     def matrix(self, items: IntArray) -> IntArray:
         """The matrix of queries of each CTA: a head of a sequence."""
@@ -171,9 +171,7 @@ def flash_kernel(
         loops=(
             prologue,
             *key_loops,
-            finish(
-                q_elements, rows.o, rows.lse, trips=rows.has_rows, sram_bytes=2 * q_bytes
-            ),
+            finish(q_elements, rows.o, rows.lse, trips=rows.has_rows, sram_bytes=2 * q_bytes),
         ),
         footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,

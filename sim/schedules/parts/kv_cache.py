@@ -16,12 +16,14 @@ FlashInfer's and LMDeploy's kernels do. Their lane operations are an estimate: a
 conversion and one FMA.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.inputs.workload import KV_BITS, AttentionWorkload
+from sim.schedules.base import matrix_sizes
 from sim.tile_program import IntArray, Tensor
 
 SECTOR_BYTES = 32  # what a load of one number reads from L2
@@ -51,12 +53,13 @@ def row_bytes(w: AttentionWorkload) -> int:
     return -(-w.head_dim * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
 
 
-def cache_tensors(w: AttentionWorkload, groups: int, rows: int) -> tuple[Tensor, Tensor]:
-    """K and V: `groups` matrices of `rows` tokens each; quantised ones are of bytes."""
+def cache_tensors(w: AttentionWorkload, rows: Sequence[int], each: int) -> tuple[Tensor, Tensor]:
+    """K and V: matrices of so many tokens, `each` of in turn; quantised ones of bytes."""
     width = (w.head_dim, w.dtype_bytes) if w.kv_dtype is None else (row_bytes(w), 1)
+    shape, sizes = (len(rows) * each, max(rows), *width), matrix_sizes(rows, width[0], each)
     return (
-        Tensor("K", groups, rows, *width, "input", "key"),
-        Tensor("V", groups, rows, *width, "input", "value"),
+        Tensor("K", *shape, "input", "key", sizes),
+        Tensor("V", *shape, "input", "value", sizes),
     )
 
 

@@ -12,6 +12,9 @@ queries are rows of their own, tile.q of them a CTA, so that every head reads it
 
     for each tile.q queries of each head of each sequence, for each of `splits` ranges (one CTA)
 
+Where sequences differ, the longest one's keys say how many splits there are and how long a range
+is, so that a short sequence's later ranges have none; they store zeros all the same.
+
 Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguous`), in pages, ...
 
 Source: Dao-AILab/flash-attention, csrc/flash_attn: the number of splits (flash_api.cpp,
@@ -38,6 +41,7 @@ from sim.schedules.base import (
     STATISTICS_BYTES,
     blocks,
     kv_matrix,
+    matrix_sizes,
     of_constant,
     visible_blocks,
 )
@@ -74,14 +78,20 @@ Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS)]
 class SplitKeys:
     """The key blocks that the mask shows, cut in `splits` ranges for each matrix of query rows.
 
-    A CTA each for every tile.q of the rows.
+    A CTA each for every tile.q of the rows. Each sequence is shown blocks `first_block` up to, but
+    not with, `end_block`.
     """
 
     w: AttentionWorkload
     cta: FlashCta
-    first_block: int
-    end_block: int
+    first_block: IntArray
+    end_block: IntArray
     splits: int
+
+    @property
+    def range_blocks(self) -> int:
+        """Key blocks of a range: a like share of the most that a sequence is shown."""
+        return blocks(int((self.end_block - self.first_block).max()), self.splits)
 
     @property
     def rows(self) -> int:
@@ -106,8 +116,12 @@ class SplitKeys:
     @cached_property
     def q(self) -> Tensor:
         """The query rows of each matrix."""
-        shape = (self.matrices, self.rows, self.w.head_dim)
-        return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query")
+        shape, sizes = (self.matrices, self.rows, self.w.head_dim), self.sizes(self.w.head_dim)
+        return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query", sizes)
+
+    def sizes(self, cols: int) -> IntArray | None:
+        """Sizes of the matrices of query rows, of so many columns."""
+        return matrix_sizes(self.w.queries, cols, self.matrices // self.w.batch)
 
     @property
     def across(self) -> int:
@@ -126,6 +140,16 @@ class SplitKeys:
             return matrix
         sequence, head = Grid(self.w.batch, self.w.heads).at(matrix)
         return sequence * self.w.heads + head
+
+    def sequence(self, items: IntArray) -> IntArray:
+        """The sequence of each CTA."""
+        return self.rows_matrix(items) // (self.matrices // self.w.batch)
+
+    def has_rows(self, items: IntArray) -> IntArray:
+        """1 where a CTA's sequence has such query rows."""
+        queries = np.array(self.w.queries, np.int64)[self.sequence(items)]
+        there: IntArray = (self.grid.at(items)[0] * self.cta.tile.q < queries).astype(np.int64)
+        return there
 
     def matrix(self, items: IntArray) -> IntArray:
         """The K/V matrix of each CTA."""
@@ -148,13 +172,18 @@ class SplitKeys:
     def ends(self, items: IntArray) -> tuple[IntArray, IntArray]:
         """The first key block of each CTA's range that its rows see, and the end."""
         row, number, _ = self.grid.at(items)
-        size = blocks(self.end_block - self.first_block, self.splits)
-        first = self.first_block + number * size
-        end = np.minimum(self.end_block, first + size)
+        sequence = self.sequence(items)
+        first = self.first_block[sequence] + number * self.range_blocks
+        end = np.minimum(self.end_block[sequence], first + self.range_blocks)
         if self.w.seq_q > 1:
-            shown_first, shown_end = visible_blocks(self.w, self.cta.tile)
-            first, end = np.maximum(first, shown_first[row]), np.minimum(end, shown_end[row])
+            place = row if self.w.lengths is None else sequence * self.down + row
+            shown_first, shown_end = self._visible
+            first, end = np.maximum(first, shown_first[place]), np.minimum(end, shown_end[place])
         return first, np.maximum(first, end)
+
+    @cached_property
+    def _visible(self) -> tuple[IntArray, IntArray]:
+        return visible_blocks(self.w, self.cta.tile)
 
     def trips(self, items: IntArray) -> IntArray:
         """Key blocks of each CTA."""
@@ -192,9 +221,10 @@ class SplitKv(FlashSchedule):
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
                 "are its rows; give tile.q at least as many"
             )
-        low, high = w.visible_keys(0, w.seq_q - 1)
-        first_block, end_block = low // cta.tile.kv, blocks(high, cta.tile.kv)
-        keys = end_block - first_block
+        shown = [one.visible_keys(0, one.seq_q - 1) for one in w.sequences]
+        low, high = np.array(shown, np.int64).T
+        first_block, end_block = low // cta.tile.kv, -(-high // cta.tile.kv)
+        keys = int((end_block - first_block).max())
         splits = min(splits or splits_of(w, hw, keys, cta.tile.q), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
@@ -210,7 +240,7 @@ def query_rows(w: AttentionWorkload) -> tuple[int, int]:
 
 def contiguous_attention(keys: SplitKeys) -> Attention:
     """Attention over a cache that is a matrix a KV head of a sequence."""
-    kv = cache_tensors(keys.w, keys.kv_matrices, keys.w.seq_kv)
+    kv = cache_tensors(keys.w, keys.w.keys, keys.w.kv_heads)
     loop = keys.loop(keys.trips, *contiguous(keys, kv))
     # The quantised kernel is another one.
     return split_attention("flash_decoding", keys, loop, kind=None if keys.w.kv_dtype else "flash")
@@ -237,28 +267,34 @@ def split_attention(
     w, cta, rows = keys.w, keys.cta, min(keys.cta.tile.q, keys.rows)
     # Rows of all matrices lie one after the other, unless a tile would reach into the next.
     groups, group_rows = 1, keys.matrices * keys.rows
-    if keys.down > 1:
+    if keys.down > 1 or w.differ_in_queries:
         groups, group_rows = keys.matrices, keys.rows
+    o = (groups, group_rows, w.head_dim, w.dtype_bytes)
+    lse = (groups, group_rows, 1, STATISTICS_BYTES)
     result = Result(
-        Tensor("O", groups, group_rows, w.head_dim, w.dtype_bytes, "output", "result"),
-        Tensor("LSE", groups, group_rows, 1, STATISTICS_BYTES, "output", "statistics"),
+        Tensor("O", *o, "output", "result", keys.sizes(w.head_dim)),
+        Tensor("LSE", *lse, "output", "statistics", keys.sizes(1)),
     )
     o_shape = (keys.splits * groups, group_rows, w.head_dim)
     of_splits = Result(
         Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
         Tensor("LSE of splits", groups, keys.splits, group_rows, STATISTICS_BYTES, role="partial"),
     )
-    stored, lse = result, Stream(result.lse, rows, 1, keys.rows_of_q)
+    stored, lse_rows = result, Stream(result.lse, rows, 1, keys.rows_of_q)
     if keys.splits > 1:
-        stored, lse = of_splits, Stream(of_splits.lse, 1, rows, keys.statistics_of_split)
+        stored, lse_rows = of_splits, Stream(of_splits.lse, 1, rows, keys.statistics_of_split)
     tiles = QueryTiles(
         ctas=keys.grid.size,
         q=Stream(keys.q, cta.tile.q, w.head_dim, keys.rows_of_q),
         o=Stream(stored.o, rows, w.head_dim, keys.rows_of_split),
-        lse=lse,
+        lse=lse_rows,
         periods=keys.matrices,
         sharing=keys.matrices // keys.kv_matrices,
     )
+    if w.lengths is not None:  # what repeats is, of several queries, all sequences of a head
+        by_head = w.seq_q > 1 and keys.splits == 1
+        periods, sharing = (w.heads, tiles.sharing) if by_head else (1, 1)
+        tiles = replace(tiles, periods=periods, sharing=sharing, has_rows=keys.has_rows)
     title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
     split = replace(flash_kernel(title, w, cta, tiles, *key_loops), kind=kind)
     if keys.splits == 1:
