@@ -17,6 +17,9 @@ heads are always packed, whose CTAs share no loads and are dealt tiles on demand
 sequence; with K and V in pages smaller than a key block ("paged", as vLLM and SGLang call it) a
 third, in which the producer copies K and V by cp.async, from smaller tiles.
 
+Sequences of several lengths are dealt longest first, each with splits of its own; the results of
+one that is not split are stored at once.
+
 Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
 too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
 and a second kernel combines them (modelled as FlashAttention-2's).
@@ -45,14 +48,16 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Mask, Phase
-from sim.schedules.base import STATISTICS_BYTES, Tile, TiledSchedule, check_arch
+from sim.schedules.base import Tile, TiledSchedule, check_arch
 from sim.schedules.parts.dealing import (
     Dealt,
+    by_sequence,
     dealt_in_turn,
     dealt_on_demand,
     like_sections,
     longest_first,
     section_of,
+    varlen_section,
 )
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash3_cta import (
@@ -81,8 +86,6 @@ COPY_OPS, COPY_BYTES = 3, 16
 WARPS_A_GROUP = 4
 NO_SOFTMAX = Softmax(0, 0, 0)
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
-# flash_prepare_scheduler.cu: size_l2, get_nheads_in_l2.
-VARLEN_SECTION_BYTES, MOST_VARLEN_SECTION = 8 * 2**20, 16
 
 
 class Flash3(TiledSchedule):
@@ -100,7 +103,7 @@ class Flash3(TiledSchedule):
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = frozenset({"append"})
+    takes = frozenset({"append", "lengths", "query lengths"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or such a tile."""
@@ -108,6 +111,11 @@ class Flash3(TiledSchedule):
         if w.dtype == "fp32":
             raise InputError(
                 'schedule flash3: workload.dtype = "fp32": it takes fp16, bf16 and fp8'
+            )
+        if w.lengths is not None and self.call == "batch":
+            raise InputError(
+                'schedule flash3: call = "batch": it is of sequences of one length; of lists of '
+                'lengths "varlen" or "paged" was expected'
             )
         if w.head_dim > HEAD_DIMS[-1]:
             raise InputError(
@@ -121,10 +129,10 @@ class Flash3(TiledSchedule):
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel of at most a CTA an SM; of several splits one of a CTA each, and combine."""
         check_arch(self.name, hw, "sm90")
-        splits = self.splits or 1
-        if self.splits is None and w.seq_q != w.seq_kv:
+        splits = (self.splits or 1,) * w.batch
+        if self.splits is None and w.queries != w.keys:
             splits = public_splits(w, self.call, hw.sm.count)
-        default, packed = public_tile(w, self.call, packs=splits > 1)
+        default, packed = public_tile(w, self.call, packs=max(splits) > 1)
 
         def sram_bytes(tile: Tile) -> int:
             """Of a tile; of one whose rows no warp groups have, more than any device has."""
@@ -133,8 +141,10 @@ class Flash3(TiledSchedule):
             )
 
         tile = self.fit_tile(default, sram_bytes, w, hw)
-        cta = Flash3Cta(w, tile, packed, self.call, splits)
-        return [_forward_kernel(cta, hw.sm.count)] if splits == 1 else _split_kernels(cta)
+        cta = Flash3Cta(w, tile, packed, self.call, max(splits))
+        if cta.splits == 1:
+            return [_forward_kernel(cta, hw.sm.count)]
+        return _split_kernels(cta, splits)
 
 
 def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
@@ -145,21 +155,31 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
     if cta.call == "batch" and cta.w.mask == "full":
         dealt = dealt_in_turn(rows.grid.size, ctas)
     else:
-        section = _section(cta, rows)
+        section = section_of(rows, L2_SECTION_BYTES)
+        order = longest_first(rows, section) if cta.call == "batch" else by_sequence(rows)
         every = np.arange(rows.grid.size, dtype=np.int64)
-        order = every if cta.w.mask == "full" else longest_first(rows, section)
-        dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, STAGES)
+        dealt = dealt_on_demand(order, rows.key_blocks(every), min(sms, len(order)), STAGES)
+        if cta.call != "batch":
+            section = varlen_section(rows, cta.w.seq_kv)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
             periods, sharing = like_sections(rows, section), 1
+        if not rows.are_alike:
+            periods, sharing = 1, 1
     return _kernel(_Work(cta, rows, dealt), periods, sharing)
 
 
-def _split_kernels(cta: Flash3Cta) -> list[Kernel]:
+def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     """The kernel over all ranges, a CTA each, and combine."""
-    rows = QueryRows(cta.w, cta.tile, cta.packed, cta.splits)
-    work = _Work(cta, rows, dealt_in_turn(rows.grid.size, rows.grid.size))
-    combine = combine_of_splits(work.stored, Result(work.tensors.o, work.lse))
-    return [_kernel(work, rows.matrices, rows.sharing), combine]
+    rows = QueryRows(cta.w, cta.tile, cta.packed, splits)
+    order = np.arange(rows.grid.size, dtype=np.int64)
+    if not rows.are_alike:
+        order = by_sequence(rows)
+    work = _Work(cta, rows, Dealt(len(order), order))
+    whole, each = Result(work.tensors.o, work.lse), np.array(splits).repeat(rows.of_a_sequence)
+    if rows.are_alike:
+        combine = combine_of_splits(rows.partial(), whole)
+        return [_kernel(work, rows.matrices, rows.sharing), combine]
+    return [_kernel(work, 1, 1), combine_of_splits(work.partial, whole, each)]
 
 
 def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
@@ -176,14 +196,6 @@ def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
     )
 
 
-def _section(cta: Flash3Cta, rows: QueryRows) -> int:
-    """Matrices whose longest tiles go before all shorter ones; with varlen of one sequence."""
-    if cta.call == "batch":
-        return section_of(rows, L2_SECTION_BYTES)
-    of_a_sequence = rows.matrices // cta.w.batch
-    return min(section_of(rows, VARLEN_SECTION_BYTES), MOST_VARLEN_SECTION, of_a_sequence)
-
-
 class _Work:
     """What the loops load, compute and store of each item's block of query rows."""
 
@@ -191,14 +203,7 @@ class _Work:
         self.cta, self.rows, self.dealt = cta, rows, dealt
         w, tile, d = cta.w, cta.tile, cta.head_dim
         self.tensors, self.lse = rows.tensors()
-        self.stored = Result(self.tensors.o, self.lse)
-        if rows.splits > 1:
-            o_shape = (rows.splits * rows.matrices, rows.rows, w.head_dim)
-            lse_shape = (rows.matrices, rows.splits, rows.rows)
-            self.stored = Result(
-                Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
-                Tensor("LSE of splits", *lse_shape, STATISTICS_BYTES, role="partial"),
-            )
+        self.partial = rows.partial()
         self.q_elements, self.scores = tile.q * d, tile.q * tile.kv
         q_bytes, kv_bytes = self.q_elements * w.dtype_bytes, tile.kv * d * w.dtype_bytes
         self.flops = 2 * self.scores * d
@@ -265,18 +270,35 @@ class _Work:
             softmax.other_ops + self.transpose_ops + self.copy_ops,
         )
 
-    def finish(self) -> Loop:
-        """O goes out through SRAM by TMA."""
-        lse = self._rows_of(self.lse)
-        if self.rows.splits > 1:  # all ranges of a row lie together, tile after tile
-            lse = Stream(self.stored.lse, 1, self.cta.tile.q, self.dealt.tile)
-        return finish(
-            self.q_elements,
-            self._rows_of(self.stored.o),
-            lse,
-            trips=self.has_keys,
-            sram_bytes=2 * self.q_elements * O_ELEMENT_BYTES,
-        )
+    def epilogues(self) -> list[Loop]:
+        """The last O += P V, then O goes out through SRAM by TMA: whole, and of a range.
+
+        Of sequences of which none is split, or all are, there is only one of both.
+        """
+        o, partial = self.tensors.o, self.partial
+        # All ranges of a row lie together, tile after tile.
+        lse_of_range = Stream(partial.lse, 1, self.cta.tile.q, self.dealt.tile)
+        ends = []
+        if min(self.rows.of_each) == 1:
+            ends.append((self._is_whole, self._rows_of(o), self._rows_of(self.lse)))
+        if self.rows.splits > 1:
+            ends.append((self._is_split, self._rows_of(partial.o), lse_of_range))
+        sram_bytes = 2 * self.q_elements * O_ELEMENT_BYTES
+        loops = []
+        for trips, *results in ends:
+            last_v = self.load_first_of(self.tensors.v)
+            store = finish(self.q_elements, *results, sram_bytes=sram_bytes)
+            loops.append(Loop(trips, (last_v, self.accumulated(last_v), *store.ops)))
+        return loops
+
+    def _is_split(self, items: IntArray) -> IntArray:
+        """1 where an item has key blocks, of a sequence in several ranges."""
+        split: IntArray = self.rows.is_split(self.dealt.tile(items)) * self.has_keys(items)
+        return split
+
+    def _is_whole(self, items: IntArray) -> IntArray:
+        """1 where an item has all key blocks of its rows."""
+        return self.has_keys(items) - self._is_split(items)
 
     def _rows_of(self, tensor: Tensor) -> Stream:
         """Each item's block of rows, of partial results those of its range."""
@@ -332,10 +354,4 @@ def _loops(work: _Work) -> tuple[Loop, ...]:
         """All key blocks but the first of which S is computed."""
         return work.key_blocks(items) - work.has_keys(items)
 
-    last_v = work.load_first_of(v)
-    epilogue = (last_v, work.accumulated(last_v), *work.finish().ops)
-    return (
-        Loop(work.has_keys, prologue),
-        Loop(trips, trip),
-        Loop(work.has_keys, epilogue),
-    )
+    return (Loop(work.has_keys, prologue), Loop(trips, trip), *work.epilogues())

@@ -6,7 +6,8 @@ heuristics.h (PackGQA, one consumer warp group, num_splits_heuristic), flash_api
 get_pagedkv_tma, get_num_splits).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 from sim.inputs.workload import AttentionWorkload
@@ -29,6 +30,7 @@ ONE_WORKER_KEYS_FP8 = 96  # of head_dim 128
 Call = Literal["batch", "varlen", "paged"]
 # Of heuristics.h, num_splits_heuristic.
 MOST_SPLITS = 128
+MOST_PLANNED, SPLIT_MARGIN = 992, 1.1  # flash_prepare_scheduler.cu
 UNSPLIT_BLOCKS = 4
 SPLIT_L2_BYTES = 50 * 2**20
 
@@ -108,8 +110,28 @@ def public_tile(w: AttentionWorkload, call: Call, packs: bool = False) -> tuple[
     return Tile(q=q, kv=kv), packed
 
 
-def public_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
-    """Ranges that the keys of each block of rows are split in (flash_api.cpp, get_num_splits).
+def public_splits(w: AttentionWorkload, call: Call, sms: int) -> tuple[int, ...]:
+    """Ranges that the keys of each sequence are split in.
+
+    On a batch as many for all (flash_api.cpp, get_num_splits). Of sequences of any lengths that
+    says, as of the longest alone, how many at most; each has as many as all have equally many key
+    blocks an SM, with a margin of 10% (flash_prepare_scheduler.cu). Of very many none is split.
+    """
+    if call == "batch":
+        return (most_splits(w, call, sms),) * w.batch
+    most = most_splits(replace(w, batch=1, lengths=None), call, sms)
+    tile, packed = public_tile(w, call, packs=True)
+    key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
+    down = [blocks(queries * packed, tile.q) for queries in w.queries]
+    if w.batch > MOST_PLANNED:
+        return (1,) * w.batch
+    total = sum(rows * keys for rows, keys in zip(down, key_blocks, strict=True))
+    blocks_an_sm = ceil(total * SPLIT_MARGIN * w.kv_heads / sms)
+    return tuple(max(1, min(blocks(keys, blocks_an_sm), most)) for keys in key_blocks)
+
+
+def most_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
+    """Ranges that the keys of each block of rows are split in (heuristics.h, num_splits_heuristic).
 
     Of more than fill 80% of the SMs none is split, but where K and V of a head exceed the L2.
     """

@@ -42,7 +42,6 @@ from sim.schedules.base import (
     blocks,
     kv_matrix,
     matrix_sizes,
-    of_constant,
     visible_blocks,
 )
 from sim.schedules.parts import registers
@@ -323,10 +322,12 @@ def splits_of(
     return fewest_filling(counts, ctas, slots)
 
 
-def combine_of_splits(parts: Result, whole: Result) -> Kernel:
+def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None) -> Kernel:
     """The combine kernel; of each range O lies like the whole, of each row all log-sum-exps.
 
-    4, 8 or 16 rows a CTA of 128 threads, by head_dim (run_flash_splitkv_fwd).
+    `each` is how many ranges each matrix is in, where they differ: a CTA of one that is whole ends
+    at once (flash_fwd_combine_kernel.h, num_splits_dynamic_ptr). 4, 8 or 16 rows a CTA of 128
+    threads, by head_dim (run_flash_splitkv_fwd).
     """
     splits, head_dim = parts.lse.rows, compiled_head_dim(whole.o.cols)
     rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
@@ -340,9 +341,21 @@ def combine_of_splits(parts: Result, whole: Result) -> Kernel:
     )
     o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=tiles))
     add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim)
+    down = blocks(whole.o.rows, rows)
+
+    def several(items: IntArray) -> IntArray:
+        """Ranges of each CTA's matrix."""
+        if each is None:
+            return np.full_like(items, splits)
+        matrix, row = items // down, items % down
+        there = (
+            row * rows < np.array([whole.o.size_of(n)[0] for n in range(whole.o.groups)])[matrix]
+        )
+        return np.where(there & (each[matrix] > 1), each[matrix], 0)
+
     kernel = reduction(
         "combine",
-        of_constant(splits),
+        several,
         add,
         (in_order(whole.o, rows), in_order(whole.lse, rows)),
         Footprint(
@@ -352,4 +365,4 @@ def combine_of_splits(parts: Result, whole: Result) -> Kernel:
         ),
         before=weigh,
     )
-    return replace(kernel, kind="combine")
+    return replace(kernel, kind="combine", periods=kernel.periods if each is None else 1)
