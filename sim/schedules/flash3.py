@@ -175,11 +175,12 @@ def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     if not rows.are_alike:
         order = by_sequence(rows)
     work = _Work(cta, rows, Dealt(len(order), order))
-    whole, each = Result(work.tensors.o, work.lse), np.array(splits).repeat(rows.of_a_sequence)
+    whole = Result(work.tensors.o, work.lse)
     if rows.are_alike:
-        combine = combine_of_splits(rows.partial(), whole)
-        return [_kernel(work, rows.matrices, rows.sharing), combine]
-    return [_kernel(work, 1, 1), combine_of_splits(work.partial, whole, each)]
+        kernel, each_matrix = _kernel(work, rows.matrices, rows.sharing), None
+    else:
+        kernel, each_matrix = _kernel(work, 1, 1), np.array(splits).repeat(rows.of_a_sequence)
+    return [kernel, combine_of_splits(work.partial, whole, each_matrix)]
 
 
 def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
