@@ -112,7 +112,8 @@ def test_sglangs_ranges_are_those_of_its_kernel(sequences, head_blocks, seq_kv, 
     most = min(up(slots / (sequences * head_blocks)), 8)
     chunk = up(seq_kv / most)
     device = load_profile("h100-sxm", {"sm": {"count": sms}}, "a test")
-    assert triton_splits(sequences, head_blocks, seq_kv, device) == up(seq_kv / chunk)
+    splits = triton_splits([seq_kv] * sequences, head_blocks, device)
+    assert splits == [up(seq_kv / chunk)] * sequences
 
 
 def fa3_as_published(batch: int, m_blocks: int, n_blocks: int, sms: int) -> int:
@@ -139,7 +140,7 @@ def fa3_as_published(batch: int, m_blocks: int, n_blocks: int, sms: int) -> int:
 def test_fa3s_ranges_are_those_of_its_scheduler(batch, m_blocks, n_blocks, sms):
     device = load_profile("h100-sxm", {"sm": {"count": sms}}, "a test")
     published = fa3_as_published(batch, m_blocks, n_blocks, sms)
-    assert fa3_splits(batch, m_blocks, n_blocks, device) == published
+    assert fa3_splits([n_blocks] * batch, m_blocks, device) == [published] * batch
 
 
 @given(st.integers(1, 60), st.integers(1, 2), st.integers(1, 20_000), st.integers(4, 150))
@@ -148,7 +149,7 @@ def test_flashinfers_plan_has_each_block_once_and_no_more_partials_than_it_alloc
     sequences, head_blocks, seq_kv, sms
 ):
     tile = Tile(q=64, kv=64)
-    parts = flashinfer_pieces(sequences, head_blocks, seq_kv, tile, sms)
+    parts = flashinfer_pieces([seq_kv] * sequences, head_blocks, tile, sms)
     clusters = sms // head_blocks
     assert len(parts) <= clusters
     pieces = [piece for part in parts for piece in part]
@@ -166,7 +167,8 @@ def test_flashinfers_plan_has_each_block_once_and_no_more_partials_than_it_alloc
 
 @given(st.integers(1, 20), st.integers(1, 100), st.integers(1, 12))
 def test_even_ranges_have_each_block_once_and_differ_by_the_last(sequences, key_blocks, splits):
-    pieces = [piece for part in even_pieces(sequences, key_blocks, splits) for piece in part]
+    cut = [key_blocks] * sequences
+    pieces = [piece for part in even_pieces(cut, [splits] * sequences) for piece in part]
     visited = [(s, b) for s, first, count in pieces for b in range(first, first + count)]
     assert visited == [(s, b) for s in range(sequences) for b in range(key_blocks)]
     sizes = {count for _, first, count in pieces if first + count < key_blocks}
@@ -241,7 +243,7 @@ def test_flashinfers_partials_are_16_bits_wide_and_small_sms_score_twice(case, h
     width, down = w.latent_dim + w.rope_dim, ceil(w.heads, 64)
     keys = {"sm90": 64, "sm80": 32, "sm89": 16}[hw.arch]
     blocks = ceil(w.seq_kv, keys)
-    parts = flashinfer_pieces(w.batch, down, w.seq_kv, Tile(q=64, kv=keys), hw.sm.count)
+    parts = flashinfer_pieces(w.keys, down, Tile(q=64, kv=keys), hw.sm.count)
     pieces = sum(map(len, parts))
     partial = pieces if pieces > w.batch else 0
     row, partial_row = 2 * w.latent_dim + 4, 2 * w.latent_dim + 4

@@ -78,16 +78,18 @@ def ops_of_making_ready(w: AttentionWorkload, keys: int) -> int:
 class PageTable:
     """Pages of `page_rows` tokens, scattered over a pool that they just fill.
 
-    `table` has the pages of each sequence in order: shape (sequences, pages).
+    `table` has the pages of each sequence in order, as wide as the longest needs: shape (sequences,
+    pages). The pool has so many `pages`.
     """
 
     page_rows: int
     table: IntArray
+    pages: int
 
     @property
     def pool_rows(self) -> int:
         """Tokens that the pool holds."""
-        return self.table.size * self.page_rows
+        return self.pages * self.page_rows
 
     @property
     def tensor(self) -> Tensor:
@@ -103,8 +105,11 @@ class PageTable:
         return np.arange(tiles) * tile_rows // self.page_rows // self.entries_a_load(tile_rows)
 
 
-def scattered(sequences: int, seq_kv: int, page_rows: int, seed: int) -> PageTable:
-    """Pages of so many sequences, drawn from the pool without return."""
-    pages = -(-seq_kv // page_rows)
-    drawn: NDArray[np.int64] = np.random.default_rng(seed).permutation(sequences * pages)
-    return PageTable(page_rows, drawn.reshape(sequences, pages))
+def scattered(keys: Sequence[int], page_rows: int, seed: int) -> PageTable:
+    """Pages of sequences of so many tokens, drawn from the pool without return."""
+    own = -(-np.array(keys, np.int64) // page_rows)
+    pages = int(own.sum())
+    drawn: NDArray[np.int64] = np.random.default_rng(seed).permutation(pages)
+    table = np.zeros((len(keys), int(own.max())), np.int64)
+    table[np.arange(table.shape[1]) < own[:, None]] = drawn
+    return PageTable(page_rows, table, pages)
