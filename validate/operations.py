@@ -477,8 +477,7 @@ def _filled_splits(w: AttentionWorkload, hw: HardwareProfile, room_tokens: int) 
     """Of the splits of a sequence with room for so many tokens, those that its keys reach."""
     room = replace(w, seq_kv=room_tokens, window=None)
     cut = FlashDecoding().split(room, hw, None)
-    size = blocks(cut.end_block, cut.splits)
-    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), size)
+    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), cut.range_blocks)
 
 
 def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:

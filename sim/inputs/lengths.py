@@ -5,6 +5,7 @@ no number (a column's name).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from operator import index
 from pathlib import Path
 from typing import Annotated, Any, SupportsIndex
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator
 from sim.inputs.files import InputError
 
 LENGTH_KEYS = ("seq_len", "seq_q", "seq_kv")
+LONGEST_NAME = 40  # characters of a list that is told as it is written
 EXPECTED = "a whole number above zero, or a list of them, one a sequence, was expected"
 
 
@@ -54,7 +56,7 @@ def with_files_read(
 
 
 def file_of(name: str, folder: Path | None) -> Path:
-    """The file of lengths that `name` means."""
+    """The file that `name` means: beside the scenario or, if none is there, from where one is."""
     beside = folder / name if folder is not None else Path(name)
     return beside if beside.exists() else Path(name)
 
@@ -75,6 +77,26 @@ def _read(name: str, key: str, folder: Path | None) -> list[int]:
     if not told:
         raise InputError(f"{path}: it holds no lengths: one a line was expected")
     return [int(text) for _, text in told]
+
+
+def name_of(values: list[Any]) -> str:
+    """A list of a sweep as text: as it is written or, of many lengths, what tells it from others.
+
+    >>> name_of([1024, 8192])
+    '[1024, 8192]'
+    >>> name_of([1024] * 15 + [65536])
+    '16 of 1,024 to 65,536, 80,896 together (7ccd)'
+    """
+    if len(text := str(values)) <= LONGEST_NAME or not all(map(_is_number, values)):
+        return text
+    mark = sha256(text.encode()).hexdigest()[:4]
+    least, most = min(values), max(values)
+    ends = f"{least:,} to {most:,}, {sum(values):,} together" if least < most else f"{most:,}"
+    return f"{len(values):,} of {ends} ({mark})"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def in_words(queries: int | Sequence[int], keys: int | Sequence[int]) -> str | None:

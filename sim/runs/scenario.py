@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sim.inputs.axes import design_of
 from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.inputs.lengths import with_files_read
+from sim.inputs.lengths import name_of, with_files_read
 from sim.inputs.units import Bytes, Count
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.runs.record import Asked, flat
@@ -140,7 +140,7 @@ def variations(
 
 def _named(value: Any) -> Any:
     """A swept value as points are told apart by it: a list, such as one of lengths, is text."""
-    return str(value) if isinstance(value, list) else value
+    return name_of(value) if isinstance(value, list) else value
 
 
 def _split_setting(setting: str) -> tuple[str, Any]:

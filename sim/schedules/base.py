@@ -118,11 +118,11 @@ class Schedule(BaseModel):
         if w.lengths is None:
             return
         told = in_words(w.table()["seq_q"], w.table()["seq_kv"])
-        for taken, what, differ in (
-            ("lengths", "sequences of one length were", True),
-            ("query lengths", "as many queries of each were", w.differ_in_queries),
-        ):
-            if differ and taken not in self.takes:
+        needed: list[tuple[Taken, str]] = [("lengths", "sequences of one length were")]
+        if w.differ_in_queries:
+            needed.append(("query lengths", "as many queries of each were"))
+        for taken, what in needed:
+            if taken not in self.takes:
                 key = "seq_q" if w.differ_in_queries else "seq_kv"
                 raise InputError(
                     f"schedule {self.name}: workload.{key}: {told}: {what} expected; "

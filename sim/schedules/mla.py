@@ -274,7 +274,7 @@ class _Ctas:
     @property
     def down(self) -> int:
         """Blocks of query rows of a sequence."""
-        return self.end.shape[1]
+        return int(self.end.shape[1])
 
     @property
     def grid(self) -> Grid:

@@ -256,7 +256,8 @@ class PackedAttention:
         if self.w.causal:
             before = np.array(self.w.keys) - np.array(self.w.queries)  # the first query
             end = np.minimum(end, before[sequence] + 1 + last // self.group)
-        return np.maximum(0, -(-(end - first) // self.cta.tile.kv))
+        tiles: IntArray = np.maximum(0, -(-(end - first) // self.cta.tile.kv))
+        return tiles
 
     def _attention(self, o: Stream, lse: Stream) -> Kernel:
         w = self.w
@@ -296,11 +297,12 @@ class PackedAttention:
         trips = -(-self.ranges // at_a_time)
 
         def first(items: IntArray) -> IntArray:
-            before: IntArray = matrix[items] * most_trips * self.most_rows
-            return before + row[items]
+            tile: IntArray = matrix[items] * most_trips * self.most_rows + row[items]
+            return tile
 
         def parts(items: IntArray) -> IntArray:
-            return trips[matrix[items] // self.w.kv_heads]
+            own: IntArray = trips[matrix[items] // self.w.kv_heads]
+            return own
 
         def result(tensor: Tensor) -> Stream:
             return Stream(tensor, 1, tensor.cols, lambda items: result_row[items])
