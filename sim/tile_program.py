@@ -203,7 +203,8 @@ class Kernel:
     workers' instructions more of the issue slots meanwhile (both as a profile's calibration says).
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
-    sequences; `sharing` of them in a row read the same K and V. `kind` says which real kernel it
+    sequences; `sharing` of them in a row read the same K and V. Of an `irregular` one, as of
+    sequences of several lengths, no part tells of the rest. `kind` says which real kernel it
     is, for whoever launches those; `backward` that it is one of the backward pass.
     """
 
@@ -215,6 +216,7 @@ class Kernel:
     items_per_cta: int = 1
     periods: int = 1
     sharing: int = 1
+    irregular: bool = False
     kind: Kind | None = None
     backward: bool = False
 

@@ -72,7 +72,7 @@ class Flash2(FlashSchedule):
     def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        return flash_attention("flash2", w, cta, tensors, "flash")
+        return flash_attention("flash2", w, cta, tensors, "flash" if w.lengths is None else None)
 
 
 def flash_attention(

@@ -163,8 +163,6 @@ def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
             section = varlen_section(rows, cta.w.seq_kv)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
             periods, sharing = like_sections(rows, section), 1
-        if not rows.are_alike:
-            periods, sharing = 1, 1
     return _kernel(_Work(cta, rows, dealt), periods, sharing)
 
 
@@ -176,11 +174,9 @@ def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
         order = by_sequence(rows)
     work = _Work(cta, rows, Dealt(len(order), order))
     whole = Result(work.tensors.o, work.lse)
-    if rows.are_alike:
-        kernel, each_matrix = _kernel(work, rows.matrices, rows.sharing), None
-    else:
-        kernel, each_matrix = _kernel(work, 1, 1), np.array(splits).repeat(rows.of_a_sequence)
-    return [kernel, combine_of_splits(work.partial, whole, each_matrix)]
+    each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)
+    kernel = _kernel(work, rows.matrices, rows.sharing)
+    return [kernel, combine_of_splits(work.partial, whole, each)]
 
 
 def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
@@ -192,8 +188,9 @@ def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
         footprint=work.cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=work.dealt.items_per_cta,
-        periods=periods,
-        sharing=sharing,
+        periods=periods if work.rows.are_alike else 1,
+        sharing=sharing if work.rows.are_alike else 1,
+        irregular=not work.rows.are_alike,
     )
 
 

@@ -392,6 +392,7 @@ class _Latents:
             footprint=self.cta.footprint(w),
             tensor_path=self.cta.tensor_path,
             items_per_cta=self.parts.slots,
+            irregular=w.lengths is not None,
         )
 
     def _numbers(self, ctas: _Ctas) -> Stream:

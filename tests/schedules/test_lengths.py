@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.engine.fast_forward.plan import can_skip
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.schedules import SCHEDULES
@@ -185,6 +186,19 @@ def test_one_long_sequence_holds_up_splits_by_the_longest_but_no_plan():
     assert mixed[0] > 2 * even[0]
     assert mixed[1] < 1.2 * even[1]
     assert mixed[2] < 1.2 * even[2]
+
+
+def test_kernels_of_several_lengths_are_replayed_whole():
+    """Which part of them would tell of the rest?"""
+    for name in TAKING:
+        options = {"flash3": {"call": "varlen"}}.get(name, {})
+        lengths = {"phase": "decode", "seq_kv": [40_000, 64, 3000]}
+        w = workload(heads=8, head_dim=64, dtype="bf16", latent_dim=64, **lengths)
+        kernels = lowered(SCHEDULES[name](**options), w, load_profile("h100-sxm"))
+        assert kernels[0].tile_steps > 300
+        assert not can_skip(kernels[0], 10)
+        w = replace(w, lengths=None)
+        assert can_skip(lowered(SCHEDULES[name](**options), w, load_profile("h100-sxm"))[0], 10)
 
 
 def test_ctas_behind_a_sequence_s_end_only_start():

@@ -114,7 +114,7 @@ class QueryBlocks:
             q=Stream(q, rows, w.head_dim, self.tile_of),
             o=Stream(o, rows, w.head_dim, self.tile_of),
             lse=Stream(lse, rows, 1, self.tile_of),
-            periods=w.batch * w.heads if w.lengths is None else w.heads,
+            periods=w.batch * w.heads,
             sharing=w.heads // w.kv_heads,
             has_rows=once if w.lengths is None else self.has_rows,
         )
@@ -175,8 +175,9 @@ def flash_kernel(
         ),
         footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
-        periods=rows.periods,
-        sharing=rows.sharing,
+        periods=rows.periods if w.lengths is None else 1,
+        sharing=rows.sharing if w.lengths is None else 1,
+        irregular=w.lengths is not None,
     )
 
 

@@ -273,8 +273,7 @@ class PackedAttention:
             first=np.zeros_like,
             end=self._tiles,
         )
-        periods = self.matrices if w.lengths is None else w.kv_heads
-        tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, periods, sharing=1)
+        tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)
 
         def loop(trips: OfItem, k: Operand, v: Operand) -> Loop:
             return key_loop(w, self.cta, trips, tiles.q.tile_bytes, k, v)
@@ -328,5 +327,6 @@ class PackedAttention:
             ),
             before=Compute("wait for log-sum-exps", (weights,)),
         )
-        periods = self.matrices if self.w.lengths is None else 1
-        return replace(kernel, ctas=len(row), periods=periods)
+        if self.w.lengths is not None:
+            kernel = replace(kernel, periods=1, irregular=True)
+        return replace(kernel, ctas=len(row))

@@ -172,6 +172,7 @@ def sliced_kernel(w: AttentionWorkload, cta: SlicedCta, seed: int) -> Kernel:
         footprint=Footprint(cta.sram_bytes(cta.tile), 32 * WARPS, registers.MLA),
         tensor_path="mma_sync",
         items_per_cta=items.key_blocks,
+        irregular=w.lengths is not None,
     )
 
 

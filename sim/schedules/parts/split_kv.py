@@ -241,8 +241,9 @@ def contiguous_attention(keys: SplitKeys) -> Attention:
     """Attention over a cache that is a matrix a KV head of a sequence."""
     kv = cache_tensors(keys.w, keys.w.keys, keys.w.kv_heads)
     loop = keys.loop(keys.trips, *contiguous(keys, kv))
-    # The quantised kernel is another one.
-    return split_attention("flash_decoding", keys, loop, kind=None if keys.w.kv_dtype else "flash")
+    # The kernels of quantised caches, and of sequences of several lengths, are other ones.
+    other = keys.w.kv_dtype is not None or keys.w.lengths is not None
+    return split_attention("flash_decoding", keys, loop, kind=None if other else "flash")
 
 
 def contiguous(keys: SplitKeys, kv: tuple[Tensor, Tensor]) -> tuple[Operand, Operand]:
@@ -290,10 +291,8 @@ def split_attention(
         periods=keys.matrices,
         sharing=keys.matrices // keys.kv_matrices,
     )
-    if w.lengths is not None:  # what repeats is, of several queries, all sequences of a head
-        by_head = w.seq_q > 1 and keys.splits == 1
-        periods, sharing = (w.heads, tiles.sharing) if by_head else (1, 1)
-        tiles = replace(tiles, periods=periods, sharing=sharing, has_rows=keys.has_rows)
+    if w.differ_in_queries:
+        tiles = replace(tiles, has_rows=keys.has_rows)
     title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
     split = replace(flash_kernel(title, w, cta, tiles, *key_loops), kind=kind)
     if keys.splits == 1:
@@ -365,4 +364,6 @@ def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None
         ),
         before=weigh,
     )
-    return replace(kernel, kind="combine", periods=kernel.periods if each is None else 1)
+    if each is not None:
+        kernel = replace(kernel, periods=1, irregular=True)
+    return replace(kernel, kind="combine")
