@@ -6,6 +6,7 @@ heuristics.h (PackGQA, one consumer warp group, num_splits_heuristic), flash_api
 get_pagedkv_tma, get_num_splits).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
@@ -114,8 +115,7 @@ def public_splits(w: AttentionWorkload, call: Call, sms: int) -> tuple[int, ...]
     """Ranges that the keys of each sequence are split in.
 
     On a batch as many for all (flash_api.cpp, get_num_splits). Of sequences of any lengths that
-    says, as of the longest alone, how many at most; each has as many as all have equally many key
-    blocks an SM, with a margin of 10% (flash_prepare_scheduler.cu). Of very many none is split.
+    says, as of the longest alone, how many at most (`planned_splits`).
     """
     if call == "batch":
         return (most_splits(w, call, sms),) * w.batch
@@ -123,10 +123,21 @@ def public_splits(w: AttentionWorkload, call: Call, sms: int) -> tuple[int, ...]
     tile, packed = public_tile(w, call, packs=True)
     key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
     down = [blocks(queries * packed, tile.q) for queries in w.queries]
-    if w.batch > MOST_PLANNED:
-        return (1,) * w.batch
-    total = sum(rows * keys for rows, keys in zip(down, key_blocks, strict=True))
-    blocks_an_sm = ceil(total * SPLIT_MARGIN * w.kv_heads / sms)
+    return planned_splits(key_blocks, down, w.kv_heads, most, sms)
+
+
+def planned_splits(
+    key_blocks: Sequence[int], row_blocks: Sequence[int], heads: int, most: int, sms: int
+) -> tuple[int, ...]:
+    """Ranges of each sequence, `most` at most, of so many blocks of keys and rows for each head.
+
+    As many as all have equally many key blocks an SM, with a margin of 10%; of very many sequences
+    none is split (flash_prepare_scheduler.cu).
+    """
+    if len(key_blocks) > MOST_PLANNED:
+        return (1,) * len(key_blocks)
+    total = sum(rows * keys for rows, keys in zip(row_blocks, key_blocks, strict=True))
+    blocks_an_sm = ceil(total * SPLIT_MARGIN * heads / sms)
     return tuple(max(1, min(blocks(keys, blocks_an_sm), most)) for keys in key_blocks)
 
 

@@ -12,20 +12,20 @@ is an estimate. FlashInfer plans on the host.
 
 import heapq
 from collections.abc import Sequence
-from math import ceil, log2
+from math import log2
 
 from sim.inputs.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, of_constant
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.flash3_cta import planned_splits
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Tensor, once
 
 Piece = tuple[int, int, int]
 MOST_TRITON_SPLITS = 8
 MOST_FA3_SPLITS = 128
 TOKENS_A_STEP = 64
-FA3_MARGIN = 1.1
 FEW_BLOCKS = 4
 LENGTH_BYTES = 4
 PLANNED = 8  # numbers of a part (TileSchedulerMetaDataSize)
@@ -61,16 +61,15 @@ def triton_splits(keys: Sequence[int], head_blocks: int, hw: HardwareProfile) ->
     return [max(blocks(own, size) for size in sizes) for own in keys]
 
 
-def fa3_splits(key_blocks: Sequence[int], head_blocks: int, hw: HardwareProfile) -> list[int]:
+def fa3_splits(key_blocks: Sequence[int], head_blocks: int, hw: HardwareProfile) -> tuple[int, ...]:
     """Ranges of each sequence in FlashAttention-3, called with lengths of their own.
 
     Source: Dao-AILab/flash-attention, hopper/: heuristics.h (num_splits_heuristic, here for the
-    longest sequence alone) says how many at most, flash_prepare_scheduler.cu how many as all
-    sequences have equally many blocks an SM, with a margin of 10%.
+    longest sequence alone) says how many at most, flash_prepare_scheduler.cu how many.
     """
     most = _most_fa3_splits(head_blocks, max(key_blocks), hw.sm.count)
-    blocks_per_sm = ceil(head_blocks * sum(key_blocks) * FA3_MARGIN / hw.sm.count)
-    return [max(1, min(blocks(own, blocks_per_sm), most)) for own in key_blocks]
+    rows = [head_blocks] * len(key_blocks)
+    return planned_splits(key_blocks, rows, 1, most, hw.sm.count)
 
 
 def _most_fa3_splits(head_blocks: int, key_blocks: int, sms: int) -> int:
