@@ -17,8 +17,8 @@ heads are always packed, whose CTAs share no loads and are dealt tiles on demand
 sequence; with K and V in pages smaller than a key block ("paged", as vLLM and SGLang call it) a
 third, in which the producer copies K and V by cp.async, from smaller tiles.
 
-Sequences of several lengths are dealt longest first, each with splits of its own; the results of
-one that is not split are stored at once.
+Such sequences have splits of their own, and those with most key blocks a range are dealt first; the
+results of one that is not split are stored at once.
 
 Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
 too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
@@ -33,10 +33,9 @@ paged_kv.h.
 
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
 producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; a range without
-keys stores nothing, where the kernel stores zeros; splits of sequences of any lengths are chosen as
-of one length; masks of key blocks that an edge cuts are spread over a tile's trips but for the
-first; the page table is not read, nor is the kernel run that counts the blocks of each sequence
-before a varlen call.
+keys stores nothing, where the kernel stores zeros; masks of key blocks that an edge cuts are spread
+over a tile's trips but for the first; the page table is not read, nor is the kernel run that counts
+the blocks of each sequence before a varlen call; ranges are a CTA each, not dealt.
 """
 
 from dataclasses import replace
@@ -150,28 +149,27 @@ class Flash3(TiledSchedule):
 def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
     """The persistent kernel: masked tiles longest first on demand, others in turn."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
-    ctas = min(sms, rows.grid.size)
     periods, sharing = rows.matrices, rows.sharing
     if cta.call == "batch" and cta.w.mask == "full":
-        dealt = dealt_in_turn(rows.grid.size, ctas)
+        dealt = dealt_in_turn(rows.grid.size, min(sms, rows.grid.size))
     else:
-        section = section_of(rows, L2_SECTION_BYTES)
-        order = longest_first(rows, section) if cta.call == "batch" else by_sequence(rows)
+        if cta.call == "batch":
+            section, among = section_of(rows, L2_SECTION_BYTES), rows.matrices
+            order = longest_first(rows, section)
+        else:
+            section, among = varlen_section(rows, cta.w.seq_kv), rows.of_a_sequence
+            order = by_sequence(rows)
         every = np.arange(rows.grid.size, dtype=np.int64)
         dealt = dealt_on_demand(order, rows.key_blocks(every), min(sms, len(order)), STAGES)
-        if cta.call != "batch":
-            section = varlen_section(rows, cta.w.seq_kv)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
-            periods, sharing = like_sections(rows, section), 1
+            periods, sharing = like_sections(rows, section, among), 1
     return _kernel(_Work(cta, rows, dealt), periods, sharing)
 
 
 def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     """The kernel over all ranges, a CTA each, and combine."""
     rows = QueryRows(cta.w, cta.tile, cta.packed, splits)
-    order = np.arange(rows.grid.size, dtype=np.int64)
-    if not rows.are_alike:
-        order = by_sequence(rows)
+    order = np.arange(rows.grid.size) if rows.are_alike else by_sequence(rows)
     work = _Work(cta, rows, Dealt(len(order), order))
     whole = Result(work.tensors.o, work.lse)
     each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)

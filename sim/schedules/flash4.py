@@ -176,7 +176,7 @@ def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:
     else:
         section = section_of(rows, L2_SECTION_BYTES)
         dealt = Dealt(tiles, longest_first(rows, section))
-        periods = like_sections(rows, section)
+        periods = like_sections(rows, section, rows.matrices)
     return Kernel(
         name="flash4",
         ctas=dealt.ctas,

@@ -37,9 +37,13 @@ def section_of(rows: QueryRows, l2_bytes: int, seq_kv: int | None = None) -> int
     return heads * (w.heads // w.kv_heads // rows.packed)
 
 
-def like_sections(rows: QueryRows, section: int) -> int:
-    """Like parts that `longest_first` goes through one after the other: whole sections."""
-    return 1 if rows.matrices % section else rows.matrices // section
+def like_sections(rows: QueryRows, section: int, among: int) -> int:
+    """Like parts that tiles are gone through one after the other: sections among so many matrices.
+
+    Where they do not fill those it is those.
+    """
+    like = among if among % section else section
+    return rows.matrices // like
 
 
 def varlen_section(rows: QueryRows, seq_kv: int) -> int:
