@@ -21,7 +21,8 @@ class KernelResult:
     """One kernel of a schedule. Shares and utilisations are of the vendor's figures.
 
     `rows_used` is the share of its tiles' query rows that are no padding; None where it multiplies
-    no queries, and in files that attnsim wrote before it kept that.
+    no queries, and in files that attnsim wrote before it kept that. `clock_hz` is what the power
+    limit left, `clock_share` of the nominal clock; the time that this added is critical by "power".
 
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
@@ -51,6 +52,8 @@ class KernelResult:
     bottleneck: str
     critical_time_s: dict[str, float]
     rows_used: float | None = None
+    clock_hz: float | None = None
+    clock_share: float = 1.0
 
     @property
     def bottleneck_share(self) -> float:

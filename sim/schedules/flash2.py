@@ -32,16 +32,20 @@ from sim.schedules.parts.flash_loop import (
     key_loop,
     log_sum_exp,
 )
-from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
 from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
 from sim.schedules.parts.results import Attention, Result
 from sim.tile_program import IntArray, Kernel, Kind, Stream, Tensor
 
 
 class Flash2(FlashSchedule):
-    """FlashAttention-2. A tile, or warps, that are given hold for backward too."""
+    """FlashAttention-2. A tile, or warps, that are given hold for backward too.
+
+    "sglang" is SGLang's prefill in Triton, which loads nothing ahead.
+    """
 
     name: Literal["flash2"] = "flash2"
+    implementation: Implementation = "cuda"  # type: ignore[assignment]
 
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
@@ -51,10 +55,11 @@ class Flash2(FlashSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
-        if self.implementation == "triton" and (w.dropout or w.phase == "training"):
+        if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
-                f'schedule flash2: implementation = "triton": workload.{key}: "cuda" was expected'
+                f'schedule flash2: implementation = "{self.implementation}": workload.{key}: '
+                '"cuda" was expected'
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

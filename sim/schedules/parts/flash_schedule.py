@@ -10,11 +10,17 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts import registers
-from sim.schedules.parts.flash_cta import FLASH2_HEAD_DIMS, FlashCta, flash_sram_bytes
+from sim.schedules.parts.flash_cta import (
+    FLASH2_HEAD_DIMS,
+    FlashCta,
+    flash_sram_bytes,
+    triton_buffers,
+    triton_meetings,
+)
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
 
-Implementation = Literal["cuda", "triton"]
+Implementation = Literal["cuda", "triton", "sglang"]
 Like = TypeVar("Like", bound="FlashSchedule")
 
 
@@ -27,13 +33,18 @@ class FlashSchedule(TiledSchedule):
     (`fused`), as rope.py tells; a schedule of which `rotates` is false takes them rotated.
     """
 
-    implementation: Implementation = "cuda"
+    implementation: Literal["cuda", "triton"] = "cuda"
     warps: Literal[4, 8, 16] | None = None
     stages: Annotated[int, Field(ge=1, le=8)] | None = None
     rope: Literal["pass", "fused"] | None = None
 
     rotates: ClassVar[bool] = True
     multiplies_fp8: ClassVar[bool] = False  # a schedule that stands for more than FlashAttention-2
+
+    @property
+    def compiled_by_triton(self) -> bool:
+        """Whether it is Triton's flash kernel, or SGLang's."""
+        return self.implementation in ("triton", "sglang")
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
@@ -51,7 +62,7 @@ class FlashSchedule(TiledSchedule):
 
     def _check_compiled(self, w: AttentionWorkload) -> None:
         """csrc/flash_attn/flash_api.cpp, mha_fwd: head_dim up to 256, no fp8."""
-        if self.implementation == "triton":
+        if self.compiled_by_triton:
             return
         most = FLASH2_HEAD_DIMS[-1]
         if w.head_dim > most:
@@ -84,13 +95,16 @@ class FlashSchedule(TiledSchedule):
 
         Raises InputError.
         """
-        warps, stages = self.warps or public.warps, self.stages or public.stages
+        warps, stages = self.warps or public.warps, public.stages
+        if self.stages:
+            stages = triton_buffers(self.stages) if self.compiled_by_triton else self.stages
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
-        taken, readers = registers.FLASH_CUDA, min(warps, tile.q // 16)
-        if self.implementation == "triton":
+        taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
+        if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
+            meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
         return replace(
@@ -100,5 +114,6 @@ class FlashSchedule(TiledSchedule):
             stages=stages,
             registers_per_thread=taken,
             kv_readers=readers,
+            meetings=meetings,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
