@@ -31,6 +31,8 @@ def of_lists(case: Any) -> Any:
     changed = {"rope": None} if getattr(schedule, "rope", None) else {}
     if schedule.name == "flash3":
         changed["call"] = "varlen" if schedule.call == "batch" else schedule.call
+        if schedule.implementation == "trtllm":
+            changed["implementation"] = type(schedule).model_fields["implementation"].default
     return replace(w, phase=phase), schedule.model_copy(update=changed)
 
 
