@@ -44,7 +44,9 @@ class Tensor:
     """A tensor in HBM: `groups` (such as batch x heads) matrices of `rows` x `cols` elements.
 
     Inputs and outputs are there throughout, a workspace from the first kernel that touches it to
-    the last. `role` is what it is to attention.
+    the last. `role` is what it is to attention. Where matrices differ, as those of sequences of
+    other lengths do, `sizes` has the rows and columns of each, shape (groups, 2), and `rows` and
+    `cols` are the most of any; tiles are numbered as if all had these, and cut where theirs end.
     """
 
     name: str
@@ -54,11 +56,20 @@ class Tensor:
     element_bytes: int
     lifetime: Lifetime = "workspace"
     role: Role = "other"
+    sizes: IntArray | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole tensor."""
+        if self.sizes is not None:
+            return int(self.sizes.prod(axis=1).sum()) * self.element_bytes
         return self.groups * self.rows * self.cols * self.element_bytes
+
+    def size_of(self, group: int) -> tuple[int, int]:
+        """Rows and columns of one of its matrices."""
+        if self.sizes is None:
+            return self.rows, self.cols
+        return int(self.sizes[group, 0]), int(self.sizes[group, 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +233,8 @@ class Kernel:
     workers' instructions more of the issue slots meanwhile (both as a profile's calibration says).
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
-    sequences; `sharing` of them in a row read the same K and V. `kind` says which real kernel it
+    sequences; `sharing` of them in a row read the same K and V. Of an `irregular` one, as of
+    sequences of several lengths, no part tells of the rest. `kind` says which real kernel it
     is, for whoever launches those; `backward` that it is one of the backward pass. With
     `sets_up_items` every item begins with the setup that else only a CTA does.
     """
@@ -235,6 +247,7 @@ class Kernel:
     items_per_cta: int = 1
     periods: int = 1
     sharing: int = 1
+    irregular: bool = False
     kind: Kind | None = None
     backward: bool = False
     sets_up_items: bool = False
@@ -271,7 +284,10 @@ class Kernel:
         if not any(isinstance(op, Compute) and op.mma_flops for op in self.actions):
             return None
         q = next((one for one in self.streams if one.tensor.role == "query"), None)
-        return q.tensor.rows / (q.tiles_down * q.tile_rows) if q else None
+        if q is None:
+            return None
+        rows = np.array([q.tensor.rows]) if q.tensor.sizes is None else q.tensor.sizes[:, 0]
+        return float(rows.sum() / (-(-rows // q.tile_rows) * q.tile_rows).sum())
 
     @property
     def tile_steps(self) -> int:

@@ -152,15 +152,16 @@ def chunks_of(stream: Stream, chunking: Chunking, tile: int) -> list[tuple[int, 
     tensor = stream.tensor
     rest, across = divmod(tile, stream.tiles_across)
     group, down = divmod(rest, stream.tiles_down)
-    rows = range(down * stream.tile_rows, min((down + 1) * stream.tile_rows, tensor.rows))
-    cols = range(across * stream.tile_cols, min((across + 1) * stream.tile_cols, tensor.cols))
+    rows_there, cols_there = tensor.size_of(group)
+    rows = range(down * stream.tile_rows, min((down + 1) * stream.tile_rows, rows_there))
+    cols = range(across * stream.tile_cols, min((across + 1) * stream.tile_cols, cols_there))
     found = []
     for row in rows[:: chunking.rows]:
         for col in cols[:: chunking.cols]:
             line = group * chunking.down + row // chunking.rows
             number = chunking.first + line * chunking.across + col // chunking.cols
-            height = min(chunking.rows, tensor.rows - row)
-            width = min(chunking.cols, tensor.cols - col)
+            height = min(chunking.rows, rows_there - row)
+            width = min(chunking.cols, cols_there - col)
             found.append((number, height * width * tensor.element_bytes))
     return found
 

@@ -1,11 +1,14 @@
 """What is to be computed: the attention of one layer."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from sim.inputs.files import nearest
+from sim.inputs.lengths import Lengths
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import Count, CountOrNone
 
@@ -30,6 +33,9 @@ class AttentionWorkload:
     `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
     `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
     elements each (V padded to it).
+
+    Where sequences differ, `lengths` has the (queries, keys) of each, and `seq_q` and `seq_kv` are
+    the most of any, by which kernels are launched; `sequences` are workloads of one sequence each.
     """
 
     batch: int
@@ -47,6 +53,40 @@ class AttentionWorkload:
     kv_dtype: KvDtype | None = None
     latent_dim: int | None = None
     rope_dim: int = 0
+    lengths: tuple[tuple[int, int], ...] | None = None
+
+    @cached_property
+    def sequences(self) -> tuple["AttentionWorkload", ...]:
+        """Each sequence as a workload of its own."""
+        if self.lengths is None:
+            return (replace(self, batch=1),) * self.batch
+        return tuple(
+            replace(self, batch=1, seq_q=seq_q, seq_kv=seq_kv, lengths=None)
+            for seq_q, seq_kv in self.lengths
+        )
+
+    @property
+    def queries(self) -> tuple[int, ...]:
+        """Queries of each sequence."""
+        return tuple(one.seq_q for one in self.sequences)
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Keys of each sequence."""
+        return tuple(one.seq_kv for one in self.sequences)
+
+    @property
+    def differ_in_queries(self) -> bool:
+        """Whether sequences have other numbers of queries than one another."""
+        return len(set(self.queries)) > 1
+
+    def table(self) -> dict[str, Any]:
+        """It in the words of a scenario; of sequences that differ, lists of lengths."""
+        told = {key: value for key, value in asdict(self).items() if key != "lengths"}
+        for key, side in {"seq_q": self.queries, "seq_kv": self.keys}.items():
+            if len(set(side)) > 1:
+                told[key] = [*side]
+        return told
 
     @property
     def dtype_bytes(self) -> int:
@@ -67,7 +107,13 @@ class AttentionWorkload:
 
     @property
     def visible_pairs(self) -> int:
-        """(query, key) pairs that the mask lets through, of one head of one sequence."""
+        """(query, key) pairs that the mask lets through, of one head, all sequences together."""
+        if self.lengths is not None:
+            return sum(sequence.visible_pairs for sequence in self.sequences)
+        return self.batch * self._pairs_of_a_sequence
+
+    @property
+    def _pairs_of_a_sequence(self) -> int:
         if not self.causal:
             return self.seq_q * self.seq_kv
         first = self.seq_kv - self.seq_q + 1  # keys that the first query sees
@@ -80,22 +126,25 @@ class AttentionWorkload:
     @property
     def useful_flops(self) -> int:
         """FLOPs of the matmuls over the visible pairs: forward 4 d a pair, as FlashAttention."""
-        forward = 4 * self.head_dim * self.visible_pairs * self.batch * self.heads * self.tokens
+        forward = 4 * self.head_dim * self.visible_pairs * self.heads * self.tokens
         return int(forward * TRAINING_FLOPS) if self.phase == "training" else forward
 
 
 class WorkloadTable(BaseModel):
-    """The `[workload]` table of a scenario file."""
+    """The `[workload]` table of a scenario file.
+
+    A list of lengths has one for each sequence, and so says how many there are.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str | None = None
-    batch: Count = 1
+    batch: Count | None = None
     heads: Count | None = None
     kv_heads: Count | None = None
     head_dim: Count | None = None
-    seq_len: Count | None = None
-    seq_q: Count | None = None
-    seq_kv: Count | None = None
+    seq_len: Lengths | None = None
+    seq_q: Lengths | None = None
+    seq_kv: Lengths | None = None
     dtype: Dtype = "fp16"
     causal: bool | None = None
     window: Count | None = None
@@ -128,17 +177,17 @@ class WorkloadTable(BaseModel):
         kv_heads = self.kv_heads or (shape.kv_heads if shape and not self.heads else heads)
         if heads % kv_heads:
             raise ValueError(f"heads = {heads} must be a multiple of kv_heads = {kv_heads}")
-        seq_q, seq_kv = self._lengths(shape.context if shape else None)
+        lengths = self._lengths(shape.context if shape else None)
         window = self.window or (shape.window if shape else None)
         causal = self.causal if self.causal is not None else bool(shape or window)
         if window is not None and not causal:
             raise ValueError("window goes with causal = true: a query sees its latest keys")
         if self.tokens > 1 and self.phase != "decode":
             raise ValueError(f'tokens = {self.tokens} goes with phase = "decode"')
-        if causal and seq_q > seq_kv:
-            raise ValueError(f"causal needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
+        self._check_lengths(lengths, causal)
+        seq_q, seq_kv = (max(side) for side in zip(*lengths, strict=True))
         return AttentionWorkload(
-            batch=self.batch,
+            batch=len(lengths),
             heads=heads,
             kv_heads=kv_heads,
             seq_q=seq_q,
@@ -153,9 +202,11 @@ class WorkloadTable(BaseModel):
             kv_dtype=self.kv_dtype if self.kv_dtype != self.dtype else None,
             latent_dim=self.latent_dim or (shape.latent_dim if shape else None),
             rope_dim=self.rope_dim if self.rope_dim is not None else shape.rope_dim if shape else 0,
+            lengths=lengths if len(set(lengths)) > 1 else None,
         )
 
-    def _lengths(self, context: int | None) -> tuple[int, int]:
+    def _lengths(self, context: int | None) -> tuple[tuple[int, int], ...]:
+        """Queries and keys of each sequence."""
         length = self.seq_len or context
         seq_kv = self.seq_kv or length
         seq_q = self.seq_q or (1 if self.phase == "decode" else length)
@@ -163,6 +214,26 @@ class WorkloadTable(BaseModel):
             raise ValueError("give seq_len, or both seq_q and seq_kv")
         if self.seq_len and self.seq_q and self.seq_kv:
             raise ValueError("give seq_len, or seq_q and seq_kv, not all three")
-        if self.phase == "decode" and seq_q > seq_kv:
+        given = {"seq_len": self.seq_len, "seq_q": self.seq_q, "seq_kv": self.seq_kv}
+        numbers = {key: len(side) for key, side in given.items() if isinstance(side, tuple)}
+        if numbers and self.batch:
+            numbers["batch"] = self.batch
+        if len(set(numbers.values())) > 1:
+            said = ", ".join(f"{key} of {number}" for key, number in numbers.items())
+            raise ValueError(f"lists of lengths have one for each sequence: {said} do not agree")
+        sequences = next(iter(numbers.values()), self.batch or 1)
+        return tuple(zip(_of_each(seq_q, sequences), _of_each(seq_kv, sequences), strict=True))
+
+    def _check_lengths(self, lengths: Sequence[tuple[int, int]], causal: bool) -> None:
+        """Raises ValueError unless queries are the last of their sequence where they must be."""
+        seq_q, seq_kv = next((pair for pair in lengths if pair[0] > pair[1]), (0, 0))
+        if seq_q and causal:
+            raise ValueError(f"causal needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
+        if seq_q and self.phase == "decode":
             raise ValueError(f"decode needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
-        return seq_q, seq_kv
+        if len(set(lengths)) > 1 and self.phase == "training":
+            raise ValueError('lists of lengths go with phase = "prefill" or "decode"')
+
+
+def _of_each(length: int | tuple[int, ...], sequences: int) -> tuple[int, ...]:
+    return (length,) * sequences if isinstance(length, int) else length

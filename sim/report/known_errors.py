@@ -103,7 +103,9 @@ def measured_errors(
     By family, the GPU `profile` first, then all others together. Empty where nobody measured it.
     """
     phase = workload["phase"]
-    regime = regime_of(workload["batch"], workload["seq_kv" if phase == "decode" else "seq_q"])
+    length = workload["seq_kv" if phase == "decode" else "seq_q"]
+    tokens = length if isinstance(length, int) else round(sum(length) / len(length))
+    regime = regime_of(workload["batch"], tokens)
     groups: dict[tuple[bool, str], list[dict[str, Any]]] = {}
     for row in measured_times():
         predicted_by = [(_kernel(one), one["phase"]) for one in row.get("schedules", ())]

@@ -1,12 +1,18 @@
 """What is to be said of records beside their figures: a line each, below a table or on a page."""
 
+from sim.inputs.lengths import in_words
 from sim.report.known_errors import measured_errors
 from sim.runs.record import Record
 
 
 def notes(records: list[Record]) -> list[str]:
-    """All that makes figures less or other than they look."""
-    return [*_skipped(records), *_held_back(records), *_untrusted_bytes(records)]
+    """Of which sequences they are, where lengths differ; all that makes figures less or other."""
+    return [
+        *_ragged(records),
+        *_skipped(records),
+        *_held_back(records),
+        *_untrusted_bytes(records),
+    ]
 
 
 def known_off(records: list[Record]) -> list[str]:
@@ -34,6 +40,12 @@ def who(record: Record) -> str:
 def point_text(record: Record) -> str:
     """The swept values of a record, such as "seq_len 4096"."""
     return ", ".join(f"{key.split('.', 1)[-1]} {value}" for key, value in record.point.items())
+
+
+def _ragged(records: list[Record]) -> list[str]:
+    """A line a batch of sequences of several lengths."""
+    told = (in_words(r.workload.get("seq_q", 1), r.workload.get("seq_kv", 1)) for r in records)
+    return list(dict.fromkeys(words for words in told if words))
 
 
 def _skipped(records: list[Record]) -> list[str]:

@@ -45,7 +45,7 @@ def record_of_none(
     """The record of a schedule that did not run."""
     return Record(
         **vars(asked),
-        workload=asdict(w),
+        workload=w.table(),
         status=status,
         reason=reason,
         engine=engine,
@@ -86,7 +86,7 @@ def record_of(
         skipped["energy_error"] = (of_time_j + of_bytes_j) / energy_j
     return Record(
         **vars(asked),
-        workload=asdict(w),
+        workload=w.table(),
         status="ok",
         time_s=run.time_s,
         flops=flops,

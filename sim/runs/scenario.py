@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sim.inputs.axes import design_of
 from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
 from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.inputs.lengths import name_of, with_files_read
 from sim.inputs.units import Bytes, Count
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.runs.record import Asked, flat
@@ -134,7 +135,12 @@ def variations(
         varied = deepcopy(fixed)
         for key, value in swept.items():
             _set(varied, key, value, f"{where}: sweep")
-        yield swept, varied
+        yield {key: _named(value) for key, value in swept.items()}, varied
+
+
+def _named(value: Any) -> Any:
+    """A swept value as points are told apart by it: a list, such as one of lengths, is text."""
+    return name_of(value) if isinstance(value, list) else value
 
 
 def _split_setting(setting: str) -> tuple[str, Any]:
@@ -182,7 +188,8 @@ def make_point(
 ) -> Point:
     """The point that `data` (the tables of a file, nothing swept) describes; raises InputError."""
     tables = checked(ScenarioFile, data, where)
-    workload = checked(WorkloadTable, tables.workload, where, "workload").workload()
+    table = with_files_read(tables.workload, where, folder)
+    workload = checked(WorkloadTable, table, where, "workload").workload()
     overrides = dict(tables.hardware)
     profile = overrides.pop("profile", None)
     if not isinstance(profile, str):

@@ -1,7 +1,7 @@
 """What every schedule is: options from a scenario file, and a lowering to kernels."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.lengths import in_words
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Mask, Phase
 from sim.tile_program import Command, IntArray, Kernel, OfItem, Tensor, in_order
@@ -31,6 +32,7 @@ class Tile(BaseModel):
         return f"{self.q} x {self.kv}"
 
 
+Taken = Literal["dropout", "kv_dtype", "latents", "append", "lengths", "query lengths"]
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
 
@@ -40,8 +42,9 @@ class Schedule(BaseModel):
     `label` names it in tables and figures where the same schedule stands there twice. The class
     says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
     what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it lies,
-    "append" that several queries a sequence stand behind a cached prefix). Schedules
-    `of_other_models` are for models with other parameters, or with a memory beside the KV cache.
+    "append" that several queries a sequence stand behind a cached prefix, "lengths" that sequences
+    have keys of their own number, "query lengths" queries too). Schedules `of_other_models` are
+    for models with other parameters, or with a memory beside the KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +55,7 @@ class Schedule(BaseModel):
     source: ClassVar[str]
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     masks: ClassVar[tuple[Mask, ...]] = ("full", "causal", "window")
-    takes: ClassVar[frozenset[Literal["dropout", "kv_dtype", "latents", "append"]]] = frozenset()
+    takes: ClassVar[frozenset[Taken]] = frozenset()
     of_other_models: ClassVar[bool] = False
     on_several_gpus: ClassVar[bool] = False
 
@@ -99,8 +102,9 @@ class Schedule(BaseModel):
         if w.phase == "decode" and w.seq_q > 1 and "append" not in self.takes:
             raise InputError(
                 f"schedule {self.name}: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = "
-                f"1); {that_append()} take several"
+                f"1); {that_take('append')} take several"
             )
+        self._check_lengths(w)
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         if w.kv_dtype is not None and "kv_dtype" not in self.takes:
@@ -109,20 +113,36 @@ class Schedule(BaseModel):
                 f'workload.dtype ("{w.dtype}")'
             )
 
+    def _check_lengths(self, w: AttentionWorkload) -> None:
+        """Raises InputError where sequences differ in what the schedule takes of one length."""
+        if w.lengths is None:
+            return
+        told = in_words(w.table()["seq_q"], w.table()["seq_kv"])
+        needed: list[tuple[Taken, str]] = [("lengths", "sequences of one length were")]
+        if w.differ_in_queries:
+            needed.append(("query lengths", "as many queries of each were"))
+        for taken, what in needed:
+            if taken not in self.takes:
+                key = "seq_q" if w.differ_in_queries else "seq_kv"
+                raise InputError(
+                    f"schedule {self.name}: workload.{key}: {told}: {what} expected; "
+                    f"{that_take(taken)} take such lists"
+                )
+
     def relative_to(self, folder: Path | None) -> "Schedule":
         """The schedule with the paths in its options looked up from `folder`."""
         return self
 
 
-def that_append() -> str:
-    """The schedules that take several queries a sequence behind a cached prefix, by name."""
+def that_take(what: Taken) -> str:
+    """The schedules that take what not every schedule does, by name."""
 
     def below(kind: type[Schedule]) -> set[type[Schedule]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     taking = (kind for one in Schedule.__subclasses__() for kind in below(one))
     ours = (kind for kind in taking if kind.__module__.startswith(__package__ or ""))
-    names = (kind.model_fields["name"].default for kind in ours if "append" in kind.takes)
+    names = (kind.model_fields["name"].default for kind in ours if what in kind.takes)
     return ", ".join(sorted(names))
 
 
@@ -186,13 +206,23 @@ class QKVO(NamedTuple):
 
 def qkvo(w: AttentionWorkload) -> QKVO:
     """Q, K, V and O: a matrix of tokens x head_dim for each head of each sequence."""
-    heads, kv_heads = w.batch * w.heads, w.batch * w.kv_heads
+    queries = (w.batch * w.heads, w.seq_q, w.head_dim, w.dtype_bytes)
+    keys = (w.batch * w.kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes)
+    q_sizes = matrix_sizes(w.queries, w.head_dim, w.heads)
+    kv_sizes = matrix_sizes(w.keys, w.head_dim, w.kv_heads)
     return QKVO(
-        Tensor("Q", heads, w.seq_q, w.head_dim, w.dtype_bytes, "input", "query"),
-        Tensor("K", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "key"),
-        Tensor("V", kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "value"),
-        Tensor("O", heads, w.seq_q, w.head_dim, w.dtype_bytes, "output", "result"),
+        Tensor("Q", *queries, "input", "query", q_sizes),
+        Tensor("K", *keys, "input", "key", kv_sizes),
+        Tensor("V", *keys, "input", "value", kv_sizes),
+        Tensor("O", *queries, "output", "result", q_sizes),
     )
+
+
+def matrix_sizes(rows: Sequence[int], cols: int, matrices: int = 1) -> IntArray | None:
+    """Sizes of matrices of so many rows, `matrices` of each in turn; None where all are alike."""
+    if len(set(rows)) <= 1:
+        return None
+    return np.repeat(np.array([(own, cols) for own in rows], np.int64), matrices, axis=0)
 
 
 def kv_matrix(w: AttentionWorkload, q_matrix: IntArray) -> IntArray:
@@ -204,8 +234,17 @@ def kv_matrix(w: AttentionWorkload, q_matrix: IntArray) -> IntArray:
 def visible_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:
     """For each block of query rows, the first and the end of the key blocks that the mask shows.
 
-    A block that the mask cuts counts whole. Returns two arrays of ceil(seq_q / tile.q).
+    A block that the mask cuts counts whole. Returns two arrays of ceil(seq_q / tile.q). Where
+    sequences differ they are those of one after the other; rows that one lacks are shown none.
     """
+    if w.lengths is not None:
+        down = blocks(w.seq_q, tile.q)
+        own = dict(zip(w.lengths, w.sequences, strict=True))
+        shown = {pair: visible_blocks(one, tile) for pair, one in own.items()}
+        sides = np.zeros((2, len(w.lengths), down), np.int64)
+        for number, pair in enumerate(w.lengths):
+            sides[:, number, : len(shown[pair][0])] = shown[pair]
+        return sides[0].ravel(), sides[1].ravel()
     ranges = [
         w.visible_keys(row, min(row + tile.q, w.seq_q) - 1) for row in range(0, w.seq_q, tile.q)
     ]
@@ -229,7 +268,7 @@ def check_self_attention(schedule: Schedule, w: AttentionWorkload) -> None:
     if w.seq_q != (1 if w.phase == "decode" else w.seq_kv):
         raise InputError(
             f"schedule {schedule.name}: workload.seq_q = {w.seq_q}: seq_q = seq_kv = {w.seq_kv}, "
-            f"or decoding of one token, was expected; {that_append()} take any"
+            f"or decoding of one token, was expected; {that_take('append')} take any"
         )
 
 

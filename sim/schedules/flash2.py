@@ -9,6 +9,7 @@
 
 Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; tiles, grid order and loop order as in
 Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h.
+Sequences of several lengths are flash_attn_varlen_func's (mha_varlen_fwd): see QueryBlocks.
 What one step of the loop does is in parts/flash_loop.py, as many schedules have it; the backward
 pass of training is in parts/flash2_backward.py.
 """
@@ -49,7 +50,7 @@ class Flash2(FlashSchedule):
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout", "append"})
+    takes = frozenset({"dropout", "append", "lengths", "query lengths"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -76,7 +77,7 @@ class Flash2(FlashSchedule):
     def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        return flash_attention("flash2", w, cta, tensors, "flash")
+        return flash_attention("flash2", w, cta, tensors, "flash" if w.lengths is None else None)
 
 
 def flash_attention(

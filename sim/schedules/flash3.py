@@ -27,6 +27,9 @@ trtllm   TensorRT-LLM's fmha_v2 takes any lengths, and pages by TMA, in tiles of
          group waits for each matmul, its softmax runs beside the other group's alone; heads are
          not packed, keys not split, causal tiles of all heads and sequences come longest first
 
+Such sequences have splits of their own, and those with most key blocks a range are dealt first; the
+results of one that is not split are stored at once.
+
 Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
 too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
 and a second kernel combines them (modelled as FlashAttention-2's).
@@ -42,11 +45,11 @@ traced on an H20 (ai-dynamo/aiconfigurator, collector/facts/results/sm90/trtllm.
 
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
 producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; a range without
-keys stores nothing, where the kernel stores zeros; splits of sequences of any lengths are chosen as
-of one length; masks of key blocks that an edge cuts are spread over a tile's trips but for the
-first; the page table is not read, nor is the kernel run that counts the blocks of each sequence
-before a varlen call; fmha_v2's head_dims between FlashAttention-3's run the next larger of these,
-and its transposition of an fp8 V, one after the other with V's load, is counted, not waited for.
+keys stores nothing, where the kernel stores zeros; masks of key blocks that an edge cuts are spread
+over a tile's trips but for the first; the page table is not read, nor is the kernel run that counts
+the blocks of each sequence before a varlen call; ranges are a CTA each, not dealt; fmha_v2's
+head_dims between FlashAttention-3's run the next larger of these, and its transposition of an fp8
+V, one after the other with V's load, is counted, not waited for.
 """
 
 from sys import maxsize
@@ -59,11 +62,14 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import Tile, TiledSchedule, check_arch
 from sim.schedules.parts.dealing import (
+    Dealt,
+    by_sequence,
     dealt_in_turn,
     dealt_on_demand,
     like_sections,
     longest_first,
     section_of,
+    varlen_section,
 )
 from sim.schedules.parts.flash3_cta import (
     HEAD_DIMS,
@@ -82,8 +88,6 @@ from sim.schedules.parts.split_kv import Splits, combine_of_splits
 from sim.tile_program import Kernel
 
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
-# flash_prepare_scheduler.cu: size_l2, get_nheads_in_l2.
-VARLEN_SECTION_BYTES, MOST_VARLEN_SECTION = 8 * 2**20, 16
 
 
 class Flash3(TiledSchedule):
@@ -102,7 +106,7 @@ class Flash3(TiledSchedule):
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = frozenset({"append"})
+    takes = frozenset({"append", "lengths", "query lengths"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or such a tile."""
@@ -110,6 +114,14 @@ class Flash3(TiledSchedule):
         if w.dtype == "fp32":
             raise InputError(
                 'schedule flash3: workload.dtype = "fp32": it takes fp16, bf16 and fp8'
+            )
+        if w.lengths is not None and (self.call == "batch" or self.implementation == "trtllm"):
+            key = f'call = "{self.call}"'
+            if self.implementation == "trtllm":
+                key = 'implementation = "trtllm"'
+            raise InputError(
+                f"schedule flash3: {key}: it is of sequences of one length; lists of lengths go "
+                'with call = "varlen" or "paged" of the other implementations'
             )
         if w.head_dim > HEAD_DIMS[-1]:
             raise InputError(
@@ -127,46 +139,57 @@ class Flash3(TiledSchedule):
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel of at most a CTA an SM; of several splits one of a CTA each, and combine."""
         check_arch(self.name, hw, "sm90")
-        splits = self.splits or 1
-        appends = w.seq_q != w.seq_kv and self.implementation != "trtllm"
+        splits = (self.splits or 1,) * w.batch
+        appends = w.queries != w.keys and self.implementation != "trtllm"
         if self.splits is None and appends:
             splits = public_splits(w, self.call, hw.sm.count)
-        default, packed = public_tile(w, self.call, splits > 1, self.implementation)
+        default, packed = public_tile(w, self.call, max(splits) > 1, self.implementation)
 
         def cta(tile: Tile) -> Flash3Cta:
-            return Flash3Cta(w, tile, packed, self.call, splits, self.implementation)
+            return Flash3Cta(w, tile, packed, self.call, max(splits), self.implementation)
 
         def sram_bytes(tile: Tile) -> int:
             """Of a tile; of one whose rows no warp groups have, more than any device has."""
             return cta(tile).sram_bytes if tile.q in Q_SIDES else maxsize
 
         chosen = cta(self.fit_tile(default, sram_bytes, w, hw))
-        return [_forward_kernel(chosen, hw.sm.count)] if splits == 1 else _split_kernels(chosen)
+        if chosen.splits == 1:
+            return [_forward_kernel(chosen, hw.sm.count)]
+        return _split_kernels(chosen, splits)
 
 
 def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
     """The persistent kernel: masked tiles longest first on demand, others in turn."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
-    ctas = min(sms, rows.grid.size)
     periods, sharing = rows.matrices, rows.sharing
     if cta.of_one_length and cta.w.mask == "full":
-        dealt = dealt_in_turn(rows.grid.size, ctas)
+        dealt = dealt_in_turn(rows.grid.size, min(sms, rows.grid.size))
     else:
-        section = _section(cta, rows)
         every = np.arange(rows.grid.size, dtype=np.int64)
-        order = longest_first(rows, section) if cta.w.mask in cta.sorted_masks else every
-        dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, STAGES)
+        if cta.implementation == "trtllm":
+            section, among = rows.matrices, rows.matrices
+            order = longest_first(rows, section) if cta.w.mask in cta.sorted_masks else every
+        elif cta.of_one_length:
+            section, among = section_of(rows, L2_SECTION_BYTES), rows.matrices
+            order = longest_first(rows, section)
+        else:
+            section, among = varlen_section(rows, cta.w.seq_kv), rows.of_a_sequence
+            order = by_sequence(rows)
+        dealt = dealt_on_demand(order, rows.key_blocks(every), min(sms, len(order)), STAGES)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
-            periods, sharing = like_sections(rows, section), 1
+            periods, sharing = like_sections(rows, section, among), 1
     return _kernel(Work(cta, rows, dealt), periods, sharing)
 
 
-def _split_kernels(cta: Flash3Cta) -> list[Kernel]:
+def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     """The kernel over all ranges, a CTA each, and combine."""
-    rows = QueryRows(cta.w, cta.tile, cta.packed, cta.splits)
-    work = Work(cta, rows, dealt_in_turn(rows.grid.size, rows.grid.size))
-    combine = combine_of_splits(work.stored, Result(work.tensors.o, work.lse))
-    return [_kernel(work, rows.matrices, rows.sharing), combine]
+    rows = QueryRows(cta.w, cta.tile, cta.packed, splits)
+    order = np.arange(rows.grid.size) if rows.are_alike else by_sequence(rows)
+    work = Work(cta, rows, Dealt(len(order), order))
+    whole = Result(work.tensors.o, work.lse)
+    each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)
+    kernel = _kernel(work, rows.matrices, rows.sharing)
+    return [kernel, combine_of_splits(work.partial, whole, each)]
 
 
 def _kernel(work: Work, periods: int, sharing: int) -> Kernel:
@@ -178,17 +201,8 @@ def _kernel(work: Work, periods: int, sharing: int) -> Kernel:
         footprint=work.cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=work.dealt.items_per_cta,
-        periods=periods,
-        sharing=sharing,
+        periods=periods if work.rows.are_alike else 1,
+        sharing=sharing if work.rows.are_alike else 1,
+        irregular=not work.rows.are_alike,
         sets_up_items=not work.cta.of_one_length,
     )
-
-
-def _section(cta: Flash3Cta, rows: QueryRows) -> int:
-    """Matrices whose longest tiles go before all shorter ones; with varlen of one sequence."""
-    if cta.implementation == "trtllm":
-        return rows.matrices
-    if cta.of_one_length:
-        return section_of(rows, L2_SECTION_BYTES)
-    of_a_sequence = rows.matrices // cta.w.batch
-    return min(section_of(rows, VARLEN_SECTION_BYTES), MOST_VARLEN_SECTION, of_a_sequence)

@@ -146,7 +146,9 @@ def _dealing(cta: Flash4Cta, rows: QueryRows, sms: int) -> _Dealing:
     if cta.w.mask == "full":
         return _Dealing(dealt_in_turn(tiles, ctas), rows.matrices)
     section = section_of(rows, L2_SECTION_BYTES)
-    return _Dealing(Dealt(tiles, longest_first(rows, section)), like_sections(rows, section))
+    return _Dealing(
+        Dealt(tiles, longest_first(rows, section)), like_sections(rows, section, rows.matrices)
+    )
 
 
 def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:

@@ -36,7 +36,7 @@ class FlashDecoding(SplitKv):
     name: Literal["flash_decoding"] = "flash_decoding"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = SplitKv.takes | {"append"}
+    takes = SplitKv.takes | {"append", "lengths"}
 
     summary = "split-KV decoding: a CTA a range of the cache, then a combine kernel"
     source = "Dao-AILab/flash-attention, csrc/flash_attn (flash_fwd_splitkv_kernel)"
@@ -54,6 +54,7 @@ class Decode(SplitKv):
     """Plain decoding: the split-KV kernel with one range, a CTA a KV head of a sequence."""
 
     name: Literal["decode"] = "decode"
+    takes = SplitKv.takes | {"lengths"}
 
     summary = "plain decoding: a CTA a KV head reads its whole cache"
     source = "Dao-AILab/flash-attention, flash_attn_with_kvcache with num_splits = 1"

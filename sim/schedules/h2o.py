@@ -63,7 +63,7 @@ class H2o(SplitKv):
         keys = self.split(replace(w, seq_kv=self.kept(w)), hw, self.splits)
         scores = Tensor("S", keys.matrices, keys.rows, keys.w.seq_kv, w.dtype_bytes)
         of_tile = Stream(scores, keys.rows, keys.cta.tile.kv, keys.last_tile, -1)
-        kv = cache_tensors(keys.w, keys.matrices, keys.w.seq_kv)
+        kv = cache_tensors(keys.w, keys.w.keys, keys.w.kv_heads)
         loop = keys.loop(keys.trips, *contiguous(keys, kv))
         loop = replace(loop, ops=(*loop.ops, Store(of_tile)))
         attention = split_attention("h2o", keys, loop)

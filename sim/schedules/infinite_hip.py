@@ -315,8 +315,9 @@ class _Gpu:
         tiles = blocks(len(pages.slots), a_tile)
         slots = np.pad(pages.slots, (0, tiles * a_tile - len(pages.slots)), "edge")
         table = slots.reshape(tiles, a_tile)
+        whole = (np.zeros(self.w.batch, np.int64), np.full(self.w.batch, tiles))
         splits = blocks(tiles, blocks(tiles, RANGES))
-        keys = SplitKeys(self.w, self.cta, (0, tiles), (0, tiles), splits)
+        keys = SplitKeys(self.w, self.cta, whole, whole, splits)
 
         def operand(cache: Tensor) -> Operand:
             return Operand(

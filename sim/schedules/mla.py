@@ -17,7 +17,8 @@ many blocks with 5 for starting a sequence (get_mla_metadata.cu, flash_api.cpp),
 (mla_combine.cu). A page is read whole, with the 32-byte sector that has its number. FlashMLA runs
 on Hopper; elsewhere its loop runs with the tile that fits. The heads of several query tokens (of
 drafts to verify) are rows one token after the other, and share what is loaded of the cache; rows
-that a causal mask shows less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len).
+that a causal mask shows less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len). All of
+these rules take sequences of any lengths.
 
 Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
 TensorRT-LLM's and the Triton kernel of vLLM and SGLang. Their CTAs are told in
@@ -30,6 +31,7 @@ section 2.1.2) absorbs them in those that make the queries and take the output. 
 on K and V made of the latents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -106,7 +108,7 @@ class Mla(TiledSchedule):
     source = "deepseek-ai/FlashMLA, csrc/sm90; arXiv 2405.04434"
     phases = ("decode",)
     masks = ("full", "causal")
-    takes = frozenset({"latents", "append"})
+    takes = frozenset({"latents", "append", "lengths"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload.
@@ -168,22 +170,39 @@ class Mla(TiledSchedule):
     def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> "Parts":
         """Who works on what, by the kernel's own rule."""
         tile, sms = cta.tile, hw.sm.count
-        key_blocks, down = blocks(w.seq_kv, tile.kv), blocks(w.seq_q * w.heads, tile.q)
+        key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
+        down = blocks(w.seq_q * w.heads, tile.q)
         if self.implementation == "triton":
-            splits = self.splits or triton_splits(w.batch, down, w.seq_kv, hw)
-            pieces = even_pieces(w.batch, key_blocks, splits)
-            # Its grid is (sequences, blocks of heads, ranges), the first running fastest.
-            pieces.sort(key=lambda part: part[0][1])
-            return parts_of(pieces, w.batch, together=w.batch, always=True)
+            splits = triton_splits(w.keys, down, hw)
+            if self.splits:
+                splits = [self.splits] * w.batch
+            return parts_of(
+                _range_by_range(even_pieces(key_blocks, splits), w.batch),
+                w.batch,
+                together=w.batch,
+                always=True,
+            )
         if self.implementation == "fa3":
-            splits = fa3_splits(w.batch, down, key_blocks, hw)
-            return parts_of(even_pieces(w.batch, key_blocks, splits), w.batch)
+            return parts_of(even_pieces(key_blocks, fa3_splits(key_blocks, down, hw)), w.batch)
         if self.implementation == "flashinfer":
-            return parts_of(flashinfer_pieces(w.batch, down, w.seq_kv, tile, sms), w.batch)
+            return parts_of(flashinfer_pieces(w.keys, down, tile, sms), w.batch)
         if self.implementation == "trtllm" and hw.arch == "sm100":
-            splits = trtllm_gen_splits(w, tile, sms)
-            return parts_of(even_pieces(w.batch, key_blocks, splits), w.batch)
-        return cut_in_parts(w.batch, key_blocks, max(1, sms // down))
+            splits = [trtllm_gen_splits(w, tile, sms)] * w.batch
+            return parts_of(even_pieces(key_blocks, splits), w.batch)
+        return cut_in_parts(key_blocks, max(1, sms // down))
+
+
+def _range_by_range(pieces: list[list[Piece]], sequences: int) -> list[list[Piece]]:
+    """The first range of each sequence, then the second, as Triton's grid has them.
+
+    It is (sequences, blocks of heads, ranges), the first running fastest; a sequence without such a
+    range has a part that does nothing.
+    """
+    own: list[list[list[Piece]]] = [[] for _ in range(sequences)]
+    for part in pieces:
+        own[part[0][0]].append(part)
+    ranges = max(map(len, own))
+    return [parts[n] if n < len(parts) else [] for n in range(ranges) for parts in own]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,20 +226,20 @@ class Parts:
     together: int = 1
 
 
-def cut_in_parts(sequences: int, key_blocks: int, parts: int) -> Parts:
-    """FlashMLA's schedule for sequences of `key_blocks` each (get_mla_metadata.cu)."""
-    total = sequences * (key_blocks + OVERHEAD_BLOCKS)
+def cut_in_parts(key_blocks: Sequence[int], parts: int) -> Parts:
+    """FlashMLA's schedule for sequences of so many key blocks (get_mla_metadata.cu)."""
+    sequences, total = len(key_blocks), sum(own + OVERHEAD_BLOCKS for own in key_blocks)
     payload = max(blocks(total, parts) + OVERHEAD_BLOCKS, 2 * OVERHEAD_BLOCKS)
     pieces: list[list[Piece]] = []
     sequence = done = 0
     while sequence < sequences:
         left, part = payload, []
         while sequence < sequences and left > OVERHEAD_BLOCKS:
-            count = min(key_blocks - done, left - OVERHEAD_BLOCKS)
+            count = min(key_blocks[sequence] - done, left - OVERHEAD_BLOCKS)
             part.append((sequence, done, count))
             left -= count + OVERHEAD_BLOCKS
             done += count
-            if done == key_blocks:
+            if done == key_blocks[sequence]:
                 sequence, done = sequence + 1, 0
         pieces.append(part)
     return parts_of(pieces, sequences)
@@ -249,7 +268,8 @@ def parts_of(
 class _Ctas:
     """A CTA for each block of query rows of each part; its items are the part's slots.
 
-    `end` is behind the last key block that the mask shows to each block of rows.
+    `end` is behind the last key block that the mask shows to each block of rows of each sequence:
+    shape (sequences, blocks of rows).
     """
 
     parts: Parts
@@ -258,7 +278,7 @@ class _Ctas:
     @property
     def down(self) -> int:
         """Blocks of query rows of a sequence."""
-        return len(self.end)
+        return int(self.end.shape[1])
 
     @property
     def grid(self) -> Grid:
@@ -285,7 +305,7 @@ class _Ctas:
 
     def count(self, items: IntArray) -> IntArray:
         """The key blocks of each item that the mask shows."""
-        shown = self.end[self.row_block(items)] - self.first(items)
+        shown = self.end[self.sequence(items), self.row_block(items)] - self.first(items)
         count: IntArray = np.clip(shown, 0, self.parts.count[self.slot(items)])
         return count
 
@@ -319,7 +339,7 @@ class _Latents:
         self.tile = tile = cta.tile
         self.width, self.rows = latent_dim + w.rope_dim, w.seq_q * w.heads
         partials = int(parts.splits.sum())
-        self.pages = scattered(w.batch, w.seq_kv, tile.kv, PAGES_SEED)
+        self.pages = scattered(w.keys, tile.kv, PAGES_SEED)
         self.key_blocks = blocks(w.seq_kv, tile.kv)
         self.q = Tensor("Q", w.batch, self.rows, self.width, w.dtype_bytes, "input", "query")
         pool = (1, self.pages.pool_rows, self.width)
@@ -349,7 +369,8 @@ class _Latents:
         """The kernel over all parts."""
         w, tile, latent_dim = self.w, self.tile, self.latent_dim
         last_rows = np.minimum(np.arange(tile.q, self.rows + tile.q, tile.q), self.rows) - 1
-        shown = [w.visible_keys(0, row // w.heads)[1] for row in last_rows.tolist()]
+        tokens = (last_rows // w.heads).tolist()
+        shown = [[one.visible_keys(0, token)[1] for token in tokens] for one in w.sequences]
         ctas = _Ctas(self.parts, -(-np.array(shown, np.int64) // tile.kv))
         load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
         buffers = self.cta.buffers
@@ -375,6 +396,7 @@ class _Latents:
             footprint=self.cta.footprint(w),
             tensor_path=self.cta.tensor_path,
             items_per_cta=self.parts.slots,
+            irregular=w.lengths is not None,
         )
 
     def _numbers(self, ctas: _Ctas) -> Stream:

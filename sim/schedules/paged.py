@@ -21,6 +21,7 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from sim.inputs.files import InputError
@@ -43,7 +44,7 @@ class Paged(SplitKv):
     call: Literal["varlen", "kvcache"] = "varlen"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = SplitKv.takes | {"append"}
+    takes = SplitKv.takes | {"append", "lengths", "query lengths"}
     page_size: int = Field(default=16, ge=1, le=4096)
 
     summary = "split-KV attention over a paged cache, by a page table"
@@ -62,7 +63,13 @@ class Paged(SplitKv):
             return self._flashinfer(w, hw)
         if self.implementation == "trtllm-gen":
             return self._trtllm_gen(w, hw)
-        keys = self.split(w, hw, self.splits or (None if self._may_split(w) else 1))
+        if w.differ_in_queries and (self.splits or 1) > 1:
+            raise InputError(
+                f"schedule paged: splits = {self.splits}: of lists of workload.seq_q "
+                "FlashAttention-2's kernel has none (mha_varlen_fwd); splits = 1 was expected"
+            )
+        may_split = self._may_split(w) and not w.differ_in_queries
+        keys = self.split(w, hw, self.splits or (None if may_split else 1))
         tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
         return split_attention("paged", keys, *loops).kernels
@@ -120,11 +127,11 @@ def _ranges(keys: SplitKeys) -> KeyRanges:
         return keys.grid.at(items)[1]
 
     def start(items: IntArray) -> IntArray:
-        return first_block + size * number(items)
+        return first_block[keys.sequence(items)] + size * number(items)
 
     return KeyRanges(
         low=first_block * tile_kv,
-        high=min(end_block * tile_kv, keys.w.seq_kv),
+        high=np.minimum(end_block * tile_kv, keys.w.keys),
         length=size * tile_kv,
         number=number,
         matrix=keys.matrix,

@@ -16,6 +16,7 @@ import tomli_w
 
 from sim.inputs.files import InputError, find_toml, save_text
 from sim.inputs.hardware import HardwareProfile, variation_toml
+from sim.inputs.lengths import LENGTH_KEYS, file_of
 from sim.inputs.shapes import MODELS
 from sim.inputs.units import show, show_binary
 from sim.report.table import unit_of
@@ -177,7 +178,10 @@ def write_files(
     scenario["hardware"] = {"profile": "./profile.toml"}
     if "limits" in data:
         scenario["limits"] = data["limits"]
-    scenario["schedule"] = [_with_paths(table, folder) for table in scenario["schedule"]]
+    scenario["workload"] = _with_paths(scenario["workload"], folder, LENGTH_KEYS)
+    scenario["schedule"] = [
+        _with_paths(table, folder, ("mask_file",)) for table in scenario["schedule"]
+    ]
     try:
         made = _new_folder(out)
         parent = find_toml(hardware.pop("profile"), "hw_profiles", "profile", folder)
@@ -205,8 +209,10 @@ def _source(_: str, figures: list[str]) -> str:
     return f"{', '.join(figures)}: set in the explorer, or in the scenario that it started from"
 
 
-def _with_paths(table: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """A schedule's table, its file by where it is."""
-    if folder is None or "mask_file" not in table:
-        return dict(table)
-    return {**table, "mask_file": str((folder / table["mask_file"]).resolve())}
+def _with_paths(
+    table: Mapping[str, Any], folder: Path | None, keys: tuple[str, ...]
+) -> dict[str, Any]:
+    """A table, the files that these keys name by where they are."""
+    names = {key for key in keys if folder is not None and isinstance(table.get(key), str)}
+    here = {key: str(file_of(table[key], folder).resolve()) for key in names}
+    return {**table, **here}

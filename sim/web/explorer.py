@@ -78,6 +78,8 @@ class Explorer:
         differs = {key: value for key, value in told.items() if value != own[key]}
         if {"model", "phase"} & differs.keys():  # so that lengths and mask are what is shown
             differs |= {"seq_len": told["seq_len"], "causal": told["causal"]}
+        if w.lengths is not None and {"seq_len", "batch"} & differs.keys():  # instead of its lists
+            differs |= {"seq_len": told["seq_len"], "batch": told["batch"]}
         return differs
 
     def schedules(self, phase: str, chosen: list[str] | None) -> list[str]:

@@ -31,7 +31,7 @@ from tests.support.formulas import (
 
 @given(workloads())
 def test_visible_pairs_are_those_of_the_mask(w):
-    assert w.visible_pairs == visible(w).sum()
+    assert w.visible_pairs == w.batch * visible(w).sum()
 
 
 @given(workloads(), devices(l2="0 B"), schedules("flash2"))

@@ -452,11 +452,18 @@ def schedule_as_published(
     return parts, splits
 
 
-@given(st.integers(1, 200), st.integers(1, 20_000), st.integers(1, 132))
+@given(
+    st.lists(st.integers(1, 20_000), min_size=1, max_size=30)
+    | st.tuples(st.integers(1, 20_000), st.integers(1, 200)).map(lambda of: [of[0]] * of[1]),
+    st.integers(1, 132),
+)
 @settings(max_examples=200)
-def test_parts_are_those_of_flash_mla_s_scheduler(sequences, seq_kv, num_sm_parts):
-    ours = cut_in_parts(sequences, ceil(seq_kv, 64), num_sm_parts)
-    published, splits = schedule_as_published([seq_kv] * sequences, num_sm_parts)
+def test_parts_are_those_of_flash_mla_s_scheduler(lengths, num_sm_parts):
+    sequences, key_blocks = len(lengths), [ceil(length, 64) for length in lengths]
+    ours = cut_in_parts(key_blocks, num_sm_parts)
+    published, splits = schedule_as_published(lengths, num_sm_parts)
+    every = [(s, b) for s in range(sequences) for b in range(key_blocks[s])]
+    before = [sum(key_blocks[:s]) for s in range(sequences + 1)]
     assert ours.splits.tolist() == splits
     work = ours.count.reshape(-1, ours.slots)
     for part, (sequence, block, end, end_block) in enumerate(published):
@@ -468,9 +475,7 @@ def test_parts_are_those_of_flash_mla_s_scheduler(sequences, seq_kv, num_sm_part
             for at in range(part * ours.slots, (part + 1) * ours.slots)
             for b in range(ours.first[at], ours.first[at] + ours.count[at])
         ]
-        blocks = ceil(seq_kv, 64)
-        first, last = sequence * blocks + block, end * blocks + end_block
-        assert visited == [divmod(n, blocks) for n in range(first, last)]
+        assert visited == every[before[sequence] + block : before[end] + end_block]
 
 
 @given(of_one_query("mla"), devices(l2="0 B"))
@@ -482,7 +487,7 @@ def test_mla_reads_the_latent_cache_once_for_each_block_of_heads(case, hw):
     tile_q, tile_kv = tile_of(kernels[0], w.latent_dim + w.rope_dim)
     width, size = w.latent_dim + w.rope_dim, w.dtype_bytes
     down, pages = ceil(w.heads, tile_q), ceil(w.seq_kv, tile_kv)
-    parts = cut_in_parts(w.batch, pages, max(1, hw.sm.count // down))
+    parts = cut_in_parts([pages] * w.batch, max(1, hw.sm.count // down))
     pieces = int((parts.count > 0).sum())
     split = int(parts.splits[parts.splits > 1].sum())
     cache_bytes = down * w.batch * pages * tile_kv * width * size

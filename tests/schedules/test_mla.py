@@ -105,42 +105,53 @@ def test_tensorrt_llm_before_hopper_has_slices_of_q_and_k_and_half_of_o(device):
 # --- who works on what -----------------------------------------------------------------------
 
 
-@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40_000), st.integers(1, 200))
+def lengths(longest: int):
+    """Of one length, or of any."""
+    own = st.integers(1, longest)
+    alike = st.tuples(own, st.integers(1, 300)).map(lambda of: [of[0]] * of[1])
+    return alike | st.lists(own, min_size=1, max_size=30)
+
+
+@given(lengths(40_000), st.integers(1, 40), st.integers(1, 200))
 @settings(max_examples=200)
-def test_sglangs_ranges_are_those_of_its_kernel(sequences, head_blocks, seq_kv, sms):
-    """get_num_kv_splits_triton, for sequences of one length."""
-    slots = int(sms * max(log2(seq_kv / 64), 1.0))
-    most = min(up(slots / (sequences * head_blocks)), 8)
-    chunk = up(seq_kv / most)
+def test_sglangs_ranges_are_those_of_its_kernel(keys, head_blocks, sms):
+    """get_num_kv_splits_triton."""
+    longest, shortest = max(keys), min(keys)
+    if longest * 8 < shortest * 10:
+        shortest = longest
+    chunks = [up(longest / min(up(longest / shortest), 8))]
+    slots = int(sms * max(log2(longest / 64), 1.0))
+    chunks.append(up(longest / min(up(slots / (len(keys) * head_blocks)), 8)))
     device = load_profile("h100-sxm", {"sm": {"count": sms}}, "a test")
-    assert triton_splits(sequences, head_blocks, seq_kv, device) == up(seq_kv / chunk)
+    published = [max(up(own / chunk) for chunk in chunks) for own in keys]
+    assert triton_splits(keys, head_blocks, device) == published
 
 
-def fa3_as_published(batch: int, m_blocks: int, n_blocks: int, sms: int) -> int:
-    """num_splits_heuristic for a batch of one, then prepare_varlen_num_blocks_kernel."""
+def fa3_as_published(m_blocks: int, n_blocks: list[int], sms: int) -> list[int]:
+    """num_splits_heuristic for the longest alone, then prepare_varlen_num_blocks_kernel."""
 
-    def most() -> int:
-        if m_blocks >= 0.8 * sms or n_blocks <= 4:
+    def most(longest: int) -> int:
+        if m_blocks >= 0.8 * sms or longest <= 4:
             return 1
         efficiency = []
-        for splits in range(1, min(128, sms, n_blocks) + 1):
+        for splits in range(1, min(128, sms, longest) + 1):
             waves = m_blocks * splits / sms
             efficiency.append(waves / up(waves))
         return next(n for n, share in enumerate(efficiency, 1) if share >= 0.85 * max(efficiency))
 
-    static = most()
+    static = most(max(n_blocks))
     if static == 1:
-        return 1
-    per_sm = up(batch * m_blocks * n_blocks * 1.1 / sms)
-    return max(min((n_blocks + per_sm - 1) // per_sm, static), 1)
+        return [1] * len(n_blocks)
+    per_sm = up(m_blocks * sum(n_blocks) * 1.1 / sms)
+    return [max(min((own + per_sm - 1) // per_sm, static), 1) for own in n_blocks]
 
 
-@given(st.integers(1, 300), st.integers(1, 4), st.integers(1, 600), st.integers(1, 200))
+@given(lengths(600), st.integers(1, 4), st.integers(1, 200))
 @settings(max_examples=200)
-def test_fa3s_ranges_are_those_of_its_scheduler(batch, m_blocks, n_blocks, sms):
+def test_fa3s_ranges_are_those_of_its_scheduler(n_blocks, m_blocks, sms):
     device = load_profile("h100-sxm", {"sm": {"count": sms}}, "a test")
-    published = fa3_as_published(batch, m_blocks, n_blocks, sms)
-    assert fa3_splits(batch, m_blocks, n_blocks, device) == published
+    published = fa3_as_published(m_blocks, n_blocks, sms)
+    assert list(fa3_splits(n_blocks, m_blocks, device)) == published
 
 
 @given(st.integers(1, 60), st.integers(1, 2), st.integers(1, 20_000), st.integers(4, 150))
@@ -149,7 +160,7 @@ def test_flashinfers_plan_has_each_block_once_and_no_more_partials_than_it_alloc
     sequences, head_blocks, seq_kv, sms
 ):
     tile = Tile(q=64, kv=64)
-    parts = flashinfer_pieces(sequences, head_blocks, seq_kv, tile, sms)
+    parts = flashinfer_pieces([seq_kv] * sequences, head_blocks, tile, sms)
     clusters = sms // head_blocks
     assert len(parts) <= clusters
     pieces = [piece for part in parts for piece in part]
@@ -167,7 +178,8 @@ def test_flashinfers_plan_has_each_block_once_and_no_more_partials_than_it_alloc
 
 @given(st.integers(1, 20), st.integers(1, 100), st.integers(1, 12))
 def test_even_ranges_have_each_block_once_and_differ_by_the_last(sequences, key_blocks, splits):
-    pieces = [piece for part in even_pieces(sequences, key_blocks, splits) for piece in part]
+    cut = [key_blocks] * sequences
+    pieces = [piece for part in even_pieces(cut, [splits] * sequences) for piece in part]
     visited = [(s, b) for s, first, count in pieces for b in range(first, first + count)]
     assert visited == [(s, b) for s in range(sequences) for b in range(key_blocks)]
     sizes = {count for _, first, count in pieces if first + count < key_blocks}
@@ -289,7 +301,7 @@ def test_flashinfers_partials_are_16_bits_wide_and_small_sms_score_twice(case, h
     width, down = w.latent_dim + w.rope_dim, ceil(w.heads, 64)
     keys = {"sm90": 64, "sm80": 32, "sm89": 16}[hw.arch]
     blocks = ceil(w.seq_kv, keys)
-    parts = flashinfer_pieces(w.batch, down, w.seq_kv, Tile(q=64, kv=keys), hw.sm.count)
+    parts = flashinfer_pieces(w.keys, down, Tile(q=64, kv=keys), hw.sm.count)
     pieces = sum(map(len, parts))
     partial = pieces if pieces > w.batch else 0
     row, partial_row = 2 * w.latent_dim + 4, 2 * w.latent_dim + 4

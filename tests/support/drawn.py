@@ -271,9 +271,14 @@ def lowered(schedule: Schedule, w: AttentionWorkload, hw: HardwareProfile) -> li
 
 @st.composite
 def tensors(draw: Any) -> Tensor:
-    """A small tensor, ragged against most tiles."""
-    shape = (draw(st.integers(1, high)) for high in (3, 90, 70))
-    return Tensor("T", *shape, draw(st.sampled_from((2, 4))))
+    """A small tensor, ragged against most tiles; its matrices may differ, and some be empty."""
+    groups, rows, cols = (draw(st.integers(1, high)) for high in (3, 90, 70))
+    sizes = None
+    if draw(st.booleans()):
+        each = [(draw(st.integers(0, rows)), draw(st.integers(0, cols))) for _ in range(groups)]
+        each[-1] = (rows, cols)
+        sizes = np.array(each, np.int64)
+    return Tensor("T", groups, rows, cols, draw(st.sampled_from((2, 4))), sizes=sizes)
 
 
 @st.composite

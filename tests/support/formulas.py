@@ -70,12 +70,12 @@ def blocks_with_any(shown: np.ndarray, tile: Tile) -> np.ndarray:
     )
 
 
-def visits(w, kernel) -> np.ndarray:
+def visits(w, kernel, packed: int | None = None) -> np.ndarray:
     """Which key blocks each block of query rows of one matrix visits, heads packed as the kernel's.
 
     A packed matrix has the heads of a query one below the other.
     """
-    packed = w.batch * w.heads // kernel.tensors[0].groups
+    packed = packed or w.batch * w.heads // kernel.tensors[0].groups
     return blocks_with_any(np.repeat(visible(w), packed, axis=0), tile_of([kernel]))
 
 

@@ -40,7 +40,7 @@ from sim.web.controls import (
     write_files,
 )
 from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
-from sim.web.explorer import Explorer
+from sim.web.explorer import OWN_SHAPE, Explorer
 from tests.support.browser import Visit
 from tests.support.commands import assert_one_line, called
 from tests.support.waiting import GUARD_S, until
@@ -134,6 +134,29 @@ def test_every_position_of_the_sliders_is_a_device_with_those_figures(text, prof
             assert after == pytest.approx(expected, rel=1e-5)
     untouched = set(base.model_fields_set) - {"hbm", "l2", "sm", "sram", "tensor", "calibration"}
     assert all(getattr(hw, name) == getattr(base, name) for name in untouched - {"name"})
+
+
+def test_lists_of_lengths_stay_until_tokens_or_sequences_are_chosen(tmp_path):
+    lists = QUESTION.replace("seq_len = 1024", "seq_len = [512, 1024]")
+    data = tomllib.loads(lists.replace('name = "naive"', 'name = "flash2"\nlabel = "again"'))
+    explorer = Explorer(ScenarioText(data, "question", "a test", tmp_path), tmp_path)
+    as_it_is = {
+        "model": OWN_SHAPE,
+        "seq_len": explorer.lengths.index(1024),
+        "batch": explorer.batches.index(2),
+        "phase": "prefill",
+        "causal": [],
+        "dtype": "fp16",
+    }
+    positions = [figure.start(explorer.point.hardware) for figure in FIGURES]
+
+    def workload(**chosen):
+        controls = explorer.controls(explorer.own_profile, positions, as_it_is | chosen, None)
+        return tables_of(data, replace(controls, schedules=("flash2",)), {})["workload"]
+
+    assert workload()["seq_len"] == [512, 1024]
+    other = workload(batch=explorer.batches.index(1))
+    assert (other["seq_len"], other["batch"]) == (1024, 1)
 
 
 def test_tensor_rates_follow_the_sms_and_their_clock(text):

@@ -48,11 +48,12 @@ def _float64(names: str) -> list[tuple[str, str]]:
 PATH = ("path_s", "f8", (N_CAUSES,))  # critical time so far, by cause
 
 # `rows` and `cols` are of one of the tensor's matrices. `whole_bytes` is the size of any tile where
-# each is one whole chunk, else 0. `table_at` is where its table begins in Replay.table, or -1.
+# each is one whole chunk, else 0. `table_at` is where its table begins in Replay.table, or -1,
+# `sizes_at` where those of its tensor's matrices do in Replay.sizes, or -1 if they are all alike.
 STREAM = aligned(
     _int64("rows cols element_bytes tile_rows tile_cols tiles_down tiles_across")
     + _int64("chunk_rows chunk_cols chunks_down chunks_across first_chunk whole_bytes")
-    + _int64("stride table_at")
+    + _int64("stride table_at sizes_at")
 )
 # A load has a ring of buffers from `ring_at` on among its CTA's. A trip's place in it is
 # trip & ring_mask: a ring is a power of two long, for speed, though no more than `stages` are used.
@@ -102,9 +103,10 @@ def _record(dtype: np.dtype[np.void], **values: Any) -> NDArray[np.void]:
 class Replay(NamedTuple):
     """A kernel as arrays of records, and how far it has come.
 
-    `base` and `start` have shape (streams, items), `trips` (loops, items). `pipes` holds SM_PIPES
-    an SM, then L2 and HBM. `matches` is a tournament of SMs as a binary tree: the root is 1, below
-    n are 2n and 2n + 1, SM k is at `leaves` + k; each node holds its winner and when that is due.
+    `base` and `start` have shape (streams, items), `sizes` (matrices, 2), `trips` (loops, items).
+    `pipes` holds SM_PIPES an SM, then L2 and HBM. `matches` is a tournament of SMs as a binary
+    tree: the root is 1, below n are 2n and 2n + 1, SM k is at `leaves` + k; each node holds its
+    winner and when that is due.
     `limits` and `total` are one record each.
     """
 
@@ -113,6 +115,7 @@ class Replay(NamedTuple):
     base: NDArray[np.int64]
     start: NDArray[np.int64]
     table: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     trips: NDArray[np.int64]
     loads: NDArray[np.void]
     loops: NDArray[np.void]
@@ -163,6 +166,7 @@ class _Program:
         self.bases: list[NDArray[np.int64]] = []
         self.starts: list[NDArray[np.int64]] = []
         self.tables: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self.sizes: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
         self.loads: list[NDArray[np.void]] = [np.empty(0, LOAD)]
         self.ops: list[NDArray[np.void]] = []
         self.loops: list[NDArray[np.void]] = []
@@ -234,11 +238,16 @@ class _Program:
             (rows, cols) == (chunking.rows, chunking.cols)
             and tensor.rows % rows == 0
             and tensor.cols % cols == 0
+            and tensor.sizes is None
         )
         table_at = -1
         if stream.table is not None:
             table_at = sum(len(table) for table in self.tables)
             self.tables.append(stream.table)
+        sizes_at = -1
+        if tensor.sizes is not None:
+            sizes_at = sum(len(sizes) for sizes in self.sizes)
+            self.sizes.append(tensor.sizes)
         self.streams.append(
             _record(
                 STREAM,
@@ -257,6 +266,7 @@ class _Program:
                 whole_bytes=rows * cols * tensor.element_bytes if whole else 0,
                 stride=stream.stride,
                 table_at=table_at,
+                sizes_at=sizes_at,
             )
         )
         self.bases.append(stream.base(self.kernel.items))
@@ -318,6 +328,7 @@ def new_replay(
         base=np.array(program.bases, np.int64).reshape(-1, len(kernel.items)),
         start=np.array(program.starts, np.int64).reshape(-1, len(kernel.items)),
         table=np.concatenate(program.tables),
+        sizes=np.concatenate(program.sizes),
         trips=kernel.trips,
         loads=np.concatenate(program.loads),
         loops=np.concatenate(program.loops),

@@ -138,14 +138,23 @@ def tile_at(r, number, item, trip):
 
 
 @inlined
-def corners(stream, tile):
+def size_of(sizes, stream, group):
+    """Rows and columns of one of a tensor's matrices."""
+    if stream.sizes_at < 0:
+        return stream.rows, stream.cols
+    return sizes[stream.sizes_at + group, 0], sizes[stream.sizes_at + group, 1]
+
+
+@inlined
+def corners(sizes, stream, tile):
     """A tile's matrix, and its rows and columns in it: (group, row, row_end, col, col_end)."""
     across = tile % stream.tiles_across
     rest = tile // stream.tiles_across
     group, down = rest // stream.tiles_down, rest % stream.tiles_down
     row, col = down * stream.tile_rows, across * stream.tile_cols
-    row_end = min(row + stream.tile_rows, stream.rows)
-    col_end = min(col + stream.tile_cols, stream.cols)
+    rows, cols = size_of(sizes, stream, group)
+    row_end = min(row + stream.tile_rows, rows)
+    col_end = min(col + stream.tile_cols, cols)
     return group, row, row_end, col, col_end
 
 
@@ -157,18 +166,18 @@ def chunk_at(stream, group, row):
 
 
 @called
-def touch_chunks(l2, stream, tile, write, fetch):
+def touch_chunks(l2, sizes, stream, tile, write, fetch):
     """`touch` for all chunks of a tile.
 
     Returns (bytes, HBM reads, HBM writes, when the last of those present arrives [s]).
     """
     size, read, written, in_flight_s = 0, 0, 0, 0.0
-    group, row_at, row_end, col_at, col_end = corners(stream, tile)
+    group, row_at, row_end, col_at, col_end = corners(sizes, stream, tile)
     for row in range(row_at, row_end, stream.chunk_rows):
-        height = min(stream.chunk_rows, stream.rows - row)
+        height = min(stream.chunk_rows, row_end - row)  # whole chunks, but for the matrix's end
         first = chunk_at(stream, group, row)
         for col in range(col_at, col_end, stream.chunk_cols):
-            bytes_ = height * min(stream.chunk_cols, stream.cols - col) * stream.element_bytes
+            bytes_ = height * min(stream.chunk_cols, col_end - col) * stream.element_bytes
             chunk = first + col // stream.chunk_cols
             line, fetched, evicted = touch(l2, chunk, bytes_, write, fetch)
             size += bytes_
@@ -182,9 +191,9 @@ def touch_chunks(l2, stream, tile, write, fetch):
 
 
 @called
-def set_arrivals(l2, stream, tile, arrival_s):
+def set_arrivals(l2, sizes, stream, tile, arrival_s):
     """The chunks of the tile that were fetched arrive then."""
-    group, row_at, row_end, col_at, col_end = corners(stream, tile)
+    group, row_at, row_end, col_at, col_end = corners(sizes, stream, tile)
     for row in range(row_at, row_end, stream.chunk_rows):
         first = chunk_at(stream, group, row)
         for col in range(col_at, col_end, stream.chunk_cols):
@@ -206,7 +215,7 @@ def touch_tile(r, stream, tile, write, fetch):
         line, read, written = touch(r.l2, stream.first_chunk + tile, size, write, fetch)
         in_flight_s = 0.0 if read else r.l2.lines[line].arrival_s
     else:
-        size, read, written, in_flight_s = touch_chunks(r.l2, stream, tile, write, fetch)
+        size, read, written, in_flight_s = touch_chunks(r.l2, r.sizes, stream, tile, write, fetch)
     r.total[0].hbm_read_bytes += read
     r.total[0].hbm_write_bytes += written
     return size, read, written, in_flight_s, line
@@ -259,7 +268,7 @@ def load_tile(r, sm, worker, now_s, stream, tile, buffer):
         if stream.whole_bytes:
             r.l2.lines[line].arrival_s = done_s
         else:
-            set_arrivals(r.l2, stream, tile, done_s)
+            set_arrivals(r.l2, r.sizes, stream, tile, done_s)
         add(r.bins, r.bins_per_s, HBM_IN_FLIGHT, now_s, done_s, read * (done_s - now_s))
     buffer.arrival_s = done_s
 

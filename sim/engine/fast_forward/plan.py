@@ -36,8 +36,8 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 
 
 def can_skip(kernel: Kernel, most_steps: int) -> bool:
-    """Whether the kernel is long."""
-    return kernel.tile_steps > LONG * most_steps
+    """Whether the kernel is long, and a part of it tells of the rest."""
+    return kernel.tile_steps > LONG * most_steps and not kernel.irregular
 
 
 def replayed_steps(kernel: Kernel, most_steps: int | None) -> int:

@@ -92,7 +92,7 @@ def _cut(kernel: Kernel) -> Kernel:
     tensors: dict[Tensor, Tensor] = {}
     for whole in kernel.tensors:
         streams = [stream for stream in kernel.streams if stream.tensor is whole]
-        if all(stream.table is None for stream in streams):
+        if whole.sizes is None and all(stream.table is None for stream in streams):
             last = [(s, _last_tile(kernel, s)) for s in streams]
             groups = 1 + max(t // (s.tiles_down * s.tiles_across) for s, t in last)
             rows = max((t // s.tiles_across + 1) * s.tile_rows for s, t in last)

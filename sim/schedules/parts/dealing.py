@@ -14,24 +14,71 @@ from sim.schedules.base import blocks
 from sim.schedules.parts.query_rows import QueryRows
 from sim.tile_program import IntArray
 
-
-def longest_first(rows: QueryRows, section: int) -> IntArray:
-    """All tiles, `section` matrices after the other, in each the longest blocks of all first."""
-    block, matrix = rows.grid.at(np.arange(rows.grid.size, dtype=np.int64))
-    return np.lexsort((matrix, -block, matrix // section))
+# flash_prepare_scheduler.cu: size_l2, get_nheads_in_l2.
+VARLEN_SECTION_BYTES, MOST_VARLEN_SECTION = 8 * 2**20, 16
 
 
-def section_of(rows: QueryRows, l2_bytes: int) -> int:
+def longest_first(rows: QueryRows, section: int, first: int = 0, count: int = 0) -> IntArray:
+    """All tiles, `section` matrices after the other, in each the longest blocks of all first.
+
+    With `count` just those of so many matrices from number `first` on.
+    """
+    a_matrix = rows.grid.sides[0]
+    tiles = np.arange(a_matrix * (count or rows.matrices), dtype=np.int64)
+    block, matrix = rows.grid.at(tiles)
+    return first * a_matrix + np.lexsort((matrix, -block, matrix // section))
+
+
+def section_of(rows: QueryRows, l2_bytes: int, seq_kv: int | None = None) -> int:
     """Matrices whose K and V fit so much L2, a power of two of KV heads (tile_scheduler.hpp)."""
     w = rows.w
-    fitting = l2_bytes // (2 * w.seq_kv * w.head_dim * w.dtype_bytes)
+    fitting = l2_bytes // (2 * (seq_kv or w.seq_kv) * w.head_dim * w.dtype_bytes)
     heads = 1 << (fitting.bit_length() - 1) if fitting else 1
     return heads * (w.heads // w.kv_heads // rows.packed)
 
 
-def like_sections(rows: QueryRows, section: int) -> int:
-    """Like parts that `longest_first` goes through one after the other: whole sections."""
-    return 1 if rows.matrices % section else rows.matrices // section
+def like_sections(rows: QueryRows, section: int, among: int) -> int:
+    """Like parts that tiles are gone through one after the other: sections among so many matrices.
+
+    Where they do not fill those it is those.
+    """
+    like = among if among % section else section
+    return rows.matrices // like
+
+
+def varlen_section(rows: QueryRows, seq_kv: int) -> int:
+    """Matrices of a sequence whose longest tiles go before all shorter ones."""
+    fitting = section_of(rows, VARLEN_SECTION_BYTES, seq_kv)
+    return min(fitting, MOST_VARLEN_SECTION, rows.of_a_sequence)
+
+
+def by_sequence(rows: QueryRows) -> IntArray:
+    """The tiles of sequences of any lengths in the order in which they are dealt.
+
+    Sequences with most key blocks a range come first, of a causal mask those with most more keys
+    than queries; with a window they come as they are (flash_prepare_scheduler.cu).
+    """
+    w, tile = rows.w, rows.tile
+    splits = rows.of_each
+    a_range = [blocks(blocks(k, tile.kv), n) for k, n in zip(w.keys, splits, strict=True)]
+    down = [blocks(queries * rows.packed, tile.q) for queries in w.queries]
+    rank = {
+        "full": np.array(a_range),
+        "causal": np.array(a_range) * tile.kv - np.array(down) * tile.q,
+        "window": np.zeros(w.batch),
+    }[w.mask]
+    a_matrix, of_a_sequence = rows.grid.sides[0], rows.of_a_sequence
+    order = []
+    for sequence in np.argsort(-rank, kind="stable").tolist():
+        first = sequence * of_a_sequence
+        if w.mask == "full" or splits[sequence] > 1:
+            own = first * a_matrix + np.arange(of_a_sequence * a_matrix)
+        else:
+            section = varlen_section(rows, w.keys[sequence])
+            own = longest_first(rows, section, first, of_a_sequence)
+        order.append(own)
+    tiles = np.concatenate(order)
+    return tiles[rows.is_there[rows.place(tiles)]]
 
 
 @dataclass(frozen=True, eq=False)

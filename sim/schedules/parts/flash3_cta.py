@@ -7,7 +7,9 @@ get_num_splits); vllm-project/flash-attention, hopper/heuristics.h (use_one_mma_
 kernel, fmha_v2: see flash3.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 from sim.inputs.workload import AttentionWorkload, Mask
@@ -32,6 +34,7 @@ Call = Literal["batch", "varlen", "paged"]
 Implementation = Literal["fa3", "vllm", "trtllm"]
 # Of heuristics.h, num_splits_heuristic.
 MOST_SPLITS = 128
+MOST_PLANNED, SPLIT_MARGIN = 992, 1.1  # flash_prepare_scheduler.cu
 UNSPLIT_BLOCKS = 4
 SPLIT_L2_BYTES = 50 * 2**20
 
@@ -147,8 +150,38 @@ def public_tile(
     return Tile(q=q, kv=kv), packed
 
 
-def public_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
-    """Ranges that the keys of each block of rows are split in (flash_api.cpp, get_num_splits).
+def public_splits(w: AttentionWorkload, call: Call, sms: int) -> tuple[int, ...]:
+    """Ranges that the keys of each sequence are split in.
+
+    On a batch as many for all (flash_api.cpp, get_num_splits). Of sequences of any lengths that
+    says, as of the longest alone, how many at most (`planned_splits`).
+    """
+    if call == "batch":
+        return (most_splits(w, call, sms),) * w.batch
+    most = most_splits(replace(w, batch=1, lengths=None), call, sms)
+    tile, packed = public_tile(w, call, packs=True)
+    key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
+    down = [blocks(queries * packed, tile.q) for queries in w.queries]
+    return planned_splits(key_blocks, down, w.kv_heads, most, sms)
+
+
+def planned_splits(
+    key_blocks: Sequence[int], row_blocks: Sequence[int], heads: int, most: int, sms: int
+) -> tuple[int, ...]:
+    """Ranges of each sequence, `most` at most, of so many blocks of keys and rows for each head.
+
+    As many as all have equally many key blocks an SM, with a margin of 10%; of very many sequences
+    none is split (flash_prepare_scheduler.cu).
+    """
+    if len(key_blocks) > MOST_PLANNED:
+        return (1,) * len(key_blocks)
+    total = sum(rows * keys for rows, keys in zip(row_blocks, key_blocks, strict=True))
+    blocks_an_sm = ceil(total * SPLIT_MARGIN * heads / sms)
+    return tuple(max(1, min(blocks(keys, blocks_an_sm), most)) for keys in key_blocks)
+
+
+def most_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
+    """Ranges that the keys of each block of rows are split in (heuristics.h, num_splits_heuristic).
 
     Of more than fill 80% of the SMs none is split, but where K and V of a head exceed the L2.
     """

@@ -14,14 +14,12 @@ from dataclasses import replace
 import numpy as np
 
 from sim.inputs.workload import Mask
-from sim.schedules.base import STATISTICS_BYTES
 from sim.schedules.parts.dealing import Dealt
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
 from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softmax
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
-from sim.schedules.parts.results import Result
-from sim.tile_program import Compute, IntArray, Load, Loop, Op, Stream, Tensor
+from sim.tile_program import Compute, IntArray, Load, Loop, OfItem, Op, Stream, Tensor
 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
 CONVERTED_A_SCORE = 2
@@ -43,14 +41,7 @@ class Work:
         self.cta, self.rows, self.dealt = cta, rows, dealt
         w, tile, d = cta.w, cta.tile, cta.head_dim
         self.tensors, self.lse = rows.tensors()
-        self.stored = Result(self.tensors.o, self.lse)
-        if rows.splits > 1:
-            o_shape = (rows.splits * rows.matrices, rows.rows, w.head_dim)
-            lse_shape = (rows.matrices, rows.splits, rows.rows)
-            self.stored = Result(
-                Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
-                Tensor("LSE of splits", *lse_shape, STATISTICS_BYTES, role="partial"),
-            )
+        self.partial = rows.partial()
         self.q_elements, self.scores = tile.q * d, tile.q * tile.kv
         q_bytes, kv_bytes = self.q_elements * w.dtype_bytes, tile.kv * d * w.dtype_bytes
         self.flops = 2 * self.scores * d
@@ -127,18 +118,32 @@ class Work:
         added = Compute("O += sum, sum = 0", vector_ops=of_o, other_ops=of_o)
         return self.accumulated(load_v), added
 
-    def finish(self) -> Loop:
-        """O goes out through SRAM by TMA."""
-        lse = self._rows_of(self.lse)
-        if self.rows.splits > 1:  # all ranges of a row lie together, tile after tile
-            lse = Stream(self.stored.lse, 1, self.cta.tile.q, self.dealt.tile)
-        return finish(
-            self.q_elements,
-            self._rows_of(self.stored.o),
-            lse,
-            trips=self.has_keys,
-            sram_bytes=2 * self.q_elements * O_ELEMENT_BYTES,
-        )
+    def finishes(self) -> list[Loop]:
+        """O goes out through SRAM by TMA: whole, and of a range.
+
+        Of sequences of which none is split, or all are, there is only one of both.
+        """
+        # All ranges of a row lie together, tile after tile.
+        lse_of_range = Stream(self.partial.lse, 1, self.cta.tile.q, self.dealt.tile)
+        ends: list[tuple[OfItem, Stream, Stream]] = []
+        if min(self.rows.of_each) == 1:
+            ends.append((self._is_whole, self._rows_of(self.tensors.o), self._rows_of(self.lse)))
+        if self.rows.splits > 1:
+            ends.append((self._is_split, self._rows_of(self.partial.o), lse_of_range))
+        sram_bytes = 2 * self.q_elements * O_ELEMENT_BYTES
+        return [
+            finish(self.q_elements, o, lse, trips=trips, sram_bytes=sram_bytes)
+            for trips, o, lse in ends
+        ]
+
+    def _is_split(self, items: IntArray) -> IntArray:
+        """1 where an item has key blocks, of a sequence in several ranges."""
+        split: IntArray = self.rows.is_split(self.dealt.tile(items)) * self.has_keys(items)
+        return split
+
+    def _is_whole(self, items: IntArray) -> IntArray:
+        """1 where an item has all key blocks of its rows."""
+        return self.has_keys(items) - self._is_split(items)
 
     def _rows_of(self, tensor: Tensor) -> Stream:
         """Each item's block of rows, of partial results those of its range."""
@@ -211,7 +216,7 @@ def _in_order(work: Work) -> tuple[Loop, ...]:
     load_k, load_v = work.load(k, behind_last=1), work.load(v, behind_last=1)
     alone: tuple[Op, ...] = (*softmax.alone, softmax.convert)
     trip: tuple[Op, ...] = (load_k, load_v, work.scored(load_k), *alone, work.accumulated(load_v))
-    return (Loop(work.has_keys, first), Loop(work.trips, trip), work.finish())
+    return (Loop(work.has_keys, first), Loop(work.trips, trip), *work.finishes())
 
 
 def _overlapped(work: Work) -> tuple[Loop, ...]:
@@ -222,16 +227,15 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
 
     load_k, load_v = work.load(k, behind_last=1), work.load(v)
     scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
-    last_v = work.load_first_of(v)
+    middle: tuple[Op, ...] = (work.accumulated(load_v, softmax.beside),)
     if work.cta.adds_apart:
-        middle: tuple[Op, ...] = (*work.added(load_v), *softmax.alone)
-        last: tuple[Op, ...] = work.added(last_v)
-    else:
-        middle, last = (work.accumulated(load_v, softmax.beside),), (work.accumulated(last_v),)
-    trip = (load_k, load_v, scored, *middle, softmax.convert)
-    epilogue = (last_v, *last, *work.finish().ops)
-    return (
-        Loop(work.has_keys, prologue),
-        Loop(work.trips, trip),
-        Loop(work.has_keys, epilogue),
-    )
+        middle = (*work.added(load_v), *softmax.alone)
+    trip: tuple[Op, ...] = (load_k, load_v, scored, *middle, softmax.convert)
+    epilogues = []
+    for end in work.finishes():
+        last_v = work.load_first_of(v)
+        last: tuple[Op, ...] = (work.accumulated(last_v),)
+        if work.cta.adds_apart:
+            last = work.added(last_v)
+        epilogues.append(Loop(end.trips, (last_v, *last, *end.ops)))
+    return (Loop(work.has_keys, prologue), Loop(work.trips, trip), *epilogues)

@@ -19,6 +19,9 @@ times where warps share keys.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
 
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
@@ -49,7 +52,8 @@ WARPS_A_WORKER = 4  # which run together without a barrier
 class QueryTiles:
     """The tiles of query rows of a kernel, one a CTA: Q comes in, O and log-sum-exp go out.
 
-    `periods` and `sharing` are those of the kernel's grid.
+    `periods` and `sharing` are those of the kernel's grid. A CTA that `has_rows` says has none ends
+    at once.
     """
 
     ctas: int
@@ -58,11 +62,16 @@ class QueryTiles:
     lse: Stream
     periods: int
     sharing: int
+    has_rows: OfItem = once
 
 
 @dataclass(frozen=True, eq=False)
 class QueryBlocks:
-    """FlashAttention-2's grid: a CTA for each tile.q query rows of each head of each sequence."""
+    """FlashAttention-2's grid: a CTA for each tile.q query rows of each head of each sequence.
+
+    Of sequences that differ it is as large as the longest needs for each (run_flash_fwd); CTAs
+    behind a sequence's end return at once (flash_fwd_kernel.h, actual_seqlen_q).
+    """
 
     w: AttentionWorkload
     tile: Tile
@@ -78,8 +87,19 @@ class QueryBlocks:
         return Grid(self.down, self.w.batch, self.w.heads)
 
     def row(self, items: IntArray) -> IntArray:
-        """The block of query rows of each CTA, in its head."""
-        return self.grid.at(items)[0]
+        """The block of query rows of each CTA, in its head; as `visible_blocks` has them."""
+        row, sequence, _ = self.grid.at(items)
+        return row if self.w.lengths is None else sequence * self.down + row
+
+    def has_rows(self, items: IntArray) -> IntArray:
+        """1 where a CTA's sequence has such query rows."""
+        row, sequence, _ = self.grid.at(items)
+        there: IntArray = (row * self.tile.q < self._queries[sequence]).astype(np.int64)
+        return there
+
+    @cached_property
+    def _queries(self) -> IntArray:
+        return np.array(self.w.queries, np.int64)
 
     def matrix(self, items: IntArray) -> IntArray:
         """The matrix of queries of each CTA: a head of a sequence."""
@@ -96,7 +116,7 @@ class QueryBlocks:
         return kv_matrix(self.w, self.matrix(items)) * blocks(self.w.seq_kv, self.tile.kv)
 
     def tiles(self, q: Tensor, o: Tensor, lse: Tensor) -> QueryTiles:
-        """The tiles of Q, O and the log-sum-exp; all heads are alike, groups share K and V."""
+        """The tiles of Q, O and the log-sum-exp; heads are alike, groups share K and V."""
         w, rows = self.w, self.tile.q
         return QueryTiles(
             ctas=self.grid.size,
@@ -105,12 +125,15 @@ class QueryBlocks:
             lse=Stream(lse, rows, 1, self.tile_of),
             periods=w.batch * w.heads,
             sharing=w.heads // w.kv_heads,
+            has_rows=once if w.lengths is None else self.has_rows,
         )
 
 
 def log_sum_exp(q: Tensor) -> Tensor:
     """Room for the log-sum-exp of every row of Q."""
-    return Tensor("LSE", q.groups, q.rows, 1, STATISTICS_BYTES, "output", "statistics")
+    shape = (q.groups, q.rows, 1)
+    sizes = None if q.sizes is None else np.stack([q.sizes[:, 0], np.ones(q.groups, int)], axis=1)
+    return Tensor("LSE", *shape, STATISTICS_BYTES, "output", "statistics", sizes)
 
 
 @dataclass(frozen=True)
@@ -145,7 +168,7 @@ def flash_kernel(
     filled = cta.filled(w)
     load_q, q_elements = Load(rows.q), cta.tile.q * filled.head_dim
     q_bytes = rows.q.tile_bytes * filled.head_dim // w.head_dim
-    prologue = begin("Q", load_q, sram_bytes=q_bytes)
+    prologue = begin("Q", load_q, trips=rows.has_rows, sram_bytes=q_bytes)
     if cta.angles:
         loads = (load_q, Load(cta.angles.beside_q(rows.q)))
         work = ROPE_OPS_PER_ELEMENT * cta.tile.q * w.head_dim
@@ -157,12 +180,13 @@ def flash_kernel(
         loops=(
             prologue,
             *key_loops,
-            finish(q_elements, rows.o, rows.lse, sram_bytes=2 * q_bytes),
+            finish(q_elements, rows.o, rows.lse, trips=rows.has_rows, sram_bytes=2 * q_bytes),
         ),
         footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
-        periods=rows.periods,
-        sharing=rows.sharing,
+        periods=rows.periods if w.lengths is None else 1,
+        sharing=rows.sharing if w.lengths is None else 1,
+        irregular=w.lengths is not None,
     )
 
 

@@ -50,6 +50,11 @@ class FlashSchedule(TiledSchedule):
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
         super().check(w)
         self._check_compiled(w)
+        if self.rope and w.lengths is not None:
+            raise InputError(
+                f'schedule {self.name}: rope = "{self.rope}": sequences of one length were '
+                "expected; of lists of lengths it takes Q and K rotated (no rope)"
+            )
         if self.rope and not self.rotates:
             raise InputError(
                 f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'

@@ -1,6 +1,6 @@
 """FlashInfer's attention over a paged cache: query heads packed as rows, few of them a tile.
 
-    for each KV head, sequence, tile of its packed query rows, range of its keys (one CTA):
+    for each KV head, for each sequence, tile of its packed rows, range of its keys (one CTA):
         load Q_i: row r is query head r % group of token r / group
         the loop of parts/paged_keys.py over the range (FlashInfer goes through it first to last)
         store O and log-sum-exp, of one range of several in the dtype of O
@@ -10,7 +10,9 @@
             load O_s;  O += exp(lse_s - lse) O_s
 
 A sequence has `group` rows a query, the query heads of a KV head. 16 rows are the tile of decoding:
-the four warps share out the keys, so each reads only its own.
+the four warps share out the keys, so each reads only its own. The plan lists what there is to do,
+so that sequences of other lengths have as many CTAs as they need; the rows that sequences have in
+the mean say which tile. If any sequence has several ranges, the results of all are merged.
 
 Source: flashinfer-ai/flashinfer, include/flashinfer: the rows of a tile (utils.cuh,
 FA2DetermineCtaTileQ), its warps and keys (attention/prefill.cuh, get_num_warps_q, get_num_warps_kv,
@@ -22,17 +24,16 @@ kernel too, where some callers take FlashInfer's decoding on CUDA cores.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import KV_BITS, AttentionWorkload
-from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, of_constant
+from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, matrix_sizes
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import reduction
-from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.grid import Grid
@@ -78,7 +79,7 @@ def flashinfer_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
 
 def _tile_rows(w: AttentionWorkload, hw: HardwareProfile) -> int:
     """Packed rows of a tile: 16, 64 or 128 by how many a sequence has."""
-    rows = w.seq_q * (w.heads // w.kv_heads)
+    rows = sum(w.queries) * (w.heads // w.kv_heads) // w.batch
     if rows > 64 and w.head_dim < 256:
         return 128
     if rows > 16 or hw.arch in ("sm70", "sm75"):
@@ -99,18 +100,27 @@ def range_tokens(
     Else the fewest, from LEAST_RANGE_TOKENS on, with which CTAS_AN_SM are enough for all. A
     sequence has one range where none are few enough.
     """
-    low, high = w.visible_keys(0, w.seq_q - 1)
-    held = high if w.window is None else min(high, w.window - 1 + tile_q)
-    pages = blocks(held, page_size)
+    low, high = keys_shown(w)
+    held = high if w.window is None else np.minimum(high, w.window - 1 + tile_q)
+    pages = -(-held // page_size)
     if splits is not None:
-        return blocks(blocks(high - low, page_size), splits) * page_size
-    tiles = w.batch * blocks(w.seq_q * (w.heads // w.kv_heads), tile_q)
+        return blocks(blocks(int((high - low).max()), page_size), splits) * page_size
+    tiles = -(-np.array(w.queries) * (w.heads // w.kv_heads) // tile_q)
     most = CTAS_AN_SM * hw.sm.count // w.kv_heads
     least = max(LEAST_RANGE_TOKENS // page_size, 1)
-    lengths = range(least, max(least, pages))
-    return (least + bisect_left(lengths, True, key=lambda n: tiles * blocks(pages, n) <= most)) * (
-        page_size
-    )
+    lengths = range(least, max(least, int(pages.max())))
+
+    def suffices(length: int) -> bool:
+        """Whether ranges of so many pages are few enough."""
+        return int((tiles * -(-pages // length)).sum()) <= most
+
+    return (least + bisect_left(lengths, True, key=suffices)) * page_size
+
+
+def keys_shown(w: AttentionWorkload) -> tuple[IntArray, IntArray]:
+    """The keys low to high - 1 that any query of each sequence sees."""
+    low, high = np.array([one.visible_keys(0, one.seq_q - 1) for one in w.sequences], np.int64).T
+    return low, high
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,58 +133,94 @@ class PackedAttention:
     range_tokens: int
 
     @property
-    def rows(self) -> int:
-        """Packed rows of a K/V matrix."""
-        return self.w.seq_q * (self.w.heads // self.w.kv_heads)
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.w.heads // self.w.kv_heads
+
+    @cached_property
+    def rows(self) -> IntArray:
+        """Packed rows of each sequence."""
+        return np.array(self.w.queries, np.int64) * self.group
+
+    @property
+    def most_rows(self) -> int:
+        """Of any sequence."""
+        return int(self.rows.max())
 
     @property
     def down(self) -> int:
-        """Tiles of them."""
-        return blocks(self.rows, self.cta.tile.q)
+        """Tiles of rows of the sequence that has most."""
+        return blocks(self.most_rows, self.cta.tile.q)
 
     @property
     def matrices(self) -> int:
         """KV heads of all sequences."""
         return self.w.batch * self.w.kv_heads
 
-    @property
-    def shown(self) -> tuple[int, int]:
-        """The keys that any query sees."""
-        return self.w.visible_keys(0, self.w.seq_q - 1)
+    @cached_property
+    def shown(self) -> tuple[IntArray, IntArray]:
+        """The keys that any query of each sequence sees."""
+        return keys_shown(self.w)
+
+    @cached_property
+    def ranges(self) -> IntArray:
+        """Ranges of each sequence."""
+        low, high = self.shown
+        return -(-(high - low) // self.range_tokens)
 
     @property
     def splits(self) -> int:
-        """Ranges of a matrix."""
-        low, high = self.shown
-        return blocks(high - low, self.range_tokens)
+        """Ranges of the sequence that has most."""
+        return int(self.ranges.max())
+
+    @cached_property
+    def plan(self) -> tuple[IntArray, IntArray, IntArray]:
+        """The sequence, tile of rows and range of each CTA of a KV head, ranges running fastest."""
+        tiles = -(-self.rows // self.cta.tile.q)
+        ctas = tiles * self.ranges
+        sequence = np.repeat(np.arange(self.w.batch), ctas)
+        place = np.arange(int(ctas.sum())) - np.repeat(np.cumsum(ctas) - ctas, ctas)
+        return sequence, place // self.ranges[sequence], place % self.ranges[sequence]
 
     @property
     def grid(self) -> Grid:
-        """(ranges, tiles of rows, sequences, KV heads)."""
-        return Grid(self.splits, self.down, self.w.batch, self.w.kv_heads)
+        """(what the plan lists, KV heads)."""
+        return Grid(len(self.plan[0]), self.w.kv_heads)
 
     @cached_property
     def o(self) -> Tensor:
         """The result."""
-        shape = (self.matrices, self.rows, self.w.head_dim)
-        return Tensor("O", *shape, self.w.dtype_bytes, "output", "result")
+        shape = (self.matrices, self.most_rows, self.w.head_dim)
+        sizes = self._sizes(self.w.head_dim)
+        return Tensor("O", *shape, self.w.dtype_bytes, "output", "result", sizes)
 
     @cached_property
     def lse(self) -> Tensor:
         """The result's log-sum-exp."""
-        return Tensor("LSE", self.matrices, self.rows, 1, STATISTICS_BYTES, "output", "statistics")
+        shape = (self.matrices, self.most_rows, 1)
+        return Tensor("LSE", *shape, STATISTICS_BYTES, "output", "statistics", self._sizes(1))
+
+    def _sizes(self, cols: int) -> IntArray | None:
+        """Of the matrices of packed rows."""
+        return matrix_sizes(self.rows.tolist(), cols, self.w.kv_heads)
+
+    def _partial(self, name: str, cols: int, element_bytes: int) -> Tensor:
+        """Partial results: of a KV head a row a range, with so many columns a packed row."""
+        sizes = np.stack([self.ranges, self.rows * cols], axis=1).repeat(self.w.kv_heads, axis=0)
+        shape = (self.matrices, self.splits, self.most_rows * cols)
+        alike = bool((sizes == sizes[0]).all())
+        return Tensor(name, *shape, element_bytes, role="partial", sizes=None if alike else sizes)
 
     def kernels(self) -> list[Kernel]:
         """The kernel over all ranges and, of more than one, the merge kernel."""
         if self.splits == 1:
             return [self._attention(self._rows_of(self.o), self._rows_of(self.lse))]
-        w, shape = self.w, (self.matrices, self.splits)
-        o = Tensor("O of splits", *shape, self.rows * w.head_dim, w.dtype_bytes, role="partial")
-        lse = Tensor("LSE of splits", *shape, self.rows, STATISTICS_BYTES, role="partial")
-        tile_q = self.cta.tile.q
+        w, tile_q = self.w, self.cta.tile.q
+        o = self._partial("O of splits", w.head_dim, w.dtype_bytes)
+        lse = self._partial("LSE of splits", 1, STATISTICS_BYTES)
 
         def of_range(items: IntArray) -> IntArray:
-            number, row, *_ = self.grid.at(items)
+            _, row, number = self._place(items)
             return (self._matrix(items) * self.splits + number) * self.down + row
 
         attention = self._attention(
@@ -182,9 +228,14 @@ class PackedAttention:
         )
         return [attention, self._merge(o, lse)]
 
+    def _place(self, items: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """The sequence, the tile of its rows and the range of its keys of each CTA."""
+        listed = self.grid.at(items)[0]
+        sequence, row, number = (side[listed] for side in self.plan)
+        return sequence, row, number
+
     def _matrix(self, items: IntArray) -> IntArray:
-        _, _, sequence, head = self.grid.at(items)
-        return sequence * self.w.kv_heads + head
+        return self._place(items)[0] * self.w.kv_heads + self.grid.at(items)[1]
 
     def _rows_of(self, tensor: Tensor) -> Stream:
         """Each CTA's tile of packed rows."""
@@ -192,29 +243,32 @@ class PackedAttention:
             tensor,
             self.cta.tile.q,
             tensor.cols,
-            lambda items: self._matrix(items) * self.down + self.grid.at(items)[1],
+            lambda items: self._matrix(items) * self.down + self._place(items)[1],
         )
 
     def _tiles(self, items: IntArray) -> IntArray:
         """Tiles of keys that each CTA's mask shows of its range."""
-        number, row, *_ = self.grid.at(items)
-        group = self.rows // self.w.seq_q
-        last = np.minimum((row + 1) * self.cta.tile.q, self.rows) - 1
-        first = self.shown[0] + number * self.range_tokens
-        end = np.minimum(self.shown[1], first + self.range_tokens)
+        sequence, row, number = self._place(items)
+        last = np.minimum((row + 1) * self.cta.tile.q, self.rows[sequence]) - 1
+        low, high = self.shown
+        first = low[sequence] + number * self.range_tokens
+        end = np.minimum(high[sequence], first + self.range_tokens)
         if self.w.causal:
-            end = np.minimum(end, self.w.seq_kv - self.w.seq_q + 1 + last // group)
-        return np.maximum(0, -(-(end - first) // self.cta.tile.kv))
+            before = np.array(self.w.keys) - np.array(self.w.queries)  # the first query
+            end = np.minimum(end, before[sequence] + 1 + last // self.group)
+        tiles: IntArray = np.maximum(0, -(-(end - first) // self.cta.tile.kv))
+        return tiles
 
     def _attention(self, o: Stream, lse: Stream) -> Kernel:
         w = self.w
         low, high = self.shown
-        q = Tensor("Q", self.matrices, self.rows, w.head_dim, w.dtype_bytes, "input", "query")
+        shape, sizes = (self.matrices, self.most_rows, w.head_dim), self._sizes(w.head_dim)
+        q = Tensor("Q", *shape, w.dtype_bytes, "input", "query", sizes)
         ranges = KeyRanges(
             low,
             high,
             self.range_tokens,
-            number=lambda items: self.grid.at(items)[0],
+            number=lambda items: self._place(items)[2],
             matrix=self._matrix,
             first=np.zeros_like,
             end=self._tiles,
@@ -233,14 +287,27 @@ class PackedAttention:
         d, element_bytes = self.w.head_dim, self.w.dtype_bytes
         held = MERGE_THREADS * max(16 // element_bytes, d // 32) // d  # ranges
         at_a_time = min(held, self.splits)
-        trips = blocks(self.splits, at_a_time)
+        most_trips = blocks(self.splits, at_a_time)
+        # The rows that there are, of one K/V matrix after the other.
+        rows = self.rows.repeat(self.w.kv_heads)
+        matrix = np.repeat(np.arange(self.matrices), rows)
+        row = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
+        result_row = matrix * self.most_rows + row
+        trips = -(-self.ranges // at_a_time)
 
         def first(items: IntArray) -> IntArray:
-            matrix, row = items // self.rows, items % self.rows
-            return matrix * trips * self.rows + row
+            tile: IntArray = matrix[items] * most_trips * self.most_rows + row[items]
+            return tile
 
-        weights = Load(Stream(lse, self.splits, 1, lambda items: items))
-        load_o = Load(Stream(o, at_a_time, d, first, stride=self.rows), MERGE_STAGES)
+        def parts(items: IntArray) -> IntArray:
+            own: IntArray = trips[matrix[items] // self.w.kv_heads]
+            return own
+
+        def result(tensor: Tensor) -> Stream:
+            return Stream(tensor, 1, tensor.cols, lambda items: result_row[items])
+
+        weights = Load(Stream(lse, self.splits, 1, lambda items: result_row[items]))
+        load_o = Load(Stream(o, at_a_time, d, first, stride=self.most_rows), MERGE_STAGES)
         add = Compute(
             "O += exp(lse_s - lse) O_s",
             (load_o,),
@@ -248,11 +315,11 @@ class PackedAttention:
             exp_count=2 * MERGE_THREADS,
             sram_bytes=2 * at_a_time * d * element_bytes,
         )
-        return reduction(
+        kernel = reduction(
             "merge",
-            of_constant(trips),
+            parts,
             add,
-            (in_order(self.o, 1), in_order(self.lse, 1)),
+            (result(self.o), result(self.lse)),
             Footprint(
                 MERGE_STAGES * held * d * element_bytes + MERGE_THREADS * STATISTICS_BYTES,
                 threads=MERGE_THREADS,
@@ -260,3 +327,6 @@ class PackedAttention:
             ),
             before=Compute("wait for log-sum-exps", (weights,)),
         )
+        if self.w.lengths is not None:
+            kernel = replace(kernel, periods=1, irregular=True)
+        return replace(kernel, ctas=len(row))

@@ -16,12 +16,14 @@ FlashInfer's and LMDeploy's kernels do. Their lane operations are an estimate: a
 conversion and one FMA.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.inputs.workload import KV_BITS, AttentionWorkload
+from sim.schedules.base import matrix_sizes
 from sim.tile_program import IntArray, Tensor
 
 SECTOR_BYTES = 32  # what a load of one number reads from L2
@@ -51,12 +53,13 @@ def row_bytes(w: AttentionWorkload) -> int:
     return -(-w.head_dim * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
 
 
-def cache_tensors(w: AttentionWorkload, groups: int, rows: int) -> tuple[Tensor, Tensor]:
-    """K and V: `groups` matrices of `rows` tokens each; quantised ones are of bytes."""
+def cache_tensors(w: AttentionWorkload, rows: Sequence[int], each: int) -> tuple[Tensor, Tensor]:
+    """K and V: matrices of so many tokens, `each` of in turn; quantised ones of bytes."""
     width = (w.head_dim, w.dtype_bytes) if w.kv_dtype is None else (row_bytes(w), 1)
+    shape, sizes = (len(rows) * each, max(rows), *width), matrix_sizes(rows, width[0], each)
     return (
-        Tensor("K", groups, rows, *width, "input", "key"),
-        Tensor("V", groups, rows, *width, "input", "value"),
+        Tensor("K", *shape, "input", "key", sizes),
+        Tensor("V", *shape, "input", "value", sizes),
     )
 
 
@@ -75,16 +78,18 @@ def ops_of_making_ready(w: AttentionWorkload, keys: int) -> int:
 class PageTable:
     """Pages of `page_rows` tokens, scattered over a pool that they just fill.
 
-    `table` has the pages of each sequence in order: shape (sequences, pages).
+    `table` has the pages of each sequence in order, as wide as the longest needs: shape (sequences,
+    pages). The pool has so many `pages`.
     """
 
     page_rows: int
     table: IntArray
+    pages: int
 
     @property
     def pool_rows(self) -> int:
         """Tokens that the pool holds."""
-        return self.table.size * self.page_rows
+        return self.pages * self.page_rows
 
     @property
     def tensor(self) -> Tensor:
@@ -100,8 +105,11 @@ class PageTable:
         return np.arange(tiles) * tile_rows // self.page_rows // self.entries_a_load(tile_rows)
 
 
-def scattered(sequences: int, seq_kv: int, page_rows: int, seed: int) -> PageTable:
-    """Pages of so many sequences, drawn from the pool without return."""
-    pages = -(-seq_kv // page_rows)
-    drawn: NDArray[np.int64] = np.random.default_rng(seed).permutation(sequences * pages)
-    return PageTable(page_rows, drawn.reshape(sequences, pages))
+def scattered(keys: Sequence[int], page_rows: int, seed: int) -> PageTable:
+    """Pages of sequences of so many tokens, drawn from the pool without return."""
+    own = -(-np.array(keys, np.int64) // page_rows)
+    pages = int(own.sum())
+    drawn: NDArray[np.int64] = np.random.default_rng(seed).permutation(pages)
+    table = np.zeros((len(keys), int(own.max())), np.int64)
+    table[np.arange(table.shape[1]) < own[:, None]] = drawn
+    return PageTable(page_rows, table, pages)

@@ -21,16 +21,27 @@ multiplied, is left out: an item's loads begin when the one before is done.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import VECTOR_OPS_PER_SCORE, Tile, blocks, of_constant
+from sim.schedules.base import VECTOR_OPS_PER_SCORE, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import PageTable, scattered
-from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Stream, Tensor, once
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    OfItem,
+    Stream,
+    Tensor,
+)
 
 SLICE = 64  # elements of Q and K
 MOST_COLUMNS = 256  # of O
@@ -71,8 +82,23 @@ class _Items:
 
     @property
     def key_blocks(self) -> int:
-        """Of a sequence."""
+        """Of the longest sequence."""
         return blocks(self.w.seq_kv, self.cta.tile.kv)
+
+    @cached_property
+    def _own_blocks(self) -> IntArray:
+        """Of each sequence."""
+        return -(-np.array(self.w.keys, np.int64) // self.cta.tile.kv)
+
+    def times(self, trips: int) -> OfItem:
+        """So many trips of items whose sequence has such a block of keys."""
+
+        def of(items: IntArray) -> IntArray:
+            block, *_, sequence = self.grid.at(items)
+            trips_there: IntArray = trips * (block < self._own_blocks[sequence]).astype(np.int64)
+            return trips_there
+
+        return of
 
     @property
     def down(self) -> int:
@@ -113,8 +139,9 @@ class _Items:
         return sequence * self.down + block
 
     def is_last(self, items: IntArray) -> IntArray:
-        """1 of the last block of keys."""
-        last: IntArray = (self.grid.at(items)[0] == self.key_blocks - 1).astype(np.int64)
+        """1 of a sequence's last block of keys."""
+        block, *_, sequence = self.grid.at(items)
+        last: IntArray = (block == self._own_blocks[sequence] - 1).astype(np.int64)
         return last
 
 
@@ -122,7 +149,7 @@ def sliced_kernel(w: AttentionWorkload, cta: SlicedCta, seed: int) -> Kernel:
     """The kernel, over pages of tile.kv tokens which `seed` scatters."""
     latent_dim = w.latent_dim or 0
     width = latent_dim + w.rope_dim
-    pages = scattered(w.batch, w.seq_kv, cta.tile.kv, seed)
+    pages = scattered(w.keys, cta.tile.kv, seed)
     items = _Items(w, cta, latent_dim, pages)
     q = Tensor("Q", w.batch, w.heads, width, w.dtype_bytes, "input", "query")
     cache = Tensor("C", 1, pages.pool_rows, width, w.dtype_bytes, "input", "cache")
@@ -138,13 +165,14 @@ def sliced_kernel(w: AttentionWorkload, cta: SlicedCta, seed: int) -> Kernel:
         ctas=items.grid.size // items.key_blocks,
         loops=(
             _scores(items, q, cache, width),
-            _softmax(cta),
+            _softmax(items),
             _outputs(items, cache, width),
             finish(cta.tile.q * cta.columns, stored, trips=items.is_last),
         ),
         footprint=Footprint(cta.sram_bytes(cta.tile), 32 * WARPS, registers.MLA),
         tensor_path="mma_sync",
         items_per_cta=items.key_blocks,
+        irregular=w.lengths is not None,
     )
 
 
@@ -156,7 +184,7 @@ def _scores(items: _Items, q: Tensor, cache: Tensor, width: int) -> Loop:
     load_number = Load(items.numbers(), BUFFERS)
     q_bytes, k_bytes = load_q.stream.tile_bytes, load_k.stream.tile_bytes
     return Loop(
-        of_constant(across),
+        items.times(across),
         (
             load_q,
             load_number,
@@ -173,10 +201,13 @@ def _scores(items: _Items, q: Tensor, cache: Tensor, width: int) -> Loop:
     )
 
 
-def _softmax(cta: SlicedCta) -> Loop:
+def _softmax(items: _Items) -> Loop:
+    cta = items.cta
     scores, outputs = cta.tile.q * cta.tile.kv, cta.tile.q * cta.columns
     work = VECTOR_OPS_PER_SCORE * scores + outputs
-    return Loop(once, (Compute("softmax", vector_ops=work, exp_count=scores + cta.tile.q),))
+    return Loop(
+        items.times(1), (Compute("softmax", vector_ops=work, exp_count=scores + cta.tile.q),)
+    )
 
 
 def _outputs(items: _Items, cache: Tensor, width: int) -> Loop:
@@ -196,7 +227,7 @@ def _outputs(items: _Items, cache: Tensor, width: int) -> Loop:
     )
     v_bytes = load_v.stream.tile_bytes
     return Loop(
-        of_constant(trips),
+        items.times(trips),
         (
             load_v,
             Compute("read V", (load_v,), sram_bytes=(1 + WARPS) * v_bytes),

@@ -11,61 +11,65 @@ is an estimate. FlashInfer plans on the host.
 """
 
 import heapq
-from math import ceil, log2
+from collections.abc import Sequence
+from math import log2
 
 from sim.inputs.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, of_constant
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.flash3_cta import planned_splits
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Tensor, once
 
 Piece = tuple[int, int, int]
 MOST_TRITON_SPLITS = 8
 MOST_FA3_SPLITS = 128
 TOKENS_A_STEP = 64
-FA3_MARGIN = 1.1
 FEW_BLOCKS = 4
 LENGTH_BYTES = 4
 PLANNED = 8  # numbers of a part (TileSchedulerMetaDataSize)
 WARP = 32
 
 
-def even_pieces(sequences: int, key_blocks: int, splits: int) -> list[list[Piece]]:
+def even_pieces(key_blocks: Sequence[int], splits: Sequence[int]) -> list[list[Piece]]:
     """Each sequence cut in so many ranges of equally many blocks, sequence by sequence.
 
     A part each; there are fewer where ranges of that size need fewer.
     """
-    size = blocks(key_blocks, splits)
-    firsts = range(0, key_blocks, size)
-    return [
-        [(sequence, first, min(size, key_blocks - first))]
-        for sequence in range(sequences)
-        for first in firsts
-    ]
+    pieces = []
+    for sequence, (own, number) in enumerate(zip(key_blocks, splits, strict=True)):
+        size = blocks(own, number)
+        pieces += [[(sequence, first, min(size, own - first))] for first in range(0, own, size)]
+    return pieces
 
 
-def triton_splits(sequences: int, head_blocks: int, seq_kv: int, hw: HardwareProfile) -> int:
-    """Ranges of a sequence in SGLang, up to 8.
+def triton_splits(keys: Sequence[int], head_blocks: int, hw: HardwareProfile) -> list[int]:
+    """Ranges of each sequence in SGLang, up to 8.
 
-    Source: sgl-project/sglang, srt/layers/attention, get_num_kv_splits_triton, with
-    triton_attention_num_kv_splits = 8; as many as SMs can hold, and more the longer they are.
+    Source: sgl-project/sglang, srt/layers/attention/triton_backend.py, get_num_kv_splits_triton,
+    with triton_attention_num_kv_splits = 8; as many as SMs can hold, and more the longer they are,
+    or as many as the longest has of ranges as long as the shortest, if that is much shorter.
     """
-    slots = int(hw.sm.count * max(1.0, log2(seq_kv / TOKENS_A_STEP)))
-    splits = min(blocks(slots, sequences * head_blocks), MOST_TRITON_SPLITS)
-    return blocks(seq_kv, blocks(seq_kv, splits))
+    longest, shortest = max(keys), min(keys)
+    if 8 * longest < 10 * shortest:
+        shortest = longest
+    slots = int(hw.sm.count * max(1.0, log2(longest / TOKENS_A_STEP)))
+    of_lengths = min(blocks(longest, shortest), MOST_TRITON_SPLITS)
+    of_slots = min(blocks(slots, len(keys) * head_blocks), MOST_TRITON_SPLITS)
+    sizes = [blocks(longest, most) for most in (of_lengths, of_slots)]
+    return [max(blocks(own, size) for size in sizes) for own in keys]
 
 
-def fa3_splits(sequences: int, head_blocks: int, key_blocks: int, hw: HardwareProfile) -> int:
-    """Ranges of a sequence in FlashAttention-3, called with lengths of its own for each sequence.
+def fa3_splits(key_blocks: Sequence[int], head_blocks: int, hw: HardwareProfile) -> tuple[int, ...]:
+    """Ranges of each sequence in FlashAttention-3, called with lengths of their own.
 
-    Source: Dao-AILab/flash-attention, hopper/: heuristics.h (num_splits_heuristic, here for one
-    sequence alone) says how many at most, flash_prepare_scheduler.cu how many as all sequences have
-    equally many blocks an SM, with a margin of 10%.
+    Source: Dao-AILab/flash-attention, hopper/: heuristics.h (num_splits_heuristic, here for the
+    longest sequence alone) says how many at most, flash_prepare_scheduler.cu how many.
     """
-    most = _most_fa3_splits(head_blocks, key_blocks, hw.sm.count)
-    blocks_per_sm = ceil(sequences * head_blocks * key_blocks * FA3_MARGIN / hw.sm.count)
-    return max(1, min(blocks(key_blocks, blocks_per_sm), most))
+    most = _most_fa3_splits(head_blocks, max(key_blocks), hw.sm.count)
+    rows = [head_blocks] * len(key_blocks)
+    return planned_splits(key_blocks, rows, 1, most, hw.sm.count)
 
 
 def _most_fa3_splits(head_blocks: int, key_blocks: int, sms: int) -> int:
@@ -76,7 +80,7 @@ def _most_fa3_splits(head_blocks: int, key_blocks: int, sms: int) -> int:
 
 
 def flashinfer_pieces(
-    sequences: int, head_blocks: int, seq_kv: int, tile: Tile, sms: int
+    keys: Sequence[int], head_blocks: int, tile: Tile, sms: int
 ) -> list[list[Piece]]:
     """FlashInfer's plan: ranges of at most so many keys, each to the cluster that has least to do.
 
@@ -85,11 +89,12 @@ def flashinfer_pieces(
     several have equally much to do it is the first's; heap.h leaves that to std::pop_heap.
     """
     clusters = max(1, sms // head_blocks)
-    limit = _flashinfer_limit(blocks(sequences * seq_kv, clusters))
-    size, key_blocks = max(1, limit // tile.kv), blocks(seq_kv, tile.kv)
+    limit = _flashinfer_limit(blocks(sum(keys), clusters))
+    size = max(1, limit // tile.kv)
     free = [(0, number) for number in range(clusters)]
     pieces: list[list[Piece]] = [[] for _ in range(clusters)]
-    for sequence in range(sequences):
+    for sequence, own in enumerate(keys):
+        key_blocks = blocks(own, tile.kv)
         for first in range(0, key_blocks, size):
             count = min(size, key_blocks - first)
             cost, number = heapq.heappop(free)

@@ -36,14 +36,14 @@ KeyLoop = Callable[[OfItem, Operand, Operand], Loop]  # of so many trips, of K a
 
 @dataclass(frozen=True, eq=False)
 class KeyRanges:
-    """Keys low to high - 1 of each K/V matrix in ranges of `length` tokens, the last one of fewer.
+    """Keys low to high - 1 of each sequence in ranges of `length` tokens, its last one of fewer.
 
-    Of a CTA: the `number` of its range, its `matrix`, and the tiles of its range that it visits:
-    from number `first` to `end` - 1.
+    Of a CTA: the `number` of its range, its K/V `matrix`, and the tiles of its range that it
+    visits: from number `first` to `end` - 1.
     """
 
-    low: int
-    high: int
+    low: IntArray
+    high: IntArray
     length: int
     number: OfItem
     matrix: OfItem
@@ -51,86 +51,118 @@ class KeyRanges:
     end: OfItem
 
     @property
-    def count(self) -> int:
-        """Ranges of a matrix."""
-        return blocks(self.high - self.low, self.length)
+    def count(self) -> IntArray:
+        """Ranges of each sequence."""
+        return -(-(self.high - self.low) // self.length)
 
 
 def loops_over_pages(
     w: AttentionWorkload, page_size: int, tile_kv: int, ranges: KeyRanges, loop: KeyLoop
 ) -> list[Loop]:
-    """The loop of the CTAs of the last range of each matrix, and that of all others if there are.
+    """The loop of the CTAs of each sequence's last range, and that of all others if there are.
 
     A CTA runs one of them, in tiles of `tile_kv` keys. Sizes are powers of two.
     """
     before = ranges.count - 1
     rest = ranges.high - ranges.low - before * ranges.length
     hidden = ranges.low // tile_kv  # tiles that a window hides, which are held
-    parts = [_Part(w, page_size, tile_kv, ranges, before, 1, rest, hidden)]
-    if before:
-        parts.insert(0, _Part(w, page_size, tile_kv, ranges, 0, before, ranges.length, 0))
+    last = _Part(w, page_size, tile_kv, ranges, before, np.ones_like(before), rest, hidden)
+    parts = [last]
+    if before.any():
+        whole = np.full_like(rest, ranges.length)
+        nothing = np.zeros_like(before)
+        parts.insert(0, _Part(w, page_size, tile_kv, ranges, nothing, before, whole, nothing))
     return [loop(part.trips, *part.operands()) for part in parts]
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """`count` ranges of each matrix from number `first` on: `rows` tokens each, behind `hidden`."""
+    """`count` ranges of each sequence from number `first` on: `rows` tokens each, behind `hidden`.
+
+    All four are of each sequence.
+    """
 
     w: AttentionWorkload
     page_size: int
     tile_kv: int
     ranges: KeyRanges
-    first: int
-    count: int
-    rows: int
-    hidden: int  # tiles
+    first: IntArray
+    count: IntArray
+    rows: IntArray
+    hidden: IntArray  # tiles
 
     @property
-    def across(self) -> int:
-        """Tiles of a range."""
-        return blocks(self.rows, self.tile_kv)
+    def held(self) -> IntArray:
+        """Tokens of each range with those behind which they lie."""
+        return self.hidden * self.tile_kv + self.rows
+
+    def sequence(self, items: IntArray) -> IntArray:
+        """The sequence of each CTA."""
+        return self.ranges.matrix(items) // self.w.kv_heads
 
     def number(self, items: IntArray) -> IntArray:
         """Which of these ranges is each CTA's; of another range's CTA any."""
-        return np.clip(self.ranges.number(items) - self.first, 0, self.count - 1)
+        sequence = self.sequence(items)
+        number = self.ranges.number(items) - self.first[sequence]
+        clipped: IntArray = np.clip(number, 0, np.maximum(self.count[sequence] - 1, 0))
+        return clipped
 
     def end(self, items: IntArray) -> IntArray:
         """The end of the tiles that each CTA visits of its range."""
-        return np.minimum(self.ranges.end(items), self.across)
+        tiles = -(-self.rows // self.tile_kv)
+        return np.minimum(self.ranges.end(items), tiles[self.sequence(items)])
 
     def trips(self, items: IntArray) -> IntArray:
         """How many tiles each CTA visits here."""
-        is_here = self.ranges.number(items) == self.first + self.number(items)
+        sequence = self.sequence(items)
+        number = self.ranges.number(items) - self.first[sequence]
+        is_here = (number >= 0) & (number < self.count[sequence])
         return np.where(is_here, np.maximum(0, self.end(items) - self.ranges.first(items)), 0)
 
     def last(self, items: IntArray) -> IntArray:
         """The tile that each CTA visits first."""
-        group = self.ranges.matrix(items) * self.count + self.number(items)
-        return group * (self.hidden + self.across) + self.hidden + self.end(items) - 1
+        sequence, heads = self.sequence(items), self.w.kv_heads
+        before = heads * (np.cumsum(self.count) - self.count)  # ranges of the sequences before
+        head = self.ranges.matrix(items) % heads
+        group = before[sequence] + head * self.count[sequence] + self.number(items)
+        tiles = group * blocks(int(self.held.max()), self.tile_kv)
+        return tiles + self.hidden[sequence] + self.end(items) - 1
 
     def operands(self) -> tuple[Operand, Operand]:
         """K, with the numbers of its pages, and V."""
-        w, rows = self.w, self.hidden * self.tile_kv + self.rows
+        w = self.w
+        rows = np.repeat(self.held, self.count * w.kv_heads)
         ops = ops_of_making_ready(w, self.tile_kv)
         k, v = (
             Stream(tensor, self.tile_kv, tensor.cols, self.last, stride=-1)
-            for tensor in cache_tensors(w, w.batch * w.kv_heads * self.count, rows)
+            for tensor in cache_tensors(w, rows.tolist(), each=1)
         )
         return Operand((k, self._numbers()), register_ops=ops), Operand((v,), register_ops=ops)
 
     def _numbers(self) -> Stream:
-        """The sectors of the page table that hold the numbers of each tile's pages."""
-        w, across = self.w, self.across
+        """The sectors of the page table that hold the numbers of each tile's pages.
+
+        Of a range that begins so many tokens behind the first key shown, last tile first.
+        """
+        w, ranges = self.w, self.ranges
         table = page_numbers(w.batch, blocks(w.seq_kv, self.page_size))
         entries = max(PAGE_NUMBERS_A_SECTOR, self.tile_kv // self.page_size)
         sectors = blocks(table.cols, entries)
-        starts = self.ranges.low + self.ranges.length * (self.first + np.arange(self.count))
-        first_keys = starts[:, None] + self.tile_kv * np.arange(across)[::-1]
+        lows, of_low = np.unique(ranges.low, return_inverse=True)
+        most, across = int(ranges.count.max()), blocks(int(self.rows.max()), self.tile_kv)
+        starts = lows[:, None] + ranges.length * np.arange(most)
+        first_keys = starts[..., None] + self.tile_kv * np.arange(across)[::-1]
+
+        def start(items: IntArray) -> IntArray:
+            sequence = self.sequence(items)
+            number = self.first[sequence] + self.number(items)
+            return (of_low[sequence] * most + number + 1) * across - self.end(items)
+
         return Stream(
             table,
             1,
             entries,
-            base=lambda items: self.ranges.matrix(items) // w.kv_heads * sectors,
+            base=lambda items: self.sequence(items) * sectors,
             table=(first_keys // self.page_size // entries).ravel(),
-            start=lambda items: (self.number(items) + 1) * across - self.end(items),
+            start=start,
         )

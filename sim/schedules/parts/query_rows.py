@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO, STATISTICS_BYTES, Tile, blocks, kv_matrix
+from sim.schedules.base import QKVO, STATISTICS_BYTES, Tile, blocks, kv_matrix, matrix_sizes
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.results import Result
 from sim.tile_program import IntArray, OfItem, Stream, Tensor
 
 O_ELEMENT_BYTES = 2  # O of fp8 inputs is bf16
@@ -20,13 +22,24 @@ class QueryRows:
     With `packed` > 1 (PackGQA) so many query heads, those of a KV head, are rows of one matrix,
     the heads of a query together. With several `splits` a tile is a block of rows with a range of
     the keys that it sees, each a like share of its key blocks, of which the last may have none.
-    Tiles are numbered block by block, then range, then head, then sequence.
+    Tiles are numbered block by block, then range, then head, then sequence; where sequences differ,
+    in length or in `splits_each`, as if all were the largest.
     """
 
     w: AttentionWorkload
     tile: Tile
     packed: int
-    splits: int = 1
+    splits_each: tuple[int, ...] = ()  # of each sequence; none: 1
+
+    @property
+    def splits(self) -> int:
+        """Ranges of the sequence that has most."""
+        return max(self.splits_each, default=1)
+
+    @property
+    def of_each(self) -> tuple[int, ...]:
+        """Ranges of each sequence."""
+        return self.splits_each or (1,) * self.w.batch
 
     @property
     def matrices(self) -> int:
@@ -53,6 +66,12 @@ class QueryRows:
         """Tiles: (blocks of query rows, range after range; matrices)."""
         return Grid(self.down * self.splits, self.matrices)
 
+    def is_split(self, tiles: IntArray) -> IntArray:
+        """1 where a tile is a range of several of its rows."""
+        splits = np.array(self.of_each)[self.grid.at(tiles)[1] // self.of_a_sequence]
+        several: IntArray = (splits > 1).astype(np.int64)
+        return several
+
     def q_tile(self, tiles: IntArray) -> IntArray:
         """The tile of Q, and of O, of each of these tiles."""
         row, matrix = self.grid.at(tiles)
@@ -60,60 +79,134 @@ class QueryRows:
 
     def stored_tile(self, tiles: IntArray) -> IntArray:
         """The tile of O, or of the partial results of the ranges, one range after the other."""
-        number = self.grid.at(tiles)[0] // self.down
+        number = self.grid.at(tiles)[0] // self.down  # of the range
         return number * self.matrices * self.down + self.q_tile(tiles)
+
+    @property
+    def of_a_sequence(self) -> int:
+        """Matrices of a sequence."""
+        return self.matrices // self.w.batch
+
+    @cached_property
+    def are_alike(self) -> bool:
+        """Whether all sequences have the same tiles."""
+        return self.w.lengths is None and len(set(self.splits_each)) <= 1
+
+    @cached_property
+    def _each(self) -> list[tuple[AttentionWorkload, int]]:
+        """Each sequence and its splits; where all are alike just one."""
+        every = list(zip(self.w.sequences, self.of_each, strict=True))
+        return every[:1] if self.are_alike else every
+
+    def place(self, tiles: IntArray) -> IntArray:
+        """Where each tile stands in `visited`."""
+        row, matrix = self.grid.at(tiles)
+        if self.are_alike:
+            return row
+        return matrix // self.of_a_sequence * (self.down * self.splits) + row
+
+    @cached_property
+    def is_there(self) -> NDArray[np.bool_]:
+        """Which tiles a sequence has, ordered as `visited`."""
+        there = np.zeros((len(self._each), self.splits, self.down), bool)
+        for own, (w, splits) in zip(there, self._each, strict=True):
+            own[:splits, : blocks(w.seq_q * self.packed, self.tile.q)] = True
+        return there.ravel()
 
     @cached_property
     def visited(self) -> tuple[IntArray, IntArray]:
-        """For each block and range of a matrix, the first key block that it has and the end."""
-        top = range(0, self.rows, self.tile.q)
-        ranges = [
-            self.w.visible_keys(
-                row // self.packed, (min(row + self.tile.q, self.rows) - 1) // self.packed
-            )
-            for row in top
+        """The first key block that each tile has and the end, sequence by sequence.
+
+        Of those that are alike just one's: of each range, for each block of rows.
+        """
+        sides = np.zeros((2, len(self._each), self.splits, self.down), np.int64)
+        found: dict[tuple[int, int, int], tuple[IntArray, IntArray]] = {}
+        for number, (w, splits) in enumerate(self._each):
+            key = (w.seq_q, w.seq_kv, splits)
+            if key not in found:
+                found[key] = self._visited_of(w, splits)
+            down = found[key][0].shape[1]
+            sides[:, number, :splits, :down] = found[key]
+        return sides[0].ravel(), sides[1].ravel()
+
+    def _visited_of(self, w: AttentionWorkload, splits: int) -> tuple[IntArray, IntArray]:
+        """Of one sequence: arrays of (ranges, blocks of rows)."""
+        rows = w.seq_q * self.packed
+        shown = [
+            w.visible_keys(row // self.packed, (min(row + self.tile.q, rows) - 1) // self.packed)
+            for row in range(0, rows, self.tile.q)
         ]
-        low, high = np.array(ranges, np.int64).T
+        low, high = np.array(shown, np.int64).T
         first, end = low // self.tile.kv, -(-high // self.tile.kv)
-        share = -(-(end - first) // self.splits)
-        firsts = np.concatenate([first + number * share for number in range(self.splits)])
-        ends = np.tile(end, self.splits)
-        return np.minimum(firsts, ends), np.minimum(firsts + np.tile(share, self.splits), ends)
+        share = -(-(end - first) // splits)
+        firsts = first + np.arange(splits)[:, None] * share
+        return np.minimum(firsts, end), np.minimum(firsts + share, end)
 
     @cached_property
     def masked_share(self) -> float:
         """Of the visited key blocks, but for each tile's first, those that a mask's edge cuts."""
         whole = masked = 0
-        top = range(0, self.rows, self.tile.q)
-        for begin, end, row in zip(*self.visited, [*top] * self.splits, strict=True):
-            last = min(row + self.tile.q, self.rows) - 1
-            _, high = self.w.visible_keys(row // self.packed, row // self.packed)
-            low, _ = self.w.visible_keys(last // self.packed, last // self.packed)
-            trips = max(0, int(end - begin) - 1)
-            uncut = min(high // self.tile.kv, int(end) - 1)
-            uncut -= max(-(-low // self.tile.kv), int(begin))
-            masked += trips - min(trips, max(0, uncut))
-            whole += trips
+        tables = (side.reshape(len(self._each), self.splits, self.down) for side in self.visited)
+        for (w, splits), *own in zip(self._each, *tables, strict=True):
+            rows = w.seq_q * self.packed
+            top = range(0, rows, self.tile.q)
+            ends = (side[:splits, : len(top)].ravel() for side in own)
+            for begin, end, row in zip(*ends, [*top] * splits, strict=True):
+                last = min(row + self.tile.q, rows) - 1
+                _, high = w.visible_keys(row // self.packed, row // self.packed)
+                low, _ = w.visible_keys(last // self.packed, last // self.packed)
+                trips = max(0, int(end - begin) - 1)
+                uncut = min(high // self.tile.kv, int(end) - 1)
+                uncut -= max(-(-low // self.tile.kv), int(begin))
+                masked += trips - min(trips, max(0, uncut))
+                whole += trips
         return masked / whole if whole else 0.0
 
     def key_blocks(self, tiles: IntArray) -> IntArray:
         """How many key blocks each of these tiles visits."""
         first, end = self.visited
         trips: IntArray = np.maximum(end - first, 0)
-        return trips[self.grid.at(tiles)[0]]
+        return trips[self.place(tiles)]
 
     def tensors(self) -> tuple[QKVO, Tensor]:
         """Q, K, V and O, and the log-sum-exp, in HBM."""
-        w, matrices, rows = self.w, self.matrices, self.rows
-        kv_matrices = w.batch * w.kv_heads
+        w = self.w
+        q_shape = (self.matrices, self.rows, w.head_dim)
+        kv_shape = (w.batch * w.kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes)
+        kv_sizes, sizes = matrix_sizes(w.keys, w.head_dim, w.kv_heads), self.sizes(w.head_dim)
+        lse = (*q_shape[:2], 1, STATISTICS_BYTES)
         return (
             QKVO(
-                Tensor("Q", matrices, rows, w.head_dim, w.dtype_bytes, "input", "query"),
-                Tensor("K", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "key"),
-                Tensor("V", kv_matrices, w.seq_kv, w.head_dim, w.dtype_bytes, "input", "value"),
-                Tensor("O", matrices, rows, w.head_dim, O_ELEMENT_BYTES, "output", "result"),
+                Tensor("Q", *q_shape, w.dtype_bytes, "input", "query", sizes),
+                Tensor("K", *kv_shape, "input", "key", kv_sizes),
+                Tensor("V", *kv_shape, "input", "value", kv_sizes),
+                Tensor("O", *q_shape, O_ELEMENT_BYTES, "output", "result", sizes),
             ),
-            Tensor("LSE", matrices, rows, 1, STATISTICS_BYTES, "output", "statistics"),
+            Tensor("LSE", *lse, "output", "statistics", self.sizes(1)),
+        )
+
+    def sizes(self, cols: int) -> IntArray | None:
+        """Sizes of the matrices of query rows, of so many columns."""
+        rows = [queries * self.packed for queries in self.w.queries]
+        return matrix_sizes(rows, cols, self.of_a_sequence)
+
+    def partial(self) -> Result:
+        """Room for the partial results of sequences in several ranges."""
+        o = (self.splits * self.matrices, self.rows, self.w.head_dim)
+        lse = (self.matrices, self.splits, self.rows)
+        if self.are_alike:
+            sizes = lse_sizes = None
+        else:
+            rows = np.array(self.w.queries) * self.packed
+            each = np.array(self.of_each)
+            splits = np.where(each > 1, each, 0)
+            rows, splits = (side.repeat(self.of_a_sequence) for side in (rows, splits))
+            in_range = rows * (np.arange(self.splits)[:, None] < splits)
+            sizes = np.stack([in_range.ravel(), np.full(o[0], self.w.head_dim)], axis=1)
+            lse_sizes = np.stack([splits, rows], axis=1)
+        return Result(
+            Tensor("O of splits", *o, STATISTICS_BYTES, role="partial", sizes=sizes),
+            Tensor("LSE of splits", *lse, STATISTICS_BYTES, role="partial", sizes=lse_sizes),
         )
 
     def keys_of(self, tensor: Tensor, tiles: OfItem, behind_last: int, shared_by: int) -> Stream:
@@ -125,9 +218,10 @@ class QueryRows:
 
         def part(items: IntArray) -> IntArray:
             tile = tiles(items)
-            row, matrix = self.grid.at(tile)
-            first = kv_matrix(self.w, matrix * self.packed) * across
-            return (first + self.visited[1][row] - 1 - behind_last) * shared_by + tile % shared_by
+            matrix = self.grid.at(tile)[1]
+            last = kv_matrix(self.w, matrix * self.packed) * across
+            last += self.visited[1][self.place(tile)] - 1
+            return (last - behind_last) * shared_by + tile % shared_by
 
         cols = blocks(self.w.head_dim, shared_by)
         return Stream(tensor, self.tile.kv, cols, part, -shared_by)

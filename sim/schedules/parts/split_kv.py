@@ -13,8 +13,9 @@ reads its KV head's cache:
 
     for each tile.q queries of each head of each sequence, for each of `splits` ranges (one CTA)
 
-Ranges are cut of all keys that a sequence has room for, filled and shown or not: what the host
-knows. A CTA whose range has no keys to see stores zeros, and combine adds them too.
+Ranges are cut of all keys that a sequence has room for, filled and shown or not, of the longest one
+where sequences differ: what the host knows. A CTA whose range has no keys to see stores zeros, and
+combine adds them too.
 
 Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguous`), in pages, ...
 
@@ -42,7 +43,7 @@ from sim.schedules.base import (
     STATISTICS_BYTES,
     blocks,
     kv_matrix,
-    of_constant,
+    matrix_sizes,
     visible_blocks,
 )
 from sim.schedules.parts import registers
@@ -83,8 +84,8 @@ class SplitKeys:
 
     w: AttentionWorkload
     cta: FlashCta
-    shown: tuple[int, int]  # the blocks that any query sees: first and end
-    cut: tuple[int, int]  # those that the ranges are cut of
+    shown: tuple[IntArray, IntArray]  # the blocks that any query of each sequence sees: first, end
+    cut: tuple[IntArray, IntArray]  # those that the ranges of each are cut of
     splits: int
     packed: bool = True  # the heads of a KV head, if they have one query each
 
@@ -106,7 +107,7 @@ class SplitKeys:
     @property
     def range_blocks(self) -> int:
         """Key blocks of a range, the last of which has fewer."""
-        return blocks(self.cut[1] - self.cut[0], self.splits)
+        return blocks(int((self.cut[1] - self.cut[0]).max()), self.splits)
 
     @property
     def kv_matrices(self) -> int:
@@ -121,8 +122,12 @@ class SplitKeys:
     @cached_property
     def q(self) -> Tensor:
         """The query rows of each matrix."""
-        shape = (self.matrices, self.rows, self.w.head_dim)
-        return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query")
+        shape, sizes = (self.matrices, self.rows, self.w.head_dim), self.sizes(self.w.head_dim)
+        return Tensor("Q", *shape, self.w.dtype_bytes, "input", "query", sizes)
+
+    def sizes(self, cols: int) -> IntArray | None:
+        """Sizes of the matrices of query rows, of so many columns."""
+        return matrix_sizes(self.w.queries, cols, self.matrices // self.w.batch)
 
     @property
     def across(self) -> int:
@@ -141,6 +146,16 @@ class SplitKeys:
             return matrix
         sequence, head = Grid(self.w.batch, self.w.heads).at(matrix)
         return sequence * self.w.heads + head
+
+    def sequence(self, items: IntArray) -> IntArray:
+        """The sequence of each CTA."""
+        return self.rows_matrix(items) // (self.matrices // self.w.batch)
+
+    def has_rows(self, items: IntArray) -> IntArray:
+        """1 where a CTA's sequence has such query rows."""
+        queries = np.array(self.w.queries, np.int64)[self.sequence(items)]
+        there: IntArray = (self.grid.at(items)[0] * self.cta.tile.q < queries).astype(np.int64)
+        return there
 
     def matrix(self, items: IntArray) -> IntArray:
         """The K/V matrix of each CTA."""
@@ -163,13 +178,18 @@ class SplitKeys:
     def ends(self, items: IntArray) -> tuple[IntArray, IntArray]:
         """The first key block of each CTA's range that its rows see, and the end."""
         row, number, _ = self.grid.at(items)
-        start = self.cut[0] + number * self.range_blocks
-        first, end = (np.full_like(row, edge) for edge in self.shown)
+        sequence = self.sequence(items)
+        start = self.cut[0][sequence] + number * self.range_blocks
+        first, end = (edge[sequence] for edge in self.shown)
         if self.w.seq_q > 1:
-            shown_first, shown_end = visible_blocks(self.w, self.cta.tile)
-            first, end = shown_first[row], shown_end[row]
+            place = row if self.w.lengths is None else sequence * self.down + row
+            first, end = (edge[place] for edge in self._visible)
         first, end = np.maximum(first, start), np.minimum(end, start + self.range_blocks)
         return first, np.maximum(first, end)
+
+    @cached_property
+    def _visible(self) -> tuple[IntArray, IntArray]:
+        return visible_blocks(self.w, self.cta.tile)
 
     def trips(self, items: IntArray) -> IntArray:
         """Key blocks of each CTA."""
@@ -221,12 +241,15 @@ class SplitKv(FlashSchedule):
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
                 "are its rows; give tile.q at least as many"
             )
-        low, high = w.visible_keys(0, w.seq_q - 1)
-        shown = low // cta.tile.kv, blocks(high, cta.tile.kv)
-        cut = 0, blocks(self.room_tokens or w.seq_kv, cta.tile.kv)
+        low, high = np.array(
+            [one.visible_keys(0, one.seq_q - 1) for one in w.sequences], np.int64
+        ).T
+        shown = low // cta.tile.kv, -(-high // cta.tile.kv)
+        room = blocks(self.room_tokens or w.seq_kv, cta.tile.kv)
+        cut = np.zeros_like(low), np.full_like(low, room)
         if packed and w.window is not None:  # not FlashAttention-2's: these cut what is shown
             cut = shown
-        keys = cut[1] - cut[0]
+        keys = int((cut[1] - cut[0]).max())
         splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
@@ -249,10 +272,11 @@ def query_rows(w: AttentionWorkload, packed: bool = True) -> tuple[int, int]:
 
 def contiguous_attention(keys: SplitKeys) -> Attention:
     """Attention over a cache that is a matrix a KV head of a sequence."""
-    kv = cache_tensors(keys.w, keys.kv_matrices, keys.w.seq_kv)
+    kv = cache_tensors(keys.w, keys.w.keys, keys.w.kv_heads)
     loop = keys.loop(keys.trips, *contiguous(keys, kv))
-    # The quantised kernel is another one.
-    return split_attention("flash_decoding", keys, loop, kind=None if keys.w.kv_dtype else "flash")
+    # The kernels of quantised caches, and of sequences of several lengths, are other ones.
+    other = keys.w.kv_dtype is not None or keys.w.lengths is not None
+    return split_attention("flash_decoding", keys, loop, kind=None if other else "flash")
 
 
 def contiguous(keys: SplitKeys, kv: tuple[Tensor, Tensor]) -> tuple[Operand, Operand]:
@@ -276,28 +300,32 @@ def split_attention(
     w, cta, rows = keys.w, keys.cta, min(keys.cta.tile.q, keys.rows)
     # Rows of all matrices lie one after the other, unless a tile would reach into the next.
     groups, group_rows = 1, keys.matrices * keys.rows
-    if keys.down > 1:
+    if keys.down > 1 or w.differ_in_queries:
         groups, group_rows = keys.matrices, keys.rows
+    o = (groups, group_rows, w.head_dim, w.dtype_bytes)
+    lse = (groups, group_rows, 1, STATISTICS_BYTES)
     result = Result(
-        Tensor("O", groups, group_rows, w.head_dim, w.dtype_bytes, "output", "result"),
-        Tensor("LSE", groups, group_rows, 1, STATISTICS_BYTES, "output", "statistics"),
+        Tensor("O", *o, "output", "result", keys.sizes(w.head_dim)),
+        Tensor("LSE", *lse, "output", "statistics", keys.sizes(1)),
     )
     o_shape = (keys.splits * groups, group_rows, w.head_dim)
     of_splits = Result(
         Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
         Tensor("LSE of splits", groups, keys.splits, group_rows, STATISTICS_BYTES, role="partial"),
     )
-    stored, lse = result, Stream(result.lse, rows, 1, keys.rows_of_q)
+    stored, lse_rows = result, Stream(result.lse, rows, 1, keys.rows_of_q)
     if keys.splits > 1:
-        stored, lse = of_splits, Stream(of_splits.lse, 1, rows, keys.statistics_of_split)
+        stored, lse_rows = of_splits, Stream(of_splits.lse, 1, rows, keys.statistics_of_split)
     tiles = QueryTiles(
         ctas=keys.grid.size,
         q=Stream(keys.q, cta.tile.q, w.head_dim, keys.rows_of_q),
         o=Stream(stored.o, rows, w.head_dim, keys.rows_of_split),
-        lse=lse,
+        lse=lse_rows,
         periods=keys.matrices,
         sharing=keys.matrices // keys.kv_matrices,
     )
+    if w.differ_in_queries:
+        tiles = replace(tiles, has_rows=keys.has_rows)
     title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
     split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
     if keys.splits == 1:
@@ -337,10 +365,12 @@ def splits_of(
     return fewest_filling(counts, ctas, slots)
 
 
-def combine_of_splits(parts: Result, whole: Result) -> Kernel:
+def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None) -> Kernel:
     """The combine kernel; of each range O lies like the whole, of each row all log-sum-exps.
 
-    4, 8 or 16 rows a CTA of 128 threads, by head_dim (run_flash_splitkv_fwd).
+    `each` is how many ranges each matrix is in, where they differ: a CTA of one that is whole ends
+    at once (flash_fwd_combine_kernel.h, num_splits_dynamic_ptr). 4, 8 or 16 rows a CTA of 128
+    threads, by head_dim (run_flash_splitkv_fwd).
     """
     splits, head_dim = parts.lse.rows, compiled_head_dim(whole.o.cols)
     rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
@@ -354,9 +384,21 @@ def combine_of_splits(parts: Result, whole: Result) -> Kernel:
     )
     o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=tiles))
     add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim)
+    down = blocks(whole.o.rows, rows)
+
+    def several(items: IntArray) -> IntArray:
+        """Ranges of each CTA's matrix."""
+        if each is None:
+            return np.full_like(items, splits)
+        matrix, row = items // down, items % down
+        there = (
+            row * rows < np.array([whole.o.size_of(n)[0] for n in range(whole.o.groups)])[matrix]
+        )
+        return np.where(there & (each[matrix] > 1), each[matrix], 0)
+
     kernel = reduction(
         "combine",
-        of_constant(splits),
+        several,
         add,
         (in_order(whole.o, rows), in_order(whole.lse, rows)),
         Footprint(
@@ -366,4 +408,6 @@ def combine_of_splits(parts: Result, whole: Result) -> Kernel:
         ),
         before=weigh,
     )
+    if each is not None:
+        kernel = replace(kernel, periods=1, irregular=True)
     return replace(kernel, kind="combine")
