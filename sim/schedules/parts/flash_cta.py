@@ -55,6 +55,7 @@ class FlashCta:
     meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
     sharing_latencies: int = 0  # in the softmax of warps that share keys
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
+    shared_keys: int = 1  # that S is multiplied for, of a warp that shares them: so many or more
     a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
@@ -66,13 +67,9 @@ class FlashCta:
 
     @property
     def scored_keys(self) -> int:
-        """Keys that S is multiplied for: where warps share keys, 16 a warp or more.
-
-        Triton 3.9 has 72 HMMA a warp for S of 32 rows in 8 warps (head_dim 576), be it of 32 or of
-        64 keys.
-        """
+        """Keys that S is multiplied for."""
         across = blocks(16 * self.warps, self.tile.q)
-        return max(self.tile.kv, 16 * across) if self.shares_keys else self.tile.kv
+        return max(self.tile.kv, self.shared_keys * across) if self.shares_keys else self.tile.kv
 
     @property
     def softmax_latencies(self) -> int:
