@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.inputs.files import InputError
-from validate.machine_code.fatbin import cubins_of
+from sim.machine_code.fatbin import cubins_of
 
 EXTRA = "pip install 'attnsim[machine-code]'"
 # Of a kernel's attributes (.nv.info): names and numbers of cuobjdump -elf, layout as in

@@ -15,15 +15,15 @@ import pytest
 
 from sim.inputs.hardware import load_profile
 from sim.machine import ctas_per_sm
+from sim.machine_code import sass
+from sim.machine_code.kernel import CompiledKernel, kernel_of_triton, kernels_of_file
+from sim.machine_code.loops import loops_of, main_loop
+from sim.machine_code.sass import CLASSES, Instruction
+from sim.machine_code.trip import PIPES, trip_cycles
+from sim.report.machine_code import TakenApart, read_machine_code, take_apart
 from sim.tile_program import Footprint
 from tests.support.commands import assert_one_line, called, printed_by
 from tests.support.fat_library import PTX, entry, fatbin, library
-from validate.machine_code import sass
-from validate.machine_code.answer import TakenApart, read_machine_code, take_apart
-from validate.machine_code.kernel import CompiledKernel, kernel_of_triton, kernels_of_file
-from validate.machine_code.loops import loops_of, main_loop
-from validate.machine_code.sass import CLASSES, Instruction
-from validate.machine_code.trip import PIPES, trip_cycles
 
 HEADS = {"heads": 1, "dtype": "bf16"}
 
@@ -291,7 +291,7 @@ def test_a_library_is_read_to_the_same_as_its_cubins(folder, tmp_path):
 
 
 def test_many_kernels_are_listed_and_not_taken_apart(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("validate.machine_code.answer.MOST_TAKEN_APART", 0)
+    monkeypatch.setattr("sim.report.machine_code.MOST_TAKEN_APART", 0)
     answer = read_machine_code(folder / f"{FLASH['sm80']}.cubin")
     assert answer.kernels
     assert not answer.apart
