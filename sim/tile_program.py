@@ -181,6 +181,21 @@ def once(items: IntArray) -> IntArray:
     return np.ones_like(items)
 
 
+@dataclass(frozen=True)
+class CompiledFrom:
+    """The machine code that a kernel's counts are of, and the architecture that it is asked about.
+
+    `sha256` is of its file, `function` its name there, `arch` what it was compiled for, `matmul`
+    the instruction of its matmuls ("mma.sync"), `device_arch` the device's.
+    """
+
+    sha256: str
+    function: str
+    arch: str
+    matmul: str
+    device_arch: str
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A launch: `ctas` CTAs in grid order, each running `items_per_cta` items one after the other.
@@ -193,7 +208,8 @@ class Kernel:
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
     sequences; `sharing` of them in a row read the same K and V. `kind` says which real kernel it
-    is, for whoever launches those; `backward` that it is one of the backward pass.
+    is, for whoever launches those; `backward` that it is one of the backward pass;
+    `compiled_from` the machine code whose counts it has, where it has any.
     """
 
     name: str
@@ -206,6 +222,7 @@ class Kernel:
     sharing: int = 1
     kind: Kind | None = None
     backward: bool = False
+    compiled_from: CompiledFrom | None = None
 
     @property
     def items(self) -> IntArray:

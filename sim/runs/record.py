@@ -21,7 +21,8 @@ class KernelResult:
     """One kernel of a schedule. Shares and utilisations are of the vendor's figures.
 
     `rows_used` is the share of its tiles' query rows that are no padding; None where it multiplies
-    no queries, and in files that attnsim wrote before it kept that.
+    no queries, and in files that attnsim wrote before it kept that. `compiled_from` tells the
+    machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
 
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
@@ -51,6 +52,7 @@ class KernelResult:
     bottleneck: str
     critical_time_s: dict[str, float]
     rows_used: float | None = None
+    compiled_from: dict[str, str] | None = None
 
     @property
     def bottleneck_share(self) -> float:

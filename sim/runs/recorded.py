@@ -182,6 +182,7 @@ def kernel_result(
         bottleneck=max(critical, key=lambda cause: critical[cause]),
         critical_time_s=critical,
         rows_used=kernel.rows_used,
+        compiled_from=asdict(kernel.compiled_from) if kernel.compiled_from else None,
     )
 
 

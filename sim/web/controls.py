@@ -206,7 +206,8 @@ def _source(_: str, figures: list[str]) -> str:
 
 
 def _with_paths(table: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """A schedule's table, its file by where it is."""
-    if folder is None or "mask_file" not in table:
+    """A schedule's table, its files by where they are."""
+    files = [key for key in ("mask_file", "machine_code") if key in table]
+    if folder is None:
         return dict(table)
-    return {**table, "mask_file": str((folder / table["mask_file"]).resolve())}
+    return {**table, **{key: str((folder / table[key]).resolve()) for key in files}}

@@ -14,6 +14,7 @@ from sim.schedules.base import SramBytes, Tile
 from sim.schedules.parts import registers
 from sim.schedules.parts.instructions import FLASH2_FIXED, TRITON_FIXED
 from sim.schedules.parts.kv_cache import row_bytes
+from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import Angles
 from sim.tile_program import Footprint, TensorPath
 
@@ -47,6 +48,7 @@ class FlashCta:
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
+    own: OwnTrip | None = None  # of machine code, in place of what the rest says
 
     def filled(self, w: AttentionWorkload) -> AttentionWorkload:
         """The workload with the kernel's head_dim, as it fills SRAM and matmuls."""
@@ -58,6 +60,8 @@ class FlashCta:
 
     def footprint(self, w: AttentionWorkload) -> Footprint:
         """What a CTA takes of its SM."""
+        if self.own:
+            return self.own.footprint
         return Footprint(self.sram_bytes(w), 32 * self.warps, self.registers_per_thread)
 
 

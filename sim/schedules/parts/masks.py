@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +55,12 @@ class MaskedSchedule(FlashSchedule):
 
     mask_file: Path | None = None
 
-    def relative_to(self, folder: Path | None) -> "MaskedSchedule":
-        """The schedule with `mask_file` looked up from `folder`."""
+    def relative_to(self, folder: Path | None) -> Self:
+        """The schedule with `mask_file` and `machine_code` looked up from `folder`."""
+        here = super().relative_to(folder)
         if folder is None or self.mask_file is None or self.mask_file.is_absolute():
-            return self
-        return self.model_copy(update={"mask_file": folder / self.mask_file})
+            return here
+        return here.model_copy(update={"mask_file": folder / self.mask_file})
 
 
 def sparse_kernel(
