@@ -207,9 +207,10 @@ class Kernel:
     workers' instructions more of the issue slots meanwhile (both as a profile's calibration says).
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
-    sequences; `sharing` of them in a row read the same K and V. `kind` says which real kernel it
-    is, for whoever launches those; `backward` that it is one of the backward pass;
-    `compiled_from` the machine code whose counts it has, where it has any.
+    sequences; `sharing` of them in a row read the same K and V. `in_waves` says that only whole
+    waves of it stand for others: left without some of its CTAs, a wave would find other things in
+    L2. `kind` says which real kernel it is, for whoever launches those; `backward` that it is one
+    of the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
     """
 
     name: str
@@ -220,6 +221,7 @@ class Kernel:
     items_per_cta: int = 1
     periods: int = 1
     sharing: int = 1
+    in_waves: bool = False
     kind: Kind | None = None
     backward: bool = False
     compiled_from: CompiledFrom | None = None

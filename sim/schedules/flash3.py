@@ -36,6 +36,7 @@ first; the page table is not read, nor is the kernel run that counts the blocks 
 before a varlen call.
 """
 
+from copy import copy
 from dataclasses import replace
 from sys import maxsize
 from typing import ClassVar, Literal
@@ -50,8 +51,8 @@ from sim.schedules.parts.dealing import (
     Dealt,
     dealt_in_turn,
     dealt_on_demand,
-    like_sections,
-    longest_first,
+    like_parts,
+    ordered,
     section_of,
 )
 from sim.schedules.parts.ends import finish
@@ -68,6 +69,13 @@ from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softm
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.split_kv import Splits, combine_of_splits
+from sim.schedules.parts.traversal import (
+    LAST_TO_FIRST,
+    Direction,
+    GridOrder,
+    KeyOrder,
+    directions,
+)
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
@@ -90,12 +98,15 @@ class Flash3(TiledSchedule):
 
     `call` says what it is called on: sequences of one length, of any, or of any in pages. `splits`
     are of the keys: unless given, 1 of a whole prompt, and behind a cached prefix as the public
-    heuristic.
+    heuristic. `grid_order` and `key_order` are the order of traversal (traversal.py); unless given,
+    tiles come as the scheduler deals them, masked ones swizzled.
     """
 
     name: Literal["flash3"] = "flash3"
     call: Call = "batch"
     splits: Splits | None = None
+    grid_order: GridOrder | None = None
+    key_order: KeyOrder = "descending"
 
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
@@ -134,24 +145,40 @@ class Flash3(TiledSchedule):
 
         tile = self.fit_tile(default, sram_bytes, w, hw)
         cta = Flash3Cta(w, tile, packed, self.call, splits)
-        return [_forward_kernel(cta, hw.sm.count)] if splits == 1 else _split_kernels(cta)
+        if splits > 1:
+            if self.grid_order or self.key_order != "descending":
+                raise InputError(
+                    f"schedule flash3: splits = {splits}: a CTA a range has no order of traversal: "
+                    "no grid_order and no key_order was expected"
+                )
+            return _split_kernels(cta)
+        return [_forward_kernel(cta, hw.sm.count, self.grid_order, self.key_order)]
 
 
-def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
+def _forward_kernel(
+    cta: Flash3Cta, sms: int, grid_order: GridOrder | None, key_order: KeyOrder
+) -> Kernel:
     """The persistent kernel: masked tiles longest first on demand, others in turn."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
     ctas = min(sms, rows.grid.size)
     periods, sharing = rows.matrices, rows.sharing
+    section, every = _section(cta, rows), np.arange(rows.grid.size, dtype=np.int64)
+    chosen = grid_order or ("head_slow" if cta.w.mask == "full" else "swizzled")
+    order = ordered(rows, chosen, section)
     if cta.call == "batch" and cta.w.mask == "full":
-        dealt = dealt_in_turn(rows.grid.size, ctas)
+        dealt = dealt_in_turn(rows.grid.size, ctas).in_order(order)
     else:
-        section = _section(cta, rows)
-        every = np.arange(rows.grid.size, dtype=np.int64)
-        order = every if cta.w.mask == "full" else longest_first(rows, section)
         dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, STAGES)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
-            periods, sharing = like_sections(rows, section), 1
-    return _kernel(_Work(cta, rows, dealt), periods, sharing)
+            periods, sharing = like_parts(rows, chosen, section), 1
+    if grid_order:
+        periods, sharing = like_parts(rows, chosen, section), 1
+    ways = directions(key_order, lambda items: dealt.turn(items, sms))
+    if len(ways) > 1:
+        periods, sharing = 1, 1
+    work = _Work(cta, rows, dealt)
+    kernel = _kernel([work.going(way) for way in ways], periods, sharing)
+    return replace(kernel, in_waves=chosen == "head_fast" or len(ways) > 1)
 
 
 def _split_kernels(cta: Flash3Cta) -> list[Kernel]:
@@ -159,15 +186,16 @@ def _split_kernels(cta: Flash3Cta) -> list[Kernel]:
     rows = QueryRows(cta.w, cta.tile, cta.packed, cta.splits)
     work = _Work(cta, rows, dealt_in_turn(rows.grid.size, rows.grid.size))
     combine = combine_of_splits(work.stored, Result(work.tensors.o, work.lse))
-    return [_kernel(work, rows.matrices, rows.sharing), combine]
+    return [_kernel([work], rows.matrices, rows.sharing), combine]
 
 
-def _kernel(work: "_Work", periods: int, sharing: int) -> Kernel:
-    """The kernel of these loops."""
+def _kernel(works: "list[_Work]", periods: int, sharing: int) -> Kernel:
+    """The kernel of the loops of each way through the keys."""
+    work = works[0]
     return Kernel(
         name="flash3",
         ctas=work.dealt.ctas,
-        loops=_loops(work),
+        loops=tuple(loop for one in works for loop in _loops(one)),
         footprint=work.cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=work.dealt.items_per_cta,
@@ -188,7 +216,7 @@ class _Work:
     """What the loops load, compute and store of each item's block of query rows."""
 
     def __init__(self, cta: Flash3Cta, rows: QueryRows, dealt: Dealt) -> None:
-        self.cta, self.rows, self.dealt = cta, rows, dealt
+        self.cta, self.rows, self.dealt, self.way = cta, rows, dealt, LAST_TO_FIRST
         w, tile, d = cta.w, cta.tile, cta.head_dim
         self.tensors, self.lse = rows.tensors()
         self.stored = Result(self.tensors.o, self.lse)
@@ -216,9 +244,16 @@ class _Work:
             self.transpose_ops = tile.kv * d // 4
             self.pv_sram_bytes += 2 * kv_bytes
 
+    def going(self, way: Direction) -> "_Work":
+        """The same of the items that go this way through their keys."""
+        same = copy(self)
+        same.way = way
+        return same
+
     def key_blocks(self, items: IntArray) -> IntArray:
-        """Key blocks of each item; none of one without a tile."""
-        return self.dealt.has_tile(items) * self.rows.key_blocks(self.dealt.tile(items))
+        """Key blocks of each item; none of one without a tile, or that goes another way."""
+        here = self.dealt.has_tile(items) * self.way.goes(items)
+        return here * self.rows.key_blocks(self.dealt.tile(items))
 
     def has_keys(self, items: IntArray) -> IntArray:
         """1 where an item has key blocks."""
@@ -228,9 +263,9 @@ class _Work:
         """Q's block."""
         return Load(self._rows_of(self.tensors.q))
 
-    def load(self, tensor: Tensor, behind_last: int = 0, stages: int = STAGES) -> Load:
-        """K's or V's blocks, from so many before the last on."""
-        return Load(self._keys_of(tensor, behind_last), stages)
+    def load(self, tensor: Tensor, skipped: int = 0, stages: int = STAGES) -> Load:
+        """K's or V's blocks, all but so many of the first."""
+        return Load(self._keys_of(tensor, skipped), stages)
 
     def load_first_of(self, tensor: Tensor) -> Load:
         """The block that is visited last."""
@@ -285,8 +320,8 @@ class _Work:
             tensor, self.cta.tile.q, tensor.cols, lambda items: tile_of(self.dealt.tile(items))
         )
 
-    def _keys_of(self, tensor: Tensor, behind_last: int) -> Stream:
-        return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
+    def _keys_of(self, tensor: Tensor, skipped: int) -> Stream:
+        return self.rows.keys_of(tensor, self.dealt.tile, skipped, self.cta.shared_by, self.way)
 
 
 def _loops(work: _Work) -> tuple[Loop, ...]:
@@ -319,7 +354,7 @@ def _loops(work: _Work) -> tuple[Loop, ...]:
         fp32_ops=softmax.fp32_ops - work.q_elements,
         other_ops=softmax.other_ops - converted + masked,
     )
-    load_k, load_v = work.load(k, behind_last=1), work.load(v)
+    load_k, load_v = work.load(k, skipped=1), work.load(v)
     trip = (
         load_k,
         load_v,

@@ -25,6 +25,7 @@ estimate after the authors' "avoid 90% of softmax rescaling". head_dim above 128
 kernels or settings of their own, are left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -39,12 +40,13 @@ from sim.schedules.parts import registers
 from sim.schedules.parts.dealing import (
     Dealt,
     dealt_in_turn,
-    like_sections,
-    longest_first,
+    like_parts,
+    ordered,
     section_of,
 )
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.query_rows import QueryRows
+from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, directions
 from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 TILE_ROWS, KEYS = 128, 128
@@ -62,10 +64,16 @@ FRAGMENT, EMULATED_AT_END = 32, 4  # apply_exp2_convert: frg_tile, ex2_emu_res
 
 
 class Flash4(Schedule):
-    """FlashAttention-4. `emulated`: the public kernel's share of exponentials unless given."""
+    """FlashAttention-4. `emulated`: the public kernel's share of exponentials unless given.
+
+    `grid_order` and `key_order` are the order of traversal (traversal.py); unless given, tiles come
+    as the scheduler deals them, masked ones swizzled.
+    """
 
     name: Literal["flash4"] = "flash4"
     emulated: Annotated[float, Field(ge=0, le=1)] | None = None
+    grid_order: GridOrder | None = None
+    key_order: KeyOrder = "descending"
 
     summary = "Blackwell: two tiles in turn, S and O in tensor memory, some exps emulated"
     source = "arXiv 2603.05451; Dao-AILab/flash-attention, flash_attn/cute/flash_fwd_sm100.py"
@@ -93,7 +101,7 @@ class Flash4(Schedule):
                 f"{show_binary(hw.sram.max_per_cta)} a CTA"
             )
         emulated = cta.emulated if self.emulated is None else self.emulated
-        return [_forward_kernel(cta, emulated, hw.sm.count)]
+        return [_forward_kernel(cta, emulated, hw.sm.count, self.grid_order, self.key_order)]
 
 
 @dataclass(frozen=True)
@@ -167,29 +175,37 @@ class Flash4Cta:
         return Footprint(sram_bytes, THREADS, registers.FLASH4, THREADS - 128 * self.workers)
 
 
-def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:
+def _forward_kernel(
+    cta: Flash4Cta, emulated: float, sms: int, grid_order: GridOrder | None, key_order: KeyOrder
+) -> Kernel:
     """The kernel, with that share of exponentials on the FMA units."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
-    tiles, periods = rows.grid.size, rows.matrices
+    tiles, sharing, section = rows.grid.size, rows.sharing, section_of(rows, L2_SECTION_BYTES)
+    chosen = grid_order or ("head_slow" if cta.w.mask == "full" else "swizzled")
+    order, periods = ordered(rows, chosen, section), like_parts(rows, chosen, section)
     if cta.w.mask == "full":
-        dealt = dealt_in_turn(tiles, min(sms, tiles))
+        dealt = dealt_in_turn(tiles, min(sms, tiles)).in_order(order)
     else:
-        section = section_of(rows, L2_SECTION_BYTES)
-        dealt = Dealt(tiles, longest_first(rows, section))
-        periods = like_sections(rows, section)
+        dealt = Dealt(tiles, order)
+    ways = directions(key_order, lambda items: dealt.turn(items, sms))
+    if grid_order or len(ways) > 1:
+        periods, sharing = (1 if len(ways) > 1 else periods), 1
     return Kernel(
         name="flash4",
         ctas=dealt.ctas,
-        loops=_loops(cta, rows, dealt, emulated),
+        loops=_loops(cta, rows, dealt, emulated, ways),
         footprint=cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=dealt.items_per_cta,
         periods=periods,
-        sharing=rows.sharing,
+        sharing=sharing,
+        in_waves=grid_order is not None or len(ways) > 1,
     )
 
 
-def _loops(cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float) -> tuple[Loop, ...]:
+def _loops(
+    cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float, ways: Sequence[Direction]
+) -> tuple[Loop, ...]:
     """Prologue, key blocks and epilogue of each item that has a tile."""
     tile, d = cta.tile, cta.head_dim
     (q, k, v, o), lse = rows.tensors()
@@ -202,13 +218,12 @@ def _loops(cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float) -> tu
     def rows_of(tensor: Tensor) -> Stream:
         return Stream(tensor, tile.q, tensor.cols, dealt.tile)
 
-    def keys_of(tensor: Tensor) -> Stream:
-        return rows.keys_of(tensor, dealt.tile, 0, cta.shared_by)
+    def keys_of(tensor: Tensor, way: Direction) -> Stream:
+        return rows.keys_of(tensor, dealt.tile, 0, cta.shared_by, way)
 
     def key_blocks(items: IntArray) -> IntArray:
         return dealt.has_tile(items) * rows.key_blocks(dealt.tile(items))
 
-    load_k, load_v = Load(keys_of(k), -(-cta.ring // 2)), Load(keys_of(v), cta.ring // 2)
     softmax = Compute(
         "softmax",
         vector_ops=HALF_OPS_PER_SCORE * scores // 2
@@ -217,16 +232,24 @@ def _loops(cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float) -> tu
         exp_count=scores - emulations + tile.q,
     )
     flops = 2 * scores * d
-    trip = (
-        load_k,
-        load_v,
-        Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
-        softmax,
-        Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
-    )
+
+    def loop(way: Direction) -> Loop:
+        load_k, load_v = (
+            Load(keys_of(k, way), -(-cta.ring // 2)),
+            Load(keys_of(v, way), cta.ring // 2),
+        )
+        trip = (
+            load_k,
+            load_v,
+            Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
+            softmax,
+            Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
+        )
+        return Loop(way.trips(key_blocks), trip)
+
     has_tile, results = dealt.has_tile, (rows_of(o), rows_of(lse))
     return (
         begin("Q", Load(rows_of(q)), trips=has_tile),
-        Loop(key_blocks, trip),
+        *map(loop, ways),
         finish(q_elements, *results, trips=has_tile, sram_bytes=2 * q_bytes),
     )

@@ -23,6 +23,7 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
+from sim.schedules.parts.traversal import GridOrder, swizzled
 from sim.tile_program import (
     Compute,
     IntArray,
@@ -40,7 +41,7 @@ from sim.tile_program import (
 class QueryTiles:
     """The tiles of query rows of a kernel, one a CTA: Q comes in, O and log-sum-exp go out.
 
-    `periods` and `sharing` are those of the kernel's grid.
+    `periods`, `sharing` and `in_waves` are those of the kernel's grid.
     """
 
     ctas: int
@@ -49,14 +50,20 @@ class QueryTiles:
     lse: Stream
     periods: int
     sharing: int
+    in_waves: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class QueryBlocks:
-    """FlashAttention-2's grid: a CTA for each tile.q query rows of each head of each sequence."""
+    """FlashAttention-2's grid: a CTA for each tile.q query rows of each head of each sequence.
+
+    Its own order is "head_slow"; of "swizzled" `section` heads go together.
+    """
 
     w: AttentionWorkload
     tile: Tile
+    order: GridOrder = "head_slow"
+    section: int = 1
 
     @property
     def down(self) -> int:
@@ -64,23 +71,33 @@ class QueryBlocks:
         return blocks(self.w.seq_q, self.tile.q)
 
     @property
-    def grid(self) -> Grid:
-        """(blocks of query rows, sequences, heads)."""
-        return Grid(self.down, self.w.batch, self.w.heads)
+    def size(self) -> int:
+        """CTAs."""
+        return self.down * self.w.batch * self.w.heads
+
+    def at(self, items: IntArray) -> tuple[IntArray, IntArray]:
+        """The block of query rows of each CTA, and its matrix of queries: a head of a sequence."""
+        w, matrices = self.w, self.w.batch * self.w.heads
+        if self.order == "swizzled":
+            return swizzled(items, self.down, matrices, self.section)
+        if self.order == "head_slow":
+            row, sequence, head = Grid(self.down, w.batch, w.heads).at(items)
+        else:
+            sequence, head, row = Grid(w.batch, w.heads, self.down).at(items)
+        return row, sequence * w.heads + head
 
     def row(self, items: IntArray) -> IntArray:
         """The block of query rows of each CTA, in its head."""
-        return self.grid.at(items)[0]
+        return self.at(items)[0]
 
     def matrix(self, items: IntArray) -> IntArray:
         """The matrix of queries of each CTA: a head of a sequence."""
-        _, sequence, head = self.grid.at(items)
-        return sequence * self.w.heads + head
+        return self.at(items)[1]
 
     def tile_of(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O, of each CTA."""
-        row, sequence, head = self.grid.at(items)
-        return (sequence * self.w.heads + head) * self.down + row
+        row, matrix = self.at(items)
+        return matrix * self.down + row
 
     def first_key_block(self, items: IntArray) -> IntArray:
         """The first block of tile.kv keys of the K/V matrix of each CTA."""
@@ -89,13 +106,19 @@ class QueryBlocks:
     def tiles(self, q: Tensor, o: Tensor, lse: Tensor) -> QueryTiles:
         """The tiles of Q, O and the log-sum-exp; all heads are alike, groups share K and V."""
         w, rows = self.w, self.tile.q
+        periods, sharing = w.batch * w.heads, w.heads // w.kv_heads
+        if self.order == "swizzled":
+            periods, sharing = (1 if periods % self.section else periods // self.section), 1
+        elif self.order == "head_fast":
+            periods = sharing = 1
         return QueryTiles(
-            ctas=self.grid.size,
+            ctas=self.size,
             q=Stream(q, rows, w.head_dim, self.tile_of),
             o=Stream(o, rows, w.head_dim, self.tile_of),
             lse=Stream(lse, rows, 1, self.tile_of),
-            periods=w.batch * w.heads,
-            sharing=w.heads // w.kv_heads,
+            periods=periods,
+            sharing=sharing,
+            in_waves=self.order == "head_fast",
         )
 
 
@@ -154,6 +177,7 @@ def flash_kernel(
         tensor_path=cta.tensor_path,
         periods=rows.periods,
         sharing=rows.sharing,
+        in_waves=rows.in_waves,
         compiled_from=cta.own.source if cta.own else None,
     )
 

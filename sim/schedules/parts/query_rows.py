@@ -8,6 +8,7 @@ import numpy as np
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import QKVO, STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.traversal import LAST_TO_FIRST, Direction
 from sim.tile_program import IntArray, OfItem, Stream, Tensor
 
 O_ELEMENT_BYTES = 2  # O of fp8 inputs is bf16
@@ -116,18 +117,26 @@ class QueryRows:
             Tensor("LSE", matrices, rows, 1, STATISTICS_BYTES, "output", "statistics"),
         )
 
-    def keys_of(self, tensor: Tensor, tiles: OfItem, behind_last: int, shared_by: int) -> Stream:
-        """K's or V's blocks that each item's tile visits, from so many before the last on.
+    def keys_of(
+        self,
+        tensor: Tensor,
+        tiles: OfItem,
+        skipped: int,
+        shared_by: int,
+        way: Direction = LAST_TO_FIRST,
+    ) -> Stream:
+        """K's or V's blocks that each item's tile visits, all but so many of the first.
 
         A block that a cluster of CTAs shares comes in as many parts, one by each: here by columns.
         """
         across = blocks(self.w.seq_kv, self.tile.kv)
+        begin = way.first_visited(*self.visited) + way.stride * skipped
 
         def part(items: IntArray) -> IntArray:
             tile = tiles(items)
             row, matrix = self.grid.at(tile)
             first = kv_matrix(self.w, matrix * self.packed) * across
-            return (first + self.visited[1][row] - 1 - behind_last) * shared_by + tile % shared_by
+            return (first + begin[row]) * shared_by + tile % shared_by
 
         cols = blocks(self.w.head_dim, shared_by)
-        return Stream(tensor, self.tile.kv, cols, part, -shared_by)
+        return Stream(tensor, self.tile.kv, cols, part, way.stride * shared_by)
