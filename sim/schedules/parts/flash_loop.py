@@ -186,30 +186,14 @@ def key_loop(
     w: AttentionWorkload, cta: FlashCta, trips: OfItem, q_bytes: int, k: Operand, v: Operand
 ) -> Loop:
     """The loop over key blocks, `q_bytes` being those of Q's tile."""
+    tile, filled = cta.tile, cta.filled(w)
     if cta.angles:
-        turn = cta.angles.beside_k(k.streams[0])
-        turning = ROPE_OPS_PER_ELEMENT * cta.tile.kv * w.head_dim
-        k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + turning)
+        turn, work = cta.angles.beside_k(k.streams[0]), ROPE_OPS_PER_ELEMENT * tile.kv * w.head_dim
+        k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + work)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
-    work = (
-        cta.own.computes(loads_k, loads_v)
-        if cta.own
-        else _by_rule(w, cta, q_bytes, (k, loads_k), (v, loads_v))
-    )
-    return Loop(trips, (*loads_k, *loads_v, *work))
-
-
-def _by_rule(
-    w: AttentionWorkload,
-    cta: FlashCta,
-    q_bytes: int,
-    of_k: tuple[Operand, tuple[Load, ...]],
-    of_v: tuple[Operand, tuple[Load, ...]],
-) -> tuple[Compute, ...]:
-    """A trip's computes as `instructions` counts them, of K and V with their loads."""
-    (k, loads_k), (v, loads_v) = of_k, of_v
-    tile, filled = cta.tile, cta.filled(w)
+    if cta.own:
+        return Loop(trips, (*loads_k, *loads_v, *cta.own.computes(loads_k, loads_v)))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
     softmax = online_softmax(tile.q, tile.kv, filled.head_dim, cta.warps, cta.fixed_instructions)
@@ -217,20 +201,25 @@ def _by_rule(
     dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
-    return (
-        *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
-        Compute(
-            "S = Q K^T",
-            loads_k,
-            mma_flops=matmul_flops,
-            sram_bytes=q_bytes * filled.head_dim // w.head_dim + kv_sram_bytes,
+    return Loop(
+        trips,
+        (
+            *loads_k,
+            *loads_v,
+            *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
+            Compute(
+                "S = Q K^T",
+                loads_k,
+                mma_flops=matmul_flops,
+                sram_bytes=q_bytes * filled.head_dim // w.head_dim + kv_sram_bytes,
+            ),
+            Compute(
+                "softmax",
+                vector_ops=softmax.fp32_ops + dropout,
+                other_ops=softmax.other_ops,
+                exp_count=softmax.exps,
+            ),
+            *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
+            Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
         ),
-        Compute(
-            "softmax",
-            vector_ops=softmax.fp32_ops + dropout,
-            other_ops=softmax.other_ops,
-            exp_count=softmax.exps,
-        ),
-        *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
-        Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
     )
