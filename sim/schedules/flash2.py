@@ -23,7 +23,7 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import ctas_per_sm, machine_of
+from sim.machine import ctas_per_sm
 from sim.schedules.base import QKVO, qkvo, visible_blocks
 from sim.schedules.parts.flash2_backward import Saved, backward_kernels
 from sim.schedules.parts.flash_cta import FlashCta
@@ -33,6 +33,7 @@ from sim.schedules.parts.flash_loop import (
     flash_kernel,
     key_loop,
     log_sum_exp,
+    query_blocks,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
@@ -43,7 +44,6 @@ from sim.schedules.parts.traversal import (
     GridOrder,
     KeyOrder,
     directions,
-    kv_heads_in,
 )
 from sim.tile_program import IntArray, Kernel, Kind, Loop, Stream, Tensor
 
@@ -87,8 +87,7 @@ class Flash2(FlashSchedule):
     def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        section = kv_heads_in(w, machine_of(hw).l2_capacity_bytes) * (w.heads // w.kv_heads)
-        grid = QueryBlocks(w, cta.tile, self.grid_order, section)
+        grid = query_blocks(w, cta.tile, self.grid_order, hw)
 
         def wave(items: IntArray) -> IntArray:
             return items // (hw.sm.count * ctas_per_sm(cta.footprint(w), hw))

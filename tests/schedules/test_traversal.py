@@ -188,6 +188,15 @@ def test_a_grid_whose_heads_are_fast_reads_every_heads_keys_anew_for_every_block
     assert reads["head_fast"] == pytest.approx(blocks * compulsory, rel=0.01)
 
 
+def test_a_pruned_kernels_grid_has_orders_too():
+    hw, w = device("a100-sxm-80gb", 2, f"{3 * KV_BYTES} B"), {"heads": 8, "kv_heads": 8}
+    slow, fast = (
+        ran("block_sparse", w, hw, grid_order=order) for order in ("head_slow", "head_fast")
+    )
+    assert slow.l2_bytes == fast.l2_bytes
+    assert fast.hbm_read_bytes > 10 * slow.hbm_read_bytes
+
+
 def test_heads_that_share_keys_read_them_once_where_they_are_fast():
     """All 8 query heads of the one KV head: a block of all of them reads K and V once."""
     hw = device("a100-sxm-80gb", 4, f"{KV_BYTES / 8} B")

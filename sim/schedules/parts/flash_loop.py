@@ -14,7 +14,9 @@ has stages, and on Hopper wgmma.
 
 from dataclasses import dataclass, replace
 
+from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
+from sim.machine import machine_of
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.parts.backward import DROPOUT_OPS_PER_SCORE
 from sim.schedules.parts.ends import begin, finish
@@ -23,7 +25,7 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
-from sim.schedules.parts.traversal import GridOrder, swizzled
+from sim.schedules.parts.traversal import GridOrder, kv_heads_in, swizzled
 from sim.tile_program import (
     Compute,
     IntArray,
@@ -120,6 +122,14 @@ class QueryBlocks:
             sharing=sharing,
             in_waves=self.order == "head_fast",
         )
+
+
+def query_blocks(
+    w: AttentionWorkload, tile: Tile, order: GridOrder, hw: HardwareProfile
+) -> QueryBlocks:
+    """The grid in that order; of "swizzled" as many heads go together as K and V fit the L2 of."""
+    heads = kv_heads_in(w, machine_of(hw).l2_capacity_bytes) * (w.heads // w.kv_heads)
+    return QueryBlocks(w, tile, order, heads)
 
 
 def log_sum_exp(q: Tensor) -> Tensor:

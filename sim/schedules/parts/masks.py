@@ -71,13 +71,15 @@ def sparse_kernel(
     tensors: QKVO,
     kind: Kind | None = None,
     gather_ops: int = 0,
+    grid: QueryBlocks | None = None,
 ) -> Kernel:
     """The kernel over the key blocks that `visits` names, on Q, K, V and O.
 
-    `gather_ops` are the lane operations of a trip by which K is brought together, and V.
+    `gather_ops` are the lane operations of a trip by which K is brought together, and V. `grid` is
+    FlashAttention-2's unless given.
     """
     q, k, v, o = tensors
-    grid = QueryBlocks(w, cta.tile)
+    grid = grid or QueryBlocks(w, cta.tile)
     alike = len(visits.trips) == grid.down  # one list of blocks for all heads
 
     def row(items: IntArray) -> IntArray:
