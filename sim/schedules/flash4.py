@@ -224,19 +224,19 @@ def _loops(
     def key_blocks(items: IntArray) -> IntArray:
         return dealt.has_tile(items) * rows.key_blocks(dealt.tile(items))
 
-    softmax = Compute(
-        "softmax",
-        vector_ops=HALF_OPS_PER_SCORE * scores // 2
-        + OPS_PER_EMULATED_EXP * emulations
-        + round(RESCALED_SHARE * q_elements),
-        exp_count=scores - emulations + tile.q,
-    )
     flops = 2 * scores * d
 
     def loop(way: Direction) -> Loop:
         load_k, load_v = (
             Load(keys_of(k, way), -(-cta.ring // 2)),
             Load(keys_of(v, way), cta.ring // 2),
+        )
+        softmax = Compute(
+            "softmax",
+            vector_ops=HALF_OPS_PER_SCORE * scores // 2
+            + OPS_PER_EMULATED_EXP * emulations
+            + round(RESCALED_SHARE * q_elements),
+            exp_count=scores - emulations + tile.q,
         )
         trip = (
             load_k,
