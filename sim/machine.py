@@ -86,6 +86,11 @@ def cta_start_s(kernel: Kernel, hw: HardwareProfile) -> float:
     return calibration.cta_start + (calibration.cta_setup if kernel.multiplies else 0.0)
 
 
+def item_setup_s(kernel: Kernel, hw: HardwareProfile) -> float:
+    """What each item of a CTA but its first begins with [s]."""
+    return hw.calibration.sm.cta_setup if kernel.sets_up_items else 0.0
+
+
 def service_times_s(
     op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str
 ) -> NDArray[np.float64]:

@@ -6,10 +6,12 @@ algorithm box:
 
     Load      brings a tile of a stream to one of the load's `stages` buffers once that is free
     Compute   waits for the loads that it reads, then takes the SM's pipes for its amounts
+    Barrier   where all workers of the CTA wait for each other
     Store     writes a tile of a stream
 
 The last compute of a trip that reads a load frees its buffer; the load of `stages` trips later is
-issued then. So prefetching is nothing but buffers, as in the real kernel.
+issued then. So prefetching is nothing but buffers, as in the real kernel. A kernel without it has
+loads of no stages, which a barrier issues.
 """
 
 from collections.abc import Callable
@@ -98,10 +100,18 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """Bring the trip's tile of `stream` to SRAM, up to `stages` trips ahead."""
+    """Bring the trip's tile of `stream` to SRAM, up to `stages` trips ahead.
+
+    Of 0 stages it is brought when a barrier of the trip issues it, to a buffer of its own.
+    """
 
     stream: Stream
     stages: int = 1
+
+    @property
+    def buffers(self) -> int:
+        """How many tiles it has room for."""
+        return max(1, self.stages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +121,8 @@ class Compute:
     `vector_ops` are lane operations of the fp32 pipe (an FMA is one), `other_ops` those that only
     have to be issued (maxima, conversions, shuffles, addresses), `exp_count` exponentials and
     `sram_bytes` what is read from or written to shared memory. All amounts zero: only a wait for
-    the loads it reads.
+    the loads it reads. Of its instructions so many `latencies` come one after the other, in which
+    the worker waits for a result: that of the last, and those of a chain within.
     """
 
     name: str
@@ -121,6 +132,19 @@ class Compute:
     exp_count: int = 0
     sram_bytes: int = 0
     other_ops: int = 0
+    latencies: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Barrier:
+    """All workers of the CTA wait here for each other; then the loads in `issues` are issued.
+
+    They go on after the latency of a dependent instruction. A store is such a place too. CTA-wide
+    barriers in a loop's machine code (BAR.SYNC; `attnsim kernel` counts them) keep its warps from
+    overlapping their softmax with each other's matmuls.
+    """
+
+    issues: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +155,8 @@ class Store:
     atomic: bool = False
 
 
-Op = Load | Compute | Store
+Action = Compute | Barrier | Store
+Op = Load | Action
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +172,14 @@ class Loop:
         return [op for op in self.ops if isinstance(op, Load)]
 
     @property
-    def actions(self) -> list[Compute | Store]:
+    def actions(self) -> list[Action]:
         """What the workers execute, in program order: all but the loads."""
         return [op for op in self.ops if not isinstance(op, Load)]
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams of its loads and stores, in program order."""
+        return [op.stream for op in self.ops if isinstance(op, Load | Store)]
 
 
 @dataclass(frozen=True)
@@ -211,6 +241,7 @@ class Kernel:
     waves of it stand for others: left without some of its CTAs, a wave would find other things in
     L2. `kind` says which real kernel it is, for whoever launches those; `backward` that it is one
     of the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
+    With `sets_up_items` every item begins with the setup that else only a CTA does.
     """
 
     name: str
@@ -225,6 +256,7 @@ class Kernel:
     kind: Kind | None = None
     backward: bool = False
     compiled_from: CompiledFrom | None = None
+    sets_up_items: bool = False
 
     @property
     def items(self) -> IntArray:
@@ -266,7 +298,7 @@ class Kernel:
         return sum(self.loop_trips)
 
     @property
-    def actions(self) -> list[Compute | Store]:
+    def actions(self) -> list[Action]:
         """What the workers execute, over all loops."""
         return [action for loop in self.loops for action in loop.actions]
 
@@ -278,7 +310,7 @@ class Kernel:
     @property
     def streams(self) -> list[Stream]:
         """Every stream that an op of the kernel touches."""
-        return [op.stream for loop in self.loops for op in loop.ops if not isinstance(op, Compute)]
+        return [stream for loop in self.loops for stream in loop.streams]
 
     @property
     def tensors(self) -> list[Tensor]:

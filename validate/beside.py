@@ -6,40 +6,79 @@ or after attention's. By the `beside` of a measured operation:
     cache write    the new tokens' K and V are read and written to the cache: vLLM,
                    csrc/cache_kernels.cu (reshape_and_cache_flash); SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer)
-    packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache:
-                   TensorRT-LLM, kernels/unfusedAttentionKernels/
-                   unfusedAttentionKernels_2_template.h (invokeQKVPreprocessing)
+    packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
+                   to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
+                   (mha_varlen_fwd, seqlenq_ngroups_swapped)
+    cache write and lengths
+                   the write, and FlashAttention-3 counts each sequence's blocks before it begins,
+                   where nobody did ahead of the call: SGLang; Dao-AILab/flash-attention,
+                   hopper/flash_api.cpp (prepare_varlen_num_blocks)
+    fp8 queries    the write, and Q is quantised by its own largest element: read, read again and
+                   written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
+                   a scale)
+    packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache,
+                   once offsets and scales are made from lengths: TensorRT-LLM,
+                   common/attentionOp.cpp (enqueueContext: invokeBuildDecoderInfo,
+                   invokeQKVPreprocessing) and kernels/unfusedAttentionKernels/
+                   unfusedAttentionKernels_2_template.h (applyBiasRopeUpdateKVCacheV2). A thread has
+                   16 bytes of a token's query head, and reads as much of K and V, its partner of Q
+                   and of K and eight pairs of cosine and sine, 64 bytes from its neighbour's
     MLA expanded   the latents are multiplied up to K and V of every head, the keys' turned part is
                    put beside each, V is filled up to K's width and the results are cut again:
                    vllm/v1/attention/backends/mla/common.py (_forward_prefill, _pad_v)
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import machine_of
 
-Kind = Literal["", "cache write", "packed QKV", "MLA expanded"]
+Kind = Literal[
+    "",
+    "cache write",
+    "cache write and lengths",
+    "packed heads",
+    "fp8 queries",
+    "packed QKV",
+    "MLA expanded",
+]
+# Of a warp of applyBiasRopeUpdateKVCacheV2: cycles of its SM's L1, one for 128 bytes in a row or
+# for a sector alone. Five loads and a store of 512 bytes, eight loads of 16 sectors (the halves of
+# a head share them). A sector a cycle is an estimate.
+TURNING_CYCLES = 6 * 4 + 8 * 16
+TURNING_BYTES = 512
+PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
+QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Bytes that the other launches move, their FLOPs, and how many launches they are."""
+    """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
+
+    `l1_cycles` are those of an SM's L1, of all SMs together.
+    """
 
     bytes: int = 0
     flops: int = 0
     launches: int = 0
+    l1_cycles: int = 0
+    host_s: float = 0.0
+
+    def and_also(self, other: "Beside") -> "Beside":
+        """Both."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Beside(*(ours + theirs for ours, theirs in pairs))
 
     def times(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[float, float]:
-        """Seconds that they take, gaps included, and that a roofline of the datasheet gives.
+        """Seconds that all takes, gaps included, and that a roofline of the datasheet gives.
 
         What one writes the next finds in L2 where all of it fits there. As much is written as read.
         """
         if not self.launches:
-            return 0.0, 0.0
+            return self.host_s, 0.0
         calibration = hw.calibration
         flops_s = self.flops / hw.matmul_flops_per_s(w.dtype)
         in_l2 = self.bytes < hw.l2.capacity * calibration.l2.effective_capacity
@@ -48,9 +87,11 @@ class Beside:
             if in_l2
             else machine_of(hw).hbm_s(self.bytes / 2, self.bytes / 2)
         )
+        l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
         fixed_s = calibration.launch.gap + calibration.sm.cta_start
-        taken_s = self.launches * fixed_s + memory_s + flops_s / calibration.tensor.native
-        return taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
+        taken_s = self.launches * fixed_s + max(memory_s, l1_s)
+        taken_s += flops_s / calibration.tensor.native
+        return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
 
 def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Beside:
@@ -60,9 +101,21 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     match kind:
         case "cache write":
             return Beside(kv * read_bytes + kv * cached_bits // 8, launches=1)
+        case "cache write and lengths":
+            return beside("cache write", w, dtype, kv_dtype).and_also(Beside(launches=1))
+        case "packed heads":
+            # Of one KV head Q lies so already; of one query head there is nothing to pack.
+            times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
+            copies = Beside(times * 2 * q * read_bytes, launches=times)
+            return copies.and_also(beside("cache write", w, dtype, kv_dtype))
+        case "fp8 queries":
+            quantised = q * (2 * PROJECTED_BYTES + w.dtype_bytes)
+            written = kv * PROJECTED_BYTES + kv * cached_bits // 8
+            return Beside(quantised + written, launches=1 + QUANTISING_LAUNCHES)
         case "packed QKV":
             made = q * w.dtype_bytes + kv * cached_bits // 8
-            return Beside((q + kv) * read_bytes + made, launches=1)
+            turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
+            return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, l1_cycles=turning)
         case "MLA expanded":
             return _mla_expanded(tokens, w.heads, read_bytes)
     return Beside()

@@ -4,9 +4,8 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    TensorRT-LLM's and FlashAttention-3's decoding                  `paged`, in FlashAttention-2's
+    XQA's decoding                                                  `paged`, in FlashAttention-2's
                                                                     split-KV kernels
-    trtllm-gen's decoding of latents                                `mla`, FlashMLA's
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
@@ -15,7 +14,7 @@ Where pages are not stated they have 64 tokens.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,12 +23,12 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
-from sim.schedules.base import Schedule, blocks
-from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.base import Schedule
+from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_before_hopper, fmha_v2, sglang_triton
+from validate.framework_kernels import flash3_before_hopper, flash3_decode_before_hopper, fmha_v2
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -41,14 +40,22 @@ BLACKWELL = ("sm100",)
 FLASH2 = {"name": "flash2"}
 SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
 TRITON = {"name": "flash2", "implementation": "triton"}
+SGLANG = {"name": "flash2", "implementation": "sglang"}
 FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
+FLASH3_VLLM = FLASH3_PAGED | {"implementation": "vllm"}
 FLASH4 = {"name": "flash4"}
+TRTLLM_GEN = FLASH4 | {"implementation": "trtllm-gen"}
+CUTLASS = FLASH4 | {"implementation": "cutlass"}
 SPLIT_KV = {"name": "flash_decoding"}
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
+# FlashAttention-2's own call; other kernels that `paged` stands for pack heads behind windows too.
+KVCACHE = PAGED | {"call": "kvcache"}
+LIKE_PAGED = KVCACHE | {"pack_gqa": True}
 FLASHINFER = PAGED | {"implementation": "flashinfer"}
+TRTLLM_GEN_DECODE = PAGED | {"implementation": "trtllm-gen"}
 MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
 FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
@@ -79,10 +86,10 @@ class Operation:
     `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
     `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
-    rates are judged, times are not. Where all sequences' page tables have room for `cache_tokens`,
-    splits are cut for these, however few are filled. `floor_us` is of a call whose host part takes
-    longer than usual, `beside` what else its call does; where a row says that K and V are written
-    to the cache, at least that.
+    rates are judged, times are not. All sequences' page tables have room for
+    `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
+    longer than usual, `beside` what else its call does, `fp8_beside` that of fp8; where a row says
+    that K and V are written to the cache, at least that.
     """
 
     kernel: str
@@ -99,6 +106,7 @@ class Operation:
     cache_tokens: int | None = None
     floor_us: float | None = None
     beside: Kind = ""
+    fp8_beside: Kind = ""
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -138,7 +146,7 @@ OPERATIONS = (
         in_cache_dtype=True,
     ),
     Operation(
-        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, MLA, in_cache_dtype=True
+        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, TRTLLM_MLA, in_cache_dtype=True
     ),
     Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
     # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
@@ -155,7 +163,7 @@ OPERATIONS = (
         r"sglang MLA triton",
         "MLA prefill, Triton",
         PREFILL,
-        sglang_triton,
+        SGLANG,
         head_dim=512,
         changes={"kv_heads": 1},
     ),
@@ -168,22 +176,28 @@ OPERATIONS = (
     Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, PAGED),
     Operation(
-        r"(vllm vllm_flash_attn_fa3|sglang fa3)",
+        r"vllm vllm_flash_attn_fa3",
+        "FA3 prefill",
+        PREFILL,
+        FLASH3_VLLM,
+        in_cache_dtype=True,
+    ),
+    Operation(
+        r"sglang fa3",
         "FA3 prefill",
         PREFILL,
         FLASH3_PAGED,
         in_cache_dtype=True,
+        beside="cache write and lengths",
     ),
     # A window masks scores there; its loop visits all keys up to the query's block.
-    Operation(r"sglang triton", "Triton prefill", PREFILL, sglang_triton, changes={"window": None}),
+    Operation(r"sglang triton", "Triton prefill", PREFILL, SGLANG, changes={"window": None}),
+    Operation(r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmprefill|sglang trtllm_mha)",
-        "trtllm-gen prefill",
-        PREFILL,
-        FLASH4,
+        r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"
     ),
     # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
-    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, FLASH4, arch=BLACKWELL),
+    Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, CUTLASS, arch=BLACKWELL),
     Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASHINFER),
     Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
@@ -201,32 +215,70 @@ OPERATIONS = (
         PREFILL,
         fmha_v2,
         arch=HOPPER,
+        in_cache_dtype=True,
         beside="packed QKV",
     ),
     Operation(
         r"trtllm torch_flow",
         "trtllm-gen prefill",
         PREFILL,
-        FLASH4,
+        TRTLLM_GEN,
         arch=BLACKWELL,
         beside="packed QKV",
     ),
     # --- serving frameworks and FlashInfer: decoding -------------------------------------------
-    Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"sglang flash_attention", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED),
-    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
-    Operation(r"sglang fa3", "FA3 decode", DECODE, PAGED, in_cache_dtype=True),
+    Operation(
+        r"vllm vllm_flash_attn(_fa2)?", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
+    ),
+    Operation(
+        r"sglang flash_attention",
+        "FA2 paged decode",
+        DECODE,
+        flash3_decode_before_hopper,
+        beside="cache write and lengths",
+    ),
+    Operation(
+        r"vllm flash_attn \(FA2.*\)", "FA2 paged decode", DECODE, PAGED, beside="packed heads"
+    ),
+    Operation(r"vllm vllm_flash_attn_fa3", "FA3 decode", DECODE, FLASH3_VLLM, in_cache_dtype=True),
+    Operation(
+        r"sglang fa3",
+        "FA3 decode",
+        DECODE,
+        FLASH3_PAGED,
+        in_cache_dtype=True,
+        beside="cache write and lengths",
+    ),
     Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmdecode|sglang trtllm_mha|flashinfer .*trtllm.*)",
+        r"(vllm vllm_flashinfer_trtllmdecode|flashinfer .*trtllm.*)",
         "trtllm-gen decode",
         DECODE,
-        PAGED,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
     ),
-    Operation(r"trtllm torch_flow", "trtllm-gen decode", DECODE, PAGED, arch=BLACKWELL),
-    Operation(r"trtllm torch_flow", "XQA decode", DECODE, PAGED),
-    Operation(r"xqa .*", "XQA decode", DECODE, PAGED),
+    Operation(
+        r"sglang trtllm_mha",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+        fp8_beside="fp8 queries",
+    ),
+    Operation(
+        r"trtllm torch_flow",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+    ),
+    Operation(r"trtllm torch_flow", "XQA decode", DECODE, LIKE_PAGED),
+    Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
+    # SGLang's pages have one token (aiconfigurator, collector/sglang/collect_attn.py).
+    Operation(r"sglang flashinfer", "FlashInfer decode", DECODE, FLASHINFER | {"page_size": 1}),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),
@@ -254,13 +306,13 @@ OPERATIONS = (
         r"FlashAttention-2 C\+\+ mha_fwd_kvcache",
         "FA2 paged decode",
         DECODE,
-        PAGED,
+        KVCACHE,
         cache_tokens=2**20,
     ),
     # flash_attn_varlen_func without a page table cuts no cache: one sequence of 65,536 keys takes
     # 1.7 ms on an H100 (LLMServingSim, perf_models), 40 GB/s.
     Operation(r"FlashAttention-2 varlen", "decode, a CTA a head", DECODE, FLASH2),
-    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, PAGED, extra=r"\bpage \d"),
+    Operation(r"FlashAttention-2.*", "FA2 paged decode", DECODE, KVCACHE, extra=r"\bpage \d"),
     Operation(r"FlashAttention-2.*", "FA2 split-KV decode", DECODE, SPLIT_KV),
     Operation(r"FlashAttention-3.*varlen.*", "FA3 prefill", PREFILL, FLASH3_VARLEN),
     Operation(r"FlashAttention-3.*", "FA3 prefill", PREFILL, FLASH3),
@@ -350,8 +402,14 @@ WINDOW = re.compile(r"\bwindow (\d+)\b")
 SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
 WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
+# Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
+WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
+# Between the events of a call run with --disable-blocking-kernel stands its host part too
+# (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
+HOST_IN_IT, CALL_HOST_S = re.compile(r"\bnvbench cold\b"), 10e-6
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
+NCU = re.compile(r"\bncu\b|\bNsight Compute\b", re.IGNORECASE)
 FLOOR = re.compile(r"\bbelow some (\d+) us it is host time\b")
 TIMES = ("time_us", "tflops", "gbps")
 FLOOR_US = 30.0  # host time rules below it, where nothing else is said
@@ -379,7 +437,8 @@ class Case:
     """What is simulated for a figure: figures of one launch share it.
 
     `launches` is a pattern of the kernels that count, None of all. From a cold L2 each of those
-    that it names starts from an empty one, as a profiler has it.
+    that it names starts from an empty one, as a profiler has it. `dirty` is a cold L2 that holds
+    what a flush has written to it.
     """
 
     workload: AttentionWorkload
@@ -387,6 +446,7 @@ class Case:
     schedule: Schedule
     launches: str | None
     warm: bool
+    dirty: bool = False
 
 
 @dataclass(frozen=True)
@@ -427,12 +487,15 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
-    case = Case(w, hw, schedule, operation.launches, _is_warm(figure))
+    if NCU.search(figure.extra):  # one launch, then a pause: the power limit has no time to act
+        hw = hw.model_copy(update={"power": None})
+    dirty = WRITTEN_COLD.search(figure.extra) is not None
+    case = Case(w, hw, schedule, operation.launches, _is_warm(figure), dirty)
     return Measured(
         figure,
         operation.family,
         case,
-        beside=_beside(figure, operation, w),
+        beside=_beside(figure, operation, w, schedule),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         floor_us=_floor_us(figure, operation),
     )
@@ -468,17 +531,15 @@ def _options(
         options["page_size"] = min(int(page[1]), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
-    elif operation.cache_tokens:
-        options["splits"] = _filled_splits(w, hw, operation.cache_tokens // w.batch)
+    if operation.cache_tokens:
+        options["room_tokens"] = operation.cache_tokens // w.batch
+    if options["name"] in ("paged", "flash_decoding") and _states_window(figure):
+        options.setdefault("pack_gqa", False)  # a wide one too (flash_api.cpp, mha_fwd_kvcache)
     return options
 
 
-def _filled_splits(w: AttentionWorkload, hw: HardwareProfile, room_tokens: int) -> int:
-    """Of the splits of a sequence with room for so many tokens, those that its keys reach."""
-    room = replace(w, seq_kv=room_tokens, window=None)
-    cut = FlashDecoding().split(room, hw, None)
-    size = blocks(cut.end_block, cut.splits)
-    return blocks(blocks(w.seq_kv, cut.cta.tile.kv), size)
+def _states_window(figure: Figure) -> bool:
+    return any(stated.search(figure.extra) for stated in (WINDOW, SIDES))
 
 
 def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
@@ -539,11 +600,19 @@ def _is_warm(figure: Figure) -> bool:
     return COLD.search(figure.extra) is None and not BY_PROFILER.search(figure.extra)
 
 
-def _beside(figure: Figure, operation: Operation, w: AttentionWorkload) -> Beside:
+def _beside(
+    figure: Figure, operation: Operation, w: AttentionWorkload, schedule: Schedule
+) -> Beside:
     """What the call does beside attention; the new tokens come as wide as the row says."""
-    writes: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind = operation.beside or kind
+    if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
+        kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
-    return beside(operation.beside or writes, w, dtype, kv_dtype)
+    kind = operation.fp8_beside if w.dtype == "fp8" and operation.fp8_beside else kind
+    has_host = figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra)
+    host_s = CALL_HOST_S if has_host else 0.0
+    return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
 
 
 def _first_line(error: Exception, figure: Figure) -> str:

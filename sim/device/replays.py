@@ -7,6 +7,7 @@ from sim.device.program import gpus_of, kernels_of
 from sim.engine.fast_forward import run as fast_forward
 from sim.engine.fast_forward.plan import can_skip, replayed_steps
 from sim.engine.kernel_run import KernelRun
+from sim.engine.power import held_back
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Command, Kernel, chunk_tensors
@@ -59,6 +60,8 @@ class Replays(Generic[L2State]):
             self.progress(before + tile_steps)
 
         if most_steps is not None and can_skip(kernel, most_steps):
-            return fast_forward.run_kernel(self.engine, kernel, hw, dtype, so_far, most_steps)
-        l2 = self._empty_l2() if self.shared_l2 is None else self.shared_l2
-        return self.engine.run_kernel(kernel, self.chunkings, hw, l2, dtype, so_far)
+            run = fast_forward.run_kernel(self.engine, kernel, hw, dtype, so_far, most_steps)
+        else:
+            l2 = self._empty_l2() if self.shared_l2 is None else self.shared_l2
+            run = self.engine.run_kernel(kernel, self.chunkings, hw, l2, dtype, so_far)
+        return held_back(run, hw, dtype)

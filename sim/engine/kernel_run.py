@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.tile_program import Compute, Kernel, Store
+from sim.tile_program import Action, Compute, Kernel
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class KernelRun:
     compute once a worker. `busy_s` holds each pipe's service time in the order of `machine.CAUSES`,
     summed over SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins).
     With `fast_forward` the arrays of CTAs are of those that were replayed.
+
+    `clock_share` of the nominal clock is what the power limit left (`sim.engine.power`), `power_s`
+    the time that this added: `path_s`, which then sums to the rest, and `busy_s` are as without it.
     """
 
     kernel: Kernel
     time_s: float
     ctas_per_sm: int
-    counts: dict[Compute | Store, int]
+    counts: dict[Action, int]
     hbm_read_bytes: int
     hbm_write_bytes: int
     l2_read_bytes: int
@@ -50,6 +53,8 @@ class KernelRun:
     bins: NDArray[np.float64]
     bin_width_s: float
     fast_forward: FastForward | None = None
+    clock_share: float = 1.0
+    power_s: float = 0.0
 
     def executed(self, amount: str) -> int:
         """Total of one amount of the computes (such as "mma_flops") over all that ran."""

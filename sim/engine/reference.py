@@ -27,7 +27,18 @@ from sim.engine.compiled.timeline import (
 from sim.engine.kernel_run import KernelRun
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import Machine
-from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
+from sim.tile_program import (
+    Action,
+    Barrier,
+    Chunking,
+    Compute,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+)
 
 Path = NDArray[np.float64]  # critical time so far, by cause
 Events = Generator[simpy.Event, Any, None]
@@ -173,7 +184,7 @@ class RunningCta:
         self.item = number * replay.kernel.items_per_cta
         self.last_item = self.item + replay.kernel.items_per_cta - 1
         self.buffers = {
-            load: [Buffer() for _ in range(load.stages)]
+            load: [Buffer() for _ in range(load.buffers)]
             for loop in replay.kernel.loops
             for load in loop.loads
         }
@@ -184,7 +195,7 @@ class RunningCta:
 
     def buffer(self, load: Load, trip: int) -> Buffer:
         """The buffer that the load's trip uses."""
-        return self.buffers[load][trip % load.stages]
+        return self.buffers[load][trip % load.buffers]
 
     def issue(self, load: Load, trip: int, path: Path) -> None:
         """Bring the trip's tile to its buffer."""
@@ -197,7 +208,7 @@ class RunningCta:
         """All buffers are free: issue the first loads of every loop, trip by trip."""
         for loop in self.replay.kernel.loops:
             for load in loop.loads:
-                self.buffers[load] = [Buffer() for _ in range(load.stages)]
+                self.buffers[load] = [Buffer() for _ in range(load.buffers)]
             deepest = max((load.stages for load in loop.loads), default=0)
             for trip in range(min(deepest, self.replay.trips(loop, self.item))):
                 for load in loop.loads:
@@ -222,11 +233,11 @@ class RunningCta:
                 worker.path = latest.path.copy()
                 worker.wake.at(max(latest.arrival_s, self.replay.env.now))
 
-    def wake_parked(self, path: Path) -> None:
-        """All workers are here: those that waited go on now."""
+    def wake_parked(self, path: Path, after_s: float = 0.0) -> None:
+        """All workers are here: those that waited go on in `after_s`."""
         for worker in self.parked:
             worker.path = path.copy()
-            worker.wake.at(self.replay.env.now)
+            worker.wake.at(self.replay.env.now + after_s)
         self.parked = []
 
 
@@ -278,8 +289,10 @@ class Worker:
                 self.replay.end_cta(cta, self.path)
                 return
             cta.item += 1
-            cta.wake_parked(self.path)
-            yield self.until(self.env.now)
+            setup_s = self.replay.item_setup_s
+            self.path[mc.CTA_START] += setup_s
+            cta.wake_parked(self.path, setup_s)
+            yield self.until(self.env.now + setup_s)
 
     def run_trip(self, loop: Loop, trip: int) -> Events:
         """The ops of one trip, in order."""
@@ -289,10 +302,14 @@ class Worker:
             for action in loop.actions
             if isinstance(action, Compute)
             for load in action.reads
+            if load.stages
         }
         for action in loop.actions:
             if isinstance(action, Store):
                 yield from self.store(action)
+                continue
+            if isinstance(action, Barrier):
+                yield from self.meet(action)
                 continue
             yield from self.wait_for_loads(action.reads)
             yield from self.compute(action)
@@ -343,9 +360,26 @@ class Worker:
                     done_s, slowest = pipe_done_s, pipe
         if slowest is not None:
             self.path = slowest.path.copy()
-            self.path[mc.OP_LATENCY] += self.replay.machine.op_latency_s
-            done_s += self.replay.machine.op_latency_s
+            latency_s = op.latencies * self.replay.machine.op_latency_s
+            self.path[mc.OP_LATENCY] += latency_s
+            done_s += latency_s
         yield self.until(done_s)
+
+    def meet(self, op: Barrier) -> Events:
+        """Wait for the CTA's other workers; the last one issues what the barrier issues."""
+        cta = self.cta
+        if len(cta.parked) < len(cta.workers) - 1:
+            cta.parked.append(self)
+            yield self.sleep()
+            return
+        for load in cta.buffers:
+            if load in op.issues:
+                cta.issue(load, self.trip, self.path)
+        self.replay.op_count[op] = self.replay.op_count.get(op, 0) + 1
+        latency_s = self.replay.machine.op_latency_s
+        self.path[mc.OP_LATENCY] += latency_s
+        cta.wake_parked(self.path, latency_s)
+        yield self.until(self.env.now + latency_s)
 
     def store(self, op: Store) -> Events:
         """All workers hand their parts to the store; the last one issues it."""
@@ -382,6 +416,7 @@ class ReferenceReplay:
         self.env = simpy.Environment()
         self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
         self.cta_start_s = mc.cta_start_s(kernel, hw)
+        self.item_setup_s = mc.item_setup_s(kernel, hw)
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
         self.service_s = {
@@ -394,7 +429,7 @@ class ReferenceReplay:
         self.slot_paths = [np.zeros(mc.N_CAUSES) for _ in range(machine.sms * self.ctas_per_sm)]
         self.bases = {stream: stream.base(kernel.items) for stream in kernel.streams}
         self.starts = {stream: stream.start(kernel.items) for stream in kernel.streams}
-        self.op_count: dict[Compute | Store, int] = {}
+        self.op_count: dict[Action, int] = {}
         self.hbm_read_bytes = self.hbm_write_bytes = 0
         self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = 0
         self.next_cta = self.tile_steps = 0

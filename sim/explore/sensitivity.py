@@ -8,7 +8,8 @@ is only shifted down. Both sides are kept besides, as what a capacity does is of
 that just fits, a working set just above the L2. What fast-forwarding may have made of a slope, by
 the estimated errors of the runs that it is taken from, stands beside it (`noise`).
 
-Each figure moves alone. The tensor rates do not follow `sm.clock`, nor SRAM the SMs' count.
+Each figure moves alone. The tensor rates do not follow `sm.clock`, nor SRAM the SMs' count: at its
+power limit a device with a higher clock alone has tensor cores that do less a clock, and is slower.
 """
 
 import json
@@ -30,8 +31,8 @@ from sim.schedules.base import Schedule
 
 SHIFT = 0.05  # up by it, and down by as much in logarithm
 # What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
-WITHOUT_EFFECT = ("power.tdp", "hbm.capacity", "l2.dies")
-OF_THE_SAME_RUN = "energy."  # figures that need no other run, and so add no error
+WITHOUT_EFFECT = ("hbm.capacity", "l2.dies")
+OF_THE_SAME_REPLAY = ("energy.", "power.")  # figures that no replay knows, and so add no error
 # Where a fast-forwarded record says how far each result may be off.
 ERRORS = {"time_s": "time_error", "energy_j": "energy_error", "hbm_bytes": "hbm_error"}
 
@@ -179,7 +180,7 @@ def _shifted(
     if value is None:
         return None
     hw = base.point.hardware.with_figures({key: value})
-    if key.startswith(OF_THE_SAME_RUN):
+    if key.startswith(OF_THE_SAME_REPLAY) and hw.power is None:  # of which no time depends either
         assert base.run is not None
         w = base.point.workload
         return record_of(base.point.asked(schedule), w, hw, base.run, base.record.engine)
@@ -192,7 +193,7 @@ def _shifted(
 
 def _can_matter(key: str, point: Point, record: Record) -> bool:
     """Whether a figure can have an effect: it belongs to what the schedule uses."""
-    if key in WITHOUT_EFFECT:
+    if key in WITHOUT_EFFECT or (key == "power.tdp" and point.hardware.energy is None):
         return False
     if key.startswith("tensor."):
         return key == f"tensor.{point.workload.dtype}"
@@ -241,7 +242,7 @@ def effect(parameter: Parameter, base: Record, down: Record | None, up: Record |
 
         first, last = min(at), max(at)
         error = _error(at[first], result) + _error(at[last], result)
-        if parameter.key.startswith(OF_THE_SAME_RUN):
+        if parameter.key.startswith(OF_THE_SAME_REPLAY):
             error = 0.0
         return Elasticity(
             central=slope(first, last),

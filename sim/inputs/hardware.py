@@ -24,6 +24,7 @@ from sim.inputs.units import (
     FlopsPerSecond,
     Fraction,
     Hertz,
+    Joules,
     JoulesPerByte,
     JoulesPerFlop,
     Seconds,
@@ -118,12 +119,18 @@ class Power(Section):
 
 
 class Energy(Section):
-    """Energy of one byte moved or one FLOP; `idle` is drawn all the time."""
+    """Energy of a byte moved, a FLOP of 16-bit operands, a lane's operation; `idle` draws always.
 
+    But for HBM's, these are at `clock` and go with its square. A device without them is not held
+    back by its power limit.
+    """
+
+    clock: Hertz
     hbm_per_byte: JoulesPerByte
     l2_per_byte: JoulesPerByte
     sram_per_byte: JoulesPerByte
     tensor_per_flop: JoulesPerFlop
+    lane_op: Joules
     idle: Watts
 
 
@@ -187,7 +194,8 @@ class SmCalibration(Section):
 
     `cta_start` is from a free slot to a CTA's first instruction, `cta_setup` what a kernel of
     matmuls then does before its first load and after its last, one thing after the other: lengths
-    and tables read, addresses, descriptors, barriers.
+    and tables read, addresses, descriptors, barriers. So does each item of a kernel that
+    `sets_up_items`.
     """
 
     vector: Fraction

@@ -102,6 +102,7 @@ FlopsPerSecond = Annotated[float, _positive("flop/second", "a rate of FLOPs", '"
 Hertz = Annotated[float, _positive("hertz", "a clock rate", '"1830 MHz"')]
 Seconds = Annotated[float, _at_least_zero("second", "a time", '"560 ns"')]
 Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
+Joules = Annotated[float, _positive("joule", "an energy", '"12 pJ"')]
 JoulesPerByte = Annotated[float, _positive("joule/byte", "an energy a byte", '"31 pJ/B"')]
 JoulesPerFlop = Annotated[float, _positive("joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')]
 

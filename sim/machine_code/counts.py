@@ -26,6 +26,7 @@ class FlashLoop:
     `instructions` are all but matmuls. `mma_flops` is None where a matmul does not tell its shape
     (tcgen05), whose operands `sram_bytes` then lacks too. `copies` is whether the loop copies keys
     to shared memory in a way that counts there (cp.async, or through registers).
+    `barriers` is how often all warps of the CTA meet.
     `deals_registers` is whether warps differ (setmaxnreg): some of them may only load.
     `sha256` is of the file.
     """
@@ -41,6 +42,7 @@ class FlashLoop:
     mufu: int
     sram_bytes: float
     copies: bool
+    barriers: int
     deals_registers: bool
 
 
@@ -108,6 +110,7 @@ def _flash_loop(kernel: CompiledKernel, path: Path, of_file: str) -> FlashLoop:
         mufu=loop.mix["mufu"],
         sram_bytes=sum(one.sram_bytes for one in loop.body),
         copies=_copies(loop),
+        barriers=loop.barriers,
         deals_registers=any(one.root == "USETMAXREG" for one in whole),
     )
 

@@ -29,6 +29,7 @@ CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "SRAM": ("#009E73", ("sram",)),
     "issue slots": ("#CC79A7", ("issue",)),
     "latency": ("#888888", ("hbm_latency", "l2_latency", "op_latency")),
+    "power limit": ("#A6761D", ("power",)),
     "launch, start": ("#444444", ("launch", "cta_start")),
     "links, idle": ("#F0E442", ("link", "idle")),
 }

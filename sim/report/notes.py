@@ -10,7 +10,12 @@ from sim.runs.record import Record
 
 def notes(records: list[Record]) -> list[str]:
     """All that makes figures less or other than they look."""
-    return [*_skipped(records), *_compiled(records), *_untrusted_bytes(records)]
+    return [
+        *_skipped(records),
+        *_compiled(records),
+        *_held_back(records),
+        *_untrusted_bytes(records),
+    ]
 
 
 def known_off(records: list[Record]) -> list[str]:
@@ -77,6 +82,21 @@ def _skipped(records: list[Record]) -> list[str]:
         for record in records
         if (errors := record.fast_forward)
     ]
+
+
+def _held_back(records: list[Record]) -> list[str]:
+    """A line a record whose longest kernel ran at a lower clock, for the board's power limit."""
+    lines = []
+    for record in records:
+        kernel = max(record.kernels, key=lambda k: k.launches * k.time_s, default=None)
+        if kernel and kernel.clock_hz and kernel.clock_share < 1:
+            nominal_hz = kernel.clock_hz / kernel.clock_share
+            which = f"{kernel.name} " if len(record.kernels) > 1 else ""
+            lines.append(
+                f"{who(record)}: {which}held back by power: {kernel.clock_hz / 1e9:.2f} of "
+                f"{nominal_hz / 1e9:.2f} GHz, as a load that lasts is"
+            )
+    return lines
 
 
 def _untrusted_bytes(records: list[Record]) -> list[str]:

@@ -30,6 +30,7 @@ CAUSES_IN_WORDS = {
     "hbm_latency": "HBM latency",
     "op_latency": "dependent instructions",
     "cta_start": "starts of CTAs",
+    "power": "the power limit",
     "launch": "launches",
     "link": "waiting for links",
     "idle": "idling at the end",
@@ -244,7 +245,7 @@ _UNITS = {
     "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
     "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s", "cta_setup": "s",
     "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",
-    "tensor_per_flop": "J/FLOP",
+    "tensor_per_flop": "J/FLOP", "lane_op": "J",
 }  # fmt: skip
 
 

@@ -21,8 +21,9 @@ class KernelResult:
     """One kernel of a schedule. Shares and utilisations are of the vendor's figures.
 
     `rows_used` is the share of its tiles' query rows that are no padding; None where it multiplies
-    no queries, and in files that attnsim wrote before it kept that. `compiled_from` tells the
-    machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
+    no queries, and in files that attnsim wrote before it kept that. `clock_hz` is what the power
+    limit left, `clock_share` of the nominal clock; the time that this added is critical by "power".
+    `compiled_from` tells the machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
 
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
@@ -53,6 +54,8 @@ class KernelResult:
     critical_time_s: dict[str, float]
     rows_used: float | None = None
     compiled_from: dict[str, str] | None = None
+    clock_hz: float | None = None
+    clock_share: float = 1.0
 
     @property
     def bottleneck_share(self) -> float:

@@ -10,6 +10,7 @@ from sim.device.memory import OutOfMemoryError
 from sim.device.run import DeviceRun, EngineName, Launched
 from sim.engine.compiled import timeline as tl
 from sim.engine.kernel_run import KernelRun
+from sim.engine.power import joules
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload
@@ -77,12 +78,12 @@ def record_of(
     shares = _shares(kernels, run, link_wait_s, idle_s)
     gpu_s = run.gpus * run.time_s
     hbm_bytes = hbm_read_bytes + hbm_write_bytes
-    energy_j = _energy_j(hw, gpu_s, hbm_bytes, l2_bytes, sram_bytes, flops)
+    energy_j = _energy_j(run, hw, w.dtype)
     skipped = _fast_forward(run)
-    if skipped and energy_j:
-        time_error, hbm_error = skipped["time_error"], skipped["hbm_error"]
-        of_it_j = _energy_j(hw, time_error * gpu_s, hbm_error * hbm_bytes, 0, 0, 0) or 0.0
-        skipped["energy_error"] = of_it_j / energy_j
+    if skipped and energy_j and hw.energy is not None:
+        of_time_j = skipped["time_error"] * gpu_s * hw.energy.idle
+        of_bytes_j = skipped["hbm_error"] * hbm_bytes * hw.energy.hbm_per_byte
+        skipped["energy_error"] = (of_time_j + of_bytes_j) / energy_j
     return Record(
         **vars(asked),
         workload=asdict(w),
@@ -151,7 +152,8 @@ def kernel_result(
 ) -> KernelResult:
     """What is said of one kernel."""
     run, kernel = launched.run, launched.run.kernel
-    critical = {c: float(s) for c, s in zip(CAUSES, run.path_s, strict=True) if s > 0}
+    path_s = (*run.path_s, run.power_s)
+    critical = {c: float(s) for c, s in zip((*CAUSES, "power"), path_s, strict=True) if s > 0}
     resident_s = float((run.cta_end_s - run.cta_start_s).sum())
     if run.fast_forward is not None:  # of the CTAs that were replayed
         resident_s *= run.time_s / run.fast_forward.replayed_s
@@ -183,6 +185,8 @@ def kernel_result(
         critical_time_s=critical,
         rows_used=kernel.rows_used,
         compiled_from=asdict(kernel.compiled_from) if kernel.compiled_from else None,
+        clock_hz=hw.sm.clock * run.clock_share,
+        clock_share=run.clock_share,
     )
 
 
@@ -220,19 +224,13 @@ def _shares(
     return {cause: critical_s / (run.gpus * run.time_s) for cause, critical_s in ordered}
 
 
-def _energy_j(
-    hw: HardwareProfile,
-    gpu_s: float,
-    hbm_bytes: float,
-    l2_bytes: int,
-    sram_bytes: int,
-    flops: int,
-) -> float | None:
+def _energy_j(run: DeviceRun, hw: HardwareProfile, dtype: str) -> float | None:
+    """Energy of all GPUs: kernels', of writing back what they left in L2, and idle power's."""
     if hw.energy is None:
         return None
-    e = hw.energy
-    moved = hbm_bytes * e.hbm_per_byte + l2_bytes * e.l2_per_byte + sram_bytes * e.sram_per_byte
-    return moved + flops * e.tensor_per_flop + gpu_s * e.idle
+    of_kernels_j = sum(sum(joules(first.run, hw, dtype)) * n for first, n in distinct(run))
+    left_j = run.l2_dirty_bytes * hw.energy.hbm_per_byte
+    return of_kernels_j + left_j + run.gpus * run.time_s * hw.energy.idle
 
 
 def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> list[Timeline]:

@@ -35,7 +35,7 @@ from sim.schedules.parts.flash_loop import (
     log_sum_exp,
     query_blocks,
 )
-from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
 from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
 from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.traversal import (
@@ -52,9 +52,11 @@ class Flash2(FlashSchedule):
     """FlashAttention-2. A tile, or warps, that are given hold for backward too.
 
     `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
+    "sglang" is SGLang's prefill in Triton, which loads nothing ahead.
     """
 
     name: Literal["flash2"] = "flash2"
+    implementation: Implementation = "cuda"  # type: ignore[assignment]
     grid_order: GridOrder = "head_slow"
     key_order: KeyOrder = "descending"
 
@@ -66,10 +68,11 @@ class Flash2(FlashSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
-        if self.implementation == "triton" and (w.dropout or w.phase == "training"):
+        if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
-                f'schedule flash2: implementation = "triton": workload.{key}: "cuda" was expected'
+                f'schedule flash2: implementation = "{self.implementation}": workload.{key}: '
+                '"cuda" was expected'
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

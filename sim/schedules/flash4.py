@@ -1,76 +1,98 @@
-"""FlashAttention-4, forward on Blackwell.
+"""FlashAttention-4, forward on Blackwell, and the kernels of others that are built alike.
 
     for two tiles of 128 query rows, side by side, each with a softmax warp group (a worker):
         load Q_i
         for each block of 128 keys that the mask shows, last to first:
             S = Q_i K_j^T                 (tcgen05, S, P and O stay in tensor memory)
-            m, P = online softmax of S;  O_i is rescaled only where m has grown much
+            m = row maximum of S;  O_i is rescaled only where m has grown much
+            P = exp(S - m), its sum
             O_i += P V_j
         O_i = O_i / l_i;  store O_i through SRAM by TMA, and the log-sum-exp
 
 P takes S's place in tensor memory, so a tile's next S follows its own P V: what overlaps is one
-tile's softmax with the other's matmuls. One warp issues all matmuls, one all loads; a correction
-warp group rescales O. `emulated` is the share of exponentials that are computed on the FMA units
-instead, as 2^x by a polynomial of degree 3.
+tile's softmax with the other's matmuls. Each of the four waits for the one before it by a barrier
+between warps, and reads tensor memory: `op_latency` of the device's calibration. One warp issues
+all matmuls, one all loads; a correction warp group rescales O. `emulated` is the share of
+exponentials that are computed on the FMA units instead, as 2^x by a polynomial of degree 3.
+
+By `implementation` (parts/flash4_cta.py) tiles are dealt so:
+
+    fa4          without a mask in turn to a CTA an SM, else a CTA a tile, the longest first
+                 (SingleTileLPTScheduler)
+    trtllm-gen   by cluster launch control (UGETNEXTWORKID in its machine code) in the order of the
+                 grid: a head's blocks from the first, shortest one on, then head, then sequence
+    cutlass      by a plan that is made before (plan.cuh, HostPrecomputedTileScheduler): head,
+                 sequence, blocks from the last, longest one on, each to the CTA with least to do
 
 Source: Dao-AILab/flash-attention, flash_attn/cute: flash_fwd_sm100.py (roles, tiles, buffers,
 clusters, _TUNING_CONFIG), softmax.py (SoftmaxSm100, apply_exp2_convert), utils.py (ex2_emulation),
-interface.py (pack_gqa, is_persistent), tile_scheduler.py. Paper: arXiv 2603.05451.
+interface.py (pack_gqa, is_persistent), tile_scheduler.py. Paper: arXiv 2603.05451. Of trtllm-gen
+the machine code in flashinfer-cubin 0.6.13: a softmax thread's 128 scores take 65 maxima of three,
+64 packed FMAs, 128 exponentials, 64 conversions of two and 67 packed sums.
 
 What differs: tensor memory has room and bandwidth enough; a tile's matmul starts when its softmax
-is done, where the kernel starts it at three quarters; K and V have rings of their own, where the
-kernel has one for both; of an odd number of blocks of query rows no two CTAs share keys, where the
-kernel adds an empty one; keys are not split for decoding. That one block in ten rescales O is an
-estimate after the authors' "avoid 90% of softmax rescaling". head_dim above 128 and fp8, which have
-kernels or settings of their own, are left out.
+is done, where fa4 starts it at three quarters and trtllm-gen at half (an op of the tile program for
+it, with a latency of its own, brings nothing); fa4's and trtllm-gen's K and V have rings of their
+own, where the kernels have one for both; of an odd number of blocks of query rows no two CTAs of
+fa4 share keys, where the kernel adds an empty one; keys are not split for decoding; masking a score
+costs nothing; trtllm-gen, which goes through the keys from the first on and stores O from
+registers, does neither here. That one block in ten rescales O is an estimate after fa4's authors'
+"avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of 32 rows has grown, beside
+the exponentials. head_dim above 128, and fa4's and CUTLASS's fp8, which have kernels or settings of
+their own, are left out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import Schedule, Tile, blocks, check_arch
-from sim.schedules.parts import registers
+from sim.schedules.base import Schedule, check_arch
 from sim.schedules.parts.dealing import (
     Dealt,
+    dealt_by_plan,
     dealt_in_turn,
+    dealt_on_demand,
     like_parts,
     ordered,
     section_of,
 )
 from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.query_rows import QueryRows
+from sim.schedules.parts.flash4_cta import Flash4Cta, Implementation
+from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, directions
-from sim.tile_program import Compute, Footprint, IntArray, Kernel, Load, Loop, Stream, Tensor
+from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
-TILE_ROWS, KEYS = 128, 128
 MOST_HEAD_DIM = 128
-THREADS = 512  # 16 warps of 12 to 4 roles
-SRAM_BUDGET_BYTES = 224 * 2**10  # for Q, O and the ring of K and V
+DTYPES: dict[Implementation, tuple[str, ...]] = {
+    "fa4": ("fp16", "bf16"),
+    "trtllm-gen": ("fp16", "bf16", "fp8"),
+    "cutlass": ("fp16", "bf16"),
+}
 L2_SECTION_BYTES = 50 * 2**20  # of K and V (SingleTileLPTScheduler)
-# fp32 lane operations a score: maximum of three in one, scale and subtract (one FMA), sum,
-# conversion of P: counted in halves.
-HALF_OPS_PER_SCORE = 7
+# Of a score: scale and subtract (one FMA), sum; half a maximum of three in one, half a conversion.
+FP32_OPS_A_SCORE, SCORES_A_MAXIMUM, SCORES_A_CONVERSION = 2, 2, 2
 # Clamp, round down, subtract twice, three FMAs, shift and add of the exponent (ex2_emulation).
 OPS_PER_EMULATED_EXP = 9
 RESCALED_SHARE = 0.1
-FRAGMENT, EMULATED_AT_END = 32, 4  # apply_exp2_convert: frg_tile, ex2_emu_res
 
 
 class Flash4(Schedule):
     """FlashAttention-4. `emulated`: the public kernel's share of exponentials unless given.
 
-    `grid_order` and `key_order` are the order of traversal (traversal.py); unless given, tiles come
-    as the scheduler deals them, masked ones swizzled.
+    `implementation` says whose kernel: its authors', TensorRT-LLM's or CUTLASS's. `grid_order` and
+    `key_order` are the order of traversal (traversal.py); unless given, tiles come as it deals
+    them, its authors' masked ones swizzled.
     """
 
     name: Literal["flash4"] = "flash4"
+    implementation: Implementation = "fa4"
     emulated: Annotated[float, Field(ge=0, le=1)] | None = None
     grid_order: GridOrder | None = None
     key_order: KeyOrder = "descending"
@@ -83,96 +105,56 @@ class Flash4(Schedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
-        if w.dtype not in ("fp16", "bf16"):
-            raise InputError(f'schedule flash4: workload.dtype = "{w.dtype}": it takes fp16, bf16')
+        taken = DTYPES[self.implementation]
+        if w.dtype not in taken:
+            raise InputError(
+                f'schedule flash4: workload.dtype = "{w.dtype}": implementation = '
+                f'"{self.implementation}" takes {", ".join(taken)}'
+            )
         if w.head_dim > MOST_HEAD_DIM:
             raise InputError(
                 f"schedule flash4: workload.head_dim = {w.head_dim}: it takes up to {MOST_HEAD_DIM}"
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """One kernel; persistent without a mask, else a CTA two tiles, the longest first."""
+        """One kernel."""
         check_arch(self.name, hw, "sm100")
-        cta = Flash4Cta(w, hw.sram.max_per_cta)
+        cta = Flash4Cta(w, self.implementation, hw.sram.max_per_cta)
         if cta.ring < 2:
+            needed = cta.q_bytes + cta.o_bytes + 2 * cta.block_bytes
             raise InputError(
-                f"schedule flash4: Q, O and two blocks of keys need "
-                f"{show_binary(cta.q_o_bytes + 2 * cta.block_bytes)} of SRAM, {hw.name} has "
-                f"{show_binary(hw.sram.max_per_cta)} a CTA"
+                f"schedule flash4: Q, O and two blocks of keys need {show_binary(needed)} of SRAM, "
+                f"{hw.name} has {show_binary(hw.sram.max_per_cta)} a CTA"
             )
         emulated = cta.emulated if self.emulated is None else self.emulated
         return [_forward_kernel(cta, emulated, hw.sm.count, self.grid_order, self.key_order)]
 
 
 @dataclass(frozen=True)
-class Flash4Cta:
-    """How a CTA works on a workload, with so much SRAM at most."""
+class _Dealing:
+    """Which CTA works on which tile, and the like parts that the grid goes through."""
 
-    w: AttentionWorkload
-    most_sram_bytes: float
+    dealt: Dealt
+    periods: int
 
-    @property
-    def packed(self) -> int:
-        """Query heads that are rows of one matrix: all of a KV head (interface.py, pack_gqa)."""
-        return self.w.heads // self.w.kv_heads
 
-    @property
-    def head_dim(self) -> int:
-        """Filled up with zeros to a multiple of 16."""
-        return blocks(self.w.head_dim, 16) * 16
-
-    @property
-    def workers(self) -> int:
-        """Tiles, and softmax warp groups (q_stage)."""
-        return 2 if self.w.seq_q * self.packed > TILE_ROWS else 1
-
-    @property
-    def tile(self) -> Tile:
-        """All query rows of the CTA, and keys."""
-        return Tile(q=self.workers * TILE_ROWS, kv=KEYS)
-
-    @property
-    def shared_by(self) -> int:
-        """CTAs whose matmuls read each other's half of a key block (use_2cta_instrs)."""
-        rows = self.w.seq_q * self.packed
-        fits = TILE_ROWS % self.packed == 0 and rows > 2 * TILE_ROWS
-        pairs = blocks(rows, self.tile.q) % 2 == 0
-        return 2 if self.head_dim == 128 and self.w.mask == "full" and fits and pairs else 1
-
-    @property
-    def emulated(self) -> float:
-        """The share of exponentials that the public kernel emulates (apply_exp2_convert).
-
-        Of each `often` scores the last 4, pairs at a time, but for a row's first and last fragment.
-        """
-        packs = self.packed > 1 and self.head_dim > 64 and self.w.mask == "full"
-        often = 10 if packs or self.shared_by > 1 else 16
-        pairs = range(0, FRAGMENT, 2)
-        emulated = sum(k % often >= often - EMULATED_AT_END for k in pairs) / len(pairs)
-        fragments = KEYS // FRAGMENT
-        return emulated * (fragments - 2) / fragments
-
-    @property
-    def q_o_bytes(self) -> int:
-        """SRAM of Q's tiles and O's."""
-        return 2 * self.tile.q * self.head_dim * self.w.dtype_bytes
-
-    @property
-    def block_bytes(self) -> int:
-        """SRAM of a CTA's part of a block of K, or of V."""
-        return KEYS * self.head_dim * self.w.dtype_bytes // self.shared_by
-
-    @property
-    def ring(self) -> int:
-        """Buffers of K and V together (kv_stage)."""
-        room = min(SRAM_BUDGET_BYTES, self.most_sram_bytes) - self.q_o_bytes
-        return max(0, int(room // self.block_bytes))
-
-    @property
-    def footprint(self) -> Footprint:
-        """What a CTA takes of its SM; all but the softmax warp groups only issue and wait."""
-        sram_bytes = self.q_o_bytes + self.ring * self.block_bytes
-        return Footprint(sram_bytes, THREADS, registers.FLASH4, THREADS - 128 * self.workers)
+def _dealing(cta: Flash4Cta, rows: QueryRows, sms: int, grid_order: GridOrder | None) -> _Dealing:
+    tiles, section = rows.grid.size, section_of(rows, L2_SECTION_BYTES)
+    every, ctas = np.arange(tiles, dtype=np.int64), min(sms, tiles)
+    masked = cta.of_authors and cta.w.mask != "full"
+    chosen = grid_order or ("swizzled" if masked else "head_slow")
+    order, periods = ordered(rows, chosen, section), like_parts(rows, chosen, section)
+    if cta.implementation == "trtllm-gen":
+        ahead = cta.ring // 2
+        dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, ahead, early=True)
+        return _Dealing(dealt, periods)
+    if cta.implementation == "cutlass":
+        if grid_order is None:
+            block, matrix = rows.grid.at(every)
+            order = np.lexsort((-block, matrix // cta.w.heads, matrix % cta.w.heads))
+        return _Dealing(dealt_by_plan(order, rows.key_blocks(every), ctas), periods)
+    dealt = Dealt(tiles, order) if masked else dealt_in_turn(tiles, ctas).in_order(order)
+    return _Dealing(dealt, periods)
 
 
 def _forward_kernel(
@@ -180,26 +162,21 @@ def _forward_kernel(
 ) -> Kernel:
     """The kernel, with that share of exponentials on the FMA units."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
-    tiles, sharing, section = rows.grid.size, rows.sharing, section_of(rows, L2_SECTION_BYTES)
-    chosen = grid_order or ("head_slow" if cta.w.mask == "full" else "swizzled")
-    order, periods = ordered(rows, chosen, section), like_parts(rows, chosen, section)
-    if cta.w.mask == "full":
-        dealt = dealt_in_turn(tiles, min(sms, tiles)).in_order(order)
-    else:
-        dealt = Dealt(tiles, order)
+    dealing = _dealing(cta, rows, sms, grid_order)
+    dealt = dealing.dealt
     ways = directions(key_order, lambda items: dealt.turn(items, sms))
-    if grid_order or len(ways) > 1:
-        periods, sharing = (1 if len(ways) > 1 else periods), 1
+    as_it_is = grid_order is None and len(ways) == 1
     return Kernel(
-        name="flash4",
+        name="flash4" if cta.of_authors else cta.implementation,
         ctas=dealt.ctas,
         loops=_loops(cta, rows, dealt, emulated, ways),
         footprint=cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=dealt.items_per_cta,
-        periods=periods,
-        sharing=sharing,
-        in_waves=grid_order is not None or len(ways) > 1,
+        periods=dealing.periods if len(ways) == 1 else 1,
+        sharing=rows.sharing if as_it_is else 1,
+        in_waves=not as_it_is,
+        sets_up_items=True,
     )
 
 
@@ -224,8 +201,6 @@ def _loops(
     def key_blocks(items: IntArray) -> IntArray:
         return dealt.has_tile(items) * rows.key_blocks(dealt.tile(items))
 
-    flops = 2 * scores * d
-
     def loop(way: Direction) -> Loop:
         load_k, load_v = (
             Load(keys_of(k, way), -(-cta.ring // 2)),
@@ -233,15 +208,18 @@ def _loops(
         )
         softmax = Compute(
             "softmax",
-            vector_ops=HALF_OPS_PER_SCORE * scores // 2
+            vector_ops=FP32_OPS_A_SCORE * scores
             + OPS_PER_EMULATED_EXP * emulations
             + round(RESCALED_SHARE * q_elements),
             exp_count=scores - emulations + tile.q,
+            other_ops=scores // SCORES_A_CONVERSION,
         )
+        flops = 2 * scores * d
         trip = (
             load_k,
             load_v,
             Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
+            Compute("row maximum", other_ops=scores // SCORES_A_MAXIMUM),
             softmax,
             Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
         )
@@ -251,5 +229,5 @@ def _loops(
     return (
         begin("Q", Load(rows_of(q)), trips=has_tile),
         *map(loop, ways),
-        finish(q_elements, *results, trips=has_tile, sram_bytes=2 * q_bytes),
+        finish(q_elements, *results, trips=has_tile, sram_bytes=2 * q_elements * O_ELEMENT_BYTES),
     )

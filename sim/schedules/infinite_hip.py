@@ -315,7 +315,8 @@ class _Gpu:
         tiles = blocks(len(pages.slots), a_tile)
         slots = np.pad(pages.slots, (0, tiles * a_tile - len(pages.slots)), "edge")
         table = slots.reshape(tiles, a_tile)
-        keys = SplitKeys(self.w, self.cta, 0, tiles, blocks(tiles, blocks(tiles, RANGES)))
+        splits = blocks(tiles, blocks(tiles, RANGES))
+        keys = SplitKeys(self.w, self.cta, (0, tiles), (0, tiles), splits)
 
         def operand(cache: Tensor) -> Operand:
             return Operand(

@@ -51,6 +51,7 @@ from sim.schedules.parts.latent_ctas import (
     Implementation,
     LatentCta,
     public_latent_cta,
+    trtllm_gen_splits,
 )
 from sim.schedules.parts.latent_slices import SlicedCta, sliced_kernel
 from sim.schedules.parts.latent_splits import (
@@ -141,7 +142,7 @@ class Mla(TiledSchedule):
         latents = _Latents(w, w.latent_dim, cta, self._parts(w, cta, hw))
         casting = [latents.cast_kernel()] if w.kv_dtype else []
         combining = [latents.combine_kernel()] if latents.parts.combined.any() else []
-        return [*casting, *self._plan(latents.parts), latents.split_kernel(), *combining]
+        return [*casting, *self._plan(latents.parts, hw), latents.split_kernel(), *combining]
 
     def _check_options(self) -> None:
         if self.splits is not None and self.implementation != "triton":
@@ -155,9 +156,9 @@ class Mla(TiledSchedule):
                 f"kernel for it; {', '.join(PLAN_ON_DEVICE)} have"
             )
 
-    def _plan(self, parts: "Parts") -> list[Kernel]:
+    def _plan(self, parts: "Parts", hw: HardwareProfile) -> list[Kernel]:
         """The kernel that decides who works on what, where every call has one."""
-        usual = PLAN_ON_DEVICE.get(self.implementation, False)
+        usual = PLAN_ON_DEVICE.get(self.implementation, False) and hw.arch != "sm100"
         if not (usual if self.plan is None else self.plan):
             return []
         sequences, number = len(parts.splits), len(parts.count) // parts.slots
@@ -179,6 +180,9 @@ class Mla(TiledSchedule):
             return parts_of(even_pieces(w.batch, key_blocks, splits), w.batch)
         if self.implementation == "flashinfer":
             return parts_of(flashinfer_pieces(w.batch, down, w.seq_kv, tile, sms), w.batch)
+        if self.implementation == "trtllm" and hw.arch == "sm100":
+            splits = trtllm_gen_splits(w, tile, sms)
+            return parts_of(even_pieces(w.batch, key_blocks, splits), w.batch)
         return cut_in_parts(w.batch, key_blocks, max(1, sms // down))
 
 
@@ -387,14 +391,15 @@ class _Latents:
         )
 
     def _keys(self, ctas: _Ctas, cols: int | None = None) -> Stream:
-        """Each item's pages of the cache: whole rows, or their first `cols` elements."""
-        cols = cols or self.width
+        """Each item's pages of the cache: whole rows, a CTA's part or the first `cols` elements."""
+        shared_by = self.cta.shared_by
+        cols = cols or blocks(self.width, shared_by)
         across = blocks(self.width, cols)
         return Stream(
             self.cache,
             self.tile.kv,
             cols,
-            base=np.zeros_like,
+            base=lambda items: ctas.row_block(items) % shared_by,
             table=self.pages.table.ravel() * across,
             start=lambda items: ctas.sequence(items) * self.key_blocks + ctas.first(items),
         )
@@ -406,20 +411,17 @@ class _Latents:
         or, where V has one of its own, all at once then.
         """
         tile, cta, element_bytes = self.tile, self.cta, self.w.dtype_bytes
-        q_bytes, c_bytes, v_bytes = (
-            elements * element_bytes
-            for elements in (
-                tile.q * self.width,
-                tile.kv * self.width,
-                tile.kv * self.latent_dim,
-            )
-        )
+        q_bytes = tile.q * self.width * element_bytes
+        own_rows = tile.kv // cta.shared_by  # of its keys: a matmul reads the other CTAs' there
+        c_bytes = own_rows * self.width * element_bytes
+        v_bytes = own_rows * self.latent_dim * element_bytes
         scores, outputs = tile.q * tile.kv * cta.scored_by, tile.q * self.latent_dim
+        padding = max(1, cta.padded_rows // tile.q)
         steps = cta.sum_steps
         sum_a_step = Compute(
             "S = Q C^T",
             (load_numbers, load_c),
-            mma_flops=2 * scores * self.width // steps,
+            mma_flops=2 * padding * scores * self.width // steps,
             sram_bytes=(cta.q_readers * q_bytes + (1 + cta.k_readers) * c_bytes) // steps,
         )
         copies = (c_bytes + len(load_v) * v_bytes) // COPY_BYTES
@@ -435,7 +437,7 @@ class _Latents:
             Compute(
                 "O += P C",
                 (load_c, *load_v),
-                mma_flops=2 * tile.q * tile.kv * self.latent_dim,
+                mma_flops=2 * padding * tile.q * tile.kv * self.latent_dim,
                 sram_bytes=(len(load_v) + cta.v_readers) * v_bytes,
             ),
         )

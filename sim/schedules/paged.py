@@ -5,11 +5,13 @@
     combine the splits as `flash_decoding`
 
 Several queries a sequence (chunks of a prompt over a cached prefix, drafts to verify, a whole
-prompt) run the same kernel. vLLM's has no splits for them (flash_api.cpp, mha_varlen_fwd),
-upstream's mha_fwd_kvcache those of `flash_decoding` (give `splits`).
+prompt) run the same kernel. vLLM's call (`varlen`: flash_api.cpp, mha_varlen_fwd) splits keys only
+where it packs the query heads of a KV head as rows: of one query, of several heads a KV head, and
+without a window (seqlenq_ngroups_swapped). Upstream's (`kvcache`: mha_fwd_kvcache) always may.
 
 With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
-tile to the rows that the query heads of a KV head have, and splits the keys of any queries.
+tile to the rows that the query heads of a KV head have, and splits the keys of any queries; with
+"trtllm-gen" TensorRT-LLM's on Blackwell (parts/trtllm_gen.py), which does so too.
 
 Source: vLLM's fork vllm-project/flash-attention, csrc/flash_attn/src: flash_fwd_kernel.h
 (compute_attn_1rowblock_splitkv with block_table) and utils.h (resolve_thread_kv_page_slice_offset).
@@ -24,11 +26,12 @@ from pydantic import Field, field_validator
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import blocks
+from sim.schedules.base import check_arch
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
+from sim.schedules.parts.trtllm_gen import ClusterAttention, trtllm_gen_cta, trtllm_gen_range
 from sim.tile_program import IntArray, Kernel
 
 
@@ -36,7 +39,8 @@ class Paged(SplitKv):
     """Attention over a cache in pages of `page_size` tokens, split among CTAs for one query."""
 
     name: Literal["paged"] = "paged"
-    implementation: Literal["cuda", "triton", "flashinfer"] = "cuda"  # type: ignore[assignment]
+    implementation: Literal["cuda", "triton", "flashinfer", "trtllm-gen"] = "cuda"  # type: ignore[assignment]
+    call: Literal["varlen", "kvcache"] = "varlen"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     takes = SplitKv.takes | {"append"}
@@ -56,10 +60,18 @@ class Paged(SplitKv):
         """The split kernel and, of more than one split, the combine kernel."""
         if self.implementation == "flashinfer":
             return self._flashinfer(w, hw)
-        keys = self.split(w, hw, self.splits or (None if w.seq_q == 1 else 1))
+        if self.implementation == "trtllm-gen":
+            return self._trtllm_gen(w, hw)
+        keys = self.split(w, hw, self.splits or (None if self._may_split(w) else 1))
         tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
         return split_attention("paged", keys, *loops).kernels
+
+    def _may_split(self, w: AttentionWorkload) -> bool:
+        """Whether the call leaves the number of splits to the heuristic."""
+        if self.implementation == "cuda" and self.call == "varlen":
+            return self.packs(w) and w.heads > w.kv_heads
+        return self.call == "kvcache" or w.seq_q == 1
 
     def _flashinfer(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         for key, given, is_taken, expected in (
@@ -79,6 +91,19 @@ class Paged(SplitKv):
         tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)
         return PackedAttention(w, cta, self.page_size, tokens).kernels()
 
+    def _trtllm_gen(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
+        check_arch(f'{self.name}: implementation = "trtllm-gen"', hw, "sm100")
+        if w.dtype == "fp32" or w.kv_dtype:
+            key, given = ("kv_dtype", w.kv_dtype) if w.kv_dtype else ("dtype", w.dtype)
+            raise InputError(
+                f'schedule paged: implementation = "trtllm-gen": workload.{key} = "{given}": Q, K '
+                "and V of one dtype were expected (workload.dtype): fp16, bf16 or fp8"
+            )
+        cta = self.cta(trtllm_gen_cta(w), w, hw)
+        self._checked_tile_kv(cta)
+        tokens = trtllm_gen_range(w, hw, cta, self.splits)
+        return ClusterAttention(w, cta, self.page_size, tokens).kernels()
+
     def _checked_tile_kv(self, cta: FlashCta) -> int:
         """Keys of a tile; raises InputError unless pages cut it evenly, or it them."""
         tile_kv = cta.tile.kv
@@ -89,17 +114,17 @@ class Paged(SplitKv):
 
 def _ranges(keys: SplitKeys) -> KeyRanges:
     """The ranges of key blocks as ranges of keys."""
-    tile_kv, size = keys.cta.tile.kv, blocks(keys.end_block - keys.first_block, keys.splits)
+    tile_kv, size, (first_block, end_block) = keys.cta.tile.kv, keys.range_blocks, keys.cut
 
     def number(items: IntArray) -> IntArray:
         return keys.grid.at(items)[1]
 
     def start(items: IntArray) -> IntArray:
-        return keys.first_block + size * number(items)
+        return first_block + size * number(items)
 
     return KeyRanges(
-        low=keys.first_block * tile_kv,
-        high=min(keys.end_block * tile_kv, keys.w.seq_kv),
+        low=first_block * tile_kv,
+        high=min(end_block * tile_kv, keys.w.seq_kv),
         length=size * tile_kv,
         number=number,
         matrix=keys.matrix,

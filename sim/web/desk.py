@@ -18,7 +18,7 @@ from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import Limits, ScenarioText, make_scenario
-from sim.tile_program import Chunking, Command, Compute, Kernel, Tensor, chunk_tensors
+from sim.tile_program import Chunking, Command, Kernel, Tensor, chunk_tensors
 from sim.web.controls import Controls, changes, hardware_of, tables_of
 
 AIM_S = 0.5  # for the replay of a schedule
@@ -177,7 +177,7 @@ def _step_s(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> float:
     """About what one of the kernel's tile steps takes."""
     touched = 0
     for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True):
-        for stream in (op.stream for op in loop.ops if not isinstance(op, Compute)):
+        for stream in loop.streams:
             chunks = chunkings[stream.tensor]
             down, across = stream.tile_rows / chunks.rows, stream.tile_cols / chunks.cols
             touched += trips * ceil(down) * ceil(across)

@@ -8,8 +8,8 @@
 Simulated: one layer's attention, kernel by kernel, from an empty L2; all layers are as that one.
 
 A closed form: the matrices take max(weight bytes / HBM rate, FLOPs / tensor rate), both rates as
-the profile sustains them (`calibration.hbm.read`, `calibration.tensor.native`, but for large
-matmuls' power, LARGE_MATMUL): a roofline.
+the profile sustains them (`calibration.hbm.read`, `calibration.tensor.native` at the clock
+that the power limit leaves large matmuls, `sim.engine.power`): a roofline.
 Every weight but the embedding's counts as a matrix's (in GPT-2 one in a hundred is none: biases,
 norms, positions): multiplied once a token, 2 FLOPs each (Kaplan et al. 2020, arXiv 2001.08361,
 section 2.1), and read once a pass, in the 16 bits that the activations have. Of experts, T tokens
@@ -25,6 +25,7 @@ lower bound of a real server's.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sim.engine.power import large_matmul_flops_per_s
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.shapes import ModelShape
 from sim.inputs.workload import DTYPE_BYTES, AttentionWorkload, Dtype, Phase, WorkloadTable
@@ -34,10 +35,6 @@ from sim.runs.record import Record
 from sim.runs.scenario import Limits, Point, Scenario
 from sim.schedules.base import Schedule
 from sim.whole_model.setting import Setting
-
-# The share of the peak that a large matmul sustains at the board's power limit: 798 of 989 TFLOP/s
-# of bf16, 8192^3 on random data, measured on an H100 80GB HBM3 (2026).
-LARGE_MATMUL = 0.8
 
 
 @dataclass(frozen=True)
@@ -114,13 +111,8 @@ def dense_s(
 
 def _matmul_s(weights: float, multiplied: float, hw: HardwareProfile, dtype: Dtype) -> float:
     """Seconds of reading so many weights and of so many multiplications and additions."""
-    peak = hw.tensor_flops_per_s(dtype)
-    if peak is None:
-        flops_per_s = 2 * hw.vector_ops_per_s * hw.calibration.sm.vector
-    else:
-        flops_per_s = peak * min(hw.calibration.tensor.native, LARGE_MATMUL)
     read_s = weights * DTYPE_BYTES[dtype] / machine_of(hw).hbm_read_bytes_per_s
-    return max(read_s, 2 * multiplied / flops_per_s)
+    return max(read_s, 2 * multiplied / large_matmul_flops_per_s(hw, dtype))
 
 
 def replay(

@@ -34,7 +34,11 @@ from tests.support.waiting import GUARD_S
 H100 = load_profile("h100-sxm")
 OPTIONS = {"ring": {"gpus": 2}}
 # A time is 1 over a rate: doubling all rates and halving all latencies halves it.
-RATES = ("hbm.bandwidth", "l2.bandwidth", "sm.clock", "tensor.fp16", "links.peer")
+# (Watts are a rate of joules, and the energies are as they were at twice the clock.)
+RATES = (
+    "hbm.bandwidth", "l2.bandwidth", "sm.clock", "tensor.fp16", "links.peer",
+    "power.tdp", "energy.idle", "energy.clock",
+)  # fmt: skip
 LATENCIES = tuple(
     f"calibration.{name}"
     for name in (
@@ -63,6 +67,13 @@ def scenario(
         "a test",
         "a test",
     )
+
+
+def without(section: str, of: Scenario) -> Scenario:
+    """The scenario on the device without a section of its profile."""
+    (point,) = of.points
+    hw = point.hardware.model_copy(update={section: None})
+    return replace(of, points=(replace(point, hardware=hw),))
 
 
 def effects(of: Scenario, shift: float = 0.05) -> dict[str, Effect]:
@@ -200,19 +211,32 @@ def test_all_cores_say_what_one_says(monkeypatch):
 
 def test_energy_is_a_sum_of_its_constants_so_that_their_elasticities_sum_to_one():
     by_key = effects(scenario("flash2"))
+    clock = by_key.pop("energy.clock")  # for which the others stand
     own = [effect for key, effect in by_key.items() if key.startswith("energy.")]
-    assert len(own) == 5
+    assert len(own) == 6
+    assert -2 < clock.energy.central < 0
     assert sum(effect.energy.central for effect in own) == pytest.approx(1, abs=1e-3)
     assert {effect.time.central for effect in own} == {0}
     assert {effect.hbm_bytes.central for effect in own} == {0}
 
 
-def test_a_profile_without_energy_has_none():
-    of = scenario("flash2")
-    (point,) = of.points
-    hw = point.hardware.model_copy(update={"energy": None})
-    bare = replace(of, points=(replace(point, hardware=hw),))
-    assert all(effect.energy is None for effect in effects(bare).values())
+def test_a_profile_without_energy_has_none_and_no_effect_of_its_power_limit():
+    bare = effects(without("energy", scenario("flash2")))
+    assert all(effect.energy is None for effect in bare.values())
+    assert "power.tdp" not in bare
+
+
+def test_where_power_holds_a_kernel_back_the_limit_and_the_energies_move_its_time():
+    warm = scenario("flash2", hardware={"power": {"tdp": "150 W"}}, heads=32, seq_len=1024)
+    by_key = effects(warm)
+    assert by_key["power.tdp"].time.central < -0.1
+    assert by_key["energy.tensor_per_flop"].time.central > 0.02
+    assert by_key["energy.lane_op"].time.central > 0
+
+
+def test_energies_of_a_device_without_a_power_limit_move_no_time():
+    by_key = effects(without("power", scenario("flash2")))
+    assert {by_key[key].time.central for key in by_key if key.startswith("energy.")} == {0}
 
 
 def test_a_tile_that_just_fits_is_shifted_one_way():
@@ -291,7 +315,7 @@ def test_the_error_of_energy_is_that_of_its_parts(monkeypatch):
 
 def test_figures_without_effect_by_nature_are_left_out():
     left = set(effects(scenario("flash2")))
-    assert not left & {"power.tdp", "hbm.capacity", "tensor.fp8", "links.peer", "links.host"}
+    assert not left & {"hbm.capacity", "tensor.fp8", "links.peer", "links.host"}
     assert {"l2.capacity", "sram.capacity", "calibration.sm.op_latency"} <= left
 
 

@@ -43,6 +43,20 @@ def shown_keys(w: AttentionWorkload, tile_kv: int) -> tuple[int, int]:
     return first * tile_kv, ceil(w.seq_kv, tile_kv) - first
 
 
+def query_matrices(w: AttentionWorkload, schedule) -> int:
+    """Matrices of query rows, each of which reads its KV head's cache: unpacked, the heads."""
+    usual = w.window is None or schedule.implementation == "triton"
+    packed = usual if schedule.pack_gqa is None else schedule.pack_gqa
+    return w.batch * (w.kv_heads if packed else w.heads)
+
+
+def ranges_seen(kernel, matrices: int) -> int:
+    """Ranges of a matrix that have keys to see: only those load queries."""
+    loading = int(kernel.trips[0].sum())
+    assert loading == np.count_nonzero(kernel.trips[1:-1].sum(axis=0))
+    return loading // matrices
+
+
 def assert_moves_partials(kernels, runs, w, splits):
     """What a split kernel writes and a combine kernel moves."""
     o_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
@@ -62,12 +76,12 @@ def test_flash_decoding_without_l2_reads_the_cache_once_and_partials_in_fp32(cas
     w, schedule = case
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
-    matrices = w.batch * w.kv_heads
+    matrices = query_matrices(w, schedule)
     splits = kernels[0].ctas // matrices
     first, _ = shown_keys(w, tile_of(kernels[0], run_head_dim(w, schedule))[1])
     q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
     cache_bytes = 2 * matrices * (w.seq_kv - first) * cached_row_bytes(w)
-    assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes
+    assert runs[0].hbm_read_bytes == ranges_seen(kernels[0], matrices) * q_bytes + cache_bytes
     assert_moves_partials(kernels, runs, w, splits)
 
 
@@ -81,7 +95,7 @@ def test_combine_has_all_log_sum_exps_before_any_o_and_then_one_range_s_at_a_tim
         return
     combine = kernels[1]
     weights, add, _ = combine.loops
-    splits = kernels[0].ctas // (w.batch * w.kv_heads)
+    splits = kernels[0].ctas // query_matrices(w, schedule)
     assert [load.stream.tensor.name for load in weights.loads] == ["LSE of splits"]
     assert [load.stream.tensor.name for load in add.loads] == ["O of splits"]
     assert [load.stages for load in add.loads] == [1]
@@ -132,14 +146,15 @@ def test_paged_reads_each_token_once_and_the_sectors_of_its_pages_numbers(case, 
     assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
-    matrices, page = w.batch * w.kv_heads, schedule.page_size
+    matrices, page = query_matrices(w, schedule), schedule.page_size
     _, tile_kv = tile_of(kernels[0], run_head_dim(w, schedule))
     splits = kernels[0].ctas // matrices
     q_bytes = w.batch * w.heads * w.head_dim * w.dtype_bytes
     rows = matrices * (w.seq_kv - shown_keys(w, tile_kv)[0])
     numbers = matrices * page_table_bytes(w, page, tile_kv)
     cache_bytes = 2 * rows * cached_row_bytes(w)
-    assert runs[0].hbm_read_bytes == splits * q_bytes + cache_bytes + numbers
+    q_bytes *= ranges_seen(kernels[0], matrices)
+    assert runs[0].hbm_read_bytes == q_bytes + cache_bytes + numbers
     assert_moves_partials(kernels, runs, w, splits)
 
 
@@ -183,7 +198,7 @@ def test_the_ctas_of_a_kv_head_read_each_of_its_tokens_once_whatever_the_page(ca
     w, schedule = case
     assume(schedule.implementation != "flashinfer")  # tests/schedules/test_flashinfer.py
     (kernel, *_) = lowered(schedule, w, hw)
-    matrices = w.batch * w.kv_heads
+    matrices = query_matrices(w, schedule)
     keys = tile_of(kernel, run_head_dim(w, schedule))[1]
     shown = w.seq_kv - shown_keys(w, keys)[0]
     for name in "KV":
@@ -218,7 +233,7 @@ def test_decoding_takes_four_d_flops_a_row_and_key_and_makes_each_element_ready(
     kernels = lowered(schedule, w, hw)
     d = run_head_dim(w, schedule)
     rows, keys = tile_of(kernels[0], d)
-    matrices = w.batch * w.kv_heads
+    matrices = query_matrices(w, schedule)
     steps = matrices * shown_keys(w, keys)[1]
     ran = run(kernels, hw, w)[0]
     assert ran.executed("mma_flops") == 4 * d * rows * keys * steps
@@ -239,11 +254,56 @@ def test_decoding_reads_the_cache_of_its_kv_heads_as_far_as_the_window_reaches(
     ).workload()
     kernels = kernels_of(SCHEDULES[name]().program(w, H100))
     ran = run(kernels, H100, w)[0]
-    splits = kernels[0].ctas // kv_heads
+    matrices = heads if window else kv_heads  # behind a window each head reads for itself
+    splits = kernels[0].ctas // matrices
     keys = (window or 8192) + 128  # and the block that the window cuts
-    least = 2 * kv_heads * (window or 8192) * 256
-    most = 2 * kv_heads * keys * 256 + splits * heads * 256 + kv_heads * ceil(keys, 128) * 32
+    least = 2 * matrices * (window or 8192) * 256
+    most = 2 * matrices * keys * 256 + splits * heads * 256 + matrices * ceil(keys, 128) * 32
     assert least <= ran.hbm_read_bytes <= most
+
+
+@pytest.mark.parametrize("name", ["flash_decoding", "paged"])
+def test_ranges_are_cut_of_the_room_and_empty_ones_are_combined_too(name):
+    w = WorkloadTable(heads=32, kv_heads=8, head_dim=128, seq_kv=1024, phase="decode").workload()
+    hw = load_profile("a30")
+    kernels = kernels_of(
+        make_schedule({"name": name, "room_tokens": 2**20}, "a test").program(w, hw)
+    )
+    splits = splits_as_published(8, 2 * 56, 2**20 // 128)
+    assert kernels[0].ctas == 8 * splits
+    assert ranges_seen(kernels[0], 8) == 1  # a range has room for 74,898 keys
+    assert kernels[0].trips[1:-1].sum() == 8 * 1024 // 128
+    ran = run(kernels, hw, w)
+    assert ran[1].l2_read_bytes == splits * 32 * 4 * (128 + 1)
+    alone = kernels_of(make_schedule({"name": name, "splits": 1}, "a test").program(w, hw))
+    assert ran[0].time_s > run(alone, hw, w)[0].time_s
+
+
+def test_room_for_fewer_keys_than_there_are_is_refused():
+    w = WorkloadTable(model="llama-3-8b", seq_kv=5000, phase="decode").workload()
+    with pytest.raises(InputError, match="room_tokens = 4999: room for the 5000 keys"):
+        SCHEDULES["flash_decoding"](room_tokens=4999).program(w, H100)
+
+
+@pytest.mark.parametrize(
+    ("options", "heads", "window", "splits"),
+    [
+        ({}, 8, None, True),
+        ({}, 2, None, False),  # no heads to pack
+        ({}, 8, 1000, False),
+        ({"pack_gqa": False}, 8, None, False),
+        ({"pack_gqa": True}, 8, 1000, True),
+        ({"call": "kvcache"}, 2, None, True),
+        ({"call": "kvcache"}, 8, 1000, True),
+        ({"implementation": "triton"}, 2, None, True),
+    ],
+)
+def test_vllm_s_call_splits_keys_where_it_packs_heads(options, heads, window, splits):
+    w = WorkloadTable(
+        heads=heads, kv_heads=2, head_dim=128, seq_kv=16384, window=window, phase="decode"
+    ).workload()
+    kernels = kernels_of(make_schedule({"name": "paged"} | options, "a test").program(w, H100))
+    assert (len(kernels) == 2) == splits
 
 
 def test_decode_is_the_split_kernel_unsplit():

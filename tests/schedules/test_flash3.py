@@ -182,7 +182,9 @@ def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     steps = int(seen.sum())
     softmax = online_softmax(tile.q, tile.kv, d, 4 * kernel.footprint.workers, FLASH3_FIXED)
     a_step = softmax.other_ops + (tile.kv * d // 4 if w.dtype == "fp8" else 0)
-    if schedule.call == "paged":
+    if schedule.implementation == "vllm" and w.dtype == "fp8":
+        a_step += tile.q * d
+    if schedule.call == "paged" and schedule.implementation != "trtllm":
         a_step += 2 * 3 * tile.kv * d * w.dtype_bytes // 16
     per_score = 3 if w.window is not None else 2
     expected = groups * (steps * a_step + per_score * masked * scores)
@@ -252,17 +254,116 @@ def test_softmax_hides_behind_matmuls_as_far_as_these_leave_issue_slots():
     assert ran.time_s < 0.7 * flash2.time_s
 
 
-def test_decoding_packs_the_query_heads_that_share_a_cache():
-    """heuristics.h, should_pack_gqa and use_one_mma_wg."""
+@pytest.mark.parametrize(("implementation", "workers"), [("fa3", 2), ("vllm", 1)])
+def test_decoding_packs_the_query_heads_that_share_a_cache(implementation, workers):
+    """heuristics.h, should_pack_gqa, and in vLLM's fork use_one_mma_wg."""
     hw = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
     w = workload(heads=32, kv_heads=8, head_dim=128, seq_kv=4096, phase="decode")
-    (kernel,) = kernels = kernels_of(FLASH3.program(w, hw))
-    assert tile_of(kernels).q == 64
-    assert kernel.footprint.workers == 1
+    decoding = make_schedule(
+        {"name": "flash3", "splits": 1, "implementation": implementation}, "a test"
+    )
+    (kernel,) = kernels = kernels_of(decoding.program(w, hw))
+    assert tile_of(kernels).q == 64 * workers
+    assert kernel.footprint.workers == workers
     (ran,) = run(kernels, hw, w)
     assert ran.hbm_read_bytes == (32 + 2 * 8 * 4096) * 128 * 2
     long = workload(heads=32, kv_heads=8, head_dim=128, seq_len=4096)
     assert kernels_of(FLASH3.program(long, hw))[0].tensors[0].groups == 32
+
+
+# vllm-project/flash-attention, hopper/tile_size.h, with two-level accumulation: rows and keys of a
+# prompt, keys of up to 64 rows.
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "tile", "few"),
+    [
+        ("fp8", 64, (192, 128), 128),
+        ("fp8", 96, (128, 128), None),
+        ("fp8", 128, (128, 192), 96),
+        ("fp8", 192, (128, 96), None),
+        ("fp8", 256, (128, 128), None),
+        ("bf16", 64, (192, 128), 192),
+        ("bf16", 128, (128, 128), 128),
+    ],
+)
+def test_vllm_s_fork_has_tiles_of_its_own(dtype, head_dim, tile, few):
+    vllm = make_schedule({"name": "flash3", "call": "paged", "implementation": "vllm"}, "a test")
+    shape = {"heads": 8, "head_dim": head_dim, "dtype": dtype}
+    prompt = kernels_of(vllm.program(workload(seq_len=2048, causal=True, **shape), H100))
+    assert tile_of(prompt) == Tile(q=tile[0], kv=tile[1])
+    decode = workload(seq_kv=2048, phase="decode", **shape)
+    tile_of_decode = tile_of(kernels_of(vllm.program(decode, H100)))
+    assert (tile_of_decode.kv if tile_of_decode.q == 64 else None) == few
+
+
+def test_sums_of_two_levels_are_waited_for_and_added():
+    """hopper/utils.h, gemm: sums from zeros (a move each), then one addition for each of O."""
+    table = {"name": "flash3", "call": "paged", "tile": {"q": 128, "kv": 128}}
+    w = workload(heads=4, head_dim=128, seq_len=2048, dtype="fp8", causal=True)
+    trips = []
+    for implementation in ("fa3", "vllm"):
+        schedule = make_schedule(table | {"implementation": implementation}, "a test")
+        (kernel,) = kernels_of(schedule.program(w, H100))
+        trips.append([op for op in kernel.loops[1].actions if isinstance(op, Compute)])
+    overlapped, apart = trips
+    assert [bool(op.mma_flops and op.exp_count) for op in overlapped] == [False, True, False]
+    assert not any(op.mma_flops and op.exp_count for op in apart)
+    for amount in ("vector_ops", "other_ops"):
+        whole, added = (sum(getattr(op, amount) for op in trip) for trip in (overlapped, apart))
+        assert added - whole == 128 * 128
+
+
+# Names of kernels, such as fmha_v2_flash_attention_e4m3_64_256_S_q_paged_kv_128_tma_ws_sm90.
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "keys"),
+    [
+        ("bf16", 64, 256),
+        ("bf16", 128, 128),
+        ("bf16", 256, 64),
+        ("fp8", 64, 256),
+        ("fp8", 128, 256),
+        ("fp8", 256, 128),
+    ],
+)
+def test_tensorrt_llm_s_warp_groups_wait_for_every_matmul(dtype, head_dim, keys):
+    trtllm = make_schedule({"name": "flash3", "implementation": "trtllm"}, "a test")
+    w = workload(heads=8, kv_heads=2, head_dim=head_dim, seq_len=2048, dtype=dtype, causal=True)
+    (kernel,) = kernels_of(trtllm.program(w, H100))
+    assert tile_of([kernel]) == Tile(q=128, kv=keys)
+    assert kernel.tensors[0].groups == 8
+    assert ctas_per_sm(kernel.footprint, H100) == 1
+    first, trip, _ = kernel.loops
+    for loop in (first, trip):
+        matmuls = [bool(op.mma_flops) for op in loop.actions]
+        assert matmuls == [True, *[False] * (len(matmuls) - 2), True]
+        assert not any(op.mma_flops and op.exp_count for op in loop.actions)
+
+
+def test_tensorrt_llm_s_causal_tiles_come_longest_first_over_all_sequences():
+    """dma.h, balanced dynamic scheduling; with a window in the order of their numbers."""
+    trtllm = make_schedule({"name": "flash3", "implementation": "trtllm"}, "a test")
+    shape = {"batch": 2, "heads": 4, "head_dim": 128, "seq_len": 1024, "causal": True}
+    first = {}
+    for window in (None, 100):
+        (kernel,) = kernels_of(trtllm.program(workload(window=window, **shape), H100))
+        q = next(stream for stream in kernel.streams if stream.tensor.name == "Q")
+        first[window] = q.base(np.arange(kernel.ctas) * kernel.items_per_cta)[:8]
+    np.testing.assert_array_equal(first[None], 8 * np.arange(8) + 7)
+    np.testing.assert_array_equal(first[100], np.arange(8))
+
+
+@pytest.mark.parametrize(("call", "sets_up"), [("batch", False), ("varlen", True), ("paged", True)])
+def test_each_tile_of_any_lengths_begins_as_a_cta_does(call, sets_up):
+    schedule = make_schedule({"name": "flash3", "call": call}, "a test")
+    w = workload(batch=4, heads=32, head_dim=128, seq_len=1024, causal=True)
+    times = []
+    for setup_s in (0.0, 1e-6):
+        hw = H100.with_figures({"calibration.sm.cta_setup": setup_s})
+        (kernel,) = kernels = kernels_of(schedule.program(w, hw))
+        (ran,) = run(kernels, hw, w)
+        times.append(ran.time_s)
+    assert kernel.items_per_cta >= 7
+    begun = kernel.items_per_cta if sets_up else 1
+    assert times[1] - times[0] == pytest.approx(begun * 1e-6, rel=0.25)
 
 
 def test_fp8_transposes_v_and_writes_bf16():
@@ -290,6 +391,7 @@ def test_fp8_transposes_v_and_writes_bf16():
         ({"head_dim": 320}, "h100-sxm", {}, "workload.head_dim = 320: it takes up to 256"),
         ({}, "h100-sxm", {"tile": {"q": 32, "kv": 64}}, "tile.q = 32: 64, 128 or 192"),
         ({}, "h100-sxm", {"tile": {"q": 192, "kv": 512}}, "the largest that fits is"),
+        ({}, "h100-sxm", {"implementation": "trtllm", "splits": 2}, "splits = 2: TensorRT-LLM's"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(table, profile, options, complaint):

@@ -27,10 +27,11 @@ def test_without_l2_k_and_v_are_read_once_a_visited_block_of_two_ctas(case, hw):
     (kernel,) = kernels = lowered(schedule, w, hw)
     (ran,) = run(kernels, hw, w)
     seen, tile, q = visits(w, kernel), tile_of(kernels), kernel.tensors[0]
-    assert q.groups == w.batch * w.kv_heads
-    assert (tile.q, tile.kv) == (256 if q.rows > 128 else 128, 128)
+    packs = schedule.implementation == "fa4"
+    assert q.groups == w.batch * (w.kv_heads if packs else w.heads)
+    assert (tile.q, tile.kv) == (256 if q.rows > 128 or not packs else 128, 128)
     keys = np.minimum(128, w.seq_kv - 128 * np.arange(seen.shape[1]))
-    pairs = w.mask == "full" and w.head_dim == 128 and 128 % (w.heads // w.kv_heads) == 0
+    pairs = packs and w.mask == "full" and w.head_dim == 128 and 128 % (w.heads // w.kv_heads) == 0
     pairs = pairs and tile.q == 256 and seen.shape[0] % 2 == 0
     kv_rows = 2 * q.groups * int((seen * keys).sum()) // (2 if pairs else 1)
     query_rows = w.batch * w.heads * w.seq_q
@@ -47,6 +48,8 @@ def test_flops_and_exps_are_those_of_the_visited_blocks(case, hw):
     tile = tile_of(kernels)
     steps = kernel.tensors[0].groups * int(visits(w, kernel).sum())
     scores, head_dim = tile.q * tile.kv, -(-w.head_dim // 16) * 16
+    if schedule.implementation != "fa4":
+        head_dim = 64 if w.head_dim <= 64 else 128
     assert ran.executed("mma_flops") == 4 * head_dim * steps * scores
     (none,) = run(kernels_of(schedule.model_copy(update={"emulated": 0.0}).program(w, hw)), hw, w)
     assert none.executed("exp_count") == steps * (scores + tile.q)
@@ -111,7 +114,7 @@ def test_two_tiles_take_turns():
     (ran,) = run(kernels_of(FLASH4.program(w, B200)), B200, w)
     busy_s = ran.busy_s[:3] / B200.sm.count  # tensor, vector, exp
     assert busy_s[0] + busy_s[2] > 1.4 * ran.time_s
-    assert ran.time_s < 1.15 * busy_s[0]
+    assert ran.time_s < 1.2 * busy_s[0]
 
 
 def test_causal_tiles_are_launched_longest_first():
@@ -121,6 +124,90 @@ def test_causal_tiles_are_launched_longest_first():
     assert np.all(np.diff(steps) <= 0)
     seen = blocks_with_any(np.tri(4096, dtype=bool), tile_of([kernel])).sum(axis=1)
     np.testing.assert_array_equal(np.unique(steps), np.unique(seen))
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "causal", "low_ms", "high_ms"),
+    [
+        (1024, False, 0.43, 0.43),
+        (1024, True, 0.34, 0.34),
+        (16384, False, 5, 6.2),
+        (16384, True, 2.6, 2.6),
+    ],
+)
+def test_head_dim_64_takes_what_people_measured(seq_len, causal, low_ms, high_ms):
+    """FlashAttention-4 on a B200, 32k tokens in all, hidden 2,048 (asked in public), within 10%."""
+    w = workload(
+        heads=32, head_dim=64, batch=32768 // seq_len, seq_len=seq_len, causal=causal, dtype="bf16"
+    )
+    (ran,) = run(kernels_of(FLASH4.program(w, B200)), B200, w)
+    assert 0.9 * low_ms < 1e3 * ran.time_s < 1.1 * high_ms
+
+
+def launched(implementation, **table):
+    """The kernel on a B200."""
+    w = workload(**table)
+    schedule = make_schedule({"name": "flash4", "implementation": implementation}, "a test")
+    return kernels_of(schedule.program(w, B200))[0], w
+
+
+def test_trtllm_gen_asks_for_a_tile_when_it_begins_to_load_the_one_before():
+    """Of two tiles a CTA the second is c + 148, however long the first; blocks ascend."""
+    kernel, _ = launched("trtllm-gen", heads=16, seq_len=4096, head_dim=128, causal=True)
+    steps = kernel.trips[1].reshape(kernel.ctas, kernel.items_per_cta)
+    ascending = 2 * (np.arange(256) % 16) + 2
+    np.testing.assert_array_equal(steps[:, 0], ascending[:148])
+    np.testing.assert_array_equal(steps[:108, 1], ascending[148:])
+    assert not steps[108:, 1].any()
+
+
+def test_longest_last_costs_a_short_grid_a_third():
+    """256 causal tiles on 148 SMs; a B200 takes 110 us with trtllm-gen beside 5 of other launches.
+
+    NVIDIA's aiconfigurator, trtllm 1.3.0rc20, heads 16/2, 4,096 tokens: 118 us with them.
+    """
+    times = {}
+    for implementation in ("fa4", "trtllm-gen", "cutlass"):
+        kernel, w = launched(implementation, heads=16, seq_len=4096, head_dim=128, causal=True)
+        times[implementation] = run([kernel], B200, w)[0].time_s
+    assert times["trtllm-gen"] > times["cutlass"] > times["fa4"]
+    assert times["trtllm-gen"] / times["fa4"] > 1.4
+    assert times["trtllm-gen"] == pytest.approx(113e-6, rel=0.1)
+
+
+def test_a_plan_gives_each_tile_to_the_cta_with_fewest_key_blocks():
+    """plan_kernel told tile by tile, with a list instead of a heap."""
+    kernel, w = launched("cutlass", batch=3, heads=16, seq_len=1500, head_dim=64, causal=True)
+    planned, tiles = [0] * kernel.ctas, [[] for _ in range(kernel.ctas)]
+    for _head in range(w.heads):
+        for _sequence in range(w.batch):
+            for block in reversed(range(6)):
+                cta = planned.index(min(planned))
+                trips = min(2 * block + 2, 12)
+                planned[cta] += trips
+                tiles[cta].append(trips)
+    steps = kernel.trips[1].reshape(kernel.ctas, kernel.items_per_cta)
+    assert [[trips for trips in row if trips] for row in steps.tolist()] == tiles
+
+
+def test_others_kernels_emulate_no_exponential_and_pack_no_heads():
+    for implementation in ("trtllm-gen", "cutlass"):
+        kernel, _ = launched(
+            implementation, heads=8, kv_heads=2, seq_len=1024, head_dim=80, causal=True
+        )
+        (softmax,) = [s for s in kernel.loops[1].actions if s.name == "softmax"]
+        assert softmax.exp_count == 256 * 128 + 256
+        assert kernel.tensors[0].groups == 8
+        # the metadata's 165,152 and 164,080 bytes are of 160 KiB and barriers; CUTLASS has as many
+        assert kernel.footprint.sram_bytes == 160 * 1024
+
+
+def test_in_fp8_exponentials_hold_trtllm_gen_back():
+    times = {}
+    for dtype in ("bf16", "fp8"):
+        kernel, w = launched("trtllm-gen", heads=32, seq_len=8192, head_dim=128, dtype=dtype)
+        times[dtype] = run([kernel], B200, w)[0].time_s
+    assert 0.5 < times["fp8"] / times["bf16"] < 0.95
 
 
 @pytest.mark.parametrize(

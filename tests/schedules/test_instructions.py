@@ -8,6 +8,7 @@ a MUFU.EX2, a row for each head_dim and tile.
 
 import csv
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +17,9 @@ from sim.schedules.parts.instructions import (
     FLASH2_FIXED,
     FLASH3_FIXED,
     LANES,
+    SGLANG,
+    SGLANG_FIXED,
+    TRITON_SHARING,
     Softmax,
     online_softmax,
 )
@@ -72,3 +76,53 @@ def test_flash2s_warps_load_512_bytes_of_sram_an_instruction():
         if loop.kernel == "FlashAttention-2":
             read = 2 * (2 * loop.tile_kv + loop.tile_q // loop.warps) * loop.head_dim
             assert loop.ldsm == read / 512
+
+
+class SglangLoop(NamedTuple):
+    """A warp's trip of SGLang's extend_attention.py over a causal prompt, by Triton 3.9.
+
+    `rest` is all but matmuls, LDSM, `fp32` and `mufu`.
+    """
+
+    arch: str
+    head_dim: int
+    tile_q: int
+    tile_kv: int
+    warps: int
+    fp32: int
+    mufu: int
+    rest: int
+
+    def beyond_the_rule(self) -> float:
+        """Instructions that the rule does not have."""
+        tile = (self.tile_q, self.tile_kv, self.head_dim, self.warps)
+        rule = online_softmax(*tile, fixed=0, a_score=SGLANG)
+        lane_ops = rule.fp32_ops + rule.exps + rule.other_ops
+        return self.fp32 + self.mufu + self.rest - lane_ops / LANES / self.warps
+
+
+OWN_ROWS = [
+    SglangLoop("sm80", 128, 128, 128, 8, fp32=460, mufu=66, rest=856),
+    SglangLoop("sm89", 64, 64, 128, 4, fp32=428, mufu=66, rest=792),
+    SglangLoop("sm90", 128, 128, 64, 8, fp32=268, mufu=34, rest=448),
+    SglangLoop("sm90", 64, 128, 64, 4, fp32=472, mufu=68, rest=694),
+]
+SHARED_KEYS = [
+    SglangLoop("sm89", 128, 64, 128, 8, fp32=296, mufu=40, rest=662),
+    SglangLoop("sm89", 256, 64, 64, 8, fp32=232, mufu=24, rest=598),
+    SglangLoop("sm89", 512, 32, 32, 8, fp32=144, mufu=12, rest=365),
+]
+
+
+@pytest.mark.parametrize("loop", OWN_ROWS, ids=lambda loop: "-".join(map(str, loop[:5])))
+def test_sglangs_arithmetic_follows_from_the_tile(loop):
+    rule = online_softmax(loop.tile_q, loop.tile_kv, loop.head_dim, loop.warps, 0, SGLANG)
+    assert rule.fp32_ops / LANES / loop.warps == pytest.approx(loop.fp32, rel=0.01)
+    assert rule.exps / LANES / loop.warps == pytest.approx(loop.mufu, rel=0.06)
+
+
+def test_what_else_sglangs_trip_executes_is_the_mean_of_its_loops():
+    own_rows = fmean(loop.beyond_the_rule() for loop in OWN_ROWS)
+    shared_keys = fmean(loop.beyond_the_rule() for loop in SHARED_KEYS)
+    assert own_rows == pytest.approx(SGLANG_FIXED, rel=0.05)
+    assert shared_keys == pytest.approx(SGLANG_FIXED + TRITON_SHARING, rel=0.02)

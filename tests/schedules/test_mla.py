@@ -26,6 +26,7 @@ from tests.support.drawn import devices, lowered, of_one_query
 from tests.support.formulas import ceil, run
 
 H100, A100, L40S = (load_profile(name) for name in ("h100-sxm", "a100-sxm-80gb", "l40s"))
+B200 = load_profile("b200")
 ROW_BYTES, V_BYTES = 576 * 2, 512 * 2  # of DeepSeek's latents in 16 bits
 
 
@@ -204,6 +205,53 @@ def test_who_decides_with_every_call_has_a_kernel_for_it_first():
     assert next(k.name for k in program("trtllm", w, H100, plan=False)) == "mla"
 
 
+@pytest.mark.parametrize(
+    ("heads", "batch", "seq_kv", "tile", "splits", "shared_by"),
+    [
+        # selectMlaGenerationKernel: up to 32 heads are turned; 148 SMs, 512 keys a range at least
+        (16, 8, 16384, (16, 64), 18, 1),
+        (16, 128, 8192, (16, 64), 1, 1),
+        (32, 1, 4096, (16, 64), 8, 1),
+        # 64 are, of few keys a CTA: 4 x 4 CTAs, 9 ranges of 228 keys, of which 4 of 512 are left
+        (64, 4, 2048, (16, 64), 4, 1),
+        (64, 64, 8192, (64, 64), 2, 1),
+        (128, 64, 4096, (64, 128), 1, 2),
+        (128, 8, 8192, (64, 128), 8, 2),  # 9, each of 8 of 64 blocks: the last has none
+    ],
+)
+def test_trtllm_gens_tiles_and_ranges_are_its_launchers(
+    heads, batch, seq_kv, tile, splits, shared_by
+):
+    w = deepseek(batch=batch, heads=heads, kv_heads=heads, seq_kv=seq_kv)
+    kernels = program("trtllm", w, B200)
+    kernel = kernels[0]
+    q, c = stream_of(kernel, "Q"), stream_of(kernel, "C")
+    assert (q.tile_rows, c.tile_rows, c.tiles_across) == (*tile, shared_by)
+    assert kernel.ctas == batch * ceil(heads, tile[0]) * splits
+    assert [k.name for k in kernels] == (["mla", "combine"] if splits > 1 else ["mla"])
+    assert kernel.footprint.sram_bytes <= 223_880  # the most of its kernels (...2CtaKeepsAbForGen)
+
+
+def test_a_pair_of_ctas_loads_the_keys_once():
+    """128 heads are two blocks of rows: each reads half of every row of the cache."""
+    hw = load_profile("b200", {"l2": {"capacity": "0 B"}}, "a test")
+    w = deepseek(batch=3, heads=128, kv_heads=128, seq_kv=8192)
+    (kernel, _) = kernels = program("trtllm", w, hw)
+    (split, _) = run(kernels, hw, w)
+    queries = kernel.ctas // (3 * 2) * 3 * 128
+    numbers = split.hbm_read_bytes - (queries + 3 * 8192) * ROW_BYTES
+    assert 0 < numbers <= 2 * 3 * 8192 / 128 * 32  # of pages
+
+
+def test_64_rows_take_tcgen05_as_long_as_128():
+    flops = {
+        heads: run(program("trtllm", w, B200), B200, w)[0].executed("mma_flops")
+        for heads in (64, 128)
+        for w in [deepseek(batch=64, heads=heads, kv_heads=heads, seq_kv=8192)]
+    }
+    assert flops[64] == flops[128] == 64 * 8192 * 128 * 2 * (576 + 512)
+
+
 def test_flash_mla_with_its_plan_is_as_fast_as_people_measured():
     """16 heads, batch 128, 1k tokens, H100, asked in public: 71 to 84 us; within 15%."""
     w = deepseek(batch=128, heads=16, kv_heads=16, seq_kv=1024)
@@ -314,7 +362,6 @@ def test_in_8_bits_on_hopper_v_is_turned_in_sram_beside_itself():
     ("options", "workload", "device", "complaint"),
     [
         ({"implementation": "fa3"}, {}, "a100-sxm-80gb", "is sm80: its kernel runs on sm90"),
-        ({"implementation": "trtllm"}, {}, "b200", "trtllm-gen's kernels are not public"),
         ({"implementation": "flashinfer"}, {}, "t4", "needs 92672 bytes of SRAM"),
         ({"implementation": "fa3"}, {"dtype": "fp8"}, "h100-sxm", "it multiplies in 16 bits"),
         ({"splits": 4}, {}, "h100-sxm", 'splits = 4: implementation = "flashmla" has a rule'),

@@ -16,7 +16,7 @@ from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.several_gpus import SeveralGpus
 from sim.schedules.parts.traversal import GridOrder, KeyOrder
-from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
+from sim.tile_program import Barrier, Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 
 L2_SIZES = ("0 B", "4 KiB", "100 KiB", "1 MiB", "64 MiB")
 
@@ -56,16 +56,25 @@ def devices(
     return load_profile(name, overrides, "a test")
 
 
-SPLITS = st.none() | st.integers(1, 9)
 ORDERS = {
     "grid_order": st.sampled_from(get_args(GridOrder)),
     "key_order": st.sampled_from(get_args(KeyOrder)),
 }
+SPLITS = st.none() | st.integers(1, 9)
+PACKING = st.none() | st.booleans()
 # Options of a schedule beyond those of its base class.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "flash3": {
+        "call": st.sampled_from(("batch", "varlen", "paged")),
+        "splits": SPLITS,
+        "implementation": st.sampled_from(("fa3", "vllm", "trtllm")),
+    },
+    "flash4": {
+        "implementation": st.sampled_from(("fa4", "trtllm-gen", "cutlass")),
+        "emulated": st.none() | st.floats(0, 1),
+        **ORDERS,
+    },
     "flash2": ORDERS,
-    "flash3": {"call": st.sampled_from(("batch", "varlen", "paged")), "splits": SPLITS},
-    "flash4": {"emulated": st.none() | st.floats(0, 1)} | ORDERS,
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
         "state": st.sampled_from((16, 48, 128, 256)),
@@ -118,11 +127,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ulysses": {"gpus": st.integers(2, 4)},
     "tree_decoding": {"gpus": st.integers(2, 5)},
     "tensor_parallel": {"gpus": st.integers(2, 4)},
-    "flash_decoding": {"splits": SPLITS},
+    "flash_decoding": {"splits": SPLITS, "pack_gqa": PACKING},
     # FlashAttention-3's is for Hopper alone.
     "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
     "paged": {
         "splits": SPLITS,
+        "call": st.sampled_from(("varlen", "kvcache")),
+        "pack_gqa": PACKING,
         "page_size": st.sampled_from((1, 16, 64, 256)),
         "implementation": st.sampled_from(("cuda", "triton", "flashinfer")),
     },
@@ -173,6 +184,8 @@ def schedules(draw: Any, *names: str) -> Schedule:
             "warps": draw(st.none() | st.sampled_from((4, 8))),
         }
     options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
+    if options.get("implementation") == "trtllm" and name == "flash3":
+        options["splits"] = None
     return SCHEDULES[name].model_validate(options)
 
 
@@ -280,25 +293,35 @@ def streams(draw: Any, tensor: Tensor, items: int, trips: list[int]) -> Stream:
 
 @st.composite
 def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
-    """Loads of several depths, computes that read them, stores and atomics anywhere."""
+    """Loads of several depths, computes that read them; barriers, stores and atomics anywhere.
+
+    Loads of no depth are issued by a barrier before all that reads them.
+    """
     trips = draw(st.lists(st.integers(0, 6), min_size=items, max_size=items))
 
     def a_stream() -> Stream:
         return draw(streams(draw(st.sampled_from(drawn_tensors)), items, trips))
 
-    loads = [Load(a_stream(), draw(st.integers(1, 5))) for _ in range(draw(st.integers(0, 3)))]
+    loads = [Load(a_stream(), draw(st.integers(0, 5))) for _ in range(draw(st.integers(0, 3)))]
+    awaiting = [load for load in loads if not load.stages]
     amount = st.sampled_from((0, 10**4, 10**6))
     ops: list[Any] = [
         Compute(
             "wait or work",
             tuple(load for load in loads if draw(st.booleans())),
             *(draw(amount) for _ in range(4)),
+            latencies=draw(st.integers(1, 9)),
         )
         for _ in range(draw(st.integers(1, 3)))
     ]
     ops.append(Compute("last", tuple(loads), *(draw(amount) for _ in range(4))))
     for _ in range(draw(st.integers(0, 2))):
         ops.insert(draw(st.integers(0, len(ops))), Store(a_stream(), draw(st.booleans())))
+    for _ in range(draw(st.integers(0, 2))):
+        ops.insert(draw(st.integers(0, len(ops))), Barrier())
+    for load in awaiting:
+        first = next(k for k, op in enumerate(ops) if isinstance(op, Compute) and load in op.reads)
+        ops.insert(draw(st.integers(0, first)), Barrier((load,)))
     counts = np.array(trips, np.int64)
     return Loop(lambda i: counts[i], (*loads, *ops))
 

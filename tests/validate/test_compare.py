@@ -123,6 +123,20 @@ def test_the_roofline_is_bytes_or_flops_of_the_tensors_whichever_takes_longer():
     assert predict(shape, HW).roofline_s == pytest.approx(moved / HW.hbm.bandwidth)
 
 
+def test_a_benchmark_that_is_soon_over_is_not_held_back_by_power():
+    hot = HW.with_figures({"power.tdp": 250.0})
+
+    def slower(seq_len: int) -> float:
+        table = {"heads": 16, "head_dim": 128, "seq_len": seq_len, "dtype": "bf16"}
+        shape = Shape(
+            runner="attnsim", family="f", split="test", workload=table, schedule={"name": "flash3"}
+        )
+        return predict(shape, hot).cold_s / predict(shape, HW).cold_s
+
+    assert slower(4096) == 1  # 30 times a quarter of a millisecond
+    assert slower(16384) > 1.3  # 30 times four
+
+
 def test_what_cannot_be_predicted_says_why():
     shape = Shape(
         runner="published", family="f", split="test", schedule=None,

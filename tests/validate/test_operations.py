@@ -8,6 +8,7 @@ from sim.machine import machine_of
 from tests.support.tables_of_figures import DECODE, figure
 from validate.beside import Beside
 from validate.devices import at_clock, device_of
+from validate.framework_kernels import flash3_decode_before_hopper
 from validate.operations import OPERATIONS, Case, measured_of, operation_of
 from validate.predict import NotPredictedError
 
@@ -69,7 +70,15 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
 @pytest.mark.parametrize(
     ("row", "options"),
     [
-        ({"kernel": "vllm vllm_flash_attn_fa3"}, {"name": "flash3", "call": "paged"}),
+        (
+            {"kernel": "vllm vllm_flash_attn_fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "vllm"},
+        ),
+        (
+            DECODE | {"kernel": "vllm vllm_flash_attn_fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "vllm"},
+        ),
+        (DECODE | {"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
         ({"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
         ({"kernel": "FlashAttention-3 (varlen)"}, {"name": "flash3", "call": "varlen"}),
         (
@@ -82,7 +91,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             {"kernel": "trtllm torch_flow", "gpu": "H200"},
-            {"name": "flash3", "tile": {"q": 128, "kv": 256}},
+            {"name": "flash3", "implementation": "trtllm"},
         ),
         (
             {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S"},
@@ -92,8 +101,14 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
             {"kernel": "flashinfer paged prefill", "extra": "page 16"},
             {"name": "paged", "page_size": 16, "implementation": "flashinfer"},
         ),
-        ({"kernel": "sglang flashinfer", "gpu": "B200"}, {"name": "flash4"}),
-        ({"kernel": "trtllm torch_flow", "gpu": "B200"}, {"name": "flash4"}),
+        (
+            {"kernel": "sglang flashinfer", "gpu": "B200"},
+            {"name": "flash4", "implementation": "cutlass"},
+        ),
+        (
+            {"kernel": "trtllm torch_flow", "gpu": "B200"},
+            {"name": "flash4", "implementation": "trtllm-gen"},
+        ),
         (
             DECODE | {"kernel": "vllm vllm_flash_attn"},
             {"name": "paged", "page_size": 64},
@@ -112,13 +127,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ),
         (
             {"kernel": "sglang triton"},
-            {
-                "name": "flash2",
-                "implementation": "triton",
-                "tile": {"q": 128, "kv": 64},
-                "warps": 4,
-                "stages": 1,
-            },
+            {"name": "flash2", "implementation": "sglang"},
         ),
         ({"kernel": "SDPA math"}, {"name": "naive", "mask": False}),
         ({"kernel": "flash2"}, {"name": "flash2"}),
@@ -174,7 +183,7 @@ def test_latent_attention_decodes_from_one_cache_and_its_prefill_has_one_head_di
         ("sglang MLA triton", "L40S", "triton", None),
         ("trtllm MLA default", "A100-SXM4-80GB", "trtllm", None),
         ("trtllm MLA default", "H100 80GB HBM3", "trtllm", None),
-        ("trtllm MLA default", "B200", "flashmla", None),  # the nearest: it is not public
+        ("trtllm MLA default", "B200", "trtllm", None),
         ("FlashInfer MLA decode", "H20", "flashinfer", None),
     ],
 )
@@ -231,6 +240,39 @@ def test_l2_is_as_the_row_says_else_as_repetitions_leave_it(tmp_path, extra, war
     assert case(tmp_path, extra=extra).warm == warm
 
 
+@pytest.mark.parametrize(
+    ("extra", "dirty", "host_s"),
+    [
+        ("nvbench cold (L2 flushed)", True, 10e-6),
+        ("events, 256 MB zeroed between calls (cold L2)", True, 0),
+        ("nvbench batch (warm L2)", False, 0),
+        ("ncu, cold L2", False, 0),
+    ],
+)
+def test_a_flush_that_writes_leaves_l2_dirty_and_some_calls_have_their_host_part(
+    tmp_path, extra, dirty, host_s
+):
+    row = DECODE | {"extra": extra}
+    measured = measured_of(figure(tmp_path, **row | {"pass_": row.pop("pass")}))
+    assert (measured.case.dirty, measured.beside.host_s) == (dirty, host_s)
+    assert measured_of(figure(tmp_path, extra=extra)).beside.host_s == 0  # of a prompt
+
+
+def test_vllm_copies_packed_heads_to_rows_and_back(tmp_path):
+    row = {"kernel": "vllm vllm_flash_attn_fa2", "gpu": "L40S", "batch": "4"}
+    row |= DECODE | {"heads": "8", "extra": "bf16/fp8 KV write included"}
+    row["pass_"] = row.pop("pass")
+
+    def beside_of(**changes):
+        return measured_of(figure(tmp_path, **row | changes)).beside
+
+    cache_bytes, copy_bytes = 2 * (2 * 4 * 128 * 2), 2 * (4 * 8 * 128 * 2)
+    assert beside_of(kv_heads="2").bytes == 2 * cache_bytes + 2 * copy_bytes
+    assert beside_of(kv_heads="1").bytes == cache_bytes + copy_bytes  # Q lies so already
+    assert beside_of(kv_heads="8").launches == 1
+    assert beside_of(kv_heads="2", extra="window 100, KV write included").launches == 1
+
+
 def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     row = {"kv_heads": "2", "batch": "3", "head_dim": "64"}
     plain = measured_of(figure(tmp_path, **row, extra="bf16/fp8 KV write included, warm L2"))
@@ -245,11 +287,21 @@ def test_the_cache_write_gaps_and_the_floor_come_from_the_text(tmp_path):
     assert measured_of(figure(tmp_path, **row, gpu="L40S")).floor_us == 450
 
 
-def test_splits_of_a_cache_with_room_for_more_are_those_that_keys_reach(tmp_path):
+def test_a_profilers_single_launch_is_over_before_the_power_limit_acts(tmp_path):
+    assert case(tmp_path, extra="ncu, cold L2").hardware.power is None
+    assert case(tmp_path, extra="CUDA graph replay mean").hardware.power is not None
+
+
+def test_a_cache_with_room_for_more_is_cut_by_its_room_and_a_window_keeps_heads_apart(tmp_path):
     row = DECODE | {"kernel": "FlashAttention-2 C++ mha_fwd_kvcache", "gpu": "A30"}
     row |= {"pass_": row.pop("pass"), "extra": "page 256; nvbench cold (L2 flushed)"}
-    assert case(tmp_path, **row).schedule.splits == 1
-    assert case(tmp_path, **row | {"seq_kv": "524288"}).schedule.splits > 1
+    schedule = case(tmp_path, **row).schedule
+    assert (schedule.call, schedule.splits, schedule.pack_gqa) == ("kvcache", None, None)
+    assert schedule.room_tokens == 2**20  # of one sequence
+    wide = case(tmp_path, **row | {"extra": "window left 100000 right -1; page 256"})
+    assert (wide.workload.window, wide.schedule.pack_gqa) == (None, False)
+    xqa = {"kernel": "trtllm torch_flow", "extra": "window 128", "gpu": "L40S"}
+    assert case(tmp_path, **row | xqa).schedule.pack_gqa is True
 
 
 @pytest.mark.parametrize(
@@ -284,11 +336,73 @@ def test_tensorrt_llms_pass_over_packed_qkv_reads_and_writes_all_three(tmp_path)
     assert measured.beside.bytes == 2 * (q + kv) + 2 * q + kv
 
 
+def test_a_turned_query_head_reads_cosines_a_sector_at_a_time(tmp_path):
+    """A warp has 512 bytes of Q: 6 accesses of as many, 8 of 16 sectors each.
+
+    NVIDIA's aiconfigurator, a B200, 64 x 1,024 tokens, 64 heads on 8: 2.48 ms, of which attention
+    takes some 1.4.
+    """
+    row = {"kernel": "trtllm torch_flow", "head_dim": "128", "heads": "64", "kv_heads": "8"}
+    row |= {"batch": "64", "seq_q": "1024", "seq_kv": "1024", "gpu": "B200"}
+    measured = measured_of(figure(tmp_path, **row))
+    w, hw = measured.case.workload, measured.case.hardware
+    warps = w.batch * w.seq_q * w.heads * 128 * 2 // 512
+    assert measured.beside.l1_cycles == warps * (6 * 4 + 8 * 16)
+    taken_s, roofline_s = measured.beside.times(w, hw)
+    assert taken_s == pytest.approx(1.1e-3, rel=0.1)
+    assert taken_s > 2 * roofline_s
+
+
+def test_sglang_quantises_the_queries_of_fp8_by_their_own_maximum(tmp_path):
+    row = {"kernel": "sglang trtllm_mha", "gpu": "B200", "extra": "KV write included, warm L2"}
+    plain, fp8 = (
+        measured_of(figure(tmp_path, **row, dtype=dtype, kv_dtype=dtype)).beside
+        for dtype in ("bf16", "fp8")
+    )
+    w = measured_of(figure(tmp_path, **row)).case.workload
+    q, kv = (w.batch * w.seq_q * heads * w.head_dim for heads in (w.heads, 2 * w.kv_heads))
+    assert plain == Beside(bytes=4 * kv, launches=1)
+    assert fp8 == Beside(bytes=(2 + 2 + 1) * q + (2 + 1) * kv, launches=6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "launches"),
+    [("trtllm torch_flow", 2), ("sglang fa3", 2), ("vllm vllm_flash_attn_fa3", 1)],
+)
+def test_what_is_made_of_lengths_within_the_call_is_a_launch_more(tmp_path, kernel, launches):
+    row = figure(tmp_path, kernel=kernel, extra="KV write included")
+    assert measured_of(row).beside.launches == launches
+
+
+def test_a_cache_of_fp8_is_multiplied_in_fp8_on_hopper_alone(tmp_path):
+    row = {"kernel": "trtllm torch_flow", "kv_dtype": "fp8"}
+    assert case(tmp_path, **row, gpu="H200").workload.dtype == "fp8"
+    assert case(tmp_path, **row, gpu="L40S").workload.dtype == "bf16"
+
+
 def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
     row = {"kernel": "vllm MLA vllm_triton_mla", "head_dim": "192", "gpu": "A100"}
     measured = measured_of(figure(tmp_path, **row))
     w = measured.case.workload
     assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.seq_q * w.heads
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_kv", "tile_kv", "splits"),
+    [
+        (1, 512, 112, 5),  # 5 blocks a head: a range each
+        (1, 448, 64, 1),  # of up to 4 blocks none
+        (8, 16384, 112, 7),  # 147 blocks of 8 x 2 heads and a tenth more, 24 an SM: 7 ranges
+        (1000, 16384, 64, 1),
+    ],
+)
+def test_flash3_before_hopper_cuts_keys_as_it_finds_all_sms_busy(batch, seq_kv, tile_kv, splits):
+    hw = load_profile("a100-sxm-80gb")
+    w = WorkloadTable(
+        batch=batch, heads=16, kv_heads=2, head_dim=128, seq_kv=seq_kv, phase="decode"
+    ).workload()
+    options = flash3_decode_before_hopper(w, hw)
+    assert (options["tile"], options["splits"]) == ({"q": 128, "kv": tile_kv}, splits)
 
 
 def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sim.inputs.files import InputError
+from sim.inputs.hardware import load_profile
 from sim.runs.store import Store
 from tests.support.commands import assert_one_line, attnsim, called
 from tests.support.tables_of_figures import DECODE, figure, write
@@ -212,10 +213,34 @@ def test_a_warm_case_finds_more_in_l2_than_a_cold_one(tmp_path):
     assert warm.kernels[0].dram_read_bytes < cold.kernels[0].dram_read_bytes
 
 
+def test_a_flushed_l2_full_of_dirty_lines_is_written_back_while_the_kernel_reads(tmp_path):
+    row = {"seq_q": "1", "seq_kv": "16384", "batch": "4", "pass_": "decode", "head_dim": "128"}
+    row |= {"kernel": "flash_decoding", "gpu": "A30"}
+    clean, dirty = (
+        simulate(measured_of(figure(tmp_path, **row, extra=extra)).case)
+        for extra in ("cold", "zeroed between calls, cold")
+    )
+    ours, theirs = dirty.kernels[0], clean.kernels[0]
+    assert ours.dram_read_bytes == theirs.dram_read_bytes
+    written = ours.dram_write_bytes - theirs.dram_write_bytes
+    hw = load_profile("a30")
+    dirty_bytes = hw.l2.capacity * hw.calibration.l2.effective_capacity
+    assert written == pytest.approx(dirty_bytes, rel=0.02)
+    more_s = dirty_bytes / (hw.hbm.bandwidth * hw.calibration.hbm.sustained)
+    assert ours.time_s - theirs.time_s == pytest.approx(more_s, rel=0.3)
+
+
 def test_an_address_is_of_all_that_a_prediction_rests_on(tmp_path):
-    rows = ({}, {"extra": "cold"}, {"head_dim": "128"}, {"gpu": "H200"}, {"kernel": "naive"})
+    rows = (
+        {},
+        {"extra": "cold"},
+        {"extra": "zeroed between calls, cold"},
+        {"head_dim": "128"},
+        {"gpu": "H200"},
+        {"kernel": "naive"},
+    )
     cases = [measured_of(figure(tmp_path, **row)).case for row in rows]
-    assert len({address_of(one) for one in cases} | {address_of(cases[0], True)}) == 6
+    assert len({address_of(one) for one in cases} | {address_of(cases[0], True)}) == 7
     same = measured_of(figure(tmp_path, value="7", source="another", split="fit")).case
     assert address_of(same) == address_of(cases[0])
 

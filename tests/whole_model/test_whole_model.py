@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import simulate
+from sim.engine.power import large_matmul_flops_per_s
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS, ModelShape
@@ -44,7 +45,8 @@ def layer_matrices(shape: ModelShape) -> int:
 
 def roof_s(weights: int, rows: int) -> float:
     """Seconds of a matrix on an H100 in 16 bits, by its sustained rates."""
-    return max(2 * weights / (3.35e12 * 0.9), 2 * weights * rows / (989.4e12 * 0.8))
+    sustained = large_matmul_flops_per_s(H100, "bf16")
+    return max(2 * weights / (3.35e12 * 0.9), 2 * weights * rows / sustained)
 
 
 @given(st.sampled_from(DENSE), st.integers(1, 300_000), st.integers(1, 300))
@@ -76,7 +78,8 @@ def test_more_tokens_never_take_less(shape, tokens, more):
 
 def test_without_a_tensor_rate_the_matrices_take_the_fp32_lanes():
     shape = MODELS["gpt2"]
-    lanes = 132 * 128 * 1830e6 * 0.9
+    lanes = large_matmul_flops_per_s(H100, "fp32") / 2
+    assert lanes <= 132 * 128 * 1830e6 * 0.9
     weights = shape.layers * layer_matrices(shape)
     expected = weights * 10_000 / lanes + 4 * shape.vocab * shape.hidden / (3.35e12 * 0.9)
     assert 1 <= dense_s(shape, 10_000, 1, H100, "fp32") / expected < 1.011

@@ -254,7 +254,7 @@ def _flash(attention: Placed, kernel: Kernel) -> None:
         CAUSAL=w.causal,
         WINDOW=w.window or 0,
         WHOLE=_whole(k),
-        STAGES=load_k.stages,
+        STAGES=load_k.buffers,
     )
 
 

@@ -9,10 +9,30 @@ from sim.engine.compiled.jit import aligned, sources_stamp
 from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import N_CAUSES, SM_PIPES, Machine, cta_start_s, ctas_per_sm, service_times_s
-from sim.tile_program import Chunking, Compute, Kernel, Load, Loop, Store, Stream, Tensor
+from sim.machine import (
+    N_CAUSES,
+    SM_PIPES,
+    Machine,
+    cta_start_s,
+    ctas_per_sm,
+    item_setup_s,
+    machine_of,
+    service_times_s,
+)
+from sim.tile_program import (
+    Action,
+    Barrier,
+    Chunking,
+    Compute,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+)
 
-COMPUTE, STORE, ATOMIC = 0, 1, 2  # kinds of op
+COMPUTE, STORE, ATOMIC, BARRIER = range(4)  # kinds of op
 # What a worker's next event is.
 START, WAITING, RUNNING, STORING, PASSED, DRAINING, IDLE = range(7)
 
@@ -38,15 +58,22 @@ STREAM = aligned(
 # trip & ring_mask: a ring is a power of two long, for speed, though no more than `stages` are used.
 LOAD = aligned(_int64("stream stages ring_at ring_mask"))
 LOOP = aligned(_int64("load_at load_end op_at op_end"))
-# An op is a compute or a store. `reads` and `frees` are bit masks of the loop's loads. `shared`
-# says whether what comes after it may touch more than the SM, `count` how often it ran.
-# `service_s` is of one worker's share.
-OP = aligned([*_int64("kind stream reads frees shared count"), ("service_s", "f8", (SM_PIPES,))])
+# An op is an action. Bit masks of the loop's loads: `reads`, those that a compute waits for or a
+# barrier issues, and `frees`. `shared` says whether what comes after it may touch more than the SM,
+# `count` how often it ran.
+# `service_s` is of one worker's share, `latency_s` what passes once that is served.
+OP = aligned(
+    [
+        *_int64("kind stream reads frees shared count"),
+        *_float64("latency_s"),
+        ("service_s", "f8", (SM_PIPES,)),
+    ]
+)
 # `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
 LIMITS = aligned(
     _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves {sources_stamp()}")
     + _float64("port_bytes_per_s l2_bytes_per_s hbm_read_bytes_per_s hbm_write_bytes_per_s")
-    + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s")
+    + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s item_setup_s")
 )
 WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op"), PATH])
 SLOT = aligned(_int64("cta item last_item arrived"))
@@ -102,13 +129,27 @@ class Replay(NamedTuple):
     l2: L2Lines
 
 
-def frees_of(loads: list[Load], actions: list[Compute | Store]) -> list[int]:
-    """For each action the bit mask of the loads whose buffer it is the last to read."""
+def frees_of(loads: list[Load], actions: list[Action]) -> list[int]:
+    """For each action the bit mask of the loads that it is the last to read, and so brings anew.
+
+    Loads of no stages wait for their barrier.
+    """
     frees = [0] * len(actions)
     for k, load in enumerate(loads):
         readers = [n for n, a in enumerate(actions) if isinstance(a, Compute) and load in a.reads]
-        frees[readers[-1]] |= 1 << k
+        if load.stages:
+            frees[readers[-1]] |= 1 << k
     return frees
+
+
+def before_shared(actions: list[Action], position: int) -> bool:
+    """Whether an action comes before a store or a load that is issued, with no compute between."""
+    for action in (*actions[position + 1 :], *actions[: position + 1]):
+        if isinstance(action, Compute):
+            return False
+        if isinstance(action, Store) or action.issues:
+            return True
+    return False
 
 
 class _Program:
@@ -148,7 +189,7 @@ class _Program:
 
     def add_load(self, load: Load) -> None:
         """Collect a load, with its ring of buffers."""
-        length = 1 << (load.stages - 1).bit_length()
+        length = 1 << (load.buffers - 1).bit_length()
         self.loads.append(
             _record(
                 LOAD,
@@ -162,19 +203,26 @@ class _Program:
 
     def add_op(self, loop: Loop, position: int, frees: int) -> None:
         """Collect an action of a loop."""
-        action, following = loop.actions[position], loop.actions[(position + 1) % len(loop.actions)]
+        action, shared = loop.actions[position], before_shared(loop.actions, position)
+
+        def mask(loads: tuple[Load, ...]) -> int:
+            return sum(1 << loop.loads.index(load) for load in loads)
+
         if isinstance(action, Store):
             kind = ATOMIC if action.atomic else STORE
             op = _record(OP, kind=kind, stream=self.add_stream(action.stream), shared=1)
+        elif isinstance(action, Barrier):
+            op = _record(OP, kind=BARRIER, stream=-1, reads=mask(action.issues), shared=shared)
         else:
             op = _record(
                 OP,
                 kind=COMPUTE,
                 stream=-1,
-                reads=sum(1 << loop.loads.index(load) for load in action.reads),
+                reads=mask(action.reads),
                 frees=frees,
-                shared=bool(frees) or isinstance(following, Store),
+                shared=bool(frees) or shared,
                 service_s=service_times_s(action, self.kernel, self.hw, self.dtype),
+                latency_s=action.latencies * machine_of(self.hw).op_latency_s,
             )
         self.ops.append(op)
 
@@ -236,6 +284,7 @@ def _limits_of(
         hbm_latency_s=machine.hbm_latency_s,
         op_latency_s=machine.op_latency_s,
         cta_start_s=cta_start_s(kernel, hw),
+        item_setup_s=item_setup_s(kernel, hw),
     )
 
 
@@ -289,7 +338,7 @@ def new_replay(
 def replay_bytes(kernel: Kernel, hw: HardwareProfile) -> int:
     """What `new_replay` takes of this computer's memory, nearly, the L2 apart."""
     workers = kernel.footprint.workers
-    buffers = 1 + sum(2 * load.stages for loop in kernel.loops for load in loop.loads)
+    buffers = 1 + sum(2 * load.buffers for loop in kernel.loops for load in loop.loads)
     slot = SLOT.itemsize + workers * WORKER.itemsize + buffers * BUFFER.itemsize
     sm = SM_PIPES * PIPE.itemsize + 4 * MATCH.itemsize + ctas_per_sm(kernel.footprint, hw) * slot
     an_item = 8 * (len(kernel.loops) + 2 * len(kernel.streams))

@@ -18,6 +18,7 @@ from sim.engine.compiled.jit import called, entry, inlined
 from sim.engine.compiled.l2 import NO_LINE, L2Lines, new_l2, touch
 from sim.engine.compiled.records import (
     ATOMIC,
+    BARRIER,
     COMPUTE,
     DRAINING,
     IDLE,
@@ -347,13 +348,13 @@ def release(r, sm, slot, worker, now_s):
 
 
 @called
-def wake_others(r, slot, worker_number, now_s, status):
-    """All other workers of the CTA go on now; what they waited for is this worker's path."""
+def wake_others(r, slot, worker_number, time_s, status):
+    """All other workers of the CTA go on at `time_s`; what they waited for is this one's path."""
     workers = r.limits[0].workers
     for k in range(slot * workers, (slot + 1) * workers):
         if k != worker_number:
             other = r.workers[k]
-            other.status, other.time_s = status, now_s
+            other.status, other.time_s = status, time_s
             set_path(other, r.workers[worker_number])
     r.slots[slot].arrived = 0
 
@@ -371,6 +372,24 @@ def issue_store(r, sm, slot, worker_number, now_s):
     r.total[0].l2_write_bytes += size
     op.count += 1
     wake_others(r, slot, worker_number, now_s, PASSED)
+
+
+@called
+def pass_barrier(r, sm, slot, worker_number, now_s):
+    """All the CTA's workers are at a barrier: what it issues is loaded, and all go on."""
+    worker, latency_s = r.workers[worker_number], r.limits[0].op_latency_s
+    op = r.ops[worker.op]
+    issues, number = op.reads, r.loops[worker.loop].load_at
+    while issues:
+        if issues & 1:
+            issue_load(r, sm, slot, worker, now_s, number, worker.trip)
+        issues >>= 1
+        number += 1
+    op.count += 1
+    worker.status = PASSED
+    worker.path_s[OP_LATENCY] += latency_s
+    set_time(worker, now_s, now_s + latency_s)
+    wake_others(r, slot, worker_number, worker.time_s, PASSED)
 
 
 @inlined
@@ -401,8 +420,8 @@ def compute(r, sm, worker, now_s):
                 done_s, slowest = pipe_done_s, k
     if slowest >= 0:
         set_path(worker, r.pipes[sm * SM_PIPES + slowest])
-        worker.path_s[OP_LATENCY] += r.limits[0].op_latency_s
-        done_s += r.limits[0].op_latency_s
+        worker.path_s[OP_LATENCY] += op.latency_s
+        done_s += op.latency_s
     op.count += 1
     worker.status = RUNNING
     set_time(worker, now_s, done_s)
@@ -456,8 +475,10 @@ def end_item(r, sm, slot, worker_number, now_s):
         r.total[0].steps_done += r.trips[loop, record.item]
     if record.item < record.last_item:
         record.item += 1
-        worker.time_s = now_s
-        wake_others(r, slot, worker_number, now_s, START)
+        setup_s = r.limits[0].item_setup_s
+        worker.path_s[CTA_START] += setup_s
+        set_time(worker, now_s, now_s + setup_s)
+        wake_others(r, slot, worker_number, worker.time_s, START)
     elif wait_for_store(r, slot, worker, now_s, DRAINING):
         end_cta(r, sm, slot, worker_number, now_s)
 
@@ -504,6 +525,9 @@ def go_on(r, sm, slot, worker_number, now_s):
         if record.arrived < r.limits[0].workers:
             worker.status, worker.time_s = PASSED, INF
             return
+        if r.ops[worker.op].kind == BARRIER:
+            pass_barrier(r, sm, slot, worker_number, now_s)
+            return
         if not wait_for_store(r, slot, worker, now_s, STORING):
             return
         issue_store(r, sm, slot, worker_number, now_s)
@@ -537,7 +561,7 @@ def is_shared(r, worker):
     """Whether the worker's next event may touch more than its SM's own pipes."""
     if worker.status == WAITING:
         return False
-    if worker.status != RUNNING or r.ops[worker.op].shared:
+    if (worker.status != RUNNING and worker.status != PASSED) or r.ops[worker.op].shared:
         return True
     last_op = worker.op + 1 == r.loops[worker.loop].op_end
     return last_op and worker.trip + 1 == worker.trips

@@ -13,12 +13,14 @@ from sim.inputs.hardware import HardwareProfile
 from sim.machine import ctas_per_sm
 from sim.tile_program import (
     COUNTED_ITEMS,
+    Barrier,
     Compute,
     IntArray,
     Kernel,
     Load,
     Loop,
     OfItem,
+    Op,
     Store,
     Stream,
     Tensor,
@@ -107,7 +109,7 @@ def _cut(kernel: Kernel) -> Kernel:
 def _last_tile(kernel: Kernel, stream: Stream) -> int:
     """The highest number of a tile that it touches in any trip."""
     for loop, trips in zip(kernel.loops, kernel.trips, strict=True):
-        if any(not isinstance(op, Compute) and op.stream is stream for op in loop.ops):
+        if any(touched is stream for touched in loop.streams):
             base = stream.base(kernel.items)
             touched = np.maximum(base, base + stream.stride * (trips - 1))[trips > 0]
             return int(touched.max(initial=0))
@@ -178,7 +180,7 @@ def _long_loops(kernel: Kernel) -> list[Loop]:
 
 
 def _streams_of(loops: list[Loop]) -> list[Stream]:
-    return [op.stream for loop in loops for op in loop.ops if not isinstance(op, Compute)]
+    return [stream for loop in loops for stream in loop.streams]
 
 
 def _by_rows(stream: Stream) -> bool:
@@ -192,11 +194,13 @@ def _remade(
     """A loop with other streams and trips, and so many times the work in each."""
     loads = {load: Load(stream(load.stream), load.stages) for load in loop.loads}
 
-    def op_of(op: Load | Compute | Store) -> Load | Compute | Store:
+    def op_of(op: Op) -> Op:
         if isinstance(op, Load):
             return loads[op]
         if isinstance(op, Store):
             return Store(stream(op.stream), op.atomic)
+        if isinstance(op, Barrier):
+            return Barrier(tuple(loads[load] for load in op.issues))
         return Compute(
             op.name,
             tuple(loads[load] for load in op.reads if load in loads),
@@ -205,6 +209,7 @@ def _remade(
             op.exp_count * amounts,
             op.sram_bytes * amounts,
             op.other_ops * amounts,
+            op.latencies,
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))

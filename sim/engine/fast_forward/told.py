@@ -26,7 +26,7 @@ from sim.engine.fast_forward.plan import Plan, asked_bytes
 from sim.engine.kernel_run import FastForward, KernelRun
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import SM_PIPES, TENSOR, machine_of, service_times_s
-from sim.tile_program import Compute, Kernel, Store
+from sim.tile_program import Action, Compute, Kernel
 
 # What the scatter does not show, by comparisons with exact replays: by how much of one wave of
 # those measured their time and HBM bytes are off.
@@ -138,7 +138,7 @@ def completed(
     )
 
 
-def _counts_of(kernel: Kernel) -> dict[Compute | Store, int]:
+def _counts_of(kernel: Kernel) -> dict[Action, int]:
     """How often each action runs: a compute once a worker."""
     workers = kernel.footprint.workers
     return {
@@ -149,7 +149,7 @@ def _counts_of(kernel: Kernel) -> dict[Compute | Store, int]:
 
 
 def _sm_busy_s(
-    kernel: Kernel, counts: dict[Compute | Store, int], hw: HardwareProfile, dtype: str
+    kernel: Kernel, counts: dict[Action, int], hw: HardwareProfile, dtype: str
 ) -> NDArray[np.float64]:
     """Service time of each SM pipe for so many of the computes, summed over SMs."""
     busy_s = np.zeros(SM_PIPES)

@@ -1,4 +1,4 @@
-"""The order in which the kernels of FlashAttention-3 and -4 go through their tiles.
+"""The order in which the flash kernels of Hopper and Blackwell go through their tiles.
 
 A persistent kernel deals tiles to its CTAs: in turn, or the next one to whoever is done. Masked
 tiles come longest first, in sections of as many heads as K and V fit the L2 of. Source:
@@ -90,28 +90,54 @@ def dealt_in_turn(tiles: int, ctas: int) -> Dealt:
     return Dealt(ctas, numbers.reshape(rounds, ctas).T.ravel())
 
 
-def dealt_on_demand(order: IntArray, key_blocks: IntArray, ctas: int, ahead: int) -> Dealt:
+def dealt_on_demand(
+    order: IntArray, key_blocks: IntArray, ctas: int, ahead: int, *, early: bool = False
+) -> Dealt:
     """Each CTA takes the next tile in `order` when it has loaded the last key block of its own.
 
     So the producer does (hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, load: scheduler_prefetch), which
-    is `ahead` blocks before the tile is done: as many as its buffers hold. A tile is taken to last
-    as long as its key blocks and one more, for what stands before and after them (an estimate).
+    is `ahead` blocks before the tile is done: as many as its buffers hold. `early` is a tile
+    sooner, when it begins to load its own: so does cluster launch control (trtllm-gen's machine
+    code: the warp that asks for a tile waits for the load warp to arrive at the one before). A tile
+    is taken to last as long as its key blocks and one more, for what stands before and after them
+    (an estimate).
     """
     trips = key_blocks.tolist()
     given: list[list[int]] = [[tile] for tile in order[:ctas].tolist()]
 
-    def begun(cta: int, start: int) -> tuple[int, int, int]:
-        """When it asks for its next tile, which CTA, and when it will be done with its latest."""
+    def begun(cta: int, start: int, loads_from: int) -> tuple[int, int, int, int]:
+        """When it asks for its next tile, which CTA, and when its latest is loaded and done."""
         blocks_of = trips[given[cta][-1]]
-        return start + max(0, blocks_of - ahead), cta, start + blocks_of + 1
+        loaded = start + max(0, blocks_of - ahead)
+        return loads_from if early else loaded, cta, loaded, start + blocks_of + 1
 
-    queue = [begun(cta, 0) for cta in range(len(given))]
+    queue = [begun(cta, 0, 0) for cta in range(len(given))]
     heapify(queue)
     for tile in order[ctas:].tolist():
-        _, cta, done = queue[0]
+        _, cta, loaded, done = queue[0]
         given[cta].append(tile)
-        heapreplace(queue, begun(cta, done))
+        heapreplace(queue, begun(cta, done, loaded))
+    return _dealt(given)
+
+
+def dealt_by_plan(order: IntArray, key_blocks: IntArray, ctas: int) -> Dealt:
+    """Each tile in `order` to the CTA that has the fewest key blocks so far, before the launch.
+
+    Source: flashinfer-ai/flashinfer, include/flashinfer/attention/blackwell/plan.cuh (plan_kernel).
+    """
+    trips = key_blocks.tolist()
+    given: list[list[int]] = [[] for _ in range(ctas)]
+    queue = [(0, cta) for cta in range(ctas)]
+    for tile in order.tolist():
+        planned, cta = queue[0]
+        given[cta].append(tile)
+        heapreplace(queue, (planned + trips[tile], cta))
+    return _dealt(given)
+
+
+def _dealt(given: list[list[int]]) -> Dealt:
+    """Lists of tiles, one a CTA, filled up with -1."""
     items = np.full((len(given), max(map(len, given))), -1, np.int64)
     for row, own in zip(items, given, strict=True):
         row[: len(own)] = own
-    return Dealt(ctas, items.ravel())
+    return Dealt(len(given), items.ravel())

@@ -2,18 +2,19 @@
 
 Source: Dao-AILab/flash-attention, hopper/: tile_size.h, mainloop_fwd_sm90_tma_gmma_ws.hpp,
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
-heuristics.h (PackGQA, one consumer warp group, num_splits_heuristic), flash_api.cpp (get_pack_gqa,
-get_pagedkv_tma, get_num_splits).
+heuristics.h (PackGQA, num_splits_heuristic), flash_api.cpp (get_pack_gqa, get_pagedkv_tma,
+get_num_splits); vllm-project/flash-attention, hopper/heuristics.h (use_one_mma_wg). TensorRT-LLM's
+kernel, fmha_v2: see flash3.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.inputs.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload, Mask
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import fewest_filling
-from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED
+from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED, FLASH3_TWO_LEVEL, FMHA_V2
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
 
@@ -23,10 +24,12 @@ Q_SIDES = tuple(WORKER_ROWS * n for n in range(1, MOST_WORKERS + 1))
 HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in FLASH3}))
 STAGES = 2
 PRODUCER_THREADS = 128
-ONE_WORKER_KEYS_FP8 = 96  # of head_dim 128
+# Of vLLM's fork, by head_dim and bytes of an element, where they are not those of two workers.
+ONE_WORKER_KEYS = {(64, 2): 192, (64, 1): 128, (128, 1): 96}
 # Of sequences of one length; of any lengths; of any, whose K and V lie in pages smaller than a key
 # block, as servers call it.
 Call = Literal["batch", "varlen", "paged"]
+Implementation = Literal["fa3", "vllm", "trtllm"]
 # Of heuristics.h, num_splits_heuristic.
 MOST_SPLITS = 128
 UNSPLIT_BLOCKS = 4
@@ -42,6 +45,32 @@ class Flash3Cta:
     packed: int  # query heads that are rows of one matrix
     call: Call
     splits: int = 1  # of the keys
+    implementation: Implementation = "fa3"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a warp group waits for each matmul before it goes on."""
+        return self.implementation == "trtllm"
+
+    @property
+    def of_one_length(self) -> bool:
+        """Whether the kernel knows the one length of all sequences."""
+        return self.call == "batch" and self.implementation != "trtllm"
+
+    @property
+    def copies(self) -> bool:
+        """Whether the producer's threads copy K and V, where no TMA does."""
+        return self.call == "paged" and self.implementation != "trtllm"
+
+    @property
+    def sorted_masks(self) -> tuple[Mask, ...]:
+        """Under which masks the longest tiles come first."""
+        return ("causal",) if self.implementation == "trtllm" else ("causal", "window")
+
+    @property
+    def adds_apart(self) -> bool:
+        """Whether P V is summed apart, waited for and then added to O."""
+        return self.implementation == "vllm" and self.w.dtype_bytes == 1
 
     @property
     def head_dim(self) -> int:
@@ -57,19 +86,20 @@ class Flash3Cta:
     def p_in_sram(self) -> bool:
         """Whether P V reads P from SRAM, not from registers (MmaPV_is_RS)."""
         full_64 = self.head_dim == 64 and self.w.mask == "full" and self.call != "paged"
-        return self.w.dtype_bytes == 2 and (self.head_dim == 96 or full_64)
+        overlapped = self.w.dtype_bytes == 2 and not self.in_order
+        return overlapped and (self.head_dim == 96 or full_64)
 
     @property
     def rescales_first(self) -> bool:
         """Whether O is rescaled before P V is issued, while Q K^T runs (RescaleOBeforeGemm)."""
-        return self.head_dim > 128 and self.w.dtype_bytes == 2
+        return self.head_dim > 128 and self.w.dtype_bytes == 2 and not self.in_order
 
     @property
     def shared_by(self) -> int:
         """CTAs of a cluster, which load a key block together and multicast it."""
         wide = self.head_dim >= 128 if self.w.dtype_bytes == 2 else self.head_dim == 192
         down = blocks(self.w.seq_q * self.packed, self.tile.q)
-        alike = self.call == "batch" and self.w.mask == "full" and self.splits == 1
+        alike = self.of_one_length and self.w.mask == "full" and self.splits == 1
         return 2 if wide and alike and down % 2 == 0 else 1
 
     @property
@@ -94,17 +124,26 @@ def kernel_head_dim(w: AttentionWorkload) -> int:
     return next(d for d in HEAD_DIMS if w.head_dim <= d)
 
 
-def public_tile(w: AttentionWorkload, call: Call, packs: bool = False) -> tuple[Tile, int]:
+def public_tile(
+    w: AttentionWorkload, call: Call, packs: bool = False, implementation: Implementation = "fa3"
+) -> tuple[Tile, int]:
     """The public kernel's tile, and how many query heads are rows of one matrix (PackGQA).
 
     All of a KV head are if it `packs` in any case, as with splits, and unless called on a batch.
     """
-    tiles = FLASH3_PAGED if call == "paged" else FLASH3
-    q, kv = tiles[kernel_head_dim(w), w.dtype_bytes][w.mask]
+    head_dim = kernel_head_dim(w)
+    if implementation == "trtllm":
+        q, kv = FMHA_V2[head_dim, w.dtype_bytes]
+        return Tile(q=q, kv=kv), 1
+    by_mask = (FLASH3_PAGED if call == "paged" else FLASH3)[head_dim, w.dtype_bytes]
+    if implementation == "vllm" and w.dtype_bytes == 1:
+        by_mask = FLASH3_TWO_LEVEL[head_dim]
+    q, kv = by_mask[w.mask]
     packs |= call != "batch"
     packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
-    if w.head_dim == 128 and w.seq_q * packed <= WORKER_ROWS:  # use_one_mma_wg
-        q, kv = WORKER_ROWS, kv if w.dtype_bytes == 2 else ONE_WORKER_KEYS_FP8
+    alone = w.head_dim in (64, 128) and w.mask != "window" and w.seq_q * packed <= WORKER_ROWS
+    if implementation == "vllm" and alone:  # use_one_mma_wg
+        q, kv = WORKER_ROWS, ONE_WORKER_KEYS.get((w.head_dim, w.dtype_bytes), kv)
     return Tile(q=q, kv=kv), packed
 
 

@@ -10,9 +10,16 @@ from dataclasses import dataclass, replace
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import SramBytes, Tile
+from sim.schedules.base import SramBytes, Tile, blocks
 from sim.schedules.parts import registers
-from sim.schedules.parts.instructions import FLASH2_FIXED, TRITON_FIXED
+from sim.schedules.parts.instructions import (
+    FLASH2_FIXED,
+    PLAIN,
+    SHARING_LATENCIES,
+    TRITON_FIXED,
+    TRITON_SHARING,
+    OpsAScore,
+)
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import Angles
@@ -41,14 +48,46 @@ class FlashCta:
 
     tile: Tile
     warps: int
-    stages: int = 1  # buffers of K and of V
+    stages: int = 1  # buffers of K and of V; 0: nothing is loaded ahead, V takes K's place
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = registers.FLASH_CUDA
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
+    meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
+    sharing_latencies: int = 0  # in the softmax of warps that share keys
+    sharing_instructions: int = 0  # beside those, of a warp that shares keys
+    a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
     own: OwnTrip | None = None  # of machine code, in place of what the rest says
+
+    @property
+    def shares_keys(self) -> bool:
+        """Whether there are warps without 16 query rows of their own: those share out the keys."""
+        return 16 * self.warps > self.tile.q
+
+    @property
+    def scored_keys(self) -> int:
+        """Keys that S is multiplied for: where warps share keys, 16 a warp or more.
+
+        Triton 3.9 has 72 HMMA a warp for S of 32 rows in 8 warps (head_dim 576), be it of 32 or of
+        64 keys.
+        """
+        across = blocks(16 * self.warps, self.tile.q)
+        return max(self.tile.kv, 16 * across) if self.shares_keys else self.tile.kv
+
+    @property
+    def softmax_latencies(self) -> int:
+        """Results that a warp waits for in the softmax: its own, and others' where they share keys.
+
+        Those it has by way of SRAM, in a write, a barrier and a read each.
+        """
+        return 1 + self.shares_keys * self.sharing_latencies
+
+    @property
+    def instructions(self) -> int:
+        """Of a warp and trip, beside the softmax's own."""
+        return self.fixed_instructions + self.shares_keys * self.sharing_instructions
 
     def filled(self, w: AttentionWorkload) -> AttentionWorkload:
         """The workload with the kernel's head_dim, as it fills SRAM and matmuls."""
@@ -66,9 +105,24 @@ class FlashCta:
 
 
 def flash_sram_bytes(w: AttentionWorkload, stages: int) -> SramBytes:
-    """Q's tile and `stages` buffers of K and of V, as wide as they are in the cache."""
+    """Q's tile and `stages` buffers of K and of V, or one for both, as wide as in the cache."""
     q_row_bytes, kv_row_bytes = w.head_dim * w.dtype_bytes, row_bytes(w)
-    return lambda tile: q_row_bytes * tile.q + 2 * stages * kv_row_bytes * tile.kv
+    return lambda tile: q_row_bytes * tile.q + max(1, 2 * stages) * kv_row_bytes * tile.kv
+
+
+def triton_buffers(stages: int) -> int:
+    """Buffers that Triton gives K and V in a loop of so many stages: one stage has no pipeline."""
+    return 0 if stages == 1 else stages
+
+
+def triton_meetings(hw: HardwareProfile) -> int:
+    """Where all warps meet in a trip of Triton's: `meetings` of a CTA with a pipeline.
+
+    With wgmma they begin the softmax together, share the pipes turn by turn and so end it together,
+    each with a fence before its second matmul. By mma.sync they meet between trips alone, and
+    exponentials stand between the matmuls in a warp's code.
+    """
+    return 3 if hw.matmul_by_warp_group else 1
 
 
 def triton_cta(
@@ -83,13 +137,15 @@ def triton_cta(
     whole = FlashCta(
         tile,
         warps,
-        stages,
         tensor_path="native" if by_group else "mma_sync",
         registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), warps),
+        meetings=triton_meetings(hw) if by_group else 1,
         kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
         fixed_instructions=TRITON_FIXED,
+        sharing_latencies=SHARING_LATENCIES,
+        sharing_instructions=TRITON_SHARING,
         head_dim_of=power_of_two,
     )
     fewer = (replace(whole, stages=count) for count in range(stages, 1, -1))
     fitting = (cta for cta in fewer if cta.sram_bytes(w) <= hw.sram.max_per_cta)
-    return next(fitting, replace(whole, stages=1))
+    return next(fitting, replace(whole, stages=triton_buffers(1)))

@@ -9,7 +9,13 @@
 Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; loop order as in Dao-AILab/flash-attention,
 csrc/flash_attn/src/flash_fwd_kernel.h. Q, K and V have one buffer each there, so K_j-1 comes during
 the softmax and the second matmul of j. Triton's compiler gives K and V as many buffers as the loop
-has stages, and on Hopper wgmma.
+has stages, and on Hopper wgmma; of a loop of one stage it loads K when a trip begins and waits.
+
+Where a CTA has more than four warps, they meet before S, when K is there and all are done with the
+last trip, and after it, before a buffer is written again: __syncthreads in that file and in
+flashinfer's prefill.cuh. So do those of Triton's on sm_90 (three BAR.SYNC a trip by `attnsim
+kernel`); on sm_80 and sm_89 they meet between trips alone (two), of one stage four times, 10 to 18
+times where warps share keys.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +33,7 @@ from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
 from sim.schedules.parts.traversal import GridOrder, kv_heads_in, swizzled
 from sim.tile_program import (
+    Barrier,
     Compute,
     IntArray,
     Kernel,
@@ -37,6 +44,8 @@ from sim.tile_program import (
     Tensor,
     once,
 )
+
+WARPS_A_WORKER = 4  # which run together without a barrier
 
 
 @dataclass(frozen=True)
@@ -203,10 +212,16 @@ def key_loop(
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
     if cta.own:
-        return Loop(trips, (*loads_k, *loads_v, *cta.own.computes(loads_k, loads_v)))
+        before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
+        scored, weighed, summed = cta.own.computes(loads_k, loads_v)
+        ops = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
+        return Loop(trips, (*loads_k, *loads_v, *ops))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
-    softmax = online_softmax(tile.q, tile.kv, filled.head_dim, cta.warps, cta.fixed_instructions)
+    softmax = online_softmax(
+        tile.q, tile.kv, filled.head_dim, cta.warps, cta.instructions, cta.a_score
+    )
+    before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
     matmul_flops = 2 * scores * filled.head_dim
     dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
@@ -216,20 +231,42 @@ def key_loop(
         (
             *loads_k,
             *loads_v,
+            *before_s,
             *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
             Compute(
                 "S = Q K^T",
                 loads_k,
-                mma_flops=matmul_flops,
+                mma_flops=matmul_flops * cta.scored_keys // tile.kv,
                 sram_bytes=q_bytes * filled.head_dim // w.head_dim + kv_sram_bytes,
             ),
+            *after_s,
             Compute(
                 "softmax",
                 vector_ops=softmax.fp32_ops + dropout,
                 other_ops=softmax.other_ops,
                 exp_count=softmax.exps,
+                latencies=cta.softmax_latencies,
             ),
+            *after_softmax,
             *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
             Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
         ),
     )
+
+
+def _meetings(
+    cta: FlashCta, loads_k: tuple[Load, ...], loads_v: tuple[Load, ...]
+) -> tuple[tuple[Barrier, ...], tuple[Barrier, ...], tuple[Barrier, ...]]:
+    """Where a trip's workers meet: before S, after it, after the softmax.
+
+    Without stages V comes at the last barrier before it is needed, which is within the softmax
+    where warps share keys.
+    """
+    if not cta.stages and cta.shares_keys:
+        return (Barrier(loads_k),), (Barrier(),), (Barrier(loads_v),)
+    if not cta.stages:
+        return (Barrier(loads_k),), (Barrier(loads_v),), ()
+    if cta.warps <= WARPS_A_WORKER:
+        return (), (), ()
+    before_s, after_s, after_softmax = ((Barrier(),) * (cta.meetings > k) for k in range(3))
+    return before_s, after_s, after_softmax

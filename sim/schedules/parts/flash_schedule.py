@@ -13,12 +13,18 @@ from sim.inputs.workload import AttentionWorkload
 from sim.machine_code.counts import files_read, flash_loop_of
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts import registers
-from sim.schedules.parts.flash_cta import FLASH2_HEAD_DIMS, FlashCta, flash_sram_bytes
+from sim.schedules.parts.flash_cta import (
+    FLASH2_HEAD_DIMS,
+    FlashCta,
+    flash_sram_bytes,
+    triton_buffers,
+    triton_meetings,
+)
 from sim.schedules.parts.own_kernel import Asked, fits, own_trip
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
 
-Implementation = Literal["cuda", "triton"]
+Implementation = Literal["cuda", "triton", "sglang"]
 Like = TypeVar("Like", bound="FlashSchedule")
 
 
@@ -36,7 +42,7 @@ class FlashSchedule(TiledSchedule):
     how many it has, where the code does not.
     """
 
-    implementation: Implementation = "cuda"
+    implementation: Literal["cuda", "triton"] = "cuda"
     warps: Literal[4, 8, 16] | None = None
     stages: Annotated[int, Field(ge=1, le=8)] | None = None
     rope: Literal["pass", "fused"] | None = None
@@ -67,6 +73,11 @@ class FlashSchedule(TiledSchedule):
         """Triton's description beside the machine code."""
         return files_read(self.machine_code)[1:] if self.machine_code else ()
 
+    @property
+    def compiled_by_triton(self) -> bool:
+        """Whether it is Triton's flash kernel, or SGLang's."""
+        return self.implementation in ("triton", "sglang")
+
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
         super().check(w)
@@ -84,7 +95,7 @@ class FlashSchedule(TiledSchedule):
 
     def _check_compiled(self, w: AttentionWorkload) -> None:
         """csrc/flash_attn/flash_api.cpp, mha_fwd: head_dim up to 256, no fp8."""
-        if self.implementation == "triton":
+        if self.compiled_by_triton:
             return
         most = FLASH2_HEAD_DIMS[-1]
         if w.head_dim > most:
@@ -119,13 +130,16 @@ class FlashSchedule(TiledSchedule):
         """
         if self.machine_code is not None:
             return self._own_cta(self.machine_code, public, w, hw)
-        warps, stages = self.warps or public.warps, self.stages or public.stages
+        warps, stages = self.warps or public.warps, public.stages
+        if self.stages:
+            stages = triton_buffers(self.stages) if self.compiled_by_triton else self.stages
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
-        taken, readers = registers.FLASH_CUDA, min(warps, tile.q // 16)
-        if self.implementation == "triton":
+        taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
+        if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
+            meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
         return replace(
@@ -135,6 +149,7 @@ class FlashSchedule(TiledSchedule):
             stages=stages,
             registers_per_thread=taken,
             kv_readers=readers,
+            meetings=meetings,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 
@@ -167,6 +182,7 @@ class FlashSchedule(TiledSchedule):
             tile=tile,
             warps=own.footprint.threads // 32,
             stages=self.stages or max(1, min(room, code.kernel.stages or public.stages)),
+            meetings=code.barriers,
             tensor_path=own.tensor_path,
             registers_per_thread=own.footprint.registers_per_thread,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,

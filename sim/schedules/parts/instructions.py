@@ -11,17 +11,43 @@ The rule is exact in all but the last for FlashAttention-2 and -3 at every head_
 compiled (tests/schedules/test_instructions.py holds it against counts read from their machine code:
 xformers 0.0.24's and 0.0.32.post2's wheels, disassembled). Of a tile that nobody compiled it
 extrapolates. LDSM goes by the bytes of SRAM that are read, 512 each.
+
+SGLang's Triton kernel (extend_attention.py, as Triton 3.9 compiles it) scales its scores apart,
+takes exp and not exp2, whose range it widens by two products, and compares and selects every score
+on every trip, masked or not.
 """
 
 from dataclasses import dataclass
 
 LANES = 32
-FP32_OPS_A_SCORE, OTHER_OPS_A_SCORE = 2, 1.5
 FP32_OPS_A_ROW, EXPS_A_ROW = 20, 1
 OTHER_OPS_A_ROW = 27  # 8 of maxima, 16 of shuffles, the factor by three more lanes
 # Fixed warp instructions a trip: the mean over FlashAttention-2's dense kernels (27 to 121) and
 # -3's (95 to 120); Triton 3.9's for 128 x 128 x 128 in 8 warps on sm_90 beyond the rule.
 FLASH2_FIXED, FLASH3_FIXED, TRITON_FIXED = 48, 102, 280
+# SGLang's beyond its own rule: the mean of 155 to 330 on sm_80, sm_89 and sm_90 where nothing is
+# spilled (head_dim 64 and 128).
+SGLANG_FIXED = 232
+# What a Triton kernel adds where warps have no 16 rows of their own and so share keys: maxima, sums
+# and P go through SRAM. The mean over SGLang's at 64 x 128, 64 x 64 and 32 x 32 in 8 warps (392 to
+# 538 beyond the rule) less those 232.
+TRITON_SHARING = 236
+# Of the 10 to 18 barriers in those trips 3 are of K, S and V. Between the others, 11 in the mean,
+# one value after the other goes to the other warps: a write, a barrier and a read for two barriers
+# (the second frees the place), each with the latency of a dependent instruction.
+SHARING_LATENCIES = 3 * 11 // 2
+
+
+@dataclass(frozen=True)
+class OpsAScore:
+    """Lane operations of a score beside its exponential."""
+
+    fp32: float
+    other: float
+
+
+PLAIN = OpsAScore(fp32=2, other=1.5)
+SGLANG = OpsAScore(fp32=6, other=8)
 
 
 @dataclass(frozen=True)
@@ -33,11 +59,13 @@ class Softmax:
     exps: int
 
 
-def online_softmax(rows: int, keys: int, head_dim: int, warps: int, fixed: int) -> Softmax:
+def online_softmax(
+    rows: int, keys: int, head_dim: int, warps: int, fixed: int, a_score: OpsAScore = PLAIN
+) -> Softmax:
     """Of `rows` x `keys` scores and an O of `head_dim` columns, `fixed` instructions a warp."""
     scores = rows * keys
     return Softmax(
-        fp32_ops=FP32_OPS_A_SCORE * scores + rows * head_dim + FP32_OPS_A_ROW * rows,
-        other_ops=int(OTHER_OPS_A_SCORE * scores) + OTHER_OPS_A_ROW * rows + fixed * LANES * warps,
+        fp32_ops=int(a_score.fp32 * scores) + rows * head_dim + FP32_OPS_A_ROW * rows,
+        other_ops=int(a_score.other * scores) + OTHER_OPS_A_ROW * rows + fixed * LANES * warps,
         exps=scores + EXPS_A_ROW * rows,
     )

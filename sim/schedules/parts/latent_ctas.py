@@ -10,7 +10,15 @@
                  overlap within a block)
     trtllm       NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/flashMLA/flash_fwd_mla_kernel.h on
                  Hopper: FlashMLA as it was first, with one warp group for S, both for V, no overlap
-                 within a block; before Hopper `latent_slices`; on Blackwell it is not public
+                 within a block; before Hopper `latent_slices`. On Blackwell trtllm-gen: 16 heads a
+                 CTA where they are up to 32 or a CTA has few keys, their matmuls turned round; 64
+                 of 64 to 96, whose tcgen05 takes as long as of 128 rows; of 128 heads 64 each of a
+                 pair of CTAs, which load half the keys each. flashinfer-ai/flashinfer,
+                 include/flashinfer/trtllm/fmha/fmhaKernels.cuh (selectMlaGenerationKernel,
+                 useSwapsMmaAbMlaGenKernel, computeCtaAndClusterConfig); shared memory and threads:
+                 flashInferMetaInfo.h in flashinfer-cubin 0.6.13 (...HQk576HV512...ForGen). Of one
+                 CTA 64 keys and two buffers stand for its ring of parts of 128 keys; that V is
+                 loaded beside K, and that few CTAs share out V's columns, is not modelled
     flashinfer   flashinfer-ai/flashinfer, include/flashinfer/attention: mla_hopper.cuh on Hopper
                  (64 x 64, 2 stages, S of one warp group), elsewhere mla.cuh (8 warps by mma.sync;
                  DISPATCH_SMEM_CONFIG: keys and stages by an SM's SRAM; QK_SHARD: each 4 warps have
@@ -44,7 +52,11 @@ TRITON_OPS_A_COPY = 8
 TURNED_AT_ONCE = 4
 MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 EIGHT_BITS = ("flashmla", "trtllm")
-NOT_PUBLIC = "trtllm-gen's kernels are not public; flashmla stands nearest"
+# tcgen05 of 64 rows uses half of the tensor core (SemiAnalysis, Dissecting Nvidia Blackwell, 2026:
+# recalled, not re-read).
+FULL_RATE_ROWS = 128
+TURNED_HEADS, MOST_TURNED_HEADS, FEW_KEYS = 16, 32, 1024  # of SwapsMmaAb
+TURNED_STEP, STEP = 256, 128  # keys of a trip (mStepKv)
 # mla.cuh, DISPATCH_SMEM_CONFIG: bytes that an SM has at least; keys of a block, stages, QK_SHARD.
 FLASHINFER = ((221_696, 64, 2, True), (147_968, 32, 2, True), (92_672, 16, 1, False))
 
@@ -81,6 +93,8 @@ class LatentCta:
     statistics_in_sram: int = 0  # for each row
     partial_bytes: int = STATISTICS_BYTES
     always_combines: bool = False
+    padded_rows: int = 0  # that a matmul takes the time of, where more than the tile's
+    shared_by: int = 1  # CTAs of a cluster, each of which loads its part of the keys for all
     combined_rows: int = 8
     combining_threads: int = 256
 
@@ -91,7 +105,7 @@ class LatentCta:
         of_its_own = self.loads_v or self.turns_v
         v_bytes = tile.kv * latent_dim * w.dtype_bytes if of_its_own else 0
         p_bytes = tile.q * tile.kv * w.dtype_bytes if self.p_in_sram else 0
-        held = row_bytes * (tile.q + self.buffers * tile.kv)
+        held = row_bytes * (tile.q + self.buffers * tile.kv // self.shared_by)
         return held + v_bytes + p_bytes + tile.q * self.statistics_in_sram * STATISTICS_BYTES
 
     def footprint(self, w: AttentionWorkload) -> Footprint:
@@ -112,11 +126,13 @@ def public_latent_cta(
         )
     if implementation == "flashinfer" and hw.arch != "sm90":
         return _flashinfer(hw)
-    if implementation in ("fa3", "trtllm") and hw.arch != "sm90":
+    if implementation == "fa3" and hw.arch != "sm90":
         raise InputError(
-            f'schedule mla: implementation = "{implementation}": {hw.name} is {hw.arch}: '
-            f"{'its kernel runs on sm90 (Hopper)' if implementation == 'fa3' else NOT_PUBLIC}"
+            f'schedule mla: implementation = "fa3": {hw.name} is {hw.arch}: its kernel runs on '
+            "sm90 (Hopper)"
         )
+    if implementation == "trtllm" and hw.arch == "sm100":
+        return _trtllm_gen(w, hw)
     if implementation == "triton":
         width = (w.latent_dim or 0) + w.rope_dim
         return LatentCta(
@@ -141,6 +157,38 @@ def public_latent_cta(
         return replace(cta, tensor_path="native", p_in_sram=False, partial_bytes=2)
     path: TensorPath = "asynchronous" if hw.matmul_by_warp_group else "mma_sync"
     return replace(cta, chains=2, tensor_path=path)
+
+
+def _trtllm_gen(w: AttentionWorkload, hw: HardwareProfile) -> LatentCta:
+    """On Blackwell; half the heads of a pair of CTAs have the full rate."""
+    cta = LatentCta(
+        Tile(q=64, kv=64),
+        3 * WARP_GROUP,
+        chains=2,
+        registers_per_thread=registers.FLASH3[2],
+        tensor_path="asynchronous",
+        p_in_sram=False,
+    )
+    if turns_heads(w, hw.sm.count):
+        return replace(cta, tile=Tile(q=TURNED_HEADS, kv=64))
+    if w.heads % FULL_RATE_ROWS == 0:
+        return replace(cta, tile=Tile(q=64, kv=128), shared_by=2)
+    return replace(cta, padded_rows=FULL_RATE_ROWS)
+
+
+def turns_heads(w: AttentionWorkload, sms: int) -> bool:
+    """Whether trtllm-gen's keys are the rows of its matmuls, and few heads a CTA the columns."""
+    ctas = w.batch * w.seq_q * blocks(w.heads, TURNED_HEADS)
+    ranges = min(blocks(w.seq_kv, TURNED_STEP), max(1, sms // ctas))
+    few = blocks(w.seq_kv, ranges) <= FEW_KEYS and ctas <= sms
+    return w.heads <= MOST_TURNED_HEADS or few
+
+
+def trtllm_gen_splits(w: AttentionWorkload, tile: Tile, sms: int) -> int:
+    """Ranges of a sequence: as many as fill the SMs once, each of two trips at least."""
+    step = TURNED_STEP if tile.q == TURNED_HEADS else STEP
+    ctas = w.batch * w.seq_q * blocks(w.heads, tile.q)
+    return min(blocks(w.seq_kv, 2 * step), max(1, sms // ctas))
 
 
 def _flashinfer(hw: HardwareProfile) -> LatentCta:

@@ -51,7 +51,9 @@ class OwnTrip:
     tensor_path: TensorPath
     source: CompiledFrom
 
-    def computes(self, loads_k: tuple[Load, ...], loads_v: tuple[Load, ...]) -> tuple[Compute, ...]:
+    def computes(
+        self, loads_k: tuple[Load, ...], loads_v: tuple[Load, ...]
+    ) -> tuple[Compute, Compute, Compute]:
         """The trip on keys and values that those loads bring."""
         flops, sram_bytes = self.mma_flops // 2, self.sram_bytes // 2
         return (

@@ -13,9 +13,15 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Mask
 from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import BackwardCta
-from sim.schedules.parts.flash_cta import FlashCta, power_of_two
+from sim.schedules.parts.flash_cta import FlashCta, power_of_two, triton_buffers
 from sim.schedules.parts.flash_schedule import Implementation
-from sim.schedules.parts.instructions import TRITON_FIXED
+from sim.schedules.parts.instructions import (
+    SGLANG,
+    SGLANG_FIXED,
+    SHARING_LATENCIES,
+    TRITON_FIXED,
+    TRITON_SHARING,
+)
 
 SM8X = ("sm86", "sm89")  # is_sm8x of flash_fwd_launch_template.h
 
@@ -63,7 +69,15 @@ def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
         stages,
         tensor_path="native",
         fixed_instructions=TRITON_FIXED,
+        sharing_latencies=SHARING_LATENCIES,
+        sharing_instructions=TRITON_SHARING,
         head_dim_of=power_of_two,
+    )
+
+
+def _sglang(q: int, kv: int, warps: int) -> FlashCta:
+    return replace(
+        _triton(q, kv, warps, triton_buffers(1)), fixed_instructions=SGLANG_FIXED, a_score=SGLANG
     )
 
 
@@ -94,6 +108,25 @@ TRITON: Table[FlashCta] = (
     (Row(128), _triton(128, 64, 8, 2)),
     (Row(inf), _triton(128, 32, 8, 2)),
 )
+
+# SGLang's Triton kernel: python/sglang/srt/layers/attention/triton_ops/extend_attention.py,
+# _get_block_sizes_for_extend_attention; num_stages = 1.
+SMALL_SM = ("sm86", "sm89", "sm120")
+SGLANG_EXTEND: Table[FlashCta] = (
+    (Row(64, SMALL_SM), _sglang(64, 128, 4)),
+    (Row(128, SMALL_SM), _sglang(64, 128, 8)),
+    (Row(256, (*SMALL_SM, "sm80")), _sglang(64, 64, 8)),
+    (Row(inf, SMALL_SM), _sglang(32, 32, 8)),
+    (Row(64, ("sm80",)), _sglang(128, 128, 4)),
+    (Row(128, ("sm80",)), _sglang(128, 128, 8)),
+    (Row(64, ("sm90", "sm100")), _sglang(128, 64, 4)),
+    (Row(256, ("sm90", "sm100")), _sglang(128, 64, 8)),
+    (Row(inf, ("sm80", "sm90", "sm100")), _sglang(32, 64, 8)),
+    (Row(64), _sglang(64, 64, 4)),
+    (Row(128), _sglang(64, 64, 8)),
+    (Row(inf), _sglang(32, 32, 8)),
+)
+FORWARD = {"cuda": FLASH2, "triton": TRITON, "sglang": SGLANG_EXTEND}
 
 # Split-KV: flash_fwd_launch_template.h, run_mha_fwd_splitkv_dispatch.
 SPLIT_KV: Table[FlashCta] = (
@@ -152,6 +185,29 @@ FLASH3_PAGED: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = FLASH3 | {
     (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 128)},
 }
 
+# vLLM's fork, of fp8 summed on two levels (vllm-project/flash-attention, hopper/tile_size.h).
+FLASH3_TWO_LEVEL: dict[int, dict[Mask, tuple[int, int]]] = {
+    64: dict.fromkeys(("full", "causal", "window"), (192, 128)),
+    96: dict.fromkeys(("full", "causal", "window"), (128, 128)),
+    128: dict.fromkeys(("full", "causal", "window"), (128, 192)),
+    192: dict.fromkeys(("full", "causal", "window"), (128, 96)),
+    256: {"full": (128, 128), "causal": (128, 128), "window": (128, 64)},
+}
+# TensorRT-LLM's on Hopper: two warp groups of 64 rows each (names of its kernels, such as
+# fmha_v2_flash_attention_e4m3_64_256_S_q_paged_kv_128_tma_ws_sm90).
+FMHA_V2: dict[tuple[int, int], tuple[int, int]] = {
+    (64, 2): (128, 256),
+    (96, 2): (128, 128),
+    (128, 2): (128, 128),
+    (192, 2): (128, 64),
+    (256, 2): (128, 64),
+    (64, 1): (128, 256),
+    (96, 1): (128, 256),
+    (128, 1): (128, 256),
+    (192, 1): (128, 128),
+    (256, 1): (128, 128),
+}
+
 
 def _suiting(table: Table[Cta], w: AttentionWorkload, hw: HardwareProfile) -> Iterator[Cta]:
     return (cta for row, cta in table if row.suits(w, hw))
@@ -160,8 +216,8 @@ def _suiting(table: Table[Cta], w: AttentionWorkload, hw: HardwareProfile) -> It
 def public_cta(
     w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation
 ) -> FlashCta:
-    """What FlashAttention-2's forward kernel, or Triton's, uses unless told otherwise."""
-    return next(_suiting(TRITON if implementation == "triton" else FLASH2, w, hw))
+    """What the implementation's forward kernel uses unless told otherwise."""
+    return next(_suiting(FORWARD[implementation], w, hw))
 
 
 def public_backward_cta(w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:

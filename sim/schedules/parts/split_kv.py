@@ -7,10 +7,14 @@
         load log-sum-exp_s of all s;  lse of all,  w_s = exp(lse_s - lse)
         for each s:  load O_s;  O += w_s O_s
 
-Of one query a sequence the heads of a KV head are packed as rows. Of several (append) each head's
-queries are rows of their own, tile.q of them a CTA, so that every head reads its KV head's cache:
+Of one query a sequence the heads of a KV head are packed as rows. Of several (append), and of one
+behind a window, each head's queries are rows of their own, tile.q of them a CTA, so that every head
+reads its KV head's cache:
 
     for each tile.q queries of each head of each sequence, for each of `splits` ranges (one CTA)
+
+Ranges are cut of all keys that a sequence has room for, filled and shown or not: what the host
+knows. A CTA whose range has no keys to see stores zeros, and combine adds them too.
 
 Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguous`), in pages, ...
 
@@ -79,19 +83,30 @@ class SplitKeys:
 
     w: AttentionWorkload
     cta: FlashCta
-    first_block: int
-    end_block: int
+    shown: tuple[int, int]  # the blocks that any query sees: first and end
+    cut: tuple[int, int]  # those that the ranges are cut of
     splits: int
+    packed: bool = True  # the heads of a KV head, if they have one query each
 
     @property
     def rows(self) -> int:
         """Query rows of a matrix: the heads of a KV head, or the queries of a head."""
-        return query_rows(self.w)[1]
+        return query_rows(self.w, self.packed)[1]
 
     @property
     def matrices(self) -> int:
         """Matrices of query rows: KV heads of all sequences, or heads."""
-        return query_rows(self.w)[0]
+        return query_rows(self.w, self.packed)[0]
+
+    @property
+    def a_kv_matrix(self) -> bool:
+        """Whether a matrix of query rows has a K/V matrix for itself."""
+        return self.packed and self.w.seq_q == 1
+
+    @property
+    def range_blocks(self) -> int:
+        """Key blocks of a range, the last of which has fewer."""
+        return blocks(self.cut[1] - self.cut[0], self.splits)
 
     @property
     def kv_matrices(self) -> int:
@@ -122,7 +137,7 @@ class SplitKeys:
     def rows_matrix(self, items: IntArray) -> IntArray:
         """The matrix of query rows of each CTA; unsplit, those of all sequences before a head's."""
         matrix = self.grid.at(items)[2]
-        if self.w.seq_q == 1 or self.splits > 1:
+        if self.a_kv_matrix or self.splits > 1:
             return matrix
         sequence, head = Grid(self.w.batch, self.w.heads).at(matrix)
         return sequence * self.w.heads + head
@@ -130,7 +145,7 @@ class SplitKeys:
     def matrix(self, items: IntArray) -> IntArray:
         """The K/V matrix of each CTA."""
         matrix = self.rows_matrix(items)
-        return matrix if self.w.seq_q == 1 else kv_matrix(self.w, matrix)
+        return matrix if self.a_kv_matrix else kv_matrix(self.w, matrix)
 
     def rows_of_q(self, items: IntArray) -> IntArray:
         """The tile of Q of each CTA."""
@@ -148,12 +163,12 @@ class SplitKeys:
     def ends(self, items: IntArray) -> tuple[IntArray, IntArray]:
         """The first key block of each CTA's range that its rows see, and the end."""
         row, number, _ = self.grid.at(items)
-        size = blocks(self.end_block - self.first_block, self.splits)
-        first = self.first_block + number * size
-        end = np.minimum(self.end_block, first + size)
+        start = self.cut[0] + number * self.range_blocks
+        first, end = (np.full_like(row, edge) for edge in self.shown)
         if self.w.seq_q > 1:
             shown_first, shown_end = visible_blocks(self.w, self.cta.tile)
-            first, end = np.maximum(first, shown_first[row]), np.minimum(end, shown_end[row])
+            first, end = shown_first[row], shown_end[row]
+        first, end = np.maximum(first, start), np.minimum(end, start + self.range_blocks)
         return first, np.maximum(first, end)
 
     def trips(self, items: IntArray) -> IntArray:
@@ -172,8 +187,16 @@ class SplitKeys:
 
 
 class SplitKv(FlashSchedule):
-    """What all schedules built on the split-KV kernels take."""
+    """What all schedules built on the split-KV kernels take.
 
+    `pack_gqa` says whether the query heads of a KV head are rows of one tile where each has one
+    query; FlashAttention-2 packs them unless there is a window, Triton's kernels always.
+    `room_tokens` is how many keys a sequence has room for (a page table's width, the longest
+    sequence of a captured graph), by which ranges are cut; no more than there are unless given.
+    """
+
+    pack_gqa: bool | None = None
+    room_tokens: Annotated[int, Field(ge=1)] | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("decode",)
     takes = frozenset({"kv_dtype"})
     multiplies_fp8 = True  # as FlashAttention-3's and FlashInfer's decoding, whose place it takes
@@ -185,7 +208,13 @@ class SplitKv(FlashSchedule):
                 f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": '
                 f"{', '.join(QUANTISATIONS)}, or workload.dtype, was expected"
             )
-        rows = query_rows(w)[1]
+        if self.room_tokens is not None and self.room_tokens < w.seq_kv:
+            raise InputError(
+                f"schedule {self.name}: room_tokens = {self.room_tokens}: room for the {w.seq_kv} "
+                "keys of a sequence (workload.seq_kv), or more, was expected"
+            )
+        packed = self.packs(w)
+        rows = query_rows(w, packed)[1]
         cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
         if w.seq_q == 1 and rows > cta.tile.q:
             raise InputError(
@@ -193,17 +222,27 @@ class SplitKv(FlashSchedule):
                 "are its rows; give tile.q at least as many"
             )
         low, high = w.visible_keys(0, w.seq_q - 1)
-        first_block, end_block = low // cta.tile.kv, blocks(high, cta.tile.kv)
-        keys = end_block - first_block
-        splits = min(splits or splits_of(w, hw, keys, cta.tile.q), keys)
+        shown = low // cta.tile.kv, blocks(high, cta.tile.kv)
+        cut = 0, blocks(self.room_tokens or w.seq_kv, cta.tile.kv)
+        if packed and w.window is not None:  # not FlashAttention-2's: these cut what is shown
+            cut = shown
+        keys = cut[1] - cut[0]
+        splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
-        return SplitKeys(w, cta, first_block, end_block, splits)
+        return SplitKeys(w, cta, shown, cut, splits, packed)
+
+    def packs(self, w: AttentionWorkload) -> bool:
+        """Whether the query heads of a KV head are rows of one tile."""
+        if w.seq_q > 1:
+            return False
+        usual = w.window is None or self.implementation == "triton"
+        return usual if self.pack_gqa is None else self.pack_gqa
 
 
-def query_rows(w: AttentionWorkload) -> tuple[int, int]:
+def query_rows(w: AttentionWorkload, packed: bool = True) -> tuple[int, int]:
     """Matrices of query rows, and rows of each: one query's heads are rows of their KV head's."""
-    if w.seq_q == 1:
+    if packed and w.seq_q == 1:
         return w.batch * w.kv_heads, w.heads // w.kv_heads
     return w.batch * w.heads, w.seq_q
 
@@ -260,20 +299,31 @@ def split_attention(
         sharing=keys.matrices // keys.kv_matrices,
     )
     title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
-    split = replace(flash_kernel(title, w, cta, tiles, *key_loops), kind=kind)
+    split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
     if keys.splits == 1:
         return Attention([split], result)
     return Attention([split, combine_of_splits(of_splits, result)], result)
 
 
+def _or_zeros(kernel: Kernel, keys: SplitKeys) -> Kernel:
+    """The kernel, of which a CTA that has no keys to see loads no queries."""
+    prologue, *rest = kernel.loops
+    seeing = replace(prologue, trips=lambda items: np.minimum(1, keys.trips(items)))
+    return replace(kernel, loops=(seeing, *rest))
+
+
 def splits_of(
-    w: AttentionWorkload, hw: HardwareProfile, key_blocks: int, tile_rows: int = SPLIT_ROWS
+    w: AttentionWorkload,
+    hw: HardwareProfile,
+    key_blocks: int,
+    tile_rows: int = SPLIT_ROWS,
+    packed: bool = True,
 ) -> int:
     """How many ranges the key blocks are split in (flash_api.cpp, num_splits_heuristic).
 
     The fewest that fill the waves well; two CTAs an SM are counted on.
     """
-    matrices, rows = query_rows(w)
+    matrices, rows = query_rows(w, packed)
     ctas, slots = matrices * blocks(rows, tile_rows), 2 * hw.sm.count
     if ctas >= 0.8 * slots:
         return 1

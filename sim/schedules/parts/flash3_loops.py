@@ -1,0 +1,251 @@
+"""What the kernels of FlashAttention-3's kind load, compute and store of each block of query rows.
+
+In FlashAttention-3 a key block's softmax runs while the tensor pipe serves P V of the one before;
+with the sums of vLLM's fork P V is waited for first. In TensorRT-LLM's kernel a warp group does one
+after the other, so that only another's matmuls run beside its softmax.
+
+Source: Dao-AILab/flash-attention, hopper/: mainloop_fwd_sm90_tma_gmma_ws.hpp (mma), mask.h,
+paged_kv.h; vllm-project/flash-attention, hopper/utils.h (gemm); NVIDIA/TensorRT-LLM,
+cpp/kernels/fmha_v2/src/fmha/warpspec/compute.h (compute_single_tile).
+"""
+
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+
+from sim.inputs.workload import Mask
+from sim.schedules.base import STATISTICS_BYTES
+from sim.schedules.parts.dealing import Dealt
+from sim.schedules.parts.ends import finish
+from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
+from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softmax
+from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
+from sim.schedules.parts.results import Result
+from sim.schedules.parts.traversal import LAST_TO_FIRST, Direction
+from sim.tile_program import Compute, IntArray, Load, Loop, Op, Stream, Tensor
+
+# Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
+CONVERTED_A_SCORE = 2
+# Of a masked score: a comparison with each edge, a selection (mask.h, apply; of the first block
+# always, for the end of the keys).
+MASK_OPS: dict[Mask, int] = {"full": 2, "causal": 2, "window": 3}
+# Of 16 bytes that the producer copies from a page: the copy, half of shuffling the row's pointer,
+# its address (paged_kv.h, load_K). The last is an estimate.
+COPY_OPS, COPY_BYTES = 3, 16
+WARPS_A_GROUP = 4
+MAXIMUM_OPS_A_ROW = 16  # 8 of maxima, and of 16 shuffles half (see instructions)
+NO_SOFTMAX = Softmax(0, 0, 0)
+
+
+class Work:
+    """What the loops load, compute and store of each item's block of query rows."""
+
+    def __init__(self, cta: Flash3Cta, rows: QueryRows, dealt: Dealt) -> None:
+        self.cta, self.rows, self.dealt, self.way = cta, rows, dealt, LAST_TO_FIRST
+        w, tile, d = cta.w, cta.tile, cta.head_dim
+        self.tensors, self.lse = rows.tensors()
+        self.stored = Result(self.tensors.o, self.lse)
+        if rows.splits > 1:
+            o_shape = (rows.splits * rows.matrices, rows.rows, w.head_dim)
+            lse_shape = (rows.matrices, rows.splits, rows.rows)
+            self.stored = Result(
+                Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
+                Tensor("LSE of splits", *lse_shape, STATISTICS_BYTES, role="partial"),
+            )
+        self.q_elements, self.scores = tile.q * d, tile.q * tile.kv
+        q_bytes, kv_bytes = self.q_elements * w.dtype_bytes, tile.kv * d * w.dtype_bytes
+        self.flops = 2 * self.scores * d
+        # Written once by TMA, then read whole by every warp group; Q's rows are read again each
+        # time.
+        kv_sram_bytes = (1 + cta.workers) * kv_bytes
+        p_bytes = self.scores * w.dtype_bytes if cta.p_in_sram else 0
+        self.qk_sram_bytes = q_bytes + kv_sram_bytes
+        self.pv_sram_bytes = kv_sram_bytes + 2 * p_bytes
+        self.transpose_ops = 0
+        self.copy_ops = COPY_OPS * kv_bytes // COPY_BYTES if cta.copies else 0
+        if w.dtype_bytes == 1:
+            # The producer transposes V, by LDSM.T and STSM with a permutation of bytes for every 4.
+            # Its amounts are taken with those of the matmul that it works ahead of.
+            self.transpose_ops = tile.kv * d // 4
+            self.pv_sram_bytes += 2 * kv_bytes
+
+    def going(self, way: Direction) -> "Work":
+        """The same of the items that go this way through their keys."""
+        same = copy(self)
+        same.way = way
+        return same
+
+    def key_blocks(self, items: IntArray) -> IntArray:
+        """Key blocks of each item; none of one without a tile, or that goes another way."""
+        here = self.dealt.has_tile(items) * self.way.goes(items)
+        return here * self.rows.key_blocks(self.dealt.tile(items))
+
+    def has_keys(self, items: IntArray) -> IntArray:
+        """1 where an item has key blocks."""
+        return np.minimum(self.key_blocks(items), 1)
+
+    def trips(self, items: IntArray) -> IntArray:
+        """All key blocks but the first."""
+        return self.key_blocks(items) - self.has_keys(items)
+
+    def load_q(self) -> Load:
+        """Q's block."""
+        return Load(self._rows_of(self.tensors.q))
+
+    def load(self, tensor: Tensor, skipped: int = 0, stages: int = STAGES) -> Load:
+        """K's or V's blocks, all but so many of the first."""
+        return Load(self._keys_of(tensor, skipped), stages)
+
+    def load_first_of(self, tensor: Tensor) -> Load:
+        """The block that is visited last."""
+
+        def base(items: IntArray) -> IntArray:
+            trips = self.rows.key_blocks(self.dealt.tile(items)) - 1
+            return visited.base(items) + visited.stride * trips
+
+        visited = self._keys_of(tensor, 0)
+        return Load(Stream(tensor, visited.tile_rows, visited.tile_cols, base))
+
+    def scored(self, *reads: Load, vector_ops: int = 0) -> Compute:
+        """S = Q K^T, and so much beside it."""
+        return Compute(
+            "S = Q K^T",
+            reads,
+            self.flops,
+            vector_ops,
+            sram_bytes=self.qk_sram_bytes,
+            other_ops=self.copy_ops,
+        )
+
+    def accumulated(self, load_v: Load, softmax: Softmax = NO_SOFTMAX) -> Compute:
+        """O += P V, and so much of a softmax while the tensor pipe serves it."""
+        return Compute(
+            "O += P V",
+            (load_v,),
+            self.flops,
+            softmax.fp32_ops,
+            softmax.exps,
+            self.pv_sram_bytes,
+            softmax.other_ops + self.transpose_ops + self.copy_ops,
+        )
+
+    def added(self, load_v: Load) -> tuple[Compute, Compute]:
+        """P V summed from zeros, then added to O."""
+        of_o = self.q_elements
+        added = Compute("O += sum, sum = 0", vector_ops=of_o, other_ops=of_o)
+        return self.accumulated(load_v), added
+
+    def finish(self) -> Loop:
+        """O goes out through SRAM by TMA."""
+        lse = self._rows_of(self.lse)
+        if self.rows.splits > 1:  # all ranges of a row lie together, tile after tile
+            lse = Stream(self.stored.lse, 1, self.cta.tile.q, self.dealt.tile)
+        return finish(
+            self.q_elements,
+            self._rows_of(self.stored.o),
+            lse,
+            trips=self.has_keys,
+            sram_bytes=2 * self.q_elements * O_ELEMENT_BYTES,
+        )
+
+    def _rows_of(self, tensor: Tensor) -> Stream:
+        """Each item's block of rows, of partial results those of its range."""
+        tile_of = self.rows.stored_tile if tensor.role == "partial" else self.rows.q_tile
+        return Stream(
+            tensor, self.cta.tile.q, tensor.cols, lambda items: tile_of(self.dealt.tile(items))
+        )
+
+    def _keys_of(self, tensor: Tensor, skipped: int) -> Stream:
+        return self.rows.keys_of(tensor, self.dealt.tile, skipped, self.cta.shared_by, self.way)
+
+
+def _in_one_step(softmax: Softmax) -> Compute:
+    return Compute(
+        "softmax",
+        vector_ops=softmax.fp32_ops,
+        exp_count=softmax.exps,
+        other_ops=softmax.other_ops,
+    )
+
+
+class _Softmax:
+    """The softmax of a key block: the first of a tile, and of others what stands where.
+
+    Beside P V it is one step. Where a warp group has waited for its matmuls it is two: no
+    exponential of a row begins before the row's maximum is there. (Not of the first block where all
+    sequences have one length: that kernel's time is what `calibration.sm.async_issue_cycles` was
+    fitted to, and with two steps fast-forward's coarse forms miss 2.5% of its HBM bytes.)
+    """
+
+    def __init__(self, work: Work) -> None:
+        cta, scores, of_o = work.cta, work.scores, work.q_elements
+        warps, mask_ops = WARPS_A_GROUP * cta.workers, MASK_OPS[cta.w.mask] * scores
+        whole = online_softmax(cta.tile.q, cta.tile.kv, cta.head_dim, warps, FLASH3_FIXED)
+        self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
+        # There is no O yet, and nothing to rescale.
+        first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, scores)
+        one_step: tuple[Compute, ...] = (_in_one_step(first),)
+        self.first = one_step if cta.of_one_length else self._alone(first, mask_ops)
+        converted = scores // CONVERTED_A_SCORE
+        masked = round(work.rows.masked_share * mask_ops)
+        self.beside = replace(
+            whole,
+            fp32_ops=whole.fp32_ops - of_o,
+            other_ops=whole.other_ops - converted + masked,
+        )
+        self.alone = self._alone(self.beside, masked)
+        after = 0 if cta.rescales_first else of_o
+        self.convert = Compute("convert P, rescale O", vector_ops=after, other_ops=converted)
+        self.rescaled_first = of_o - after
+
+    def _alone(self, softmax: Softmax, mask_ops: int) -> tuple[Compute, ...]:
+        before = self.maxima_ops + mask_ops
+        after = replace(softmax, other_ops=softmax.other_ops - before)
+        return Compute("mask S, maxima", other_ops=before), _in_one_step(after)
+
+
+def loops(work: Work) -> tuple[Loop, ...]:
+    """Of each tile; TensorRT-LLM's wait for P V."""
+    return _in_order(work) if work.cta.in_order else _overlapped(work)
+
+
+def _in_order(work: Work) -> tuple[Loop, ...]:
+    """Each key block's scores, softmax, P V, one after the other."""
+    k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
+    load_q, first_k, first_v = work.load_q(), work.load(k, stages=1), work.load(v, stages=1)
+    scored = work.scored(load_q, first_k)
+    first = (load_q, first_k, first_v, scored, *softmax.first, work.accumulated(first_v))
+    load_k, load_v = work.load(k, skipped=1), work.load(v, skipped=1)
+    softmaxed = (*softmax.alone, softmax.convert)
+    trip: tuple[Op, ...] = (
+        load_k,
+        load_v,
+        work.scored(load_k),
+        *softmaxed,
+        work.accumulated(load_v),
+    )
+    return (Loop(work.has_keys, first), Loop(work.trips, trip), work.finish())
+
+
+def _overlapped(work: Work) -> tuple[Loop, ...]:
+    """The softmax of each key block beside P V of the one before."""
+    k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
+    load_q, first_k = work.load_q(), work.load(k, stages=1)
+    prologue = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
+
+    load_k, load_v = work.load(k, skipped=1), work.load(v)
+    scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
+    last_v = work.load_first_of(v)
+    if work.cta.adds_apart:
+        middle: tuple[Op, ...] = (*work.added(load_v), *softmax.alone)
+        last: tuple[Op, ...] = work.added(last_v)
+    else:
+        middle, last = (work.accumulated(load_v, softmax.beside),), (work.accumulated(last_v),)
+    trip: tuple[Op, ...] = (load_k, load_v, scored, *middle, softmax.convert)
+    epilogue = (last_v, *last, *work.finish().ops)
+    return (
+        Loop(work.has_keys, prologue),
+        Loop(work.trips, trip),
+        Loop(work.has_keys, epilogue),
+    )
