@@ -188,7 +188,7 @@ def counted(**changes) -> FlashLoop:
     figures = {
         "matmul": "wgmma", "matmul_dtype": "bf16", "mma_flops": 4 * 128 * 128 * 128 / 8,
         "instructions": 500, "fp32_lanes": 200 * 32, "mufu": 60, "sram_bytes": 30_000,
-        "copies": False, "deals_registers": True,
+        "copies": False, "barriers": 2, "deals_registers": True,
     }  # fmt: skip
     return FlashLoop(file="a", kernel=kernel, sha256="b", **{**figures, **changes})
 

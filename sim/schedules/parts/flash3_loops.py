@@ -215,7 +215,14 @@ def _in_order(work: Work) -> tuple[Loop, ...]:
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k, first_v = work.load_q(), work.load(k, stages=1), work.load(v, stages=1)
     scored = work.scored(load_q, first_k)
-    first = (load_q, first_k, first_v, scored, *softmax.first, work.accumulated(first_v))
+    first: tuple[Op, ...] = (
+        load_q,
+        first_k,
+        first_v,
+        scored,
+        *softmax.first,
+        work.accumulated(first_v),
+    )
     load_k, load_v = work.load(k, skipped=1), work.load(v, skipped=1)
     softmaxed = (*softmax.alone, softmax.convert)
     trip: tuple[Op, ...] = (
@@ -232,7 +239,7 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     """The softmax of each key block beside P V of the one before."""
     k, v, softmax = work.tensors.k, work.tensors.v, _Softmax(work)
     load_q, first_k = work.load_q(), work.load(k, stages=1)
-    prologue = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
+    prologue: tuple[Op, ...] = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
 
     load_k, load_v = work.load(k, skipped=1), work.load(v)
     scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
@@ -243,7 +250,7 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     else:
         middle, last = (work.accumulated(load_v, softmax.beside),), (work.accumulated(last_v),)
     trip: tuple[Op, ...] = (load_k, load_v, scored, *middle, softmax.convert)
-    epilogue = (last_v, *last, *work.finish().ops)
+    epilogue: tuple[Op, ...] = (last_v, *last, *work.finish().ops)
     return (
         Loop(work.has_keys, prologue),
         Loop(work.trips, trip),

@@ -40,6 +40,7 @@ from sim.tile_program import (
     Load,
     Loop,
     OfItem,
+    Op,
     Stream,
     Tensor,
     once,
@@ -214,7 +215,7 @@ def key_loop(
     if cta.own:
         before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
         scored, weighed, summed = cta.own.computes(loads_k, loads_v)
-        ops = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
+        ops: tuple[Op, ...] = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
         return Loop(trips, (*loads_k, *loads_v, *ops))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
