@@ -222,6 +222,21 @@ def once(items: IntArray) -> IntArray:
     return np.ones_like(items)
 
 
+@dataclass(frozen=True)
+class CompiledFrom:
+    """The machine code that a kernel's counts are of, and the architecture that it is asked about.
+
+    `sha256` is of its file, `function` its name there, `arch` what it was compiled for, `matmul`
+    the instruction of its matmuls ("mma.sync"), `device_arch` the device's.
+    """
+
+    sha256: str
+    function: str
+    arch: str
+    matmul: str
+    device_arch: str
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A launch: `ctas` CTAs in grid order, each running `items_per_cta` items one after the other.
@@ -234,9 +249,11 @@ class Kernel:
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
     sequences; `sharing` of them in a row read the same K and V. Of an `irregular` one, as of
-    sequences of several lengths, no part tells of the rest. `kind` says which real kernel it
-    is, for whoever launches those; `backward` that it is one of the backward pass. With
-    `sets_up_items` every item begins with the setup that else only a CTA does.
+    sequences of several lengths, no part tells of the rest. `in_waves` says that only whole waves
+    of it stand for others: left without some of its CTAs, a wave would find other things in L2.
+    `kind` says which real kernel it is, for whoever launches those; `backward` that it is one of
+    the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
+    With `sets_up_items` every item begins with the setup that else only a CTA does.
     """
 
     name: str
@@ -248,8 +265,10 @@ class Kernel:
     periods: int = 1
     sharing: int = 1
     irregular: bool = False
+    in_waves: bool = False
     kind: Kind | None = None
     backward: bool = False
+    compiled_from: CompiledFrom | None = None
     sets_up_items: bool = False
 
     @property

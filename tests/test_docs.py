@@ -1,23 +1,29 @@
 """What the documents show is run as it stands there, and what they point to exists."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from sim import simulate, sweep
-from tests.support.commands import printed_by
+from tests.support.commands import called, printed_by
+from tests.support.cubins import without_interpreter
 from tests.support.packages import importable, install
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
-OWN_SCHEDULE = (ROOT / "docs/own_schedule.md").read_text(encoding="utf-8")
+OWN_SCHEDULE, YOUR_KERNEL = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("own_schedule", "your_kernel")
+)
 
 
-def block(language: str, holding: str) -> str:
-    """The tutorial's block of code in that language that holds a text."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", OWN_SCHEDULE, re.DOTALL | re.MULTILINE)
+def block(language: str, holding: str, page: str = OWN_SCHEDULE) -> str:
+    """A tutorial's block of code in that language that holds a text."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (found,) = [text for of, text in blocks if of == language and holding in text]
     return found
 
@@ -85,6 +91,59 @@ def test_its_entry_point_is_found(tmp_path):
         (record,) = simulate(workload=workload, hardware="t4", schedule=entry[0])
         assert entry[0] in printed_by("schedules")
     assert record.status == "ok"
+
+
+# A kernel of one's own
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """A folder with what the tutorial's kernel compiles to, and its files."""
+    made = tmp_path_factory.mktemp("your_kernel")
+    (made / "my_kernel.py").write_text(block("python", "my_attention", YOUR_KERNEL))
+    (made / "question.toml").write_text(block("toml", "[workload]", YOUR_KERNEL))
+    (made / "next.toml").write_text(block("toml", "extends", YOUR_KERNEL))
+    command = [sys.executable, "my_kernel.py"]
+    subprocess.run(command, cwd=made, env=without_interpreter(), check=True, capture_output=True)
+    return made
+
+
+def test_your_kernel_is_made_of_what_the_page_shows(kernels, monkeypatch):
+    monkeypatch.chdir(kernels)
+    printed = printed_by("kernel", "my_kernel.cubin", "--profile", "h100-sxm")
+    shown = block("", "A warp's trip", YOUR_KERNEL)
+    assert [line.split() for line in printed.splitlines() if line.split()] == [
+        line.split() for line in shown.splitlines() if line.split()
+    ]
+
+
+def test_your_kernel_runs_on_the_pages_devices(kernels, monkeypatch):
+    monkeypatch.chdir(kernels)
+    shown = block("", "held back by", YOUR_KERNEL)
+    for device in ((), ("--set", "hardware.profile=next.toml")):
+        printed = printed_by("run", "question.toml", *device)
+        for line in shown.splitlines():
+            if line.split()[:1] in (["mine"], ["flash3"], ["mine:"]):
+                words = " ".join(line.split()[:1]) if "MB" in line else line.partition("; sha")[0]
+                assert words in printed
+    older = printed_by(
+        "run", "question.toml", "--set", "schedule.flash2.machine_code=my_kernel_sm80.cubin",
+        "--set", "schedule.flash2.tile={ q = 128, kv = 64 }",
+    )  # fmt: skip
+    (said,) = re.findall(r"below the table that `([^`]*)`", YOUR_KERNEL)
+    assert said in older
+
+
+def test_your_kernels_other_tile_is_refused_as_the_page_shows(kernels, monkeypatch):
+    monkeypatch.chdir(kernels)
+    done = called("run", "question.toml", "--set", "schedule.flash2.tile={ q = 128, kv = 64 }")
+    assert done.stderr == block("", "would fit", YOUR_KERNEL)
+
+
+def test_your_kernel_runs_from_python(kernels, monkeypatch, capsys):
+    monkeypatch.chdir(kernels)
+    exec(block("python", "compiled_from", YOUR_KERNEL), {})
+    assert "my_attention" in capsys.readouterr().out
 
 
 # What the documents point to

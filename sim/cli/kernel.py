@@ -34,7 +34,7 @@ def kernel(
 ) -> None:
     """Take compiled kernels apart: footprint, loops, what a trip executes and what binds it."""
     from sim.inputs.hardware import load_profile
-    from validate.machine_code.answer import read_machine_code
+    from sim.report.machine_code import read_machine_code
 
     launched = (threads, None if sram is None else _bytes(sram))
     profiles = [load_profile(name) for name in profile or []]

@@ -1,5 +1,9 @@
 """What is to be said of records beside their figures: a line each, below a table or on a page."""
 
+from pathlib import Path
+from typing import cast
+
+from sim.inputs.hardware import NATIVE_MATMUL, Arch
 from sim.inputs.lengths import in_words
 from sim.report.known_errors import measured_errors
 from sim.runs.record import Record
@@ -10,6 +14,7 @@ def notes(records: list[Record]) -> list[str]:
     return [
         *_ragged(records),
         *_skipped(records),
+        *_compiled(records),
         *_held_back(records),
         *_untrusted_bytes(records),
     ]
@@ -22,7 +27,7 @@ def known_off(records: list[Record]) -> list[str]:
     """
     lines: dict[str, None] = {}
     for record in records:
-        if record.status != "ok" or record.options is None:
+        if record.status != "ok" or record.options is None or _is_own(record):
             continue
         known = measured_errors(record.options, record.hardware, record.workload)
         here = [error for error in known if error.where == record.hardware] or known
@@ -30,6 +35,34 @@ def known_off(records: list[Record]) -> list[str]:
         if most and most.is_off:
             lines[f"{record.schedule}: {most.sentence()}"] = None
     return list(lines)
+
+
+def _is_own(record: Record) -> bool:
+    """Whether its kernels are one's own, which nobody measured."""
+    return any(kernel.compiled_from for kernel in record.kernels)
+
+
+def _compiled(records: list[Record]) -> list[str]:
+    """A line a schedule and kernel whose counts are those of machine code."""
+    lines: dict[str, None] = {}
+    for record in records:
+        for kernel in record.kernels:
+            if (code := kernel.compiled_from) and record.options is not None:
+                file = Path(record.options.get("machine_code", "")).name
+                lines[f"{record.schedule}: a trip of {file}, {_compiled_for(code)}"] = None
+    return list(lines)
+
+
+def _compiled_for(code: dict[str, str]) -> str:
+    """Which kernel, and what it means that it was compiled for another architecture."""
+    arch, device = code["arch"], code["device_arch"]
+    told = f"{code['function']} ({arch}, {code['matmul']}; sha256 {code['sha256'][:12]})"
+    if arch == device:
+        return told
+    native = NATIVE_MATMUL[cast(Arch, device)]
+    if native != code["matmul"]:
+        return f"{told}; {device} runs {code['matmul']} slower than its own {native}"
+    return f"{told}; compiled for {device} it may be otherwise"
 
 
 def who(record: Record) -> str:

@@ -22,6 +22,7 @@ def address(point: Point, schedule: Schedule, engine: EngineName, limits: Limits
         "workload": asdict(point.workload),
         "hardware": _figures(point.hardware),
         "schedule": schedule.model_dump(exclude={"label"}),
+        "files": schedule.files,
         "engine": engine,
         "most_steps": limits.most_steps,
         "code": code_of(schedule),

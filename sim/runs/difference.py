@@ -186,7 +186,17 @@ def _question(record: Record, with_settings: bool) -> dict[str, Any]:
         "hardware": record.hardware,
         "engine": record.engine,
         **(record.settings if with_settings else {}),
+        **_machine_code(record),
         **{key: value for key, value in record.point.items() if not key.startswith(told)},
+    }
+
+
+def _machine_code(record: Record) -> dict[str, str]:
+    """The machine code whose counts each kernel has: a file of one name may hold another."""
+    return {
+        f"machine code of {kernel.name}": f"{code['function']} {code['arch']} {code['sha256'][:12]}"
+        for kernel in record.kernels
+        if (code := kernel.compiled_from)
     }
 
 

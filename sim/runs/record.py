@@ -23,6 +23,7 @@ class KernelResult:
     `rows_used` is the share of its tiles' query rows that are no padding; None where it multiplies
     no queries, and in files that attnsim wrote before it kept that. `clock_hz` is what the power
     limit left, `clock_share` of the nominal clock; the time that this added is critical by "power".
+    `compiled_from` tells the machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
 
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
@@ -52,6 +53,7 @@ class KernelResult:
     bottleneck: str
     critical_time_s: dict[str, float]
     rows_used: float | None = None
+    compiled_from: dict[str, str] | None = None
     clock_hz: float | None = None
     clock_share: float = 1.0
 

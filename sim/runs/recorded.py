@@ -184,6 +184,7 @@ def kernel_result(
         bottleneck=max(critical, key=lambda cause: critical[cause]),
         critical_time_s=critical,
         rows_used=kernel.rows_used,
+        compiled_from=asdict(kernel.compiled_from) if kernel.compiled_from else None,
         clock_hz=hw.sm.clock * run.clock_share,
         clock_share=run.clock_share,
     )

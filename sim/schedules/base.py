@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -129,9 +129,14 @@ class Schedule(BaseModel):
                     f"{that_take(taken)} take such lists"
                 )
 
-    def relative_to(self, folder: Path | None) -> "Schedule":
+    def relative_to(self, folder: Path | None) -> Self:
         """The schedule with the paths in its options looked up from `folder`."""
         return self
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it reads beside those that its options name."""
+        return ()
 
 
 def that_take(what: Taken) -> str:

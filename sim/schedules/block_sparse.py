@@ -24,6 +24,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, qkvo
+from sim.schedules.parts.flash_loop import query_blocks
 from sim.schedules.parts.masks import (
     KeyBlocks,
     MaskedSchedule,
@@ -33,6 +34,7 @@ from sim.schedules.parts.masks import (
     sparse_kernel,
 )
 from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.traversal import GridOrder
 from sim.tile_program import IntArray, Kernel
 
 
@@ -43,7 +45,8 @@ class BlockSparse(MaskedSchedule):
     the same for all heads) are visited by each block of query rows, whole key blocks each. With
     none of the three, all that the workload's mask shows. `mask_file` names an .npz instead:
     `indptr` and `indices` (CSR; a row for each block of query rows, or for each such block of each
-    head of each sequence) and `tile` (its query rows and keys).
+    head of each sequence) and `tile` (its query rows and keys). `grid_order` is which CTA comes
+    after which (traversal.py).
     """
 
     name: Literal["block_sparse"] = "block_sparse"
@@ -51,6 +54,7 @@ class BlockSparse(MaskedSchedule):
     sinks: CountOrNone = 0
     random_blocks: CountOrNone = 0
     seed: CountOrNone = 0
+    grid_order: GridOrder = "head_slow"
 
     summary = "FlashAttention-2 over the key blocks of a pattern, or of a file"
     source = "arXiv 2309.17453 (window and sinks), arXiv 2007.14062 (random blocks)"
@@ -70,7 +74,8 @@ class BlockSparse(MaskedSchedule):
         else:
             cta = self.cta(public, w, hw)
             visits = self._visits(w, cta.tile)
-        return [sparse_kernel("block_sparse", w, cta, visits, qkvo(w), "flash")]
+        grid = query_blocks(w, cta.tile, self.grid_order, hw)
+        return [sparse_kernel("block_sparse", w, cta, visits, qkvo(w), "flash", grid=grid)]
 
     def _visits(self, w: AttentionWorkload, tile: Tile) -> KeyBlocks:
         dense = self.keep_window is None and not self.sinks and not self.random_blocks

@@ -10,10 +10,12 @@
 Source: Dao 2023 (arXiv 2307.08691), Algorithm 1; tiles, grid order and loop order as in
 Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h and flash_fwd_kernel.h.
 Sequences of several lengths are flash_attn_varlen_func's (mha_varlen_fwd): see QueryBlocks.
-What one step of the loop does is in parts/flash_loop.py, as many schedules have it; the backward
-pass of training is in parts/flash2_backward.py.
+What one step of the loop does is in parts/flash_loop.py, as many schedules have it; other orders of
+CTAs and of keys are in parts/traversal.py; the backward pass of training is in
+parts/flash2_backward.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -22,6 +24,7 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
+from sim.machine import ctas_per_sm
 from sim.schedules.base import QKVO, qkvo, visible_blocks
 from sim.schedules.parts.flash2_backward import Saved, backward_kernels
 from sim.schedules.parts.flash_cta import FlashCta
@@ -31,21 +34,33 @@ from sim.schedules.parts.flash_loop import (
     flash_kernel,
     key_loop,
     log_sum_exp,
+    query_blocks,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
 from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
 from sim.schedules.parts.results import Attention, Result
-from sim.tile_program import IntArray, Kernel, Kind, Stream, Tensor
+from sim.schedules.parts.traversal import (
+    LAST_TO_FIRST,
+    Direction,
+    GridOrder,
+    KeyOrder,
+    check_one_length,
+    directions,
+)
+from sim.tile_program import IntArray, Kernel, Kind, Loop, Stream, Tensor
 
 
 class Flash2(FlashSchedule):
     """FlashAttention-2. A tile, or warps, that are given hold for backward too.
 
+    `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
     "sglang" is SGLang's prefill in Triton, which loads nothing ahead.
     """
 
     name: Literal["flash2"] = "flash2"
     implementation: Implementation = "cuda"  # type: ignore[assignment]
+    grid_order: GridOrder = "head_slow"
+    key_order: KeyOrder = "descending"
 
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
@@ -55,6 +70,7 @@ class Flash2(FlashSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
+        check_one_length(self.name, w, self.grid_order, self.key_order, own="head_slow")
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
@@ -77,7 +93,14 @@ class Flash2(FlashSchedule):
     def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
-        return flash_attention("flash2", w, cta, tensors, "flash" if w.lengths is None else None)
+        grid = query_blocks(w, cta.tile, self.grid_order, hw)
+
+        def wave(items: IntArray) -> IntArray:
+            return items // (hw.sm.count * ctas_per_sm(cta.footprint(w), hw))
+
+        ways = directions(self.key_order, wave)
+        kind: Kind | None = "flash" if w.lengths is None else None
+        return flash_attention("flash2", w, cta, tensors, kind, grid, ways)
 
 
 def flash_attention(
@@ -86,11 +109,17 @@ def flash_attention(
     cta: FlashCta,
     tensors: QKVO,
     kind: Kind | None = None,
+    grid: QueryBlocks | None = None,
+    ways: Sequence[Direction] = (LAST_TO_FIRST,),
 ) -> Attention:
-    """The forward kernel on Q, K, V and O, by that name; it makes the log-sum-exp."""
+    """The forward kernel on Q, K, V and O, by that name; it makes the log-sum-exp.
+
+    `grid` and `ways` are its order of traversal, FlashAttention-2's own unless given.
+    """
     q, k, v, o = tensors
     lse = log_sum_exp(q)
-    grid = QueryBlocks(w, cta.tile)
+    grid = grid or QueryBlocks(w, cta.tile)
+    rows = grid.tiles(q, o, lse)
     first, end = visible_blocks(w, cta.tile)
 
     def trips(items: IntArray) -> IntArray:
@@ -98,13 +127,18 @@ def flash_attention(
         shown: IntArray = np.maximum(end - first, 0)
         return shown[grid.row(items)]
 
-    def last(items: IntArray) -> IntArray:
-        return grid.first_key_block(items) + end[grid.row(items)] - 1
+    def loop(way: Direction) -> Loop:
+        begin = way.first_visited(first, end)
 
-    def last_to_first(tensor: Tensor) -> Operand:
-        return Operand((Stream(tensor, cta.tile.kv, w.head_dim, last, stride=-1),))
+        def keys(tensor: Tensor) -> Operand:
+            return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, way.stride),))
 
-    rows = grid.tiles(q, o, lse)
-    loop = key_loop(w, cta, trips, rows.q.tile_bytes, last_to_first(k), last_to_first(v))
-    kernel = replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
-    return Attention([kernel], Result(o, lse))
+        def base(items: IntArray) -> IntArray:
+            return grid.first_key_block(items) + begin[grid.row(items)]
+
+        return key_loop(w, cta, way.trips(trips), rows.q.tile_bytes, keys(k), keys(v))
+
+    kernel = flash_kernel(name, w, cta, rows, *map(loop, ways))
+    if len(ways) > 1:  # waves alternate, heads do not; and no launcher has such a kernel
+        kernel, kind = replace(kernel, periods=1, sharing=1, in_waves=True), None
+    return Attention([replace(kernel, kind=kind)], Result(o, lse))

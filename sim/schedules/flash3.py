@@ -52,6 +52,7 @@ head_dims between FlashAttention-3's run the next larger of these, and its trans
 V, one after the other with V's load, is counted, not waited for.
 """
 
+from dataclasses import replace
 from sys import maxsize
 from typing import ClassVar, Literal
 
@@ -66,8 +67,9 @@ from sim.schedules.parts.dealing import (
     by_sequence,
     dealt_in_turn,
     dealt_on_demand,
+    like_parts,
     like_sections,
-    longest_first,
+    ordered,
     section_of,
     varlen_section,
 )
@@ -85,7 +87,13 @@ from sim.schedules.parts.flash3_loops import Work, loops
 from sim.schedules.parts.query_rows import QueryRows
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.split_kv import Splits, combine_of_splits
-from sim.tile_program import Kernel
+from sim.schedules.parts.traversal import (
+    GridOrder,
+    KeyOrder,
+    check_one_length,
+    directions,
+)
+from sim.tile_program import IntArray, Kernel
 
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
 
@@ -96,12 +104,16 @@ class Flash3(TiledSchedule):
     `call` says what it is called on: sequences of one length, of any, or of any in pages. `splits`
     are of the keys: unless given, 1 of a whole prompt, and behind a cached prefix as the public
     heuristic. To `implementation` "trtllm" all calls are one, and its keys are not split.
+    `grid_order` and `key_order` are the order of traversal (traversal.py); unless given, tiles come
+    as the scheduler deals them, masked ones swizzled.
     """
 
     name: Literal["flash3"] = "flash3"
     call: Call = "batch"
     splits: Splits | None = None
     implementation: Implementation = "fa3"
+    grid_order: GridOrder | None = None
+    key_order: KeyOrder = "descending"
 
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
@@ -115,6 +127,7 @@ class Flash3(TiledSchedule):
             raise InputError(
                 'schedule flash3: workload.dtype = "fp32": it takes fp16, bf16 and fp8'
             )
+        check_one_length(self.name, w, self.grid_order, self.key_order)
         if w.lengths is not None and (self.call == "batch" or self.implementation == "trtllm"):
             key = f'call = "{self.call}"'
             if self.implementation == "trtllm":
@@ -154,31 +167,58 @@ class Flash3(TiledSchedule):
 
         chosen = cta(self.fit_tile(default, sram_bytes, w, hw))
         if chosen.splits == 1:
-            return [_forward_kernel(chosen, hw.sm.count)]
+            return [_forward_kernel(chosen, hw.sm.count, self.grid_order, self.key_order)]
+        if self.grid_order or self.key_order != "descending":
+            raise InputError(
+                f"schedule flash3: splits = {chosen.splits}: a CTA a range has no order of "
+                "traversal: no grid_order and no key_order was expected"
+            )
         return _split_kernels(chosen, splits)
 
 
-def _forward_kernel(cta: Flash3Cta, sms: int) -> Kernel:
+def _forward_kernel(
+    cta: Flash3Cta, sms: int, grid_order: GridOrder | None, key_order: KeyOrder
+) -> Kernel:
     """The persistent kernel: masked tiles longest first on demand, others in turn."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
     periods, sharing = rows.matrices, rows.sharing
-    if cta.of_one_length and cta.w.mask == "full":
-        dealt = dealt_in_turn(rows.grid.size, min(sms, rows.grid.size))
+    every, section = np.arange(rows.grid.size, dtype=np.int64), _section(cta, rows)
+    if grid_order:
+        order, parts = ordered(rows, grid_order, section), like_parts(rows, grid_order, section)
     else:
-        every = np.arange(rows.grid.size, dtype=np.int64)
-        if cta.implementation == "trtllm":
-            section, among = rows.matrices, rows.matrices
-            order = longest_first(rows, section) if cta.w.mask in cta.sorted_masks else every
-        elif cta.of_one_length:
-            section, among = section_of(rows, L2_SECTION_BYTES), rows.matrices
-            order = longest_first(rows, section)
-        else:
-            section, among = varlen_section(rows, cta.w.seq_kv), rows.of_a_sequence
-            order = by_sequence(rows)
+        order, parts = _own_order(cta, rows)
+    if cta.of_one_length and cta.w.mask == "full":
+        dealt = dealt_in_turn(rows.grid.size, min(sms, rows.grid.size)).in_order(order)
+    else:
         dealt = dealt_on_demand(order, rows.key_blocks(every), min(sms, len(order)), STAGES)
         if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
-            periods, sharing = like_sections(rows, section, among), 1
-    return _kernel(Work(cta, rows, dealt), periods, sharing)
+            periods, sharing = parts, 1
+    if grid_order:
+        periods, sharing = parts, 1
+    ways = directions(key_order, lambda items: dealt.turn(items, sms))
+    if len(ways) > 1:
+        periods, sharing = 1, 1
+    work = Work(cta, rows, dealt)
+    kernel = _kernel([work.going(way) for way in ways], periods, sharing)
+    return replace(kernel, in_waves=grid_order == "head_fast" or len(ways) > 1)
+
+
+def _own_order(cta: Flash3Cta, rows: QueryRows) -> tuple[IntArray, int]:
+    """All tiles as the kernel's scheduler takes them, and the like parts that they fall into."""
+    section, among = _section(cta, rows), rows.matrices
+    order = ordered(rows, "swizzled" if cta.w.mask in cta.sorted_masks else "head_slow", section)
+    if not cta.of_one_length and cta.implementation != "trtllm":
+        order, among = by_sequence(rows), rows.of_a_sequence
+    return order, like_sections(rows, section, among)
+
+
+def _section(cta: Flash3Cta, rows: QueryRows) -> int:
+    """Matrices whose longest tiles go before all shorter ones; with varlen of one sequence."""
+    if cta.implementation == "trtllm":
+        return rows.matrices
+    if cta.of_one_length:
+        return section_of(rows, L2_SECTION_BYTES)
+    return varlen_section(rows, cta.w.seq_kv)
 
 
 def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
@@ -188,16 +228,17 @@ def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     work = Work(cta, rows, Dealt(len(order), order))
     whole = Result(work.tensors.o, work.lse)
     each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)
-    kernel = _kernel(work, rows.matrices, rows.sharing)
+    kernel = _kernel([work], rows.matrices, rows.sharing)
     return [kernel, combine_of_splits(work.partial, whole, each)]
 
 
-def _kernel(work: Work, periods: int, sharing: int) -> Kernel:
-    """The kernel of these loops."""
+def _kernel(works: list[Work], periods: int, sharing: int) -> Kernel:
+    """The kernel of the loops of each way through the keys."""
+    work = works[0]
     return Kernel(
         name="flash3",
         ctas=work.dealt.ctas,
-        loops=loops(work),
+        loops=tuple(loop for one in works for loop in loops(one)),
         footprint=work.cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=work.dealt.items_per_cta,

@@ -42,6 +42,7 @@ the exponentials. head_dim above 128, and fa4's and CUTLASS's fp8, which have ke
 their own, are left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -58,13 +59,14 @@ from sim.schedules.parts.dealing import (
     dealt_by_plan,
     dealt_in_turn,
     dealt_on_demand,
-    like_sections,
-    longest_first,
+    like_parts,
+    ordered,
     section_of,
 )
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.flash4_cta import Flash4Cta, Implementation
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
+from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, directions
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 MOST_HEAD_DIM = 128
@@ -84,12 +86,16 @@ RESCALED_SHARE = 0.1
 class Flash4(Schedule):
     """FlashAttention-4. `emulated`: the public kernel's share of exponentials unless given.
 
-    `implementation` says whose kernel: its authors', TensorRT-LLM's or CUTLASS's.
+    `implementation` says whose kernel: its authors', TensorRT-LLM's or CUTLASS's. `grid_order` and
+    `key_order` are the order of traversal (traversal.py); unless given, tiles come as it deals
+    them, its authors' masked ones swizzled.
     """
 
     name: Literal["flash4"] = "flash4"
     implementation: Implementation = "fa4"
     emulated: Annotated[float, Field(ge=0, le=1)] | None = None
+    grid_order: GridOrder | None = None
+    key_order: KeyOrder = "descending"
 
     summary = "Blackwell: two tiles in turn, S and O in tensor memory, some exps emulated"
     source = "arXiv 2603.05451; Dao-AILab/flash-attention, flash_attn/cute/flash_fwd_sm100.py"
@@ -121,7 +127,7 @@ class Flash4(Schedule):
                 f"{hw.name} has {show_binary(hw.sram.max_per_cta)} a CTA"
             )
         emulated = cta.emulated if self.emulated is None else self.emulated
-        return [_forward_kernel(cta, emulated, hw.sm.count)]
+        return [_forward_kernel(cta, emulated, hw.sm.count, self.grid_order, self.key_order)]
 
 
 @dataclass(frozen=True)
@@ -132,44 +138,51 @@ class _Dealing:
     periods: int
 
 
-def _dealing(cta: Flash4Cta, rows: QueryRows, sms: int) -> _Dealing:
-    tiles = rows.grid.size
+def _dealing(cta: Flash4Cta, rows: QueryRows, sms: int, grid_order: GridOrder | None) -> _Dealing:
+    tiles, section = rows.grid.size, section_of(rows, L2_SECTION_BYTES)
     every, ctas = np.arange(tiles, dtype=np.int64), min(sms, tiles)
+    masked = cta.of_authors and cta.w.mask != "full"
+    chosen = grid_order or ("swizzled" if masked else "head_slow")
+    order, periods = ordered(rows, chosen, section), like_parts(rows, chosen, section)
     if cta.implementation == "trtllm-gen":
         ahead = cta.ring // 2
-        dealt = dealt_on_demand(every, rows.key_blocks(every), ctas, ahead, early=True)
-        return _Dealing(dealt, rows.matrices)
+        dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, ahead, early=True)
+        return _Dealing(dealt, periods)
     if cta.implementation == "cutlass":
-        block, matrix = rows.grid.at(every)
-        order = np.lexsort((-block, matrix // cta.w.heads, matrix % cta.w.heads))
-        return _Dealing(dealt_by_plan(order, rows.key_blocks(every), ctas), rows.matrices)
-    if cta.w.mask == "full":
-        return _Dealing(dealt_in_turn(tiles, ctas), rows.matrices)
-    section = section_of(rows, L2_SECTION_BYTES)
-    return _Dealing(
-        Dealt(tiles, longest_first(rows, section)), like_sections(rows, section, rows.matrices)
-    )
+        if grid_order is None:
+            block, matrix = rows.grid.at(every)
+            order = np.lexsort((-block, matrix // cta.w.heads, matrix % cta.w.heads))
+        return _Dealing(dealt_by_plan(order, rows.key_blocks(every), ctas), periods)
+    dealt = Dealt(tiles, order) if masked else dealt_in_turn(tiles, ctas).in_order(order)
+    return _Dealing(dealt, periods)
 
 
-def _forward_kernel(cta: Flash4Cta, emulated: float, sms: int) -> Kernel:
+def _forward_kernel(
+    cta: Flash4Cta, emulated: float, sms: int, grid_order: GridOrder | None, key_order: KeyOrder
+) -> Kernel:
     """The kernel, with that share of exponentials on the FMA units."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
-    dealing = _dealing(cta, rows, sms)
+    dealing = _dealing(cta, rows, sms, grid_order)
     dealt = dealing.dealt
+    ways = directions(key_order, lambda items: dealt.turn(items, sms))
+    as_it_is = grid_order is None and len(ways) == 1
     return Kernel(
         name="flash4" if cta.of_authors else cta.implementation,
         ctas=dealt.ctas,
-        loops=_loops(cta, rows, dealt, emulated),
+        loops=_loops(cta, rows, dealt, emulated, ways),
         footprint=cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=dealt.items_per_cta,
-        periods=dealing.periods,
-        sharing=rows.sharing,
+        periods=dealing.periods if len(ways) == 1 else 1,
+        sharing=rows.sharing if as_it_is else 1,
+        in_waves=not as_it_is,
         sets_up_items=True,
     )
 
 
-def _loops(cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float) -> tuple[Loop, ...]:
+def _loops(
+    cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float, ways: Sequence[Direction]
+) -> tuple[Loop, ...]:
     """Prologue, key blocks and epilogue of each item that has a tile."""
     tile, d = cta.tile, cta.head_dim
     (q, k, v, o), lse = rows.tensors()
@@ -182,33 +195,39 @@ def _loops(cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float) -> tu
     def rows_of(tensor: Tensor) -> Stream:
         return Stream(tensor, tile.q, tensor.cols, dealt.tile)
 
-    def keys_of(tensor: Tensor) -> Stream:
-        return rows.keys_of(tensor, dealt.tile, 0, cta.shared_by)
+    def keys_of(tensor: Tensor, way: Direction) -> Stream:
+        return rows.keys_of(tensor, dealt.tile, 0, cta.shared_by, way)
 
     def key_blocks(items: IntArray) -> IntArray:
         return dealt.has_tile(items) * rows.key_blocks(dealt.tile(items))
 
-    load_k, load_v = Load(keys_of(k), -(-cta.ring // 2)), Load(keys_of(v), cta.ring // 2)
-    softmax = Compute(
-        "softmax",
-        vector_ops=FP32_OPS_A_SCORE * scores
-        + OPS_PER_EMULATED_EXP * emulations
-        + round(RESCALED_SHARE * q_elements),
-        exp_count=scores - emulations + tile.q,
-        other_ops=scores // SCORES_A_CONVERSION,
-    )
-    flops = 2 * scores * d
-    trip = (
-        load_k,
-        load_v,
-        Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
-        Compute("row maximum", other_ops=scores // SCORES_A_MAXIMUM),
-        softmax,
-        Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
-    )
+    def loop(way: Direction) -> Loop:
+        load_k, load_v = (
+            Load(keys_of(k, way), -(-cta.ring // 2)),
+            Load(keys_of(v, way), cta.ring // 2),
+        )
+        softmax = Compute(
+            "softmax",
+            vector_ops=FP32_OPS_A_SCORE * scores
+            + OPS_PER_EMULATED_EXP * emulations
+            + round(RESCALED_SHARE * q_elements),
+            exp_count=scores - emulations + tile.q,
+            other_ops=scores // SCORES_A_CONVERSION,
+        )
+        flops = 2 * scores * d
+        trip = (
+            load_k,
+            load_v,
+            Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
+            Compute("row maximum", other_ops=scores // SCORES_A_MAXIMUM),
+            softmax,
+            Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
+        )
+        return Loop(way.trips(key_blocks), trip)
+
     has_tile, results = dealt.has_tile, (rows_of(o), rows_of(lse))
     return (
         begin("Q", Load(rows_of(q)), trips=has_tile),
-        Loop(key_blocks, trip),
+        *map(loop, ways),
         finish(q_elements, *results, trips=has_tile, sram_bytes=2 * q_elements * O_ELEMENT_BYTES),
     )

@@ -180,7 +180,7 @@ def write_files(
         scenario["limits"] = data["limits"]
     scenario["workload"] = _with_paths(scenario["workload"], folder, LENGTH_KEYS)
     scenario["schedule"] = [
-        _with_paths(table, folder, ("mask_file",)) for table in scenario["schedule"]
+        _with_paths(table, folder, ("mask_file", "machine_code")) for table in scenario["schedule"]
     ]
     try:
         made = _new_folder(out)

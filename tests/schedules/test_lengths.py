@@ -28,11 +28,13 @@ def of_lists(case: Any) -> Any:
     """The case with no option that goes against lists."""
     w, schedule = case
     phase = "prefill" if w.phase == "training" else w.phase
-    changed = {"rope": None} if getattr(schedule, "rope", None) else {}
+    against = ("rope", "grid_order", "key_order")
+    fields = type(schedule).model_fields
+    changed = {key: fields[key].default for key in against if key in fields}
     if schedule.name == "flash3":
         changed["call"] = "varlen" if schedule.call == "batch" else schedule.call
         if schedule.implementation == "trtllm":
-            changed["implementation"] = type(schedule).model_fields["implementation"].default
+            changed["implementation"] = fields["implementation"].default
     return replace(w, phase=phase), schedule.model_copy(update=changed)
 
 

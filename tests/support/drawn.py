@@ -1,7 +1,7 @@
 """What hypothesis draws: small workloads, tiny devices, any schedule."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import reject
@@ -15,6 +15,7 @@ from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.several_gpus import SeveralGpus
+from sim.schedules.parts.traversal import GridOrder, KeyOrder
 from sim.tile_program import Barrier, Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
 
 L2_SIZES = ("0 B", "4 KiB", "100 KiB", "1 MiB", "64 MiB")
@@ -55,6 +56,10 @@ def devices(
     return load_profile(name, overrides, "a test")
 
 
+ORDERS = {
+    "grid_order": st.sampled_from(get_args(GridOrder)),
+    "key_order": st.sampled_from(get_args(KeyOrder)),
+}
 SPLITS = st.none() | st.integers(1, 9)
 PACKING = st.none() | st.booleans()
 # Options of a schedule beyond those of its base class.
@@ -67,7 +72,9 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash4": {
         "implementation": st.sampled_from(("fa4", "trtllm-gen", "cutlass")),
         "emulated": st.none() | st.floats(0, 1),
+        **ORDERS,
     },
+    "flash2": ORDERS,
     "linear_attention": {"chunk": st.sampled_from((16, 32, 64)), "gate": st.booleans()},
     "mamba2": {
         "state": st.sampled_from((16, 48, 128, 256)),

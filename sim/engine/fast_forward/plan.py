@@ -6,7 +6,8 @@ each CTA. It runs through its periods (the CTAs of a head, head after head). Rep
 
     its first waves     where all items have the same trips
     its first periods   where several fit
-    blocks of waves     else, of a pruned kernel: spread evenly over the period, one after the other
+    blocks of waves     else, of a pruned kernel or one that goes by waves: spread evenly over the
+                        period, one after the other
     two thin periods    else: every n-th CTA of them
 
 and measured is what the later half of the waves, of the periods, or of each block took, from when
@@ -121,7 +122,7 @@ def plan_of(grid: Grid, most_steps: int) -> Plan:
     replayed = most_steps * periods // kernel.tile_steps
     if replayed >= (2 if grid.persistent else PERIODS):
         return _first_periods(grid, periods, min(replayed, periods), together)
-    if is_pruned:
+    if is_pruned or kernel.in_waves:
         return _blocks(grid, most_steps)
     return _thinned(grid, periods, most_steps)
 

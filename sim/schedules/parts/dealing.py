@@ -12,6 +12,7 @@ import numpy as np
 
 from sim.schedules.base import blocks
 from sim.schedules.parts.query_rows import QueryRows
+from sim.schedules.parts.traversal import GridOrder, kv_heads_in
 from sim.tile_program import IntArray
 
 # flash_prepare_scheduler.cu: size_l2, get_nheads_in_l2.
@@ -29,11 +30,28 @@ def longest_first(rows: QueryRows, section: int, first: int = 0, count: int = 0)
     return first * a_matrix + np.lexsort((matrix, -block, matrix // section))
 
 
+def ordered(rows: QueryRows, order: GridOrder, section: int) -> IntArray:
+    """All tiles in that order; of "swizzled" in sections of so many matrices."""
+    if order == "swizzled":
+        return longest_first(rows, section)
+    every = np.arange(rows.grid.size, dtype=np.int64)
+    if order == "head_slow":
+        return every
+    block, matrix = rows.grid.at(every)
+    return np.lexsort((matrix, block))
+
+
+def like_parts(rows: QueryRows, order: GridOrder, section: int) -> int:
+    """Like parts that a grid in that order goes through one after the other."""
+    if order == "swizzled":
+        return like_sections(rows, section, rows.matrices)
+    return rows.matrices if order == "head_slow" else 1
+
+
 def section_of(rows: QueryRows, l2_bytes: int, seq_kv: int | None = None) -> int:
     """Matrices whose K and V fit so much L2, a power of two of KV heads (tile_scheduler.hpp)."""
     w = rows.w
-    fitting = l2_bytes // (2 * (seq_kv or w.seq_kv) * w.head_dim * w.dtype_bytes)
-    heads = 1 << (fitting.bit_length() - 1) if fitting else 1
+    heads = kv_heads_in(w, l2_bytes, seq_kv)
     return heads * (w.heads // w.kv_heads // rows.packed)
 
 
@@ -92,6 +110,16 @@ class Dealt:
     def items_per_cta(self) -> int:
         """Items of each CTA."""
         return len(self.tile_of_item) // self.ctas
+
+    def in_order(self, order: IntArray) -> "Dealt":
+        """The same, tile number i being the one that stands there in `order`."""
+        has_tile = self.tile_of_item >= 0
+        return Dealt(self.ctas, np.where(has_tile, order[self.tile_of_item], -1))
+
+    def turn(self, items: IntArray, ctas_at_a_time: int) -> IntArray:
+        """The number of each item in its CTA; of CTAs of one, how many ran before on its place."""
+        each = self.items_per_cta
+        return items % each if each > 1 else items // ctas_at_a_time
 
     def tile(self, items: IntArray) -> IntArray:
         """The tile of each item, any where it has none."""

@@ -9,6 +9,7 @@ paged_kv.h; vllm-project/flash-attention, hopper/utils.h (gemm); NVIDIA/TensorRT
 cpp/kernels/fmha_v2/src/fmha/warpspec/compute.h (compute_single_tile).
 """
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
 from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softmax
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
+from sim.schedules.parts.traversal import LAST_TO_FIRST, Direction
 from sim.tile_program import Compute, IntArray, Load, Loop, OfItem, Op, Stream, Tensor
 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
@@ -38,7 +40,7 @@ class Work:
     """What the loops load, compute and store of each item's block of query rows."""
 
     def __init__(self, cta: Flash3Cta, rows: QueryRows, dealt: Dealt) -> None:
-        self.cta, self.rows, self.dealt = cta, rows, dealt
+        self.cta, self.rows, self.dealt, self.way = cta, rows, dealt, LAST_TO_FIRST
         w, tile, d = cta.w, cta.tile, cta.head_dim
         self.tensors, self.lse = rows.tensors()
         self.partial = rows.partial()
@@ -59,9 +61,16 @@ class Work:
             self.transpose_ops = tile.kv * d // 4
             self.pv_sram_bytes += 2 * kv_bytes
 
+    def going(self, way: Direction) -> "Work":
+        """The same of the items that go this way through their keys."""
+        same = copy(self)
+        same.way = way
+        return same
+
     def key_blocks(self, items: IntArray) -> IntArray:
-        """Key blocks of each item; none of one without a tile."""
-        return self.dealt.has_tile(items) * self.rows.key_blocks(self.dealt.tile(items))
+        """Key blocks of each item; none of one without a tile, or that goes another way."""
+        here = self.dealt.has_tile(items) * self.way.goes(items)
+        return here * self.rows.key_blocks(self.dealt.tile(items))
 
     def has_keys(self, items: IntArray) -> IntArray:
         """1 where an item has key blocks."""
@@ -75,9 +84,9 @@ class Work:
         """Q's block."""
         return Load(self._rows_of(self.tensors.q))
 
-    def load(self, tensor: Tensor, behind_last: int = 0, stages: int = STAGES) -> Load:
-        """K's or V's blocks, from so many before the last on."""
-        return Load(self._keys_of(tensor, behind_last), stages)
+    def load(self, tensor: Tensor, skipped: int = 0, stages: int = STAGES) -> Load:
+        """K's or V's blocks, all but so many of the first."""
+        return Load(self._keys_of(tensor, skipped), stages)
 
     def load_first_of(self, tensor: Tensor) -> Load:
         """The block that is visited last."""
@@ -152,8 +161,8 @@ class Work:
             tensor, self.cta.tile.q, tensor.cols, lambda items: tile_of(self.dealt.tile(items))
         )
 
-    def _keys_of(self, tensor: Tensor, behind_last: int) -> Stream:
-        return self.rows.keys_of(tensor, self.dealt.tile, behind_last, self.cta.shared_by)
+    def _keys_of(self, tensor: Tensor, skipped: int) -> Stream:
+        return self.rows.keys_of(tensor, self.dealt.tile, skipped, self.cta.shared_by, self.way)
 
 
 def _in_one_step(softmax: Softmax) -> Compute:
@@ -213,7 +222,7 @@ def _in_order(work: Work) -> tuple[Loop, ...]:
     scored = work.scored(load_q, first_k)
     last = work.accumulated(first_v)
     first: tuple[Op, ...] = (load_q, first_k, first_v, scored, *softmax.first, last)
-    load_k, load_v = work.load(k, behind_last=1), work.load(v, behind_last=1)
+    load_k, load_v = work.load(k, skipped=1), work.load(v, skipped=1)
     alone: tuple[Op, ...] = (*softmax.alone, softmax.convert)
     trip: tuple[Op, ...] = (load_k, load_v, work.scored(load_k), *alone, work.accumulated(load_v))
     return (Loop(work.has_keys, first), Loop(work.trips, trip), *work.finishes())
@@ -225,7 +234,7 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     load_q, first_k = work.load_q(), work.load(k, stages=1)
     prologue: tuple[Op, ...] = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
 
-    load_k, load_v = work.load(k, behind_last=1), work.load(v)
+    load_k, load_v = work.load(k, skipped=1), work.load(v)
     scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
     middle: tuple[Op, ...] = (work.accumulated(load_v, softmax.beside),)
     if work.cta.adds_apart:

@@ -21,6 +21,7 @@ from sim.schedules.parts.instructions import (
     OpsAScore,
 )
 from sim.schedules.parts.kv_cache import row_bytes
+from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import Angles
 from sim.tile_program import Footprint, TensorPath
 
@@ -59,6 +60,7 @@ class FlashCta:
     a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
+    own: OwnTrip | None = None  # of machine code, in place of what the rest says
 
     @property
     def shares_keys(self) -> bool:
@@ -94,6 +96,8 @@ class FlashCta:
 
     def footprint(self, w: AttentionWorkload) -> Footprint:
         """What a CTA takes of its SM."""
+        if self.own:
+            return self.own.footprint
         return Footprint(self.sram_bytes(w), 32 * self.warps, self.registers_per_thread)
 
 

@@ -23,7 +23,9 @@ from functools import cached_property
 
 import numpy as np
 
+from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
+from sim.machine import machine_of
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
 from sim.schedules.parts.backward import DROPOUT_OPS_PER_SCORE
 from sim.schedules.parts.ends import begin, finish
@@ -32,6 +34,7 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
+from sim.schedules.parts.traversal import GridOrder, kv_heads_in, swizzled
 from sim.tile_program import (
     Barrier,
     Compute,
@@ -40,6 +43,7 @@ from sim.tile_program import (
     Load,
     Loop,
     OfItem,
+    Op,
     Stream,
     Tensor,
     once,
@@ -52,8 +56,8 @@ WARPS_A_WORKER = 4  # which run together without a barrier
 class QueryTiles:
     """The tiles of query rows of a kernel, one a CTA: Q comes in, O and log-sum-exp go out.
 
-    `periods` and `sharing` are those of the kernel's grid. A CTA that `has_rows` says has none ends
-    at once.
+    `periods`, `sharing` and `in_waves` are those of the kernel's grid. A CTA that `has_rows` says
+    has none ends at once.
     """
 
     ctas: int
@@ -63,6 +67,7 @@ class QueryTiles:
     periods: int
     sharing: int
     has_rows: OfItem = once
+    in_waves: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +75,14 @@ class QueryBlocks:
     """FlashAttention-2's grid: a CTA for each tile.q query rows of each head of each sequence.
 
     Of sequences that differ it is as large as the longest needs for each (run_flash_fwd); CTAs
-    behind a sequence's end return at once (flash_fwd_kernel.h, actual_seqlen_q).
+    behind a sequence's end return at once (flash_fwd_kernel.h, actual_seqlen_q). Its own order is
+    "head_slow"; of "swizzled" `section` heads go together.
     """
 
     w: AttentionWorkload
     tile: Tile
+    order: GridOrder = "head_slow"
+    section: int = 1
 
     @property
     def down(self) -> int:
@@ -82,19 +90,31 @@ class QueryBlocks:
         return blocks(self.w.seq_q, self.tile.q)
 
     @property
-    def grid(self) -> Grid:
-        """(blocks of query rows, sequences, heads)."""
-        return Grid(self.down, self.w.batch, self.w.heads)
+    def size(self) -> int:
+        """CTAs."""
+        return self.down * self.w.batch * self.w.heads
+
+    def at(self, items: IntArray) -> tuple[IntArray, IntArray]:
+        """The block of query rows of each CTA, and its matrix of queries: a head of a sequence."""
+        w, matrices = self.w, self.w.batch * self.w.heads
+        if self.order == "swizzled":
+            return swizzled(items, self.down, matrices, self.section)
+        if self.order == "head_slow":
+            row, sequence, head = Grid(self.down, w.batch, w.heads).at(items)
+        else:
+            sequence, head, row = Grid(w.batch, w.heads, self.down).at(items)
+        return row, sequence * w.heads + head
 
     def row(self, items: IntArray) -> IntArray:
         """The block of query rows of each CTA, in its head; as `visible_blocks` has them."""
-        row, sequence, _ = self.grid.at(items)
-        return row if self.w.lengths is None else sequence * self.down + row
+        row, matrix = self.at(items)
+        return row if self.w.lengths is None else matrix // self.w.heads * self.down + row
 
     def has_rows(self, items: IntArray) -> IntArray:
         """1 where a CTA's sequence has such query rows."""
-        row, sequence, _ = self.grid.at(items)
-        there: IntArray = (row * self.tile.q < self._queries[sequence]).astype(np.int64)
+        row, matrix = self.at(items)
+        rows = self._queries[matrix // self.w.heads]
+        there: IntArray = (row * self.tile.q < rows).astype(np.int64)
         return there
 
     @cached_property
@@ -103,13 +123,12 @@ class QueryBlocks:
 
     def matrix(self, items: IntArray) -> IntArray:
         """The matrix of queries of each CTA: a head of a sequence."""
-        _, sequence, head = self.grid.at(items)
-        return sequence * self.w.heads + head
+        return self.at(items)[1]
 
     def tile_of(self, items: IntArray) -> IntArray:
         """The tile of Q, and of O, of each CTA."""
-        row, sequence, head = self.grid.at(items)
-        return (sequence * self.w.heads + head) * self.down + row
+        row, matrix = self.at(items)
+        return matrix * self.down + row
 
     def first_key_block(self, items: IntArray) -> IntArray:
         """The first block of tile.kv keys of the K/V matrix of each CTA."""
@@ -118,15 +137,29 @@ class QueryBlocks:
     def tiles(self, q: Tensor, o: Tensor, lse: Tensor) -> QueryTiles:
         """The tiles of Q, O and the log-sum-exp; heads are alike, groups share K and V."""
         w, rows = self.w, self.tile.q
+        periods, sharing = w.batch * w.heads, w.heads // w.kv_heads
+        if self.order == "swizzled":
+            periods, sharing = (1 if periods % self.section else periods // self.section), 1
+        elif self.order == "head_fast":
+            periods = sharing = 1
         return QueryTiles(
-            ctas=self.grid.size,
+            ctas=self.size,
             q=Stream(q, rows, w.head_dim, self.tile_of),
             o=Stream(o, rows, w.head_dim, self.tile_of),
             lse=Stream(lse, rows, 1, self.tile_of),
-            periods=w.batch * w.heads,
-            sharing=w.heads // w.kv_heads,
+            periods=periods,
+            sharing=sharing,
             has_rows=once if w.lengths is None else self.has_rows,
+            in_waves=self.order == "head_fast",
         )
+
+
+def query_blocks(
+    w: AttentionWorkload, tile: Tile, order: GridOrder, hw: HardwareProfile
+) -> QueryBlocks:
+    """The grid in that order; of "swizzled" as many heads go together as K and V fit the L2 of."""
+    heads = kv_heads_in(w, machine_of(hw).l2_capacity_bytes) * (w.heads // w.kv_heads)
+    return QueryBlocks(w, tile, order, heads)
 
 
 def log_sum_exp(q: Tensor) -> Tensor:
@@ -187,6 +220,8 @@ def flash_kernel(
         periods=rows.periods if w.lengths is None else 1,
         sharing=rows.sharing if w.lengths is None else 1,
         irregular=w.lengths is not None,
+        in_waves=rows.in_waves,
+        compiled_from=cta.own.source if cta.own else None,
     )
 
 
@@ -200,6 +235,11 @@ def key_loop(
         k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + work)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
+    if cta.own:
+        before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
+        scored, weighed, summed = cta.own.computes(loads_k, loads_v)
+        ops: tuple[Op, ...] = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
+        return Loop(trips, (*loads_k, *loads_v, *ops))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
     softmax = online_softmax(

@@ -1,13 +1,16 @@
 """The options that all schedules built on the FlashAttention-2 loop have, and what they mean."""
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import BytesOrNone
 from sim.inputs.workload import AttentionWorkload
+from sim.machine_code.counts import files_read, flash_loop_of
 from sim.schedules.base import Schedule, TiledSchedule
 from sim.schedules.parts import registers
 from sim.schedules.parts.flash_cta import (
@@ -17,6 +20,7 @@ from sim.schedules.parts.flash_cta import (
     triton_buffers,
     triton_meetings,
 )
+from sim.schedules.parts.own_kernel import Asked, fits, own_trip
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
 
@@ -31,15 +35,43 @@ class FlashSchedule(TiledSchedule):
     with the device's best matmuls. `warps`, and `stages` of K and V buffers, are that
     kernel's unless given. `rope` rotates Q and K in kernels before (`pass`) or in the loop
     (`fused`), as rope.py tells; a schedule of which `rotates` is false takes them rotated.
+
+    `machine_code` is a file with one's own kernel: its trip, registers, shared memory and threads
+    are taken from there (own_kernel.py). `function` is a regular expression in the kernel's name,
+    `dynamic_sram` what its launch gives a CTA, where no description by Triton tells; `warps` says
+    how many it has, where the code does not.
     """
 
     implementation: Literal["cuda", "triton"] = "cuda"
     warps: Literal[4, 8, 16] | None = None
     stages: Annotated[int, Field(ge=1, le=8)] | None = None
     rope: Literal["pass", "fused"] | None = None
+    machine_code: Path | None = None
+    function: str = ""
+    dynamic_sram: BytesOrNone | None = None
 
     rotates: ClassVar[bool] = True
     multiplies_fp8: ClassVar[bool] = False  # a schedule that stands for more than FlashAttention-2
+
+    @model_validator(mode="after")
+    def _of_machine_code(self) -> Self:
+        if self.machine_code is None and (self.function or self.dynamic_sram is not None):
+            raise ValueError("function and dynamic_sram are of a kernel in machine_code")
+        return self
+
+    def relative_to(self, folder: Path | None) -> Self:
+        """The schedule with `machine_code` looked up from `folder`, then from where one stands."""
+        here, path = super().relative_to(folder), self.machine_code
+        if folder is None or path is None:
+            return here
+        beside = folder / path
+        found = path if path.exists() and not beside.exists() else beside
+        return here.model_copy(update={"machine_code": found})
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Triton's description beside the machine code."""
+        return files_read(self.machine_code)[1:] if self.machine_code else ()
 
     @property
     def compiled_by_triton(self) -> bool:
@@ -49,7 +81,13 @@ class FlashSchedule(TiledSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
         super().check(w)
-        self._check_compiled(w)
+        if self.machine_code is None:
+            self._check_compiled(w)
+        elif w.phase == "training":
+            raise InputError(
+                f'schedule {self.name}: machine_code: workload.phase = "training": it is of a '
+                "forward kernel: prefill or decode was expected"
+            )
         if self.rope and w.lengths is not None:
             raise InputError(
                 f'schedule {self.name}: rope = "{self.rope}": sequences of one length were '
@@ -95,6 +133,8 @@ class FlashSchedule(TiledSchedule):
 
         Raises InputError.
         """
+        if self.machine_code is not None:
+            return self._own_cta(self.machine_code, public, w, hw)
         warps, stages = self.warps or public.warps, public.stages
         if self.stages:
             stages = triton_buffers(self.stages) if self.compiled_by_triton else self.stages
@@ -118,4 +158,41 @@ class FlashSchedule(TiledSchedule):
             kv_readers=readers,
             meetings=meetings,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
+        )
+
+    def _own_cta(
+        self, path: Path, public: FlashCta, w: AttentionWorkload, hw: HardwareProfile
+    ) -> FlashCta:
+        """The CTA of the kernel in a file; the tile is the public one unless given."""
+        tile = self.tile or public.tile
+        dynamic = None if self.dynamic_sram is None else int(self.dynamic_sram)
+        asked = Asked(tile, self.tile is not None, self.warps, dynamic)
+        try:
+            code = flash_loop_of(path, self.function, hw.arch)
+            # One's own kernel need not be of a head_dim for which the public one is compiled.
+            filled = next(
+                (f for f in (public.filled(w), w) if fits(code, tile, f)), public.filled(w)
+            )
+            own = own_trip(code, asked, filled, hw)
+        except InputError as error:
+            raise InputError(f"schedule {self.name}: machine_code: {error}") from None
+        head_dim, of_stage = filled.head_dim, flash_sram_bytes(filled, 1)(tile)
+        of_q = filled.head_dim * filled.dtype_bytes * tile.q
+        room = own.footprint.sram_bytes // (of_stage - of_q)
+        if self.stages is not None and self.stages > room:
+            raise InputError(
+                f"schedule {self.name}: machine_code: stages = {self.stages}: its shared memory "
+                f"holds {room} buffers of K and V of tile = {tile}"
+            )
+        return replace(
+            public,
+            tile=tile,
+            warps=own.footprint.threads // 32,
+            stages=self.stages or max(1, min(room, code.kernel.stages or public.stages)),
+            meetings=code.barriers,
+            tensor_path=own.tensor_path,
+            registers_per_thread=own.footprint.registers_per_thread,
+            angles=angles_of(w, self.name) if self.rope == "fused" else None,
+            head_dim_of=lambda _: head_dim,
+            own=own,
         )

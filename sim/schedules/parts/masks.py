@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +55,12 @@ class MaskedSchedule(FlashSchedule):
 
     mask_file: Path | None = None
 
-    def relative_to(self, folder: Path | None) -> "MaskedSchedule":
-        """The schedule with `mask_file` looked up from `folder`."""
+    def relative_to(self, folder: Path | None) -> Self:
+        """The schedule with `mask_file` and `machine_code` looked up from `folder`."""
+        here = super().relative_to(folder)
         if folder is None or self.mask_file is None or self.mask_file.is_absolute():
-            return self
-        return self.model_copy(update={"mask_file": folder / self.mask_file})
+            return here
+        return here.model_copy(update={"mask_file": folder / self.mask_file})
 
 
 def sparse_kernel(
@@ -69,13 +71,15 @@ def sparse_kernel(
     tensors: QKVO,
     kind: Kind | None = None,
     gather_ops: int = 0,
+    grid: QueryBlocks | None = None,
 ) -> Kernel:
     """The kernel over the key blocks that `visits` names, on Q, K, V and O.
 
-    `gather_ops` are the lane operations of a trip by which K is brought together, and V.
+    `gather_ops` are the lane operations of a trip by which K is brought together, and V. `grid` is
+    FlashAttention-2's unless given.
     """
     q, k, v, o = tensors
-    grid = QueryBlocks(w, cta.tile)
+    grid = grid or QueryBlocks(w, cta.tile)
     alike = len(visits.trips) == grid.down  # one list of blocks for all heads
 
     def row(items: IntArray) -> IntArray:

@@ -78,8 +78,8 @@ def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
 def _sglang(q: int, kv: int, warps: int) -> FlashCta:
     """As Triton 3.9 compiles it: 72 HMMA a warp for S of 32 rows in 8 warps (head_dim 576), be it
     of 32 or of 64 keys."""
-    own = {"fixed_instructions": SGLANG_FIXED, "a_score": SGLANG, "shared_keys": 16}
-    return replace(_triton(q, kv, warps, triton_buffers(1)), **own)
+    like = _triton(q, kv, warps, triton_buffers(1))
+    return replace(like, fixed_instructions=SGLANG_FIXED, a_score=SGLANG, shared_keys=16)
 
 
 # FlashAttention-2: flash_fwd_launch_template.h, run_mha_fwd_hdim*; the last two by SRAM, as

@@ -10,6 +10,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import QKVO, STATISTICS_BYTES, Tile, blocks, kv_matrix, matrix_sizes
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.results import Result
+from sim.schedules.parts.traversal import LAST_TO_FIRST, Direction
 from sim.tile_program import IntArray, OfItem, Stream, Tensor
 
 O_ELEMENT_BYTES = 2  # O of fp8 inputs is bf16
@@ -209,19 +210,26 @@ class QueryRows:
             Tensor("LSE of splits", *lse, STATISTICS_BYTES, role="partial", sizes=lse_sizes),
         )
 
-    def keys_of(self, tensor: Tensor, tiles: OfItem, behind_last: int, shared_by: int) -> Stream:
-        """K's or V's blocks that each item's tile visits, from so many before the last on.
+    def keys_of(
+        self,
+        tensor: Tensor,
+        tiles: OfItem,
+        skipped: int,
+        shared_by: int,
+        way: Direction = LAST_TO_FIRST,
+    ) -> Stream:
+        """K's or V's blocks that each item's tile visits, all but so many of the first.
 
         A block that a cluster of CTAs shares comes in as many parts, one by each: here by columns.
         """
         across = blocks(self.w.seq_kv, self.tile.kv)
+        begin = way.first_visited(*self.visited) + way.stride * skipped
 
         def part(items: IntArray) -> IntArray:
             tile = tiles(items)
             matrix = self.grid.at(tile)[1]
-            last = kv_matrix(self.w, matrix * self.packed) * across
-            last += self.visited[1][self.place(tile)] - 1
-            return (last - behind_last) * shared_by + tile % shared_by
+            first = kv_matrix(self.w, matrix * self.packed) * across
+            return (first + begin[self.place(tile)]) * shared_by + tile % shared_by
 
         cols = blocks(self.w.head_dim, shared_by)
-        return Stream(tensor, self.tile.kv, cols, part, -shared_by)
+        return Stream(tensor, self.tile.kv, cols, part, way.stride * shared_by)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.inputs.files import InputError
-from validate.machine_code.fatbin import cubins_of
+from sim.machine_code.fatbin import cubins_of
 
 EXTRA = "pip install 'attnsim[machine-code]'"
 # Of a kernel's attributes (.nv.info): names and numbers of cuobjdump -elf, layout as in
@@ -37,6 +37,7 @@ class CompiledKernel:
     static_sram_bytes: int
     threads: int | None
     dynamic_sram_bytes: int | None = None
+    stages: int | None = None  # of the loops that are not told otherwise; only Triton tells
     cubin: bytes = field(repr=False, compare=False, default=b"")
     symbol: int = 0  # by which nvdisasm finds it in the cubin
 
@@ -56,15 +57,15 @@ def kernels_of_file(path: Path, pattern: str = "", arch: str | None = None) -> l
     try:
         wanted = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"--function {pattern}: not a regular expression: {error}") from None
+        raise InputError(f"function {pattern!r}: not a regular expression: {error}") from None
     every = [kernel for cubin in cubins_of(path) for kernel in kernels_of_cubin(cubin, str(path))]
-    described = _tritons_description(path)
+    described = tritons_description(path)
     if described and len(every) == 1:
         every = [with_description(every[0], described)]
     found = [k for k in every if wanted.search(k.name) and arch in (None, k.arch)]
     if not found:
         compiled_for = ", ".join(sorted({kernel.arch for kernel in every}))
-        such = " ".join(filter(None, [pattern and f"--function {pattern}", arch and f"for {arch}"]))
+        such = " ".join(filter(None, [pattern and f"named {pattern!r}", arch and f"for {arch}"]))
         raise InputError(
             f"{path}: no kernel {such}; it has {len(every)} for {compiled_for}"
             + (f", such as {every[0].name}" if every else "")
@@ -85,7 +86,13 @@ def with_description(kernel: CompiledKernel, described: dict[str, Any]) -> Compi
     Source: `CompiledKernel` in python/triton/compiler/compiler.py of triton-lang/triton.
     """
     threads = kernel.threads or described["num_warps"] * described["warp_size"]
-    return replace(kernel, dynamic_sram_bytes=described["shared"], threads=threads)
+    stages = described.get("num_stages")
+    return replace(
+        kernel,
+        dynamic_sram_bytes=described["shared"],
+        threads=threads,
+        stages=stages if isinstance(stages, int) else None,
+    )
 
 
 def kernels_of_cubin(cubin: bytes, where: str) -> Iterator[CompiledKernel]:
@@ -151,7 +158,8 @@ def _product(sizes: Iterable[int]) -> int:
     return x * y * z
 
 
-def _tritons_description(path: Path) -> dict[str, Any] | None:
+def tritons_description(path: Path) -> dict[str, Any] | None:
+    """What stands beside a cubin in Triton's cache (FILE.json), if it does."""
     beside = path.with_suffix(".json")
     if path.suffix != ".cubin" or not beside.exists():
         return None

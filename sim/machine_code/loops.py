@@ -8,7 +8,7 @@ that stands between, once: both sides of a condition, and inner loops as if they
 from dataclasses import dataclass
 from functools import cached_property
 
-from validate.machine_code.sass import INSTRUCTION_BYTES, Instruction, InstructionClass, mix_of
+from sim.machine_code.sass import INSTRUCTION_BYTES, Instruction, InstructionClass, mix_of
 
 
 @dataclass(frozen=True, eq=False)

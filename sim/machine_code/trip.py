@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from sim.inputs.files import InputError, shipped_names
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.machine import SUB_PARTITIONS, ctas_per_sm
+from sim.machine_code.kernel import CompiledKernel
+from sim.machine_code.loops import Loop
+from sim.machine_code.sass import WARP_LANES
 from sim.tile_program import Footprint
-from validate.machine_code.kernel import CompiledKernel
-from validate.machine_code.loops import Loop
-from validate.machine_code.sass import WARP_LANES
 
 # By the names that sim.machine has for causes.
 PIPES = ("tensor", "issue", "exp", "sram", "vector")

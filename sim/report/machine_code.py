@@ -8,12 +8,12 @@ from typing import Any
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show, show_binary
+from sim.machine_code.kernel import CompiledKernel, kernels_of_file
+from sim.machine_code.loops import Loop, MainLoop, loops_of, main_loop
+from sim.machine_code.sass import CLASSES, instructions_of
+from sim.machine_code.trip import PIPES, TripOnDevice, on_device, profiles_of
 from sim.report import present
 from sim.report.table import CAUSES_IN_WORDS, new_table, show_table
-from validate.machine_code.kernel import CompiledKernel, kernels_of_file
-from validate.machine_code.loops import Loop, MainLoop, loops_of, main_loop
-from validate.machine_code.sass import CLASSES, instructions_of
-from validate.machine_code.trip import PIPES, TripOnDevice, on_device, profiles_of
 
 MOST_TAKEN_APART = 8  # kernels; of more only the footprints are told
 

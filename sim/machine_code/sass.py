@@ -26,7 +26,7 @@ from shutil import which
 from typing import Literal, get_args
 
 from sim.inputs.files import InputError
-from validate.machine_code.kernel import EXTRA, CompiledKernel
+from sim.machine_code.kernel import EXTRA, CompiledKernel
 
 InstructionClass = Literal[
     "mma", "fp32", "mufu", "minmax", "convert", "shuffle", "ldsm", "lds_sts", "global", "uniform",

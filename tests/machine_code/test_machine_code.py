@@ -1,8 +1,6 @@
 """Kernels read from machine code: against the compiler, and against what their tiles need."""
 
 import json
-import os
-import subprocess
 import sys
 from collections import namedtuple
 from functools import cache
@@ -15,29 +13,21 @@ import pytest
 
 from sim.inputs.hardware import load_profile
 from sim.machine import ctas_per_sm
+from sim.machine_code import sass
+from sim.machine_code.kernel import CompiledKernel, kernel_of_triton, kernels_of_file
+from sim.machine_code.loops import loops_of, main_loop
+from sim.machine_code.sass import CLASSES, Instruction
+from sim.machine_code.trip import PIPES, trip_cycles
+from sim.report.machine_code import TakenApart, read_machine_code, take_apart
 from sim.tile_program import Footprint
 from tests.support.commands import assert_one_line, called, printed_by
+from tests.support.cubins import HEADS, Case, compiled_into, flash
 from tests.support.fat_library import PTX, entry, fatbin, library
-from validate.machine_code import sass
-from validate.machine_code.answer import TakenApart, read_machine_code, take_apart
-from validate.machine_code.kernel import CompiledKernel, kernel_of_triton, kernels_of_file
-from validate.machine_code.loops import loops_of, main_loop
-from validate.machine_code.sass import CLASSES, Instruction
-from validate.machine_code.trip import PIPES, trip_cycles
-
-HEADS = {"heads": 1, "dtype": "bf16"}
-
-
-def flash(q: int, kv: int, warps: int, head_dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    tiles = {"tile": {"q": q, "kv": kv}, "stages": 2, "warps": warps}
-    schedule = {"name": "flash2", "implementation": "triton", **tiles}
-    return schedule, {**HEADS, "head_dim": head_dim, "seq_len": 512, "causal": True}
-
 
 # By case: schedule and workload, compute capability.
 TILES = {"sm80": (128, 64, 4, 64), "sm89": (64, 64, 4, 64), "sm90": (128, 128, 8, 128)}
-CASES: list[tuple[dict[str, Any], dict[str, Any], int]] = [
-    *((*flash(*tile), int(arch[2:])) for arch, tile in TILES.items()),
+CASES: list[Case] = [
+    *(flash(*tile, int(arch[2:])) for arch, tile in TILES.items()),
     ({"name": "naive", "mask": False}, {**HEADS, "head_dim": 64, "seq_len": 4096}, 80),
 ]
 FLASH = {arch: f"{number}-0" for number, arch in enumerate(TILES)}
@@ -47,16 +37,7 @@ FLASH = {arch: f"{number}-0" for number, arch in enumerate(TILES)}
 def compiled(tmp_path_factory) -> tuple[Path, list[list[dict[str, Any]]]]:
     """A folder of cubins, and what compiler and cuobjdump say of each case's kernels."""
     folder = tmp_path_factory.mktemp("cubins")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.compile_for_gpu", str(folder)],
-        input=json.dumps(CASES),
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    return folder, compiled_into(folder, CASES)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +272,7 @@ def test_a_library_is_read_to_the_same_as_its_cubins(folder, tmp_path):
 
 
 def test_many_kernels_are_listed_and_not_taken_apart(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("validate.machine_code.answer.MOST_TAKEN_APART", 0)
+    monkeypatch.setattr("sim.report.machine_code.MOST_TAKEN_APART", 0)
     answer = read_machine_code(folder / f"{FLASH['sm80']}.cubin")
     assert answer.kernels
     assert not answer.apart
