@@ -115,7 +115,7 @@ def test_two_tiles_take_turns():
     (ran,) = run(kernels_of(FLASH4.program(w, unheld)), unheld, w)
     busy_s = ran.busy_s[:3] / B200.sm.count  # tensor, vector, exp
     assert busy_s[0] + busy_s[2] > 1.4 * ran.time_s
-    assert ran.time_s < 1.2 * busy_s[0]
+    assert ran.time_s < 1.25 * busy_s[0]
 
 
 def test_causal_tiles_are_launched_longest_first():
