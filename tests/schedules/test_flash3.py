@@ -241,15 +241,16 @@ def test_causal_blocks_go_longest_first_within_what_32_mib_of_l2_hold():
 
 def test_softmax_hides_behind_matmuls_as_far_as_these_leave_issue_slots():
     w = workload(heads=16, head_dim=128, seq_len=8192)
-    free = load_profile("h100-sxm", {"calibration": {"sm": {"async_issue_cycles": 0.0}}}, "a test")
+    h100 = H100.model_copy(update={"power": None})
+    free = h100.with_figures({"calibration.sm.async_issue_cycles": 0.0})
     (hidden,) = run(kernels_of(FLASH3.program(w, free)), free, w)
     tensor_s, exp_s = (float(hidden.busy_s[pipe]) / free.sm.count for pipe in (TENSOR, EXP))
     assert exp_s > 0.3 * tensor_s
     assert hidden.time_s < 1.1 * tensor_s
-    (ran,) = run(kernels_of(FLASH3.program(w, H100)), H100, w)
+    (ran,) = run(kernels_of(FLASH3.program(w, h100)), h100, w)
     assert ran.time_s > 1.1 * hidden.time_s
     (flash2,) = run(
-        kernels_of(make_schedule({"name": "flash2"}, "a test").program(w, H100)), H100, w
+        kernels_of(make_schedule({"name": "flash2"}, "a test").program(w, h100)), h100, w
     )
     assert ran.time_s < 0.7 * flash2.time_s
 
