@@ -57,8 +57,8 @@ def with_files_read(
 
 def file_of(name: str, folder: Path | None) -> Path:
     """The file that `name` means: beside the scenario or, if none is there, from where one is."""
-    beside = folder / name if folder is not None else Path(name)
-    return beside if beside.exists() else Path(name)
+    here, beside = Path(name), (folder or Path()) / name
+    return here if here.exists() and not beside.exists() else beside
 
 
 def _read(name: str, key: str, folder: Path | None) -> list[int]:

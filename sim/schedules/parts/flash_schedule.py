@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.lengths import file_of
 from sim.inputs.units import BytesOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.machine_code.counts import files_read, flash_loop_of
@@ -64,9 +65,7 @@ class FlashSchedule(TiledSchedule):
         here, path = super().relative_to(folder), self.machine_code
         if folder is None or path is None:
             return here
-        beside = folder / path
-        found = path if path.exists() and not beside.exists() else beside
-        return here.model_copy(update={"machine_code": found})
+        return here.model_copy(update={"machine_code": file_of(str(path), folder)})
 
     @property
     def files(self) -> tuple[Path, ...]:
