@@ -26,7 +26,7 @@ from sim.device.program import replays_of
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import show
-from sim.runs.job import run_scenario
+from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, load_scenario, make_scenario, read_scenario
 from sim.web.app import serve
@@ -277,7 +277,11 @@ def test_of_long_kernels_so_much_is_replayed_as_there_is_time_for(scenario):
     (point,) = make_scenario(text.data, "", "", text.folder).points
     for schedule in point.schedules:
         steps = schedule.program(point.workload, point.hardware)
-        most = affordable(steps, point.hardware)
+        try:
+            most = affordable(steps, point.hardware)
+        except LimitsError:  # MInference's launches, head by head
+            assert replay_s(replays_of(steps), REPLAYED[-1]) > MOMENT_S
+            continue
         takes_s = replay_s(replays_of(steps), most)
         assert takes_s <= MOMENT_S
         assert takes_s <= AIM_S or most == REPLAYED[-1]
