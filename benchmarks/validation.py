@@ -51,6 +51,9 @@ KERNELS = {
     "triton_flash_decoding": "split-KV decoding, Triton",
     "paged_decode": "paged decoding, FlashInfer",
     "hip": "HiP, its authors' kernels",
+    "nsa_selected": "NSA, selected blocks",
+    "nsa_compressed": "NSA, compressed attention and choice",
+    "nsa_compressed_only": "NSA, compressed attention",
 }
 KERNEL = ("name", "implementation", "framework")  # what of a schedule's table the data tell
 

@@ -16,6 +16,8 @@ from typing import Any
 FILE = "known_errors.json"
 # Whose kernels schedules are unless told otherwise, where not "cuda" (asking loads no schedule).
 FIRST_IMPLEMENTATION = {
+    "flash3": "fa3",
+    "flash4": "fa4",
     "hip": "hip_attention",
     "minference": "minference",
     "mla": "flashmla",

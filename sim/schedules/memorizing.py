@@ -99,7 +99,7 @@ class Memorizing(FlashSchedule):
             return kv_matrix(w, matrix) * across + first[row]
 
         load_q = Load(in_order(q, tile.q))
-        load_k = Load(Stream(k, tile.kv, w.head_dim, k_base, 1), 2 * cta.stages)
+        load_k = Load(Stream(k, tile.kv, w.head_dim, k_base, 1), max(1, 2 * cta.stages))
         q_bytes, k_bytes = load_q.stream.tile_bytes, load_k.stream.tile_bytes
         scores = tile.q * tile.kv
         rank = Compute(

@@ -83,7 +83,7 @@ class ClusterAttention(PackedAttention):
         elements = self.cta.tile.q * self.w.head_dim
 
         def is_first(items: IntArray) -> IntArray:
-            return 1 - np.minimum(self.grid.at(items)[0], 1)
+            return 1 - np.minimum(self._place(items)[2], 1)
 
         return finish(
             elements * self.splits,
