@@ -53,7 +53,12 @@ def test_a_stamp_counts_no_room_above():
 
     below = {"sim", "sim.inputs", "sim.machine", "sim.tile_program", "sim.engine"}
     assert rooms(ENGINE) == below
-    assert rooms(JOB) == below | {"sim.schedules", "sim.device", "sim.runs"}
+    assert rooms(JOB) == below | {
+        "sim.machine_code",
+        "sim.schedules",
+        "sim.device",
+        "sim.runs",
+    }
 
 
 def test_no_import_is_relative_as_those_are_not_followed():

@@ -276,7 +276,7 @@ def test_an_axis_has_ticks_with_units_however_narrow_its_span(span):
 
 
 def test_every_cause_has_words_and_one_place_in_the_chart():
-    causes = [*CAUSES, "launch", "link", "idle"]
+    causes = [*CAUSES, "power", "launch", "link", "idle"]
     told = [cause for _, own in charts.CAUSES.values() for cause in own]
     assert sorted(told) == sorted(causes) == sorted(CAUSES_IN_WORDS)
 

@@ -13,6 +13,7 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
+from sim.tile_program import Compute
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import (
     blocks_with_any,
@@ -29,7 +30,7 @@ TAKING = sorted(name for name, kind in SCHEDULES.items() if "append" in kind.tak
 
 def split_tile(kernel, head_dim: int) -> Tile:
     """Query rows and keys of a step of a split-KV kernel of so many columns."""
-    multiply = next(s for s in kernel.actions if s.name == "S = Q K^T")
+    multiply = next(s for s in kernel.actions if isinstance(s, Compute) and s.name == "S = Q K^T")
     (q,) = (s for s in kernel.streams if s.tensor.name == "Q")
     return Tile(q=q.tile_rows, kv=multiply.mma_flops // (2 * q.tile_rows * head_dim))
 

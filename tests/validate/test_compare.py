@@ -278,4 +278,4 @@ def test_one_command_measures_calibrates_and_compares(tmp_path, monkeypatch, cap
     (score, *_) = json.loads((tmp_path / "mine/comparison.json").read_text())["scores"]
     assert score["family"] == "naive"
     assert score["mean_error"] < 0.1
-    assert "Train split, 6 points" in capsys.readouterr().out
+    assert "Fitted to 6 points" in capsys.readouterr().out
