@@ -123,7 +123,8 @@ def repeated(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
 
     read = Stream(source, rows, cols, shared)
     name = f"repeat {source.name}"
-    return elementwise(name, [read], [written], OPS_PER_ELEMENT * rows * cols), copied
+    kernel = elementwise(name, [read], [written], OPS_PER_ELEMENT * rows * cols)
+    return replace(kernel, sharing=w.heads // w.kv_heads), copied
 
 
 def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:
