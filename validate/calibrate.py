@@ -6,7 +6,6 @@ measurement file's test split and a table's rows but for those of `fit` are neve
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, variation_toml
 from sim.inputs.units import show
 from sim.runs.job import Progress
+from sim.runs.workers import processes
 from validate.measurement import Micro
 from validate.readings import Reading, readings
 from validate.samples import Sample, with_values
@@ -156,9 +156,9 @@ def calibrate(
             'tables: of the split "fit") on such a device'
         )
     names = [name for name in FITTED if name not in read]
-    with ProcessPoolExecutor() as pool:
-        start = {name: value_of(hw, name) for name in names}
-        fit = _Fit(known, start, affordable, lambda f, xs: list(pool.map(f, xs)), progress)
+    with processes() as workers:
+        start, run = {name: value_of(hw, name) for name in names}, workers.executor.map
+        fit = _Fit(known, start, affordable, lambda f, xs: list(run(f, xs)), progress)
         fitted = fit.solve() if affordable else {}
         calibrated = [_calibrated(p, hw, read, fitted) for p in PARAMETERS]
         values = {one.parameter.name: one.value for one in calibrated if one.by is not None}

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
@@ -13,6 +12,7 @@ from scipy.stats import spearmanr
 
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Progress
+from sim.runs.workers import processes
 from validate.measurement import Measurement, Measurements, Split
 from validate.predict import NotPredictedError, Prediction, predict
 
@@ -151,8 +151,8 @@ def compare(
 
 
 def _predictions(points: list[Measurement], hw: HardwareProfile) -> Iterator[Prediction | str]:
-    with ProcessPoolExecutor() as pool:
-        yield from pool.map(partial(_prediction, hw=hw), points)
+    with processes() as workers:
+        yield from workers.executor.map(partial(_prediction, hw=hw), points)
 
 
 def _prediction(point: Measurement, hw: HardwareProfile) -> Prediction | str:

@@ -34,9 +34,11 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     """So many worker processes here, as many as there are cores by default.
 
     They come from a fork server, which has no threads and imports attnsim once for all of them.
-    They die with this process, however it ends.
+    They die with this process, however it ends. They import nothing from the current folder that
+    this process would not: their interpreters start as `python -c`, which would look there first.
     """
     count = workers or len(os.sched_getaffinity(0))
+    os.environ["PYTHONSAFEPATH"] = "1"
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
     context.set_forkserver_preload(["sim.runs.work"])
