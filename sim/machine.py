@@ -4,6 +4,7 @@ A pipe is a FIFO server. Each SM has its own tensor, vector, exp, SRAM and issue
 L2; L2 and HBM are one pipe each for the device.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES
-from sim.tile_program import Compute, Footprint, Kernel, Transfer
+from sim.tile_program import Action, Compute, Footprint, Kernel, Transfer
 
 TENSOR, VECTOR, EXP, SRAM, ISSUE, PORT = range(6)
 SM_PIPES = 6
@@ -43,6 +44,8 @@ SUB_PARTITIONS, LANES = 4, 32
 # mma.sync). Costs of issuing are for so many FLOPs, whatever the instruction.
 MATMUL_FLOPS, MATMUL_OPERAND_BYTES = 4096, 2
 SRAM_BYTES_AN_INSTRUCTION = 512  # of a warp's widest access: 16 bytes a lane (LDSM.x4)
+# What fills issue slots: by the amounts of a compute, and what waits for the exponentials' unit.
+ISSUED = ("matmuls", "fp32", "other", "exp", "sram", "waits for exp")
 
 
 @dataclass(frozen=True)
@@ -100,26 +103,55 @@ def service_times_s(
     """
     sm, calibration = hw.sm, hw.calibration
     service_s = np.zeros(SM_PIPES)
-    vector_ops = float(op.vector_ops)
-    tensor_rate = hw.tensor_flops_per_s(dtype)
-    if tensor_rate is None:
-        vector_ops += op.mma_flops / 2  # an FMA is two FLOPs
-    else:
+    flops_per_clock = hw.tensor_flops_per_clock(dtype)
+    if flops_per_clock is not None:
         by_warp = kernel.tensor_path == "mma_sync"
         sustained = calibration.tensor.mma_sync if by_warp else calibration.tensor.native
-        service_s[TENSOR] = op.mma_flops / (tensor_rate / sm.count * sustained)
+        service_s[TENSOR] = op.mma_flops / (flops_per_clock * sm.clock * sustained)
+    vector_ops = _vector_ops(op, hw, dtype)
     service_s[VECTOR] = vector_ops / (sm.fp32_lanes * sm.clock * calibration.sm.vector)
     service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
     service_s[SRAM] = op.sram_bytes / (hw.sram.bytes_per_clock * sm.clock * calibration.sm.sram)
-    by_group = kernel.tensor_path != "mma_sync" and hw.matmul_by_warp_group
-    held = 0.0 if tensor_rate is None else _held_cycles(op.mma_flops, by_group, hw, dtype)
-    issued = (vector_ops + op.other_ops + op.exp_count) / LANES
-    if not (by_group and op.mma_flops):  # a warp group's matmul reads SRAM by itself
-        issued += op.sram_bytes / SRAM_BYTES_AN_INSTRUCTION
-    # A warp's next exponential waits for the unit, and what follows it with it.
-    others_s = max(issued / (SUB_PARTITIONS * sm.clock), service_s[EXP])
-    service_s[ISSUE] = held / (SUB_PARTITIONS * sm.clock) + others_s
+    service_s[ISSUE] = sum(_issue_s(op, kernel, hw, dtype).values())
     return service_s / kernel.footprint.workers
+
+
+def _vector_ops(op: Compute, hw: HardwareProfile, dtype: str) -> float:
+    """Operations of fp32 lanes, which multiply where tensor cores cannot."""
+    multiplied = op.mma_flops / 2 if hw.tensor_flops_per_clock(dtype) is None else 0.0
+    return op.vector_ops + multiplied  # an FMA is two FLOPs
+
+
+def _issue_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> dict[str, float]:
+    """Seconds of an SM's issue slots that `op` takes, by what fills them (`ISSUED`)."""
+    multiplies = hw.tensor_flops_per_clock(dtype) is not None
+    by_group = kernel.tensor_path != "mma_sync" and hw.matmul_by_warp_group
+    by_itself = by_group and op.mma_flops  # a warp group's matmul reads SRAM without a load
+    slots = {
+        "matmuls": _held_cycles(op.mma_flops, by_group, hw, dtype) if multiplies else 0.0,
+        "fp32": _vector_ops(op, hw, dtype) / LANES,
+        "other": op.other_ops / LANES,
+        "exp": op.exp_count / LANES,
+        "sram": 0.0 if by_itself else op.sram_bytes / SRAM_BYTES_AN_INSTRUCTION,
+    }
+    # A warp's next exponential waits for the unit, and what follows it with it.
+    cycles_a_second = SUB_PARTITIONS * hw.sm.clock
+    exp_cycles = op.exp_count / (hw.sm.exp_per_clock * hw.calibration.sm.exp) * SUB_PARTITIONS
+    others = sum(slots.values()) - slots["matmuls"]
+    slots["waits for exp"] = max(0.0, exp_cycles - others)
+    return {what: cycles / cycles_a_second for what, cycles in slots.items()}
+
+
+def issue_filled_by(
+    counts: Mapping[Action, int], kernel: Kernel, hw: HardwareProfile, dtype: str
+) -> dict[str, float]:
+    """Seconds of all SMs' issue slots that actions which ran so often took, by what filled them."""
+    filled_s = dict.fromkeys(ISSUED, 0.0)
+    for op, count in counts.items():
+        if isinstance(op, Compute):
+            for what, one_s in _issue_s(op, kernel, hw, dtype).items():
+                filled_s[what] += one_s * count / kernel.footprint.workers
+    return filled_s
 
 
 def _held_cycles(flops: int, by_group: bool, hw: HardwareProfile, dtype: str) -> float:

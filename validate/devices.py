@@ -113,8 +113,7 @@ def at_clock(hw: HardwareProfile, clock_hz: float) -> HardwareProfile:
     CTA's setup, which waits for what it reads.
     """
     ratio = clock_hz / hw.sm.clock
-    rates = ["sm.clock", "l2.bandwidth"]
-    rates += [f"tensor.{d}" for d in ("fp16", "bf16", "fp8") if hw.tensor_flops_per_s(d)]
+    rates = ("sm.clock", "l2.bandwidth")
     times = ["calibration.l2.latency"]
     times += [f"calibration.sm.{name}" for name in ("op_latency", "cta_start")]
     return hw.with_figures(

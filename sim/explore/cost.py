@@ -173,11 +173,11 @@ def die_area_mm2(hw: HardwareProfile, dtype: str) -> float:
     Raises InputError where it exceeds a reticle.
     """
     die = die_of(hw)
-    rate = hw.tensor_flops_per_s(dtype) or hw.tensor.fp16 or 0.0
+    flops_per_clock = hw.tensor_flops_per_clock(dtype) or hw.tensor.fp16 or 0.0
     if dtype == "fp8":
-        rate /= 2
+        flops_per_clock /= 2
     sm_mm2 = die.sm_rest_mm2 + die.sm_parts_mm2(
-        hw.sram.capacity + 4 * hw.sm.registers, rate / hw.sm.clock / hw.sm.count
+        hw.sram.capacity + 4 * hw.sm.registers, flops_per_clock
     )
     area = hw.sm.count * die.sms / die.used_sms * sm_mm2 + die.uncore_mm2(
         stacks_of(hw),

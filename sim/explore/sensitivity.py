@@ -8,8 +8,8 @@ is only shifted down. Both sides are kept besides, as what a capacity does is of
 that just fits, a working set just above the L2. What fast-forwarding may have made of a slope, by
 the estimated errors of the runs that it is taken from, stands beside it (`noise`).
 
-Each figure moves alone. The tensor rates do not follow `sm.clock`, nor SRAM the SMs' count: at its
-power limit a device with a higher clock alone has tensor cores that do less a clock, and is slower.
+Each figure moves alone, and with it what is stated by it: what an SM does in a clock, on its tensor
+cores too, is more with more SMs and a higher clock, while L2, HBM and the power limit stay.
 """
 
 import json

@@ -3,6 +3,10 @@
 A profile is a TOML file. It names its architecture, whose figures (`hw_profiles/architectures/`)
 hold where it states none. `extends` makes it a variation of another one, and a scenario's
 `[hardware]` may override single figures. Every section says where its figures come from.
+
+What an SM does is stated a clock, also on its tensor cores, and the device's total follows from
+`sm.count` and `sm.clock`: half the SMs are half the tensor rate, whoever asks. Where a file states
+a total ("989.4 TFLOP/s"), it is of the SMs and the clock that hold in that file.
 """
 
 import os
@@ -21,7 +25,7 @@ from sim.inputs.units import (
     BytesPerSecond,
     Count,
     Cycles,
-    FlopsPerSecond,
+    FlopsPerClock,
     Fraction,
     Hertz,
     Joules,
@@ -29,6 +33,7 @@ from sim.inputs.units import (
     JoulesPerFlop,
     Seconds,
     Watts,
+    parse_quantity,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -105,11 +110,11 @@ class Sm(Section):
 
 
 class Tensor(Section):
-    """Dense tensor-core rates with fp32 accumulation, by dtype."""
+    """What an SM's tensor cores do in a clock, dense and with fp32 accumulation, by dtype."""
 
-    fp16: FlopsPerSecond | None = None
-    bf16: FlopsPerSecond | None = None
-    fp8: FlopsPerSecond | None = None
+    fp16: FlopsPerClock | None = None
+    bf16: FlopsPerClock | None = None
+    fp8: FlopsPerClock | None = None
 
 
 class Power(Section):
@@ -259,7 +264,12 @@ class HardwareProfile(BaseModel):
         return self
 
     def tensor_flops_per_s(self, dtype: str) -> float | None:
-        """The vendor's dense tensor rate for `dtype`, or None where the device has none."""
+        """The whole device's dense tensor rate for `dtype`, or None where it has none."""
+        rate = self.tensor_flops_per_clock(dtype)
+        return rate and rate * self.sm.count * self.sm.clock
+
+    def tensor_flops_per_clock(self, dtype: str) -> float | None:
+        """An SM's dense tensor rate for `dtype`, or None where the device has none."""
         rate: float | None = getattr(self.tensor, dtype, None)
         return rate
 
@@ -330,7 +340,7 @@ def load_profile(
                     f"{where}: hardware.{key}: unknown key; {nearest(key, ['profile', *known])}"
                 )
         checked(HardwareProfile, {"name": path.stem, **data}, label)
-        data = _overlay(data, overrides, where)
+        data = _with_rates_a_clock(_overlay(data, overrides, where))
         return checked(HardwareProfile, {"name": path.stem, **data}, where, "hardware")
     return checked(HardwareProfile, {"name": path.stem, **data}, label)
 
@@ -371,7 +381,7 @@ def _with_parents(path: Path, label: str, seen: tuple[Path, ...]) -> dict[str, A
     data = read_toml(path)
     parent = data.pop("extends", None)
     if parent is None:
-        return data
+        return _with_rates_a_clock(data)
     if not isinstance(parent, str):
         raise InputError(f"{label}: extends = {parent}: the name of a profile was expected")
     try:
@@ -379,7 +389,32 @@ def _with_parents(path: Path, label: str, seen: tuple[Path, ...]) -> dict[str, A
     except InputError as error:
         raise InputError(f"{label}: extends: {error}") from None
     base = _with_parents(parent_path, str(parent_path), (*seen, path.resolve()))
-    return _overlay(base, data, label)
+    return _with_rates_a_clock(_overlay(base, data, label))
+
+
+def _with_rates_a_clock(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with tensor rates that state a device's total as what an SM does in a clock.
+
+    What is not understood stays as it is, for the check to name.
+    """
+    tensor, sm = data.get("tensor"), data.get("sm")
+    if not isinstance(tensor, Mapping) or not isinstance(sm, Mapping):
+        return dict(data)
+    try:
+        clocks_per_s = sm["count"] * parse_quantity(sm["clock"], "hertz", "", "")
+    except (KeyError, TypeError, ValueError):
+        return dict(data)
+
+    def a_clock(key: str, given: Any) -> Any:
+        if key == "source":
+            return given
+        try:
+            rate = parse_quantity(given, "flop/second", "", "") / clocks_per_s
+        except (ValueError, ZeroDivisionError):
+            return given
+        return f"{rate!r} FLOP/clock"
+
+    return {**data, "tensor": {key: a_clock(key, given) for key, given in tensor.items()}}
 
 
 def _on_architecture(data: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ nano- = 1e-9 = n-
 pico- = 1e-12 = p-
 second = [time] = s
 hertz = 1 / second = Hz
+clock = [cycle]
 byte = [information] = B
 flop = [operation] = FLOP
 joule = [energy] = J
@@ -98,7 +99,14 @@ FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Bytes = Annotated[float, _positive(*_BYTES)]
 BytesOrNone = Annotated[float, _at_least_zero(*_BYTES)]
 BytesPerSecond = Annotated[float, _positive("byte/second", "a bandwidth", '"3.35 TB/s"')]
-FlopsPerSecond = Annotated[float, _positive("flop/second", "a rate of FLOPs", '"989 TFLOP/s"')]
+FlopsPerClock = Annotated[
+    float,
+    _positive(
+        "flop/clock",
+        "an SM's FLOPs a clock, or the device's a second",
+        '"4096 FLOP/clock" or "989 TFLOP/s"',
+    ),
+]
 Hertz = Annotated[float, _positive("hertz", "a clock rate", '"1830 MHz"')]
 Seconds = Annotated[float, _at_least_zero("second", "a time", '"560 ns"')]
 Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
@@ -118,9 +126,14 @@ _SMALL_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p
 
 
 def show(value: float, unit: str, digits: int = 3) -> str:
-    """`value` with so many digits and a decimal prefix: show(3.35e12, "B/s") == "3.35 TB/s"."""
+    """`value` with so many digits and a decimal prefix: show(3.35e12, "B/s") == "3.35 TB/s".
+
+    What is done in a clock has none: show(4096, "FLOP/clock") == "4096 FLOP/clock".
+    """
     if value == 0:
         return f"0 {unit}"
+    if unit.endswith("/clock"):
+        return f"{value:.6g} {unit}"
     prefixes = _SHOWN_PREFIXES if abs(value) >= 1 else _SMALL_PREFIXES
     for scale, prefix in prefixes:
         if abs(value) >= scale * 0.9995:

@@ -79,8 +79,8 @@ def _tensor_cycles(loop: Loop, hw: HardwareProfile) -> float | None:
     """At the dense rates of the profile, by each matmul's dtype."""
     cycles = 0.0
     for matmul in (one for one in loop.body if one.of == "mma"):
-        rate = hw.tensor_flops_per_s(matmul.dtype) if matmul.dtype else None
+        rate = hw.tensor_flops_per_clock(matmul.dtype) if matmul.dtype else None
         if rate is None or matmul.flops is None:
             return None
-        cycles += matmul.flops / (rate / (hw.sm.count * hw.sm.clock * SUB_PARTITIONS))
+        cycles += matmul.flops / (rate / SUB_PARTITIONS)
     return cycles

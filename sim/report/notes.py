@@ -6,7 +6,15 @@ from typing import cast
 from sim.inputs.hardware import NATIVE_MATMUL, Arch
 from sim.inputs.lengths import in_words
 from sim.report.known_errors import measured_errors
-from sim.runs.record import Record
+from sim.runs.record import KernelResult, Record
+
+ISSUED_IN_WORDS = {
+    "matmuls": "matmuls",
+    "fp32": "fp32",
+    "other": "maxima, conversions, shuffles and addresses",
+    "exp": "exponentials",
+    "sram": "accesses to SRAM",
+}
 
 
 def notes(records: list[Record]) -> list[str]:
@@ -15,6 +23,7 @@ def notes(records: list[Record]) -> list[str]:
         *_ragged(records),
         *_skipped(records),
         *_compiled(records),
+        *_issue_slots(records),
         *_held_back(records),
         *_untrusted_bytes(records),
     ]
@@ -90,6 +99,22 @@ def _skipped(records: list[Record]) -> list[str]:
         for record in records
         if (errors := record.fast_forward)
     ]
+
+
+def _issue_slots(records: list[Record]) -> list[str]:
+    """A line a record that issue slots hold back: what fills them in its longest kernel."""
+    lines = []
+    for record in records:
+        kernel = max(record.kernels, key=lambda k: k.launches * k.time_s, default=None)
+        if record.bottleneck == "issue" and kernel and kernel.issue_filled_by:
+            lines.append(f"{who(record)}: issue slots are filled by {filled_by(kernel)}")
+    return lines
+
+
+def filled_by(kernel: KernelResult) -> str:
+    """What fills a kernel's issue slots, most first: "matmuls 54%, fp32 23%, ..."."""
+    filled = sorted(kernel.issue_filled_by.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{ISSUED_IN_WORDS[what]} {share:.0%}" for what, share in filled)
 
 
 def _held_back(records: list[Record]) -> list[str]:

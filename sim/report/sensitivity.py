@@ -12,12 +12,15 @@ from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sen
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
+from sim.report.notes import filled_by
 from sim.report.plots import COLOURS, GREY, new_figure
-from sim.report.table import figure_text, new_table, show_table
+from sim.report.table import CAUSES_IN_WORDS, figure_text, new_table, show_table
+from sim.runs.record import Record
 
 SMALLEST = 0.005  # an elasticity that two digits show as 0
 JUMP = 0.05, 0.25  # sides differ much: by more than this, and this share of the larger one
 MOST_BARS = 12
+LEAST_CAUSE = 0.05  # of the time: what is told of what holds a schedule back
 BAR_INCHES = 0.27
 HBM_BYTES: dict[str, Any] = {
     "linestyle": "none",
@@ -40,8 +43,8 @@ def show_sensitivity(answer: Sensitivity) -> None:
         f"What 1% more of a figure does, in %: the slope between {answer.shift:.0%} more and as "
         "much less, whole numbers at least 1 away.\n"
         "In brackets, where they differ much, the slopes below and above the figure as it is. Each "
-        "moves alone: tensor rates\nare the whole device's, and stay when sm.count or sm.clock "
-        "changes."
+        "moves alone: with\nsm.count and sm.clock what SMs do, tensor cores too, but neither L2 "
+        "and HBM nor the power limit."
     )
 
 
@@ -74,6 +77,7 @@ def _print_schedule(of: ScheduleSensitivity, answer: Sensitivity) -> None:
     if of.record.energy_j is None:
         table.columns = [column for column in table.columns if column.header != "energy"]
     show_table(table)
+    print(f"  held back by {_held_back_by(of.record)}")
     if fixed := [e.parameter.key for e in of.effects if e.time.central is None]:
         print(f"  cannot run with another {', '.join(fixed)}")
     change = "nothing by 0.005%"
@@ -85,6 +89,17 @@ def _print_schedule(of: ScheduleSensitivity, answer: Sensitivity) -> None:
         )
         change += ", or no more than that error may"
     print(f"  {len(of.effects) - len(told)} other figures change {change}\n")
+
+
+def _held_back_by(record: Record) -> str:
+    """Its largest causes in words, and what fills issue slots where they are among them."""
+    kernel = max(record.kernels, key=lambda k: k.launches * k.time_s)
+    causes = [(c, share) for c, share in record.bottleneck_shares.items() if share >= LEAST_CAUSE]
+    return ", ".join(
+        f"{CAUSES_IN_WORDS[cause]} {share:.0%}"
+        + (f" (filled by {filled_by(kernel)})" if cause == "issue" else "")
+        for cause, share in causes
+    )
 
 
 def _last(effect: Effect) -> str:

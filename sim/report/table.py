@@ -191,7 +191,7 @@ def print_profiles() -> None:
             show_binary(hw.l2.capacity),
             show_binary(hw.hbm.capacity),
             show(hw.hbm.bandwidth, "B/s"),
-            show(hw.tensor.fp16, "FLOP/s") if hw.tensor.fp16 else "",
+            show(rate, "FLOP/s") if (rate := hw.tensor_flops_per_s("fp16")) else "",
             show(hw.power.tdp, "W") if hw.power else "",
             str(known.points) if known else "",
             f"{known.mean_error:.0%}{'*' if known.is_never_fitted else ' '}" if known else "",
@@ -222,14 +222,19 @@ class ProfileSection:
 
 
 def sections_of(hw: HardwareProfile) -> list[ProfileSection]:
-    """All sections of a profile, the calibration's last."""
+    """All sections of a profile, the calibration's last; beside tensor rates the device's total."""
+
+    def text(name: str, key: str, value: Any) -> str:
+        total = hw.tensor_flops_per_s(key) if name == "tensor" else None
+        return figure_text(key, value) + (f" ({show(total, 'FLOP/s')})" if total else "")
+
     tables = [(key, value) for key, value in hw if isinstance(value, Section)]
     tables += [(f"calibration.{key}", value) for key, value in hw.calibration]
     return [
         ProfileSection(
             name,
             {
-                key: figure_text(key, value)
+                key: text(name, key, value)
                 for key, value in table
                 if value is not None and key != "source"
             },
@@ -242,7 +247,8 @@ def sections_of(hw: HardwareProfile) -> list[ProfileSection]:
 _UNITS = {
     "capacity": "B", "reserved_per_cta": "B", "bandwidth": "B/s", "host": "B/s", "peer": "B/s",
     "network": "B/s", "network_latency": "s",
-    "clock": "Hz", "fp16": "FLOP/s", "bf16": "FLOP/s", "fp8": "FLOP/s", "tdp": "W", "idle": "W",
+    "fp16": "FLOP/clock", "bf16": "FLOP/clock", "fp8": "FLOP/clock",
+    "clock": "Hz", "tdp": "W", "idle": "W",
     "latency": "s", "gap": "s", "op_latency": "s", "cta_start": "s", "cta_setup": "s",
     "hbm_per_byte": "J/B", "l2_per_byte": "J/B", "sram_per_byte": "J/B",
     "tensor_per_flop": "J/FLOP", "lane_op": "J",

@@ -24,6 +24,7 @@ class KernelResult:
     no queries, and in files that attnsim wrote before it kept that. `clock_hz` is what the power
     limit left, `clock_share` of the nominal clock; the time that this added is critical by "power".
     `compiled_from` tells the machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
+    `issue_filled_by` are shares of the issue slots' busy time, by the instructions that took it.
 
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
@@ -54,6 +55,7 @@ class KernelResult:
     critical_time_s: dict[str, float]
     rows_used: float | None = None
     compiled_from: dict[str, str] | None = None
+    issue_filled_by: dict[str, float] = field(default_factory=dict)
     clock_hz: float | None = None
     clock_share: float = 1.0
 

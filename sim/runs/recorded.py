@@ -1,5 +1,6 @@
 """What a run on the device comes to as a record."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal
 
@@ -14,7 +15,7 @@ from sim.engine.power import joules
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import CAUSES, TENSOR
+from sim.machine import CAUSES, TENSOR, issue_filled_by
 from sim.runs.record import Asked, KernelResult, Record, Timeline, versions
 
 Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
@@ -152,8 +153,10 @@ def kernel_result(
 ) -> KernelResult:
     """What is said of one kernel."""
     run, kernel = launched.run, launched.run.kernel
-    path_s = (*run.path_s, run.power_s)
-    critical = {c: float(s) for c, s in zip((*CAUSES, "power"), path_s, strict=True) if s > 0}
+    filled_s = issue_filled_by(run.counts, kernel, hw, w.dtype)
+    critical = _critical_s(run, filled_s)
+    issued_s = {what: one_s for what, one_s in filled_s.items() if what != "waits for exp"}
+    all_issued_s = sum(issued_s.values())
     resident_s = float((run.cta_end_s - run.cta_start_s).sum())
     if run.fast_forward is not None:  # of the CTAs that were replayed
         resident_s *= run.time_s / run.fast_forward.replayed_s
@@ -185,9 +188,22 @@ def kernel_result(
         critical_time_s=critical,
         rows_used=kernel.rows_used,
         compiled_from=asdict(kernel.compiled_from) if kernel.compiled_from else None,
+        issue_filled_by={what: s / all_issued_s for what, s in issued_s.items() if s},
         clock_hz=hw.sm.clock * run.clock_share,
         clock_share=run.clock_share,
     )
+
+
+def _critical_s(run: KernelRun, filled_s: Mapping[str, float]) -> dict[str, float]:
+    """What was critical for how long. Issue slots that stay empty as a warp waits for its next
+    exponential are the exponentials' time, by their share of the slots that are taken."""
+    path_s = (*run.path_s, run.power_s)
+    critical = {c: float(s) for c, s in zip((*CAUSES, "power"), path_s, strict=True) if s > 0}
+    if "issue" in critical and filled_s["waits for exp"]:
+        waits_s = critical["issue"] * filled_s["waits for exp"] / sum(filled_s.values())
+        critical["issue"] -= waits_s
+        critical["exp"] = critical.get("exp", 0.0) + waits_s
+    return critical
 
 
 def _waits_s(run: DeviceRun) -> tuple[float, float]:

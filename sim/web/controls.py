@@ -1,8 +1,8 @@
 """What the explorer's page lets one change, and the scenario that comes of it.
 
 A figure of the device stands at a power of two of the profile's own (0: as it is, 1: twice that), a
-share at itself. Tensor rates follow the SMs' count and clock, as more or faster SMs bring their
-tensor cores with them; their own slider is what an SM does in a clock. Nothing else follows.
+share at itself. What an SM does in a clock, on its tensor cores too, comes with more or faster SMs;
+nothing else follows.
 """
 
 import itertools
@@ -49,7 +49,7 @@ FIGURES = (
     Figure("sm.count", "SMs", whole=True),
     Figure("sm.clock", "SM clock"),
     Figure("sram.capacity", "SRAM of an SM"),
-    Figure("tensor", "tensor rate"),
+    Figure("tensor", "tensor cores of an SM"),
     Figure("sm.fp32_lanes", "fp32 lanes of an SM", whole=True),
     Figure("sm.exp_per_clock", "exponentials of an SM a clock", whole=True),
     Figure("calibration.sm.mma_issue_cycles", "issue cycles of a matmul"),
@@ -86,8 +86,6 @@ def changes(hw: HardwareProfile, figures: Mapping[str, float]) -> dict[str, floa
             value = hw.figure(figure.key) * 2.0**position
             changed[figure.key] = max(1, round(value)) if figure.whole else value
     rate = 2.0 ** figures.get("tensor", 0.0)
-    for key in ("sm.count", "sm.clock"):
-        rate *= changed.get(key, hw.figure(key)) / hw.figure(key)
     for dtype in ("fp16", "bf16", "fp8"):
         if rate != 1.0 and (own := getattr(hw.tensor, dtype)) is not None:
             changed[f"tensor.{dtype}"] = own * rate

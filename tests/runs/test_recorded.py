@@ -8,11 +8,11 @@ from sim.runs.record import Record
 from sim.runs.scenario import make_scenario
 
 
-def record(tdp: str) -> Record:
-    """FlashAttention-2 on an A100 with such a power limit."""
+def record(tdp: str, **overrides: dict[str, object]) -> Record:
+    """FlashAttention-2 on an A100 with such a power limit, and other figures than its own."""
     asked = {
         "workload": {"heads": 16, "head_dim": 128, "seq_len": 4096, "dtype": "bf16"},
-        "hardware": {"profile": "a100-sxm-80gb", "power": {"tdp": tdp}},
+        "hardware": {"profile": "a100-sxm-80gb", "power": {"tdp": tdp}, **overrides},
         "schedule": [{"name": "flash2"}],
     }
     (outcome,) = run_scenario(make_scenario(asked, "a test", "a test"))
@@ -40,6 +40,26 @@ def test_a_kernel_that_is_held_back_takes_the_energy_of_the_limits_watts():
 def test_the_table_says_what_clock_power_leaves():
     held = record("250 W")
     ghz = held.kernels[0].clock_hz / 1e9
-    (line,) = notes([held])
+    (line,) = (line for line in notes([held]) if "power" in line)
     assert f"held back by power: {ghz:.2f} of 1.41 GHz" in line
-    assert notes([record("2 kW")]) == []
+    assert not any("power" in line for line in notes([record("2 kW")]))
+
+
+def test_issue_slots_are_told_by_what_fills_them_and_hold_no_tensor_time():
+    free = record("2 kW")
+    slower = record("2 kW", tensor={"bf16": "512 FLOP/clock"})
+    (kernel,), (slow,) = free.kernels, slower.kernels
+    assert sum(kernel.issue_filled_by.values()) == pytest.approx(1)
+    assert slow.issue_filled_by == kernel.issue_filled_by
+    assert slower.bottleneck == "tensor"
+    busy = kernel.flops / 4096 * 8, kernel.vector_ops / 32  # 8 slots a HMMA.16816, one a lane op
+    told = kernel.issue_filled_by["matmuls"], kernel.issue_filled_by["fp32"]
+    assert told[0] / told[1] == pytest.approx(busy[0] / busy[1])
+
+
+def test_waiting_for_the_exponentials_unit_is_its_time_and_not_that_of_issue_slots():
+    free, rare = record("2 kW"), record("2 kW", sm={"exp_per_clock": 2})
+    assert free.bottleneck_shares["exp"] < 0.05
+    assert rare.bottleneck == "exp"
+    (line,) = (line for line in notes([free]) if "issue" in line)
+    assert "issue slots are filled by matmuls" in line

@@ -307,7 +307,7 @@ def test_a_matmul_holds_issue_slots_whatever_the_tensor_rate(rate):
     held = instructions * hw.calibration.sm.mma_issue_cycles
     loads = matmul.sram_bytes / 512
     assert service_s[ISSUE] == pytest.approx((held + loads) / 4 / hw.sm.clock)
-    tensor_s = matmul.mma_flops * hw.sm.count / hw.tensor.fp16
+    tensor_s = matmul.mma_flops / (hw.tensor.fp16 * hw.sm.clock)
     assert service_s[TENSOR] == pytest.approx(tensor_s / hw.calibration.tensor.mma_sync)
 
 

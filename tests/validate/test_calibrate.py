@@ -73,7 +73,14 @@ def test_the_true_rates_are_found_again_and_times_come_right(tmp_path, noise, is
 
 def test_a_micro_benchmark_fixes_its_parameter_and_the_fit_leaves_it_alone(tmp_path):
     tile = {"m": 128, "n": 128, "k": 64, "warps": 8, "dtype": "fp16", "path": "native"}
-    micro = [Micro(name="tensor", settings=tile, unit="FLOP/s", samples=[0.6 * HW.tensor.fp16])]
+    micro = [
+        Micro(
+            name="tensor",
+            settings=tile,
+            unit="FLOP/s",
+            samples=[0.6 * HW.tensor_flops_per_s("fp16")],
+        )
+    ]
     calibration = fitted_to(measured(tmp_path, micro=micro))
     (native,) = [c for c in calibration.parameters if c.parameter.name == "tensor.native"]
     assert native.value == pytest.approx(0.6, rel=1e-9)

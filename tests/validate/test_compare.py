@@ -114,7 +114,7 @@ def test_the_roofline_is_bytes_or_flops_of_the_tensors_whichever_takes_longer():
         runner="attnsim", family="f", split="test", workload=table, schedule={"name": "flash2"}
     )
     flops = 4 * 16 * 4096**2 * 128
-    assert predict(shape, HW).roofline_s == pytest.approx(flops / HW.tensor.fp16)
+    assert predict(shape, HW).roofline_s == pytest.approx(flops / HW.tensor_flops_per_s("fp16"))
     decode = {"heads": 16, "head_dim": 128, "seq_kv": 8192, "phase": "decode"}
     schedule = {"name": "flash_decoding", "splits": 1}
     shape = Shape(runner="attnsim", family="f", split="test", workload=decode, schedule=schedule)

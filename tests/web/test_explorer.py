@@ -162,8 +162,9 @@ def test_lists_of_lengths_stay_until_tokens_or_sequences_are_chosen(tmp_path):
 def test_tensor_rates_follow_the_sms_and_their_clock(text):
     moved = {"sm.count": 1.0, "sm.clock": -0.5, "tensor": 0.25}
     base, hw = hardware(text, Controls("h100-sxm", moved, {}, ("flash",)))
-    assert hw.tensor.fp16 == pytest.approx(base.tensor.fp16 * 2**0.75, rel=1e-5)
-    assert hw.tensor.fp8 == pytest.approx(base.tensor.fp8 * 2**0.75, rel=1e-5)
+    for dtype in ("fp16", "fp8"):
+        expected = base.tensor_flops_per_s(dtype) * 2**0.75
+        assert hw.tensor_flops_per_s(dtype) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_figure_of_zero_stays_so(text):
