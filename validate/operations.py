@@ -39,6 +39,7 @@ BLACKWELL = ("sm100",)
 
 FLASH2 = {"name": "flash2"}
 SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
+FLASH2_32 = {"name": "flash2", "tile": {"q": 32, "kv": 16}}
 TRITON = {"name": "flash2", "implementation": "triton"}
 SGLANG = {"name": "flash2", "implementation": "sglang"}
 FLASH3 = {"name": "flash3"}
@@ -64,15 +65,24 @@ SGLANG_MLA = MLA | {"implementation": "triton"}
 VLLM_MLA = SGLANG_MLA | {"splits": 4}  # vllm/v1/attention/backends/mla/triton_mla.py
 NAIVE = {"name": "naive", "mask": False}
 SCALED_NAIVE = NAIVE | {"scale": True}
-# Own kernels. yashpatil582/fused-attention-cuda: src/stage1_naive.cu, whose softmax alone is as
-# here (a CTA of its matmuls has 256 elements of a row, of which each thread reads its operands),
-# and stage2_tiled.cu. 16 x 16 is in the name of the L4's. 32 x 32 is inferred from the hit rate of
-# the H100's P V (86.5%; a row of P is read four times, V from L2).
+# Own kernels. yashpatil582/fused-attention-cuda: src/stage1_naive.cu, where 256 threads have an
+# element each of S or O, one row after the other, and read its operands a sector (8 floats) at a
+# time; stage2_tiled.cu. MattJBorowski1991/QuantizedMHA, mha_kernels/unfused.cu (the L4's): 16 x 16,
+# three sweeps over a row. tfan2437/flash-attention-lab, csrc/prefill/naive.cu: 16 x 16 too, but 8
+# such CTAs of an SM share what L1 holds (there is none here): half as many bytes come from L2, as
+# of 32 x 32 (by the hit rate of the H100's P V).
 NAIVE_SWEEPS = NAIVE | {"sweeps": 3}
+NAIVE_256 = NAIVE | {"depth": 8, "stages": 1}
+NAIVE_SCORES = NAIVE_256 | {"tile": {"q": 1, "kv": 256}}
 NAIVE_64 = NAIVE_SWEEPS | {"tile": {"q": 64, "kv": 64}, "depth": 16, "stages": 1}
 NAIVE_16 = NAIVE | {"tile": {"q": 16, "kv": 16}, "depth": 16, "stages": 1}
 NAIVE_32 = NAIVE | {"tile": {"q": 32, "kv": 32}, "depth": 32, "stages": 1}
 EAGER = {"name": "naive", "framework": "transformers"}
+
+
+def naive_output(w: AttentionWorkload, _: HardwareProfile) -> Mapping[str, Any]:
+    """The kernel of stage1_naive.cu that multiplies P and V: 256 elements of O a CTA."""
+    return NAIVE_256 | {"tile": {"q": 256 // w.head_dim, "kv": w.head_dim}}
 
 
 # Options of a schedule that go by the workload and the device.
@@ -340,13 +350,12 @@ OPERATIONS = (
         )
         for kernel, name, launches, schedule in (
             (r"naive QK\^T", "Q K^T", r"S = Q K\^T", NAIVE_16),
-            (r"naive unfused kernel qk", "Q K^T", r"S = Q K\^T", NAIVE),
+            (r"naive unfused kernel qk", "Q K^T", r"S = Q K\^T", NAIVE_SCORES),
             (r"tiled unfused kernel qk", "Q K^T", r"S = Q K\^T", NAIVE_64),
-            (r"naive softmax", "softmax", r"P = .*", NAIVE),
-            (r"(tiled|naive) unfused kernel softmax", "softmax", r"P = .*", NAIVE_SWEEPS),
+            (r"(naive|(tiled|naive) unfused kernel) softmax", "softmax", r"P = .*", NAIVE_SWEEPS),
             (r"naive PV", "P V", "O = P V", NAIVE_16),
             (r"naive gemm PV", "P V", "O = P V", NAIVE_32),
-            (r"naive unfused kernel pv", "P V", "O = P V", NAIVE),
+            (r"naive unfused kernel pv", "P V", "O = P V", naive_output),
             (r"tiled unfused kernel pv", "P V", "O = P V", NAIVE_64),
         )
     ),
@@ -358,20 +367,24 @@ OPERATIONS = (
         launches="flash_decoding",
         own_loop=True,
     ),
+    # As many splits as its decode kernel is said to have, at both of its shapes.
     Operation(
         r"splitkv merge",
         "split-KV, own: merge",
         DECODE,
-        SPLIT_KV,
+        SPLIT_KV | {"splits": 64},
         launches="combine",
         own_loop=True,
     ),
     Operation(r"splitkv \(CUDA cores\)", "split-KV, own kernels", DECODE, SPLIT_KV, own_loop=True),
     Operation(r"decode_inplace .*", "decode, a CTA a head", DECODE, FLASH2, own_loop=True),
     Operation(r"(Triton fused .*|Triton tutorial .*)", "Triton prefill", PREFILL, TRITON),
+    # tfan2437/flash-attention-lab, csrc/prefill: 32 x 8 (here keys are 16 at least) and 64 x 64.
+    Operation(r"fp32_fused.*", "fused, own kernels", PREFILL, FLASH2_32, own_loop=True),
+    Operation(r"fp32_regtile.*", "fused, own kernels", PREFILL, SMALL_TILES, own_loop=True),
     Operation(
-        r"(FA2-order fused|fused online softmax|fused flash|custom WMMA flash|fp32_fused|"
-        r"fp32_regtile|mma \(|mma_pipelined).*",
+        r"(FA2-order fused|fused online softmax|fused flash|custom WMMA flash|"
+        r"mma \(|mma_pipelined).*",
         "fused, own kernels",
         PREFILL,
         FLASH2,
@@ -398,6 +411,7 @@ OPERATIONS = (
 # What `extra` (and of splits, the kernel's name) states. A window's keys include the query's own.
 PAGE = re.compile(r"\bpaged? (?:block )?(\d+)\b")
 SPLIT_COUNT = re.compile(r"\b(\d+) splits\b")
+Q_ROWS, THEIR_KEYS = re.compile(r"\bQ tile rows (\d+)\b"), 32  # of an own kernel's tile
 WINDOW = re.compile(r"\bwindow (\d+)\b")
 SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
 WRITES_CACHE = re.compile(r"\bKV write included\b")
@@ -531,6 +545,9 @@ def _options(
         options["page_size"] = min(int(page[1]), MOST_PAGE)
     if splits and options["name"] in ("paged", "flash_decoding"):
         options["splits"] = int(splits[1])
+    q_rows = Q_ROWS.search(figure.extra)
+    if q_rows and operation.own_loop:
+        options["tile"] = {"q": int(q_rows[1]), "kv": THEIR_KEYS}
     if operation.cache_tokens:
         options["room_tokens"] = operation.cache_tokens // w.batch
     if options["name"] in ("paged", "flash_decoding") and _states_window(figure):

@@ -11,6 +11,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import CAUSES
 from sim.tile_program import Compute, Kernel, in_order
+from validate.inline_ecc import counted_dram_bytes
 from validate.measurement import Shape
 
 # Repetitions of a benchmark: 30 in Dao-AILab/flash-attention,
@@ -27,7 +28,8 @@ class Prediction:
 
     Times are from the first kernel's start to the last one's end and a launch gap a kernel, as back
     to back launches on a stream take; the host's part is left out. `hbm_bytes` and `l2_hit_rate`
-    are of the cold run, as a counter sees them: what stays dirty in L2 is not written yet.
+    are of the cold run, as a counter sees them: what stays dirty in L2 is not written yet, and ECC
+    bits among the data are counted.
     """
 
     cold_s: float
@@ -68,7 +70,7 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
     return Prediction(
         cold_s=_stream_s(cold, hw),
         warm_s=_stream_s(last, hw),
-        hbm_bytes=sum(k.run.hbm_read_bytes + k.run.hbm_write_bytes for k in cold),
+        hbm_bytes=sum(sum(counted_dram_bytes(k.run, hw)) for k in cold),
         l2_hit_rate=sum(k.run.l2_hit_bytes for k in cold) / max(read_bytes, 1),
         roofline_s=sum(roofline_s(kernel, w, hw) for kernel in kernels),
         roofline_hbm_bytes=sum(least_hbm_bytes(kernel) for kernel in kernels),

@@ -23,6 +23,7 @@ from sim.runs.scenario import Limits, Point
 from sim.schedules.parts.elementwise import FOOTPRINT
 from sim.schedules.parts.elementwise import in_order as in_rows
 from sim.tile_program import Kernel, Loop, Store, Tensor, in_order, once
+from validate.inline_ecc import counted_dram_bytes
 from validate.operations import Case
 from validate.predict import WARM_BELOW, NotPredictedError, least_hbm_bytes, roofline_s
 
@@ -32,7 +33,10 @@ MOST_STEPS = 1_000_000  # of a kernel's tile steps; a few tenths of a second
 
 @dataclass(frozen=True)
 class KernelFigures:
-    """One kernel: what it took and moved, and what a roofline of the datasheet gives it."""
+    """One kernel: what it took and moved, and what a roofline of the datasheet gives it.
+
+    DRAM bytes are those that a profiler counts.
+    """
 
     name: str
     time_s: float
@@ -119,11 +123,12 @@ def _run(case: Case, kernels: list[Kernel]) -> list[KernelRun]:
 def _of(case: Case, kernel: Kernel, run: KernelRun | None) -> KernelFigures:
     w, hw = case.workload, case.hardware
     skipped = run.fast_forward if run else None
+    dram_read_bytes, dram_write_bytes = counted_dram_bytes(run, hw) if run else (0, 0)
     return KernelFigures(
         name=kernel.name,
         time_s=float(run.time_s) if run else 0.0,
-        dram_read_bytes=int(run.hbm_read_bytes) if run else 0,
-        dram_write_bytes=int(run.hbm_write_bytes) if run else 0,
+        dram_read_bytes=dram_read_bytes,
+        dram_write_bytes=dram_write_bytes,
         l2_read_bytes=int(run.l2_read_bytes) if run else 0,
         l2_write_bytes=int(run.l2_write_bytes) if run else 0,
         l2_hit_bytes=int(run.l2_hit_bytes) if run else 0,
@@ -145,5 +150,5 @@ def address_of(case: Case, only_roofline: bool = False) -> str:
 def _own_code() -> str:
     folder = Path(__file__).parent
     return sha256(
-        b"".join((folder / f"{m}.py").read_bytes() for m in ("simulated", "predict"))
+        b"".join((folder / f"{m}.py").read_bytes() for m in ("simulated", "predict", "inline_ecc"))
     ).hexdigest()

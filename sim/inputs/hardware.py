@@ -65,10 +65,15 @@ class Section(BaseModel):
 
 
 class Hbm(Section):
-    """Device memory (also where it is GDDR)."""
+    """Device memory (also where it is GDDR).
+
+    `inline_ecc` says that ECC bits lie among the data, as GDDR of servers has them: what is
+    sustained of the bandwidth is of data alone, a profiler's DRAM counters count them too.
+    """
 
     capacity: Bytes
     bandwidth: BytesPerSecond
+    inline_ecc: bool = False
 
 
 class L2(Section):

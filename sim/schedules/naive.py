@@ -79,6 +79,13 @@ SOFTMAX_BACKWARD_WARP = (1024, 4096)  # the same of host_softmax_backward
 LONG_ROW_COLS = 4096  # of a pass over a row that does not fit a CTA: an estimate
 
 
+class GemmTile(Tile):
+    """Rows and columns of a CTA's block: someone's own kernel may give it a single row."""
+
+    q: int = Field(ge=1)
+    kv: int = Field(ge=16, multiple_of=16)
+
+
 class Naive(TiledSchedule):
     """Standard attention.
 
@@ -91,6 +98,7 @@ class Naive(TiledSchedule):
     """
 
     name: Literal["naive"] = "naive"
+    tile: GemmTile | None = None
     scale: bool = False
     mask: bool | None = None
     rope: Literal["pass"] | None = None

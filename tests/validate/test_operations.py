@@ -150,6 +150,33 @@ def test_one_kernel_of_several_is_judged_alone(tmp_path):
     assert case(tmp_path, **row).launches == "combine"
 
 
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        (
+            {"kernel": "naive unfused kernel pv (S1)", "head_dim": "128", "gpu": "T4"},
+            {"tile": {"q": 2, "kv": 128}, "depth": 8, "stages": 1},
+        ),
+        (
+            {"kernel": "naive unfused kernel qk (S1)", "gpu": "T4"},
+            {"tile": {"q": 1, "kv": 256}, "depth": 8, "stages": 1},
+        ),
+        ({"kernel": "naive softmax", "gpu": "L4"}, {"sweeps": 3}),
+        ({"kernel": "fp32_fused_kernel"}, {"tile": {"q": 32, "kv": 16}}),
+        (
+            {"kernel": "FA2-order fused WMMA wmma (S4)", "extra": "Q tile rows 32", "gpu": "T4"},
+            {"tile": {"q": 32, "kv": 32}},
+        ),
+        (DECODE | {"kernel": "splitkv merge"}, {"splits": 64}),
+    ],
+)
+def test_an_authors_own_kernel_has_the_tile_of_its_source(tmp_path, row, options):
+    given = {"metric": "l2_hit_pct", "dtype": "fp32", "kv_dtype": "fp32"} | row
+    given = {k + "_" * (k == "pass"): v for k, v in given.items()}
+    stated = case(tmp_path, **given).schedule.model_dump(exclude_unset=True)
+    assert {key: stated[key] for key in options} == options
+
+
 def test_of_an_authors_own_loop_bytes_are_judged_and_times_are_not(tmp_path):
     assert measured_of(figure(tmp_path, kernel="naive PV", metric="l2_hit_pct"))
     assert "own loop" in why(tmp_path, kernel="naive PV")
