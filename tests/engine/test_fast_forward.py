@@ -81,6 +81,15 @@ def test_it_comes_to_what_the_exact_replay_comes_to(monkeypatch, case):
         assert ours.busy_s[pipe] == pytest.approx(whole.busy_s[pipe], rel=max(hbm_error, 1e-9))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", ["flash2", "flash3"])
+def test_what_hits_is_what_hbm_did_not_bring(name, causal):
+    run = skipping(kernel_of(name, heads=8, seq_len=2**20, causal=causal), 200_000)
+    assert run.fast_forward is not None
+    assert run.l2_hit_bytes == pytest.approx(run.l2_read_bytes - run.hbm_read_bytes, rel=1e-6)
+    assert 0 <= run.l2_hit_bytes < run.l2_read_bytes
+
+
 def test_what_repeats_is_told_by_the_kernel_not_by_its_tensors():
     """RoPE's table is one matrix for 48 heads, of which three share K and V."""
     kernel = kernel_of("flash2", {"rope": "fused"}, heads=48, kv_heads=16, seq_len=32768)

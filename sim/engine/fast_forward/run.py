@@ -40,7 +40,6 @@ def run_kernel(
         whole,
         time_s=whole.time_s * rounded,
         hbm_bytes=whole.hbm_bytes * rounded,
-        hit_bytes=whole.hit_bytes * rounded,
         time_error=whole.time_error + (COARSE_TIME_ERROR if grain > 1 else 0.0),
         hbm_error=whole.hbm_error + (COARSE_HBM_ERROR if grain > 1 else 0.0),
     )

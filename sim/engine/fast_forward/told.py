@@ -1,7 +1,7 @@
 """What a part that was replayed tells of its whole kernel, and how far that may be off.
 
-What was skipped takes time, HBM bytes and L2 hits at the rates a byte that were measured. Its own
-L2 bytes, FLOPs and tile steps are counted, not extrapolated.
+What was skipped takes time and HBM bytes at the rates a byte that were measured. Its own L2 bytes,
+FLOPs and tile steps are counted, not extrapolated, and what of its loads HBM did not bring was hit.
 
 The estimated error is twice the standard error of the mean rate, told by how much each measured
 part differs from the next, as far as it bears on the whole.
@@ -35,11 +35,10 @@ WAVE_TIME_ERROR, WAVE_HBM_ERROR = 0.5, 1.0
 
 @dataclass(frozen=True)
 class Whole:
-    """Time, HBM bytes and L2 hit bytes of the whole kernel, and the first two's relative errors."""
+    """Time and HBM bytes of the whole kernel, and their relative errors."""
 
     time_s: float
     hbm_bytes: float
-    hit_bytes: float
     time_error: float
     hbm_error: float
 
@@ -59,20 +58,17 @@ def whole_of(plan: Plan, run: KernelRun, waves: int) -> Whole:
 
     sizes = _lengths(bounds)
     stand_for = np.array([part.stands_for for part in plan.measured])
-    hbm, hits = (_lengths(np.interp(spans_s, times_s, sums[k])) for k in (HBM_BYTES, L2_HIT_BYTES))
+    hbm = _lengths(np.interp(spans_s, times_s, sums[HBM_BYTES]))
     time_s, time_off = _extrapolated(_lengths(spans_s) / sizes, stand_for)
     hbm_bytes, hbm_off = _extrapolated(hbm / sizes, stand_for)
-    hit_bytes, _ = _extrapolated(hits / sizes, stand_for)
     rest_s, rest_bytes = time_s, hbm_bytes
     if plan.counts:
         time_s += run.time_s
         hbm_bytes += run.hbm_read_bytes + run.hbm_write_bytes
-        hit_bytes += run.l2_hit_bytes
     seen = sum(part.end - part.start for part in plan.measured) / own * waves
     return Whole(
         time_s,
         hbm_bytes,
-        hit_bytes,
         float(time_off + rest_s * WAVE_TIME_ERROR / seen) / time_s,
         float(hbm_off + rest_bytes * WAVE_HBM_ERROR / seen) / hbm_bytes,
     )
@@ -108,23 +104,33 @@ def completed(
     l2_read_bytes = int(run.l2_read_bytes * read / max(replayed_read, 1))
     l2_write_bytes = int(run.l2_write_bytes * write / max(replayed_write, 1))
     hbm_write_bytes = run.hbm_write_bytes + l2_write_bytes - run.l2_write_bytes
+    hbm_read_bytes = int(whole.hbm_bytes) - hbm_write_bytes
+    for_loads = (run.l2_read_bytes - run.l2_hit_bytes) / max(run.hbm_read_bytes, 1)
+    l2_hit_bytes = max(0, l2_read_bytes - int(hbm_read_bytes * for_loads))
     counts = _counts_of(kernel)
     sm_busy_s = _sm_busy_s(kernel, counts, hw, dtype)
     l2_busy_s = (l2_read_bytes + l2_write_bytes) / machine.l2_bytes_per_s
-    hbm_busy_s = machine.hbm_s(whole.hbm_bytes - hbm_write_bytes, hbm_write_bytes)
+    hbm_busy_s = machine.hbm_s(hbm_read_bytes, hbm_write_bytes)
     roof_s = max(float(sm_busy_s.max()) / machine.sms, l2_busy_s, hbm_busy_s)
     whole = replace(whole, time_s=max(whole.time_s, roof_s))
-    bins, bin_width_s = _timeline_of(run, whole, l2_read_bytes + l2_write_bytes, sm_busy_s[TENSOR])
+    totals = {
+        HBM_BYTES: whole.hbm_bytes,
+        L2_BYTES: float(l2_read_bytes + l2_write_bytes),
+        L2_HIT_BYTES: float(l2_hit_bytes),
+        HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum()) * whole.time_s / run.time_s,
+        TENSOR_BUSY: float(sm_busy_s[TENSOR]),
+    }
+    bins, bin_width_s = _timeline_of(run, whole.time_s, totals)
     return replace(
         run,
         kernel=kernel,
         time_s=whole.time_s,
         counts=counts,
-        hbm_read_bytes=int(whole.hbm_bytes) - hbm_write_bytes,
+        hbm_read_bytes=hbm_read_bytes,
         hbm_write_bytes=hbm_write_bytes,
         l2_read_bytes=l2_read_bytes,
         l2_write_bytes=l2_write_bytes,
-        l2_hit_bytes=int(whole.hit_bytes),
+        l2_hit_bytes=l2_hit_bytes,
         busy_s=np.array([*sm_busy_s, l2_busy_s, hbm_busy_s]),
         path_s=run.path_s * (whole.time_s / run.time_s),
         bins=bins,
@@ -160,18 +166,11 @@ def _sm_busy_s(
 
 
 def _timeline_of(
-    run: KernelRun, whole: Whole, l2_bytes: int, tensor_s: float
+    run: KernelRun, time_s: float, totals: dict[int, float]
 ) -> tuple[NDArray[np.float64], float]:
-    """The whole kernel's bins, and how wide they are [s]."""
-    totals = {
-        HBM_BYTES: whole.hbm_bytes,
-        L2_BYTES: float(l2_bytes),
-        L2_HIT_BYTES: whole.hit_bytes,
-        HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum()) * whole.time_s / run.time_s,
-        TENSOR_BUSY: float(tensor_s),
-    }
-    bin_width_s = 2.0 ** ceil(np.log2(whole.time_s / BINS))
-    tracks = [_stretched(run, k, totals[k], whole.time_s, bin_width_s) for k in range(TRACKS)]
+    """The whole kernel's bins, with those totals by track, and how wide they are [s]."""
+    bin_width_s = 2.0 ** ceil(np.log2(time_s / BINS))
+    tracks = [_stretched(run, k, totals[k], time_s, bin_width_s) for k in range(TRACKS)]
     return np.array(tracks), bin_width_s
 
 
