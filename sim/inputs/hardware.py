@@ -64,16 +64,25 @@ class Section(BaseModel):
     source: str = Field(min_length=1)
 
 
+# Of a bus that carries ECC bits too: 2 bytes of them for 32 (NVIDIA's IGX user guide, "DRAM-ECC").
+INLINE_ECC_DATA_SHARE = 32 / 34
+
+
 class Hbm(Section):
     """Device memory (also where it is GDDR).
 
-    `inline_ecc` says that ECC bits lie among the data, as GDDR of servers has them: what is
-    sustained of the bandwidth is of data alone, a profiler's DRAM counters count them too.
+    `inline_ecc` says that ECC bits lie among the data, as GDDR of servers has them: they take their
+    share of the bus, and a profiler's DRAM counters count them too.
     """
 
     capacity: Bytes
     bandwidth: BytesPerSecond
     inline_ecc: bool = False
+
+    @property
+    def data_bytes_per_s(self) -> float:
+        """What the bus leaves for data, reads and writes alike."""
+        return self.bandwidth * (INLINE_ECC_DATA_SHARE if self.inline_ecc else 1.0)
 
 
 class L2(Section):
@@ -157,7 +166,7 @@ class Links(Section):
 
 
 class HbmCalibration(Section):
-    """Shares of the HBM bandwidth that reads and writes sustain, and load-to-use latency from HBM.
+    """Shares of HBM's bandwidth for data that reads and writes sustain, and load-to-use latency.
 
     `read` is of reads alone. `write` is of bytes written between reads, so that a copy comes out
     as measured: turning the bus around is charged to them, and writes alone are faster

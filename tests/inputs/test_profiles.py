@@ -10,6 +10,7 @@ import pytest
 
 from sim.inputs.files import InputError, find_toml, read_toml, shipped_names
 from sim.inputs.hardware import ARCHITECTURES, load_profile
+from sim.machine import machine_of
 
 ALL = shipped_names("hw_profiles")
 # Devices that are a datasheet on the calibration of another, and which that is.
@@ -236,6 +237,16 @@ def test_a_device_overrides_its_architecture_and_a_child_its_parent(tmp_path):
     assert {hw.calibration.hbm.read for hw in found} == {
         load_profile("h100-sxm").calibration.hbm.read
     }
+
+
+def test_codes_in_line_take_their_share_of_the_bus():
+    plain = load_profile("l40s", {"hbm": {"inline_ecc": False}}, "here")
+    coded = load_profile("l40s")
+    assert coded.hbm.inline_ecc
+    assert coded.hbm.bandwidth == plain.hbm.bandwidth
+    for rate in ("hbm_read_bytes_per_s", "hbm_write_bytes_per_s"):
+        share = getattr(machine_of(coded), rate) / getattr(machine_of(plain), rate)
+        assert share == pytest.approx(16 / 17)
 
 
 @pytest.mark.parametrize(
