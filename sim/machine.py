@@ -85,8 +85,8 @@ def machine_of(hw: HardwareProfile) -> Machine:
 
 def cta_start_s(kernel: Kernel, hw: HardwareProfile) -> float:
     """From a free slot to a CTA's first load [s]: of a kernel of matmuls with its setup."""
-    calibration = hw.calibration.sm
-    return calibration.cta_start + (calibration.cta_setup if kernel.multiplies else 0.0)
+    calibration, sets_up = hw.calibration.sm, kernel.multiplies or kernel.sets_up
+    return calibration.cta_start + (calibration.cta_setup if sets_up else 0.0)
 
 
 def item_setup_s(kernel: Kernel, hw: HardwareProfile) -> float:

@@ -253,7 +253,8 @@ class Kernel:
     of it stand for others: left without some of its CTAs, a wave would find other things in L2.
     `kind` says which real kernel it is, for whoever launches those; `backward` that it is one of
     the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
-    With `sets_up_items` every item begins with the setup that else only a CTA does.
+    A CTA of a kernel that multiplies begins with its setup, as does one that `sets_up`. With
+    `sets_up_items` every item does.
     """
 
     name: str
@@ -269,6 +270,7 @@ class Kernel:
     kind: Kind | None = None
     backward: bool = False
     compiled_from: CompiledFrom | None = None
+    sets_up: bool = False
     sets_up_items: bool = False
 
     @property

@@ -13,6 +13,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.machine import cta_start_s
 from sim.report.table import columns_of
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.mla import cut_in_parts
@@ -101,6 +102,8 @@ def test_combine_has_all_log_sum_exps_before_any_o_and_then_one_range_s_at_a_tim
     assert [load.stages for load in add.loads] == [1]
     assert combine.trips[0].tolist() == [1] * combine.ctas
     assert combine.trips[1].tolist() == [splits] * combine.ctas
+    setup_s = hw.calibration.sm.cta_setup if schedule.implementation == "cuda" else 0.0
+    assert cta_start_s(combine, hw) == hw.calibration.sm.cta_start + setup_s
     ran = run(kernels, hw, w)[1]
     d = run_head_dim(w, schedule)
     rows = 4 if d % 128 == 0 else 8 if d % 64 == 0 else 16

@@ -88,6 +88,7 @@ class SplitKeys:
     cut: tuple[IntArray, IntArray]  # those that the ranges of each are cut of
     splits: int
     packed: bool = True  # the heads of a KV head, if they have one query each
+    combine_sets_up: bool = False
 
     @property
     def rows(self) -> int:
@@ -253,7 +254,11 @@ class SplitKv(FlashSchedule):
         splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
-        return SplitKeys(w, cta, shown, cut, splits, packed)
+        # FlashAttention-2's combine reckons where its rows lie before its first load: some thousand
+        # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
+        # as the split kernel's own setup.
+        sets_up = self.implementation == "cuda"
+        return SplitKeys(w, cta, shown, cut, splits, packed, sets_up)
 
     def packs(self, w: AttentionWorkload) -> bool:
         """Whether the query heads of a KV head are rows of one tile."""
@@ -330,7 +335,8 @@ def split_attention(
     split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
     if keys.splits == 1:
         return Attention([split], result)
-    return Attention([split, combine_of_splits(of_splits, result)], result)
+    combine = replace(combine_of_splits(of_splits, result), sets_up=keys.combine_sets_up)
+    return Attention([split, combine], result)
 
 
 def _or_zeros(kernel: Kernel, keys: SplitKeys) -> Kernel:
