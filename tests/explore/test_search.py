@@ -256,8 +256,8 @@ BAD = {
         ["hardware.sm.clock: would be free", "sm.count"],
     ),
     "no energy": (
-        DEVICE.replace("h100-sxm", "rtx-3090").replace('"price"', '"energy"'),
-        ['"energy": rtx-3090 has no [energy] figures'],
+        DEVICE.replace("h100-sxm", "mi300x").replace('"price"', '"energy"'),
+        ['"energy": mi300x has no [energy] figures'],
     ),
     "no area": (DEVICE.replace("h100-sxm", "rtx-4090"), ['"price": rtx-4090 is sm89']),
     "unknown objective": (DEVICE.replace('"price"', '"cost"'), ["search.objectives"]),
