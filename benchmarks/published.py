@@ -135,7 +135,7 @@ def pruned_prefill() -> Iterator[Row]:
     ):
         bf16, case = {**w, "dtype": "bf16"}, f"64k, {gpu}"
         yield f"{case}, flash2", flash, 1e3 * time_s(gpu, "flash2", bf16), "ms", NSA
-        parts = kernels_s(gpu, "nsa", bf16)
+        parts = kernels_s(gpu, "nsa", bf16, drawn="anywhere")
         others = ("window attention", "gate", "compress K", "compress V", *attention)
         choice = [name for name in parts if name not in others]
         for what, names, published in (

@@ -27,7 +27,7 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
     "paged_decode": {"name": "paged", "implementation": "flashinfer"},
     "hip": {"name": "hip"},
-    "nsa_selected": {"name": "nsa"},
+    "nsa_selected": {"name": "nsa", "drawn": "anywhere"},
     "nsa_compressed": {"name": "nsa"},
     "nsa_compressed_only": {"name": "nsa"},
     "triton_paged_gather": None,

@@ -51,7 +51,7 @@ from sim.schedules.base import (
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts import fla_nsa, registers
 from sim.schedules.parts.elementwise import elementwise, in_order
-from sim.schedules.parts.flash_cta import triton_cta
+from sim.schedules.parts.flash_cta import FlashCta, triton_cta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.nsa_choice import choice
 from sim.schedules.parts.nsa_positions import Positions, Visited, positions_attention
@@ -78,6 +78,15 @@ FLASH_TILE = Tile(q=128, kv=128)
 # 1,139 and 1,307 instructions that are neither matmuls nor their loads, where the rule for its
 # dense kernels (parts/instructions.py) says 656: every score is masked by its key's position.
 COMPRESSED_FIXED = {True: 763, False: 931}
+# A warp's trip of selected attention, as Triton 3.0, which the repository installs, compiles it for
+# sm_80 and sm_90 at head_dim 64 and 128 and blocks of 32 to 128. It has, beside matmuls and the
+# softmax's own, 210 to 370 instructions: so many, and so many more for each 16 bytes of K and V
+# that a thread copies. With 275 to 540 in all a warp alone takes 1,300 to 1,900 cycles, by ptxas's
+# stall counts and what LDSM, LDS, SHFL, MUFU and nine barriers take (33, 29, 24, 20 and 25 cycles):
+# beside one an instruction, as long as so many results of a matmul, of 33 cycles each, in a row.
+SELECTED_FIXED, SELECTED_A_COPY = 170, 12
+COPY_BYTES = 16
+SELECTED_LATENCIES = 36
 QUERIES_A_LOOP = 32768  # with more, a CTA takes several positions one after the other
 
 
@@ -95,6 +104,7 @@ class Nsa(Schedule):
     block: Annotated[int, Field(ge=16, multiple_of=16)] = 64
     top: Annotated[int, Field(ge=FORCED)] = 16
     fewest: Count | None = None
+    drawn: Literal["before", "anywhere"] = "before"
     keep_window: Count = 512
     seed: CountOrNone = 0
 
@@ -238,19 +248,38 @@ class Nsa(Schedule):
     ) -> Attention:
         rows = of.group_rows
         tile = Tile(q=rows, kv=self.block)
-        cta = triton_cta(w, hw, tile, *_warps_stages(w, hw, self.block))
+        cta = _selected_cta(w, hw, tile)
         at = Positions(w, w.seq_q // QUERIES_A_LOOP + 1)
         visited = self._visited(w)
         return positions_attention("selected attention", of, cta, at, visited, (of.k, of.v))
 
     def _visited(self, w: AttentionWorkload) -> Visited:
         """The blocks that each position attends to: all chosen, or the first of them."""
+        if self.drawn == "anywhere":
+            return self._drawn_anywhere(w)
         chosen, starts = self.selected(w.seq_kv - w.seq_q, w.seq_q)
         count = np.diff(starts)
         if self.fewest:
             rng = np.random.default_rng(self.seed)
             count = np.minimum(count, rng.integers(self.fewest, self.top + 1, len(count)))
         return Visited(count, starts, chosen)
+
+    def _drawn_anywhere(self, w: AttentionWorkload) -> Visited:
+        """The first block and, of others drawn from all of the sequence, those before a position.
+
+        So the benchmark of nsa_triton has it (test/test_topk_sparse_attention.py,
+        generate_topk_idx_example).
+        """
+        own = np.arange(w.seq_kv - w.seq_q, w.seq_kv) // self.block
+        choices = blocks(w.seq_kv, self.block)
+        top = min(self.top, choices)
+        rng = np.random.default_rng(self.seed)
+        parts = (np.arange(top) + rng.random((len(own), top))) * choices / top  # ascending
+        chosen = parts.astype(np.int64)
+        chosen[:, 0] = 0
+        there = chosen <= own[:, None]
+        count = there.sum(1)
+        return Visited(count, np.cumsum(count) - count, chosen[there])
 
 
 def _warps_stages(w: AttentionWorkload, hw: HardwareProfile, block: int) -> tuple[int, int]:
@@ -259,6 +288,20 @@ def _warps_stages(w: AttentionWorkload, hw: HardwareProfile, block: int) -> tupl
     if not large:
         return 2, 2
     return (8 if large == 2 or not hw.matmul_by_warp_group else 4), 3
+
+
+def _selected_cta(w: AttentionWorkload, hw: HardwareProfile, tile: Tile) -> FlashCta:
+    """Of a position's selected attention; K and V are gathered from where the choice points."""
+    cta = triton_cta(w, hw, tile, *_warps_stages(w, hw, tile.kv))
+    kv_bytes = 2 * tile.kv * w.head_dim * w.dtype_bytes
+    copies = kv_bytes // (COPY_BYTES * 32 * cta.warps)
+    return replace(
+        cta,
+        fixed_instructions=SELECTED_FIXED + SELECTED_A_COPY * copies,
+        sharing_instructions=0,
+        sharing_latencies=SELECTED_LATENCIES,
+        registers_per_thread=registers.SELECTED[hw.matmul_by_warp_group],
+    )
 
 
 def _decode(

@@ -12,10 +12,11 @@ from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.machine import ctas_per_sm
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
 from sim.schedules.parts.row_select import row_select_kernels
-from sim.tile_program import Compute, Kernel, Load, Store, Stream, Tensor
+from sim.tile_program import Compute, Footprint, Kernel, Load, Store, Stream, Tensor
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import (
     blocks_with_any,
@@ -453,6 +454,36 @@ def test_nsa_s_positions_may_choose_fewer_blocks():
         (kernel,) = (c.work for c in program if c.work.name == "selected attention")
         steps[fewest] = kernel.trips[1].mean()
     assert steps[1] / steps[None] == pytest.approx(8.5 / 16, rel=0.05)
+
+
+def selected_attention(hw, **options):
+    table = {"heads": 64, "kv_heads": 4, "head_dim": 128, "seq_len": 8192, "causal": True}
+    w = WorkloadTable.model_validate(table | {"dtype": "bf16"}).workload()
+    program = SCHEDULES["nsa"](**options).program(w, hw)
+    return next(c.work for c in program if c.work.name == "selected attention")
+
+
+def test_nsa_s_benchmark_draws_blocks_from_all_of_a_sequence_and_keeps_those_before_a_position():
+    """test/test_topk_sparse_attention.py, generate_topk_idx_example: about half of them.
+
+    Of 16 drawn evenly the n-th stands at n / 17 of the sequence; in place of the first is block 0.
+    """
+    hw = load_profile("h100-sxm")
+    kept = [selected_attention(hw, drawn=drawn).trips[1] for drawn in ("before", "anywhere")]
+    assert kept[1].min() == 1
+    assert kept[1].mean() == pytest.approx(1 + sum(1 - n / 17 for n in range(2, 17)), rel=0.01)
+    assert kept[0].mean() > 15
+
+
+@pytest.mark.parametrize("profile", ["a100-sxm-80gb", "h100-sxm"])
+def test_two_ctas_of_nsa_s_selected_attention_share_an_sm(profile):
+    """Triton 3.0: 71,680 bytes of SRAM, 8 warps of 104 registers or 4 of 220."""
+    hw = load_profile(profile)
+    footprint = selected_attention(hw).footprint
+    compiled = (104, 256) if profile.startswith("a100") else (220, 128)
+    assert ctas_per_sm(footprint, hw) == 2
+    assert ctas_per_sm(Footprint(71_680, compiled[1], compiled[0]), hw) == 2
+    assert 0 <= 71_680 - footprint.sram_bytes <= 2048  # P goes through SRAM too
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.ends import begin
-from sim.schedules.parts.flash_cta import triton_cta
+from sim.schedules.parts.flash_cta import FlashCta, triton_cta
 from sim.schedules.parts.nsa_positions import Positions, Visited, positions_attention
 from sim.schedules.parts.nsa_tensors import NsaTensors
 from sim.schedules.parts.results import Attention
@@ -49,6 +49,10 @@ WARPS, STAGES = 4, 3
 # Of a warp and trip beside the softmax's own, which the rule for 16 rows and 64 keys has at 58;
 # those by which warps share keys are among them.
 COMPRESSED_FIXED, SELECTED_FIXED = 300, 237
+# A warp alone takes 1,690 cycles of a trip of selected attention (Triton 3.2, sm_80 and sm_90; as
+# nsa.py counts them), 376 of them for its instructions: so many results of 33 cycles, and two more.
+LATENCIES = 38
+REGISTERS = 128  # measured: 124 and 128
 CHOICE_INSTRUCTIONS, CHOICE_REGISTERS = 2340, 128
 
 
@@ -58,7 +62,7 @@ def compressed_attention(
     """Over the compressed keys of each position, of which so many are whole."""
     tile = Tile(q=of.group_rows, kv=_at_once(of))
     cta = triton_cta(w, hw, tile, WARPS, STAGES)
-    cta = replace(cta, fixed_instructions=COMPRESSED_FIXED, sharing_instructions=0)
+    cta = _counted(cta, COMPRESSED_FIXED)
     count = -(-whole // tile.kv)
     across = np.arange(blocks(of.k_cmp.rows, tile.kv))
     visited = Visited(count, np.zeros_like(count), across)
@@ -72,9 +76,20 @@ def selected_attention(
     """Over the blocks of each position, one at a time."""
     tile = Tile(q=of.group_rows, kv=block)
     cta = triton_cta(w, hw, tile, WARPS, 1)
-    cta = replace(cta, fixed_instructions=SELECTED_FIXED, sharing_instructions=0)
+    cta = _counted(cta, SELECTED_FIXED)
     at = Positions(w, by_head=True)
     return positions_attention("selected attention", of, cta, at, visited, (of.k, of.v))
+
+
+def _counted(cta: FlashCta, fixed: int) -> FlashCta:
+    """With what was counted in place of Triton's usual figures."""
+    return replace(
+        cta,
+        fixed_instructions=fixed,
+        sharing_instructions=0,
+        sharing_latencies=LATENCIES,
+        registers_per_thread=REGISTERS,
+    )
 
 
 def choice_kernel(

@@ -250,6 +250,9 @@ def key_loop(
     dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
+    q_sram_bytes = cta.sharers * q_bytes * filled.head_dim // w.head_dim
+    # P stays in registers, but goes to all warps that share keys by way of SRAM.
+    p_sram_bytes = (1 + cta.sharers) * scores * w.dtype_bytes if cta.shares_keys else 0
     return Loop(
         trips,
         (
@@ -261,7 +264,7 @@ def key_loop(
                 "S = Q K^T",
                 loads_k,
                 mma_flops=matmul_flops * cta.scored_keys // tile.kv,
-                sram_bytes=q_bytes * filled.head_dim // w.head_dim + kv_sram_bytes,
+                sram_bytes=q_sram_bytes + kv_sram_bytes,
             ),
             *after_s,
             Compute(
@@ -273,7 +276,12 @@ def key_loop(
             ),
             *after_softmax,
             *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
-            Compute("O += P V", loads_v, mma_flops=matmul_flops, sram_bytes=kv_sram_bytes),
+            Compute(
+                "O += P V",
+                loads_v,
+                mma_flops=matmul_flops,
+                sram_bytes=kv_sram_bytes + p_sram_bytes,
+            ),
         ),
     )
 

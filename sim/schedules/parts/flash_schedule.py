@@ -136,7 +136,9 @@ class FlashSchedule(TiledSchedule):
             return self._own_cta(self.machine_code, public, w, hw)
         warps, stages = self.warps or public.warps, public.stages
         if self.stages:
-            stages = triton_buffers(self.stages) if self.compiled_by_triton else self.stages
+            stages = self.stages
+            if self.compiled_by_triton:
+                stages = triton_buffers(self.stages, hw.matmul_by_warp_group)
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.

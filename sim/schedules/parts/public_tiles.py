@@ -78,7 +78,7 @@ def _triton(q: int, kv: int, warps: int, stages: int) -> FlashCta:
 def _sglang(q: int, kv: int, warps: int) -> FlashCta:
     """As Triton 3.9 compiles it: 72 HMMA a warp for S of 32 rows in 8 warps (head_dim 576), be it
     of 32 or of 64 keys."""
-    like = _triton(q, kv, warps, triton_buffers(1))
+    like = _triton(q, kv, warps, stages=1)
     return replace(like, fixed_instructions=SGLANG_FIXED, a_score=SGLANG, shared_keys=16)
 
 
@@ -218,7 +218,13 @@ def public_cta(
     w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation
 ) -> FlashCta:
     """What the implementation's forward kernel uses unless told otherwise."""
-    return next(_suiting(FORWARD[implementation], w, hw))
+    cta = next(_suiting(FORWARD[implementation], w, hw))
+    return cta if implementation == "cuda" else _buffered(cta, hw)
+
+
+def _buffered(cta: FlashCta, hw: HardwareProfile) -> FlashCta:
+    """A CTA of Triton's with buffers in place of stages."""
+    return replace(cta, stages=triton_buffers(cta.stages, hw.matmul_by_warp_group))
 
 
 def public_backward_cta(w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:
@@ -241,8 +247,9 @@ def public_split_kv_cta(
     Of a quantised cache up to 16 rows as FlashInfer has them (CTA_TILE_Q).
     """
     if implementation == "triton":
-        fits = TRITON_SPLIT_KV.sram_bytes(w) <= hw.sram.max_per_cta
-        return TRITON_SPLIT_KV if fits else replace(TRITON_SPLIT_KV, stages=2)
+        cta = _buffered(TRITON_SPLIT_KV, hw)
+        fits = cta.sram_bytes(w) <= hw.sram.max_per_cta
+        return cta if fits else _buffered(replace(TRITON_SPLIT_KV, stages=2), hw)
     shared = w.heads // w.kv_heads
     cta = next(_suiting(SPLIT_KV, w, hw))
     rows = 16 if w.kv_dtype and shared <= 16 else max(cta.tile.q, -(-shared // 16) * 16)
