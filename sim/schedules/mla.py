@@ -67,6 +67,7 @@ from sim.schedules.parts.latent_splits import (
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.split_kv import Splits
 from sim.tile_program import (
+    Barrier,
     Compute,
     Footprint,
     IntArray,
@@ -373,7 +374,7 @@ class _Latents:
         shown = [[one.visible_keys(0, token)[1] for token in tokens] for one in w.sequences]
         ctas = _Ctas(self.parts, -(-np.array(shown, np.int64) // tile.kv))
         load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
-        buffers = self.cta.buffers
+        buffers = 0 if self.cta.ops_a_copy else self.cta.buffers
         load_numbers, load_c = Load(self._numbers(ctas), buffers), Load(self._keys(ctas), buffers)
         loads = [load_numbers, load_c]
         if self.cta.loads_v:
@@ -426,7 +427,9 @@ class _Latents:
             start=lambda items: ctas.sequence(items) * self.key_blocks + ctas.first(items),
         )
 
-    def _trip(self, load_numbers: Load, load_c: Load, *load_v: Load) -> tuple[Compute, ...]:
+    def _trip(
+        self, load_numbers: Load, load_c: Load, *load_v: Load
+    ) -> tuple[Barrier | Compute, ...]:
         """The matmuls and the softmax of one block of the cache.
 
         S is summed in as many steps as the CTA has it. A trip's buffers are free when O is summed
@@ -446,14 +449,15 @@ class _Latents:
             mma_flops=2 * padding * scores * self.width // steps,
             sram_bytes=(cta.q_readers * q_bytes + (1 + cta.k_readers) * c_bytes) // steps,
         )
-        copies = (c_bytes + len(load_v) * v_bytes) // COPY_BYTES
         return (
+            *self._addressed(load_numbers, load_c, *load_v),
             *(replace(sum_a_step) for _ in range(steps)),
             Compute(
                 "softmax",
-                vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs + cta.ops_a_copy * copies,
+                vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
                 exp_count=scores + tile.q,
                 sram_bytes=2 * tile.q * tile.kv * element_bytes,  # P to the other warps
+                latencies=1 + cta.sharing_latencies,
             ),
             *self._turned(v_bytes),
             Compute(
@@ -463,6 +467,19 @@ class _Latents:
                 sram_bytes=(len(load_v) + cta.v_readers) * v_bytes,
             ),
         )
+
+    def _addressed(self, load_numbers: Load, *copied: Load) -> tuple[Barrier | Compute, ...]:
+        """Page numbers, the addresses made of them and then the copies, where a CTA waits so."""
+        if not self.cta.ops_a_copy:
+            return ()
+        copies = sum(load.stream.tile_bytes for load in copied) // COPY_BYTES
+        addresses = Compute(
+            "addresses",
+            (load_numbers,),
+            vector_ops=self.cta.ops_a_copy * copies,
+            latencies=1 + self.cta.number_waits,
+        )
+        return Barrier((load_numbers,)), addresses, Barrier(copied)
 
     def _turned(self, v_bytes: int) -> tuple[Compute, ...]:
         """V read, turned and written again where the CTA does that."""

@@ -21,7 +21,7 @@ from sim.schedules.parts.latent_splits import (
     flashinfer_pieces,
     triton_splits,
 )
-from sim.tile_program import Compute, Kernel
+from sim.tile_program import Barrier, Compute, Kernel
 from tests.support.drawn import devices, lowered, of_one_query
 from tests.support.formulas import ceil, run
 
@@ -197,6 +197,20 @@ def test_tritons_grid_is_sequences_then_blocks_of_heads_then_ranges():
     assert rows.tolist() == once * 4
     assert combine.ctas == 3 * 32  # a CTA a row: _fwd_kernel_stage2
     assert combine.footprint.threads == 128
+
+
+def test_tritons_copies_wait_for_the_numbers_of_their_pages():
+    kernel = split_kernel("triton", deepseek(), A100)
+    trip = kernel.loops[1].actions
+    assert [type(action) for action in trip[:3]] == [Barrier, Compute, Barrier]
+    numbers, addresses, copies = trip[:3]
+    assert [load.stream.tensor.name for load in numbers.issues] == ["page table"]
+    assert addresses.reads == numbers.issues
+    assert [load.stream.tensor.name for load in copies.issues] == ["C", "C"]
+    # An SM holds one such CTA: nothing hides what a trip of a range waits for.
+    trips, latencies = kernel.trips[1].max(), sum(getattr(a, "latencies", 0) for a in trip)
+    waits_s = 2 * A100.calibration.l2.latency + latencies * A100.calibration.sm.op_latency
+    assert run([kernel], A100, deepseek())[0].time_s > trips * waits_s
 
 
 def test_triton_combines_even_one_range_and_flash_mla_does_not():

@@ -27,7 +27,8 @@
                  srt/layers/attention/triton_ops/decode_attention.py: _fwd_grouped_kernel_stage1
                  (16 heads, 32 keys, 4 warps, 2 stages). V is loaded beside K, though it is K's
                  first elements. Triton 3.9 compiles that to 255 registers and 89,088 bytes of SRAM,
-                 one buffer each of K and V, filled anew when the trip is over (sm_80, 89, 90).
+                 one buffer each of K and V, filled anew when the trip is over and their pages'
+                 numbers are there (sm_80, 89, 90). That newer versions take V from K is left out
 
 wgmma takes V in 8 bits only with its keys beside each other: those kernels turn it in SRAM first
 (TensorRT-LLM's fp8_transpose_v.h: PRMT on four elements at a time).
@@ -49,6 +50,11 @@ COPY_BYTES = 16  # of one cp.async
 # Lane operations of addresses for each: 284 LEA, LOP3, SHF, ISETP, IADD3 and PLOP3 in the loop of
 # what Triton 3.9 compiles for sm_80, 34 copies a thread.
 TRITON_OPS_A_COPY = 8
+# In that loop's SASS a thread reads a page's number again before each copy, 16 of K three at a time
+# and 16 of V two at a time: it waits so often for L1. Maxima, P and what O is rescaled by go to the
+# other warps through SRAM: a write, a barrier and a read each.
+TRITON_NUMBER_WAITS = 5 + 8
+TRITON_SHARING_LATENCIES = 3 * 3
 TURNED_AT_ONCE = 4
 MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 EIGHT_BITS = ("flashmla", "trtllm")
@@ -70,7 +76,9 @@ class LatentCta:
     and `v_readers` say how often a tile is read from SRAM. If `loads_v`, V has a load of its own,
     and its buffer and K's are free when the trip is over; if `turns_v`, V is turned in SRAM, beside
     itself. `scored_by` groups of warps have all of S each. S is summed in `sum_steps`, each of
-    which waits for the last. A copy of 16 bytes takes `ops_a_copy` of addresses. Partial results
+    which waits for the last. A copy of 16 bytes takes `ops_a_copy` of addresses, for which a trip
+    reads its pages' numbers first and waits `number_waits` times more; only then K and V are
+    loaded. Partial results
     have `partial_bytes` an element, and are made one even where there is one if it
     `always_combines`, by CTAs of `combined_rows` and `combining_threads`.
     """
@@ -88,6 +96,8 @@ class LatentCta:
     scored_by: int = 1
     sum_steps: int = 1
     ops_a_copy: int = 0
+    number_waits: int = 0
+    sharing_latencies: int = 0  # in the softmax of warps that share keys
     p_in_sram: bool = True
     turns_v: bool = False
     statistics_in_sram: int = 0  # for each row
@@ -143,6 +153,8 @@ def public_latent_cta(
             loads_v=True,
             sum_steps=blocks(width, MMA_DEPTH),
             ops_a_copy=TRITON_OPS_A_COPY,
+            number_waits=TRITON_NUMBER_WAITS,
+            sharing_latencies=TRITON_SHARING_LATENCIES,
             always_combines=True,
             combined_rows=1,
             combining_threads=128,
