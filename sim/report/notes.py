@@ -8,6 +8,12 @@ from sim.inputs.lengths import in_words
 from sim.report.known_errors import measured_errors
 from sim.runs.record import KernelResult, Record
 
+# What devices with another such figure usually have otherwise too, and no profile derives from it.
+GO_TOGETHER = {
+    "sm.count": ("l2.bandwidth", "power.tdp"),
+    "sm.clock": ("l2.bandwidth", "power.tdp"),
+    "hbm.bandwidth": ("l2.bandwidth",),
+}
 ISSUED_IN_WORDS = {
     "matmuls": "matmuls",
     "fp32": "fp32",
@@ -26,6 +32,7 @@ def notes(records: list[Record]) -> list[str]:
         *_issue_slots(records),
         *_held_back(records),
         *_untrusted_bytes(records),
+        *_left_as_they_were(records),
     ]
 
 
@@ -140,3 +147,14 @@ def _untrusted_bytes(records: list[Record]) -> list[str]:
         "simulated: bytes and hit rates on it are not to be trusted"
         for device, n in dies.items()
     ]
+
+
+def _left_as_they_were(records: list[Record]) -> list[str]:
+    """A line a changed figure of the device that left others as they were."""
+    lines: dict[str, None] = {}
+    for record in records:
+        overrides = record.overrides or {}
+        for key in GO_TOGETHER.keys() & overrides.keys():
+            if left := [other for other in GO_TOGETHER[key] if other not in overrides]:
+                lines[f"{key} is changed; as {record.hardware} has it: {', '.join(left)}"] = None
+    return sorted(lines)

@@ -13,3 +13,20 @@ def test_bytes_of_a_device_whose_dies_have_caches_of_their_own_are_said_not_to_b
     )
     (line,) = (told for told in notes([*apart, *shared, *apart]) if "dies" in told)
     assert line.startswith("mi300x: each of its 8 dies has a cache of its own")
+
+
+def test_a_changed_figure_that_leaves_others_as_they_were_is_noted_once():
+    def told(**overrides):
+        hardware = {"profile": "h100-sxm", **overrides}
+        lines = notes(2 * simulate(workload=WORKLOAD, hardware=hardware, schedule="flash2"))
+        return [line for line in lines if "is changed" in line]
+
+    assert told() == []
+    assert told(tensor={"fp16": "2048 FLOP/clock"}) == []
+    assert told(hbm={"bandwidth": "8 TB/s"}) == [
+        "hbm.bandwidth is changed; as h100-sxm has it: l2.bandwidth"
+    ]
+    assert told(hbm={"bandwidth": "8 TB/s"}, l2={"bandwidth": "20 TB/s"}) == []
+    assert told(sm={"count": 66}, power={"tdp": "350 W"}) == [
+        "sm.count is changed; as h100-sxm has it: l2.bandwidth"
+    ]
