@@ -11,8 +11,10 @@ from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
+from sim.machine import SRAM_BYTES_AN_INSTRUCTION
 from sim.schedules import make_schedule
 from sim.schedules.parts.flashinfer import flashinfer_cta, range_tokens
+from sim.tile_program import Barrier, Compute
 from tests.support.formulas import ceil, run
 
 H100 = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
@@ -144,6 +146,40 @@ def test_few_query_heads_multiply_16_rows_where_flash_attention_multiplies_64():
     }
     assert ran["cuda"].executed("mma_flops") == 4 * ran["flashinfer"].executed("mma_flops")
     assert ran["flashinfer"].time_s < 0.5 * ran["cuda"].time_s
+
+
+@pytest.mark.parametrize(
+    ("group", "head_dim", "kv_dtype", "counted"),
+    [
+        # What a warp's trip executes beside its matmuls: include/flashinfer/attention/prefill.cuh
+        # of v0.3.1, compiled by nvcc 13.5 for sm_90a and read by `attnsim kernel`.
+        (8, 128, None, 693 - 66),
+        (64, 128, None, 1312 - 264),
+        (128, 128, None, 1117 - 264),
+        (16, 256, None, 577 - 65),
+        (8, 128, "fp8", 3026 - 132),
+    ],
+)
+def test_a_trip_has_about_the_instructions_of_the_compiled_loop(group, head_dim, kv_dtype, counted):
+    w = decoding(
+        heads=2 * group, kv_heads=2, seq_kv=4096, batch=64, head_dim=head_dim, kv_dtype=kv_dtype
+    )
+    trip = [op for op in kernels(w)[0].loops[1].actions if isinstance(op, Compute)]
+    lane_ops = sum(op.vector_ops + op.other_ops + op.exp_count for op in trip)
+    sram_bytes = sum(op.sram_bytes for op in trip)
+    warps, lanes = 4, 32
+    a_warp = lane_ops / lanes / warps + sram_bytes / SRAM_BYTES_AN_INSTRUCTION / warps
+    assert a_warp == pytest.approx(counted, rel=0.15)
+
+
+def test_a_trip_waits_for_page_numbers_first_and_holds_k_until_its_softmax_is_done():
+    trip = kernels(decoding(heads=16, kv_heads=2, seq_kv=4096, batch=64))[0].loops[1]
+    numbers, addresses, *rest = trip.actions
+    assert isinstance(numbers, Barrier)
+    assert [load.stream.tensor.name for load in numbers.issues] == ["page table"]
+    assert addresses.reads == numbers.issues
+    k = next(load for load in trip.loads if load.stream.tensor.name == "K")
+    assert [op.name for op in rest if k in op.reads] == ["S = Q K^T", "softmax"]
 
 
 def test_queries_after_a_cached_prefix_are_packed_and_see_no_later_key():

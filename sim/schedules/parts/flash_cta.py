@@ -51,10 +51,12 @@ class FlashCta:
     stages: int = 1  # buffers of K and of V; 0: nothing is loaded ahead, V takes K's place
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = registers.FLASH_CUDA
+    k_until_softmax: bool = False  # is K held, instead of until S is there
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
     meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
     sharing_latencies: int = 0  # in the softmax of warps that share keys
+    address_instructions: int = 0  # of a warp, once the numbers of its pages are there
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
     shared_keys: int = 1  # that S is multiplied for, of a warp that shares them: so many or more
     a_score: OpsAScore = PLAIN

@@ -31,7 +31,7 @@ from sim.schedules.parts.backward import DROPOUT_OPS_PER_SCORE
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.instructions import online_softmax
+from sim.schedules.parts.instructions import LANES, online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
 from sim.schedules.parts.traversal import GridOrder, kv_heads_in, swizzled
@@ -175,10 +175,12 @@ class Operand:
 
     `vector_ops` are the lane operations that make a trip's tile ready for the matmul (such as
     rotating), which also write it to SRAM again. `register_ops` are those that every reader takes
-    on its way from SRAM, where the tile lies as it was loaded (such as dequantising).
+    on its way from SRAM, where the tile lies as it was loaded (such as dequantising). `numbers` are
+    those of pages, which a trip waits for before anything else, to make addresses of them.
     """
 
     streams: tuple[Stream, ...]
+    numbers: Stream | None = None
     vector_ops: int = 0
     register_ops: int = 0
 
@@ -235,6 +237,11 @@ def key_loop(
         k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + work)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
+    addressing: tuple[Op, ...] = ()
+    if k.numbers:
+        numbers, made = Load(k.numbers, 0), cta.address_instructions * LANES * cta.warps
+        addresses = Compute("addresses", (numbers,), other_ops=made)
+        addressing = (numbers, Barrier((numbers,)), addresses)
     if cta.own:
         before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
         scored, weighed, summed = cta.own.computes(loads_k, loads_v)
@@ -259,6 +266,7 @@ def key_loop(
             *loads_k,
             *loads_v,
             *before_s,
+            *addressing,
             *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
             Compute(
                 "S = Q K^T",
@@ -269,6 +277,7 @@ def key_loop(
             *after_s,
             Compute(
                 "softmax",
+                loads_k if cta.k_until_softmax else (),
                 vector_ops=softmax.fp32_ops + dropout,
                 other_ops=softmax.other_ops,
                 exp_count=softmax.exps,

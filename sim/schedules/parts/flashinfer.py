@@ -10,7 +10,9 @@
             load O_s;  O += exp(lse_s - lse) O_s
 
 A sequence has `group` rows a query, the query heads of a KV head. 16 rows are the tile of decoding:
-the four warps share out the keys, so each reads only its own. The plan lists what there is to do,
+the four warps share out the keys, so each reads only its own and has an O to itself. A trip begins
+with the numbers of the next tile's pages and the addresses made of them, which it waits for, and
+K's buffer is filled again once the softmax is done. The plan lists what there is to do,
 so that sequences of other lengths have as many CTAs as they need; the rows that sequences have in
 the mean say which tile. If any sequence has several ranges, the results of all are merged.
 
@@ -37,6 +39,7 @@ from sim.schedules.parts.combine import reduction
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.instructions import FP32_OPS_A_ROW, LANES, OTHER_OPS_A_ROW
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.tile_program import (
     Compute,
@@ -53,6 +56,11 @@ from sim.tile_program import (
 CTAS_AN_SM = 2  # that a plan counts on (scheduler.cuh, PrefillPlanImpl)
 LEAST_RANGE_TOKENS = 128  # scheduler.cuh, min_kv_chunk_size
 MOST_KV_MMAS = 8  # groups of 16 keys a warp, of 16 query rows; of 32 rows half as many
+# Of the loops as nvcc 13.5 compiles v0.3.1's for sm_90 (16, 64 and 128 rows of head_dim 128, 16 of
+# 256), beside FlashAttention-2's own fixed instructions: a warp's for the address of a row of K and
+# V, 16 of which the CTA copies at once, and for each copy; an element in fp8 until it is bf16.
+OPS_A_ROW_COPIED, ROWS_AT_ONCE, OPS_A_COPY, OPS_OF_CASTING = 45, 16, 2, 3.5
+COPIED_AT_ONCE = 2048  # bytes, 16 a thread
 MERGE_THREADS, MERGE_STAGES = 128, 4  # cascade.cuh, VariableLengthMergeStates
 
 
@@ -74,7 +82,20 @@ def flashinfer_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
     room = min(capacity / ctas, hw.sram.max_per_cta) - q_bytes
     most = min(int(room // kv_bytes), MOST_KV_MMAS // rows_a_warp)
     mmas = next((n for n in (8, 4, 2) if n <= most), 1)
-    return FlashCta(Tile(q=rows, kv=16 * mmas * warps_kv), warps=4)
+    tile_kv = 16 * mmas * warps_kv
+    copies = 2 * tile_kv * w.head_dim * _kv_element_bytes(w) // COPIED_AT_ONCE
+    addresses = OPS_A_ROW_COPIED * tile_kv // ROWS_AT_ONCE + OPS_A_COPY * copies
+    # Each warp that shares keys has an O of all rows to itself.
+    row_ops = w.head_dim + FP32_OPS_A_ROW + OTHER_OPS_A_ROW
+    own_o = (warps_kv - 1) * blocks(rows * row_ops, 4 * LANES)
+    return FlashCta(
+        Tile(q=rows, kv=tile_kv),
+        warps=4,
+        k_until_softmax=True,
+        kv_readers=warps_q,
+        address_instructions=addresses,
+        sharing_instructions=own_o,
+    )
 
 
 def _tile_rows(w: AttentionWorkload, hw: HardwareProfile) -> int:
@@ -276,6 +297,9 @@ class PackedAttention:
         tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)
 
         def loop(trips: OfItem, k: Operand, v: Operand) -> Loop:
+            (keys, numbers), casting = k.streams, int(OPS_OF_CASTING * k.register_ops)
+            k = Operand((keys,), numbers, register_ops=casting)
+            v = replace(v, register_ops=casting)
             return key_loop(w, self.cta, trips, tiles.q.tile_bytes, k, v)
 
         loops = loops_over_pages(w, self.page_size, self.cta.tile.kv, ranges, loop)

@@ -7,8 +7,7 @@
 
 Only tokens that are there are read, of the last page of a sequence too: FlashAttention's kernels
 and FlashInfer's load a row where it is below the end of the range. Page numbers are int32; reading
-one reads its sector of 32 bytes. That a page cannot be loaded before its number is there is not
-modelled.
+one reads its sector of 32 bytes. They come with K, unless `loop` has a trip wait for them.
 
 Where pages lie changes nothing that is modelled: a token of a head is whole sectors, and any chunk
 can stand anywhere in L2. So a tile is one load, whatever pages it is of, and a range is a matrix of
