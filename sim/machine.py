@@ -58,9 +58,11 @@ class Machine:
     l2_bytes_per_s: float
     port_bytes_per_s: float
     l2_capacity_bytes: int
+    die_capacities_bytes: tuple[int, ...]  # of each die's own cache, none where there is one die
     l2_latency_s: float
     hbm_latency_s: float
     op_latency_s: float
+    dies: int  # to which CTAs are dealt in turn; SM k is on die k mod dies
 
     def hbm_s(self, read_bytes: float, write_bytes: float) -> float:
         """Seconds that HBM is busy with so many bytes."""
@@ -70,6 +72,7 @@ class Machine:
 def machine_of(hw: HardwareProfile) -> Machine:
     """The machine that a profile describes."""
     calibration = hw.calibration
+    dies = min(hw.l2.dies, hw.sm.count)
     return Machine(
         sms=hw.sm.count,
         hbm_read_bytes_per_s=hw.hbm.data_bytes_per_s * calibration.hbm.read,
@@ -77,9 +80,11 @@ def machine_of(hw: HardwareProfile) -> Machine:
         l2_bytes_per_s=hw.l2.bandwidth * calibration.l2.sustained,
         port_bytes_per_s=hw.sm.l2_bytes_per_clock * hw.sm.clock,
         l2_capacity_bytes=int(hw.l2.capacity * calibration.l2.effective_capacity),
+        die_capacities_bytes=(int(hw.l2.die_capacity),) * dies if dies > 1 else (),
         l2_latency_s=calibration.l2.latency,
         hbm_latency_s=calibration.hbm.latency,
         op_latency_s=calibration.sm.op_latency,
+        dies=dies,
     )
 
 

@@ -26,10 +26,11 @@ class KernelRun:
     """Counters, times and timeline of one kernel, from its first CTA to its last.
 
     `hbm_write_bytes` is what was written by the kernel's end, `l2_dirty_bytes` what was then still
-    dirty in L2 (of this kernel or an earlier one). `counts` says how often each action ran, a
-    compute once a worker. `busy_s` holds each pipe's service time in the order of `machine.CAUSES`,
-    summed over SMs; `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins).
-    With `fast_forward` the arrays of CTAs are of those that were replayed.
+    dirty in L2 (of this kernel or an earlier one). `die_hit_bytes` of those that hit were served by
+    the cache of the SM's die. `counts` says how often each action ran, a compute once a worker.
+    `busy_s` holds each pipe's service time in the order of `machine.CAUSES`, summed over SMs;
+    `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins). With
+    `fast_forward` the arrays of CTAs are of those that were replayed.
 
     `clock_share` of the nominal clock is what the power limit left (`sim.engine.power`), `power_s`
     the time that this added: `path_s`, which then sums to the rest, and `busy_s` are as without it.
@@ -52,6 +53,7 @@ class KernelRun:
     cta_end_s: NDArray[np.float64]
     bins: NDArray[np.float64]
     bin_width_s: float
+    die_hit_bytes: int = 0
     fast_forward: FastForward | None = None
     clock_share: float = 1.0
     power_s: float = 0.0

@@ -92,10 +92,14 @@ class Chunk:
 
 
 class L2Cache:
-    """Chunks, write-back; of a few drawn at random (`candidates`) the longest unused is evicted."""
+    """Chunks, write-back; of a few drawn at random (`candidates`) the longest unused is evicted.
 
-    def __init__(self, capacity_bytes: int, candidates: int) -> None:
+    `dies` are the caches below it, of copies that are clean.
+    """
+
+    def __init__(self, capacity_bytes: int, candidates: int, *die_bytes: int) -> None:
         self.capacity_bytes, self.candidates = capacity_bytes, candidates
+        self.dies = [L2Cache(own_bytes, candidates) for own_bytes in die_bytes]
         self.used_bytes = self.touches = 0
         self.draw = FIRST_DRAW
         self.lines: list[Chunk] = []
@@ -118,19 +122,34 @@ class L2Cache:
             return read, (size if write else 0)
         written = 0
         while self.used_bytes + size > self.capacity_bytes:
-            victim = self.evict()
+            victim = self.remove(self.oldest())
             written += victim.size if victim.dirty else 0
         self.chunks[number] = Chunk(number, size, write, self.touches)
         self.lines.append(self.chunks[number])
         self.used_bytes += size
         return read, written
 
-    def evict(self) -> Chunk:
-        """Evict the candidate used longest ago; the last line takes its place."""
+    def touch_from(
+        self, die: int, number: int, size: int, write: bool, fetch: bool
+    ) -> tuple[int, int, int]:
+        """`touch` by way of the die's cache; return (HBM reads, writes, bytes past the die)."""
+        if self.dies and write:
+            for own in self.dies:
+                if number in own.chunks:
+                    own.remove(own.lines.index(own.chunks[number]))
+        elif self.dies and not self.dies[die].touch(number, size, False, True)[0]:
+            return 0, 0, 0
+        return *self.touch(number, size, write, fetch), size
+
+    def oldest(self) -> int:
+        """The place of the candidate used longest ago."""
         drawn = [self.drawn() for _ in range(self.candidates)]
-        oldest = min(drawn, key=lambda line: self.lines[line].used_at)
-        victim, last = self.lines[oldest], self.lines[-1]
-        self.lines[oldest] = last
+        return min(drawn, key=lambda line: self.lines[line].used_at)
+
+    def remove(self, line: int) -> Chunk:
+        """Take a line out; the last one takes its place."""
+        victim, last = self.lines[line], self.lines[-1]
+        self.lines[line] = last
         self.lines.pop()
         del self.chunks[victim.number]
         self.used_bytes -= victim.size
@@ -144,7 +163,8 @@ class L2Cache:
 
 def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Cache:
     """A device's L2, empty."""
-    return L2Cache(mc.machine_of(hw).l2_capacity_bytes, hw.calibration.l2.candidates)
+    machine, candidates = mc.machine_of(hw), hw.calibration.l2.candidates
+    return L2Cache(machine.l2_capacity_bytes, candidates, *machine.die_capacities_bytes)
 
 
 def chunks_of(stream: Stream, chunking: Chunking, tile: int) -> list[tuple[int, int]]:
@@ -432,8 +452,9 @@ class ReferenceReplay:
         self.starts = {stream: stream.start(kernel.items) for stream in kernel.streams}
         self.op_count: dict[Action, int] = {}
         self.hbm_read_bytes = self.hbm_write_bytes = 0
-        self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = 0
-        self.next_cta = self.tile_steps = 0
+        self.l2_read_bytes = self.l2_write_bytes = self.l2_hit_bytes = self.die_hit_bytes = 0
+        self.queues = list(range(machine.dies))  # the next CTA of each die
+        self.tile_steps = 0
         self.bins, self.bins_per_s = new_timeline()
         self.ctas = [(0, 0.0, 0.0)] * kernel.ctas
         self.end_s = 0.0
@@ -462,10 +483,11 @@ class ReferenceReplay:
         add(self.bins, self.bins_per_s, track, start_s, end_s, float(amount))
 
     def place(self, sm: int, slot: int) -> None:
-        """Give a free slot the grid's next CTA, if there is one left."""
-        if self.next_cta < self.kernel.ctas:
-            cta = RunningCta(self, sm, slot, self.next_cta)
-            self.next_cta += 1
+        """Give a free slot the next CTA of its die, if there is one left."""
+        die = sm % self.machine.dies
+        if self.queues[die] < self.kernel.ctas:
+            cta = RunningCta(self, sm, slot, self.queues[die])
+            self.queues[die] += self.machine.dies
             for worker in cta.workers:
                 self.env.process(worker.run())
 
@@ -477,51 +499,64 @@ class ReferenceReplay:
         self.slot_paths[cta.slot] = path
         self.place(cta.sm, cta.slot)
 
-    def cross(self, sm: int, size: int, read: int, written: int, path: Path) -> tuple[float, Path]:
-        """Reserve every pipe between an SM and where the tile is; when the slowest is done."""
+    def cross(
+        self, sm: int, size: int, passed: int, read: int, written: int, path: Path
+    ) -> tuple[float, float, Path]:
+        """Reserve every pipe between an SM and where the tile is.
+
+        L2 serves the bytes that passed the die's cache. Returns when the slowest is done, when L2
+        is, and the critical path.
+        """
         now_s, machine = self.env.now, self.machine
         slowest = self.sm_pipes[sm][mc.PORT]
-        slowest.reserve(now_s, size / machine.port_bytes_per_s, path)
-        service_s = size / machine.l2_bytes_per_s
-        done_s = self.l2_pipe.reserve(now_s, service_s, path)
-        self.record(L2_BYTES, done_s - service_s, done_s, size)
-        if self.l2_pipe.free_at_s > slowest.free_at_s:
-            slowest = self.l2_pipe
+        l2_done_s, service_s = slowest.reserve(now_s, size / machine.port_bytes_per_s, path), 0.0
+        if passed:
+            service_s = passed / machine.l2_bytes_per_s
+            l2_done_s = self.l2_pipe.reserve(now_s, service_s, path)
+            if self.l2_pipe.free_at_s > slowest.free_at_s:
+                slowest = self.l2_pipe
+        self.record(L2_BYTES, l2_done_s - service_s, l2_done_s, size)
         if read or written:
             service_s = machine.hbm_s(read, written)
             done_s = self.hbm_pipe.reserve(now_s, service_s, path)
             self.record(HBM_BYTES, done_s - service_s, done_s, read + written)
             if self.hbm_pipe.free_at_s > slowest.free_at_s:
                 slowest = self.hbm_pipe
-        return slowest.free_at_s, slowest.path.copy()
+        return slowest.free_at_s, l2_done_s, slowest.path.copy()
 
     def touch(
-        self, stream: Stream, tile: int, write: bool, fetch: bool
-    ) -> tuple[int, int, int, float, list[int]]:
+        self, sm: int, stream: Stream, tile: int, write: bool, fetch: bool
+    ) -> tuple[int, int, int, int, float, list[int]]:
         """Touch a tile's chunks.
 
-        Returns (bytes, HBM reads, HBM writes, last arrival of those present, numbers fetched).
+        Returns (bytes, those past the die, HBM reads, HBM writes, last arrival of those present,
+        numbers fetched).
         """
-        size = reads = writes = 0
+        size = passed = reads = writes = 0
+        die = sm % self.machine.dies
         in_flight_s, fetched = 0.0, []
         for number, chunk_bytes in chunks_of(stream, self.chunkings[stream.tensor], tile):
-            read, written = self.l2.touch(number, chunk_bytes, write, fetch)
+            read, written, past = self.l2.touch_from(die, number, chunk_bytes, write, fetch)
             size, reads, writes = size + chunk_bytes, reads + read, writes + written
+            passed += past
             if read:
                 fetched.append(number)
             elif number in self.l2.chunks:
                 in_flight_s = max(in_flight_s, self.l2.chunks[number].arrival_s)
         self.hbm_read_bytes += reads
         self.hbm_write_bytes += writes
-        return size, reads, writes, in_flight_s, fetched
+        return size, passed, reads, writes, in_flight_s, fetched
 
     def load(self, sm: int, stream: Stream, tile: int, path: Path) -> tuple[float, Path]:
         """Load a tile; return when it is in SRAM, and the critical path of that."""
-        size, reads, writes, in_flight_s, fetched = self.touch(stream, tile, False, True)
-        done_s, path = self.cross(sm, size, reads, writes, path)
+        size, passed, reads, writes, in_flight_s, fetched = self.touch(
+            sm, stream, tile, False, True
+        )
+        done_s, l2_done_s, path = self.cross(sm, size, passed, reads, writes, path)
         self.l2_read_bytes += size
         self.l2_hit_bytes += size - reads
-        self.record(L2_HIT_BYTES, self.l2_pipe.free_at_s, self.l2_pipe.free_at_s, size - reads)
+        self.die_hit_bytes += size - passed
+        self.record(L2_HIT_BYTES, l2_done_s, l2_done_s, size - reads)
         latency_s = self.machine.hbm_latency_s if reads else self.machine.l2_latency_s
         done_s += latency_s
         path[mc.HBM_LATENCY if reads else mc.L2_LATENCY] += latency_s
@@ -538,9 +573,10 @@ class ReferenceReplay:
 
     def store(self, sm: int, op: Store, tile: int, path: Path) -> tuple[float, Path]:
         """Store a tile; return when it has left the SM, and the critical path of that."""
-        size, reads, writes, _, _ = self.touch(op.stream, tile, True, op.atomic)
+        size, _, reads, writes, _, _ = self.touch(sm, op.stream, tile, True, op.atomic)
         self.l2_write_bytes += size
-        return self.cross(sm, size, reads, writes, path)
+        done_s, _, path = self.cross(sm, size, size, reads, writes, path)
+        return done_s, path
 
 
 def run_kernel(
@@ -570,6 +606,7 @@ def run_kernel(
         l2_write_bytes=replay.l2_write_bytes,
         l2_hit_bytes=replay.l2_hit_bytes,
         l2_dirty_bytes=l2.dirty_bytes,
+        die_hit_bytes=replay.die_hit_bytes,
         busy_s=np.array([*busy_s, replay.l2_pipe.busy_s, replay.hbm_pipe.busy_s]),
         path_s=replay.path,
         cta_sm=np.array(sms),

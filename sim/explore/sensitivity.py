@@ -30,7 +30,8 @@ from sim.runs.scenario import Point, Scenario
 from sim.schedules.base import Schedule
 
 SHIFT = 0.05  # up by it, and down by as much in logarithm
-# What no result of a run depends on. Whether a schedule fits is `attnsim fit`'s question.
+# What no result of a run depends on (whether a schedule fits is `attnsim fit`'s question), and how
+# many dies there are, of which none is a small share.
 WITHOUT_EFFECT = ("hbm.capacity", "l2.dies")
 OF_THE_SAME_REPLAY = ("energy.", "power.")  # figures that no replay knows, and so add no error
 # Where a fast-forwarded record says how far each result may be off.
@@ -208,7 +209,7 @@ def parameters(section: BaseModel, shift: float = SHIFT, prefix: str = "") -> It
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from parameters(value, shift, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and value:
+        elif isinstance(value, int | float) and value and value is not True:
             most = min((getattr(limit, "le", inf) for limit in field.metadata), default=inf)
             yield _parameter(f"{prefix}{name}", value, most, shift)
 

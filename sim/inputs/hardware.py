@@ -88,13 +88,14 @@ class Hbm(Section):
 class L2(Section):
     """The cache that all SMs share.
 
-    `dies` are how many dies keep copies of its lines in a cache of their own below it, 1 where none
-    does. Those caches are not simulated.
+    `dies` are how many dies keep copies of its lines in a cache of their own below it, of
+    `die_capacity` each; 1 where none does.
     """
 
     capacity: BytesOrNone
     bandwidth: BytesPerSecond
     dies: Count = 1
+    die_capacity: BytesOrNone = 0.0
 
 
 class Sram(Section):

@@ -31,7 +31,7 @@ def notes(records: list[Record]) -> list[str]:
         *_compiled(records),
         *_issue_slots(records),
         *_held_back(records),
-        *_untrusted_bytes(records),
+        *_caches_of_dies(records),
         *_left_as_they_were(records),
     ]
 
@@ -139,13 +139,13 @@ def _held_back(records: list[Record]) -> list[str]:
     return lines
 
 
-def _untrusted_bytes(records: list[Record]) -> list[str]:
-    """A line a device whose dies have caches that are not simulated."""
-    dies = {record.hardware: record.l2_dies for record in records if record.l2_dies > 1}
+def _caches_of_dies(records: list[Record]) -> list[str]:
+    """A line a record of a device whose dies have caches of their own: what these hit."""
     return [
-        f"{device}: each of its {n} dies has a cache of its own below the shared one, which is not "
-        "simulated: bytes and hit rates on it are not to be trusted"
-        for device, n in dies.items()
+        f"{who(record)}: the cache of their own die serves {record.l2_die_hit_rate:.1%} of loads "
+        f"({record.l2_dies} dies; L2 is the cache that they share)"
+        for record in records
+        if record.l2_die_hit_rate is not None
     ]
 
 

@@ -12,7 +12,6 @@ from sim.engine.compiled.records import replay_bytes
 from sim.engine.fast_forward.plan import can_skip, replayed_steps
 from sim.inputs.files import InputError
 from sim.inputs.units import show_binary
-from sim.machine import machine_of
 from sim.runs.record import Record
 from sim.runs.recorded import record_of, record_of_oom
 from sim.runs.scenario import Limits, Point, Scenario
@@ -84,14 +83,13 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: lis
     """Tile steps to replay; raises LimitsError where they or their arrays exceed the limits."""
     who = f"schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
-    l2_capacity_bytes = machine_of(point.hardware).l2_capacity_bytes
     most_steps = limits.most_steps
     kernels = [
         kernel
         for kernel in kernels_of(commands)
         if most_steps is None or not can_skip(kernel, most_steps)
     ]
-    memory = l2_bytes(chunk_tensors(kernels), l2_capacity_bytes) if kernels else 0
+    memory = l2_bytes(chunk_tensors(kernels), point.hardware) if kernels else 0
     memory += max((replay_bytes(kernel, point.hardware) for kernel in kernels), default=0)
     if memory > limits.memory:
         raise LimitsError(

@@ -111,8 +111,9 @@ class Record:
     still in L2 at its end (a hardware counter read at that moment misses those). `useful_flops`
     counts the (query, key) pairs that the mask shows, `flops` what the tiles compute. Bytes, FLOPs
     and energy are of all `gpus` together, utilisations and shares their mean, `peak_hbm_bytes` the
-    fullest one's. Where `l2_dies` is above 1 the device has caches that are not simulated: its
-    bytes and hit rate are not to be trusted. `link_wait_s` is the communication that nothing hid:
+    fullest one's. Where `l2_dies` is above 1 each die has a cache of its own below the L2 that all
+    share, and `l2_die_hit_rate` of the loads are served by it (they are among the hits).
+    `link_wait_s` is the communication that nothing hid:
     how long a GPU's kernels waited for transfers and, once they were done, it for what its outputs
     still lacked, in the mean.
     """
@@ -133,6 +134,7 @@ class Record:
     l2_bytes: int | None = None
     l2_hit_rate: float | None = None
     l2_dies: PositiveInt = 1
+    l2_die_hit_rate: float | None = None
     sram_bytes: int | None = None
     peak_hbm_bytes: int | None = None
     tensor_utilisation: float | None = None

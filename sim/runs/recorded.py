@@ -74,6 +74,7 @@ def record_of(
     l2_read_bytes = total("l2_read_bytes")
     l2_bytes = l2_read_bytes + total("l2_write_bytes")
     hit_bytes = sum(first.run.l2_hit_bytes * launches for first, launches in runs)
+    die_hit_bytes = sum(first.run.die_hit_bytes * launches for first, launches in runs)
     flops, sram_bytes = total("flops"), total("sram_bytes")
     link_wait_s, idle_s = _waits_s(run)
     shares = _shares(kernels, run, link_wait_s, idle_s)
@@ -98,6 +99,7 @@ def record_of(
         l2_bytes=l2_bytes,
         l2_hit_rate=hit_bytes / max(l2_read_bytes, 1),
         l2_dies=int(hw.l2.dies),
+        l2_die_hit_rate=die_hit_bytes / max(l2_read_bytes, 1) if hw.l2.dies > 1 else None,
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
         tensor_utilisation=flops / hw.matmul_flops_per_s(w.dtype) / gpu_s,

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
+from sim import simulate
 from sim.engine.reference import L2Cache
 
 LINE_BYTES = 64
@@ -110,3 +111,43 @@ def test_published_bandwidths_fall_as_with_so_many_candidates(
 
     assert error(candidates) < 0.1
     assert error(candidates) == min(error(number) for number in (1, 2, 4, 8, 16))
+
+
+def test_a_die_keeps_copies_of_what_it_reads_until_another_writes_it():
+    l2 = L2Cache(100 * LINE_BYTES, 2, 4 * LINE_BYTES, 4 * LINE_BYTES)
+
+    def past(die: int, write: bool = False) -> tuple[int, int]:
+        """(HBM reads, bytes past the die's cache) of a touch of one chunk."""
+        read, _, passed = l2.touch_from(die, 7, LINE_BYTES, write, not write)
+        return read, passed
+
+    assert past(0) == (LINE_BYTES, LINE_BYTES)  # from HBM
+    assert past(0) == (0, 0)  # its own copy
+    assert past(1) == (0, LINE_BYTES)  # from the cache that both share
+    assert past(1, write=True) == (0, LINE_BYTES)
+    assert past(0) == past(1) == (0, LINE_BYTES)  # both copies were dropped
+    assert past(0) == past(1) == (0, 0)
+
+
+def of_dies(order: str, **l2: object):
+    """128 heads of 8192 tokens on an MI300X, its grid in that order."""
+    (record,) = simulate(
+        workload={"heads": 128, "head_dim": 128, "seq_len": 8192, "dtype": "bf16"},
+        hardware={"profile": "mi300x", "l2": l2} if l2 else "mi300x",
+        schedule=[{"name": "flash2", "grid_order": order}],
+    )
+    return record
+
+
+def test_heads_that_stay_on_a_die_are_served_by_its_cache():
+    few, many = of_dies("swizzled"), of_dies("head_fast")  # heads at a time
+    assert few.l2_die_hit_rate > many.l2_die_hit_rate + 0.25
+    assert 0 < many.l2_die_hit_rate <= many.l2_hit_rate
+    assert many.hbm_read_bytes > 5 * few.hbm_read_bytes
+    assert few.l2_bytes == many.l2_bytes
+
+
+def test_without_caches_of_dies_all_that_sms_read_comes_from_the_shared_one():
+    none = of_dies("swizzled", die_capacity="0 B")
+    assert none.l2_die_hit_rate == 0
+    assert of_dies("swizzled", dies=1).l2_die_hit_rate is None

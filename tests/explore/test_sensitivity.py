@@ -88,7 +88,8 @@ def numbers(section: Any, prefix: str = "") -> dict[str, float]:
         for key, value in section.items():
             found |= numbers(value, f"{prefix}.{key}")
         return found
-    return {prefix[1:]: section} if isinstance(section, int | float) else {}
+    is_number = isinstance(section, int | float) and section is not True
+    return {prefix[1:]: section} if is_number else {}
 
 
 @pytest.mark.parametrize("name", ["h100-sxm", "t4", "mi300x"])

@@ -6,13 +6,14 @@ from sim.report.notes import notes
 WORKLOAD = {"seq_len": 512, "batch": 1, "heads": 2, "head_dim": 64, "dtype": "fp16"}
 
 
-def test_bytes_of_a_device_whose_dies_have_caches_of_their_own_are_said_not_to_be_trusted():
+def test_what_the_caches_of_dies_serve_is_said_where_there_are_any():
     apart, shared = (
         simulate(workload=WORKLOAD, hardware=device, schedule="flash2")
         for device in ("mi300x", "h100-sxm")
     )
-    (line,) = (told for told in notes([*apart, *shared, *apart]) if "dies" in told)
-    assert line.startswith("mi300x: each of its 8 dies has a cache of its own")
+    (line,) = (told for told in notes([*apart, *shared]) if "dies" in told)
+    assert "the cache of their own die serves" in line
+    assert "(8 dies; L2 is the cache that they share)" in line
 
 
 def test_a_changed_figure_that_leaves_others_as_they_were_is_noted_once():

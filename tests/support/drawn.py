@@ -46,11 +46,14 @@ def devices(
     l2: str | None = None,
     names: tuple[str, ...] = ("h100-sxm", "a100-sxm-40gb", "rtx-4090"),
 ) -> HardwareProfile:
-    """A few SMs of a real device, with any L2."""
+    """A few SMs of a real device, with any L2; where it is not given, on one die or several."""
     name = draw(st.sampled_from(names))
+    dies = {}
+    if l2 is None and draw(st.booleans()):
+        dies = {"dies": draw(st.integers(2, 4)), "die_capacity": draw(st.sampled_from(L2_SIZES))}
     overrides = {
         "sm": {"count": draw(st.integers(1, 5))},
-        "l2": {"capacity": l2 or draw(st.sampled_from(L2_SIZES))},
+        "l2": {"capacity": l2 or draw(st.sampled_from(L2_SIZES))} | dies,
         "calibration": {"l2": {"effective_capacity": 1.0, "candidates": draw(st.integers(1, 16))}},
     }
     return load_profile(name, overrides, "a test")

@@ -5,6 +5,10 @@ present are in use, so that a random one costs a multiplication. To make room so
 *candidates*, and the one used longest ago goes. One candidate is random replacement, very many are
 LRU. What is absent costs four bytes. A chunk larger than the cache passes it by.
 
+Where each die has a cache below the one that all share, they are kept alike, one behind the other
+in the same arrays. A load asks its die's first; a store goes to the shared one, and the dies'
+copies of it are dropped.
+
 Sources: Sanchez and Kozyrakis, "The ZCache: Decoupling Ways and Associativity" (MICRO 2010),
 Section IV: a cache of well hashed sets evicts like the best of n random candidates, and n is its
 associativity. Park, Miller and Stockmeyer, "Remarks on Choosing and Implementing Random Number
@@ -33,14 +37,15 @@ LINE = aligned(
     ]
 )
 # Bytes present, of what capacity, how many of them dirty; the lines in use; how many an eviction
-# draws; touches so far; the last draw.
+# draws; touches so far; the last draw; where its chunks and its lines begin.
 LEVEL_FIELDS = ("used", "capacity", "dirty", "lines", "candidates", "touches", "draw")
-LEVEL = aligned([(name, "i8") for name in LEVEL_FIELDS])
+LEVEL = aligned([(name, "i8") for name in (*LEVEL_FIELDS, "first_chunk", "first_line")])
+SHARED = 0  # the cache that all SMs share; those of dies come after it
 DRAW_FACTOR, DRAW_MODULUS, FIRST_DRAW = 48_271, 2**31 - 1, 1
 
 
 class L2Lines(NamedTuple):
-    """What is in L2: each chunk's line or NO_LINE, the lines, and a record of the whole."""
+    """What is in L2: each chunk's line or NO_LINE, the lines, and a record of each cache."""
 
     line_of: NDArray[np.int32]
     lines: NDArray[np.void]
@@ -67,31 +72,55 @@ def _smallest_chunk(tensor: Tensor, chunking: Chunking) -> int:
 
 def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:
     """A device's L2, empty, for the chunks of those tensors."""
-    capacity_bytes = machine_of(hw).l2_capacity_bytes
-    chunks, lines = sizes_of(chunkings, capacity_bytes)
-    level = np.zeros(1, LEVEL)
-    level["capacity"], level["draw"] = capacity_bytes, FIRST_DRAW
+    capacities = _capacities_of(hw)
+    sizes = [sizes_of(chunkings, capacity_bytes) for capacity_bytes in capacities]
+    chunks, lines = (np.cumsum([0, *of]) for of in zip(*sizes, strict=True))
+    level = np.zeros(len(capacities), LEVEL)
+    level["capacity"], level["draw"] = capacities, FIRST_DRAW
     level["candidates"] = hw.calibration.l2.candidates
-    return L2Lines(np.zeros(chunks, np.int32), np.zeros(lines + 1, LINE), level)
+    level["first_chunk"], level["first_line"] = chunks[:-1], lines[:-1]
+    return L2Lines(np.zeros(chunks[-1], np.int32), np.zeros(lines[-1] + 1, LINE), level)
 
 
-def l2_bytes(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> int:
+def l2_bytes(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> int:
     """What `new_l2` takes of this computer's memory."""
-    chunks, lines = sizes_of(chunkings, capacity_bytes)
-    return chunks * 4 + lines * LINE.itemsize
+    sizes = [sizes_of(chunkings, capacity_bytes) for capacity_bytes in _capacities_of(hw)]
+    return sum(chunks * 4 + lines * LINE.itemsize for chunks, lines in sizes)
+
+
+def _capacities_of(hw: HardwareProfile) -> tuple[int, ...]:
+    """Bytes of the cache that all SMs share, and of each die's."""
+    machine = machine_of(hw)
+    return machine.l2_capacity_bytes, *machine.die_capacities_bytes
 
 
 @inlined
 def drawn(level):
     """A line in use, each as likely as any other."""
     level.draw = level.draw * DRAW_FACTOR % DRAW_MODULUS
-    return 1 + (level.draw * level.lines >> 31)
+    return level.first_line + 1 + (level.draw * level.lines >> 31)
 
 
 @called
-def make_room(l2, size):
+def remove(l2, cache, line):
+    """Take a line out; return its dirty bytes."""
+    lines, level = l2.lines, l2.level[cache]
+    victim, last = lines[line], lines[level.first_line + level.lines]
+    level.used -= victim.size
+    written = victim.size if victim.dirty else 0
+    level.dirty -= written
+    l2.line_of[level.first_chunk + last.chunk] = line  # the last line moves to the victim's place
+    l2.line_of[level.first_chunk + victim.chunk] = NO_LINE
+    victim.chunk, victim.dirty, victim.size = last.chunk, last.dirty, last.size
+    victim.used_at, victim.arrival_s = last.used_at, last.arrival_s
+    level.lines -= 1
+    return written
+
+
+@called
+def make_room(l2, cache, size):
     """Evict until `size` bytes fit; return the dirty bytes evicted."""
-    lines, level = l2.lines, l2.level[0]
+    lines, level = l2.lines, l2.level[cache]
     written = 0
     while level.used + size > level.capacity:
         oldest = drawn(level)
@@ -99,28 +128,19 @@ def make_room(l2, size):
             other = drawn(level)
             if lines[other].used_at < lines[oldest].used_at:
                 oldest = other
-        victim, last = lines[oldest], lines[level.lines]
-        level.used -= victim.size
-        if victim.dirty:
-            written += victim.size
-            level.dirty -= victim.size
-        l2.line_of[last.chunk] = oldest  # the last line moves to the victim's place
-        l2.line_of[victim.chunk] = NO_LINE
-        victim.chunk, victim.dirty, victim.size = last.chunk, last.dirty, last.size
-        victim.used_at, victim.arrival_s = last.used_at, last.arrival_s
-        level.lines -= 1
+        written += remove(l2, cache, oldest)
     return written
 
 
 @inlined
-def touch(l2, chunk, size, write, fetch):
-    """Use a chunk of `size` bytes; return (its line, bytes read from HBM, bytes written to HBM).
+def touch(l2, cache, chunk, size, write, fetch):
+    """Use a chunk of `size` bytes; return (its line, bytes fetched, dirty bytes evicted).
 
     `write` leaves it dirty; `fetch` says whether it must be read where it is absent.
     """
-    lines, level = l2.lines, l2.level[0]
+    lines, level = l2.lines, l2.level[cache]
     level.touches += 1
-    line = l2.line_of[chunk]
+    line = l2.line_of[level.first_chunk + chunk]
     if line != NO_LINE:
         present = lines[line]
         present.used_at = level.touches
@@ -133,10 +153,10 @@ def touch(l2, chunk, size, write, fetch):
         return line, read, (size if write else 0)
     written = 0
     if level.used + size > level.capacity:
-        written = make_room(l2, size)
+        written = make_room(l2, cache, size)
     level.lines += 1
-    line = np.int32(level.lines)
-    l2.line_of[chunk] = line
+    line = np.int32(level.first_line + level.lines)
+    l2.line_of[level.first_chunk + chunk] = line
     arrived = lines[line]
     arrived.chunk, arrived.size, arrived.dirty = chunk, size, 0
     arrived.used_at, arrived.arrival_s = level.touches, 0.0
@@ -145,3 +165,22 @@ def touch(l2, chunk, size, write, fetch):
         arrived.dirty = 1
         level.dirty += size
     return line, read, written
+
+
+@called
+def touch_by_die(l2, die, chunk, size, write, fetch):
+    """`touch` of the shared cache, unless it is a load that the die's cache serves.
+
+    Returns (the shared cache's line, HBM reads, HBM writes, bytes that went past the die's cache).
+    """
+    if write:
+        for cache in range(SHARED + 1, l2.level.size):
+            copy = l2.line_of[l2.level[cache].first_chunk + chunk]
+            if copy != NO_LINE:
+                remove(l2, cache, copy)
+    else:
+        _, missed, _ = touch(l2, die, chunk, size, False, True)
+        if not missed:
+            return l2.line_of[chunk], 0, 0, 0
+    line, read, written = touch(l2, SHARED, chunk, size, write, fetch)
+    return line, read, written, size

@@ -72,7 +72,7 @@ OP = aligned(
 )
 # `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
 LIMITS = aligned(
-    _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves {sources_stamp()}")
+    _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves dies {sources_stamp()}")
     + _float64("port_bytes_per_s l2_bytes_per_s hbm_read_bytes_per_s hbm_write_bytes_per_s")
     + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s item_setup_s")
 )
@@ -85,7 +85,7 @@ CTA = aligned([*_int64("sm"), *_float64("start_s end_s")])
 TOTAL = aligned(
     [
         *_int64("hbm_read_bytes hbm_write_bytes l2_read_bytes l2_write_bytes l2_hit_bytes"),
-        *_int64("next_cta ctas_done steps_done"),
+        *_int64("die_hit_bytes ctas_done steps_done"),
         *_float64("end_s"),
         PATH,
     ]
@@ -107,7 +107,8 @@ class Replay(NamedTuple):
     `pipes` holds SM_PIPES an SM, then L2 and HBM. `matches` is a tournament of SMs as a binary
     tree: the root is 1, below n are 2n and 2n + 1, SM k is at `leaves` + k; each node holds its
     winner and when that is due.
-    `limits` and `total` are one record each.
+    `limits` and `total` are one record each. `queues` has the next CTA of each die: they are dealt
+    to dies in turn.
     """
 
     limits: NDArray[np.void]
@@ -126,6 +127,7 @@ class Replay(NamedTuple):
     pipes: NDArray[np.void]
     matches: NDArray[np.void]
     ctas: NDArray[np.void]
+    queues: NDArray[np.int64]
     total: NDArray[np.void]
     bins: NDArray[np.float64]
     bins_per_s: NDArray[np.float64]
@@ -286,6 +288,7 @@ def _limits_of(
         loops=len(kernel.loops),
         items_per_cta=kernel.items_per_cta,
         leaves=1 << max(0, machine.sms - 1).bit_length(),
+        dies=machine.dies,
         port_bytes_per_s=machine.port_bytes_per_s,
         l2_bytes_per_s=machine.l2_bytes_per_s,
         hbm_read_bytes_per_s=machine.hbm_read_bytes_per_s,
@@ -339,6 +342,7 @@ def new_replay(
         pipes=np.zeros(machine.sms * SM_PIPES + 2, PIPE),
         matches=matches,
         ctas=np.zeros(kernel.ctas, CTA),
+        queues=np.arange(machine.dies),
         total=np.zeros(1, TOTAL),
         bins=bins,
         bins_per_s=bins_per_s,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.engine.compiled.jit import called, entry, inlined
-from sim.engine.compiled.l2 import NO_LINE, L2Lines, new_l2, touch
+from sim.engine.compiled.l2 import NO_LINE, SHARED, L2Lines, new_l2, touch, touch_by_die
 from sim.engine.compiled.records import (
     ATOMIC,
     BARRIER,
@@ -87,7 +87,8 @@ def run_kernel(
         l2_read_bytes=int(total["l2_read_bytes"]),
         l2_write_bytes=int(total["l2_write_bytes"]),
         l2_hit_bytes=int(total["l2_hit_bytes"]),
-        l2_dirty_bytes=int(l2.level["dirty"][0]),
+        l2_dirty_bytes=int(l2.level["dirty"][SHARED]),
+        die_hit_bytes=int(total["die_hit_bytes"]),
         busy_s=np.concatenate([sm_busy_s, replay.pipes["busy_s"][-2:]]),
         path_s=total["path_s"].copy(),
         cta_sm=replay.ctas["sm"],
@@ -165,13 +166,23 @@ def chunk_at(stream, group, row):
     return stream.first_chunk + down * stream.chunks_across
 
 
-@called
-def touch_chunks(l2, sizes, stream, tile, write, fetch):
-    """`touch` for all chunks of a tile.
+@inlined
+def touch_chunk(l2, die, chunk, size, write, fetch):
+    """`touch_by_die`, of a device that is one die (which is 0 then) without it."""
+    if die == SHARED:
+        line, read, written = touch(l2, SHARED, chunk, size, write, fetch)
+        return line, read, written, size
+    return touch_by_die(l2, die, chunk, size, write, fetch)
 
-    Returns (bytes, HBM reads, HBM writes, when the last of those present arrives [s]).
+
+@called
+def touch_chunks(l2, die, sizes, stream, tile, write, fetch):
+    """`touch_chunk` for all chunks of a tile.
+
+    Returns (bytes, those past the die, HBM reads, HBM writes, when the last of those present
+    arrives [s]).
     """
-    size, read, written, in_flight_s = 0, 0, 0, 0.0
+    size, passed, read, written, in_flight_s = 0, 0, 0, 0, 0.0
     group, row_at, row_end, col_at, col_end = corners(sizes, stream, tile)
     for row in range(row_at, row_end, stream.chunk_rows):
         height = min(stream.chunk_rows, row_end - row)  # whole chunks, but for the matrix's end
@@ -179,15 +190,16 @@ def touch_chunks(l2, sizes, stream, tile, write, fetch):
         for col in range(col_at, col_end, stream.chunk_cols):
             bytes_ = height * min(stream.chunk_cols, col_end - col) * stream.element_bytes
             chunk = first + col // stream.chunk_cols
-            line, fetched, evicted = touch(l2, chunk, bytes_, write, fetch)
+            line, fetched, evicted, past = touch_chunk(l2, die, chunk, bytes_, write, fetch)
             size += bytes_
+            passed += past
             read += fetched
             written += evicted
             if fetched and not write:
                 l2.lines[line].arrival_s = INF  # set_arrivals says when
             elif line != NO_LINE:
                 in_flight_s = max(in_flight_s, l2.lines[line].arrival_s)
-    return size, read, written, in_flight_s
+    return size, passed, read, written, in_flight_s
 
 
 @called
@@ -203,38 +215,43 @@ def set_arrivals(l2, sizes, stream, tile, arrival_s):
 
 
 @inlined
-def touch_tile(r, stream, tile, write, fetch):
-    """`touch` for a tile, be it a single chunk or many.
+def touch_tile(r, sm, stream, tile, write, fetch):
+    """`touch_chunk` for a tile, be it a single chunk or many.
 
-    Returns (bytes, HBM reads, HBM writes, when the last of those present arrives [s], the line of
-    a single chunk).
+    Returns (bytes, those past the die, HBM reads, HBM writes, when the last of those present
+    arrives [s], the line of a single chunk).
     """
-    line = NO_LINE
+    line, dies = NO_LINE, r.limits[0].dies
+    die = SHARED if dies == 1 else SHARED + 1 + sm % dies
     if stream.whole_bytes:
-        size = stream.whole_bytes
-        line, read, written = touch(r.l2, stream.first_chunk + tile, size, write, fetch)
-        in_flight_s = 0.0 if read else r.l2.lines[line].arrival_s
+        size, chunk = stream.whole_bytes, stream.first_chunk + tile
+        line, read, written, passed = touch_chunk(r.l2, die, chunk, size, write, fetch)
+        in_flight_s = 0.0 if read or line == NO_LINE else r.l2.lines[line].arrival_s
     else:
-        size, read, written, in_flight_s = touch_chunks(r.l2, r.sizes, stream, tile, write, fetch)
+        size, passed, read, written, in_flight_s = touch_chunks(
+            r.l2, die, r.sizes, stream, tile, write, fetch
+        )
     r.total[0].hbm_read_bytes += read
     r.total[0].hbm_write_bytes += written
-    return size, read, written, in_flight_s, line
+    return size, passed, read, written, in_flight_s, line
 
 
 @inlined
-def cross(r, sm, worker, now_s, size, read, written, buffer):
+def cross(r, sm, worker, now_s, size, passed, read, written, buffer):
     """Reserve every pipe between an SM and where a tile is; `buffer` takes the slowest's path.
 
-    Returns when all are done, and when L2 is [s].
+    L2 serves the bytes that passed the die's cache. Returns when all are done, and when L2 is [s].
     """
     limits = r.limits[0]
     slowest = r.pipes[sm * SM_PIPES + PORT]
     done_s = reserve(slowest, PORT, worker, now_s, size / limits.port_bytes_per_s)
-    l2, service_s = r.pipes[limits.sms * SM_PIPES], size / limits.l2_bytes_per_s
-    l2_done_s = reserve(l2, L2, worker, now_s, service_s)
+    service_s, l2_done_s = 0.0, done_s
+    if passed:
+        l2, service_s = r.pipes[limits.sms * SM_PIPES], passed / limits.l2_bytes_per_s
+        l2_done_s = reserve(l2, L2, worker, now_s, service_s)
+        if l2_done_s > done_s:
+            done_s, slowest = l2_done_s, l2
     add(r.bins, r.bins_per_s, L2_BYTES, l2_done_s - service_s, l2_done_s, size)
-    if l2_done_s > done_s:
-        done_s, slowest = l2_done_s, l2
     if read or written:
         hbm = r.pipes[limits.sms * SM_PIPES + 1]
         service_s = read / limits.hbm_read_bytes_per_s + written / limits.hbm_write_bytes_per_s
@@ -250,9 +267,10 @@ def cross(r, sm, worker, now_s, size, read, written, buffer):
 def load_tile(r, sm, worker, now_s, stream, tile, buffer):
     """Load a tile, with the latency of the farthest level; `buffer` learns when it arrives."""
     limits, total = r.limits[0], r.total[0]
-    size, read, written, in_flight_s, line = touch_tile(r, stream, tile, False, True)
-    done_s, l2_done_s = cross(r, sm, worker, now_s, size, read, written, buffer)
+    size, passed, read, written, in_flight_s, line = touch_tile(r, sm, stream, tile, False, True)
+    done_s, l2_done_s = cross(r, sm, worker, now_s, size, passed, read, written, buffer)
     total.l2_read_bytes += size
+    total.die_hit_bytes += size - passed
     total.l2_hit_bytes += size - read
     add(r.bins, r.bins_per_s, L2_HIT_BYTES, l2_done_s, l2_done_s, size - read)
     if read:
@@ -376,8 +394,8 @@ def issue_store(r, sm, slot, worker_number, now_s):
     buffer = r.buffers[(slot + 1) * r.limits[0].buffers - 1]
     tile = tile_at(r, op.stream, r.slots[slot].item, worker.trip)
     fetch = op.kind == ATOMIC
-    size, read, written, _, _ = touch_tile(r, r.streams[op.stream], tile, True, fetch)
-    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, read, written, buffer)
+    size, _, read, written, _, _ = touch_tile(r, sm, r.streams[op.stream], tile, True, fetch)
+    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, size, read, written, buffer)
     r.total[0].l2_write_bytes += size
     op.count += 1
     wake_others(r, slot, worker_number, now_s, PASSED)
@@ -438,12 +456,13 @@ def compute(r, sm, worker, now_s):
 
 @called
 def place(r, sm, slot, now_s):
-    """Give a free slot the grid's next CTA, if there is one left."""
-    limits, total = r.limits[0], r.total[0]
-    cta = total.next_cta
+    """Give a free slot the next CTA of its die, if there is one left."""
+    limits = r.limits[0]
+    die = sm % limits.dies
+    cta = r.queues[die]
     placed = cta < r.ctas.shape[0]
     if placed:
-        total.next_cta += 1
+        r.queues[die] += limits.dies
         record = r.slots[slot]
         record.cta, record.arrived = cta, 0
         record.item = cta * limits.items_per_cta

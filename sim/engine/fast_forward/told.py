@@ -109,7 +109,8 @@ def completed(
     l2_hit_bytes = max(0, l2_read_bytes - int(hbm_read_bytes * for_loads))
     counts = _counts_of(kernel)
     sm_busy_s = _sm_busy_s(kernel, counts, hw, dtype)
-    l2_busy_s = (l2_read_bytes + l2_write_bytes) / machine.l2_bytes_per_s
+    die_hit_bytes = int(run.die_hit_bytes * l2_read_bytes / max(run.l2_read_bytes, 1))
+    l2_busy_s = (l2_read_bytes - die_hit_bytes + l2_write_bytes) / machine.l2_bytes_per_s
     hbm_busy_s = machine.hbm_s(hbm_read_bytes, hbm_write_bytes)
     roof_s = max(float(sm_busy_s.max()) / machine.sms, l2_busy_s, hbm_busy_s)
     whole = replace(whole, time_s=max(whole.time_s, roof_s))
@@ -131,6 +132,7 @@ def completed(
         l2_read_bytes=l2_read_bytes,
         l2_write_bytes=l2_write_bytes,
         l2_hit_bytes=l2_hit_bytes,
+        die_hit_bytes=die_hit_bytes,
         busy_s=np.array([*sm_busy_s, l2_busy_s, hbm_busy_s]),
         path_s=run.path_s * (whole.time_s / run.time_s),
         bins=bins,
