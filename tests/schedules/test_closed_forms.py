@@ -183,7 +183,7 @@ def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(case, hw):
     w, schedule = case
     kernels = lowered(schedule, w, hw)
     runs = run(kernels, hw, w)
-    none = hw.model_copy(update={"l2": hw.l2.model_copy(update={"capacity": 0.0})})
+    none = hw.with_figures({"l2.capacity": 0.0, "l2.die_capacity": 0.0})
     without = run(kernels, none, w)
     for kernel, ran, bare in zip(kernels, runs, without, strict=True):
         adds = any(isinstance(step, Store) and step.atomic for step in kernel.actions)
