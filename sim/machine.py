@@ -44,8 +44,7 @@ SUB_PARTITIONS, LANES = 4, 32
 # mma.sync). Costs of issuing are for so many FLOPs, whatever the instruction.
 MATMUL_FLOPS, MATMUL_OPERAND_BYTES = 4096, 2
 SRAM_BYTES_AN_INSTRUCTION = 512  # of a warp's widest access: 16 bytes a lane (LDSM.x4)
-# What fills issue slots: by the amounts of a compute, and what waits for the exponentials' unit.
-ISSUED = ("matmuls", "fp32", "other", "exp", "sram", "waits for exp")
+ISSUED = ("matmuls", "fp32", "other", "exp", "sram")  # what fills issue slots, by amounts
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _vector_ops(op: Compute, hw: HardwareProfile, dtype: str) -> float:
 
 
 def _issue_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> dict[str, float]:
-    """Seconds of an SM's issue slots that `op` takes, by what fills them (`ISSUED`)."""
+    """Seconds of an SM's issue slots that `op` takes, by what fills them, or leaves them empty."""
     multiplies = hw.tensor_flops_per_clock(dtype) is not None
     by_group = kernel.tensor_path != "mma_sync" and hw.matmul_by_warp_group
     by_itself = by_group and op.mma_flops  # a warp group's matmul reads SRAM without a load
@@ -147,16 +146,35 @@ def _issue_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> di
     return {what: cycles / cycles_a_second for what, cycles in slots.items()}
 
 
-def issue_filled_by(
+@dataclass(frozen=True)
+class IssueSlots:
+    """What took a kernel's issue slots, in seconds over all SMs, by instructions (`ISSUED`).
+
+    `exp_bound_s` is how long exponentials were all that was waited for: their unit took longer than
+    all that was issued beside them.
+    """
+
+    filled_s: dict[str, float]
+    busy_s: float
+    exp_bound_s: float
+
+
+def issue_slots(
     counts: Mapping[Action, int], kernel: Kernel, hw: HardwareProfile, dtype: str
-) -> dict[str, float]:
-    """Seconds of all SMs' issue slots that actions which ran so often took, by what filled them."""
-    filled_s = dict.fromkeys(ISSUED, 0.0)
+) -> IssueSlots:
+    """The issue slots of actions that ran so often, a compute once a worker."""
+    filled_s, busy_s, exp_bound_s = dict.fromkeys(ISSUED, 0.0), 0.0, 0.0
     for op, count in counts.items():
-        if isinstance(op, Compute):
-            for what, one_s in _issue_s(op, kernel, hw, dtype).items():
-                filled_s[what] += one_s * count / kernel.footprint.workers
-    return filled_s
+        if not isinstance(op, Compute):
+            continue
+        slots_s, times = _issue_s(op, kernel, hw, dtype), count / kernel.footprint.workers
+        op_s = sum(slots_s.values())
+        busy_s += op_s * times
+        if slots_s.pop("waits for exp"):
+            exp_bound_s += (op_s - slots_s["matmuls"]) * times
+        for what, one_s in slots_s.items():
+            filled_s[what] += one_s * times
+    return IssueSlots(filled_s, busy_s, exp_bound_s)
 
 
 def _held_cycles(flops: int, by_group: bool, hw: HardwareProfile, dtype: str) -> float:

