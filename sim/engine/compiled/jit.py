@@ -21,6 +21,12 @@ called = njit(**_OPTIONS)
 entry = njit(cache=True, nogil=True, **_OPTIONS)
 
 
+@inlined
+def at(records, number):
+    """The record of a number, which is never negative: so none is counted from the end."""
+    return records[np.uint64(number)]
+
+
 def aligned(fields: list[Any]) -> np.dtype[np.void]:
     """The type of a record with those fields, each on a multiple of its size."""
     return np.dtype(fields, align=True)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.compiled.jit import aligned, called, inlined
+from sim.engine.compiled.jit import aligned, at, called, inlined
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import machine_of
 from sim.tile_program import Chunking, Tensor
@@ -104,8 +104,8 @@ def drawn(level):
 @called
 def remove(l2, cache, line):
     """Take a line out; return its dirty bytes."""
-    lines, level = l2.lines, l2.level[cache]
-    victim, last = lines[line], lines[level.first_line + level.lines]
+    lines, level = l2.lines, at(l2.level, cache)
+    victim, last = at(lines, line), at(lines, level.first_line + level.lines)
     level.used -= victim.size
     written = victim.size if victim.dirty else 0
     level.dirty -= written
@@ -120,13 +120,13 @@ def remove(l2, cache, line):
 @called
 def make_room(l2, cache, size):
     """Evict until `size` bytes fit; return the dirty bytes evicted."""
-    lines, level = l2.lines, l2.level[cache]
+    lines, level = l2.lines, at(l2.level, cache)
     written = 0
     while level.used + size > level.capacity:
         oldest = drawn(level)
         for _ in range(level.candidates - 1):
             other = drawn(level)
-            if lines[other].used_at < lines[oldest].used_at:
+            if at(lines, other).used_at < at(lines, oldest).used_at:
                 oldest = other
         written += remove(l2, cache, oldest)
     return written
@@ -138,11 +138,11 @@ def touch(l2, cache, chunk, size, write, fetch):
 
     `write` leaves it dirty; `fetch` says whether it must be read where it is absent.
     """
-    lines, level = l2.lines, l2.level[cache]
+    lines, level = l2.lines, at(l2.level, cache)
     level.touches += 1
-    line = l2.line_of[level.first_chunk + chunk]
+    line = at(l2.line_of, level.first_chunk + chunk)
     if line != NO_LINE:
-        present = lines[line]
+        present = at(lines, line)
         present.used_at = level.touches
         if write and not present.dirty:
             present.dirty = 1
@@ -157,7 +157,7 @@ def touch(l2, cache, chunk, size, write, fetch):
     level.lines += 1
     line = np.int32(level.first_line + level.lines)
     l2.line_of[level.first_chunk + chunk] = line
-    arrived = lines[line]
+    arrived = at(lines, line)
     arrived.chunk, arrived.size, arrived.dirty = chunk, size, 0
     arrived.used_at, arrived.arrival_s = level.touches, 0.0
     level.used += size
@@ -175,12 +175,12 @@ def touch_by_die(l2, die, chunk, size, write, fetch):
     """
     if write:
         for cache in range(SHARED + 1, l2.level.size):
-            copy = l2.line_of[l2.level[cache].first_chunk + chunk]
+            copy = at(l2.line_of, at(l2.level, cache).first_chunk + chunk)
             if copy != NO_LINE:
                 remove(l2, cache, copy)
     else:
         _, missed, _ = touch(l2, die, chunk, size, False, True)
         if not missed:
-            return l2.line_of[chunk], 0, 0, 0
+            return at(l2.line_of, chunk), 0, 0, 0
     line, read, written = touch(l2, SHARED, chunk, size, write, fetch)
     return line, read, written, size

@@ -32,6 +32,7 @@ from sim.tile_program import (
     Tensor,
 )
 
+INF = np.inf
 COMPUTE, STORE, ATOMIC, BARRIER = range(4)  # kinds of op
 # What a worker's next event is.
 START, WAITING, RUNNING, STORING, PASSED, DRAINING, IDLE = range(7)
@@ -58,14 +59,14 @@ STREAM = aligned(
 # A load has a ring of buffers from `ring_at` on among its CTA's. A trip's place in it is
 # trip & ring_mask: a ring is a power of two long, for speed, though no more than `stages` are used.
 LOAD = aligned(_int64("stream stages ring_at ring_mask"))
-LOOP = aligned(_int64("load_at load_end op_at op_end"))
+LOOP = aligned(_int64("load_at load_end op_at"))
 # An op is an action. Bit masks of the loop's loads: `reads`, those that a compute waits for or a
 # barrier issues, and `frees`. `shared` says whether what comes after it may touch more than the SM,
-# `count` how often it ran.
+# `last` whether it is its trip's last one, `count` how often it ran.
 # `service_s` is of one worker's share, `latency_s` what passes once that is served.
 OP = aligned(
     [
-        *_int64("kind stream reads frees shared count"),
+        *_int64("kind stream reads frees shared last count"),
         *_float64("latency_s"),
         ("service_s", "f8", (SM_PIPES,)),
     ]
@@ -189,7 +190,6 @@ class _Program:
                 load_at=loads,
                 load_end=len(self.loads) - 1,
                 op_at=ops,
-                op_end=len(self.ops),
             )
         )
 
@@ -230,6 +230,7 @@ class _Program:
                 service_s=service_times_s(action, self.kernel, self.hw, self.dtype),
                 latency_s=action.latencies * machine_of(self.hw).op_latency_s,
             )
+        op["last"] = position + 1 == len(loop.actions)
         self.ops.append(op)
 
     def add_stream(self, stream: Stream) -> int:

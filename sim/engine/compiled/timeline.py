@@ -37,7 +37,7 @@ def add(bins, bins_per_s, track, start_s, end_s, amount):
         start, end = start_s * bins_per_s[0], end_s * bins_per_s[0]
     first, last = int(start), int(end)
     if first == last:
-        bins[track, last] += amount
+        bins[track, np.uint64(last)] += amount  # unsigned: see `at`
         return
     a_bin = amount / (end - start)
     bins[track, first] += a_bin * (first + 1 - start)
