@@ -9,6 +9,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import make_schedule
+from sim.tile_program import Barrier, Compute
 from tests.support.formulas import ceil, run
 from tests.support.same_runs import assert_engines_agree
 
@@ -78,6 +79,16 @@ def test_a_cluster_reads_each_key_once_and_writes_the_result_alone(batch, group,
     assert 0 < numbers <= 2 * batch * (ranges + ceil(seq_kv, 256)) * 32
     assert ran.hbm_write_bytes == rows * (head_dim * 2 + 4)
     assert_engines_agree([kernel], NO_L2, w.dtype)
+
+
+def test_its_matmuls_read_each_tile_once_and_its_softmax_waits_for_no_page_number():
+    trip = kernels(decoding(heads=16, kv_heads=2, seq_kv=4096, batch=64))[0].loops[1]
+    assert not any(action.issues for action in trip.actions if isinstance(action, Barrier))
+    scores, softmax, sums = (action for action in trip.actions if isinstance(action, Compute))
+    keys, rows, row_bytes = 256, 8, 128 * 2
+    assert scores.sram_bytes == rows * row_bytes + 2 * keys * row_bytes
+    assert sums.sram_bytes == 2 * keys * row_bytes
+    assert not softmax.reads
 
 
 def test_a_long_cache_is_read_at_what_hbm_sustains():

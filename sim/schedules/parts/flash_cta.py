@@ -52,6 +52,7 @@ class FlashCta:
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = registers.FLASH_CUDA
     k_until_softmax: bool = False  # is K held, instead of until S is there
+    sums_apart: bool = False  # each warp that shares keys, so that P need not go to the others
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
     meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
@@ -66,8 +67,11 @@ class FlashCta:
 
     @property
     def shares_keys(self) -> bool:
-        """Whether there are warps without 16 query rows of their own: those share out the keys."""
-        return 16 * self.warps > self.tile.q
+        """Whether there are warps without 16 query rows of their own: those share out the keys.
+
+        Operands of an asynchronous matmul are the tensor core's to read.
+        """
+        return self.tensor_path != "asynchronous" and 16 * self.warps > self.tile.q
 
     @property
     def sharers(self) -> int:

@@ -258,8 +258,9 @@ def key_loop(
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
     q_sram_bytes = cta.sharers * q_bytes * filled.head_dim // w.head_dim
-    # P stays in registers, but goes to all warps that share keys by way of SRAM.
-    p_sram_bytes = (1 + cta.sharers) * scores * w.dtype_bytes if cta.shares_keys else 0
+    # P stays in registers, but goes to all warps that share keys, and O, by way of SRAM.
+    p_is_shared = cta.shares_keys and not cta.sums_apart
+    p_sram_bytes = (1 + cta.sharers) * scores * w.dtype_bytes if p_is_shared else 0
     return Loop(
         trips,
         (

@@ -95,6 +95,7 @@ def flashinfer_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
         kv_readers=warps_q,
         address_instructions=addresses,
         sharing_instructions=own_o,
+        sums_apart=True,
     )
 
 
@@ -297,9 +298,10 @@ class PackedAttention:
         tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)
 
         def loop(trips: OfItem, k: Operand, v: Operand) -> Loop:
-            (keys, numbers), casting = k.streams, int(OPS_OF_CASTING * k.register_ops)
-            k = Operand((keys,), numbers, register_ops=casting)
-            v = replace(v, register_ops=casting)
+            if self.cta.address_instructions:  # by the warps that multiply
+                (keys, numbers), casting = k.streams, int(OPS_OF_CASTING * k.register_ops)
+                k = Operand((keys,), numbers, register_ops=casting)
+                v = replace(v, register_ops=casting)
             return key_loop(w, self.cta, trips, tiles.q.tile_bytes, k, v)
 
         loops = loops_over_pages(w, self.page_size, self.cta.tile.kv, ranges, loop)
