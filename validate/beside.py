@@ -50,6 +50,7 @@ Kind = Literal[
 TURNING_CYCLES = 6 * 4 + 8 * 16
 TURNING_BYTES = 512
 PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
+LOADS_IN_A_ROW = 2  # where a token goes, then what goes there: csrc/cache_kernels.cu of vLLM
 QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
@@ -88,7 +89,8 @@ class Beside:
             else machine_of(hw).hbm_s(self.bytes / 2, self.bytes / 2)
         )
         l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
-        fixed_s = calibration.launch.gap + calibration.sm.cta_start
+        latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
+        fixed_s = calibration.launch.gap + calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
         taken_s = self.launches * fixed_s + max(memory_s, l1_s)
         taken_s += flops_s / calibration.tensor.native
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)

@@ -439,8 +439,9 @@ def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
     ).workload()
     small, large = Beside(2**20, launches=1), Beside(2**30, launches=1)
     fixed_s = hw.calibration.launch.gap + hw.calibration.sm.cta_start
-    l2_s = 2**20 / (hw.l2.bandwidth * hw.calibration.l2.sustained)
-    hbm_s = machine_of(hw).hbm_s(2**29, 2**29)
+    # Two loads one after the other: where a token goes, and what goes there.
+    l2_s = 2**20 / (hw.l2.bandwidth * hw.calibration.l2.sustained) + 2 * hw.calibration.l2.latency
+    hbm_s = machine_of(hw).hbm_s(2**29, 2**29) + 2 * hw.calibration.hbm.latency
     assert small.times(w, hw)[0] == pytest.approx(fixed_s + l2_s)
     assert large.times(w, hw)[0] == pytest.approx(fixed_s + hbm_s)
     assert Beside().times(w, hw) == (0.0, 0.0)
