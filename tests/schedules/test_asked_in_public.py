@@ -1,0 +1,92 @@
+"""Questions that people asked in public with figures that can be checked, and what comes out."""
+
+from typing import Any
+
+import pytest
+
+from sim import simulate
+from sim.runs.record import Record
+
+
+def answer(hardware: Any, schedule: str | dict[str, Any], **workload: Any) -> Record:
+    (record,) = simulate(
+        workload={"head_dim": 128, "dtype": "bf16", **workload},
+        hardware=hardware,
+        schedule=[schedule] if isinstance(schedule, dict) else schedule,
+    )
+    return record
+
+
+FOUR = {"batch": 4, "heads": 32, "dtype": "fp16"}
+TRITON = {"name": "flash2", "implementation": "triton"}
+BEAMS = {"batch": 128, "heads": 16, "kv_heads": 8, "phase": "decode"}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "schedule", "workload", "measured_us"),
+    [
+        ("a100-sxm-80gb", TRITON, FOUR | {"causal": True, "seq_len": 1024}, 286),
+        ("a100-sxm-80gb", TRITON, FOUR | {"causal": True, "seq_len": 4096}, 3180),
+        ("a100-sxm-80gb", "flash2", FOUR | {"causal": True, "seq_len": 1024}, 241),
+        ("a100-sxm-80gb", "flash2", FOUR | {"causal": True, "seq_len": 4096}, 2780),
+        # 407 and 460 TFLOP/s
+        ("h100-sxm", TRITON, FOUR | {"seq_len": 1024}, 169),
+        ("h100-sxm", TRITON, FOUR | {"seq_len": 4096}, 2390),
+        # 355 TFLOP/s, where one sequence of 8 heads fills the device
+        ("h100-sxm", "flash2", {"heads": 8, "seq_len": 32768, "dtype": "fp16"}, 12390),
+        # 128 beams, each with a copy of the prefix
+        ("l20", "paged", BEAMS | {"seq_kv": 256}, 199),
+        ("l20", "paged", BEAMS | {"seq_kv": 1024}, 754),
+        ("l20", "paged", BEAMS | {"seq_kv": 4096}, 2965),
+    ],
+)
+def test_it_takes_what_was_measured(hardware, schedule, workload, measured_us):
+    record = answer(hardware, schedule, **workload)
+    assert record.time_s == pytest.approx(measured_us * 1e-6, rel=0.12)
+
+
+def test_mamba2_takes_twice_as_long_as_linear_attention_with_the_same_chunk():
+    """0.88 and 0.40 ms at 1k tokens, 3.16 and 1.53 at 4k, on a card that is not named."""
+    for seq_len, ratio in ((1024, 2.2), (4096, 2.07)):
+        mamba, linear = simulate(
+            workload={
+                "heads": 8,
+                "head_dim": 128,
+                "batch": 16,
+                "seq_len": seq_len,
+                "dtype": "bf16",
+                "causal": True,
+            },
+            hardware="a100-sxm-80gb",
+            schedule=[{"name": "mamba2", "chunk": 64, "groups": 8}, "linear_attention"],
+        )
+        assert mamba.time_s / linear.time_s == pytest.approx(ratio, rel=0.15)
+
+
+def gb10(seq_len: int, key_order: str = "descending") -> tuple[float, float]:
+    """HBM bytes read of one head, and those of Q, K and V."""
+    schedule = {"name": "flash2", "tile": {"q": 64, "kv": 64}, "key_order": key_order}
+    record = answer("gb10", schedule, heads=1, head_dim=64, seq_len=seq_len, dtype="fp16")
+    return record.hbm_read_bytes, 3 * 2 * seq_len * 64
+
+
+def test_on_a_gb10_more_than_the_compulsory_misses_once_k_and_v_exceed_its_l2():
+    """From 98k tokens on; going up and down in turn leaves half of them or less."""
+    read, once = gb10(65536)
+    assert read == pytest.approx(once, rel=0.01)
+    read, once = gb10(98304)
+    alternating, _ = gb10(98304, "alternating")
+    assert read > 5 * once
+    assert once < alternating < once + 0.5 * (read - once)
+
+
+def test_causal_hits_of_an_a100_slide_with_length_and_full_ones_do_not_fall():
+    """A CTA is a trip longer than the last: reuse grows apart from wave to wave of the grid."""
+
+    def hits(seq_len: int, causal: bool = True) -> float:
+        one = {"heads": 4, "kv_heads": 1, "seq_len": seq_len, "causal": causal}
+        return answer("a100-sxm-80gb", "flash2", **one).l2_hit_rate
+
+    assert hits(32768) > 0.98
+    assert 0.8 < hits(65536) < 0.95
+    assert hits(65536, causal=False) > 0.98
