@@ -38,8 +38,9 @@ HOPPER = ("sm90",)
 BLACKWELL = ("sm100",)
 
 FLASH2 = {"name": "flash2"}
-SMALL_TILES = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
 FLASH2_32 = {"name": "flash2", "tile": {"q": 32, "kv": 16}}
+FLASH2_64 = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
+MEM_EFFICIENT = {"name": "flash2", "implementation": "mem-efficient"}
 TRITON = {"name": "flash2", "implementation": "triton"}
 SGLANG = {"name": "flash2", "implementation": "sglang"}
 FLASH3 = {"name": "flash3"}
@@ -63,7 +64,10 @@ FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
 TRTLLM_MLA = MLA | {"implementation": "trtllm"}
 SGLANG_MLA = MLA | {"implementation": "triton"}
 VLLM_MLA = SGLANG_MLA | {"splits": 4}  # vllm/v1/attention/backends/mla/triton_mla.py
-NAIVE = {"name": "naive", "mask": False}
+# Own kernels, whose tile is not known: of a matmul of 64 columns in three slices.
+NAIVE = {"name": "naive", "mask": False, "depth": 64, "stages": 3}
+SDPA_MATH = {"name": "naive", "framework": "sdpa"}
+UNFUSED = {"name": "naive", "scale": True}  # that it scales and masks S apart is inferred
 SCALED_NAIVE = NAIVE | {"scale": True}
 # Own kernels. yashpatil582/fused-attention-cuda: src/stage1_naive.cu, where 256 threads have an
 # element each of S or O, one row after the other, and read its operands a sector (8 floats) at a
@@ -329,17 +333,17 @@ OPERATIONS = (
     Operation(r"FlashAttention-4.*", "FA4 prefill", PREFILL, FLASH4),
     Operation(r"SDPA flash", "FA2 prefill", PREFILL, FLASH2),
     Operation(r"SDPA flash", "FA2 split-KV decode", DECODE, SPLIT_KV),
-    Operation(r"SDPA efficient.*", "memory-efficient attention", PREFILL, SMALL_TILES),
+    Operation(r"SDPA efficient.*", "memory-efficient attention", PREFILL, MEM_EFFICIENT),
     Operation(r"SDPA efficient.*", "decode, a CTA a head", DECODE, FLASH2),
-    Operation(r"SDPA math", "eager", PREFILL, NAIVE),
+    Operation(r"SDPA math", "eager", PREFILL, SDPA_MATH),
     Operation(
         r"SDPA math fp32 \(upcast\)",
         "eager, upcast",
         PREFILL,
-        NAIVE,
+        SDPA_MATH | {"upcast": True},
         changes={"dtype": "fp32", "kv_dtype": "fp32"},
     ),
-    Operation(r"torch unfused.*", "eager", PREFILL, NAIVE),
+    Operation(r"torch unfused.*", "eager", PREFILL, UNFUSED),
     Operation(r"(transformers |HF )?eager.*", "eager", ("fwd", "decode"), EAGER),
     # --- authors' own kernels ------------------------------------------------------------------
     Operation(r"(naive|tiled) 3 kernels.*", "naive, own kernels", PREFILL, NAIVE, own_loop=True),
@@ -381,7 +385,7 @@ OPERATIONS = (
     Operation(r"(Triton fused .*|Triton tutorial .*)", "Triton prefill", PREFILL, TRITON),
     # tfan2437/flash-attention-lab, csrc/prefill: 32 x 8 (here keys are 16 at least) and 64 x 64.
     Operation(r"fp32_fused.*", "fused, own kernels", PREFILL, FLASH2_32, own_loop=True),
-    Operation(r"fp32_regtile.*", "fused, own kernels", PREFILL, SMALL_TILES, own_loop=True),
+    Operation(r"fp32_regtile.*", "fused, own kernels", PREFILL, FLASH2_64, own_loop=True),
     Operation(
         r"(FA2-order fused|fused online softmax|fused flash|custom WMMA flash|"
         r"mma \(|mma_pipelined).*",

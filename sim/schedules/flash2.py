@@ -37,6 +37,7 @@ from sim.schedules.parts.flash_loop import (
     query_blocks,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
+from sim.schedules.parts.mem_efficient import MOST_HEAD_DIM, mem_efficient_attention
 from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
 from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.traversal import (
@@ -54,7 +55,8 @@ class Flash2(FlashSchedule):
     """FlashAttention-2. A tile, or warps, that are given hold for backward too.
 
     `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
-    "sglang" is SGLang's prefill in Triton, which loads nothing ahead.
+    "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "mem-efficient" PyTorch's
+    memory-efficient kernel (mem_efficient.py), whose tile and warps are its own.
     """
 
     name: Literal["flash2"] = "flash2"
@@ -71,12 +73,37 @@ class Flash2(FlashSchedule):
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
         check_one_length(self.name, w, self.grid_order, self.key_order, own="head_slow")
+        if self.implementation == "mem-efficient":
+            self._check_mem_efficient(w)
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
                 f'schedule flash2: implementation = "{self.implementation}": workload.{key}: '
                 '"cuda" was expected'
             )
+
+    def _check_mem_efficient(self, w: AttentionWorkload) -> None:
+        given = {key: getattr(self, key) for key in ("tile", "warps", "stages", "rope")}
+        own = [key for key, value in given.items() if value is not None]
+        if self.machine_code or (self.grid_order, self.key_order) != ("head_slow", "descending"):
+            own.append("machine_code, grid_order and key_order")
+        if own:
+            raise InputError(
+                'schedule flash2: implementation = "mem-efficient": it has its own '
+                f"{', '.join(own)}: none was expected"
+            )
+        for key, given_one, is_taken, expected in (
+            ("head_dim", w.head_dim, w.head_dim <= MOST_HEAD_DIM, f"up to {MOST_HEAD_DIM}"),
+            ("window", w.window, w.window is None, "none"),
+            ("dropout", w.dropout, not w.dropout, "none"),
+            ("phase", w.phase, w.phase != "training", "prefill or decode"),
+            ("lengths", "several", w.lengths is None, "sequences of one length"),
+        ):
+            if not is_taken:
+                raise InputError(
+                    'schedule flash2: implementation = "mem-efficient": workload.'
+                    f"{key} = {given_one}: {expected} was expected"
+                )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel, a CTA a block of query rows; in training those of backward after it."""
@@ -92,6 +119,8 @@ class Flash2(FlashSchedule):
 
     def attention(self, w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
+        if self.implementation == "mem-efficient":
+            return mem_efficient_attention(w, hw, tensors)
         cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
         grid = query_blocks(w, cta.tile, self.grid_order, hw)
 

@@ -24,17 +24,19 @@ is added to the scores of every head and sequence, as FlashAttention's own bench
 it (benchmarks/benchmark_flash_attention.py, attention_pytorch) and eager attention in Transformers;
 its gradient needs no pass. Heads that share a KV head read it in place, not from a copy. cuBLAS
 chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
-name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3). CUTLASS gives that tile 4 warps
-(generator.py, GenerateSM80_TensorOp_16816). `depth`, `stages` and `sweeps` are for kernels that
-someone wrote himself. With `framework = "pytorch"` the passes are all those that this benchmark's
-code runs, copies among them; with `framework = "transformers"` those of that library's eager
-attention, which copies K and V for every query head: see eager.py. Deviation: in fp32, on CUDA
+name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3), of Turing the same tile without
+stages (turing_fp16_s1688gemm_fp16_128x128_ldg8_f2f), in fp32 volta_sgemm_128x128. CUTLASS gives
+that tile 4 warps (generator.py, GenerateSM80_TensorOp_16816). `depth`, `stages` and `sweeps` are
+for kernels that someone wrote himself. With `framework = "pytorch"` the passes are all those that
+this benchmark's code runs, copies among them; with "transformers" those of that library's eager
+attention, which copies K and V for every query head: see eager.py; with "sdpa" those of PyTorch's
+scaled_dot_product_attention where no fused kernel runs: see sdpa.py. Deviation: in fp32, on CUDA
 cores, cuBLAS reaches half of an H100's peak and 57 to 73% of a T4's in such matmuls, less than the
 pipes alone say.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -57,6 +59,7 @@ from sim.schedules.parts.eager import copy, eager_pass, repeated, transposed_cop
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.rope import with_passes
+from sim.schedules.parts.sdpa import causal_mask, narrowed, rows_without_keys, scaled_operands
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -70,8 +73,10 @@ from sim.tile_program import (
     once,
 )
 
-GEMM_DEPTH = 64
-GEMM_STAGES = 3
+# Depth of a slice and its buffers: by cp.async; through registers, before sm80; of fp32 on CUDA
+# cores, of which the names tell the tile alone: two slices of eight as in CUTLASS's SIMT matmuls
+# (NVIDIA/cutlass, include/cutlass/gemm/device/default_gemm_configuration.h).
+GEMM_SLICES, SLICES_BEFORE_SM80, SIMT_SLICES = (64, 3), (32, 2), (8, 2)
 # SoftMax.cu, host_softmax: up to so many columns and bytes one warp a row, 4 rows a block of 128
 # threads (PersistentSoftmax.cuh), its row in fp32 registers; above, a block of 1024 threads a row.
 SOFTMAX_WARP = (2048, 8192)
@@ -94,6 +99,7 @@ class Naive(TiledSchedule):
     adds those around the algorithm that copy Q, K and V and make the mask. All of S is
     computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes,
     `depth` how many elements of a row of its operands it has at once, in each of `stages` buffers.
+    "sdpa" is PyTorch's own call by its math backend, which by `upcast` has 16 bits in fp32.
     With `sweeps = 3` softmax reads each row three times: for its maximum, its sum and its result.
     """
 
@@ -102,9 +108,10 @@ class Naive(TiledSchedule):
     scale: bool = False
     mask: bool | None = None
     rope: Literal["pass"] | None = None
-    framework: Literal["pytorch", "transformers"] | None = None
-    depth: int = Field(default=GEMM_DEPTH, ge=8, le=128, multiple_of=8)
-    stages: int = Field(default=GEMM_STAGES, ge=1, le=8)
+    framework: Literal["pytorch", "transformers", "sdpa"] | None = None
+    upcast: bool = False
+    depth: Annotated[int, Field(ge=8, le=128, multiple_of=8)] | None = None
+    stages: Annotated[int, Field(ge=1, le=8)] | None = None
     sweeps: Literal[1, 3] = 1
 
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
@@ -115,9 +122,20 @@ class Naive(TiledSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where Q, K and V of one tensor are asked for but cannot be."""
         super().check(w)
-        if self.framework == "transformers" and w.phase == "training":
+        if self.framework in ("transformers", "sdpa") and w.phase == "training":
             raise InputError(
-                f'schedule {self.name}: framework = "transformers": prefill or decode was expected'
+                f'schedule {self.name}: framework = "{self.framework}": prefill or decode was '
+                "expected"
+            )
+        if self.framework == "sdpa" and (w.dropout or w.heads != w.kv_heads or self.rope):
+            raise InputError(
+                f'schedule {self.name}: framework = "sdpa": as many KV heads as heads, and neither '
+                "dropout nor rope, were expected"
+            )
+        if self.upcast and (self.framework != "sdpa" or w.dtype != "fp32"):
+            raise InputError(
+                f'schedule {self.name}: upcast = true: framework = "sdpa" and workload.dtype = '
+                '"fp32", in which it multiplies, were expected'
             )
         if self.framework == "pytorch" and not (
             w.phase == "prefill"
@@ -131,11 +149,14 @@ class Naive(TiledSchedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass; in training those of backward after them."""
-        gemm = _Gemm(Tile(q=128, kv=128), self.depth, self.stages)
+        depth, stages = _slices(w, hw)
+        gemm = _Gemm(Tile(q=128, kv=128), self.depth or depth, self.stages or stages)
         gemm = replace(gemm, tile=self.fit_tile(gemm.tile, gemm.sram_bytes(w), w, hw))
         if self.framework == "transformers":
             kernels = self._of_transformers(w, hw, gemm)
             return with_passes(w, self.name, kernels) if self.rope else kernels
+        if self.framework == "sdpa":
+            return self._of_sdpa(w, hw, gemm)
         q, k, v, o = qkvo(w)
         scores, probabilities = _matrix(w, "S"), _matrix(w, "P")
         kernels = []
@@ -167,6 +188,21 @@ class Naive(TiledSchedule):
             saved = _Saved(q, k, v, probabilities, dropped, kept)
             kernels += of_backward(self._backward(w, hw, gemm, saved))
         return with_passes(w, self.name, kernels) if self.rope else kernels
+
+    def _of_sdpa(self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm") -> list[Kernel]:
+        """Every kernel of PyTorch's math backend, in order."""
+        kernels, (q, k, v, o) = scaled_operands(qkvo(w), upcast=self.upcast)
+        scores, p = _matrix(w, "S"), _matrix(w, "P")
+        product = _scores_kernel("S = Q K^T", w, gemm, q, k, scores)
+        kernels.append(replace(product, kind="scores"))
+        if w.mask != "full":
+            kernels += causal_mask(w, scores)
+        kernels.append(_softmax_kernel(scores, p, hw, self.sweeps))
+        checks, safe = rows_without_keys(scores, p)
+        output = replace(_output_kernel("O = P V", w, gemm, safe, v, o), kind="output")
+        if self.upcast:
+            return [*kernels, *checks, narrowed(safe), output, narrowed(o)]
+        return [*kernels, *checks, output]
 
     def _of_transformers(
         self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm"
@@ -279,6 +315,13 @@ def _for_matmuls(w: AttentionWorkload) -> _Matrices:
 def _matrix(w: AttentionWorkload, name: str, element_bytes: int | None = None) -> Tensor:
     """A matrix as large as the scores, of the workload's dtype unless told otherwise."""
     return Tensor(name, w.batch * w.heads, w.seq_q, w.seq_kv, element_bytes or w.dtype_bytes)
+
+
+def _slices(w: AttentionWorkload, hw: HardwareProfile) -> tuple[int, int]:
+    """How deep cuBLAS's slices are, and in how many buffers."""
+    if hw.tensor_flops_per_s(w.dtype) is None:
+        return SIMT_SLICES
+    return SLICES_BEFORE_SM80 if hw.arch in ("sm70", "sm75") else GEMM_SLICES
 
 
 @dataclass(frozen=True)

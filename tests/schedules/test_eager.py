@@ -61,7 +61,7 @@ class Operations(TorchDispatchMode):
         result = op(*args, **kwargs or {})
         name = op.overloadpacket.__name__
         if name in self.launched:
-            operands = [a for a in args if isinstance(a, torch.Tensor)]
+            operands = [a for a in args if isinstance(a, torch.Tensor) and a.dim()]
             read = operands[NOT_READ:] if name == "baddbmm" else operands
             held = (
                 min(a.nbytes, a.untyped_storage().nbytes()) for a in read
@@ -142,6 +142,54 @@ def test_in_fp32_transformers_kernels_are_the_operations_that_its_eager_attentio
     with Operations(("clone", "bmm", "mul", "add", "_softmax")) as launched:
         of_transformers(q, k, v, mask)
     assert operands(TRANSFORMERS, w) == launched.bytes
+
+
+SDPA_LAUNCHED = ("_to_copy", "mul", "ones", "tril", "where", "bmm", "add", "_safe_softmax")
+
+
+def safe_softmax(launched):
+    """The operations, with _safe_softmax as what it is made of (attention.cpp)."""
+    for read, written in launched:
+        if written is None:
+            (scores,) = read
+            elements, rows = scores
+            yield from (
+                ([elements * 4], elements * 4),
+                ([elements * 4], elements),
+                ([elements], rows),
+                ([elements * 4], elements * 4),
+            )
+        else:
+            yield read, written
+
+
+class Sdpa(Operations):
+    """The same, with the softmax told by the elements and rows of its scores."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(op, types, args, kwargs)
+        if op.overloadpacket.__name__ == "_safe_softmax":
+            scores = args[0]
+            self.bytes[-1] = ([(scores.numel(), scores.numel() // scores.shape[-1])], None)
+        return result
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+@given(workloads())
+@settings(max_examples=20)
+def test_the_math_backends_kernels_are_the_operations_that_pytorch_launches(upcast, w):
+    """On a CPU all_ and where are one operation below _safe_softmax: here by its source."""
+    w = replace(w, dtype="fp32")
+    dtype = torch.float16 if upcast else torch.float32
+    q, k, v = (torch.zeros(w.batch, w.heads, w.seq_q, w.head_dim, dtype=dtype) for _ in range(3))
+    with Sdpa(SDPA_LAUNCHED) as launched:
+        torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0.0, w.causal)
+    theirs, ours = (
+        list(safe_softmax(launched.bytes)),
+        operands(Naive(framework="sdpa", upcast=upcast), w),
+    )
+    assert sorted(theirs) == sorted(ours)  # K is scaled once the mask is made
+    assert [one for one in theirs if len(one[0]) == 2] == [one for one in ours if len(one[0]) == 2]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])

@@ -68,6 +68,11 @@ def sglang_flash(warps: int) -> int:
     return min(MOST, 65_536 // (32 * warps))
 
 
+def mem_efficient(sixteen_bits_from_sm80: bool) -> int:
+    """PyTorch's memory-efficient kernel. Bound: 16 warps an SM in 16 bits from sm80 on, else 12."""
+    return 128 if sixteen_bits_from_sm80 else 168
+
+
 def gemm(elements: int) -> int:
     """A matmul of 128 threads with so many accumulators, and some 52 a thread beside them.
 
