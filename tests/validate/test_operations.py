@@ -129,7 +129,15 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
             {"kernel": "sglang triton"},
             {"name": "flash2", "implementation": "sglang"},
         ),
-        ({"kernel": "SDPA math"}, {"name": "naive", "mask": False}),
+        ({"kernel": "SDPA math"}, {"name": "naive", "framework": "sdpa"}),
+        (
+            {"kernel": "SDPA math fp32 (upcast)"},
+            {"name": "naive", "framework": "sdpa", "upcast": True},
+        ),
+        (
+            {"kernel": "SDPA efficient (mem-efficient)"},
+            {"name": "flash2", "implementation": "mem-efficient"},
+        ),
         ({"kernel": "flash2"}, {"name": "flash2"}),
     ],
 )
