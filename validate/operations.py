@@ -51,6 +51,9 @@ FLASH4 = {"name": "flash4"}
 TRTLLM_GEN = FLASH4 | {"implementation": "trtllm-gen"}
 CUTLASS = FLASH4 | {"implementation": "cutlass"}
 SPLIT_KV = {"name": "flash_decoding"}
+# fla's benchmark: up to 16 random blocks, a window of 64, nothing compressed.
+FLA_NSA = {"name": "nsa", "implementation": "fla", "fewest": 1, "keep_window": 64}
+NOT_COMPRESSED = "(?!.*(compress|choose)).*"
 TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
 PAGED = {"name": "paged", "page_size": 64}
 # FlashAttention-2's own call; other kernels that `paged` stands for pack heads behind windows too.
@@ -398,10 +401,18 @@ OPERATIONS = (
         r"nsa_triton",
         "NSA prefill",
         PREFILL,
-        {"name": "nsa", "implementation": "fla", "fewest": 1, "keep_window": 64},
-        launches="(selected|window) attention|gate|add gated",
+        FLA_NSA,
+        launches=NOT_COMPRESSED,
     ),
-    _refused(r"nsa_triton", "NSA backward", "nsa has no backward pass", "bwd"),
+    Operation(
+        r"nsa_triton",
+        "NSA forward and backward",
+        ("bwd",),
+        FLA_NSA,
+        extra=r"fwd\+bwd in the timed call",
+        changes={"phase": "training"},
+        launches=NOT_COMPRESSED,
+    ),
     _refused(r".*cudnn.*", "cuDNN", "cuDNN's kernel is not public: no schedule stands for it"),
     _refused(
         r"(TLX|CuTile|tvm\.tl|Gluon|Flex|Torch SDPA|FlashMLA|rocm|standard|NSA module|Self-).*",

@@ -36,6 +36,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
@@ -51,6 +52,7 @@ from sim.schedules.base import (
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts import fla_nsa, registers
 from sim.schedules.parts.elementwise import elementwise, in_order
+from sim.schedules.parts.fla_nsa_backward import Backward, Branch
 from sim.schedules.parts.flash_cta import FlashCta, triton_cta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.nsa_choice import choice
@@ -91,7 +93,7 @@ QUERIES_A_LOOP = 32768  # with more, a CTA takes several positions one after the
 
 
 class Nsa(Schedule):
-    """Native sparse attention, forward.
+    """Native sparse attention, forward; by implementation "fla" backward too.
 
     `compress_block` keys make a compressed one, every `compress_stride`: 32 and 16 unless given, by
     `implementation` "fla" always `block`.
@@ -110,6 +112,7 @@ class Nsa(Schedule):
 
     summary = "compressed, selected and near keys, attended apart and gated"
     source = "arXiv 2502.11089; XunhaoLai/native-sparse-attention-triton; fla-org"
+    phases = ("prefill", "decode", "training")
     masks = ("causal",)
 
     @model_validator(mode="after")
@@ -140,6 +143,11 @@ class Nsa(Schedule):
         super().check(w)
         check_self_attention(self, w)
         check_triton_kernel(self, w)
+        if w.phase == "training" and self.implementation != "fla":
+            raise InputError(
+                f'schedule nsa: implementation = "{self.implementation}": workload.phase = '
+                '"training": "fla" was expected, whose backward pass it has'
+            )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The three branches, with compression and selection, and the gate."""
@@ -153,6 +161,8 @@ class Nsa(Schedule):
         if self.implementation == "fla":
             position = np.arange(w.seq_kv - w.seq_q, w.seq_kv)
             whole = self.compressed_keys(position + 1)
+            at_once = fla_nsa.at_once(of)
+            steps = np.arange(blocks(of.k_cmp.rows, at_once))
             compressed = fla_nsa.compressed_attention(w, hw, of, whole)
             lse, own = compressed.result.lse, position // self.block
             chosen = [fla_nsa.choice_kernel(w, of, lse, own, top)]
@@ -160,6 +170,20 @@ class Nsa(Schedule):
             selected = fla_nsa.selected_attention(w, hw, of, self.block, visited)
             results = [branch.result.o for branch in (selected, compressed, window)]
             gates = fla_nsa.gate_kernels(of, results)
+            if w.phase == "training":
+                seen = Visited(-(-whole // at_once), np.zeros_like(whole), steps)
+                gates += Backward(w, hw, of, window.result, self._near(w), self.block).kernels(
+                    Branch("selected", of.k, of.v, selected.result, visited, self.block),
+                    Branch(
+                        "compressed",
+                        of.k_cmp,
+                        of.v_cmp,
+                        compressed.result,
+                        seen,
+                        at_once,
+                        apart=at_once * self.block,
+                    ),
+                )
         else:
             compressed = self._compressed_attention(w, hw, of)
             keys_a_block = self.block // self.pooled[1]
@@ -233,10 +257,13 @@ class Nsa(Schedule):
         end = -(-self.compressed_keys(last) // cta.tile.kv)
         return of.flash(name, w, cta, (of.k_cmp, of.v_cmp), (np.zeros_like(end), end))
 
+    def _near(self, w: AttentionWorkload) -> AttentionWorkload:
+        return replace(w, window=self.keep_window)
+
     def _window_attention(
         self, w: AttentionWorkload, hw: HardwareProfile, of: "NsaTensors"
     ) -> Attention:
-        near = replace(w, window=self.keep_window)
+        near = self._near(w)
         if w.phase == "decode":
             return _decode("window attention", near, hw, (of.k, of.v))
         cta = public_cta(near, hw, "cuda")

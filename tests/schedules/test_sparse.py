@@ -1,5 +1,6 @@
 """Pruned attention other than HiP: kept keys against brute-force masks, bytes against formulas."""
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -295,6 +296,10 @@ def test_each_kernel_writes_all_it_makes_once_and_reads_all_but_keys_and_pages(c
             count = tensor.groups * stream.tiles_down * stream.tiles_across
             if tensor.name == "key blocks":  # as many as there are slashes, few are found
                 assert {tile % stream.tiles_across for tile in tiles} == {0}
+            elif tensor.name == "marks" and kernel.name != "clear marks":  # of chosen blocks alone
+                assert set(tiles) <= set(range(count)), kernel.name
+            elif tensor.name == "dQ in fp32" and kernel.name == "dQ, dK, dV":
+                assert set(tiles) == set(range(count))  # added to, by each block of keys
             elif tensor in writes:
                 assert sorted(tiles) == list(range(count)), (kernel.name, tensor.name)
             elif tensor.name == "Q" and kernel.name == "S = Q_last K^T":
@@ -330,6 +335,8 @@ def test_nsa_selects_the_first_two_local_and_other_blocks(case):
 def test_nsa_moves_what_each_of_its_branches_must(case, hw):
     w, schedule = case
     schedule = schedule.model_copy(update={"implementation": "nsa_triton"})
+    if w.phase == "training":
+        w = replace(w, phase="prefill")
     kernels = lowered(schedule, w, hw)
     runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
     by_name = {k.name: k for k in kernels}
@@ -418,6 +425,52 @@ def test_fla_s_kernels_have_a_cta_a_position_and_write_no_scores(case, hw):
     top = min(schedule.top, ceil(n, schedule.block))
     assert chosen.hbm_write_bytes == matrices * w.seq_q * top * 4
     assert runs["gate"].hbm_write_bytes == heads * w.seq_q * row_bytes
+
+
+def training(case):
+    """The same case, trained by fla-org's kernels."""
+    w, schedule = case
+    return replace(w, phase="training", seq_q=w.seq_kv, tokens=1), fla(schedule)
+
+
+@given(cases("nsa").map(training), devices(l2="0 B"))
+@settings(max_examples=20)
+def test_fla_s_backward_reads_each_position_for_each_block_that_it_attends_to(case, hw):
+    w, schedule = case
+    kernels = [k for k in lowered(schedule, w, hw) if k.backward]
+    runs = dict(zip([k.name for k in kernels], run(kernels, hw, w), strict=True))
+    n, row_bytes, block = w.seq_kv, w.head_dim * w.dtype_bytes, schedule.block
+    heads, matrices, group = w.batch * w.heads, w.batch * w.kv_heads, w.heads // w.kv_heads
+    chosen, _ = schedule.selected(0, n)
+    keys = int(np.minimum(block, n - chosen * block).sum())
+    statistics = 2 * 4  # log-sum-exp and D
+    dq, dkv = runs["dQ of selected, a part"], runs["dK of selected, dV of selected"]
+    once = heads * n * (2 * row_bytes + statistics)  # Q and dO
+    assert dq.hbm_read_bytes == once + 2 * matrices * keys * row_bytes
+    assert dq.hbm_write_bytes == heads * n * row_bytes
+    rows = matrices * len(chosen) * group * (2 * row_bytes + statistics)
+    marks = dkv.hbm_read_bytes - rows - 2 * matrices * n * row_bytes
+    assert dkv.hbm_write_bytes == 2 * matrices * n * row_bytes
+    across = ceil(n, block)
+    least = matrices * sum(n - block * i for i in range(across))
+    assert least <= marks <= 32 * matrices * sum(n - block * i + 64 for i in range(across))
+    d = run_head_dim(w, implementation="triton")
+    tile_rows = max(16, 1 << (group - 1).bit_length())
+    pairs = matrices * len(chosen) * tile_rows * block
+    assert dq.executed("mma_flops") == 3 * 2 * pairs * d
+    assert dkv.executed("mma_flops") == 4 * 2 * pairs * d
+
+
+def test_nsa_trains_by_fla_s_kernels_alone():
+    table = {"heads": 16, "kv_heads": 1, "head_dim": 128, "seq_len": 256, "causal": True}
+    w = WorkloadTable.model_validate(table | {"phase": "training"}).workload()
+    hw = load_profile("h100-sxm")
+    with pytest.raises(InputError, match='"fla" was expected'):
+        SCHEDULES["nsa"]().program(w, hw)
+    kernels = kernels_of(SCHEDULES["nsa"](implementation="fla").program(w, hw))
+    names = [k.name for k in kernels if k.backward]
+    assert names.index("dQ, dK, dV") < names.index("dK of selected, dV of selected")
+    assert {"dQ", "dK", "dV"} <= {t.name for k in kernels for t in k.tensors}
 
 
 def test_a_launch_of_nsa_s_choice_has_one_kv_head_on_long_prompts():

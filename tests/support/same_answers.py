@@ -70,6 +70,8 @@ def drawn_question(number: int, names: list[str], classes: dict[str, Any]) -> di
     if "kv_dtype" in classes[name].takes:
         w["kv_dtype"] = draw.choice(("fp16", "fp8", "int8", "int4"))
     schedule: dict[str, Any] = {"name": name} | draw.choice([{}, *OPTIONS.get(name, [])])
+    if name == "nsa" and phase == "training":
+        schedule["implementation"] = "fla"
     w["dropout"] = "dropout" in classes[name].takes and draw.random() < 0.3
     if name in SEVERAL_GPUS:
         schedule["gpus"] = gpus

@@ -60,7 +60,7 @@ def compressed_attention(
     w: AttentionWorkload, hw: HardwareProfile, of: NsaTensors, whole: IntArray
 ) -> Attention:
     """Over the compressed keys of each position, of which so many are whole."""
-    tile = Tile(q=of.group_rows, kv=_at_once(of))
+    tile = Tile(q=of.group_rows, kv=at_once(of))
     cta = triton_cta(w, hw, tile, WARPS, STAGES)
     cta = _counted(cta, COMPRESSED_FIXED)
     count = -(-whole // tile.kv)
@@ -96,7 +96,7 @@ def choice_kernel(
     w: AttentionWorkload, of: NsaTensors, lse: Tensor, own_block: IntArray, top: int
 ) -> Kernel:
     """The blocks up to each position's own are scored, and `top` of them written."""
-    at, keys, rows = Positions(w, by_head=True), _at_once(of), of.group_rows
+    at, keys, rows = Positions(w, by_head=True), at_once(of), of.group_rows
     found = Tensor("blocks chosen", of.k.groups, w.seq_q, top, INDEX_BYTES)
     across = blocks(of.k_cmp.rows, keys)
 
@@ -153,10 +153,10 @@ def gate_kernels(of: NsaTensors, branches: list[Tensor]) -> list[Kernel]:
     kernels = [added("gate", [first], summed)]
     for number, branch in enumerate(others, 1):
         target = of.o if number == len(others) else summed
-        kernels.append(added("add gated", [summed, branch], target))
+        kernels.append(added(f"add gated {branch.name}", [summed, branch], target))
     return kernels
 
 
-def _at_once(of: NsaTensors) -> int:
+def at_once(of: NsaTensors) -> int:
     """Compressed keys of a step: 64, of fewer the least that a matmul takes."""
     return min(64, 16 * blocks(of.k_cmp.rows, 16))

@@ -127,9 +127,14 @@ class _Tensors:
     dq: Tensor
 
 
-def backward_kernels(w: AttentionWorkload, cta: BackwardCta, saved: Saved) -> list[Kernel]:
-    """The kernels of the backward pass: three, and two sums where heads share K and V."""
-    g = gradients(w)
+def backward_kernels(
+    w: AttentionWorkload, cta: BackwardCta, saved: Saved, g: Gradients | None = None
+) -> list[Kernel]:
+    """The kernels of the backward pass: three, and two sums where heads share K and V.
+
+    Rows of Q, O and dO may have all heads of a token side by side. Gradients go to `g`.
+    """
+    g = g or gradients(w)
     sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
     width = compiled_head_dim(w.head_dim)  # head_size_rounded of mha_bwd
     accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, width, 4)
@@ -150,9 +155,8 @@ def _by_rows(cta: BackwardCta) -> Footprint:
 
 
 def _preprocess(cta: BackwardCta, of: _Tensors) -> Kernel:
-    do, o, sums, zeros = (
-        in_order(tensor, cta.tile.q) for tensor in (of.g.do, of.saved.o, of.sums, of.dq)
-    )
+    sums, zeros = (in_order(tensor, cta.tile.q) for tensor in (of.sums, of.dq))
+    do, o = (in_order(tensor, cta.tile.q, of.g.dq.cols) for tensor in (of.g.do, of.saved.o))
     return elementwise(
         "D = rowsum(dO O)",
         [do, o],
@@ -233,11 +237,15 @@ def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
     def if_seen(items: IntArray) -> IntArray:
         return np.minimum(trips(items), 1)
 
-    def last_q_tile(items: IntArray) -> IntArray:
-        return keys.matrix(items) * down + end[keys.block(items)] - 1
-
     def rows_of(tensor: Tensor) -> Stream:
-        return Stream(tensor, tile.q, tensor.cols, last_q_tile, -1)
+        beside = w.heads if tensor.groups == w.batch else 1  # heads side by side in a row
+
+        def last_q_tile(items: IntArray) -> IntArray:
+            matrix = keys.matrix(items)
+            last = matrix // beside * down + end[keys.block(items)] - 1
+            return last * beside + matrix % beside
+
+        return Stream(tensor, tile.q, tensor.cols // beside, last_q_tile, -beside)
 
     def keys_of(tensor: Tensor, at: OfItem) -> Stream:
         return Stream(tensor, tile.kv, w.head_dim, at)
