@@ -1,4 +1,4 @@
-"""How hypothesis draws, where Triton's kernels run (a GPU, else interpreted), and Ctrl-C."""
+"""How hypothesis draws, which files go first, where Triton's kernels run, and Ctrl-C."""
 
 import os
 import signal
@@ -10,6 +10,10 @@ from hypothesis import HealthCheck, settings
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
+# Files of few tests that take long. They go first: a process that began one of them last would be
+# at it when the other has nothing left to do.
+LONG = ("test_calibrate.py", "test_known_errors.py", "test_engines.py", "test_sweep.py")
+
 # A shell that starts the tests in the background has all that they start ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -20,6 +24,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("attnsim")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
