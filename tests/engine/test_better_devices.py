@@ -22,8 +22,9 @@ from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import run
 
 FASTER = (
-    "hbm.bandwidth", "l2.bandwidth", "sm.clock", "sm.fp32_lanes", "sm.exp_per_clock",
-    "sm.l2_bytes_per_clock", "sram.bytes_per_clock", "tensor.fp16", "tensor.bf16", "power.tdp",
+    "hbm.bandwidth", "l2.bandwidth", "l2.capacity", "sm.count", "sm.clock", "sm.fp32_lanes",
+    "sm.exp_per_clock", "sm.l2_bytes_per_clock", "sram.bytes_per_clock", "tensor.fp16",
+    "tensor.bf16", "power.tdp",
 )  # fmt: skip
 LESS = (
     "calibration.hbm.latency", "calibration.l2.latency", "calibration.sm.op_latency",
