@@ -19,6 +19,7 @@ CTA a KV head. A CTA a query head, each reading the KV head's cache, is `flash2`
 A quantised cache, which those kernels do not take, is read as FlashInfer does
 (include/flashinfer/attention/prefill.cuh, get_num_warps_q): up to 16 query heads of a KV head are
 one warp's rows and the 4 warps share out the keys, so that each is made ready once, in registers.
+One of fp8 on a Hopper is XQA's, whose kernel merges its ranges itself (parts/xqa.py).
 """
 
 from typing import ClassVar, Literal
@@ -36,6 +37,7 @@ class FlashDecoding(SplitKv):
     name: Literal["flash_decoding"] = "flash_decoding"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    reads_by_xqa = True
     takes = SplitKv.takes | {"append", "lengths"}
 
     summary = "split-KV decoding: a CTA a range of the cache, then a combine kernel"

@@ -44,6 +44,7 @@ class Paged(SplitKv):
     call: Literal["varlen", "kvcache"] = "varlen"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
+    reads_by_xqa = True
     takes = SplitKv.takes | {"append", "lengths", "query lengths"}
     page_size: int = Field(default=16, ge=1, le=4096)
 

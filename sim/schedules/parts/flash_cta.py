@@ -63,6 +63,7 @@ class FlashCta:
     a_score: OpsAScore = PLAIN
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
+    producer_threads: int = 0  # beside the warps, which take room but no share of the work
     own: OwnTrip | None = None  # of machine code, in place of what the rest says
 
     @property
@@ -108,7 +109,8 @@ class FlashCta:
         """What a CTA takes of its SM."""
         if self.own:
             return self.own.footprint
-        return Footprint(self.sram_bytes(w), 32 * self.warps, self.registers_per_thread)
+        threads, idle = 32 * self.warps + self.producer_threads, self.producer_threads
+        return Footprint(self.sram_bytes(w), threads, self.registers_per_thread, idle)
 
 
 def flash_sram_bytes(w: AttentionWorkload, stages: int) -> SramBytes:

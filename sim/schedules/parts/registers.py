@@ -23,6 +23,7 @@ BACKWARD_ROWS = 64  # estimate: a few rows of two tensors and a sum
 # (setmaxnreg: 24 to 56 a producer thread, 160 to 256 a consumer's).
 FLASH3 = {1: MOST, 2: 168, 3: 128}
 FLASH4 = 128  # bound: 512 threads, whose 12 to 4 roles deal them anew
+XQA = 56  # bound: 384 threads, three CTAs an SM
 MLA = MOST  # bound: 256 threads, one CTA an SM (FlashMLA, csrc/sm90)
 
 # Kernels beside them

@@ -56,6 +56,8 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_making_ready
 from sim.schedules.parts.public_tiles import public_split_kv_cta
 from sim.schedules.parts.results import Attention, Result
+from sim.schedules.parts.xqa import merged_by_last, xqa_cta, xqa_loop, xqa_splits
+from sim.schedules.parts.xqa import suits as xqa_suits
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -89,6 +91,7 @@ class SplitKeys:
     splits: int
     packed: bool = True  # the heads of a KV head, if they have one query each
     combine_sets_up: bool = False
+    by_xqa: bool = False
 
     @property
     def rows(self) -> int:
@@ -202,7 +205,9 @@ class SplitKeys:
         return self.matrix(items) * self.across + self.ends(items)[1] - 1
 
     def loop(self, trips: OfItem, k: Operand, v: Operand) -> Loop:
-        """The FlashAttention-2 loop over so many key blocks of each CTA."""
+        """The FlashAttention-2 loop, or XQA's, over so many key blocks of each CTA."""
+        if self.by_xqa:
+            return xqa_loop(self.w, trips, k, v)
         rows = min(self.cta.tile.q, self.rows)
         return key_loop(self.w, self.cta, trips, rows * self.w.head_dim * self.w.dtype_bytes, k, v)
 
@@ -220,6 +225,7 @@ class SplitKv(FlashSchedule):
     room_tokens: Annotated[int, Field(ge=1)] | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("decode",)
     takes = frozenset({"kv_dtype"})
+    reads_by_xqa: ClassVar[bool] = False
     multiplies_fp8 = True  # as FlashAttention-3's and FlashInfer's decoding, whose place it takes
 
     def split(self, w: AttentionWorkload, hw: HardwareProfile, splits: int | None) -> SplitKeys:
@@ -236,7 +242,12 @@ class SplitKv(FlashSchedule):
             )
         packed = self.packs(w)
         rows = query_rows(w, packed)[1]
-        cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
+        xqa = packed and self._may_be_xqa and xqa_suits(w, hw)
+        if xqa:
+            cta = xqa_cta(w)
+            splits = splits or xqa_splits(w, hw)
+        else:
+            cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
         if w.seq_q == 1 and rows > cta.tile.q:
             raise InputError(
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
@@ -258,7 +269,13 @@ class SplitKv(FlashSchedule):
         # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
         # as the split kernel's own setup.
         sets_up = self.implementation == "cuda"
-        return SplitKeys(w, cta, shown, cut, splits, packed, sets_up)
+        return SplitKeys(w, cta, shown, cut, splits, packed, sets_up, by_xqa=xqa)
+
+    @property
+    def _may_be_xqa(self) -> bool:
+        """Whether an fp8 cache is read by XQA where there is one: of no other tile, or kernel."""
+        own = (self.tile, self.warps, self.stages, self.machine_code, self.rope)
+        return self.reads_by_xqa and self.implementation == "cuda" and own == (None,) * len(own)
 
     def packs(self, w: AttentionWorkload) -> bool:
         """Whether the query heads of a KV head are rows of one tile."""
@@ -314,8 +331,9 @@ def split_attention(
         Tensor("LSE", *lse, "output", "statistics", keys.sizes(1)),
     )
     o_shape = (keys.splits * groups, group_rows, w.head_dim)
+    o_bytes = w.dtype_bytes if keys.by_xqa else STATISTICS_BYTES
     of_splits = Result(
-        Tensor("O of splits", *o_shape, STATISTICS_BYTES, role="partial"),
+        Tensor("O of splits", *o_shape, o_bytes, role="partial"),
         Tensor("LSE of splits", groups, keys.splits, group_rows, STATISTICS_BYTES, role="partial"),
     )
     stored, lse_rows = result, Stream(result.lse, rows, 1, keys.rows_of_q)
@@ -335,6 +353,9 @@ def split_attention(
     split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
     if keys.splits == 1:
         return Attention([split], result)
+    if keys.by_xqa:
+        place = keys.rows_of_q, lambda items: keys.grid.at(items)[1]
+        return Attention([merged_by_last(split, of_splits, result, rows, place)], result)
     combine = replace(combine_of_splits(of_splits, result), sets_up=keys.combine_sets_up)
     return Attention([split, combine], result)
 
