@@ -61,7 +61,7 @@ def test_other_caches_devices_heads_and_tiles_have_other_kernels(changed, option
     [(32, 1, 32768, 32), (1, 2, 4096, 16), (64, 2, 16384, 8), (512, 8, 1024, 1), (1, 1, 100, 1)],
 )
 def test_ranges_are_tensorrt_llm_s(batch, kv_heads, seq_kv, ranges):
-    """computeMultiBlockCount: sqrt(8 n) at most of n ranges of 128 keys, 8 waves; all of as many tiles."""
+    """computeMultiBlockCount: sqrt(8 n) at most of n ranges of 128 keys, and 8 waves."""
     w = decoding(batch=batch, heads=8 * kv_heads, kv_heads=kv_heads, seq_kv=seq_kv)
     (kernel,) = kernels(w)
     assert kernel.ctas == batch * kv_heads * ranges
