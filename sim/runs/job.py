@@ -9,14 +9,14 @@ from sim.device.program import kernels_of, replays_of
 from sim.device.run import DeviceRun, EngineName, run_on_device
 from sim.engine.compiled.l2 import l2_bytes
 from sim.engine.compiled.records import replay_bytes
-from sim.engine.fast_forward.plan import can_skip, replayed_steps
+from sim.engine.fast_forward.choice import Choice
 from sim.inputs.files import InputError
 from sim.inputs.units import show_binary
 from sim.runs.record import Record
 from sim.runs.recorded import record_of, record_of_oom
 from sim.runs.scenario import Limits, Point, Scenario
 from sim.schedules.base import Schedule
-from sim.tile_program import Command, chunk_tensors
+from sim.tile_program import Command
 
 # Is told what is worked on, how much is done, and of how much in all (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -80,23 +80,22 @@ class LimitsError(InputError):
 
 
 def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: list[Command]) -> int:
-    """Tile steps to replay; raises LimitsError where they or their arrays exceed the limits."""
+    """What the replay costs in tile steps, chunks of L2 among them (`replay_cost`).
+
+    Raises LimitsError where they or the replay's arrays exceed the limits.
+    """
     who = f"schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
-    most_steps = limits.most_steps
-    kernels = [
-        kernel
-        for kernel in kernels_of(commands)
-        if most_steps is None or not can_skip(kernel, most_steps)
-    ]
-    memory = l2_bytes(chunk_tensors(kernels), point.hardware) if kernels else 0
-    memory += max((replay_bytes(kernel, point.hardware) for kernel in kernels), default=0)
+    choice = Choice.of(kernels_of(commands), limits.most_steps)
+    whole = [kernel for kernel in choice.cost if kernel not in choice.in_part]
+    memory = l2_bytes(choice.chunkings, point.hardware) if whole else 0
+    memory += max((replay_bytes(kernel, point.hardware) for kernel in whole), default=0)
     if memory > limits.memory:
         raise LimitsError(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    tile_steps = sum(replayed_steps(kernel, most_steps) for kernel in replays_of(commands))
+    tile_steps = sum(choice.cost[kernel] for kernel in replays_of(commands))
     if tile_steps > limits.tile_steps:
         raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "

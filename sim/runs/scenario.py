@@ -24,7 +24,8 @@ class Limits(BaseModel):
     """What one schedule on one point may take of this computer.
 
     Of a long kernel only about `replayed_steps` tile steps are replayed, which tell the rest
-    (`sim.engine.fast_forward.plan`), unless the replay is to be `exact`.
+    (`sim.engine.fast_forward`), unless the replay is to be `exact`. Chunks of L2 beyond a tile's
+    first count as steps too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,26 +7,24 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
 from typing import Any
 
 from sim.device.memory import OutOfMemoryError, check_memory
 from sim.device.program import replays_of
-from sim.engine.fast_forward.plan import can_skip
+from sim.engine.fast_forward.choice import Choice
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import Limits, ScenarioText, make_scenario
-from sim.tile_program import Chunking, Command, Kernel, Tensor, chunk_tensors
+from sim.tile_program import Command, Kernel
 from sim.web.controls import Controls, changes, hardware_of, tables_of
 
 AIM_S = 0.5  # for the replay of a schedule
 MOMENT_S = 1.5  # then it is given up, or not even begun
 REPLAYED = tuple(1 << n for n in range(20, 13, -1))  # tile steps of a long kernel, at choice
-# What a tile step, and each chunk of the L2 that it touches, take the compiled engine: fitted to
-# replays of 29 schedules, of 10 ms to 7 s, on a 2-core machine.
-STEP_S, TOUCH_S = 130e-9, 40e-9
+# What a tile step takes the compiled engine, as `replay_cost` counts them.
+STEP_S = 210e-9
 STALE_S = 0.02  # at most, that a question waits which is not the newest
 KEPT = 512  # answers
 WHERE = "explorer"
@@ -164,21 +162,6 @@ def affordable(commands: list[Command], hw: HardwareProfile) -> int:
 
 
 def replay_s(kernels: list[Kernel], most_steps: int) -> float:
-    """About what the replay takes. For all that is replayed whole the L2 has the same chunks."""
-    long = [kernel for kernel in kernels if can_skip(kernel, most_steps)]
-    whole = [kernel for kernel in kernels if not can_skip(kernel, most_steps)]
-    chunkings = chunk_tensors(whole)
-    return sum(
-        kernel.tile_steps * _step_s(kernel, chunkings) for kernel in whole
-    ) + most_steps * sum(_step_s(kernel, chunk_tensors([kernel])) for kernel in long)
-
-
-def _step_s(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> float:
-    """About what one of the kernel's tile steps takes."""
-    touched = 0
-    for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True):
-        for stream in loop.streams:
-            chunks = chunkings[stream.tensor]
-            down, across = stream.tile_rows / chunks.rows, stream.tile_cols / chunks.cols
-            touched += trips * ceil(down) * ceil(across)
-    return STEP_S + TOUCH_S * touched / max(kernel.tile_steps, 1)
+    """About what the replay takes."""
+    cost = Choice.of(kernels, most_steps).cost
+    return STEP_S * sum(cost[kernel] for kernel in kernels)

@@ -7,7 +7,7 @@ from sim import simulate
 from sim.device.program import kernels_of
 from sim.engine.compiled import replay
 from sim.engine.compiled.timeline import HBM_BYTES, L2_BYTES, L2_HIT_BYTES, TENSOR_BUSY
-from sim.engine.fast_forward.plan import can_skip, replayed_steps
+from sim.engine.fast_forward.choice import Choice, own_cost, replay_cost
 from sim.engine.fast_forward.reduced import can_be_coarse, coarse, slower
 from sim.engine.fast_forward.run import run_kernel
 from sim.inputs.hardware import load_profile
@@ -114,7 +114,7 @@ def test_ten_million_tokens_take_as_long_to_tell_as_a_million(causal):
     runs = {}
     for tokens in (2**20, 10 * 2**20):
         kernel = kernel_of("flash2", heads=4, kv_heads=1, seq_len=tokens, causal=causal)
-        assert replayed_steps(kernel, MOST_STEPS) == MOST_STEPS
+        assert Choice.of([kernel], MOST_STEPS).cost == {kernel: MOST_STEPS}
         runs[tokens] = ours = skipping(kernel)
         assert kernel.tile_steps - ours.fast_forward.steps_skipped < 3 * 10**7
         assert ours.fast_forward.time_error < 0.04
@@ -163,8 +163,38 @@ def test_a_single_head_is_told_by_its_coarse_form_where_that_fits(name):
 
 def test_a_short_kernel_is_replayed_whole():
     short = kernel_of("flash2", heads=4, seq_len=4096)
-    assert not can_skip(short, MOST_STEPS)
-    assert replayed_steps(short, MOST_STEPS) == short.tile_steps
+    choice = Choice.of([short], MOST_STEPS)
+    assert not choice.in_part
+    assert choice.cost == {short: short.tile_steps}
+
+
+# Tiles of 128 x 128 of S, and rows of it, are made of chunks of 1 x 128; P is read 64 wide.
+CHUNKS_A_TILE = 128
+
+
+def naive_kernels(**workload):
+    w = WorkloadTable.model_validate({"head_dim": 128, **workload}).workload()
+    return make_schedule({"name": "naive"}, "a test").lower(w, H100)
+
+
+def test_what_a_replay_costs_counts_the_chunks_that_its_steps_touch():
+    product, softmax, output = kernels = naive_kernels(heads=2, seq_len=4096)
+    chunkings = chunk_tensors(kernels)
+    tiles = 2 * 32 * 32
+    assert own_cost(product) == product.tile_steps == tiles * 3  # two slices and a store
+    assert replay_cost(product, chunkings) == tiles * (2 + CHUNKS_A_TILE)
+    assert replay_cost(softmax, chunkings) == 2 * 4096 * (32 + 64 - 1)
+    assert replay_cost(output, chunkings) == 64 * (64 * CHUNKS_A_TILE + 1)
+
+
+def test_the_costliest_is_told_by_a_part_first_as_the_rest_may_then_have_larger_chunks():
+    product, softmax, output = kernels = naive_kernels(heads=2, seq_len=4096)
+    choice = Choice.of(kernels, 150_000)  # times LONG: 675,000
+    assert list(choice.in_part) == [softmax]
+    assert choice.cost[product] == product.tile_steps
+    assert choice.cost[output] == output.tile_steps
+    assert not Choice.of(kernels, None).in_part
+    assert not Choice.of(kernels, 200_000).in_part
 
 
 def test_a_grid_of_a_billion_ctas_and_tensors_beyond_any_memory_are_told_too():
@@ -193,6 +223,24 @@ def test_a_record_says_what_was_skipped_and_exact_skips_nothing():
     assert skipped.occupancy == pytest.approx(whole.occupancy, rel=0.25)
     assert len(skipped.timeline[0].hbm_utilisation) > 1
     assert np.isfinite(skipped.energy_j or 0.0)
+
+
+def test_matrices_written_in_tiles_and_read_by_rows_are_told_by_few_touches():
+    """115,000 tile steps touch 12 million chunks."""
+    tables = {
+        "workload": {"heads": 4, "head_dim": 128, "seq_len": 8192},
+        "hardware": "h100-sxm",
+        "schedule": "naive",
+    }
+    (told,) = simulate(**tables, limits={"replayed_steps": 100_000})
+    (whole,) = simulate(**tables, limits={"exact": True})
+    assert told.fast_forward["steps_skipped"] > 0
+    assert told.time_s == pytest.approx(whole.time_s, rel=0.01)
+    hbm_bytes = told.hbm_read_bytes + told.hbm_write_bytes
+    assert hbm_bytes == pytest.approx(whole.hbm_read_bytes + whole.hbm_write_bytes, rel=0.02)
+    of_s_and_p = 4 * 4 * 8192**2 * 2  # each written once and read once
+    assert hbm_bytes == pytest.approx(of_s_and_p, rel=0.02)
+    assert told.peak_hbm_bytes == whole.peak_hbm_bytes
 
 
 @pytest.mark.parametrize("a_head", [0.1, 0.5, 2.0, 8.0])

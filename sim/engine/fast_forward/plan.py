@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from sim.engine.fast_forward.reduced import Grid, can_be_coarse
 from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Loop, Store, spread_over
 
-LONG = 4.5  # times the tile steps that are replayed: shorter kernels are replayed whole
 COARSE_TRIPS = 192  # of a CTA, or more
 STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
 WAVES, MOST_WAVES = 8, 128  # for the later half to be past the beginning's transient
@@ -34,18 +33,6 @@ THIN_WAVES = 4  # of a period, at least
 BLOCKS = 4  # at least
 BLOCK_WAVES = 4  # two to get going, two that are measured
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
-
-
-def can_skip(kernel: Kernel, most_steps: int) -> bool:
-    """Whether the kernel is long, and a part of it tells of the rest."""
-    return kernel.tile_steps > LONG * most_steps and not kernel.irregular
-
-
-def replayed_steps(kernel: Kernel, most_steps: int | None) -> int:
-    """About how many tile steps of the kernel are replayed; all without `most_steps`."""
-    if most_steps is None or not can_skip(kernel, most_steps):
-        return kernel.tile_steps
-    return most_steps
 
 
 def _period(kernel: Kernel) -> int:

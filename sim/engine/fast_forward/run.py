@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from sim.engine.fast_forward.choice import own_cost
 from sim.engine.fast_forward.plan import Plan, grain_of, plan_of
 from sim.engine.fast_forward.reduced import Grid, coarse, slower
 from sim.engine.fast_forward.told import completed, whole_of
@@ -23,7 +24,8 @@ def run_kernel(
     progress: Callable[[int], None],
     most_steps: int,
 ) -> KernelRun:
-    """A kernel that `can_skip`, from an empty L2, told by about so many tile steps of it."""
+    """A kernel from an empty L2, told by a part whose replay costs about so many tile steps."""
+    most_steps = most_steps * kernel.tile_steps // own_cost(kernel)  # of several chunks a tile
     grain = grain_of(Grid.of(kernel, hw), most_steps)
     form, device = coarse(kernel, grain), slower(hw, grain)
     plan = plan_of(Grid.of(form, hw), most_steps)

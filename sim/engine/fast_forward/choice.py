@@ -1,0 +1,74 @@
+"""Which kernels of a program are replayed whole, which are told by a part, and what that costs.
+
+A replay's time goes to tile steps and to the chunks of L2 that they touch. Kernels that are
+replayed whole share one L2, so where one of them reads by rows what another writes in square tiles,
+both touch many small chunks a step. A kernel told by a part has an L2, and chunks, of its own.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+
+from sim.tile_program import Chunking, Kernel, Stream, Tensor, chunk_tensors
+
+LONG = 4.5  # times the tile steps that are replayed in part: cheaper kernels are replayed whole
+
+
+def replay_cost(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> int:
+    """What replaying all of it takes, in tile steps whose tiles are one chunk each.
+
+    Each chunk beyond a tile's first counts as one such step: of naive attention, where nearly all
+    time goes to touches that evict, the two take about as long.
+    """
+    return sum(
+        trips * (1 + sum(_chunks_of(s, chunkings[s.tensor]) - 1 for s in loop.streams))
+        for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True)
+    )
+
+
+def own_cost(kernel: Kernel) -> int:
+    """`replay_cost` in an L2 of its own."""
+    return replay_cost(kernel, chunk_tensors([kernel]))
+
+
+def _chunks_of(stream: Stream, chunking: Chunking) -> int:
+    """Chunks of a tile that no edge cuts."""
+    rows = min(stream.tile_rows, stream.tensor.rows)
+    cols = min(stream.tile_cols, stream.tensor.cols)
+    return -(-rows // chunking.rows) * -(-cols // chunking.cols)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is replayed of a program's kernels.
+
+    `in_part` are those told by a part, with about what that costs at most; `cost` is what each
+    one's replay takes, as `replay_cost` counts it; `chunkings` are the L2's of those that are
+    replayed whole.
+    """
+
+    in_part: dict[Kernel, int]
+    cost: dict[Kernel, int]
+    chunkings: dict[Tensor, Chunking]
+
+    @classmethod
+    def of(cls, kernels: Iterable[Kernel], most_steps: int | None) -> "Choice":
+        """Kernels that cost over LONG times `most_steps` are told by a part that costs about that.
+
+        First those that do by themselves, then those that do beside others: the costliest first, as
+        without it the rest may have larger chunks. Of an irregular kernel no part tells of the
+        rest; without `most_steps` all are replayed whole.
+        """
+        own = {kernel: own_cost(kernel) for kernel in kernels}
+        most = inf if most_steps is None else LONG * most_steps
+        whole = [kernel for kernel in own if kernel.irregular or own[kernel] <= most]
+        while True:
+            chunkings = chunk_tensors(whole)
+            cost = {kernel: replay_cost(kernel, chunkings) for kernel in whole}
+            costliest = max((cost[k] for k in whole if not k.irregular), default=0)
+            if costliest <= most:
+                break
+            whole = [k for k in whole if k.irregular or cost[k] < costliest]
+        in_part = {kernel: most_steps or 0 for kernel in own if kernel not in cost}
+        cost |= {kernel: min(own[kernel], part) for kernel, part in in_part.items()}
+        return cls(in_part, cost, chunkings)
