@@ -32,7 +32,7 @@ results of one that is not split are stored at once.
 
 Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
 too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
-and a second kernel combines them (modelled as FlashAttention-2's).
+and a second kernel combines them, with O of four ranges on its way (FlashAttention-2's: of one).
 
 Source: Shah et al. 2024 (arXiv 2407.08608), Algorithm 2; Dao-AILab/flash-attention, hopper/:
 tile_size.h (tile_size_fwd_sm90), mainloop_fwd_sm90_tma_gmma_ws.hpp (mma, RescaleOBeforeGemm),
@@ -86,7 +86,7 @@ from sim.schedules.parts.flash3_cta import (
 from sim.schedules.parts.flash3_loops import Work, loops
 from sim.schedules.parts.query_rows import QueryRows
 from sim.schedules.parts.results import Result
-from sim.schedules.parts.split_kv import Splits, combine_of_splits
+from sim.schedules.parts.split_kv import FLASH3_COMBINE, Splits, combine_of_splits
 from sim.schedules.parts.traversal import (
     GridOrder,
     KeyOrder,
@@ -229,7 +229,7 @@ def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     whole = Result(work.tensors.o, work.lse)
     each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)
     kernel = _kernel([work], rows.matrices, rows.sharing)
-    return [kernel, combine_of_splits(work.partial, whole, each)]
+    return [kernel, combine_of_splits(work.partial, whole, each, FLASH3_COMBINE)]
 
 
 def _kernel(works: list[Work], periods: int, sharing: int) -> Kernel:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
+from sim.inputs.workload import WorkloadTable
 from sim.machine import EXP, TENSOR, ctas_per_sm
 from sim.schedules import make_schedule
 from sim.schedules.base import Tile
@@ -401,3 +402,17 @@ def test_what_it_cannot_do_is_one_line(table, profile, options, complaint):
     with pytest.raises(InputError, match=re.escape(complaint)) as raised:
         make_schedule({"name": "flash3", **options}, "a test").program(w, load_profile(profile))
     assert "\n" not in str(raised.value)
+
+
+def test_its_combine_kernel_has_four_ranges_on_their_way_and_flash2s_one():
+    """hopper/flash_fwd_combine_kernel.h (kStages), flash_fwd_combine_launch_template.h."""
+    w = WorkloadTable(heads=4, head_dim=128, kv_heads=1, seq_kv=65536, phase="decode").workload()
+    took = {}
+    for name in ("flash3", "flash_decoding"):
+        schedule = make_schedule({"name": name, "splits": 128}, "a test")
+        combine = kernels_of(schedule.program(w, H100))[-1]
+        took[name] = combine.footprint
+        assert [load.stages for load in combine.loops[1].loads] == [4 if name == "flash3" else 1]
+    assert took["flash3"].threads == 256
+    assert took["flash3"].sram_bytes == 8 * 128 * 4 + 4 * 8 * 128 * 4
+    assert took["flash_decoding"].threads == 128

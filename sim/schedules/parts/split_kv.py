@@ -392,7 +392,28 @@ def splits_of(
     return fewest_filling(counts, ctas, slots)
 
 
-def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None) -> Kernel:
+@dataclass(frozen=True)
+class CombineCta:
+    """A CTA of a combine kernel: threads, and a tile of O that each reads 16 bytes of.
+
+    Of so many ranges at a time O_s is on its way, of more than one to SRAM.
+    """
+
+    threads: int
+    ranges_at_once: int
+
+
+FLASH2_COMBINE = CombineCta(threads=128, ranges_at_once=1)
+# hopper/flash_fwd_combine_launch_template.h, flash_fwd_combine_kernel.h (kStages).
+FLASH3_COMBINE = CombineCta(threads=256, ranges_at_once=4)
+
+
+def combine_of_splits(
+    parts: Result,
+    whole: Result,
+    each: IntArray | None = None,
+    cta: CombineCta = FLASH2_COMBINE,
+) -> Kernel:
     """The combine kernel; of each range O lies like the whole, of each row all log-sum-exps.
 
     `each` is how many ranges each matrix is in, where they differ: a CTA of one that is whole ends
@@ -400,7 +421,7 @@ def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None
     threads, by head_dim (run_flash_splitkv_fwd).
     """
     splits, head_dim = parts.lse.rows, compiled_head_dim(whole.o.cols)
-    rows = 4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16
+    rows = (4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16) * cta.threads // 128
     weights, tiles = splits * rows, whole.o.groups * blocks(whole.o.rows, rows)
     weigh = Compute(
         "w_s = exp(lse_s - lse)",
@@ -409,8 +430,10 @@ def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None
         exp_count=2 * weights,  # for their sum, then for the weights
         sram_bytes=3 * STATISTICS_BYTES * weights,  # they come in, are transposed, go back
     )
-    o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=tiles))
-    add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim)
+    at_once = cta.ranges_at_once
+    o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=tiles), at_once)
+    o_bytes = rows * head_dim * STATISTICS_BYTES if at_once > 1 else 0  # in SRAM, of a range
+    add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim, sram_bytes=2 * o_bytes)
     down = blocks(whole.o.rows, rows)
 
     def several(items: IntArray) -> IntArray:
@@ -429,8 +452,8 @@ def combine_of_splits(parts: Result, whole: Result, each: IntArray | None = None
         add,
         (in_order(whole.o, rows), in_order(whole.lse, rows)),
         Footprint(
-            rows * STATISTICS_BYTES * MOST_SPLITS,
-            threads=128,
+            rows * STATISTICS_BYTES * MOST_SPLITS + at_once * o_bytes,
+            threads=cta.threads,
             registers_per_thread=registers.COMBINE,
         ),
         before=weigh,
