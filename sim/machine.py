@@ -248,7 +248,8 @@ def peer_link(hw: HardwareProfile, gpu: int, to: int) -> Link:
     if links is None or links.peer is None:
         raise InputError(f"{hw.name} has no links.peer: the link to other GPUs")
     if links.node_gpus is None or gpu // links.node_gpus == to // links.node_gpus:
-        return Link("peer", links.peer * calibration.sustained, calibration.latency)
+        share = calibration.peer or calibration.sustained
+        return Link("peer", links.peer * share, calibration.latency)
     if links.network is None:
         raise InputError(
             f"{hw.name} has no links.network: the link beyond the {links.node_gpus} GPUs of a node "

@@ -236,9 +236,13 @@ class LaunchCalibration(Section):
 
 
 class LinksCalibration(Section):
-    """Share of the links' bandwidths that is sustained, and latencies of a transfer."""
+    """Share of the links' bandwidths that is sustained, and latencies of a transfer.
+
+    `peer` is that of links.peer, where it is another: of GPUs that are joined by PCIe alone.
+    """
 
     sustained: Fraction
+    peer: Fraction | None = None
     latency: Seconds
     network_latency: Seconds
 

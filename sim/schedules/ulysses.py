@@ -2,17 +2,21 @@
 
     on each of P GPUs, which holds seq / P tokens' Q, K and V:
         for each of Q, K, V:
-            pack it by the heads that go to each GPU;  all-to-all
+            pack it by the heads that go to each GPU;  all-to-all;  unpack it by sequence
         flash attention of heads / P heads over all tokens
-        all-to-all of O;  unpack it to all heads of seq / P tokens
+        pack O by the tokens that go to each GPU;  all-to-all
+        unpack it to all heads of seq / P tokens
 
-Of each tensor a GPU keeps 1 / P and sends as much to each other GPU. It packs K while Q is sent.
+Of each tensor a GPU keeps 1 / P and sends as much to each other. An exchange is waited for before
+the next tensor is packed (all_to_all_single, not asynchronous). What arrives lies by GPU, then by
+sequence: of one sequence Q, K and V need not be unpacked, nor O packed.
 
 Source: Jacobs et al. 2023 (arXiv 2309.14509), Section 3; which copies there are as in
-microsoft/DeepSpeed, deepspeed/sequence/layer.py (single_all_to_all).
+microsoft/DeepSpeed, deepspeed/sequence/layer.py (single_all_to_all; feifeibear/
+long-context-attention, yunchang/comm/all_to_all.py, copies the same).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
@@ -22,7 +26,15 @@ from sim.schedules.flash2 import Flash2
 from sim.schedules.parts.several_gpus import SeveralGpus, copy_kernel
 from sim.tile_program import Command, Kernel, Lifetime, Tensor, Transfer
 
-Exchange = tuple[Tensor, Tensor]  # what leaves, 1 / P to each GPU, and where as much arrives
+
+@dataclass(frozen=True)
+class Exchange:
+    """What leaves, 1 / P to each GPU, where as much arrives, and the copies before and after."""
+
+    packing: tuple[Kernel, ...]
+    leaving: Tensor
+    arriving: Tensor
+    unpacking: tuple[Kernel, ...]
 
 
 class Ulysses(SeveralGpus):
@@ -35,62 +47,79 @@ class Ulysses(SeveralGpus):
     phases = ("prefill",)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """Three packing kernels, attention, one that unpacks."""
-        packing, (attention, _), unpacking = self._program(w, hw)
-        return [*(kernel for kernel, _ in packing), attention, unpacking]
+        """Packing kernels, attention, and those that unpack, in order."""
+        exchanges, attention = self._program(w, hw)
+        *inputs, o = exchanges
+        before = [kernel for one in inputs for kernel in (*one.packing, *one.unpacking)]
+        return [*before, attention, *o.packing, *o.unpacking]
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and exchanges."""
         self.check_links(hw)
-        packing, (attention, o_exchange), unpacking = self._program(w, hw)
+        (*inputs, o), attention = self._program(w, hw)
         gpus = range(self.gpus)
         commands: list[Command] = []
-        arriving: list[tuple[Command, ...]] = [()] * self.gpus
-        for kernel, exchange in packing:
-            packed = [Command(kernel, gpu) for gpu in gpus]
-            sent = self._all_to_all(exchange, packed)
+        arrived: list[tuple[Command, ...]] = [()] * self.gpus
+        for one in inputs:
+            packed = [Command(kernel, gpu, arrived[gpu]) for kernel in one.packing for gpu in gpus]
+            sent = self._all_to_all(one, packed)
+            arrived = [_to(gpu, sent) for gpu in gpus]
             commands += [*packed, *sent]
-            arriving = [(*arriving[gpu], *_to(gpu, sent)) for gpu in gpus]
-        attended = [Command(attention, gpu, arriving[gpu]) for gpu in gpus]
-        sent = self._all_to_all(o_exchange, attended)
+            commands += [
+                Command(kernel, gpu, arrived[gpu]) for kernel in one.unpacking for gpu in gpus
+            ]
+        attended = [Command(attention, gpu, arrived[gpu]) for gpu in gpus]
+        packed = [Command(kernel, gpu) for kernel in o.packing for gpu in gpus]
+        sent = self._all_to_all(o, packed or attended)
         return [
             *commands,
             *attended,
+            *packed,
             *sent,
-            *(Command(unpacking, gpu, _to(gpu, sent)) for gpu in gpus),
+            *(Command(kernel, gpu, _to(gpu, sent)) for kernel in o.unpacking for gpu in gpus),
         ]
 
-    def _program(
-        self, w: AttentionWorkload, hw: HardwareProfile
-    ) -> tuple[list[tuple[Kernel, Exchange]], tuple[Kernel, Exchange], Kernel]:
-        """Packing kernels, attention and unpacking, with what is exchanged after each."""
+    def _program(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[list[Exchange], Kernel]:
+        """The exchanges of Q, K, V and O with the copies around them, and attention."""
         local = replace(
             w, heads=self.share("heads", w.heads), kv_heads=self.share("kv_heads", w.kv_heads)
         )
         q, k, v, o = tensors = qkvo(local)
         (attention,) = self.like(Flash2).attention(local, hw, tensors).kernels
 
-        def shard(name: str, whole: Tensor, key: str, lifetime: Lifetime) -> Tensor:
+        def shard(name: str, whole: Tensor, lifetime: Lifetime) -> Tensor:
             """All heads of a share of the tokens; `whole` is all tokens of a share of the heads."""
-            rows, groups = self.share(key, whole.rows), whole.groups * self.gpus
+            rows = self.share("seq_kv" if whole in (k, v) else "seq_q", whole.rows)
+            groups = whole.groups * self.gpus
             return Tensor(name, groups, rows, whole.cols, whole.element_bytes, lifetime)
 
-        packing = []
-        for whole, key in ((q, "seq_q"), (k, "seq_kv"), (v, "seq_kv")):
-            own = shard(f"{whole.name}, own tokens", whole, key, "input")
-            packed = shard(f"{whole.name}, packed", whole, key, "workspace")
-            packing.append((copy_kernel(f"pack {whole.name}", own, packed), (packed, whole)))
-        received = shard("O, received", o, "seq_q", "workspace")
-        unpacked = shard("O, own tokens", o, "seq_q", "output")
-        unpacking = copy_kernel("unpack O", received, unpacked)
-        return packing, (attention, (o, received)), unpacking
+        def copied(what: str, whole: Tensor) -> tuple[Tensor, tuple[Kernel, ...]]:
+            """What is exchanged for `whole`, and the copy from or to it, of several sequences."""
+            if w.batch == 1:
+                return whole, ()
+            beside = replace(whole, name=f"{whole.name}, by GPU", lifetime="workspace", sizes=None)
+            ends = (whole, beside) if what == "pack" else (beside, whole)
+            return beside, (copy_kernel(f"{what} {whole.name}", *ends),)
+
+        exchanges = []
+        for whole in (q, k, v):
+            own = shard(f"{whole.name}, own tokens", whole, "input")
+            packed = shard(f"{whole.name}, packed", whole, "workspace")
+            arriving, unpacking = copied("unpack", whole)
+            packing = (copy_kernel(f"pack {whole.name}", own, packed),)
+            exchanges.append(Exchange(packing, packed, arriving, unpacking))
+        received = shard("O, received", o, "workspace")
+        unpacked = shard("O, own tokens", o, "output")
+        leaving, packing_o = copied("pack", o)
+        to_own = copy_kernel("unpack O", received, unpacked)
+        return [*exchanges, Exchange(packing_o, leaving, received, (to_own,))], attention
 
     def _all_to_all(self, exchange: Exchange, after: list[Command]) -> list[Command]:
         """What every GPU sends to every other, once its command of `after` is done.
 
         The next on the right comes first, so that no two send to the same at once.
         """
-        leaving, arriving = exchange
+        leaving, arriving = exchange.leaving, exchange.arriving
         transfer_bytes = leaving.bytes // self.gpus
         return [
             Command(
