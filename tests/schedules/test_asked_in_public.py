@@ -45,6 +45,36 @@ def test_it_takes_what_was_measured(hardware, schedule, workload, measured_us):
     assert record.time_s == pytest.approx(measured_us * 1e-6, rel=0.12)
 
 
+@pytest.mark.parametrize(("splits", "measured_us"), [(3, 111.9), (12, 81.3)])
+def test_few_splits_of_an_fp8_cache_leave_a_hopper_s_bandwidth_unused(splits, measured_us):
+    """flashinfer-ai/flashinfer, pull request 4904: a GH200, 96 and 384 CTAs on its 132 SMs."""
+    record = answer(
+        {"profile": "h100-sxm", "hbm": {"bandwidth": "4.0 TB/s"}},
+        {"name": "flash_decoding", "splits": splits},
+        heads=8,
+        kv_heads=1,
+        batch=32,
+        phase="decode",
+        seq_kv=32768,
+        kv_dtype="fp8",
+    )
+    assert record.time_s == pytest.approx(measured_us * 1e-6, rel=0.1)
+
+
+@pytest.mark.parametrize(("seq_len", "measured_ms"), [(4096, 1.347), (8192, 2.894)])
+def test_ulysses_on_eight_l20s_over_pcie(seq_len, measured_ms):
+    """ifromeast/AI_analysis, issue 2; 25 GB/s between cards."""
+    record = answer(
+        {"profile": "l20", "links": {"peer": "25 GB/s"}},
+        {"name": "ulysses", "gpus": 8},
+        heads=16,
+        batch=2,
+        seq_len=seq_len,
+        causal=True,
+    )
+    assert record.time_s == pytest.approx(measured_ms * 1e-3, rel=0.12)
+
+
 def test_mamba2_takes_twice_as_long_as_linear_attention_with_the_same_chunk():
     """0.88 and 0.40 ms at 1k tokens, 3.16 and 1.53 at 4k, on a card that is not named."""
     for seq_len, ratio in ((1024, 2.2), (4096, 2.07)):
