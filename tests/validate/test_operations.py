@@ -11,6 +11,7 @@ from validate.devices import at_clock, device_of
 from validate.framework_kernels import flash3_decode_before_hopper
 from validate.operations import OPERATIONS, Case, measured_of, operation_of
 from validate.predict import NotPredictedError
+from validate.simulated import simulate
 
 
 def case(folder, **row) -> Case:
@@ -453,3 +454,24 @@ def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
     assert small.times(w, hw)[0] == pytest.approx(fixed_s + l2_s)
     assert large.times(w, hw)[0] == pytest.approx(fixed_s + hbm_s)
     assert Beside().times(w, hw) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("seq_kv", "measured_us"), [(32, 21.1), (64, 23.0), (128, 28.8), (256, 43.6)]
+)
+def test_short_caches_take_a_launch_and_what_the_flush_before_them_left_dirty(
+    tmp_path, seq_kv, measured_us
+):
+    """microsoft/onnxruntime, pull request 21414: FlashAttention-2 on an H100, in nvbench."""
+    row = {"heads": 64, "kv_heads": 8, "head_dim": 128, "batch": 64, "seq_kv": seq_kv}
+    kernel = "FlashAttention-2 C++ mha_fwd_kvcache"
+    asked = case(
+        tmp_path,
+        **DECODE | row,
+        gpu="H100 80GB HBM3",
+        kernel=kernel,
+        extra="page 256; cold, zeroed between calls",
+    )
+    times_s = [one.time_s for one in simulate(asked).kernels]
+    launch = asked.hardware.calibration.launch
+    assert sum(times_s) + launch.latency == pytest.approx(measured_us * 1e-6, rel=0.1)
