@@ -5,8 +5,8 @@ TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles o
                             setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step)
                             and which of them runs:
                             contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
-FlashAttention-3 before     hopper/tile_size.h (tile_size_fwd_sm8x); ranges of keys: flash_api.cpp
-Hopper                      (get_num_splits), heuristics.h and flash_prepare_scheduler.cu there
+FlashAttention-3 before     ranges of keys: hopper/flash_api.cpp (get_num_splits), heuristics.h and
+Hopper                      flash_prepare_scheduler.cu
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
 from sim.schedules.parts.combine import fewest_filling
+from sim.schedules.parts.flash3_sm8x import ROWS, sm8x_cta
 from sim.schedules.parts.split_kv import MOST_SPLITS
 
-ROWS_OF_FLASH3, LEAST_SPLIT_BLOCKS, MOST_SPLIT_BATCH = 128, 4, 992
+LEAST_SPLIT_BLOCKS, MOST_SPLIT_BATCH = 4, 992
 
 
 def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
@@ -34,13 +35,8 @@ def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
     return {"name": "flash2", "tile": {"q": q, "kv": kv}, "warps": 4}
 
 
-def flash3_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
-    """FlashAttention-3's kernels for Ampere and Ada (SGLang), in 16 bits."""
-    return {"name": "flash2"} | _sm8x(w, hw, split=False)
-
-
 def flash3_decode_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
-    """The same of one query a sequence: heads packed in its tile, ranges cut when it runs.
+    """FlashAttention-3's kernels for Ampere and Ada (SGLang), decoding: ranges cut when it runs.
 
     A range gets so many blocks that all SMs have one, and a tenth more; the host says how many
     there are at most, as if there were one sequence.
@@ -48,7 +44,7 @@ def flash3_decode_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Ma
     split = _sm8x(w, hw, split=True)
     low, high = w.visible_keys(0, 0)
     key_blocks = blocks(high - low, split["tile"]["kv"])
-    tiles = w.kv_heads * blocks(w.heads // w.kv_heads, ROWS_OF_FLASH3)
+    tiles = w.kv_heads * blocks(w.heads // w.kv_heads, ROWS)
     most = 1
     if tiles < 0.8 * hw.sm.count and key_blocks > LEAST_SPLIT_BLOCKS:
         counts = range(1, min(MOST_SPLITS, hw.sm.count, key_blocks) + 1)
@@ -62,17 +58,5 @@ def flash3_decode_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Ma
 
 def _sm8x(w: AttentionWorkload, hw: HardwareProfile, *, split: bool) -> dict[str, Any]:
     """Tile and warps, by whether keys may be split among CTAs."""
-    small, local = hw.arch in ("sm86", "sm89"), w.mask == "window"
-    if w.head_dim <= 64:
-        kv, warps = 80 if split else 96 if local else 112, 4
-    elif w.head_dim <= 96:
-        kv, warps = 48 if split or local else 64, 4
-    elif w.head_dim <= 128 and not small and not split:
-        kv, warps = 48 if local else 64, 4
-    elif w.head_dim <= 128:
-        kv, warps = 96 if local else 112 if split else 128, 8
-    elif w.head_dim <= 192:
-        kv, warps = 64, 8
-    else:
-        kv, warps = ((48 if split or local else 64) if small else (64 if split or local else 96)), 8
-    return {"tile": {"q": ROWS_OF_FLASH3, "kv": kv}, "warps": warps}
+    cta = sm8x_cta(w, hw, split=split)
+    return {"tile": {"q": cta.tile.q, "kv": cta.tile.kv}, "warps": cta.warps}

@@ -28,7 +28,7 @@ from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_before_hopper, flash3_decode_before_hopper, fmha_v2
+from validate.framework_kernels import flash3_decode_before_hopper, fmha_v2
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -40,6 +40,7 @@ BLACKWELL = ("sm100",)
 FLASH2 = {"name": "flash2"}
 FLASH2_32 = {"name": "flash2", "tile": {"q": 32, "kv": 16}}
 FLASH2_64 = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
+FLASH3_SM8X = {"name": "flash2", "implementation": "fa3"}
 MEM_EFFICIENT = {"name": "flash2", "implementation": "mem-efficient"}
 TRITON = {"name": "flash2", "implementation": "triton"}
 SGLANG = {"name": "flash2", "implementation": "sglang"}
@@ -190,7 +191,7 @@ OPERATIONS = (
     # vLLM gives FA2 the block table in prefill too: the split-KV kernel, unsplit, runs
     # (vllm/v1/attention/backends/flash_attn.py; flash_api.cpp, mha_varlen_fwd).
     Operation(r"vllm vllm_flash_attn(_fa2)?", "FA2 prefill", PREFILL, PAGED),
-    Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, flash3_before_hopper),
+    Operation(r"sglang flash_attention", "FA2 prefill", PREFILL, FLASH3_SM8X),
     Operation(r"vllm flash_attn \(FA2.*\)", "FA2 prefill", PREFILL, PAGED),
     Operation(
         r"vllm vllm_flash_attn_fa3",

@@ -27,6 +27,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.machine import ctas_per_sm
 from sim.schedules.base import QKVO, qkvo, visible_blocks
 from sim.schedules.parts.flash2_backward import Saved, backward_kernels
+from sim.schedules.parts.flash3_sm8x import check_sm8x, packed_attention, sm8x_cta
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import (
     Operand,
@@ -55,8 +56,9 @@ class Flash2(FlashSchedule):
     """FlashAttention-2. A tile, or warps, that are given hold for backward too.
 
     `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
-    "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "mem-efficient" PyTorch's
-    memory-efficient kernel (mem_efficient.py), whose tile and warps are its own.
+    "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "fa3" FlashAttention-3's
+    library before Hopper (flash3_sm8x.py), "mem-efficient" PyTorch's memory-efficient kernel
+    (mem_efficient.py): their tile, warps and order of traversal are their own.
     """
 
     name: Literal["flash2"] = "flash2"
@@ -73,8 +75,8 @@ class Flash2(FlashSchedule):
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
         check_one_length(self.name, w, self.grid_order, self.key_order, own="head_slow")
-        if self.implementation == "mem-efficient":
-            self._check_mem_efficient(w)
+        if self.implementation in ("fa3", "mem-efficient"):
+            self._check_of_its_own(w)
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
@@ -82,31 +84,35 @@ class Flash2(FlashSchedule):
                 '"cuda" was expected'
             )
 
-    def _check_mem_efficient(self, w: AttentionWorkload) -> None:
+    def _check_of_its_own(self, w: AttentionWorkload) -> None:
+        where = f'schedule flash2: implementation = "{self.implementation}": '
         given = {key: getattr(self, key) for key in ("tile", "warps", "stages", "rope")}
         own = [key for key, value in given.items() if value is not None]
         if self.machine_code or (self.grid_order, self.key_order) != ("head_slow", "descending"):
             own.append("machine_code, grid_order and key_order")
         if own:
-            raise InputError(
-                'schedule flash2: implementation = "mem-efficient": it has its own '
-                f"{', '.join(own)}: none was expected"
-            )
+            raise InputError(f"{where}it has its own {', '.join(own)}: none was expected")
+        any_of = self.implementation == "fa3"
         for key, given_one, is_taken, expected in (
-            ("head_dim", w.head_dim, w.head_dim <= MOST_HEAD_DIM, f"up to {MOST_HEAD_DIM}"),
-            ("window", w.window, w.window is None, "none"),
             ("dropout", w.dropout, not w.dropout, "none"),
             ("phase", w.phase, w.phase != "training", "prefill or decode"),
-            ("lengths", "several", w.lengths is None, "sequences of one length"),
+            (
+                "head_dim",
+                w.head_dim,
+                any_of or w.head_dim <= MOST_HEAD_DIM,
+                f"up to {MOST_HEAD_DIM}",
+            ),
+            ("window", w.window, any_of or w.window is None, "none"),
+            ("lengths", "several", any_of or w.lengths is None, "sequences of one length"),
         ):
             if not is_taken:
-                raise InputError(
-                    'schedule flash2: implementation = "mem-efficient": workload.'
-                    f"{key} = {given_one}: {expected} was expected"
-                )
+                raise InputError(f"{where}workload.{key} = {given_one}: {expected} was expected")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel, a CTA a block of query rows; in training those of backward after it."""
+        if self.implementation == "fa3":
+            check_sm8x(self.name, hw)
+            return [packed_attention(w, self.cta(sm8x_cta(w, hw), w, hw))]
         tensors = qkvo(w)
         forward = self.attention(w, hw, tensors)
         if w.phase != "training":

@@ -155,7 +155,7 @@ def test_naive_s_dk_and_dv_take_their_keys_column_of_the_matrix_and_all_query_ro
         if kernel.name not in ("dV = P^T dO", "dK = dS^T Q"):
             continue
         p, do, result = kernel.streams
-        down = np.arange(-(-w.seq_q // 64))
+        down = np.arange(-(-w.seq_q // p.tile_rows))  # slices of all query rows
         reads = zip(tiles_of(p, kernel, 0), tiles_of(do, kernel, 0), strict=True)
         for (of_p, of_do), (matrix, row, col) in zip(
             reads, tiles_of(result, kernel, 1), strict=True

@@ -25,7 +25,7 @@ from sim.schedules.parts.own_kernel import Asked, fits, own_trip
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.tile_program import Command, in_order
 
-Implementation = Literal["cuda", "triton", "sglang", "mem-efficient"]
+Implementation = Literal["cuda", "triton", "sglang", "fa3", "mem-efficient"]
 Like = TypeVar("Like", bound="FlashSchedule")
 
 
