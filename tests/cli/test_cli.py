@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.commands import GOOD, assert_one_line, attnsim, scenario
+from tests.support.commands import GOOD, assert_one_line, attnsim, called, scenario
 
 BAD = {
     "unknown key": ({"workload": "sequence = 3"}, ["workload.sequence: unknown key"]),
@@ -53,7 +53,7 @@ BAD = {
 def test_bad_scenario_is_one_line_and_writes_nothing(case, tmp_path):
     changes, parts = BAD[case]
     path = scenario(tmp_path, **changes)
-    done = attnsim("run", path, cwd=tmp_path)
+    done = called("run", path, cwd=tmp_path)
     assert_one_line(done, "mine.toml", *parts)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -61,29 +61,29 @@ def test_bad_scenario_is_one_line_and_writes_nothing(case, tmp_path):
 def test_toml_syntax_error_names_its_line(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('title = "x"\n[workload\n')
-    assert_one_line(attnsim("run", path, cwd=tmp_path), "mine.toml", "line 2")
+    assert_one_line(called("run", path, cwd=tmp_path), "mine.toml", "line 2")
 
 
 def test_missing_and_binary_files_are_named(tmp_path):
-    assert_one_line(attnsim("run", "no.toml", cwd=tmp_path), "no.toml: no such file")
+    assert_one_line(called("run", "no.toml", cwd=tmp_path), "no.toml: no such file")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    assert_one_line(attnsim("run", "binary.toml", cwd=tmp_path), "binary.toml: not a TOML file")
+    assert_one_line(called("run", "binary.toml", cwd=tmp_path), "binary.toml: not a TOML file")
 
 
 def test_cyclic_extends_shows_the_circle(tmp_path):
     (tmp_path / "a.toml").write_text('extends = "b.toml"')
     (tmp_path / "b.toml").write_text('extends = "a.toml"')
-    assert_one_line(attnsim("profiles", "check", "a.toml", cwd=tmp_path), "a -> b -> a")
+    assert_one_line(called("profiles", "check", "a.toml", cwd=tmp_path), "a -> b -> a")
 
 
 def test_unwritable_output_is_refused_before_the_run(tmp_path):
     (tmp_path / "file").write_text("")
-    done = attnsim("run", scenario(tmp_path), "--out", "file/out", cwd=tmp_path)
+    done = called("run", scenario(tmp_path), "--out", "file/out", cwd=tmp_path)
     assert_one_line(done, "--out file/out")
 
 
 def test_run_leaves_figures_results_and_trace(tmp_path):
-    done = attnsim(
+    done = called(
         "run", scenario(tmp_path), "--out", "out", "--trace", "t.json", "--json", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -126,7 +126,7 @@ def test_out_of_memory_is_a_result_that_names_the_tensor(tmp_path):
 
 @pytest.mark.parametrize("command", [["profiles"], ["scenarios"], ["profiles", "show", "h200-sxm"]])
 def test_listings_run_from_any_folder(command, tmp_path):
-    done = attnsim(*command, cwd=tmp_path)
+    done = called(*command, cwd=tmp_path)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) > 5
 
@@ -142,7 +142,7 @@ def test_listings_run_from_any_folder(command, tmp_path):
     ],
 )
 def test_wrong_options_are_one_line(tmp_path, arguments, complaint):
-    assert_one_line(attnsim(*arguments, cwd=tmp_path), complaint)
+    assert_one_line(called(*arguments, cwd=tmp_path), complaint)
 
 
 def test_without_a_command_help_is_shown(tmp_path):

@@ -58,7 +58,7 @@ CASES = {
         0.02,
     ),
     "whole periods": ({"heads": 16, "kv_heads": 16}, 500_000, 0.01, 0.01),
-    "periods that share keys": ({"heads": 16, "kv_heads": 4}, 600_000, 0.005, 0.02),
+    "periods that share keys": ({"heads": 16, "kv_heads": 4}, 600_000, 0.01, 0.02),
 }
 
 

@@ -3,7 +3,7 @@
 import io
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,10 +26,11 @@ def attnsim(*arguments: object, cwd: Path) -> Done:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def called(*arguments: object) -> Done:
-    """The same without another Python, in this process's folder."""
+def called(*arguments: object, cwd: Path = Path()) -> Done:
+    """The same without another Python."""
     out, err, command = io.StringIO(), io.StringIO(), ["attnsim", *map(str, arguments)]
     with (
+        chdir(cwd),
         patch("sys.argv", command),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -10,7 +10,7 @@ import pytest
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, attnsim, called
 from tests.support.simulated_bench import SimulatedBench
 from validate.campaign import load_campaign
 from validate.counters import NcuError
@@ -185,7 +185,7 @@ def test_a_corrupt_or_foreign_file_is_one_line(text, complaint, tmp_path):
     (tmp_path / "m.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     for command in (["validate", "compare"], ["calibrate"]):
         out = ["--out", "c.toml"] if command == ["calibrate"] else []
-        done = attnsim(*command, "m.json", "--profile", "h100-sxm", *out, cwd=tmp_path)
+        done = called(*command, "m.json", "--profile", "h100-sxm", *out, cwd=tmp_path)
         assert_one_line(done, "m.json", complaint)
     assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
 

@@ -134,11 +134,7 @@ class FlashSchedule(TiledSchedule):
         """
         if self.machine_code is not None:
             return self._own_cta(self.machine_code, public, w, hw)
-        warps, stages = self.warps or public.warps, public.stages
-        if self.stages:
-            stages = self.stages
-            if self.compiled_by_triton:
-                stages = triton_buffers(self.stages, hw.matmul_by_warp_group)
+        warps, stages = self.warps or public.warps, self._buffers(hw, public.stages)
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
@@ -161,6 +157,13 @@ class FlashSchedule(TiledSchedule):
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 
+    def _buffers(self, hw: HardwareProfile, usual: int) -> int:
+        """Buffers of K and V of the stages that are asked for, else the usual ones."""
+        if self.stages is None:
+            return usual
+        by_triton = self.compiled_by_triton
+        return triton_buffers(self.stages, hw.matmul_by_warp_group) if by_triton else self.stages
+
     def _own_cta(
         self, path: Path, public: FlashCta, w: AttentionWorkload, hw: HardwareProfile
     ) -> FlashCta:
@@ -180,7 +183,8 @@ class FlashSchedule(TiledSchedule):
         head_dim, of_stage = filled.head_dim, flash_sram_bytes(filled, 1)(tile)
         of_q = filled.head_dim * filled.dtype_bytes * tile.q
         room = own.footprint.sram_bytes // (of_stage - of_q)
-        if self.stages is not None and self.stages > room:
+        buffers = self._buffers(hw, min(room, code.kernel.stages or public.stages))
+        if self.stages is not None and buffers > room:
             raise InputError(
                 f"schedule {self.name}: machine_code: stages = {self.stages}: its shared memory "
                 f"holds {room} buffers of K and V of tile = {tile}"
@@ -189,7 +193,7 @@ class FlashSchedule(TiledSchedule):
             public,
             tile=tile,
             warps=own.footprint.threads // 32,
-            stages=self.stages or max(1, min(room, code.kernel.stages or public.stages)),
+            stages=max(1, buffers),
             meetings=code.barriers,
             tensor_path=own.tensor_path,
             registers_per_thread=own.footprint.registers_per_thread,
