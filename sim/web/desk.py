@@ -23,8 +23,9 @@ from sim.web.controls import Controls, changes, hardware_of, tables_of
 AIM_S = 0.5  # for the replay of a schedule
 MOMENT_S = 1.5  # then it is given up, or not even begun
 REPLAYED = tuple(1 << n for n in range(20, 13, -1))  # tile steps of a long kernel, at choice
-# What a tile step takes the compiled engine, as `replay_cost` counts them.
-STEP_S = 210e-9
+# What a tile step takes the compiled engine, as `replay_cost` counts them: 55 to 104 ns of a naive
+# schedule, 90 of a flash loop on a 2-core machine, and half again for one that is busy.
+STEP_S = 130e-9
 STALE_S = 0.02  # at most, that a question waits which is not the newest
 KEPT = 512  # answers
 WHERE = "explorer"
