@@ -241,6 +241,8 @@ def test_matrices_written_in_tiles_and_read_by_rows_are_told_by_few_touches():
     of_s_and_p = 4 * 4 * 8192**2 * 2  # each written once and read once
     assert hbm_bytes == pytest.approx(of_s_and_p, rel=0.02)
     assert told.peak_hbm_bytes == whole.peak_hbm_bytes
+    written, of_whole = (one.hbm_write_bytes + one.l2_dirty_bytes for one in (told, whole))
+    assert written == pytest.approx(of_whole, rel=0.002)
 
 
 @pytest.mark.parametrize("a_head", [0.1, 0.5, 2.0, 8.0])
