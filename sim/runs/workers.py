@@ -38,22 +38,36 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     this process would not: their interpreters start as `python -c`, which would look there first.
     """
     count = workers or len(os.sched_getaffinity(0))
-    os.environ["PYTHONSAFEPATH"] = "1"
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
     context.set_forkserver_preload(["sim.runs.work"])
     compile_engine()
     lifeline, alive = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(count, context, _live_on, (lifeline,))
+    with _without_the_current_folder():
+        executor = ProcessPoolExecutor(count, context, _live_on, (lifeline,))
+        try:
+            yield Workers(executor, lambda: count)
+        except BaseException:
+            alive.close()  # ends them in the middle of what they do
+            raise
+        finally:
+            executor.shutdown(cancel_futures=True)
+            alive.close()
+            lifeline.close()
+
+
+@contextmanager
+def _without_the_current_folder() -> Iterator[None]:
+    """Interpreters that start meanwhile look for no module there."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        yield Workers(executor, lambda: count)
-    except BaseException:
-        alive.close()  # ends them in the middle of what they do
-        raise
+        yield
     finally:
-        executor.shutdown(cancel_futures=True)
-        alive.close()
-        lifeline.close()
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def compile_engine() -> None:

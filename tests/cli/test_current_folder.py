@@ -1,7 +1,10 @@
 """A command runs no code from the folder it is started in, nor do the processes it starts."""
 
+import os
+
 import pytest
 
+from sim.runs.workers import processes
 from tests.support.commands import attnsim, scenario
 from tests.support.tables_of_figures import write
 
@@ -34,3 +37,14 @@ def test_no_module_of_the_current_folder_is_run(hostile, command):
     done = attnsim(*command, cwd=hostile)
     assert "Traceback" not in done.stderr, done.stderr
     assert not [path.name for path in hostile.glob("*.ran")]
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch):
+    for before in (None, "0"):
+        if before is None:
+            monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+        else:
+            monkeypatch.setenv("PYTHONSAFEPATH", before)
+        with processes(1) as workers:
+            assert workers.executor.submit(os.getenv, "PYTHONSAFEPATH").result()
+        assert os.environ.get("PYTHONSAFEPATH") == before
