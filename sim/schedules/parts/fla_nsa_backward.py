@@ -224,28 +224,15 @@ class Backward:
     def _dq(self, branch: Branch, rows: "_Rows", dq: Tensor) -> Kernel:
         """A CTA a position; K and V are waited for on every trip."""
         w, of, at = self.w, self.of, Positions(self.w, by_head=True)
-        visited, across, keys = branch.visited, branch.across, branch.keys
+        visited, keys = branch.visited, branch.keys
         group_rows, width = of.group_rows, w.dtype_bytes * power_of_two(w.head_dim)
         q_bytes, kv_bytes = group_rows * width, keys * width
 
         def of_group(tensor: Tensor) -> Stream:
-            def tile(items: IntArray) -> IntArray:
-                return of.group_tile(at.matrix(items), at.position(items))
-
-            return Stream(tensor, 1, tensor.cols // w.kv_heads, tile)
+            return at.group_rows(tensor, of)
 
         def block_of(tensor: Tensor) -> Load:
-            return Load(
-                Stream(
-                    tensor,
-                    keys,
-                    w.head_dim,
-                    lambda items: at.matrix(items) * across,
-                    table=visited.chosen,
-                    start=lambda items: visited.starts[at.position(items)],
-                ),
-                stages=0,
-            )
+            return Load(at.visited_blocks(tensor, keys, visited), stages=0)
 
         loads = tuple(map(block_of, (branch.k, branch.v)))
         scores = group_rows * keys

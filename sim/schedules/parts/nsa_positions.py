@@ -73,6 +73,25 @@ class Positions:
         _, fast, head, slow = self.items.at(items)
         return (slow if self.by_head else fast) * self.w.kv_heads + head
 
+    def visited_blocks(self, tensor: Tensor, keys: int, visited: "Visited") -> Stream:
+        """Of K or V, the blocks of so many keys that each item's position visits."""
+        across = blocks(tensor.rows, keys)
+        return Stream(
+            tensor,
+            keys,
+            self.w.head_dim,
+            lambda items: self.matrix(items) * across,
+            table=visited.chosen,
+            start=lambda items: visited.starts[self.position(items)],
+        )
+
+    def group_rows(self, tensor: Tensor, of: NsaTensors) -> Stream:
+        """Of a tensor of query rows, those of each item's position and KV head."""
+        cols = tensor.cols // self.w.kv_heads
+        return Stream(
+            tensor, 1, cols, lambda items: of.group_tile(self.matrix(items), self.position(items))
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Visited:
@@ -93,27 +112,15 @@ def positions_attention(
 ) -> Attention:
     """Attention of each position over its key blocks of K and V."""
     w, rows, size = of.w, cta.tile.q, cta.tile.kv
-    across = blocks(kv[0].rows, size)
-
-    def group_tile(items: IntArray) -> IntArray:
-        return of.group_tile(at.matrix(items), at.position(items))
 
     def block_count(items: IntArray) -> IntArray:
         return at.exists(items) * visited.count[at.position(items)]
 
     def block_of(tensor: Tensor) -> Operand:
-        stream = Stream(
-            tensor,
-            size,
-            w.head_dim,
-            lambda items: at.matrix(items) * across,
-            table=visited.chosen,
-            start=lambda items: visited.starts[at.position(items)],
-        )
-        return Operand((stream,))
+        return Operand((at.visited_blocks(tensor, size, visited),))
 
     def of_group(tensor: Tensor) -> Stream:
-        return Stream(tensor, 1, tensor.cols // w.kv_heads, group_tile)
+        return at.group_rows(tensor, of)
 
     result = of.result(f"O of {name}", f"LSE of {name}")
     q_bytes = rows * w.head_dim * w.dtype_bytes
