@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from sim.inputs.files import InputError, nearest
+from sim.inputs.files import InputError, expected_of, nearest
 
 Pass = Literal["fwd", "bwd", "decode"]
 Metric = Literal[
@@ -173,5 +173,4 @@ def _figure(where: str, cells: dict[str, str]) -> Figure:
 def problem_of(error: ValidationError) -> tuple[str, str]:
     """The first column that is wrong, and what was expected."""
     problem = error.errors(include_url=False)[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    return str(problem["loc"][0]) if problem["loc"] else "value", message[0].lower() + message[1:]
+    return str(problem["loc"][0]) if problem["loc"] else "value", expected_of(problem)

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, expected_of
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload, WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
@@ -650,5 +650,5 @@ def _beside(
 
 def _first_line(error: Exception, figure: Figure) -> str:
     if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
+        return expected_of(error.errors(include_url=False)[0])
     return str(error).removeprefix(f"{figure.where}: ")

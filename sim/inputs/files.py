@@ -1,7 +1,9 @@
 """TOML files found by name, read, and checked; what is wrong is one line: where, what, accepted."""
 
 import difflib
+import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,10 +32,30 @@ def find_toml(name: str, package: str, kind: str, beside: Path | None = None) ->
         if beside is not None and not path.is_absolute() and (beside / path).exists():
             return beside / path
         return path
-    names = shipped_names(package)
-    if name not in names:
-        raise InputError(f"{kind} {name!r}: no such {kind}; {nearest(name, names)}")
-    return Path(str(resources.files(package) / f"{name}.toml"))
+    meant = _meant(name, shipped_names(package), kind)
+    return Path(str(resources.files(package) / f"{meant}.toml"))
+
+
+def _meant(name: str, names: list[str], kind: str) -> str:
+    """The one of `names` that is meant: "RTX 4090", "4090" and "rtx-4090" are the same.
+
+    That is `name` itself, or the only one with all of its words. Raises InputError, which lists
+    those that have them.
+    """
+    spelt = _spelt(name)
+    words = set(spelt.split("-"))
+    alike = [one for one in names if _spelt(one) == spelt]
+    alike = alike or [one for one in names if words <= set(_spelt(one).split("-"))]
+    if len(alike) == 1:
+        return alike[0]
+    longer = alike or [one for one in names if spelt and _spelt(one).startswith(spelt)]
+    hint = f"there are {', '.join(longer)}" if longer else nearest(name, names)
+    raise InputError(f"{kind} {shown(name)}: no such {kind}; {hint}")
+
+
+def _spelt(name: str) -> str:
+    """The name in small letters, a hyphen between its words."""
+    return re.sub(r"[\s_-]+", "-", name.strip().casefold())
 
 
 def shipped_names(package: str) -> list[str]:
@@ -54,7 +77,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a TOML file (it is not UTF-8 text)") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise InputError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -73,24 +96,69 @@ def checked(model: type[Model], data: Mapping[str, Any], where: str, prefix: str
         return model.model_validate(data)
     except ValidationError as error:
         raise InputError(f"{where}: {_first_problem(model, error, prefix)}") from None
+    except (OverflowError, RecursionError) as error:
+        what = f"{where}: {prefix}" if prefix else where
+        raise InputError(f"{what}: too large a number, or too deep: {error}") from None
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    problem = next(iter(unknown or problems))  # a key that is misspelt is also missing
     location = [str(part) for part in problem["loc"]]
     key = ".".join(filter(None, [prefix, *location]))
-    if problem["type"] == "extra_forbidden":
+    if unknown:
         return f"{key}: unknown key; {nearest(location[-1], _keys_at(model, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    expected = expected_of(problem)
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
-        return f"{key}: {message}" if key else message
-    return f"{key} = {_shown(problem['input'])}: {message[0].lower() + message[1:]}"
+        return f"{key}: {expected}" if key else expected
+    if keys := problem["type"] == "model_type" and _keys_at(model, location):
+        expected += f" of {', '.join(keys)}"
+    return f"{key} = {shown(problem['input'])}: {expected}"
 
 
-def _shown(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def expected_of(problem: ErrorDetails) -> str:
+    """What was expected where this problem is, in the words of a person who fills in a file."""
+    if problem["type"] in _EXPECTED:
+        return _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
+    message = problem["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+# By pydantic's type of error.
+_EXPECTED = {
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
+        "a whole number was expected",
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number was expected"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false was expected"),
+    **dict.fromkeys(("model_type", "dict_type", "mapping_type"), "a table was expected"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list was expected"),
+    "string_type": "text was expected",
+    "path_type": "a path was expected",
+    "finite_number": "it must be finite",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "multiple_of": "it must be a multiple of {multiple_of}",
+    "literal_error": "{expected} was expected",
+}
+LONGEST_SHOWN = 80  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value as it may stand in a file, on one line and cut to what is readable."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):  # such as a number of thousands of digits
+        text = type(value).__name__
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
@@ -111,7 +179,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the known name most like `name`, or all of them if none is near."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    if close or not names:
+        return f"did you mean {close[0]!r}?" if close else "none is known here"
+    return f"known: {', '.join(names)}"
 
 
 def save_text(text: str, path: Path) -> None:

@@ -18,7 +18,15 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml, shipped_names
+from sim.inputs.files import (
+    InputError,
+    checked,
+    find_toml,
+    nearest,
+    read_toml,
+    shipped_names,
+    shown,
+)
 from sim.inputs.units import (
     Bytes,
     BytesOrNone,
@@ -440,10 +448,13 @@ def _on_architecture(data: Mapping[str, Any], label: str) -> dict[str, Any]:
     """What a device states laid over what its architecture is known to do."""
     known = shipped_names(ARCHITECTURES)
     if "arch" not in data:
-        raise InputError(f"{label}: arch: missing; known: {', '.join(known)}")
+        raise InputError(
+            f"{label}: arch: missing; known: {', '.join(known)}; or extends = the name of a "
+            "profile of which this one is a variation"
+        )
     if data["arch"] not in known:
         hint = nearest(str(data["arch"]), known)
-        raise InputError(f"{label}: arch = {data['arch']!r}: no such architecture; {hint}")
+        raise InputError(f"{label}: arch = {shown(data['arch'])}: no such architecture; {hint}")
     base = read_toml(find_toml(data["arch"], ARCHITECTURES, "architecture"))
     return _overlay(base, data, label)
 

@@ -4,6 +4,7 @@ A text or CSV file holds a whole number a line; blank lines are skipped, as is a
 no number (a column's name).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from operator import index
@@ -12,7 +13,7 @@ from typing import Annotated, Any, SupportsIndex
 
 from pydantic import BeforeValidator
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, shown
 
 LENGTH_KEYS = ("seq_len", "seq_q", "seq_kv")
 LONGEST_NAME = 40  # characters of a list that is told as it is written
@@ -23,7 +24,7 @@ def _length(value: Any) -> int:
     """A whole number above zero, NumPy's too; raises ValueError."""
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     if not isinstance(whole, SupportsIndex) or isinstance(whole, bool) or index(whole) < 1:
-        raise ValueError(f"{EXPECTED}, not {value!r}")
+        raise ValueError(f"{EXPECTED}, not {shown(value)}")
     return index(whole)
 
 
@@ -48,11 +49,27 @@ def with_files_read(
     A relative path is looked up from `folder` first.
     """
     return {
-        key: _read(value, f"{where}: workload.{key}", folder)
+        key: _told(value, f"{where}: workload.{key}", folder)
         if key in LENGTH_KEYS and isinstance(value, str)
         else value
         for key, value in table.items()
     }
+
+
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
+_ROUNDED = re.compile(r"(\d+)\s*([kKmM])")  # of which the field now means one thing, now another
+_POWER = {"k": 1, "m": 2}
+
+
+def _told(text: str, key: str, folder: Path | None) -> int | list[int]:
+    """What "12,288" says, or the file of that name."""
+    if _GROUPED.fullmatch(text):
+        return int(text.replace(",", ""))
+    if rounded := _ROUNDED.fullmatch(text):
+        number, power = int(rounded[1]), _POWER[rounded[2].lower()]
+        binary, decimal = number * 1024**power, number * 1000**power
+        raise InputError(f"{key} = {shown(text)}: {binary} or {decimal}? {EXPECTED}")
+    return _read(text, key, folder)
 
 
 def file_of(name: str, folder: Path | None) -> Path:
@@ -67,13 +84,15 @@ def _read(name: str, key: str, folder: Path | None) -> list[int]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f'{key} = "{name}": cannot be read: {why}; {EXPECTED}') from None
+        raise InputError(f"{key} = {shown(name)}: cannot be read: {why}; {EXPECTED}") from None
     told = [(number, text) for number, line in enumerate(lines, 1) if (text := line.strip())]
     if told and not told[0][1].isdecimal():
         told = told[1:]
     for number, text in told:
         if not text.isdecimal() or int(text) == 0:
-            raise InputError(f"{path}: line {number}: {text!r}: a whole number above zero expected")
+            raise InputError(
+                f"{path}: line {number}: {shown(text)}: a whole number above zero expected"
+            )
     if not told:
         raise InputError(f"{path}: it holds no lengths: one a line was expected")
     return [int(text) for _, text in told]

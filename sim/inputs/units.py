@@ -1,6 +1,7 @@
 """Quantities as people write them in files ("3.35 TB/s") to SI floats in code, by pint."""
 
 import math
+import re
 from functools import cache, lru_cache
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ hertz = 1 / second = Hz
 clock = [cycle]
 byte = [information] = B
 flop = [operation] = FLOP
+flop_rate = flop / second = FLOPS
 joule = [energy] = J
 watt = joule / second = W
 """
@@ -40,9 +42,24 @@ def _registry() -> pint.UnitRegistry[float]:
     return registry
 
 
+# A number and a unit: no more of what pint understands, as it would work out "9**9**9 B".
+_WHOLE = r"inf|nan|\d{1,3}(?:,\d{3})+|[\d_]*"  # "12,288" and "12_288", but not "1,5"
+_QUANTITY = re.compile(
+    rf"\s*([-+]?(?:{_WHOLE})(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([A-Za-zµ][A-Za-zµ/ ]*)"
+)
+
+
 @lru_cache(4096)  # a sweep reads the same figures again for every point
+def _quantity(text: str) -> Any:
+    """The quantity as one of pint's; raises ValueError, or one of pint's many errors."""
+    found = _QUANTITY.fullmatch(text)
+    if found is None:
+        raise ValueError("not a number and a unit")
+    return _registry().Quantity(float(found[1].replace(",", "")), found[2].strip())
+
+
 def _magnitude(text: str, unit: str) -> float:
-    return float(_registry().Quantity(text).to(unit).magnitude)
+    return float(_quantity(text).to(unit).magnitude)
 
 
 def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
@@ -154,7 +171,7 @@ def amount(value: Any) -> tuple[float, str] | None:
     if not isinstance(value, str):
         return None
     try:
-        quantity: Any = _registry().Quantity(value).to_base_units()
+        quantity = _quantity(value).to_base_units()
     except Exception:  # as above
         return None
     unit = f"{quantity.units:~}".replace(" ", "").replace("1/s", "Hz")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from sim.inputs.files import InputError, save_text
+from sim.inputs.files import InputError, expected_of, save_text
 from sim.runs.record import Record, versions
 
 # What every schedule that ran has.
@@ -53,8 +53,7 @@ def _first_problem(error: ValidationError) -> str:
     where = f"record {number}: {'.'.join(map(str, location))}".removesuffix(": ")
     if problem["type"] in ("missing", "unexpected_keyword_argument"):
         return f"{where}: {'missing' if problem['type'] == 'missing' else 'unknown key'}"
-    message = problem["msg"]
-    return f"{where}: {message[0].lower() + message[1:]}"
+    return f"{where}: {expected_of(problem)}"
 
 
 def _other_version(text: bytes) -> str:

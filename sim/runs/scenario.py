@@ -119,6 +119,7 @@ def make_scenario(
     allow_code: bool = False,
 ) -> Scenario:
     """The scenario that `data` (the tables of a file) describes; raises InputError."""
+    _check_places(data, where)
     tables = checked(ScenarioFile, data, where)
     points = tuple(
         make_point(varied, swept, where, folder, allow_code)
@@ -144,13 +145,26 @@ def _named(value: Any) -> Any:
     return name_of(value) if isinstance(value, list) else value
 
 
+def _check_places(data: Mapping[str, Any], where: str) -> None:
+    """Raises InputError where a table's key stands outside it: "l2" is one of `[hardware]`."""
+    tables: dict[str, type[BaseModel]] = {
+        "hardware": HardwareProfile,
+        "workload": WorkloadTable,
+        "limits": Limits,
+    }
+    for key in data.keys() - ScenarioFile.model_fields.keys():
+        for table, model in tables.items():
+            if key in model.model_fields:
+                raise InputError(f"{where}: {key}: unknown key; did you mean '{table}.{key}'?")
+
+
 def _split_setting(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {setting}: KEY=VALUE was expected, such as workload.seq_len=4096")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
         value = text.strip()
     return key.strip(), value
 

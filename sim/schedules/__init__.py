@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sim.inputs.files import InputError, checked, nearest
+from sim.inputs.files import InputError, checked, nearest, shown
 from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.flash1 import Flash1
@@ -110,6 +110,7 @@ def make_schedule(
         kind = SCHEDULES[name]
     else:
         raise InputError(
-            f"{where}: schedule.name = {name!r}: no such schedule; {nearest(str(name), SCHEDULES)}"
+            f"{where}: schedule.name = {shown(name)}: no such schedule; "
+            f"{nearest(str(name), SCHEDULES)}"
         )
     return checked(kind, table, where, f"schedule.{name}").relative_to(folder)

@@ -1,12 +1,13 @@
 """What every schedule is: options from a scenario file, and a lowering to kernels."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
@@ -27,6 +28,13 @@ class Tile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     q: int = Field(ge=16, multiple_of=16)
     kv: int = Field(ge=16, multiple_of=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_is_shown(cls, given: Any) -> Any:
+        """A tile may be written as tables show it: "64 x 128"."""
+        sides = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", given) if isinstance(given, str) else None
+        return {"q": int(sides[1]), "kv": int(sides[2])} if sides else given
 
     def __str__(self) -> str:
         return f"{self.q} x {self.kv}"

@@ -39,7 +39,7 @@ BAD = {
     ),
     "true for a number": (
         {"workload": 'model = "gpt2"\nbatch = true'},
-        ["workload.batch = True", "a whole number was expected"],
+        ["workload.batch = true", "a whole number was expected"],
     ),
     "missing mask": (
         {"schedule": 'name = "block_sparse"\nmask_file = "nowhere.npz"'},

@@ -49,7 +49,7 @@ def test_useful_flops_are_those_of_the_sequences():
     [
         ({"seq_len": [1, 0]}, "not 0"),
         ({"seq_len": []}, "a list of them, one a sequence"),
-        ({"seq_len": [4, True]}, "not True"),
+        ({"seq_len": [4, True]}, "not true"),
         ({"seq_len": 1.5}, "not 1.5"),
         ({"seq_q": [1, 2], "seq_kv": [3, 4, 5]}, "seq_q of 2, seq_kv of 3 do not agree"),
         ({"seq_len": [3, 4, 5], "batch": 2}, "seq_len of 3, batch of 2 do not agree"),
@@ -78,8 +78,8 @@ def test_a_file_has_a_length_a_line_and_may_stand_beside_the_scenario(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("1\n-4\n", "line 2: '-4'"),
-        ("a\n2\n0\n", "line 3: '0'"),
+        ("1\n-4\n", 'line 2: "-4"'),
+        ("a\n2\n0\n", 'line 3: "0"'),
         ("", "no lengths"),
         ("n\n", "no len"),
     ],

@@ -259,7 +259,7 @@ def test_codes_in_line_take_their_share_of_the_bus():
     ("line", "says"),
     [
         ("", "arch: missing; known: gfx942, sm100"),
-        ('arch = "sm91"', "arch = 'sm91': no such architecture; did you mean 'sm9"),
+        ('arch = "sm91"', 'arch = "sm91": no such architecture; did you mean \'sm9'),
         ("arch = 90", "arch = 90: no such architecture; did you mean 'sm90'?"),
     ],
 )

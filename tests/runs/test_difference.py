@@ -280,7 +280,7 @@ BAD = {
     "key unknown": (changed(0, "tmie_s", to=1), ["record 0: tmie_s: unknown key"]),
     "text for a number": (changed(0, "time_s", to="1 ms"), ["record 0: time_s: ", "number"]),
     "no time": (changed(0, "time_s"), ["record 0: time_s: missing"]),
-    "time of nothing": (changed(0, "time_s", to=0), ["record 0: time_s: ", "greater than 0"]),
+    "time of nothing": (changed(0, "time_s", to=0), ["record 0: time_s: ", "must be above 0"]),
     "infinite": (changed(0, "time_s", to=float("inf")), ["record 0: time_s: ", "finite"]),
     "status": (changed(1, "status", to="fine"), ["record 1: status: "]),
     "another version": (

@@ -32,18 +32,18 @@ def test_a_table_of_ones_own_needs_the_required_columns_alone(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"batch": "two"}, 'line 2: batch = "two": input should be a valid integer'),
+        ({"batch": "two"}, 'line 2: batch = "two": a whole number was expected'),
         (
             {"pass": "forward"},
-            "line 2: pass = \"forward\": input should be 'fwd', 'bwd' or 'decode'",
+            "line 2: pass = \"forward\": 'fwd', 'bwd' or 'decode' was expected",
         ),
-        ({"metric": "ms"}, "line 2: metric = \"ms\": input should be 'time_us'"),
+        ({"metric": "ms"}, "line 2: metric = \"ms\": 'time_us'"),
         ({"causal": "yes"}, 'line 2: causal = "yes": 1, 0, or nothing'),
         ({"value": "0"}, 'line 2: value = "0": a time_us above 0 was expected'),
         ({"value": "nan"}, 'line 2: value = "nan": '),
         (
             {"split": "train"},
-            "line 2: split = \"train\": input should be 'fit', 'test' or 'transfer'",
+            "line 2: split = \"train\": 'fit', 'test' or 'transfer' was expected",
         ),
     ],
 )

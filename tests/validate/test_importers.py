@@ -254,7 +254,7 @@ VIDUR = "compute/a100/m/attention.csv"
         ({"kv_cache_size": "1.5"}, r'line 2: kv_cache_size = "1.5": a whole number'),
         ({"is_prefill": "maybe"}, r'line 2: is_prefill = "maybe": True or False'),
         ({"n_embd": ""}, r'line 2: n_embd = "": a value was expected'),
-        ({"batch_size": "0"}, r'line 2: batch = "0": input should be greater than 0'),
+        ({"batch_size": "0"}, r'line 2: batch = "0": it must be above 0'),
         ({"time_stats.attn_decode.median": "nan"}, r'median = "nan": a number above 0'),
         ({"time_stats.attn_decode.median": "0"}, r'median = "0": a number above 0'),
     ],

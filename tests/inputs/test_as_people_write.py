@@ -1,0 +1,160 @@
+"""What people write is understood, or a line says what to write."""
+
+import pytest
+
+from sim.inputs.files import LONGEST_SHOWN, InputError, shown
+from sim.inputs.hardware import load_profile
+from sim.inputs.units import parse_quantity
+from sim.runs.scenario import make_scenario
+
+
+def made(**changes):
+    """A scenario with these keys laid over it: "workload.heads" is heads of its workload."""
+    tables = {
+        "workload": {"heads": 8, "head_dim": 128, "seq_len": 4096},
+        "hardware": {"profile": "h100-sxm"},
+        "schedule": [{"name": "flash2"}],
+    }
+    for key, value in changes.items():
+        if key in ("workload", "hardware"):
+            tables[key] |= value
+        elif key == "schedule":
+            tables["schedule"][0] |= value
+        else:
+            tables[key] = value
+    return make_scenario(tables, "a test", "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("RTX 4090", "rtx-4090"),
+        ("4090", "rtx-4090"),
+        ("rtx_4090", "rtx-4090"),
+        ("H200", "h200-sxm"),
+        ("V100", "v100-sxm-32gb"),
+        ("a100 40gb", "a100-sxm-40gb"),
+        ("L4", "l4"),
+        ("RTX PRO 6000", "rtx-pro-6000-blackwell"),
+    ],
+)
+def test_a_profile_is_found_by_its_words(written, meant):
+    assert load_profile(written) == load_profile(meant)
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("a100", "there are a100-sxm-40gb, a100-sxm-80gb"),
+        ("H100", "there are h100-pcie, h100-sxm"),
+        ("h10", "there are h100-pcie, h100-sxm"),
+        ("rtx-4091", "did you mean 'rtx-4090'?"),
+        ("TPU", "known: a100-sxm-40gb"),
+        ("", "known: a100-sxm-40gb"),
+    ],
+)
+def test_variants_and_the_nearest_name_are_told(written, says):
+    with pytest.raises(InputError, match="no such profile") as error:
+        load_profile(written)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "bytes_meant"),
+    [("50MB", 50e6), ("48 MiB", 48 * 2**20), ("12,288 B", 12288.0), (".5 kB", 500.0)],
+)
+def test_a_quantity_is_a_number_and_a_unit(written, bytes_meant):
+    assert parse_quantity(written, "byte", "a size", "1 B") == bytes_meant
+
+
+@pytest.mark.parametrize("written", ["9**9**9 B", "2 * 3 B", "1,5 MB", "B", "1e3", "3 B B!", ""])
+def test_whatever_else_is_refused_without_being_worked_out(written):
+    with pytest.raises(ValueError, match="a size was expected, such as 1 B"):
+        parse_quantity(written, "byte", "a size", "1 B")
+
+
+def test_flops_a_second_have_a_short_name():
+    assert parse_quantity("500 TFLOPS", "flop/second", "a rate", "") == 5e14
+
+
+def test_a_length_may_be_grouped():
+    assert made(workload={"seq_len": "12,288"}).points[0].workload.seq_kv == 12288
+
+
+@pytest.mark.parametrize("written", ["64x128", "64 x 128"])
+def test_a_tile_may_be_written_as_it_is_shown(written):
+    tile = made(schedule={"tile": written}).points[0].schedules[0].tile
+    assert (tile.q, tile.kv) == (64, 128)
+
+
+WRONG = {
+    "a length that means two things": (
+        {"workload": {"seq_len": "128k"}},
+        'workload.seq_len = "128k": 131072 or 128000? a whole number above zero',
+    ),
+    "text for a number": (
+        {"workload": {"heads": "many"}},
+        'workload.heads = "many": a whole number was expected',
+    ),
+    "no table": (
+        {"schedule": {"tile": 64}},
+        "schedule.flash2.tile = 64: a table was expected of q, kv",
+    ),
+    "another key": (
+        {"schedule": {"tile": {"q": 64, "k": 128}}},
+        "schedule.flash2.tile.k: unknown key; did you mean 'kv'?",
+    ),
+    "no multiple": (
+        {"schedule": {"tile": {"q": 65, "kv": 64}}},
+        "schedule.flash2.tile.q = 65: it must be a multiple of 16",
+    ),
+    "a choice": (
+        {"workload": {"dtype": "fp61"}},
+        "workload.dtype = \"fp61\": 'fp32', 'fp16', 'bf16'",
+    ),
+    "a key outside its table": (
+        {"l2": {"capacity": "50 MB"}},
+        "a.toml: l2: unknown key; did you mean 'hardware.l2'?",
+    ),
+    "a workload's key outside": (
+        {"heads": 8},
+        "heads: unknown key; did you mean 'workload.heads'?",
+    ),
+    "a line break": ({"workload": {"dtype": "fp\n16"}}, 'workload.dtype = "fp\\n16": '),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_not_understood_is_told_in_words_of_the_file(wrong):
+    changes, says = WRONG[wrong]
+    with pytest.raises(InputError) as error:
+        made(**changes)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, [1] * 10**5, 10**5000], ids=["text", "list", "number"]
+)
+def test_values_are_shown_cut_to_what_is_readable(value):
+    assert len(shown(value)) < LONGEST_SHOWN + 40
+
+
+def test_a_profile_that_lacks_its_architecture_is_told_of_extends(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[l2]\ncapacity = "1 MB"\n')
+    with pytest.raises(InputError, match="or extends = the name of a profile"):
+        load_profile(str(mine))
+
+
+@pytest.mark.parametrize(
+    ("text"),
+    ["a = " + "[" * 10**5, "a." * 5000 + "b = 1", f"a = {'9' * 5000}"],
+    ids=["deep", "long", "large"],
+)
+def test_toml_that_cannot_be_parsed_is_one_line(tmp_path, text):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_profile(str(mine))
+    assert "\n" not in str(error.value)
