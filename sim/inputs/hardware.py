@@ -31,7 +31,7 @@ from sim.inputs.units import (
     Bytes,
     BytesOrNone,
     BytesPerSecond,
-    Count,
+    CountOfDevice,
     Cycles,
     FlopsPerClock,
     Fraction,
@@ -102,7 +102,7 @@ class L2(Section):
 
     capacity: BytesOrNone
     bandwidth: BytesPerSecond
-    dies: Count = 1
+    dies: CountOfDevice = 1
     die_capacity: BytesOrNone = 0.0
 
 
@@ -111,7 +111,7 @@ class Sram(Section):
 
     capacity: Bytes
     reserved_per_cta: BytesOrNone
-    bytes_per_clock: Count
+    bytes_per_clock: CountOfDevice
 
     @property
     def max_per_cta(self) -> float:
@@ -122,14 +122,14 @@ class Sram(Section):
 class Sm(Section):
     """Streaming multiprocessors: how many, how fast, and what one holds."""
 
-    count: Count
+    count: CountOfDevice
     clock: Hertz
-    registers: Count
-    max_threads: Count
-    max_ctas: Count
-    fp32_lanes: Count
-    exp_per_clock: Count
-    l2_bytes_per_clock: Count
+    registers: CountOfDevice
+    max_threads: CountOfDevice
+    max_ctas: CountOfDevice
+    fp32_lanes: CountOfDevice
+    exp_per_clock: CountOfDevice
+    l2_bytes_per_clock: CountOfDevice
 
 
 class Tensor(Section):
@@ -171,7 +171,7 @@ class Links(Section):
     host: BytesPerSecond | None = None
     peer: BytesPerSecond | None = None
     network: BytesPerSecond | None = None
-    node_gpus: Count | None = None
+    node_gpus: CountOfDevice | None = None
 
 
 class HbmCalibration(Section):
@@ -198,7 +198,7 @@ class L2Calibration(Section):
 
     sustained: Fraction
     effective_capacity: Fraction
-    candidates: Count
+    candidates: CountOfDevice
     latency: Seconds
 
 
@@ -429,7 +429,7 @@ def _with_rates_a_clock(data: Mapping[str, Any]) -> dict[str, Any]:
         return dict(data)
     try:
         clocks_per_s = sm["count"] * parse_quantity(sm["clock"], "hertz", "", "")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return dict(data)
 
     def a_clock(key: str, given: Any) -> Any:

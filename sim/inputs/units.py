@@ -83,21 +83,23 @@ def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
     return amount
 
 
-def _positive(unit: str, meaning: str, example: str) -> BeforeValidator:
+def _between(
+    least: float, most: float, unit: str, meaning: str, example: str, *, or_zero: bool = False
+) -> BeforeValidator:
+    """A quantity within bounds far beyond any device's, so that what comes of it stays finite."""
+
     def parse(value: Any) -> float:
         amount = parse_quantity(value, unit, meaning, example)
-        if amount == 0:
-            raise ValueError(f"it must be above zero; {meaning} was expected, such as {example}")
+        if not least <= amount <= most and not (or_zero and amount == 0):
+            symbol = f"{_registry().Unit(unit):~}".replace(" ", "")
+            low = "0" if or_zero else show(least, symbol)
+            raise ValueError(
+                f"it must be between {low} and {show(most, symbol)}; {meaning} was expected, "
+                f"such as {example}"
+            )
         return amount
 
     return BeforeValidator(parse)
-
-
-def _at_least_zero(unit: str, meaning: str, example: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse_quantity(value, unit, meaning, example))
-
-
-_BYTES = ("byte", "a number of bytes", '"50 MB" or "48 MiB"')
 
 
 def _not_bool(value: Any) -> Any:
@@ -107,29 +109,41 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-Count = Annotated[PositiveInt, BeforeValidator(_not_bool)]
-CountOrNone = Annotated[NonNegativeInt, BeforeValidator(_not_bool)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
+Count = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(_not_bool)]
+CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), BeforeValidator(_not_bool)]
+CountOfDevice = Annotated[Count, Field(le=10**6)]  # the largest wafer has some 10**6 cores
+# A share below a thousandth is a device of another kind, and no calibration of this one.
+Fraction = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Cycles = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Cycles = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Bytes = Annotated[float, _positive(*_BYTES)]
-BytesOrNone = Annotated[float, _at_least_zero(*_BYTES)]
-BytesPerSecond = Annotated[float, _positive("byte/second", "a bandwidth", '"3.35 TB/s"')]
+_BYTES = (1.0, 1e18, "byte", "a number of bytes", '"50 MB" or "48 MiB"')  # a data centre's
+Bytes = Annotated[float, _between(*_BYTES)]
+BytesOrNone = Annotated[float, _between(*_BYTES, or_zero=True)]
+# From a floppy disk's to that of all of a wafer's SRAM a thousand times over.
+BytesPerSecond = Annotated[float, _between(1e4, 1e18, "byte/second", "a bandwidth", '"3.35 TB/s"')]
 FlopsPerClock = Annotated[
     float,
-    _positive(
+    _between(
+        1.0,
+        1e9,
         "flop/clock",
         "an SM's FLOPs a clock, or the device's a second",
         '"4096 FLOP/clock" or "989 TFLOP/s"',
     ),
 ]
-Hertz = Annotated[float, _positive("hertz", "a clock rate", '"1830 MHz"')]
-Seconds = Annotated[float, _at_least_zero("second", "a time", '"560 ns"')]
-Watts = Annotated[float, _positive("watt", "a power", '"700 W"')]
-Joules = Annotated[float, _positive("joule", "an energy", '"12 pJ"')]
-JoulesPerByte = Annotated[float, _positive("joule/byte", "an energy a byte", '"31 pJ/B"')]
-JoulesPerFlop = Annotated[float, _positive("joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')]
+Hertz = Annotated[float, _between(1e6, 1e12, "hertz", "a clock rate", '"1830 MHz"')]
+# Latencies and fixed costs: a second is a spinning disk's start.
+Seconds = Annotated[float, _between(1e-15, 1.0, "second", "a time", '"560 ns"', or_zero=True)]
+Watts = Annotated[float, _between(1e-3, 1e6, "watt", "a power", '"700 W"')]
+# From below what thermal noise allows at room temperature to a joule each.
+_ENERGY = (1e-21, 1.0)
+Joules = Annotated[float, _between(*_ENERGY, "joule", "an energy", '"12 pJ"')]
+JoulesPerByte = Annotated[float, _between(*_ENERGY, "joule/byte", "an energy a byte", '"31 pJ/B"')]
+JoulesPerFlop = Annotated[
+    float, _between(*_ENERGY, "joule/flop", "an energy a FLOP", '"0.5 pJ/FLOP"')
+]
 
 _SHOWN_PREFIXES = (
     (1e15, "P"),

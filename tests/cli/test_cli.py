@@ -34,7 +34,7 @@ BAD = {
     "too many steps": ({"limits": "tile_steps = 10"}, ["tile steps", "limits.tile_steps is 10"]),
     "too much memory": ({"limits": 'memory = "1 KiB"'}, ["of memory", "limits.memory is 1 KiB"]),
     "too many SMs for this computer": (
-        {"hardware": 'profile = "h100-sxm"\nsm.count = 1_000_000_000'},
+        {"hardware": 'profile = "h100-sxm"\nsm.count = 1_000_000'},
         ["of memory", "limits.memory is 8 GiB"],
     ),
     "true for a number": (
