@@ -26,6 +26,10 @@ or after attention's. By the `beside` of a measured operation:
     MLA expanded   the latents are multiplied up to K and V of every head, the keys' turned part is
                    put beside each, V is filled up to K's width and the results are cut again:
                    vllm/v1/attention/backends/mla/common.py (_forward_prefill, _pad_v)
+    MLA absorbed   the new latents are written to the cache, queries multiplied by each head's W_UK
+                   and put beside their turned part, results by W_UV:
+                   vllm/v1/attention/backends/mla/common.py (forward, _v_up_proj), cache_kernels.cu
+                   (concat_and_cache_mla)
 """
 
 from dataclasses import astuple, dataclass
@@ -43,6 +47,7 @@ Kind = Literal[
     "fp8 queries",
     "packed QKV",
     "MLA expanded",
+    "MLA absorbed",
 ]
 # Of a warp of applyBiasRopeUpdateKVCacheV2: cycles of its SM's L1, one for 128 bytes in a row or
 # for a sector alone. Five loads and a store of 512 bytes, eight loads of 16 sectors (the halves of
@@ -120,6 +125,8 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, l1_cycles=turning)
         case "MLA expanded":
             return _mla_expanded(tokens, w.heads, read_bytes)
+        case "MLA absorbed":
+            return _mla_absorbed(tokens, w.heads, read_bytes, cached_bits)
     return Beside()
 
 
@@ -131,6 +138,20 @@ def _mla_expanded(tokens: int, heads: int, element_bytes: int) -> Beside:
     filled, cut = (V + k) * rows, (k + V) * rows
     return Beside(
         (made + joined + filled + cut) * element_bytes,
+        flops=2 * LATENT * (K_PLAIN + V) * rows,
+        launches=4,
+    )
+
+
+def _mla_absorbed(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:
+    """The write, a matmul before, Q put together, a matmul behind: four launches."""
+    cached, rows = tokens * (LATENT + K_TURNED), tokens * heads
+    written = cached * element_bytes + cached * cached_bits // 8
+    weights = heads * LATENT * (K_PLAIN + V)
+    absorbed, joined = (K_PLAIN + LATENT) * rows, 2 * (LATENT + K_TURNED) * rows
+    expanded = (LATENT + V) * rows
+    return Beside(
+        written + (weights + absorbed + joined + expanded) * element_bytes,
         flops=2 * LATENT * (K_PLAIN + V) * rows,
         launches=4,
     )

@@ -106,8 +106,9 @@ class Operation:
     `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
     rates are judged, times are not. All sequences' page tables have room for
     `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
-    longer than usual, `beside` what else its call does, `fp8_beside` that of fp8; where a row says
-    that K and V are written to the cache, at least that.
+    longer than usual, `host_us` of one that is timed without a graph: the GPU works beside the
+    host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of fp8;
+    where a row says that K and V are written to the cache, at least that.
     """
 
     kernel: str
@@ -123,6 +124,7 @@ class Operation:
     own_loop: bool = False
     cache_tokens: int | None = None
     floor_us: float | None = None
+    host_us: float = 0.0
     beside: Kind = ""
     fp8_beside: Kind = ""
     why: str = ""
@@ -146,13 +148,38 @@ _ONE_HEAD_DIM = "K has 192 elements and V 128: its schedule has one head_dim"
 # The first that fits counts.
 OPERATIONS = (
     # --- multi-head latent attention ---------------------------------------------------------
-    # On `fit` rows vLLM's calls take 168 to 171 us on an H100 (167 to 212 with FlashMLA), 313 to
-    # 352 on an L40S, whatever is in them: a time not far above that is mostly the host's.
-    Operation(r"vllm MLA vllm_triton_mla", "MLA decode, Triton", DECODE, VLLM_MLA, floor_us=450),
-    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, SGLANG_MLA),
-    Operation(r"vllm MLA vllm_flash_attn_mla", "MLA decode, FA3", DECODE, FA3_MLA, floor_us=220),
+    # vLLM's are timed call by call without a graph (aiconfigurator, collector/vllm/collect_mla.py),
+    # projections by W_UK and W_UV within: what is longer, the host's part or the GPU's. On `fit`
+    # rows the host's is 168 to 171 us on an H100 (167 to 212 with FlashMLA), 313 to 352 on an L40S,
+    # whatever is in them; a time not far above that is mostly the host's.
     Operation(
-        r"vllm MLA .*", "MLA decode, FlashMLA", DECODE, MLA, in_cache_dtype=True, floor_us=270
+        r"vllm MLA vllm_triton_mla",
+        "MLA decode, Triton",
+        DECODE,
+        VLLM_MLA,
+        floor_us=450,
+        host_us=340,
+        beside="MLA absorbed",
+    ),
+    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, SGLANG_MLA),
+    Operation(
+        r"vllm MLA vllm_flash_attn_mla",
+        "MLA decode, FA3",
+        DECODE,
+        FA3_MLA,
+        floor_us=220,
+        host_us=169,
+        beside="MLA absorbed",
+    ),
+    Operation(
+        r"vllm MLA .*",
+        "MLA decode, FlashMLA",
+        DECODE,
+        MLA,
+        in_cache_dtype=True,
+        floor_us=270,
+        host_us=190,
+        beside="MLA absorbed",
     ),
     Operation(r"sglang MLA flash_attention", "MLA decode, FA3", DECODE, FA3_MLA),
     Operation(
@@ -484,7 +511,8 @@ class Measured:
     """A figure, the case that predicts it, and what else is in it.
 
     `beside` is what its call does within its time beside attention. Between `launches` stand gaps
-    unless a profiler timed the kernels alone. Below `floor_us` a time is the host's.
+    unless a profiler timed the kernels alone. Below `floor_us` a time is the host's; none is
+    below `host_s`, what the host takes to ask for it.
     """
 
     figure: Figure
@@ -493,6 +521,7 @@ class Measured:
     beside: Beside
     has_gaps: bool
     floor_us: float
+    host_s: float = 0.0
 
 
 def measured_of(figure: Figure, profile: str | None = None) -> Measured:
@@ -528,6 +557,7 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         beside=_beside(figure, operation, w, schedule),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         floor_us=_floor_us(figure, operation),
+        host_s=operation.host_us * 1e-6,
     )
 
 

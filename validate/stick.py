@@ -295,7 +295,7 @@ def times(measured: Measured, simulated: Simulated) -> tuple[float, float]:
         seconds += len(kernels) * hw.calibration.launch.gap
     roofline_s = sum(kernel.roofline_s for kernel in kernels)
     beside_s, beside_roofline_s = measured.beside.times(measured.case.workload, hw)
-    return seconds + beside_s, roofline_s + beside_roofline_s
+    return max(seconds + beside_s, measured.host_s), roofline_s + beside_roofline_s
 
 
 def quantity_of(figure: Figure) -> tuple[str, float]:

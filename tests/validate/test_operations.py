@@ -423,6 +423,15 @@ def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
     assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.seq_q * w.heads
 
 
+def test_latents_stay_as_they_are_and_queries_are_multiplied_within_vllms_decoding(tmp_path):
+    row = {"kernel": "vllm MLA vllm_triton_mla", "pass_": "decode", "seq_q": "1", "gpu": "A100"}
+    measured = measured_of(figure(tmp_path, **row, head_dim="576", kv_heads="1"))
+    w = measured.case.workload
+    assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.heads
+    assert measured.beside.bytes > w.heads * 512 * 256 * 2  # W_UK and W_UV, whatever the batch
+    assert measured.beside.launches == 4
+
+
 @pytest.mark.parametrize(
     ("batch", "seq_kv", "tile_kv", "splits"),
     [

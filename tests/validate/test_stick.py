@@ -1,6 +1,7 @@
 """The measuring stick: predictions, scores and pairs, against numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,14 @@ def test_what_the_call_does_beside_attention_is_in_its_time(tmp_path):
     )
     assert (seconds, roofline_s) == (pytest.approx(beside[0]), pytest.approx(beside[1]))
     assert beside[0] > beside[1] > 0
+
+
+def test_of_a_call_timed_without_a_graph_the_longer_of_host_and_gpu_counts(tmp_path):
+    row = {"kernel": "vllm MLA vllm_triton_mla", "pass_": "decode", "seq_q": "1", "gpu": "L40S"}
+    measured = measured_of(figure(tmp_path, **row))
+    longer = replace(KERNEL, time_s=2 * measured.host_s)
+    assert times(measured, TWO)[0] == measured.host_s > 300e-6
+    assert times(measured, Simulated((longer,)))[0] > longer.time_s
 
 
 @pytest.mark.parametrize(
