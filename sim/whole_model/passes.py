@@ -24,6 +24,7 @@ lower bound of a real server's.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sim.engine.power import large_matmul_flops_per_s
 from sim.inputs.hardware import HardwareProfile
@@ -50,7 +51,8 @@ class ModelPass:
     def dense_s(self) -> float:
         """Seconds of all matrices, by the closed form."""
         w = self.workload
-        return dense_s(self.shape, w.batch * w.seq_q, w.batch, self.hardware, w.dtype)
+        matrices = Matrices(self.shape, self.hardware, w.dtype)
+        return matrices.time_s(w.batch * w.seq_q, w.batch)
 
 
 @dataclass(frozen=True)
@@ -97,22 +99,35 @@ def _workload(
     ).workload()
 
 
-def dense_s(
-    shape: ModelShape, tokens: int, sequences: int, hw: HardwareProfile, dtype: Dtype
-) -> float:
-    """Seconds of all matrices on `tokens` tokens, of `sequences` sequences (module docstring)."""
-    head = shape.vocab * shape.hidden
-    tables = head if shape.tied_embeddings else 2 * head
-    active, weights = shape.active_parameters - tables, shape.parameters - tables
-    touched = weights * (1 - (1 - active / weights) ** tokens)
-    layers_s = _matmul_s(touched, active * tokens, hw, dtype)
-    return layers_s + _matmul_s(head, head * sequences, hw, dtype)
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices of a model on a device, by the closed form of the module's docstring."""
 
+    shape: ModelShape
+    hardware: HardwareProfile
+    dtype: Dtype
 
-def _matmul_s(weights: float, multiplied: float, hw: HardwareProfile, dtype: Dtype) -> float:
-    """Seconds of reading so many weights and of so many multiplications and additions."""
-    read_s = weights * DTYPE_BYTES[dtype] / machine_of(hw).hbm_read_bytes_per_s
-    return max(read_s, 2 * multiplied / large_matmul_flops_per_s(hw, dtype))
+    @cached_property
+    def _read_s_per_weight(self) -> float:
+        return DTYPE_BYTES[self.dtype] / machine_of(self.hardware).hbm_read_bytes_per_s
+
+    @cached_property
+    def _flops_per_s(self) -> float:
+        return large_matmul_flops_per_s(self.hardware, self.dtype)
+
+    def time_s(self, tokens: int, sequences: int) -> float:
+        """Seconds of all of them on `tokens` tokens, of `sequences` sequences."""
+        shape = self.shape
+        head = shape.vocab * shape.hidden
+        tables = head if shape.tied_embeddings else 2 * head
+        active, weights = shape.active_parameters - tables, shape.parameters - tables
+        touched = weights * (1 - (1 - active / weights) ** tokens)
+        layers_s = self._matmul_s(touched, active * tokens)
+        return layers_s + self._matmul_s(head, head * sequences)
+
+    def _matmul_s(self, weights: float, multiplied: float) -> float:
+        """Seconds of reading so many weights and of so many multiplications and additions."""
+        return max(weights * self._read_s_per_weight, 2 * multiplied / self._flops_per_s)
 
 
 def replay(

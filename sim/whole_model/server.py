@@ -1,9 +1,12 @@
-"""A server of one GPU under load: continuous batching over a paged KV cache, in SimPy.
+"""A server of one GPU under load: continuous batching over a paged KV cache.
 
     requests arrive and wait, first come first served
     iteration after iteration, the GPU
         prefills waiting requests, as many as find pages, up to a budget of tokens; if none does,
         decodes one token of every running request; if none runs, waits for an arrival
+
+Who decodes changes only when one of them is done, a page is missing or, where nobody waits, at an
+arrival. The iterations up to there are told at once: their caches grow by a token each.
 
 A prefill makes a request's first token. A running request takes another page when the last is full.
 Where none is free, the request that arrived last loses its pages and waits again at the front; its
@@ -19,11 +22,14 @@ Left out: the host's own time, prefixes that prompts share, swapping to the host
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
-import simpy
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.tile_program import IntArray
 
 # Free pages that an admission leaves to those who run, a share of all (vllm-project/vllm,
 # vllm/core/block_manager.py: watermark).
@@ -35,8 +41,9 @@ class Server:
     """What there is to serve with: pages of the KV cache, limits and times of iterations.
 
     `prefill_s` takes the lengths of the prompts that one iteration prefills. `decode_s` takes how
-    many requests decode and the mean length of their caches with the new token. A prompt longer
-    than `prefill_tokens` is prefilled alone.
+    many requests decode and the mean lengths of their caches with the new token, of one iteration
+    after the other, and gives the time of each. A prompt longer than `prefill_tokens` is prefilled
+    alone.
     """
 
     pages: int
@@ -44,7 +51,7 @@ class Server:
     max_batch: int
     prefill_tokens: int
     prefill_s: Callable[[Sequence[int]], float]
-    decode_s: Callable[[int, float], float]
+    decode_s: Callable[[int, NDArray[np.float64]], NDArray[np.float64]]
 
     def pages_of(self, tokens: int) -> int:
         """Pages that hold so many tokens."""
@@ -62,12 +69,16 @@ class Request:
     first_s: float = -1.0  # when the first of them was there
     done_s: float = -1.0
     preempted: int = 0
-    pages: int = 0  # held while it runs
 
     @property
     def tokens(self) -> int:
         """Tokens so far: a prefill takes them all, decoding caches the last of them."""
         return self.prompt + self.made
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the cache while it runs, for which it has pages: all but the last."""
+        return self.prompt + self.made - 1
 
     @property
     def first_token_s(self) -> float:
@@ -80,8 +91,7 @@ class Request:
         return (self.done_s - self.first_s) / (self.output - 1) if self.output > 1 else None
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(NamedTuple):
     """One pass of the GPU: it ended at `end_s` and made a token of each of `batch` requests.
 
     `running` requests had their first token before it; `pages` were in use during it.
@@ -104,41 +114,31 @@ class Service:
     iterations: list[Iteration] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.env = simpy.Environment()
-        self.arrived = self.env.event()
+        self.now_s = 0.0
+        self.coming = deque(self.requests)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of arrival
         self.free_pages = self.server.pages
 
     def run(self) -> None:
         """Serve all requests. Each must fit the cache alone, whole."""
-        self.env.process(self._arrivals())
-        self.env.run(self.env.process(self._gpu()))
-
-    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
-        for request in self.requests:
-            if request.arrival_s > self.env.now:
-                yield self.env.timeout(request.arrival_s - self.env.now)
-            self.waiting.append(request)
-            self.arrived.succeed()
-            self.arrived = self.env.event()
-
-    def _gpu(self) -> Generator[simpy.Event, Any, None]:
-        left = len(self.requests)
-        while left:
+        while self.coming or self.waiting or self.running:
+            self._arrive()
             if admitted := self._admit():
                 seconds = self.server.prefill_s([request.tokens for request in admitted])
-                yield from self._iterate(admitted, seconds, prefill=True)
+                self._iterate(admitted, [self.now_s + seconds], [0], prefill=True)
                 self.running = sorted(self.running + admitted, key=lambda r: r.arrival_s)
             elif self.running:
                 self._find_pages()
-                batch = len(self.running)
-                mean = sum(request.tokens for request in self.running) / batch
-                seconds = self.server.decode_s(batch, mean)
-                yield from self._iterate(self.running, seconds, prefill=False)
+                self._decode()
             else:
-                yield self.arrived
-            left -= self._leave()
+                self.now_s = self.coming[0].arrival_s
+            self._leave()
+
+    def _arrive(self) -> None:
+        """Who has come by now waits."""
+        while self.coming and self.coming[0].arrival_s <= self.now_s:
+            self.waiting.append(self.coming.popleft())
 
     def _admit(self) -> list[Request]:
         """Requests that the next iteration prefills, with their pages."""
@@ -151,7 +151,6 @@ class Service:
                 break
             if admitted and tokens + request.tokens > server.prefill_tokens:
                 break
-            request.pages = pages
             self.free_pages -= pages
             tokens += request.tokens
             admitted.append(self.waiting.popleft())
@@ -161,42 +160,67 @@ class Service:
         """Pages for the tokens that running requests are about to cache, as many as can go on."""
         number = 0
         while number < len(self.running):
-            request = self.running[number]
-            missing = self.server.pages_of(request.tokens) - request.pages
-            if missing > self.free_pages:
-                self._preempt()
-                continue
-            request.pages += missing
-            self.free_pages -= missing
+            if self.running[number].cached % self.server.page_tokens == 0:  # its last is full
+                if not self.free_pages:
+                    self._preempt()
+                    continue
+                self.free_pages -= 1
             number += 1
 
     def _preempt(self) -> None:
         """The request that arrived last waits again, at the front."""
         request = self.running.pop()
-        self.free_pages += request.pages
+        self.free_pages += self.server.pages_of(request.cached)
         request.preempted += 1
         self.waiting.appendleft(request)
 
-    def _iterate(
-        self, batch: list[Request], seconds: float, prefill: bool
-    ) -> Generator[simpy.Event, Any, None]:
-        """Takes its time, then each request of the batch has a token more."""
-        start_s, running = self.env.now, len(self.running)
-        used = self.server.pages - self.free_pages
-        yield self.env.timeout(seconds)
-        for request in batch:
-            request.made += 1
-            if request.made == 1:
-                request.first_s = self.env.now
-        end_s = self.env.now
-        self.iterations.append(Iteration(start_s, end_s, prefill, len(batch), running, used))
+    def _decode(self) -> None:
+        """Iterations of those who run, up to the first after which others may."""
+        pages = self._pages_to_come()
+        batch = len(self.running)
+        mean_length = sum(request.tokens for request in self.running) / batch
+        mean_lengths = mean_length + np.arange(len(pages), dtype=np.float64)
+        seconds = self.server.decode_s(batch, mean_lengths)
+        ends_s = np.cumsum([self.now_s, *seconds])[1:]
+        if self.coming and not self.waiting:
+            ends_s = ends_s[: 1 + int(np.searchsorted(ends_s, self.coming[0].arrival_s))]
+        self._iterate(self.running, ends_s.tolist(), pages.tolist(), prefill=False)
 
-    def _leave(self) -> int:
-        """How many requests are done, and leave."""
-        done = [request for request in self.running if request.made == request.output]
-        for request in done:
-            request.done_s = self.env.now
-            self.free_pages += request.pages
-        if done:
-            self.running = [request for request in self.running if request.made < request.output]
-        return len(done)
+    def _pages_to_come(self) -> IntArray:
+        """Pages that those who run take beyond their present ones, iteration by iteration.
+
+        Up to the first that makes one of them whole, or for which pages are missing. Each takes its
+        next page when it has filled the last, every `page_tokens` iterations.
+        """
+        size = self.server.page_tokens
+        filled = np.bincount([request.cached % size for request in self.running], minlength=size)
+        left = min(request.output - request.made for request in self.running)
+        pages: IntArray = np.cumsum(filled[-np.arange(left) % size]) - filled[0]
+        return pages[pages <= self.free_pages]
+
+    def _iterate(
+        self, batch: list[Request], ends_s: list[float], more: list[int], prefill: bool
+    ) -> None:
+        """Iterations that end so, with so many pages more: each makes all of a batch a token."""
+        used, running = self.server.pages - self.free_pages, len(self.running)
+        starts_s = [self.now_s, *ends_s]
+        for start_s, end_s, pages in zip(starts_s, ends_s, more, strict=False):
+            self.iterations.append(
+                Iteration(start_s, end_s, prefill, len(batch), running, used + pages)
+            )
+        for request in batch:
+            if request.made == 0:
+                request.first_s = ends_s[0]
+            request.made += len(ends_s)
+        self.free_pages -= more[len(ends_s) - 1]
+        self.now_s = ends_s[-1]
+
+    def _leave(self) -> None:
+        """Requests that are done leave."""
+        if all(request.made < request.output for request in self.running):
+            return
+        for request in self.running:
+            if request.made == request.output:
+                request.done_s = self.now_s
+                self.free_pages += self.server.pages_of(request.cached)
+        self.running = [request for request in self.running if request.made < request.output]

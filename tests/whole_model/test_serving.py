@@ -23,7 +23,6 @@ from sim.whole_model.iteration_times import (
     ServedModel,
     doublings,
     iteration_times,
-    place,
 )
 from sim.whole_model.passes import decode_pass, prefill, replay
 from sim.whole_model.server import Request, Server, Service
@@ -38,8 +37,8 @@ def prefill_s(prompts: Sequence[int]) -> float:
     return 0.5 + 0.25 * sum(prompts) + 0.125 * len(prompts)
 
 
-def decode_s(batch: int, mean_length: float) -> float:
-    return 1 + 0.125 * batch + 0.03125 * batch * mean_length
+def decode_s(batch: int, mean_lengths: Any) -> Any:
+    return 1 + 0.125 * batch + 0.03125 * batch * mean_lengths
 
 
 @st.composite
@@ -179,16 +178,29 @@ def test_an_iteration_prefills_what_its_budget_holds():
 
 
 @given(st.integers(1, 64), st.integers(1, 5000))
-def test_sizes_double_and_whatever_lies_between_is_found(first, most):
+def test_sizes_double_up_to_the_most(first, most):
     sizes = doublings(first, most)
     assert sizes[0] == first
     assert sizes[-1] >= most
     assert len(sizes) >= 2
-    for size in (first, most, (first + most) / 2, 10 * most):
-        lower, up = place(sizes, size)
-        between = sizes[lower] ** (1 - up) * sizes[lower + 1] ** up
-        assert between == pytest.approx(min(max(size, first), sizes[-1]))
-        assert 0 <= up <= 1 + 1e-12
+    assert all(after == 2 * before for before, after in pairwise(sizes))
+
+
+class OneByOne(Service):
+    """A service that tells one iteration at a time."""
+
+    def _pages_to_come(self) -> Any:
+        return super()._pages_to_come()[:1]
+
+
+@given(services())
+def test_iterations_told_at_once_are_those_told_one_by_one(service):
+    asked = [Request(r.arrival_s, r.prompt, r.output) for r in service.requests]
+    each = OneByOne(service.server, asked)
+    each.run()
+    assert each.iterations == service.iterations
+    for one, other in zip(each.requests, service.requests, strict=True):
+        assert vars(one) == vars(other)
 
 
 def served() -> ServedModel:

@@ -18,7 +18,7 @@ from sim.inputs.shapes import MODELS, ModelShape
 from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.whole_model.passes import ModelPass, PassTime, decode_pass, dense_s, prefill, replay
+from sim.whole_model.passes import Matrices, ModelPass, PassTime, decode_pass, prefill, replay
 from sim.whole_model.prefill import ModelQuestion
 
 H100 = load_profile("h100-sxm")
@@ -54,16 +54,18 @@ def test_matrices_take_their_bytes_or_their_flops(shape, tokens, sequences):
     layers_s = shape.layers * roof_s(layer_matrices(shape), tokens)
     head_s = roof_s(shape.vocab * shape.hidden, sequences)
     # Norms, biases and GPT-2's table of positions make a hundredth at the most.
-    assert 1 <= dense_s(shape, tokens, sequences, H100, "bf16") / (layers_s + head_s) < 1.011
+    assert (
+        1 <= Matrices(shape, H100, "bf16").time_s(tokens, sequences) / (layers_s + head_s) < 1.011
+    )
 
 
 @pytest.mark.parametrize("name", ["deepseek-v2-lite", "deepseek-v2", "deepseek-v3"])
 def test_of_experts_one_token_reads_the_active_weights_and_many_read_all(name):
     shape, hbm = MODELS[name], 3.35e12 * 0.9
     in_embedding = shape.vocab * shape.hidden  # read row by row, as an embedding
-    one = dense_s(shape, 1, 1, H100, "bf16") * hbm
+    one = Matrices(shape, H100, "bf16").time_s(1, 1) * hbm
     assert one == pytest.approx(2 * (shape.active_parameters - in_embedding), rel=1e-6)
-    reads = [dense_s(shape, n, 1, H100, "bf16") * hbm for n in (1, 2, 8, 64, 256)]
+    reads = [Matrices(shape, H100, "bf16").time_s(n, 1) * hbm for n in (1, 2, 8, 64, 256)]
     assert reads == sorted(reads)
     assert reads[1] < 2 * reads[0]
     assert reads[-1] <= 2 * (shape.parameters - in_embedding) * (1 + 1e-9)
@@ -72,7 +74,7 @@ def test_of_experts_one_token_reads_the_active_weights_and_many_read_all(name):
 
 @given(st.sampled_from(list(MODELS.values())), st.integers(1, 10_000), st.integers(1, 64))
 def test_more_tokens_never_take_less(shape, tokens, more):
-    few, many = (dense_s(shape, n, 1, H100, "bf16") for n in (tokens, tokens + more))
+    few, many = (Matrices(shape, H100, "bf16").time_s(n, 1) for n in (tokens, tokens + more))
     assert few <= many
 
 
@@ -82,7 +84,7 @@ def test_without_a_tensor_rate_the_matrices_take_the_fp32_lanes():
     assert lanes <= 132 * 128 * 1830e6 * 0.9
     weights = shape.layers * layer_matrices(shape)
     expected = weights * 10_000 / lanes + 4 * shape.vocab * shape.hidden / (3.35e12 * 0.9)
-    assert 1 <= dense_s(shape, 10_000, 1, H100, "fp32") / expected < 1.011
+    assert 1 <= Matrices(shape, H100, "fp32").time_s(10_000, 1) / expected < 1.011
 
 
 def test_attention_is_every_layers_as_the_scenario_replays_it_but_for_the_first_launch():
