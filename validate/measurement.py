@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from sim.inputs.files import InputError, checked
+from sim.inputs.files import InputError, checked, save_text
 from sim.inputs.units import FractionOrNone
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import make_schedule
@@ -159,6 +159,4 @@ def load_measurements(path: Path) -> Measurements:
 
 def save_measurements(measurements: Measurements, path: Path) -> None:
     """Write the file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(measurements.model_dump_json(indent=1, exclude_defaults=True) + "\n")
-    partial.replace(path)
+    save_text(measurements.model_dump_json(indent=1, exclude_defaults=True) + "\n", path)

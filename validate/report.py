@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
 from sim.report.table import new_table, show_table
 from validate.calibrate import Calibration
 from validate.compare import (
@@ -156,9 +156,9 @@ def save_comparison(comparison: Comparison, out: Path) -> None:
     for quantity in QUANTITIES:
         if any(one.quantity == quantity for one in comparison.judged):
             stem = quantity.replace(",", "").replace(" ", "_").lower()
-            errors(comparison, quantity).savefig(out / f"error_{stem}.png")
+            save_figure(errors(comparison, quantity), out / f"error_{stem}.png")
             if quantity in (COLD, WARM, HBM):
-                scatter(comparison, quantity).savefig(out / f"scatter_{stem}.png")
+                save_figure(scatter(comparison, quantity), out / f"scatter_{stem}.png")
 
 
 @present.show.register

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Picture
 
+from sim.inputs.files import save_text
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
 from sim.report.table import new_table, show_table
 from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
 
@@ -212,10 +213,11 @@ def scatter(judged: Sequence[Judged], quantity: str) -> Picture:
 @present.save.register
 def save_stick(stick: Stick, out: Path) -> None:
     """Write comparison.json, tables.md, regimes.md and a figure a quantity into the folder."""
-    (out / "comparison.json").write_text(stick.json())
-    (out / "tables.md").write_text(markdown(stick))
-    (out / "regimes.md").write_text(markdown(stick, by_regime=True))
+    save_text(stick.json(), out / "comparison.json")
+    save_text(markdown(stick), out / "tables.md")
+    save_text(markdown(stick, by_regime=True), out / "regimes.md")
     for quantity in (TIME, DRAM, L2):
         judged = [one for one in stick.judged if one.quantity == quantity and one.predicted > 0]
         if judged:
-            scatter(judged, quantity).savefig(out / f"{quantity.replace(' ', '_').lower()}.png")
+            stem = quantity.replace(" ", "_").lower()
+            save_figure(scatter(judged, quantity), out / f"{stem}.png")

@@ -233,7 +233,7 @@ def calibrate(
     Or to tables of figures: to the times of their split "fit" on all devices of the profile's
     architecture, each on its own datasheet.
     """
-    from sim.inputs.files import find_toml
+    from sim.inputs.files import find_toml, save_text
     from sim.inputs.hardware import load_profile
     from validate.calibrate import calibrate as calibrated
     from validate.calibrate import profile_toml
@@ -253,7 +253,7 @@ def calibrate(
     with a_bar() as update:
         calibration = calibrated(samples, hw, micro, update)
     parent = find_toml(profile, "hw_profiles", "profile")
-    out.write_text(profile_toml(calibration, parent, hw.title, title, out))
+    save_text(profile_toml(calibration, parent, hw.title, title, out), out)
     show_calibration(calibration)
     print(f"The calibrated profile is in {out}")
 

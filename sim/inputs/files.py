@@ -5,7 +5,8 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from importlib import resources
@@ -184,11 +185,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}"
 
 
-def save_text(text: str, path: Path) -> None:
-    """Write the text, whole or not at all; raises InputError where that cannot be."""
-    partial = path.with_suffix(".partial")
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to: it takes that place once written, else nothing is left.
+
+    Raises InputError where that cannot be, as on a full disk.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write the text, whole or not at all; raises InputError where that cannot be."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from sim.inputs.files import save_text
 from sim.inputs.units import show_binary
 from sim.report import present
-from sim.report.plots import ABOVE, COLOURS, GREY, MARKERS, WIDTH, new_figure, plain_decades, short
+from sim.report.plots import (
+    ABOVE,
+    COLOURS,
+    GREY,
+    MARKERS,
+    WIDTH,
+    new_figure,
+    plain_decades,
+    save_figure,
+    short,
+)
 from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
 from sim.whole_model.fit import FitAnswer, RowAnswer, UseAnswer
@@ -108,7 +118,7 @@ def save_fit(answer: FitAnswer, out: Path) -> None:
     ):
         figures["training"] = training(answer)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png")
+        save_figure(figure, out / f"{name}.png")
 
 
 def parts(answer: FitAnswer) -> Figure:

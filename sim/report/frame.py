@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, whole_file
 from sim.runs.record import Record
 
 _NESTED = (
@@ -65,10 +65,9 @@ def check_export(path: Path) -> None:
 
 def export_frame(records: list[Record], path: Path) -> None:
     """Write the records' DataFrame, whole or not at all."""
-    partial = path.with_suffix(".partial")
     frame = frame_of(records)
-    if path.suffix == ".parquet":
-        frame.to_parquet(partial, index=False)
-    else:
-        frame.to_csv(partial, index=False)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        if path.suffix == ".parquet":
+            frame.to_parquet(partial, index=False)
+        else:
+            frame.to_csv(partial, index=False)

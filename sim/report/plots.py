@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from sim.device.run import DeviceRun
+from sim.inputs.files import whole_file
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Outcome
 from sim.runs.record import Record
@@ -43,6 +44,12 @@ def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure,
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Draw the figure into a file; raises InputError where that cannot be."""
+    with whole_file(path) as partial:
+        figure.savefig(partial)
 
 
 def plain_decades(axis: Axis) -> None:
@@ -349,4 +356,4 @@ def save_figures(outcomes: list[Outcome], title: str, out: Path) -> None:
         if several := [outcome for outcome in shown if outcome.record.gpus > 1]:
             figures["gpus"] = gpus(several, title)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png")
+        save_figure(figure, out / f"{name}.png")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sim.inputs.files import save_text
 from sim.inputs.units import show, show_binary
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, new_figure, plain_decades, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.passes import PassTime
 from sim.whole_model.prefill import ModelAnswer, ModelRow
@@ -78,7 +78,7 @@ def _price(price: float | None) -> str:
 def save_prefill(answer: ModelAnswer, out: Path) -> None:
     """Leave results.json and the figure in the folder `out`."""
     save_text(answer.json(), out / "results.json")
-    prefill_figure(answer).savefig(out / "prefill.png")
+    save_figure(prefill_figure(answer), out / "prefill.png")
 
 
 def prefill_figure(answer: ModelAnswer) -> Figure:

@@ -10,7 +10,7 @@ from sim.explore.search import Objective, SearchAnswer, Trial
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, new_figure
+from sim.report.plots import COLOURS, GREY, new_figure, save_figure
 from sim.report.table import new_table, show_table
 
 _UNITS: dict[Objective, str] = {"time": "s", "energy": "J", "hbm_bytes": "B"}
@@ -76,13 +76,13 @@ def _spread(front: list[Trial]) -> list[Trial]:
 def save_search(answer: SearchAnswer, out: Path) -> None:
     """Leave results.json, the figure and the front's profiles (`front/`) in the folder `out`."""
     save_text(answer.json(), out / "results.json")
-    pareto(answer).savefig(out / "pareto.png")
+    save_figure(pareto(answer), out / "pareto.png")
     front = out / "front"
     front.mkdir(exist_ok=True)
     for old in front.glob("trial_*.toml"):
         old.unlink()
     for name, text in answer.profiles.items():
-        (front / name).write_text(text)
+        save_text(text, front / name)
 
 
 def pareto(answer: SearchAnswer) -> Figure:

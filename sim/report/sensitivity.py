@@ -13,7 +13,7 @@ from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
 from sim.report.notes import filled_by
-from sim.report.plots import COLOURS, GREY, new_figure
+from sim.report.plots import COLOURS, GREY, new_figure, save_figure
 from sim.report.table import CAUSES_IN_WORDS, figure_text, new_table, show_table
 from sim.runs.record import Record
 
@@ -156,7 +156,7 @@ def save_sensitivity(answer: Sensitivity, out: Path) -> None:
     """Leave results.json and, where anything ran, the figure in the folder `out`."""
     save_text(answer.json(), out / "results.json")
     if any(of.effects for of in answer.schedules):
-        tornado(answer).savefig(out / "sensitivity.png")
+        save_figure(tornado(answer), out / "sensitivity.png")
 
 
 def tornado(answer: Sensitivity) -> Figure:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, new_figure, plain_decades, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.serving import ServingAnswer
 
@@ -64,7 +64,7 @@ def saturation(answer: ServingAnswer) -> str:
 def save_serving(answer: ServingAnswer, out: Path) -> None:
     """Leave results.json and the figure in the folder `out`."""
     save_text(answer.json(), out / "results.json")
-    latency_figure(answer).savefig(out / "latency.png")
+    save_figure(latency_figure(answer), out / "latency.png")
 
 
 def latency_figure(answer: ServingAnswer) -> Figure:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from sim.device.run import Launched
+from sim.inputs.files import whole_file
 from sim.machine import LinkKind
 from sim.runs.job import Outcome
 from sim.runs.record import Timeline
@@ -35,10 +36,9 @@ def save_trace(outcomes: list[Outcome], path: Path) -> None:
         if outcome.run is not None:
             events.extend(_schedule_events(number + 1, outcome))
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}, separators=(",", ":"))
-    partial = path.with_name(path.name + ".partial")
     data = text.encode()
-    partial.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 def _schedule_events(pid: int, outcome: Outcome) -> Iterator[dict[str, Any]]:

@@ -73,13 +73,12 @@ def nested(figures):
 @pytest.mark.parametrize("schedule", ["naive", "flash2", "flash3", "flash_decoding"])
 @settings(max_examples=25)
 @given(figures=FIGURES)
-def test_a_run_within_bounds_is_finite_or_refused_in_a_line(schedule, figures):
+def test_a_run_within_bounds_is_finite_or_refused(schedule, figures):
     phase = "decode" if schedule == "flash_decoding" else "prefill"
     workload = {"heads": 2, "head_dim": 64, "seq_len": 512, "phase": phase}
     try:
         (record,) = simulate(workload=workload, hardware=nested(figures), schedule=schedule)
-    except InputError as error:
-        assert "\n" not in str(error)
+    except InputError:  # such as too few registers for a CTA
         return
     json.dumps(asdict(record), allow_nan=False)
     if record.status == "ok":

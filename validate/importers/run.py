@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, whole_file
 from sim.runs.job import Progress
 from validate.figures import COLUMNS, Figure, problem_of
 from validate.importers import aiconfigurator, frontier, infersim, llmservingsim, vidur
@@ -46,22 +46,19 @@ def save_imported(
     """
     files = files_of(source, path)
     left: Counter[str] = Counter()
-    partial, rows = out.with_suffix(".partial"), 0
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as opened:
-            table = csv.writer(opened, lineterminator="\n")
-            table.writerow(WRITTEN)
-            for done, file in enumerate(files):
-                progress(file.name, done, len(files))
-                for figure in figures_of(source, file, path, left):
-                    cells = figure.model_dump(by_alias=True)
-                    table.writerow(_cell(cells[column]) for column in WRITTEN)
-                    rows += 1
-        partial.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    rows = 0
+    with (
+        whole_file(out) as partial,
+        partial.open("w", newline="", encoding="utf-8") as opened,
+    ):
+        table = csv.writer(opened, lineterminator="\n")
+        table.writerow(WRITTEN)
+        for done, file in enumerate(files):
+            progress(file.name, done, len(files))
+            for figure in figures_of(source, file, path, left):
+                cells = figure.model_dump(by_alias=True)
+                table.writerow(_cell(cells[column]) for column in WRITTEN)
+                rows += 1
     return Imported(len(files), rows, left)
 
 
