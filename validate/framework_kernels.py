@@ -5,6 +5,9 @@ TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles o
                             setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step)
                             and which of them runs:
                             contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
+TensorRT-LLM's decoding     XQA, but for as many KV heads as query heads: decoderXQAImplJIT/
+before Blackwell            kernelUtils.cpp (supportConfigCommon); then masked_multihead_attention
+                            on CUDA cores, whose nearest here is FlashAttention-2's split-KV kernel
 FlashAttention-3 before     ranges of keys: hopper/flash_api.cpp (get_num_splits), heuristics.h and
 Hopper                      flash_prepare_scheduler.cu
 """
@@ -21,6 +24,7 @@ from sim.schedules.parts.flash3_sm8x import ROWS, sm8x_cta
 from sim.schedules.parts.split_kv import MOST_SPLITS
 
 LEAST_SPLIT_BLOCKS, MOST_SPLIT_BATCH = 4, 992
+TRTLLM_PAGE = 64  # tokens (aiconfigurator, collector/trtllm/collect_attn.py)
 
 
 def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
@@ -33,6 +37,14 @@ def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
     else:
         q, kv = 64, 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
     return {"name": "flash2", "tile": {"q": q, "kv": kv}, "warps": 4}
+
+
+def trtllm_decode(w: AttentionWorkload, _: HardwareProfile) -> Mapping[str, Any]:
+    """TensorRT-LLM's decoding before Blackwell."""
+    paged = {"name": "paged", "page_size": TRTLLM_PAGE}
+    if w.heads == w.kv_heads:
+        return paged | {"call": "kvcache", "pack_gqa": True}
+    return paged | {"implementation": "xqa", "pack_gqa": True}
 
 
 def flash3_decode_before_hopper(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:

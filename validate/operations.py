@@ -4,8 +4,8 @@
 row's `extra` says of page size, splits, window, L2 and timing is read by the patterns below it.
 Where a kernel runs that no schedule has, the table says the nearest one, or why there is none:
 
-    XQA's decoding                                                  `paged`, in FlashAttention-2's
-                                                                    split-KV kernels
+    XQA's decoding over one copy of the cache, and TensorRT-LLM's   `paged`, in FlashAttention-2's
+    where XQA is not used (a CTA a query head, on CUDA cores)       split-KV kernels
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
                                                                     FLOPs and bytes
 
@@ -28,7 +28,7 @@ from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_decode_before_hopper, fmha_v2
+from validate.framework_kernels import flash3_decode_before_hopper, fmha_v2, trtllm_decode
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -320,7 +320,7 @@ OPERATIONS = (
         arch=BLACKWELL,
         in_cache_dtype=True,
     ),
-    Operation(r"trtllm torch_flow", "XQA decode", DECODE, LIKE_PAGED),
+    Operation(r"trtllm torch_flow", "XQA decode", DECODE, trtllm_decode),
     Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
     # SGLang's pages have one token (aiconfigurator, collector/sglang/collect_attn.py).
     Operation(r"sglang flashinfer", "FlashInfer decode", DECODE, FLASHINFER | {"page_size": 1}),

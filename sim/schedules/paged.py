@@ -11,7 +11,8 @@ without a window (seqlenq_ngroups_swapped). Upstream's (`kvcache`: mha_fwd_kvcac
 
 With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
 tile to the rows that the query heads of a KV head have, and splits the keys of any queries; with
-"trtllm-gen" TensorRT-LLM's on Blackwell (parts/trtllm_gen.py), which does so too.
+"trtllm-gen" TensorRT-LLM's on Blackwell (parts/trtllm_gen.py), which does so too; with "xqa" it is
+TensorRT-LLM's of one query elsewhere, one of two kernels (parts/xqa.py).
 
 Source: vLLM's fork vllm-project/flash-attention, csrc/flash_attn/src: flash_fwd_kernel.h
 (compute_attn_1rowblock_splitkv with block_table) and utils.h (resolve_thread_kv_page_slice_offset).
@@ -33,6 +34,7 @@ from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, rang
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
 from sim.schedules.parts.trtllm_gen import ClusterAttention, trtllm_gen_cta, trtllm_gen_range
+from sim.schedules.parts.xqa import why_not
 from sim.tile_program import IntArray, Kernel
 
 
@@ -40,7 +42,7 @@ class Paged(SplitKv):
     """Attention over a cache in pages of `page_size` tokens, split among CTAs for one query."""
 
     name: Literal["paged"] = "paged"
-    implementation: Literal["cuda", "triton", "flashinfer", "trtllm-gen"] = "cuda"  # type: ignore[assignment]
+    implementation: Literal["cuda", "triton", "flashinfer", "trtllm-gen", "xqa"] = "cuda"  # type: ignore[assignment]
     call: Literal["varlen", "kvcache"] = "varlen"
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
@@ -64,6 +66,8 @@ class Paged(SplitKv):
             return self._flashinfer(w, hw)
         if self.implementation == "trtllm-gen":
             return self._trtllm_gen(w, hw)
+        if self.implementation == "xqa":
+            self._check_xqa(w, hw)
         if w.differ_in_queries and (self.splits or 1) > 1:
             raise InputError(
                 f"schedule paged: splits = {self.splits}: of lists of workload.seq_q "
@@ -111,6 +115,17 @@ class Paged(SplitKv):
         self._checked_tile_kv(cta)
         tokens = trtllm_gen_range(w, hw, cta, self.splits)
         return ClusterAttention(w, cta, self.page_size, tokens).kernels()
+
+    def _check_xqa(self, w: AttentionWorkload, hw: HardwareProfile) -> None:
+        where = 'schedule paged: implementation = "xqa": '
+        if hw.arch not in ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120"):
+            raise InputError(f"{where}{hw.name} is {hw.arch}: sm80 or newer was expected")
+        own = (self.tile, self.warps, self.stages, self.machine_code, self.rope)
+        if own != (None,) * len(own) or self.pack_gqa is False:
+            raise InputError(f"{where}it has one tile, and packs heads: leave these options out")
+        why = why_not(w)
+        if why:
+            raise InputError(where + why)
 
     def _checked_tile_kv(self, cta: FlashCta) -> int:
         """Keys of a tile; raises InputError unless pages cut it evenly, or it them."""

@@ -1,4 +1,4 @@
-"""XQA's decoding over an fp8 cache on Hopper: its tile, ranges, bytes and merge."""
+"""XQA's decoding, over an fp8 cache on Hopper and elsewhere: tiles, ranges, bytes and merge."""
 
 from dataclasses import replace
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from sim.device.program import kernels_of
+from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import make_schedule
+from sim.schedules.parts.xqa import OPS_A_TILE, OPS_AN_ELEMENT
 from sim.tile_program import Compute
 from tests.support.formulas import run
 from tests.support.same_runs import assert_engines_agree
@@ -96,3 +98,91 @@ def test_nothing_of_the_cache_is_made_wider():
     assert not [name for name in names if "ready" in name]
     in_16_bits = kernels(replace(w, kv_dtype=None), splits=1)[0]
     assert fp8.footprint.sram_bytes < in_16_bits.footprint.sram_bytes
+
+
+# --- the kernel of all others ------------------------------------------------------------------
+
+L40S = load_profile("l40s")
+SIXTEEN = {"kv_dtype": None, "heads": 16, "kv_heads": 2}
+
+
+def xqa(w, hw=L40S, **options):
+    return kernels(w, hw, "paged", implementation="xqa", page_size=64, **options)
+
+
+@pytest.mark.parametrize(
+    ("hw", "head_dim", "kv_dtype", "sram_bytes"),
+    [
+        # Q and P of 16 rows, two slices of 4 x 64 keys' 64 or 128 bytes and of 32 or 64 keys' V
+        # for each 64 columns of four warps (mha.cu, SharedMem).
+        ("l40s", 128, None, 2 * 16 * (128 + 256) + 2 * (256 * 64 + 2 * 32 * 256)),
+        ("l40s", 64, "fp8", 2 * 16 * (64 + 256) + 2 * (256 * 64 + 4 * 32 * 64)),
+        ("h100-sxm", 128, None, 2 * 16 * (128 + 256) + 2 * (256 * 128 + 2 * 64 * 256)),
+    ],
+)
+def test_one_cta_fits_an_sm(hw, head_dim, kv_dtype, sram_bytes):
+    hw = load_profile(hw)
+    w = decoding(**SIXTEEN | {"head_dim": head_dim, "kv_dtype": kv_dtype}, seq_kv=4096)
+    took = xqa(w, hw)[0].footprint
+    assert (took.sram_bytes, took.threads) == (sram_bytes, 256)
+    assert 2 * (took.sram_bytes + 1024) > hw.sram.capacity
+
+
+@pytest.mark.parametrize(
+    ("hw", "kv_dtype", "ranges"),
+    [("l40s", None, 16), ("l40s", "fp8", 1), ("h100-sxm", "fp8", 16), ("a100-sxm-80gb", "fp8", 1)],
+)
+def test_an_fp8_cache_is_not_split_before_hopper(hw, kv_dtype, ranges):
+    w = decoding(**SIXTEEN | {"kv_dtype": kv_dtype}, batch=2, seq_kv=4096)
+    (kernel,) = xqa(w, load_profile(hw))
+    assert kernel.ctas == 2 * 2 * ranges
+    assert is_xqa(kernel) == (hw == "h100-sxm")  # three warp groups
+
+
+def test_behind_a_window_as_many_ctas_begin_and_one_reads_whole_tiles():
+    w = decoding(**SIXTEEN, batch=2, seq_kv=4096, window=200)
+    (kernel,), (whole,) = xqa(w), xqa(replace(w, window=None))
+    assert kernel.ctas == whole.ctas
+    read = sum(
+        loop.trips(np.arange(kernel.ctas)) * load.stream.tile_rows
+        for loop in kernel.loops
+        for load in loop.loads
+        if load.stream.tensor.name == "K"
+    )
+    # 3,896 is the first key shown: in tile 15, of which all 256 keys are read.
+    assert sorted(read) == [0] * (kernel.ctas - 4) + [256] * 4
+
+
+@pytest.mark.parametrize(
+    ("compiled", "head_dim"),
+    # Instructions of one warp of each kind and tile, by nvcc 13.0: csrc/xqa/mha.cu, bf16 for sm_89
+    # and sm_90, fp8 for sm_89 twice.
+    [(1810 + 2248, 128), (1284 + 954, 64), (1230 + 680 + 2538, 128), (1211 + 1319, 64)],
+)
+def test_a_tile_takes_the_instructions_that_were_compiled(compiled, head_dim):
+    assert OPS_AN_ELEMENT * head_dim + OPS_A_TILE == pytest.approx(compiled, rel=0.09)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "hw"),
+    [
+        ({"seq_q": 2}, {}, "l40s"),
+        ({"head_dim": 96}, {}, "l40s"),
+        ({"kv_dtype": "int8"}, {}, "l40s"),
+        ({"heads": 66}, {}, "l40s"),
+        ({}, {"tile": {"q": 16, "kv": 128}}, "l40s"),
+        ({}, {"pack_gqa": False}, "l40s"),
+        ({}, {}, "t4"),
+    ],
+)
+def test_what_no_xqa_kernel_takes_is_refused(changed, options, hw):
+    w = decoding(**SIXTEEN | {"dtype": "fp16", "seq_kv": 1024} | changed)
+    with pytest.raises(InputError, match=r"xqa"):
+        xqa(w, load_profile(hw), **options)
+
+
+def test_both_engines_agree_on_the_other_kernel():
+    hw = load_profile("l40s", {"sm": {"count": 2}}, "a test")
+    for table in ({}, {"window": 100}, {"kv_dtype": "fp8"}):
+        w = decoding(**SIXTEEN | table, batch=1, seq_kv=1000)
+        assert_engines_agree(xqa(w, hw), hw, w.dtype)

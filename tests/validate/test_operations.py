@@ -340,6 +340,15 @@ def test_a_cache_with_room_for_more_is_cut_by_its_room_and_a_window_keeps_heads_
     assert case(tmp_path, **row | xqa).schedule.pack_gqa is True
 
 
+@pytest.mark.parametrize(("kv_heads", "implementation"), [("2", "xqa"), ("16", "cuda")])
+def test_tensorrt_llm_decodes_by_xqa_unless_each_query_head_has_its_own_keys(
+    tmp_path, kv_heads, implementation
+):
+    row = {"kernel": "trtllm torch_flow", "pass_": "decode", "seq_q": "1", "gpu": "L40S"}
+    schedule = case(tmp_path, **row, heads="16", kv_heads=kv_heads).schedule
+    assert (schedule.implementation, schedule.page_size) == (implementation, 64)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

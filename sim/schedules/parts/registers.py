@@ -24,6 +24,7 @@ BACKWARD_ROWS = 64  # estimate: a few rows of two tensors and a sum
 FLASH3 = {1: MOST, 2: 168, 3: 128}
 FLASH4 = 128  # bound: 512 threads, whose 12 to 4 roles deal them anew
 XQA = 56  # bound: 384 threads, three CTAs an SM
+XQA_BY_WARP = 207  # measured: nvcc 13.0, 111 to 207 for sm_80, sm_89 and sm_90; the most for all
 MLA = MOST  # bound: 256 threads, one CTA an SM (FlashMLA, csrc/sm90)
 
 # Kernels beside them

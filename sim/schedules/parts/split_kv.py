@@ -56,7 +56,7 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_making_ready
 from sim.schedules.parts.public_tiles import public_split_kv_cta
 from sim.schedules.parts.results import Attention, Result
-from sim.schedules.parts.xqa import merged_by_last, xqa_cta, xqa_loop, xqa_splits
+from sim.schedules.parts.xqa import Xqa, merged_by_last, xqa_of
 from sim.schedules.parts.xqa import suits as xqa_suits
 from sim.tile_program import (
     Compute,
@@ -91,7 +91,7 @@ class SplitKeys:
     splits: int
     packed: bool = True  # the heads of a KV head, if they have one query each
     combine_sets_up: bool = False
-    by_xqa: bool = False
+    xqa: Xqa | None = None
 
     @property
     def rows(self) -> int:
@@ -206,8 +206,8 @@ class SplitKeys:
 
     def loop(self, trips: OfItem, k: Operand, v: Operand) -> Loop:
         """The FlashAttention-2 loop, or XQA's, over so many key blocks of each CTA."""
-        if self.by_xqa:
-            return xqa_loop(self.w, trips, k, v)
+        if self.xqa:
+            return self.xqa.loop(self.w, trips, k, v)
         rows = min(self.cta.tile.q, self.rows)
         return key_loop(self.w, self.cta, trips, rows * self.w.head_dim * self.w.dtype_bytes, k, v)
 
@@ -242,10 +242,11 @@ class SplitKv(FlashSchedule):
             )
         packed = self.packs(w)
         rows = query_rows(w, packed)[1]
-        xqa = packed and self._may_be_xqa and xqa_suits(w, hw)
+        asked = str(self.implementation) == "xqa"  # of those that widen the literal
+        is_xqa = asked or (packed and self._may_be_xqa and xqa_suits(w, hw))
+        xqa = xqa_of(w, hw) if is_xqa else None
         if xqa:
-            cta = xqa_cta(w)
-            splits = splits or xqa_splits(w, hw)
+            cta, splits = xqa.cta, splits or xqa.splits
         else:
             cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
         if w.seq_q == 1 and rows > cta.tile.q:
@@ -256,10 +257,12 @@ class SplitKv(FlashSchedule):
         low, high = np.array(
             [one.visible_keys(0, one.seq_q - 1) for one in w.sequences], np.int64
         ).T
+        low -= low % (xqa.tile_keys if xqa else cta.tile.kv)
         shown = low // cta.tile.kv, -(-high // cta.tile.kv)
         room = blocks(self.room_tokens or w.seq_kv, cta.tile.kv)
         cut = np.zeros_like(low), np.full_like(low, room)
-        if packed and w.window is not None:  # not FlashAttention-2's: these cut what is shown
+        # Neither FlashAttention-2's nor XQA's: these cut what is shown.
+        if packed and w.window is not None and not xqa:
             cut = shown
         keys = int((cut[1] - cut[0]).max())
         splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
@@ -269,7 +272,7 @@ class SplitKv(FlashSchedule):
         # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
         # as the split kernel's own setup.
         sets_up = self.implementation == "cuda"
-        return SplitKeys(w, cta, shown, cut, splits, packed, sets_up, by_xqa=xqa)
+        return SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
 
     @property
     def _may_be_xqa(self) -> bool:
@@ -281,7 +284,7 @@ class SplitKv(FlashSchedule):
         """Whether the query heads of a KV head are rows of one tile."""
         if w.seq_q > 1:
             return False
-        usual = w.window is None or self.implementation == "triton"
+        usual = w.window is None or str(self.implementation) in ("triton", "xqa")
         return usual if self.pack_gqa is None else self.pack_gqa
 
 
@@ -331,7 +334,7 @@ def split_attention(
         Tensor("LSE", *lse, "output", "statistics", keys.sizes(1)),
     )
     o_shape = (keys.splits * groups, group_rows, w.head_dim)
-    o_bytes = w.dtype_bytes if keys.by_xqa else STATISTICS_BYTES
+    o_bytes = w.dtype_bytes if keys.xqa else STATISTICS_BYTES
     of_splits = Result(
         Tensor("O of splits", *o_shape, o_bytes, role="partial"),
         Tensor("LSE of splits", groups, keys.splits, group_rows, STATISTICS_BYTES, role="partial"),
@@ -353,7 +356,7 @@ def split_attention(
     split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
     if keys.splits == 1:
         return Attention([split], result)
-    if keys.by_xqa:
+    if keys.xqa:
         place = keys.rows_of_q, lambda items: keys.grid.at(items)[1]
         return Attention([merged_by_last(split, of_splits, result, rows, place)], result)
     combine = replace(combine_of_splits(of_splits, result), sets_up=keys.combine_sets_up)
