@@ -51,6 +51,7 @@ def trtllm_gen_cta(w: AttentionWorkload) -> FlashCta:
         tensor_path="asynchronous",
         registers_per_thread=registers.FLASH4,
         kv_readers=1,
+        meetings=0,  # each softmax group waits for its own block of S alone
         head_dim_of=lambda head_dim: head_dim,
     )
 
