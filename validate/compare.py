@@ -144,7 +144,7 @@ def compare(
             left.append(Left(point, "ran out of memory; the prediction fits"))
         else:
             judged += judge(point, outcome)
-        progress("", done + 1, len(points))
+        progress("points", done + 1, len(points))
     return Comparison(
         measurements.title, hw.name, split or "all", judged, left, scores(judged), pairs(judged)
     )

@@ -1,10 +1,9 @@
 """Comparisons and calibrations as tables, JSON and figures."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from sim.inputs.files import save_text
 from sim.inputs.units import show
@@ -24,6 +23,9 @@ from validate.compare import (
     why,
     worst,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @present.show.register
@@ -84,7 +86,7 @@ def _styles(judged: list[Judged]) -> dict[str, dict[str, Any]]:
     }
 
 
-def scatter(comparison: Comparison, quantity: str) -> Figure:
+def scatter(comparison: Comparison, quantity: str) -> "Figure":
     """Predicted against measured, a marker a family; the roofline's predictions in grey."""
     judged = [one for one in comparison.judged if one.quantity == quantity]
     scale, unit = (1e-9, "GB") if quantity == HBM else (1e3, "ms")
@@ -120,7 +122,7 @@ def scatter(comparison: Comparison, quantity: str) -> Figure:
     return figure
 
 
-def errors(comparison: Comparison, quantity: str) -> Figure:
+def errors(comparison: Comparison, quantity: str) -> "Figure":
     """Signed error of every point by its sequence length, a marker a family."""
     judged = [one for one in comparison.judged if one.quantity == quantity]
     figure, (ax,) = new_figure(

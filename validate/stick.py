@@ -231,14 +231,14 @@ def _sorted_out(
 def _simulate_all(wanted: dict[str, tuple[Case, bool]], store: Store, progress: Progress) -> int:
     """Have every case in the store; returns how many were not."""
     new = {key: case for key, case in wanted.items() if store.get(key, "") is None}
-    progress("", len(wanted) - len(new), len(wanted))
+    progress("cases", len(wanted) - len(new), len(wanted))
     if not new:
         return 0
     with processes() as workers:
         futures = {workers.executor.submit(simulate, *case): key for key, case in new.items()}
         for done, future in enumerate(as_completed(futures), len(wanted) - len(new) + 1):
             store.put([Entry(futures[future], future.result().json())])
-            progress("", done, len(wanted))
+            progress("cases", done, len(wanted))
     return len(new)
 
 

@@ -3,15 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure as Picture
 
 from sim.inputs.files import save_text
 from sim.report import present
 from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
 from sim.report.table import new_table, show_table
 from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
 
 SPLITS = {  # in the order of the tables
     "test": "rows that nothing is fitted to",
@@ -172,7 +175,7 @@ def _line(texts: Iterable[str]) -> str:
     return "|" + "".join(f" {text} |" if text else " |" for text in texts)
 
 
-def scatter(judged: Sequence[Judged], quantity: str) -> Picture:
+def scatter(judged: Sequence[Judged], quantity: str) -> "Picture":
     """Predicted over measured against measured, a marker a family; rooflines in grey."""
     figure, (ax,) = new_figure(f"{quantity}: predicted over measured", panel=5.2)
     unit, scale = ("us", 1e6) if quantity == TIME else ("MB", 1e-6)

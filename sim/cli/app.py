@@ -1,11 +1,12 @@
 """The command line. A command imports what it needs when it runs, so that --help is quick."""
 
+import os
 import sys
 from typing import Any
 
 import typer
 
-from sim.cli import explore, kernel, lists, run, validate
+from sim.cli import explore, interrupt, kernel, lists, run, validate
 
 app = typer.Typer(
     help="Simulate the memory traffic of attention schedules on a GPU.",
@@ -54,14 +55,22 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2."""
-    from sim.inputs.files import InputError
+    """Run the command line; bad input is one line on standard error and exit code 2.
 
+    Ctrl-C is one line too, and exit code 130 (`interrupt`).
+    """
     try:
-        sys.exit(app(standalone_mode=False))
-    except typer.Abort:
-        print("attnsim: interrupted", file=sys.stderr)
-        sys.exit(130)
+        with interrupt.watched():
+            from sim.inputs.files import InputError
+
+            code = app(standalone_mode=False)
+            if code == interrupt.CODE:  # what typer, or an Abort in older ones, makes of Ctrl-C
+                raise KeyboardInterrupt
+            sys.exit(code)
+    except (typer.Abort, KeyboardInterrupt):
+        interrupt.say()
+        sys.stderr.flush()
+        os._exit(interrupt.CODE)  # for no thread that still replays
     except UsageError as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
             text = " ".join(error.format_message().split()).rstrip(".")

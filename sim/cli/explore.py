@@ -89,6 +89,7 @@ def search(
     question = Search(read_scenario(file, tuple(settings or ()), allow_code))
     if out is not None:
         make_folder(out)
-    with a_bar() as update:
+    kept = f"its trials are in {out}: run again to go on" if out else "nothing was written"
+    with a_bar(kept=kept) as update:
         answer = question.run(out, update)
     give(answer, out, json)

@@ -50,30 +50,56 @@ def check_writable(option: str, path: Path) -> None:
 
 
 @contextmanager
-def a_bar(engine: "EngineName | None" = "replay") -> "Iterator[Progress]":
+def a_bar(
+    engine: "EngineName | None" = "replay", kept: str = "nothing was written"
+) -> "Iterator[Progress]":
     """A progress bar, to be told (what runs, done, total); only where standard error is a terminal.
 
-    Says first if the engine is yet to be compiled.
+    Says first if the engine is yet to be compiled, and to whoever interrupts what is `kept`.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    from sim.engine.compiled.replay import is_compiled
+    from sim.cli.interrupt import keeping
+    from sim.inputs.units import show
+
+    class RateColumn(ProgressColumn):
+        """Of what is counted: tile steps of a run, points of a sweep, trials of a search."""
+
+        def render(self, task: Task) -> Text:
+            return Text(show(task.speed, "") + "/s" if task.speed else "")
 
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    if engine == "replay" and not is_compiled():
-        console.print("Compiling the replay engine (once; later runs read it from disk) ...")
-    task = bar.add_task("", total=None)
-    with bar:
+    task = bar.add_task("reading and lowering", total=None)
+    with keeping(kept), bar:
+        if engine == "replay":
+            from sim.engine.compiled.replay import is_compiled
+
+            if not is_compiled():
+                console.print(
+                    "Compiling the replay engine (once; later runs read it from disk) ..."
+                )
         yield lambda what, done, total: bar.update(
             task, description=what, completed=done, total=total or None
         )

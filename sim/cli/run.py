@@ -168,7 +168,7 @@ def sweep_file(
     workers: "AbstractContextManager[Workers]",
     engine: "EngineName",
 ) -> "Swept":
-    """Run what the store lacks; raises InputError where that is stopped."""
+    """Run what the store lacks; raises InputError where workers are lost."""
     from sim.inputs.files import InputError
     from sim.runs.store import Store
     from sim.runs.sweep import sweep_points
@@ -177,10 +177,8 @@ def sweep_file(
     kept = Store(store)
     go_on = f"what is finished is in {store}: run again to go on"
     try:
-        with a_bar(engine) as update, workers as found:
+        with a_bar(engine, go_on) as update, workers as found:
             return sweep_points(text, kept, found, engine, update)
-    except KeyboardInterrupt:
-        raise InputError(f"interrupted; {go_on}") from None
     except WorkersLostError as error:
         raise InputError(f"{error}; {go_on}") from None
     finally:
@@ -242,7 +240,9 @@ def fit(
     question = FitQuestion.from_tables({"title": title, "fit": [row]}, "fit", "fit")
     if out is not None:
         make_folder(out)
-    give(question.answer(), out, json)
+    with a_bar(engine=None) as update:
+        answer = question.answer(update)
+    give(answer, out, json)
 
 
 def compare_results(

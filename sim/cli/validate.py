@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sim.cli.interrupt import keeping
 from sim.cli.output import a_bar, check_writable, give, make_folder
 
 if TYPE_CHECKING:
@@ -89,14 +90,12 @@ def measure_here(campaign: "Campaign", out: Path, profile: str | None) -> "Measu
     from validate.measure import DeviceLostError, run_campaign
 
     bench = GpuBench(profile or nearest_profile())
+    go_on = f"what was measured is in {out}: run again to go on"
     try:
-        return run_campaign(campaign, out, bench, lambda line: print(line, file=sys.stderr))
+        with keeping(go_on):
+            return run_campaign(campaign, out, bench, lambda line: print(line, file=sys.stderr))
     except DeviceLostError as error:
-        raise InputError(f"{error}; what was measured is in {out}: run again to go on") from None
-    except KeyboardInterrupt:
-        raise InputError(
-            f"interrupted; what was measured is in {out}: run again to go on"
-        ) from None
+        raise InputError(f"{error}; {go_on}") from None
 
 
 def compare(
@@ -194,7 +193,7 @@ def _compare_tables(
     ]
     if not figures:
         raise InputError(f"{paths[0]}: no row has such a kernel on such a device")
-    with a_bar() as update:
+    with a_bar(kept="what was simulated is kept: run again to go on") as update:
         stick = measure_up(figures, split, profile, user_store(), update)
     give(stick, out, json, file="comparison.json, tables.md, regimes.md")
 

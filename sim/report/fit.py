@@ -1,11 +1,9 @@
 """Whether it fits: the table, and figures of what lives in HBM and of how far contexts go."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sim.inputs.files import save_text
 from sim.inputs.units import show_binary
@@ -25,6 +23,10 @@ from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
 from sim.whole_model.fit import FitAnswer, RowAnswer, UseAnswer
 from sim.whole_model.moments import Memory, Part, Use
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # In the order in which bars stack them.
 PARTS: dict[Part, str] = {
@@ -121,7 +123,7 @@ def save_fit(answer: FitAnswer, out: Path) -> None:
         save_figure(figure, out / f"{name}.png")
 
 
-def parts(answer: FitAnswer) -> Figure:
+def parts(answer: FitAnswer) -> "Figure":
     """What lives in HBM, a bar a setting and use, against the GPU's capacity.
 
     Of several settings decoding is left out where prefill is asked for too, which needs more. The
@@ -160,7 +162,7 @@ def _bars(answer: FitAnswer) -> Bars:
     return bars
 
 
-def _bar(ax: Axes, place: int, needed: Memory, capacity: float, most: float) -> None:
+def _bar(ax: "Axes", place: int, needed: Memory, capacity: float, most: float) -> None:
     """The parts beside one another, a line at the capacity, and their sum; `most` ends the axis.
 
     Capacity and axis are in GiB.
@@ -186,7 +188,7 @@ def _bar(ax: Axes, place: int, needed: Memory, capacity: float, most: float) -> 
     )
 
 
-def longest(answer: FitAnswer) -> Figure:
+def longest(answer: FitAnswer) -> "Figure":
     """The longest context that fits, a line a setting and a marker a use."""
     labels = [row.title for row in answer.rows]
     figure, ax = _row_figure(f"The longest context that fits\n{answer.title}", labels, 0.3)
@@ -217,7 +219,7 @@ def longest(answer: FitAnswer) -> Figure:
     return figure
 
 
-def _name_ends(ax: Axes, place: int, row: RowAnswer) -> None:
+def _name_ends(ax: "Axes", place: int, row: RowAnswer) -> None:
     """Says at the ends of a row's line that a use has no limit, or does not fit."""
     words = [_tokens(use) for use in row.uses.values()]
     for word, edge, side in (("no limit", 1.0, "right"), ("does not fit", 0.0, "left")):
@@ -235,7 +237,7 @@ def _name_ends(ax: Axes, place: int, row: RowAnswer) -> None:
             )
 
 
-def training(answer: FitAnswer) -> Figure:
+def training(answer: FitAnswer) -> "Figure":
     """What grows with the context in training, without and with checkpointing, as far as it fits.
 
     These are activations, attention and logits together.
@@ -268,7 +270,7 @@ def _growing_bytes(row: RowAnswer, use: Use, context: int) -> int:
     return sum(needed.get(part, 0) for part in GROWING)
 
 
-def _row_figure(title: str, labels: list[str], row_inches: float) -> tuple[Figure, Axes]:
+def _row_figure(title: str, labels: list[str], row_inches: float) -> "tuple[Figure, Axes]":
     """A panel with a line of its own for each label, the first on top."""
     figure, (ax,) = new_figure(title)
     height = ABOVE + row_inches * len(labels) + UNDER
@@ -281,6 +283,6 @@ def _row_figure(title: str, labels: list[str], row_inches: float) -> tuple[Figur
     return figure, ax
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def _legend(figure: "Figure", ax: "Axes") -> None:
     handles = ax.get_legend_handles_labels()
     figure.legend(*handles, frameon=False, loc="lower center", ncols=5, fontsize=8)

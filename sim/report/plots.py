@@ -7,20 +7,20 @@ has its own marker.
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from sim.device.run import DeviceRun
 from sim.inputs.files import whole_file
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Outcome
 from sim.runs.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -31,8 +31,11 @@ Edges = tuple[float, float]
 WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
 
 
-def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> "tuple[Figure, list[Axes]]":
     """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to load, and few runs draw
+    from matplotlib.figure import Figure
+
     height = ABOVE + panel * panels + BETWEEN * (panels - 1) + BELOW
     figure = Figure(figsize=(WIDTH, height), dpi=100)
     FigureCanvasAgg(figure)
@@ -46,14 +49,16 @@ def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> tuple[Figure,
     return figure, axes
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Draw the figure into a file; raises InputError where that cannot be."""
     with whole_file(path) as partial:
         figure.savefig(partial)
 
 
-def plain_decades(axis: Axis) -> None:
+def plain_decades(axis: "Axis") -> None:
     """Have a logarithmic axis mark its decades, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -76,7 +81,7 @@ def _swept(records: list[Record]) -> tuple[str, list[Any]]:
 
 
 def _by_schedule(
-    ax: Axes, records: list[Record], value: Callable[[Record], float | None], label: str
+    ax: "Axes", records: list[Record], value: Callable[[Record], float | None], label: str
 ) -> None:
     """`value` of every record: lines over a swept number, else bars."""
     styles = _styles(records)
@@ -114,7 +119,7 @@ def _by_schedule(
 
 
 def _bars(
-    ax: Axes,
+    ax: "Axes",
     records: list[Record],
     value: Callable[[Record], float | None],
     values: list[Any],
@@ -154,7 +159,7 @@ def short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def traffic(records: list[Record], title: str) -> Figure:
+def traffic(records: list[Record], title: str) -> "Figure":
     """HBM reads and writes together, by schedule."""
     figure, (ax,) = new_figure(f"HBM traffic\n{title}")
     _by_schedule(
@@ -163,14 +168,14 @@ def traffic(records: list[Record], title: str) -> Figure:
     return figure
 
 
-def time(records: list[Record], title: str) -> Figure:
+def time(records: list[Record], title: str) -> "Figure":
     """Time, by schedule."""
     figure, (ax,) = new_figure(f"Time\n{title}")
     _by_schedule(ax, records, lambda r: r.time_s * 1e3 if r.time_s else None, "time [ms]")
     return figure
 
 
-def _kernels_below_roof(ax: Axes, record: Record, style: dict[str, Any]) -> list[float]:
+def _kernels_below_roof(ax: "Axes", record: Record, style: dict[str, Any]) -> list[float]:
     """A marker a kernel that has FLOPs, named where there are several; their FLOPs a byte."""
     intensities = []
     for kernel in record.kernels:
@@ -185,7 +190,7 @@ def _kernels_below_roof(ax: Axes, record: Record, style: dict[str, Any]) -> list
     return intensities
 
 
-def _roof(ax: Axes, bytes_per_s: float, flops_per_s: float, dtype: str, edges: Edges) -> None:
+def _roof(ax: "Axes", bytes_per_s: float, flops_per_s: float, dtype: str, edges: Edges) -> None:
     """A device's roof between two intensities, with its two figures."""
     low, high = edges
     x = np.geomspace(low, high, 200)
@@ -197,7 +202,7 @@ def _roof(ax: Axes, bytes_per_s: float, flops_per_s: float, dtype: str, edges: E
     ax.annotate(f"HBM {bytes_per_s / 1e12:.3g} TB/s", foot, (16, 2), **style)
 
 
-def roofline(outcomes: list[Outcome], title: str) -> Figure:
+def roofline(outcomes: list[Outcome], title: str) -> "Figure":
     """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the devices' roofs."""
     ran = [outcome for outcome in outcomes if outcome.run is not None]
     devices = dict.fromkeys(outcome.point.hardware.title for outcome in ran)
@@ -241,7 +246,7 @@ def _at_point(record: Record) -> str:
     return f" at {point}" if point else ""
 
 
-def utilisation(shown: list[Record], title: str) -> Figure:
+def utilisation(shown: list[Record], title: str) -> "Figure":
     """HBM bandwidth and tensor rate in use over time, a panel a schedule."""
     what = f"In use over time{_at_point(shown[0])}, share of the vendor's figure"
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=1.7)
@@ -281,8 +286,10 @@ def utilisation(shown: list[Record], title: str) -> Figure:
     return figure
 
 
-def gpus(shown: list[Outcome], title: str) -> Figure:
+def gpus(shown: list[Outcome], title: str) -> "Figure":
     """Which kernel each GPU runs over time, a panel a schedule; where it is white, it waits."""
+    from matplotlib.ticker import MaxNLocator
+
     what = f"What each GPU runs{_at_point(shown[0].record)}"
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=2.0)
     for ax, outcome in zip(axes, shown, strict=True):
@@ -299,7 +306,7 @@ def gpus(shown: list[Outcome], title: str) -> Figure:
     return figure
 
 
-def _launches(ax: Axes, run: DeviceRun) -> None:
+def _launches(ax: "Axes", run: DeviceRun) -> None:
     """A bar a launch on the line of its GPU, in its kernel's colour."""
     height = 0.9 if run.gpus <= 16 else 1.0  # gaps thinner than a pixel come and go
     bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
@@ -313,7 +320,7 @@ def _launches(ax: Axes, run: DeviceRun) -> None:
         ax.plot([], [], "s", color=colour, label=name)
 
 
-def memory(shown: list[Record], hw: HardwareProfile, title: str) -> Figure:
+def memory(shown: list[Record], hw: HardwareProfile, title: str) -> "Figure":
     """HBM allocated over time, by schedule, against the device's capacity."""
     figure, (ax,) = new_figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
     styles = _styles(shown)

@@ -1,9 +1,7 @@
 """The table and the figure of a `[[model]]` question."""
 
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from sim.inputs.files import save_text
 from sim.inputs.units import show, show_binary
@@ -12,6 +10,10 @@ from sim.report.plots import COLOURS, GREY, new_figure, plain_decades, save_figu
 from sim.report.table import new_table, show_table
 from sim.whole_model.passes import PassTime
 from sim.whole_model.prefill import ModelAnswer, ModelRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @present.show.register
@@ -81,7 +83,7 @@ def save_prefill(answer: ModelAnswer, out: Path) -> None:
     save_figure(prefill_figure(answer), out / "prefill.png")
 
 
-def prefill_figure(answer: ModelAnswer) -> Figure:
+def prefill_figure(answer: ModelAnswer) -> "Figure":
     """Above, times of attention and matrices; below, weights and cache against HBM's capacity."""
     profile = answer.hardware.profile
     figure, (above, below) = new_figure(
@@ -117,7 +119,7 @@ def _name(row: ModelRow) -> str:
     return f"{row.label}\n{row.seq_len:,}{proxy}"
 
 
-def _bars(ax: Axes, name: str, number: int, heights: list[float]) -> None:
+def _bars(ax: "Axes", name: str, number: int, heights: list[float]) -> None:
     """The first or the second bar of every row's pair, on a logarithmic axis."""
     places = [n - 0.2 + 0.4 * number for n in range(len(heights))]
     ax.bar(places, heights, 0.38, label=name, color=COLOURS[number])

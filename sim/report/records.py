@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sim.inputs.files import save_text
 from sim.report import present
+from sim.report.plots import save_figures
 from sim.report.table import print_records
 from sim.runs.answer import ScenarioAnswer
 
@@ -17,7 +18,5 @@ def show_records(answer: ScenarioAnswer) -> None:
 @present.save.register
 def save_records(answer: ScenarioAnswer, out: Path) -> None:
     """Leave results.json and the figures of a run in the folder `out`."""
-    from sim.report.plots import save_figures  # which takes a while to load, and few runs draw
-
     save_text(answer.json(), out / "results.json")
     save_figures(answer.outcomes, answer.title, out)

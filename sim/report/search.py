@@ -2,9 +2,7 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from sim.explore.search import Objective, SearchAnswer, Trial
 from sim.inputs.files import save_text
@@ -12,6 +10,9 @@ from sim.inputs.units import show
 from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure, save_figure
 from sim.report.table import new_table, show_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _UNITS: dict[Objective, str] = {"time": "s", "energy": "J", "hbm_bytes": "B"}
 _PLOTTED: dict[Objective, tuple[float, str]] = {
@@ -85,7 +86,7 @@ def save_search(answer: SearchAnswer, out: Path) -> None:
         save_text(text, front / name)
 
 
-def pareto(answer: SearchAnswer) -> Figure:
+def pareto(answer: SearchAnswer) -> "Figure":
     """Every pair of objectives: what was tried, the front, and the device as given.
 
     A single objective is drawn by trial, with the best so far.
@@ -125,7 +126,7 @@ def pareto(answer: SearchAnswer) -> Figure:
     return figure
 
 
-def best_so_far(answer: SearchAnswer) -> Figure:
+def best_so_far(answer: SearchAnswer) -> "Figure":
     """The only objective by trial, with the best so far and the device as given."""
     figure, (ax,) = new_figure(f"Best so far\n{answer.title}", panel=4.0)
     scale, label = _scale(answer, 0)

@@ -1,12 +1,7 @@
 """The tables and the figure of `attnsim explore sensitivity`."""
 
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from typing import TYPE_CHECKING, Any
 
 from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sensitivity
 from sim.inputs.files import save_text
@@ -16,6 +11,10 @@ from sim.report.notes import filled_by
 from sim.report.plots import COLOURS, GREY, new_figure, save_figure
 from sim.report.table import CAUSES_IN_WORDS, figure_text, new_table, show_table
 from sim.runs.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMALLEST = 0.005  # an elasticity that two digits show as 0
 JUMP = 0.05, 0.25  # sides differ much: by more than this, and this share of the larger one
@@ -159,12 +158,15 @@ def save_sensitivity(answer: Sensitivity, out: Path) -> None:
         save_figure(tornado(answer), out / "sensitivity.png")
 
 
-def tornado(answer: Sensitivity) -> Figure:
+def tornado(answer: Sensitivity) -> "Figure":
     """A panel a schedule: bars of the time's elasticities, the largest on top.
 
     Markers say the same of HBM bytes; a line spans the two sides where they differ much. Energy is
     left to the table.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     shown = [of for of in answer.schedules if of.effects]
     bars = [
         [e for e in of.effects if _shows(e.time) or _shows(e.hbm_bytes)][:MOST_BARS] for of in shown
@@ -201,7 +203,7 @@ def _told(elasticity: Elasticity) -> list[float]:
 
 
 def _panel(
-    ax: Axes, of: ScheduleSensitivity, effects: list[Effect], reach: tuple[float, float]
+    ax: "Axes", of: ScheduleSensitivity, effects: list[Effect], reach: tuple[float, float]
 ) -> None:
     """One schedule's bars; a marker beyond the `reach` of all times stands at its end, named."""
     places = range(len(effects))

@@ -1,8 +1,7 @@
 """The table and the figure of a `[serving]` question."""
 
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from sim.inputs.files import save_text
 from sim.inputs.units import show
@@ -10,6 +9,9 @@ from sim.report import present
 from sim.report.plots import COLOURS, GREY, new_figure, plain_decades, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.serving import ServingAnswer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @present.show.register
@@ -67,7 +69,7 @@ def save_serving(answer: ServingAnswer, out: Path) -> None:
     save_figure(latency_figure(answer), out / "latency.png")
 
 
-def latency_figure(answer: ServingAnswer) -> Figure:
+def latency_figure(answer: ServingAnswer) -> "Figure":
     """Latencies against throughput, a point a load, named by its requests a second."""
     title = f"{answer.model} served by one {answer.hardware.profile.title}\n{answer.title}"
     figure, axes = new_figure(title, panels=2)

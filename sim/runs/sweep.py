@@ -7,7 +7,6 @@ the next free one.
 """
 
 import json
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass
@@ -55,14 +54,12 @@ def sweep_points(
     missing = [task for key, task in tasks.items() if store.get(key, known) is None]
     passing: dict[str, str] = {}  # records that are not kept
     replayed = 0
-    start_s = time.monotonic()
-    progress("", 0, len(missing))
+    progress(f"0 of {len(missing):,} points", 0, len(missing))
     for done in _replayed(missing, workers, limits, engine):
         store.put(one.entry for one in done if one.keep)
         passing |= {one.entry.key: one.entry.record for one in done if not one.keep}
         replayed += len(done)
-        rate = replayed / (time.monotonic() - start_s)
-        progress(f"{replayed:,} of {len(missing):,}, {rate:.3g}/s", replayed, len(missing))
+        progress(f"{replayed:,} of {len(missing):,} points", replayed, len(missing))
 
     def record_of(one: Wanted) -> Record:
         if one.task is None:

@@ -89,8 +89,9 @@ class IterationTimes:
         """Of so many requests at each of `lengths`."""
         row = float(np.interp(log(batch), np.log(self.batches), np.arange(len(self.batches))))
         lower = min(int(row), len(self.batches) - 2)
-        low: NDArray[np.float64] = self._log_decode_s[lower]
-        return low + (row - lower) * (self._log_decode_s[lower + 1] - low)
+        low, high = self._log_decode_s[lower], self._log_decode_s[lower + 1]
+        log_s: NDArray[np.float64] = low + (row - lower) * (high - low)
+        return log_s
 
     def _prompt_attention_s(self, tokens: int) -> float:
         return exp(np.interp(log(tokens), self._log_lengths, self._log_prefill_s))

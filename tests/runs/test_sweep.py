@@ -210,7 +210,7 @@ def killed(sweep: subprocess.Popen[str], worker: int) -> None:
 def interrupted(sweep: subprocess.Popen[str], worker: int) -> None:
     os.killpg(sweep.pid, signal.SIGINT)  # Ctrl-C, as a terminal has it
     out, err = sweep.communicate(timeout=GUARD_S)
-    assert (sweep.returncode, out) == (2, "")
+    assert (sweep.returncode, out) == (130, "")
     where = "sweeps.sqlite"
     assert err == f"attnsim: interrupted; what is finished is in {where}: run again to go on\n"
 
