@@ -1,6 +1,6 @@
 """Where a command's answer goes: the terminal, a folder, a progress bar."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,12 +94,23 @@ def a_bar(
     task = bar.add_task("reading and lowering", total=None)
     with keeping(kept), bar:
         if engine == "replay":
-            from sim.engine.compiled.replay import is_compiled
-
-            if not is_compiled():
-                console.print(
-                    "Compiling the replay engine (once; later runs read it from disk) ..."
-                )
+            _compile_beside(console.print)
         yield lambda what, done, total: bar.update(
             task, description=what, completed=done, total=total or None
         )
+
+
+def _compile_beside(tell: "Callable[[str], None]") -> None:
+    """Have the engine compiled, if it is not, while the question is read and lowered."""
+    from threading import Thread
+
+    from sim.engine.compiled.replay import cache_folder, is_compiled
+    from sim.runs.workers import compile_engine
+
+    if is_compiled():
+        return
+    kept = "once; later runs read it from disk"
+    if cache_folder() is None:
+        kept = "in each run: its folder cannot be written to; NUMBA_CACHE_DIR names another"
+    tell(f"Compiling the replay engine ({kept}) ...")
+    Thread(target=compile_engine, daemon=True).start()

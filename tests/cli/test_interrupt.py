@@ -39,10 +39,9 @@ IN = {
 def test_an_interrupted_command_says_what_is_kept(within):
     inside = textwrap.indent(textwrap.dedent(IN[within]), " " * 12)
     code = f"{textwrap.dedent(BEGUN)}{textwrap.indent(textwrap.dedent(inside), ' ' * 8)}"
-    code += "\napp.app.command('wait')(command)\nimport sys\nsys.argv = ['attnsim', 'wait']\napp.main()\n"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    code += "\napp.app.command('wait')(command)\napp.main()\n"
+    asked = [sys.executable, "-c", code, "wait"]
+    ended = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 130
     assert ended.stdout == ""
     assert ended.stderr == "attnsim: interrupted; the store has what is finished\n"

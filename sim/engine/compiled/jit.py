@@ -4,6 +4,7 @@ They allocate nothing, so they do without Numba's reference counts, and their re
 measured, 0.8 million tile steps a second with the counts, 7.5 without, 10.2 with both.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,19 @@ _INNER: dict[str, Any] = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapp
 
 inlined = njit(forceinline=True, **_INNER)
 called = njit(**_OPTIONS)
-# What Python calls: compiled once, then read from disk; other threads run beside it.
-entry = njit(cache=True, nogil=True, **_OPTIONS)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """What Python calls: compiled once, then read from disk; other threads run beside it.
+
+    It lies beside the source, or in the user's cache where that cannot be written to (Numba's own
+    order, NUMBA_CACHE_DIR first). Where neither can, as in a locked container, each process
+    compiles it anew.
+    """
+    try:
+        return njit(cache=True, nogil=True, **_OPTIONS)(function)
+    except RuntimeError:  # "cannot cache function: no locator available"
+        return njit(nogil=True, **_OPTIONS)(function)
 
 
 @inlined

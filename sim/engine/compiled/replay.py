@@ -27,7 +27,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.machine import SM_PIPES, machine_of
 from sim.tile_program import Chunking, Kernel, Tensor
 
-__all__ = ["is_compiled", "new_l2", "run_kernel"]
+__all__ = ["cache_folder", "is_compiled", "new_l2", "run_kernel"]
 
 EVENTS_A_SLICE = 200_000  # between two words of progress
 
@@ -130,7 +130,13 @@ def advance(r, events):
     return False
 
 
+def cache_folder() -> Path | None:
+    """Where the compiled engine lies, or will; None where no such folder can be written to."""
+    path = advance.stats.cache_path
+    return None if path is None else Path(path)
+
+
 def is_compiled() -> bool:
     """Whether the compiled engine lies on disk already."""
-    folder = Path(advance.stats.cache_path)
-    return any(folder.glob("replay.advance-*.nbc"))
+    folder = cache_folder()
+    return folder is not None and any(folder.glob("replay.advance-*.nbc"))
