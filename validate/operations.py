@@ -48,6 +48,7 @@ FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
 FLASH3_VLLM = FLASH3_PAGED | {"implementation": "vllm"}
+FLASH3_SGLANG = FLASH3_PAGED | {"implementation": "sglang"}
 FLASH4 = {"name": "flash4"}
 TRTLLM_GEN = FLASH4 | {"implementation": "trtllm-gen"}
 CUTLASS = FLASH4 | {"implementation": "cutlass"}
@@ -231,7 +232,7 @@ OPERATIONS = (
         r"sglang fa3",
         "FA3 prefill",
         PREFILL,
-        FLASH3_PAGED,
+        FLASH3_SGLANG,
         in_cache_dtype=True,
         beside="cache write and lengths",
     ),
@@ -290,7 +291,7 @@ OPERATIONS = (
         r"sglang fa3",
         "FA3 decode",
         DECODE,
-        FLASH3_PAGED,
+        FLASH3_SGLANG,
         in_cache_dtype=True,
         beside="cache write and lengths",
     ),

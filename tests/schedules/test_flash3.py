@@ -183,15 +183,16 @@ def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     steps = int(seen.sum())
     softmax = online_softmax(tile.q, tile.kv, d, 4 * kernel.footprint.workers, FLASH3_FIXED)
     a_step = softmax.other_ops + (tile.kv * d // 4 if w.dtype == "fp8" else 0)
-    if schedule.implementation == "vllm" and w.dtype == "fp8":
-        a_step += tile.q * d
+    apart = schedule.implementation == "vllm" and w.dtype == "fp8"
+    added = tile.q * d if apart else 0  # a sum of two levels, then set to zero
+    a_step += added
     if schedule.call == "paged" and schedule.implementation != "trtllm":
         a_step += 2 * 3 * tile.kv * d * w.dtype_bytes // 16
     per_score = 3 if w.window is not None else 2
     expected = groups * (steps * a_step + per_score * masked * scores)
     assert ran.executed("other_ops") == pytest.approx(expected, rel=1e-4)
     # O is rescaled each step but the first, and divided at last.
-    assert ran.executed("vector_ops") == groups * steps * softmax.fp32_ops
+    assert ran.executed("vector_ops") == groups * steps * (softmax.fp32_ops + added)
 
 
 def test_what_fills_sram_is_what_the_source_says_hits_its_limit():
@@ -295,6 +296,26 @@ def test_vllm_s_fork_has_tiles_of_its_own(dtype, head_dim, tile, few):
     decode = workload(seq_kv=2048, phase="decode", **shape)
     tile_of_decode = tile_of(kernels_of(vllm.program(decode, H100)))
     assert (tile_of_decode.kv if tile_of_decode.q == 64 else None) == few
+
+
+@pytest.mark.parametrize(
+    ("implementation", "changed", "q"),
+    [
+        ("sglang", {}, 64),
+        ("sglang", {"window": 100}, 64),  # sgl-project/sgl-flash-attn, pull request 37
+        ("vllm", {"window": 100}, 192),
+        ("sglang", {"dtype": "fp8"}, 192),
+        ("sglang", {"heads": 130, "kv_heads": 2}, 192),
+        ("fa3", {}, 192),
+    ],
+)
+def test_sglang_s_fork_gives_up_to_64_rows_one_warp_group_behind_windows_too(
+    implementation, changed, q
+):
+    table = {"name": "flash3", "call": "paged", "implementation": implementation}
+    usual = {"heads": 16, "kv_heads": 2, "head_dim": 64, "seq_kv": 4096, "phase": "decode"}
+    w = workload(**(usual | changed))
+    assert tile_of(kernels_of(make_schedule(table, "a test").program(w, H100))).q == q
 
 
 def test_sums_of_two_levels_are_waited_for_and_added():

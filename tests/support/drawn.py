@@ -70,7 +70,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "flash3": {
         "call": st.sampled_from(("batch", "varlen", "paged")),
         "splits": SPLITS,
-        "implementation": st.sampled_from(("fa3", "vllm", "trtllm")),
+        "implementation": st.sampled_from(("fa3", "vllm", "sglang", "trtllm")),
     },
     "flash4": {
         "implementation": st.sampled_from(("fa4", "trtllm-gen", "cutlass")),

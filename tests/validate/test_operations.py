@@ -79,8 +79,14 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
             DECODE | {"kernel": "vllm vllm_flash_attn_fa3"},
             {"name": "flash3", "call": "paged", "implementation": "vllm"},
         ),
-        (DECODE | {"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
-        ({"kernel": "sglang fa3"}, {"name": "flash3", "call": "paged"}),
+        (
+            DECODE | {"kernel": "sglang fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "sglang"},
+        ),
+        (
+            {"kernel": "sglang fa3"},
+            {"name": "flash3", "call": "paged", "implementation": "sglang"},
+        ),
         ({"kernel": "FlashAttention-3 (varlen)"}, {"name": "flash3", "call": "varlen"}),
         (
             {"kernel": "trtllm torch_flow", "gpu": "A100", "head_dim": "128"},

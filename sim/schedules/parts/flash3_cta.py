@@ -3,8 +3,9 @@
 Source: Dao-AILab/flash-attention, hopper/: tile_size.h, mainloop_fwd_sm90_tma_gmma_ws.hpp,
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
 heuristics.h (PackGQA, num_splits_heuristic), flash_api.cpp (get_pack_gqa, get_pagedkv_tma,
-get_num_splits); vllm-project/flash-attention, hopper/heuristics.h (use_one_mma_wg). TensorRT-LLM's
-kernel, fmha_v2: see flash3.
+get_num_splits); vllm-project/flash-attention, hopper/heuristics.h (use_one_mma_wg), which
+sgl-project/sgl-flash-attn took over, for windows too (pull request 37: 64 rows in place of 192; of
+fp8 it says nothing, so those are as before). TensorRT-LLM's kernel, fmha_v2: see flash3.
 """
 
 from collections.abc import Sequence
@@ -26,12 +27,13 @@ Q_SIDES = tuple(WORKER_ROWS * n for n in range(1, MOST_WORKERS + 1))
 HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in FLASH3}))
 STAGES = 2
 PRODUCER_THREADS = 128
-# Of vLLM's fork, by head_dim and bytes of an element, where they are not those of two workers.
+# Of vLLM's fork and SGLang's, by head_dim and bytes of an element, where they are not those of two
+# workers.
 ONE_WORKER_KEYS = {(64, 2): 192, (64, 1): 128, (128, 1): 96}
 # Of sequences of one length; of any lengths; of any, whose K and V lie in pages smaller than a key
 # block, as servers call it.
 Call = Literal["batch", "varlen", "paged"]
-Implementation = Literal["fa3", "vllm", "trtllm"]
+Implementation = Literal["fa3", "vllm", "sglang", "trtllm"]
 # Of heuristics.h, num_splits_heuristic.
 MOST_SPLITS = 128
 MOST_PLANNED, SPLIT_MARGIN = 992, 1.1  # flash_prepare_scheduler.cu
@@ -144,8 +146,9 @@ def public_tile(
     q, kv = by_mask[w.mask]
     packs |= call != "batch"
     packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
-    alone = w.head_dim in (64, 128) and w.mask != "window" and w.seq_q * packed <= WORKER_ROWS
-    if implementation == "vllm" and alone:  # use_one_mma_wg
+    by_fork = {"vllm": w.mask != "window", "sglang": w.dtype_bytes == 2}  # use_one_mma_wg
+    alone = w.head_dim in (64, 128) and w.seq_q * packed <= WORKER_ROWS
+    if alone and by_fork.get(implementation, False):
         q, kv = WORKER_ROWS, ONE_WORKER_KEYS.get((w.head_dim, w.dtype_bytes), kv)
     return Tile(q=q, kv=kv), packed
 
