@@ -82,6 +82,11 @@ def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:
     return L2Lines(np.zeros(chunks[-1], np.int32), np.zeros(lines[-1] + 1, LINE), level)
 
 
+def let_arrive(l2: L2Lines) -> None:
+    """What the last kernel left has arrived: times start anew. Only lines in use are looked at."""
+    l2.lines["arrival_s"][: int(l2.level["lines"][SHARED]) + 1] = 0.0
+
+
 def l2_bytes(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> int:
     """What `new_l2` takes of this computer's memory."""
     sizes = [sizes_of(chunkings, capacity_bytes) for capacity_bytes in _capacities_of(hw)]
