@@ -38,6 +38,12 @@ def _compiled_engine():
     compile_engine()
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """No test finds what another, or the user, has in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A real headless browser."""

@@ -6,18 +6,16 @@ nothing.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, user_cache
 from sim.report.known_errors import regime_of
 from sim.runs.job import Progress
 from sim.runs.store import Entry, Store
@@ -244,8 +242,7 @@ def _simulate_all(wanted: dict[str, tuple[Case, bool]], store: Store, progress: 
 
 def user_store() -> Store:
     """The user's store of predictions, in their cache folder; in memory where that cannot be."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "attnsim"
+    folder = user_cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Store(folder / "predictions.sqlite")

@@ -32,3 +32,7 @@ EngineOption = Annotated[
     typer.Option("--engine", help="The compiled engine, or the slow SimPy one that checks it."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results.json instead.")]
+CacheOption = Annotated[
+    bool,
+    typer.Option(help="Keep what kernels' replays came to in the user's cache, and look there."),
+]

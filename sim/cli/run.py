@@ -7,6 +7,7 @@ import typer
 
 from sim.cli.options import (
     AllowCodeOption,
+    CacheOption,
     EngineOption,
     FiguresOption,
     JsonOption,
@@ -40,12 +41,16 @@ def run(
     ] = False,
     json: JsonOption = False,
     allow_code: AllowCodeOption = False,
+    cache: CacheOption = True,
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
     from sim.cli.kinds import kind_of, question_of, refuse
-    from sim.inputs.files import InputError
+    from sim.device.run import REMEMBERED
+    from sim.engine.kept import Disk
+    from sim.inputs.files import InputError, user_cache
     from sim.runs.scenario import read_scenario
 
+    REMEMBERED.disk = Disk(user_cache() / "replays.sqlite") if cache else None
     whole = ["limits.exact=true"] if exact else []
     text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")

@@ -1,10 +1,12 @@
 """What a program's kernels take, by replaying them on an engine."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Generic
 
 from sim.device.program import gpus_of, kernels_of
+from sim.device.side_by_side import SideBySide
 from sim.engine.fast_forward import run as fast_forward
 from sim.engine.fast_forward.choice import Choice
 from sim.engine.kernel_run import KernelRun
@@ -13,15 +15,17 @@ from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Command, Kernel
 
+Ran = Future[KernelRun]
+
 
 class Replays(Generic[L2State]):
-    """Replays kernels on an engine, and tells `progress` how much of their cost is done so far.
+    """Replays a program's kernels on an engine, as chains that stand side by side.
 
-    On one GPU each finds in L2 what the last one left. Of several GPUs each starts from an empty
-    L2, so that one that runs on many of them, or many times, is replayed once. With `most_steps`,
-    of a costly one only about so many tile steps are replayed (`sim.engine.fast_forward.choice`),
-    on an L2 of its own: what it leaves dirty there the next one writes, and what those before it
-    left stays in theirs.
+    On one GPU each finds in L2 what the last one left: these are one chain. Of several GPUs each
+    kernel starts from an empty L2, so that one that runs on many of them, or many times, is
+    replayed once, and stands alone. With `most_steps`, of a costly one only about so many tile
+    steps are replayed (`sim.engine.fast_forward.choice`), on an L2 of its own: what it leaves dirty
+    there the next one writes, and what those before it left stays in theirs.
     """
 
     def __init__(
@@ -30,42 +34,82 @@ class Replays(Generic[L2State]):
         hw: HardwareProfile,
         dtype: str,
         engine: Engine[L2State],
-        progress: Callable[[int], None],
+        beside: SideBySide,
         most_steps: int | None,
     ) -> None:
-        self.engine, self.hw, self.dtype = engine, hw, dtype
-        self.progress, self.cost = progress, 0
+        self.engine, self.hw, self.dtype, self.beside = engine, hw, dtype, beside
         self.choice = Choice.of(kernels_of(commands), most_steps)
-        self.shared_l2 = self._empty_l2() if gpus_of(commands) == 1 else None
-        self.known: dict[Kernel, KernelRun] = {}
+        self.one_gpu = gpus_of(commands) == 1
+        self.of_command: dict[Command, tuple[Ran, Iterator[None]]] = {}
+        self.steps_done: dict[Ran, int] = {}  # of the cost of what has begun
         self.dirty_bytes = {"shared": 0, "own": 0}  # in the L2 of one GPU, and of the last in part
+        self._start(commands)
 
-    def _empty_l2(self) -> L2State:
-        return self.engine.new_l2(self.choice.chunkings, self.hw)
+    def _start(self, commands: list[Command]) -> None:
+        alone: dict[Kernel, tuple[Ran, Iterator[None]]] = {}
+        sharing: list[tuple[Kernel, Ran]] = []
+        shared = self._chain(sharing)
+        for command in commands:
+            kernel = command.work
+            if not isinstance(kernel, Kernel):
+                continue
+            ran: Ran = Future()
+            self.steps_done[ran] = 0
+            if self.one_gpu and kernel not in self.choice.in_part:
+                sharing.append((kernel, ran))
+                self.of_command[command] = ran, shared
+            else:
+                if kernel not in alone:
+                    alone[kernel] = ran, self._chain([(kernel, ran)])
+                self.of_command[command] = alone[kernel]
+        for chain in dict.fromkeys(chain for _, chain in self.of_command.values()):
+            self.beside.start(chain)
 
-    def run(self, kernel: Kernel) -> KernelRun:
-        """What the kernel takes now."""
-        if self.shared_l2 is not None or kernel not in self.known:
-            self.known[kernel] = self._replay(kernel)
-        return self.known[kernel]
+    def run(self, command: Command) -> KernelRun:
+        """What the kernel of the next command takes: a GPU's are asked for in their order."""
+        run = self.beside.result(*self.of_command[command])
+        if self.one_gpu:
+            run = self._with_what_was_dirty(run, in_part=command.work in self.choice.in_part)
+        return held_back(run, self.hw, self.dtype)
 
-    def _replay(self, kernel: Kernel) -> KernelRun:
+    @property
+    def cost_done(self) -> int:
+        """How much of the replays' cost is done so far."""
+        return sum(self.steps_done.values())
+
+    def _chain(self, replays: list[tuple[Kernel, Ran]]) -> Iterator[None]:
+        """Replay one kernel after the other on one L2; an error is that of all that are left."""
+        l2, failed = None, None
+        for kernel, ran in replays:
+            try:
+                if failed is None:
+                    if l2 is None and kernel not in self.choice.in_part:
+                        l2 = self.engine.new_l2(self.choice.chunkings, self.hw)
+                    ran.set_result(self._replayed(kernel, l2, ran))
+            except Exception as error:
+                failed = error
+            if failed is not None:
+                ran.set_exception(failed)
+            yield
+
+    def _replayed(self, kernel: Kernel, l2: L2State | None, ran: Ran) -> KernelRun:
         hw, dtype, choice = self.hw, self.dtype, self.choice
-        before, cost, most_steps = self.cost, choice.cost[kernel], choice.in_part.get(kernel)
-        self.cost += cost
+        cost, most_steps = choice.cost[kernel], choice.in_part.get(kernel)
         a_step = cost / max(kernel.tile_steps, 1) if most_steps is None else 1.0
 
         def so_far(tile_steps: int) -> None:
-            self.progress(before + int(tile_steps * a_step))
+            self.steps_done[ran] = int(tile_steps * a_step)
+            self.beside.go_on()
 
-        if most_steps is not None:
-            run = fast_forward.run_kernel(self.engine, kernel, hw, dtype, so_far, most_steps)
+        so_far(0)
+        if l2 is None:
+            run = fast_forward.run_kernel(
+                self.engine, kernel, hw, dtype, so_far, choice.in_part[kernel]
+            )
         else:
-            l2 = self._empty_l2() if self.shared_l2 is None else self.shared_l2
             run = self.engine.run_kernel(kernel, choice.chunkings, hw, l2, dtype, so_far)
-        if self.shared_l2 is not None:
-            run = self._with_what_was_dirty(run, in_part=most_steps is not None)
-        return held_back(run, hw, dtype)
+        self.steps_done[ran] = cost
+        return run
 
     def _with_what_was_dirty(self, run: KernelRun, *, in_part: bool) -> KernelRun:
         """The run after those before it, so that each byte is written once or dirty at the end."""

@@ -15,17 +15,18 @@ import simpy
 from sim.device.links import Links, Sent
 from sim.device.memory import GpuPlan, Hbm, MemoryChange, plans_of
 from sim.device.replays import Replays
+from sim.device.side_by_side import SideBySide
 from sim.engine import reference
-from sim.engine.compiled import replay
-from sim.engine.compiled.l2 import L2Lines
 from sim.engine.kernel_run import KernelRun
 from sim.engine.protocol import Engine
+from sim.engine.remembered import Remembered, RememberedL2
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Command, Transfer
 
 Events = Generator[simpy.Event, Any, None]
 EngineName = Literal["replay", "reference"]
-_REPLAY: Engine[L2Lines] = replay
+REMEMBERED = Remembered()  # of this process
+_REPLAY: Engine[RememberedL2] = REMEMBERED
 _REFERENCE: Engine[reference.L2Cache] = reference
 # Any: by an engine's name alone it is not known in which form that keeps L2.
 ENGINES: dict[EngineName, Engine[Any]] = {"replay": _REPLAY, "reference": _REFERENCE}
@@ -66,11 +67,17 @@ def run_on_device(
     *,
     most_steps: int | None = None,
 ) -> DeviceRun:
-    """Run the commands; `progress` and `most_steps` are of `Replays`.
+    """Run the commands in this thread; `progress` is told how much of the replays' cost is done.
 
     Raises OutOfMemoryError, and InputError where a transfer needs a link that there is not.
     """
-    replays = Replays(commands, hw, dtype, ENGINES[engine], progress, most_steps)
+    with SideBySide(1, lambda: progress(replays.cost_done)) as alone:
+        replays = Replays(commands, hw, dtype, ENGINES[engine], alone, most_steps)
+        return run_of(commands, hw, replays)
+
+
+def run_of(commands: list[Command], hw: HardwareProfile, replays: Replays[Any]) -> DeviceRun:
+    """Run the commands, whose replays have been started. Raises as `run_on_device` does."""
     run = _Run(commands, hw, replays)
     run.env.run(run.over)
     gpus = len(run.memories)
@@ -133,7 +140,7 @@ class _Run:
                 yield env.timeout(self.hw.calibration.launch.gap)
             ready_s = env.now
             yield self.after(command)
-            run = self.replays.run(command.work)
+            run = self.replays.run(command)
             self.launched.append(Launched(env.now, run, command.gpu, env.now - ready_s))
             yield env.timeout(run.time_s)
             hbm.free(freed, env.now)

@@ -205,3 +205,8 @@ def save_text(text: str, path: Path) -> None:
     """Write the text, whole or not at all; raises InputError where that cannot be."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def user_cache() -> Path:
+    """The user's folder for what attnsim can make again; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnsim"

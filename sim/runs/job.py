@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sim.device.memory import OutOfMemoryError, check_memory
 from sim.device.program import kernels_of, replays_of
-from sim.device.run import DeviceRun, EngineName, run_on_device
+from sim.device.replays import Replays
+from sim.device.run import ENGINES, DeviceRun, EngineName, run_of
+from sim.device.side_by_side import SideBySide, cores
 from sim.engine.compiled.l2 import l2_bytes
 from sim.engine.compiled.records import replay_bytes
 from sim.engine.fast_forward.choice import Choice
@@ -42,6 +45,7 @@ class Job:
     schedule: Schedule
     commands: list[Command]
     tile_steps: int
+    memory: int  # bytes of this computer that its replay takes
     oom: OutOfMemoryError | None
     most_steps: int | None
 
@@ -51,25 +55,31 @@ class Job:
         try:
             check_memory(commands, point.hardware)
         except OutOfMemoryError as error:
-            return cls(point, schedule, commands, 0, error, limits.most_steps)
-        tile_steps = check_limits(limits, point, schedule, commands)
-        return cls(point, schedule, commands, tile_steps, None, limits.most_steps)
+            return cls(point, schedule, commands, 0, 0, error, limits.most_steps)
+        tile_steps, memory = check_limits(limits, point, schedule, commands)
+        return cls(point, schedule, commands, tile_steps, memory, None, limits.most_steps)
 
     def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
-        """Replay it; raises InputError where a transfer needs a link that there is not."""
+        """Replay it in this thread; raises as `outcome` does."""
+        with SideBySide(1, lambda: progress(0)) as alone:
+            return self.outcome(engine, self.start(engine, alone))
+
+    def start(self, engine: EngineName, beside: SideBySide) -> Replays[Any] | None:
+        """Begin to replay its kernels; None where it does not fit."""
+        if self.oom is not None:
+            return None
+        hw, dtype = self.point.hardware, self.point.workload.dtype
+        return Replays(self.commands, hw, dtype, ENGINES[engine], beside, self.most_steps)
+
+    def outcome(self, engine: EngineName, replays: Replays[Any] | None) -> Outcome:
+        """What it comes to; raises InputError where a transfer needs a link that there is not."""
         point = self.point
         facts = (point.asked(self.schedule), point.workload, point.hardware)
-        if self.oom is not None:
+        if replays is None:
+            assert self.oom is not None
             return Outcome(point, record_of_oom(*facts, self.oom, engine), None)
         try:
-            run = run_on_device(
-                self.commands,
-                point.hardware,
-                point.workload.dtype,
-                engine,
-                progress,
-                most_steps=self.most_steps,
-            )
+            run = run_of(self.commands, point.hardware, replays)
         except InputError as error:
             raise InputError(f"schedule {self.schedule.title}: {error}") from None
         return Outcome(point, record_of(*facts, run, engine), run)
@@ -79,8 +89,10 @@ class LimitsError(InputError):
     """A replay would take more of this computer than the limits allow."""
 
 
-def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: list[Command]) -> int:
-    """What the replay costs in tile steps, chunks of L2 among them (`replay_cost`).
+def check_limits(
+    limits: Limits, point: Point, schedule: Schedule, commands: list[Command]
+) -> tuple[int, int]:
+    """What the replay costs in tile steps, chunks of L2 among them (`replay_cost`), and in bytes.
 
     Raises LimitsError where they or the replay's arrays exceed the limits.
     """
@@ -101,28 +113,43 @@ def check_limits(limits: Limits, point: Point, schedule: Schedule, commands: lis
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "
             f"{limits.tile_steps:.3g}: {advice} limits.tile_steps"
         )
-    return tile_steps
+    return tile_steps, memory
 
 
 def run_scenario(
-    scenario: Scenario, engine: EngineName = "replay", progress: Progress = lambda *_: None
+    scenario: Scenario,
+    engine: EngineName = "replay",
+    progress: Progress = lambda *_: None,
+    threads: int | None = None,
 ) -> Iterator[Outcome]:
-    """Outcomes as they are finished; bad input raises InputError before the first one runs."""
+    """Outcomes in order; bad input raises InputError before the first one runs.
+
+    All are replayed side by side on so many threads, as many as there are cores by default: fewer
+    where their arrays would take more than limits.memory. Of one thread it is the caller's.
+    """
     lowered = lower_all(scenario)
     with naming(scenario.where):
         jobs = [Job.of(*of_schedule, scenario.limits) for of_schedule in lowered]
-    total, done = sum(job.tile_steps for job in jobs), 0
-    for job in jobs:
+    total, done, title = sum(job.tile_steps for job in jobs), 0, ""
+    replays: list[Replays[Any] | None] = []
 
-        def so_far(n: int, title: str = job.schedule.title, before: int = done) -> None:
-            progress(title, before + n, total)
+    def tell() -> None:
+        begun = sum(one.cost_done for one in replays if one is not None)
+        progress(title, min(done + begun, total), total)
 
-        so_far(0)
-        with naming(scenario.where):
-            outcome = job.run(engine, so_far)
-        done += job.tile_steps
-        so_far(job.tile_steps)
-        yield outcome
+    largest = max((job.memory for job in jobs), default=0)
+    fit = int(scenario.limits.memory) // max(largest, 1)
+    with SideBySide(max(1, min(threads or cores(), fit)), tell) as beside:
+        replays += [job.start(engine, beside) for job in jobs]
+        for number, job in enumerate(jobs):
+            title = job.schedule.title
+            tell()
+            with naming(scenario.where):
+                outcome = job.outcome(engine, replays[number])
+            replays[number] = None
+            done += job.tile_steps
+            tell()
+            yield outcome
 
 
 def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Command]]]:

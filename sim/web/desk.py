@@ -128,7 +128,7 @@ class Desk:
             (schedule,) = point.schedules
             program = schedule.program(point.workload, point.hardware)
             limits = Limits(replayed_steps=affordable(program, point.hardware))
-            (outcome,) = run_scenario(replace(scenario, limits=limits), progress=in_time)
+            (outcome,) = run_scenario(replace(scenario, limits=limits), progress=in_time, threads=1)
         except LimitsError:
             raise _TooLongError from None
         except InputError as error:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engine.compiled.jit import aligned, sources_stamp
-from sim.engine.compiled.l2 import L2Lines, let_arrive
+from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import (
@@ -325,7 +325,6 @@ def new_replay(
     matches = np.zeros(2 * int(limits["leaves"][0]), MATCH)
     matches["next_s"] = np.inf
     bins, bins_per_s = new_timeline()
-    let_arrive(l2)
     return Replay(
         limits=limits,
         streams=np.concatenate(program.streams),

@@ -19,8 +19,8 @@ import numpy as np
 
 from sim.engine.compiled.ctas import place
 from sim.engine.compiled.jit import at, entry, inlined
-from sim.engine.compiled.l2 import SHARED, L2Lines, new_l2
-from sim.engine.compiled.records import INF, new_replay
+from sim.engine.compiled.l2 import SHARED, L2Lines, let_arrive, new_l2
+from sim.engine.compiled.records import INF, Replay, new_replay
 from sim.engine.compiled.workers import happen, is_shared
 from sim.engine.kernel_run import KernelRun
 from sim.inputs.hardware import HardwareProfile
@@ -41,13 +41,18 @@ def run_kernel(
     progress: Callable[[int], None],
 ) -> KernelRun:
     """Replay `kernel`; `progress` is told now and then how many tile steps are done."""
-    machine = machine_of(hw)
-    replay = new_replay(kernel, chunkings, hw, machine, l2, dtype)
+    records = new_replay(kernel, chunkings, hw, machine_of(hw), l2, dtype)
+    return replayed(kernel, records, progress)
+
+
+def replayed(kernel: Kernel, replay: Replay, progress: Callable[[int], None]) -> KernelRun:
+    """What the kernel takes whose records these are; they are used up, and their L2 changed."""
+    let_arrive(replay.l2)
     begin(replay)
     while not advance(replay, EVENTS_A_SLICE):
         progress(int(replay.total["steps_done"][0]))
     total = replay.total[0]
-    sm_busy_s = replay.pipes["busy_s"][:-2].reshape(machine.sms, SM_PIPES).sum(axis=0)
+    sm_busy_s = replay.pipes["busy_s"][:-2].reshape(-1, SM_PIPES).sum(axis=0)
     counts = dict(zip(kernel.actions, replay.ops["count"].tolist(), strict=True))
     return KernelRun(
         kernel=kernel,
@@ -59,7 +64,7 @@ def run_kernel(
         l2_read_bytes=int(total["l2_read_bytes"]),
         l2_write_bytes=int(total["l2_write_bytes"]),
         l2_hit_bytes=int(total["l2_hit_bytes"]),
-        l2_dirty_bytes=int(l2.level["dirty"][SHARED]),
+        l2_dirty_bytes=int(replay.l2.level["dirty"][SHARED]),
         die_hit_bytes=int(total["die_hit_bytes"]),
         busy_s=np.concatenate([sm_busy_s, replay.pipes["busy_s"][-2:]]),
         path_s=total["path_s"].copy(),
