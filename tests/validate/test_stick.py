@@ -194,7 +194,7 @@ def test_figures_of_one_launch_are_simulated_once_and_a_second_time_is_free(tmp_
     told = []
     first = measure_up(figures, store=store, progress=lambda *so_far: told.append(so_far))
     assert (len(first.judged), len(first.left), first.cases, first.simulated) == (2, 1, 1, 1)
-    assert told[-1] == ("", 1, 1)
+    assert told[-1] == ("cases", 1, 1)
     again = measure_up(figures, store=Store(tmp_path / "kept.sqlite"))
     assert again.simulated == 0
     assert [one.predicted for one in again.judged] == [one.predicted for one in first.judged]
