@@ -56,7 +56,7 @@ SPLIT_KV = {"name": "flash_decoding"}
 # fla's benchmark: up to 16 random blocks, a window of 64, nothing compressed.
 FLA_NSA = {"name": "nsa", "implementation": "fla", "fewest": 1, "keep_window": 64}
 NOT_COMPRESSED = "(?!.*(compress|choose)).*"
-TRITON_SPLIT_KV = {"name": "flash_decoding", "implementation": "triton"}
+SGLANG_SPLIT_KV = {"name": "flash_decoding", "implementation": "sglang"}
 PAGED = {"name": "paged", "page_size": 64}
 # FlashAttention-2's own call; other kernels that `paged` stands for pack heads behind windows too.
 KVCACHE = PAGED | {"call": "kvcache"}
@@ -295,7 +295,7 @@ OPERATIONS = (
         in_cache_dtype=True,
         beside="cache write and lengths",
     ),
-    Operation(r"sglang triton", "Triton decode", DECODE, TRITON_SPLIT_KV),
+    Operation(r"sglang triton", "Triton decode", DECODE, SGLANG_SPLIT_KV),
     Operation(
         r"(vllm vllm_flashinfer_trtllmdecode|flashinfer .*trtllm.*)",
         "trtllm-gen decode",

@@ -32,9 +32,14 @@ from sim.tile_program import Kernel
 
 
 class FlashDecoding(SplitKv):
-    """Split-KV attention over a cache. `splits`: as the public heuristic unless given."""
+    """Split-KV attention over a cache. `splits`: as the public heuristic unless given.
+
+    `implementation` "sglang" is SGLang's decoding in Triton, of up to 16 query heads a KV head: 32
+    keys a trip, up to 8 ranges (srt/layers/attention/triton_ops/decode_attention.py).
+    """
 
     name: Literal["flash_decoding"] = "flash_decoding"
+    implementation: Literal["cuda", "triton", "sglang"] = "cuda"  # type: ignore[assignment]
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     reads_by_xqa = True

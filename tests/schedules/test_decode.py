@@ -23,6 +23,7 @@ from tests.support.drawn import cases, devices, lowered, of_one_query
 from tests.support.formulas import ceil, run, run_head_dim, visible
 
 H100 = load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test")
+L40S = load_profile("l40s")
 
 
 def cached_row_bytes(w: AttentionWorkload) -> int:
@@ -46,7 +47,7 @@ def shown_keys(w: AttentionWorkload, tile_kv: int) -> tuple[int, int]:
 
 def query_matrices(w: AttentionWorkload, schedule) -> int:
     """Matrices of query rows, each of which reads its KV head's cache: unpacked, the heads."""
-    usual = w.window is None or schedule.implementation == "triton"
+    usual = w.window is None or schedule.implementation in ("triton", "sglang")
     packed = usual if schedule.pack_gqa is None else schedule.pack_gqa
     return w.batch * (w.kv_heads if packed else w.heads)
 
@@ -307,6 +308,40 @@ def test_vllm_s_call_splits_keys_where_it_packs_heads(options, heads, window, sp
     ).workload()
     kernels = kernels_of(make_schedule({"name": "paged"} | options, "a test").program(w, H100))
     assert (len(kernels) == 2) == splits
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_kv", "window", "splits"),
+    [
+        (8, 16384, None, 8),  # the most
+        (64, 1024, None, 5),  # 142 SMs, four steps of length: 568 slots for 128 KV heads
+        (8, 16384, 128, 4),  # 8 asked for, of 32 keys at least
+    ],
+)
+def test_sglang_decodes_16_rows_and_32_keys_in_as_many_ranges_as_it_reckons(
+    batch, seq_kv, window, splits
+):
+    w = WorkloadTable(
+        batch=batch,
+        heads=16,
+        kv_heads=2,
+        head_dim=64,
+        seq_kv=seq_kv,
+        window=window,
+        phase="decode",
+    ).workload()
+    schedule = make_schedule({"name": "flash_decoding", "implementation": "sglang"}, "a test")
+    split, _ = kernels_of(schedule.program(w, L40S))
+    assert split.ctas == batch * 2 * splits
+    # One buffer each of K and V of 32 keys, and 16 rows of Q.
+    assert split.footprint.sram_bytes == (16 + 2 * 32) * 64 * 2
+
+
+def test_sglangs_decoding_is_of_one_query():
+    w = WorkloadTable(heads=2, head_dim=64, seq_q=4, seq_kv=512, phase="prefill").workload()
+    schedule = make_schedule({"name": "flash_decoding", "implementation": "sglang"}, "a test")
+    with pytest.raises(InputError, match=r'"sglang": workload\.seq_q = 4: one query'):
+        schedule.program(w, L40S)
 
 
 def test_decode_is_the_split_kernel_unsplit():

@@ -141,7 +141,8 @@ class FlashSchedule(TiledSchedule):
         taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
         if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.head_dim, warps)
-            if str(self.implementation) == "sglang":  # of those that widen the literal
+            # of those that widen the literal; decoding has one loop, as other kernels of Triton's
+            if str(self.implementation) == "sglang" and w.phase != "decode":
                 taken = registers.sglang_flash(warps)
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:

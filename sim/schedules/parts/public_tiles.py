@@ -137,6 +137,9 @@ SPLIT_KV: Table[FlashCta] = (
 )
 # Triton's split-KV, an estimate: smaller tiles, in fewer stages where SRAM is short.
 TRITON_SPLIT_KV = _triton(64, 64, 4, 3)
+# SGLang's decoding of several heads a KV head: python/sglang/srt/layers/attention/triton_ops/
+# decode_attention.py, _decode_grouped_att_m_fwd.
+SGLANG_SPLIT_KV = _triton(16, 32, 4, 2)
 
 
 def _backward(
@@ -246,6 +249,8 @@ def public_split_kv_cta(
 
     Of a quantised cache up to 16 rows as FlashInfer has them (CTA_TILE_Q).
     """
+    if implementation == "sglang":
+        return _buffered(SGLANG_SPLIT_KV, hw)
     if implementation == "triton":
         cta = _buffered(TRITON_SPLIT_KV, hw)
         fits = cta.sram_bytes(w) <= hw.sram.max_per_cta

@@ -54,6 +54,7 @@ from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, ke
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_making_ready
+from sim.schedules.parts.latent_splits import triton_splits
 from sim.schedules.parts.public_tiles import public_split_kv_cta
 from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.xqa import Xqa, merged_by_last, xqa_of
@@ -240,6 +241,11 @@ class SplitKv(FlashSchedule):
                 f"schedule {self.name}: room_tokens = {self.room_tokens}: room for the {w.seq_kv} "
                 "keys of a sequence (workload.seq_kv), or more, was expected"
             )
+        if self._is_sglang and w.seq_q > 1:
+            raise InputError(
+                f'schedule {self.name}: implementation = "sglang": workload.seq_q = {w.seq_q}: one '
+                "query a sequence was expected; of several it is that of flash2"
+            )
         packed = self.packs(w)
         rows = query_rows(w, packed)[1]
         asked = str(self.implementation) == "xqa"  # of those that widen the literal
@@ -264,7 +270,10 @@ class SplitKv(FlashSchedule):
         # Neither FlashAttention-2's nor XQA's: these cut what is shown.
         if packed and w.window is not None and not xqa:
             cut = shown
-        keys = int((cut[1] - cut[0]).max())
+        key_blocks = cut[1] - cut[0]
+        keys = int(key_blocks.max())
+        if self._is_sglang and splits is None:
+            splits = max(triton_splits((key_blocks * cta.tile.kv).tolist(), w.kv_heads, hw))
         splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
         # As many as ranges of that size need.
         splits = blocks(keys, blocks(keys, splits))
@@ -273,6 +282,10 @@ class SplitKv(FlashSchedule):
         # as the split kernel's own setup.
         sets_up = self.implementation == "cuda"
         return SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
+
+    @property
+    def _is_sglang(self) -> bool:
+        return str(self.implementation) == "sglang"  # of those that widen the literal
 
     @property
     def _may_be_xqa(self) -> bool:
@@ -284,7 +297,7 @@ class SplitKv(FlashSchedule):
         """Whether the query heads of a KV head are rows of one tile."""
         if w.seq_q > 1:
             return False
-        usual = w.window is None or str(self.implementation) in ("triton", "xqa")
+        usual = w.window is None or str(self.implementation) in ("triton", "sglang", "xqa")
         return usual if self.pack_gqa is None else self.pack_gqa
 
 
