@@ -1,119 +1,284 @@
-"""Fast-forward: how long a million tokens take to tell, and how far from the exact replay.
+"""Fast-forward: how near what a part tells is to the exact replay, and how long vast kernels take.
 
-Everything is timed warm, in one process, in seconds of its one core.
+A set of questions is told by a part and replayed whole: all families of schedules, three devices
+and a small one, 8k to 512k tokens. Printed is each kernel's error against its estimate and, by
+method, how many errors lie below their estimates. With --derive the lines by which estimates are
+made (`sim/engine/fast_forward/errors.json`) are found anew. It takes some minutes of one core.
+--vast times questions that no one replays whole instead.
 """
 
 import argparse
 import json
 import resource
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sim.device.program import kernels_of
 from sim.device.run import run_on_device
+from sim.engine.compiled import replay
+from sim.engine.fast_forward.choice import own_cost
+from sim.engine.fast_forward.errors import FILE, Line, errors_of
+from sim.engine.fast_forward.run import whole_told
+from sim.inputs.files import save_text
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
+from sim.tile_program import Kernel, chunk_tensors
 
-HW = load_profile("h100-sxm")
+DATA = Path(__file__).parent.parent / "sim" / "engine" / "fast_forward" / FILE
+MOST_STEPS = Limits().replayed_steps
+K = 1024
+H100, A100, ADA = (load_profile(name) for name in ("h100-sxm", "a100-sxm-80gb", "rtx-4090"))
+FEW_SMS = load_profile("h100-sxm", {"sm": {"count": 24}}, "a benchmark")
 # No device holds naive attention's N x N matrices of a million tokens: 2 TiB each a head.
 VAST = load_profile("h100-sxm", {"hbm": {"capacity": "1000 TiB"}}, "a benchmark")
-MILLION = 2**20
-MOST_STEPS = Limits().replayed_steps
+SHARE = 3  # of a kernel is replayed at most, or it would tell nothing of telling by a part
+LEAST_COST = 2_000_000  # of a kernel that is asked about
+MOST_COST = 60_000_000  # of one that is replayed whole
+ALIKE = 2  # kernels of a name, at most, of a question
+PROMISED = 0.9  # of errors lie below their estimates
+SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
-def told(
-    name: str, hw: HardwareProfile, most_steps: int | None, **workload: Any
-) -> dict[str, float]:
-    """Simulated time and HBM bytes, their estimated errors, and seconds it took; head_dim 128."""
-    w = WorkloadTable.model_validate({"head_dim": 128, **workload}).workload()
-    began = time.process_time()
-    program = make_schedule({"name": name}, "a benchmark").program(w, hw)
-    run = run_on_device(program, hw, w.dtype, "replay", lambda _: None, most_steps=most_steps)
-    kernels = [kernel.run for kernel in run.kernels]
-    skipped = [kernel for kernel in kernels if kernel.fast_forward is not None]
+@dataclass(frozen=True)
+class Question:
+    """A schedule on a device, with heads over KV heads and so many thousands of tokens."""
+
+    hw: HardwareProfile
+    schedule: str
+    thousands: int
+    heads: int
+    kv_heads: int
+    more: dict[str, Any]
+
+    def __str__(self) -> str:
+        more = "".join(f", {key} {value}" for key, value in self.more.items())
+        heads = f"{self.heads} over {self.kv_heads} heads"
+        return f"{self.schedule} on {self.hw.name}, {self.thousands}k tokens, {heads}{more}"
+
+    def kernels(self) -> tuple[list[Kernel], str]:
+        """The regular kernels that are neither short nor vast, a few of a name, and their dtype."""
+        w = WorkloadTable.model_validate(
+            {
+                "head_dim": 128,
+                "causal": True,
+                "heads": self.heads,
+                "kv_heads": self.kv_heads,
+                "seq_len": self.thousands * K,
+                **self.more,
+            }
+        ).workload()
+        program = make_schedule({"name": self.schedule}, "a benchmark").program(w, self.hw)
+        asked = [
+            kernel
+            for kernel in kernels_of(program)
+            if LEAST_COST <= own_cost(kernel) <= MOST_COST and not kernel.irregular
+        ]
+        asked.sort(key=lambda kernel: kernel.name)
+        by_name = [list(alike)[:ALIKE] for _, alike in groupby(asked, key=lambda k: k.name)]
+        return [kernel for alike in by_name for kernel in alike], w.dtype
+
+
+def questions() -> Iterator[Question]:
+    """All of them."""
+    full, decode = {"causal": False}, {"phase": "decode"}
+    for hw in (H100, A100, ADA):
+        for asked in (
+            (32, 32, 8, {}),
+            (32, 32, 32, full),
+            (64, 16, 4, {}),
+            (64, 32, 8, full),
+            (128, 8, 2, {}),
+            (128, 8, 8, full),
+            (128, 4, 4, {}),
+            (256, 2, 2, {}),
+            (256, 2, 1, full),
+        ):
+            yield Question(hw, "flash2", *asked)
+        yield Question(hw, "flash2", 64, 16, 4, {"phase": "training"})
+        yield Question(hw, "naive", 16, 2, 2, {})
+        yield Question(hw, "naive", 32, 1, 1, full)
+        yield Question(hw, "hip", 128, 32, 8, {})
+        yield Question(hw, "block_sparse", 64, 32, 8, {})
+        yield Question(hw, "minference", 64, 16, 4, {})
+        yield Question(hw, "nsa", 32, 32, 8, {})
+        yield Question(hw, "paged", 512, 32, 32, {"batch": 16, **decode})
+    for asked in ((64, 32, 32, full), (128, 8, 2, {}), (128, 8, 1, full), (256, 2, 2, {})):
+        yield Question(H100, "flash3", *asked)
+    yield Question(H100, "flash3", 512, 1, 1, {})
+    yield Question(H100, "flash1", 64, 32, 32, {})
+    yield Question(H100, "flash_decoding", 512, 32, 32, {"batch": 32, **decode})
+    for asked in ((64, 8, 8, {}), (64, 8, 2, {}), (128, 4, 4, {}), (128, 2, 2, {})):
+        yield Question(FEW_SMS, "flash2", *asked)
+    for asked in ((128, 8, 8, {}), (256, 2, 2, {})):
+        yield Question(FEW_SMS, "flash3", *asked)
+        yield Question(FEW_SMS, "hip", *asked)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A kernel's errors, absolute and of one, and how much what should be alike differed."""
+
+    question: str
+    kernel: str
+    method: str
+    steps: int
+    replayed: int
+    time_error: float
+    time_scatter: float
+    hbm_error: float
+    hbm_scatter: float
+
+
+def exactly(kernel: Kernel, hw: HardwareProfile, dtype: str) -> tuple[float, int]:
+    """Time and HBM bytes of the whole kernel, from an empty L2."""
+    chunkings = chunk_tensors([kernel])
+    l2 = replay.new_l2(chunkings, hw)
+    run = replay.run_kernel(kernel, chunkings, hw, l2, dtype, lambda _: None)
+    return run.time_s, run.hbm_read_bytes + run.hbm_write_bytes
+
+
+def answers() -> Iterator[Answer]:
+    """Each question's kernels."""
+    for question in questions():
+        kernels, dtype = question.kernels()
+        for kernel in kernels:
+            most = min(MOST_STEPS, own_cost(kernel) // SHARE)
+            runs, whole = whole_told(replay, kernel, question.hw, dtype, lambda _: None, most)
+            if whole.method == "whole":
+                continue
+            time_s, hbm_bytes = exactly(kernel, question.hw, dtype)
+            yield Answer(
+                str(question),
+                kernel.name,
+                whole.method,
+                kernel.tile_steps,
+                sum(run.kernel.tile_steps for run in runs),
+                abs(whole.time_s / time_s - 1),
+                whole.time_scatter,
+                abs(whole.hbm_bytes / hbm_bytes - 1),
+                whole.hbm_scatter,
+            )
+
+
+def line_below(errors: list[float], scatters: list[float]) -> Line:
+    """The line below which as many errors lie as promised; of those the lowest in the middle."""
+    error, scatter = np.array(errors), np.array(scatters)
+
+    def of(slope: float) -> Line:
+        above = error - slope * scatter
+        floor = float(np.quantile(above, PROMISED, method="higher"))
+        return Line(max(0.0, ceil(floor * 1e4) / 1e4), slope)
+
+    lines = [of(slope) for slope in SLOPES]
+    return min(lines, key=lambda line: float(np.median(line.floor + line.slope * scatter)))
+
+
+def derived(found: list[Answer]) -> dict[str, dict[str, Any]]:
+    """The lines of each method, and how many kernels they rest on."""
     return {
-        "took_s": time.process_time() - began,
-        "time_s": run.time_s,
-        "hbm_bytes": float(sum(k.hbm_read_bytes + k.hbm_write_bytes for k in kernels)),
-        "estimated_time_error": max((k.fast_forward.time_error for k in skipped), default=0.0),
-        "estimated_hbm_error": max((k.fast_forward.hbm_error for k in skipped), default=0.0),
+        method: {
+            "kernels": len(own),
+            "time": asdict(line_below([a.time_error for a in own], [a.time_scatter for a in own])),
+            "hbm": asdict(line_below([a.hbm_error for a in own], [a.hbm_scatter for a in own])),
+        }
+        for method in sorted({answer.method for answer in found})
+        if (own := [answer for answer in found if answer.method == method])
     }
 
 
-def rows_of(long: bool) -> list[tuple[str, HardwareProfile, dict[str, Any], bool]]:
-    """Schedule, device and workload of each row, and whether to replay it exactly too."""
-    rows: list[tuple[str, HardwareProfile, dict[str, Any], bool]] = []
-    eight = {"heads": 32, "kv_heads": 8}
-    few = {"heads": 4, "kv_heads": 1}  # 32 heads' Q and O of 10 million would not fit in 80 GB
-    longer = [("flash2", 2**18, eight, True), ("flash2", MILLION, few, True)] if long else []
-    for name, tokens, heads, exact in (
-        ("flash2", 2**16, eight, True),
-        ("flash2", 2**17, eight, True),
-        ("flash3", 2**16, eight, True),
-        ("flash3", 2**17, eight, True),
-        *longer,
-        ("flash2", MILLION, eight, False),
-        ("flash2", 10 * MILLION, few, False),
-        ("flash3", MILLION, eight, False),
-    ):
-        rows += [
-            (name, HW, {"seq_len": tokens, "causal": causal, **heads}, exact)
-            for causal in (True, False)
-        ]
-    a_million = {"seq_len": MILLION, "causal": True, **eight}
-    rows.append(("naive", VAST, a_million, False))
-    rows.append(("hip", HW, a_million, False))
-    rows.append(("flash_decoding", HW, {**a_million, "phase": "decode"}, False))
-    return rows
+def show(answer: Answer) -> None:
+    """An answer's line."""
+    print(
+        f"{answer.question}: {answer.kernel}, {answer.steps / 1e6:.1f} M steps, by {answer.method}"
+        f" of {answer.replayed / 1e6:.1f} M: time off by {answer.time_error:.2%}, HBM bytes by "
+        f"{answer.hbm_error:.2%}",
+        flush=True,
+    )
+
+
+def summary(found: list[Answer]) -> None:
+    """By method: errors against estimates."""
+    print("method      kernels            of time                        of HBM bytes")
+    for method in [*sorted({answer.method for answer in found}), "all"]:
+        own = [answer for answer in found if method in ("all", answer.method)]
+        cells = [f"{method:10} {len(own):8}"]
+        for quantity in ("time", "hbm"):
+            error = np.array([getattr(answer, f"{quantity}_error") for answer in own])
+            estimate = np.array(
+                [
+                    getattr(errors_of(answer.method), quantity).estimate(
+                        getattr(answer, f"{quantity}_scatter")
+                    )
+                    for answer in own
+                ]
+            )
+            cells.append(
+                f"median {np.median(error):6.2%}, estimate {np.median(estimate):6.2%}, "
+                f"within {np.mean(error <= estimate):4.0%}"
+            )
+        print("   ".join(cells))
+
+
+def vast() -> None:
+    """Time questions that no one replays whole, warm, in seconds of one core."""
+    few, eight = (4, 1), (32, 8)
+    rows = [
+        *((name, thousands, *eight) for name in ("flash2", "flash3") for thousands in (128, 1024)),
+        ("flash2", 10240, *few),
+        ("flash3", 10240, *few),
+        ("naive", 128, 1, 1),
+        ("naive", 1024, *eight),
+        ("hip", 1024, *eight),
+        ("nsa", 1024, *eight),
+        ("minference", 1024, *eight),
+    ]
+    for name, thousands, heads, kv_heads in rows:
+        table = {"heads": heads, "kv_heads": kv_heads, "seq_len": thousands * K, "head_dim": 128}
+        w = WorkloadTable.model_validate({**table, "causal": True}).workload()
+        began = time.process_time()
+        program = make_schedule({"name": name}, "a benchmark").program(w, VAST)
+        lowered_s = time.process_time() - began
+        run = run_on_device(program, VAST, w.dtype, "replay", lambda _: None, most_steps=MOST_STEPS)
+        skipped = [k.run.fast_forward for k in run.kernels if k.run.fast_forward is not None]
+        print(
+            f"{name:10} {thousands:6,}k tokens, {heads:2} heads: "
+            f"{time.process_time() - began:5.1f} s, {lowered_s:.1f} of them to lower; estimated "
+            f"errors up to {max((f.time_error for f in skipped), default=0.0):.1%} of time, "
+            f"{max((f.hbm_error for f in skipped), default=0.0):.1%} of HBM bytes",
+            flush=True,
+        )
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"peak memory {peak_bytes / 2**20:,.0f} MiB")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--long", action="store_true", help="replay 262k and 1M tokens exactly too")
-    parser.add_argument(
-        "--replayed-steps", type=int, default=MOST_STEPS, help="limits.replayed_steps"
-    )
+    parser.add_argument("--derive", action="store_true", help=f"renew {DATA.name}")
+    parser.add_argument("--vast", action="store_true", help="time what is not replayed whole")
     asked = parser.parse_args()
-    told("flash2", HW, None, heads=1, seq_len=16384)  # compile, or read from disk
-    rows = []
-    for name, hw, workload, also_exact in rows_of(asked.long):
-        ours = told(name, hw, asked.replayed_steps, **workload)
-        row: dict[str, Any] = {"schedule": name, "tokens": workload["seq_len"], **workload, **ours}
-        if hw is VAST:
-            row["note"] = f"with {VAST.hbm.capacity / 2**40:,.0f} TiB of HBM, hypothetical"
-        if also_exact:
-            exact = told(name, hw, None, **workload)
-            row["exact_took_s"] = exact["took_s"]
-            row["ratio"] = exact["took_s"] / ours["took_s"]
-            row["time_error"] = ours["time_s"] / exact["time_s"] - 1
-            row["hbm_error"] = ours["hbm_bytes"] / exact["hbm_bytes"] - 1
-        rows.append(row)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if asked.json:
-        print(json.dumps({"rows": rows, "peak_memory_bytes": peak_bytes}))
+    if asked.vast:
+        vast()
         return
-    for row in rows:
-        print(line_of(row))
-    print(f"peak memory {peak_bytes / 2**20:,.0f} MiB")
-
-
-def line_of(row: dict[str, Any]) -> str:
-    """A row of the table."""
-    mask = "causal" if row["causal"] else "full"
-    line = (
-        f"{row['schedule']:14} {row['tokens']:>10,} tokens {row['heads']:>2} heads {mask:6} "
-        f"{row['took_s']:5.2f} s; estimated error {row['estimated_time_error']:.1%} of time, "
-        f"{row['estimated_hbm_error']:.1%} of HBM bytes"
-    )
-    if "ratio" in row:
-        line += (
-            f"; exact {row['exact_took_s']:.2f} s ({row['ratio']:.1f} times), off by "
-            f"{row['time_error']:+.2%} and {row['hbm_error']:+.2%}"
-        )
-    return line + (f"; {row['note']}" if "note" in row else "")
+    found = []
+    for answer in answers():
+        show(answer)
+        found.append(answer)
+    if asked.derive:
+        save_text(json.dumps({"methods": derived(found)}, indent=1) + "\n", DATA)
+        print(f"{DATA.name} is renewed", file=sys.stderr)
+        errors_of.__globals__["_shipped"].cache_clear()
+    summary(found)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from sim.tile_program import Action, Compute, Kernel
 class FastForward:
     """What of a kernel was not replayed: tile steps, and the relative errors that come of it.
 
-    `replayed_s` is the simulated time of what was replayed.
+    `replayed_s` is the simulated time of what was replayed, on a device `times_smaller`.
     """
 
     steps_skipped: int
     time_error: float
     hbm_error: float
     replayed_s: float
+    times_smaller: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,20 @@ def notes(records: list[Record]) -> list[str]:
     ]
 
 
+ROUGH = 0.10  # an estimated error above which an answer is told as rough before anything else
+
+
+def rough(records: list[Record]) -> list[str]:
+    """A line a record whose time or bytes may be off by much, as only a part of it was replayed."""
+    lines = []
+    for record in records:
+        errors = record.fast_forward or {}
+        of = {"time": errors.get("time_error", 0.0), "HBM bytes": errors.get("hbm_error", 0.0)}
+        if off := [f"{what} by {error:.0%}" for what, error in of.items() if error > ROUGH]:
+            lines.append(f"{who(record)}: rough: {' and '.join(off)} may be off (--exact is not)")
+    return lines
+
+
 def known_off(records: list[Record]) -> list[str]:
     """A line a schedule whose predictions in a record's regime are known to be off.
 

@@ -13,7 +13,7 @@ from sim.inputs.files import find_toml, read_toml, shipped_names
 from sim.inputs.hardware import HardwareProfile, Section, load_profile
 from sim.inputs.units import show, show_binary
 from sim.report.known_errors import device_error
-from sim.report.notes import known_off, notes, point_text, who
+from sim.report.notes import known_off, notes, point_text, rough, who
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 
@@ -140,6 +140,8 @@ def print_records(title: str, records: list[Record]) -> None:
         if len(record.kernels) > 1 and with_kernels(records):
             for kernel in record.kernels:
                 table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
+    for line in rough(records):
+        print(line)
     show_table(table)
     for line in (*notes(records), *known_off(records)):
         print(line)

@@ -159,7 +159,7 @@ def kernel_result(
     issued_s = sum(slots.filled_s.values())
     resident_s = float((run.cta_end_s - run.cta_start_s).sum())
     if run.fast_forward is not None:  # of the CTAs that were replayed
-        resident_s *= run.time_s / run.fast_forward.replayed_s
+        resident_s *= run.time_s / run.fast_forward.replayed_s * run.fast_forward.times_smaller
     flops = run.executed("mma_flops")
     return KernelResult(
         name=kernel.name,

@@ -31,7 +31,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     tile_steps: Count = 2_000_000_000
     memory: Bytes = 8 * 2.0**30
-    replayed_steps: Count = 9_000_000  # a second or so
+    replayed_steps: Count = 3_000_000  # a third of a second or so
     exact: bool = False
 
     @property

@@ -7,7 +7,7 @@ from dash import html
 from sim.inputs.units import show
 from sim.report import charts
 from sim.report.answer import answer as sentence
-from sim.report.notes import notes
+from sim.report.notes import notes, rough
 from sim.runs.record import Record
 from sim.web.desk import Answer, Row
 
@@ -34,7 +34,7 @@ def table(found: Answer) -> html.Table:
 def beneath(found: Answer, profile: str) -> list[html.P]:
     """What the changes are beside, and what is to be said of the figures."""
     lines = [f"Changes are beside {profile} as it is."] if found.differs else []
-    lines += notes(found.ran)
+    lines += [*rough(found.ran), *notes(found.ran)]
     return [html.P(line, className="hint") for line in lines]
 
 

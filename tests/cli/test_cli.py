@@ -33,9 +33,9 @@ BAD = {
     ),
     "too many steps": ({"limits": "tile_steps = 10"}, ["tile steps", "limits.tile_steps is 10"]),
     "too much memory": ({"limits": 'memory = "1 KiB"'}, ["of memory", "limits.memory is 1 KiB"]),
-    "too many SMs for this computer": (
-        {"hardware": 'profile = "h100-sxm"\nsm.count = 1_000_000'},
-        ["of memory", "limits.memory is 8 GiB"],
+    "too many SMs": (
+        {"hardware": 'profile = "h100-sxm"\nsm.count = 1_000_000_000'},
+        ["hardware.sm.count = 1000000000: it must be at most 1000000"],
     ),
     "true for a number": (
         {"workload": 'model = "gpt2"\nbatch = true'},

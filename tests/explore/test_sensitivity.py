@@ -302,7 +302,7 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
 
 def test_the_error_of_energy_is_that_of_its_parts(monkeypatch):
     monkeypatch.setattr("sim.engine.fast_forward.choice.LONG", 1.1)
-    asked = scenario("flash2", heads=96, seq_len=2048, causal=True)
+    asked = scenario("flash2", heads=1536, seq_len=2048, causal=True)
     (outcome,) = run_scenario(replace(asked, limits=Limits(replayed_steps=9_000)))
     record, figures = outcome.record, H100.energy
     errors = record.fast_forward

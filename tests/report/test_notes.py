@@ -1,7 +1,10 @@
 """What is said of records below a table."""
 
+from dataclasses import replace
+
 from sim import simulate
 from sim.report.notes import notes
+from sim.report.table import print_records
 
 WORKLOAD = {"seq_len": 512, "batch": 1, "heads": 2, "head_dim": 64, "dtype": "fp16"}
 
@@ -31,3 +34,17 @@ def test_a_changed_figure_that_leaves_others_as_they_were_is_noted_once():
     assert told(sm={"count": 66}, power={"tdp": "350 W"}) == [
         "sm.count is changed; as h100-sxm has it: l2.bandwidth"
     ]
+
+
+def test_a_rough_answer_is_told_before_the_table(capsys):
+    tables = {
+        "workload": {"heads": 4, "head_dim": 128, "seq_len": 2**16, "causal": True},
+        "hardware": "h100-sxm",
+        "schedule": "flash2",
+    }
+    (record,) = simulate(**tables, limits={"replayed_steps": 100_000})
+    for hbm_error, rough in ((0.25, True), (0.05, False)):
+        errors = {**record.fast_forward, "time_error": 0.01, "hbm_error": hbm_error}
+        print_records("a title", [replace(record, fast_forward=errors)])
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith("flash2: rough: HBM bytes by 25% may be off") == rough

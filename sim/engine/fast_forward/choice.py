@@ -1,27 +1,31 @@
 """Which kernels of a program are replayed whole, which are told by a part, and what that costs.
 
-A replay's time goes to tile steps and to the chunks of L2 that they touch. Kernels that are
-replayed whole share one L2, so where one of them reads by rows what another writes in square tiles,
-both touch many small chunks a step. A kernel told by a part has an L2, and chunks, of its own.
+A replay's time goes to what workers execute in tile steps and to the chunks of L2 that they touch.
+Kernels that are replayed whole share one L2, so where one of them reads by rows what another writes
+in square tiles, both touch many small chunks a step. A kernel told by a part has an L2, and chunks,
+of its own.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from sim.tile_program import Chunking, Kernel, Stream, Tensor, chunk_tensors
+from sim.tile_program import Chunking, Kernel, Loop, Stream, Tensor, chunk_tensors
 
-LONG = 4.5  # times the tile steps that are replayed in part: cheaper kernels are replayed whole
+LONG = 2.0  # times the tile steps that are replayed in part: cheaper kernels are replayed whole
+STEPS_A_CTA = 8  # that placing it, its setup and its end take as long as
+ACTIONS_A_STEP = 4  # that a step of a flash loop takes: two matmuls, a softmax and a wait
 
 
 def replay_cost(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> int:
-    """What replaying all of it takes, in tile steps whose tiles are one chunk each.
+    """What replaying all of it takes, in steps of a flash loop whose tiles are one chunk each.
 
     Each chunk beyond a tile's first counts as one such step: of naive attention, where nearly all
     time goes to touches that evict, the two take about as long.
     """
-    return sum(
-        trips * (1 + sum(_chunks_of(s, chunkings[s.tensor]) - 1 for s in loop.streams))
+    workers = kernel.footprint.workers
+    return kernel.ctas * STEPS_A_CTA + sum(
+        trips * (_steps_of(loop, workers) + _chunks_beyond(loop, chunkings))
         for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True)
     )
 
@@ -29,6 +33,16 @@ def replay_cost(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> int:
 def own_cost(kernel: Kernel) -> int:
     """`replay_cost` in an L2 of its own."""
     return replay_cost(kernel, chunk_tensors([kernel]))
+
+
+def _steps_of(loop: Loop, workers: int) -> int:
+    """As many steps of a flash loop have as much to execute as a trip."""
+    return max(1, len(loop.actions) * workers // ACTIONS_A_STEP)
+
+
+def _chunks_beyond(loop: Loop, chunkings: Mapping[Tensor, Chunking]) -> int:
+    """Chunks that a trip touches beyond one a tile."""
+    return sum(_chunks_of(stream, chunkings[stream.tensor]) - 1 for stream in loop.streams)
 
 
 def _chunks_of(stream: Stream, chunking: Chunking) -> int:

@@ -4,7 +4,9 @@ A grid is replayed in *waves*: the CTAs that run at a time or, of a persistent k
 each CTA. It runs through its periods (the CTAs of a head, head after head). Replayed is, in about
 `most_steps` tile steps,
 
-    its first waves     where all items have the same trips
+    two smaller forms   where a CTA goes tile after tile through long matrices: the same kernel of a
+                        shorter sequence on a smaller device, and of one half as long
+    its first waves     else, where all items have the same trips
     its first periods   where several fit
     blocks of waves     else, of a pruned kernel or one that goes by waves: spread evenly over the
                         period, one after the other
@@ -18,13 +20,20 @@ Trips beyond COARSE_TRIPS are made coarser first, as far as needed.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.fast_forward.reduced import Grid, can_be_coarse
-from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Loop, Store, spread_over
+from sim.engine.fast_forward.reduced import Grid, Scale, can_be_coarse, matrix_of
+from sim.inputs.hardware import HardwareProfile
+from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Load, Loop, Store, spread_over
 
+FEWEST_SMS, FEWEST_SHARE = 8, 6  # of the smaller of two forms: so many, or one in so many
+FEWEST_TRIPS = 16  # of its longest CTA
+FEWEST_CTAS = 2  # that go through a matrix
+LEAST_TIMES = 2.0  # smaller is the larger one, or it takes long beside the whole
+BOTH = 1.25  # times the steps of the larger one, as the smaller has a quarter of them
 COARSE_TRIPS = 192  # of a CTA, or more
 STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
 WAVES, MOST_WAVES = 8, 128  # for the later half to be past the beginning's transient
@@ -33,6 +42,23 @@ THIN_WAVES = 4  # of a period, at least
 BLOCKS = 4  # at least
 BLOCK_WAVES = 4  # two to get going, two that are measured
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
+
+
+def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scale]:
+    """How much smaller to make it, twice; none where that is no smaller or another kernel."""
+    if kernel.items_per_cta > 1 and _is_uniform(kernel):  # its CTAs keep step, as waves show
+        return []
+    sms, trips = hw.sm.count, int(_sampled_steps(kernel).max())
+    times = max(LEAST_TIMES, (BOTH * kernel.tile_steps / most_steps) ** 0.5)
+    larger = max(2 * min(FEWEST_SMS, sms // FEWEST_SHARE), int(sms / times))
+    scales = [Scale(sms / fewer, fewer) for fewer in (larger, larger // 2)]
+    if scales[0].times < LEAST_TIMES or trips < FEWEST_TRIPS * scales[1].times:
+        return []
+    if not can_be_coarse(kernel):
+        return []
+    first = np.arange(_period(kernel)) * kernel.items_per_cta
+    of_a_matrix = np.unique(matrix_of(kernel, first), return_counts=True)[1]
+    return scales if of_a_matrix.min() >= FEWEST_CTAS * scales[1].times else []
 
 
 def _period(kernel: Kernel) -> int:
@@ -84,19 +110,23 @@ class Measured:
     stands_for: float
 
 
+Method = Literal["whole", "scales", "waves", "periods", "blocks", "thinned"]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The part of a grid to replay, and what of it to measure.
+    """The part of a grid to replay, by which method, and what of it to measure.
 
     With `counts` the part's own time and bytes are of the whole; else all is at the rates measured.
     """
 
+    method: Method
     part: Kernel
     measured: list[Measured]
     counts: bool
 
 
-def plan_of(grid: Grid, most_steps: int) -> Plan:
+def plan_of(grid: Grid, hw: HardwareProfile, most_steps: int) -> Plan:
     """The part of a grid to replay in about so many tile steps."""
     kernel = grid.kernel
     is_pruned = any(stream.table is not None for stream in kernel.streams)
@@ -105,13 +135,22 @@ def plan_of(grid: Grid, most_steps: int) -> Plan:
     if grid.persistent:  # its periods are of heads that share keys: it runs these side by side
         periods, together = kernel.periods // kernel.sharing, 1
     else:
-        periods, together = kernel.ctas // _period(kernel), kernel.sharing
+        periods = kernel.ctas // _period(kernel)
+        together = kernel.sharing if _keeps_what_is_shared(kernel, hw) else 1
     replayed = most_steps * periods // kernel.tile_steps
+    if together > 1:  # a part of those that go together tells nothing of what they share
+        replayed = max(replayed, together + 1)
     if replayed >= (2 if grid.persistent else PERIODS):
         return _first_periods(grid, periods, min(replayed, periods), together)
     if is_pruned or kernel.in_waves:
         return _blocks(grid, most_steps)
     return _thinned(grid, periods, most_steps)
+
+
+def _keeps_what_is_shared(kernel: Kernel, hw: HardwareProfile) -> bool:
+    """Whether L2 has room for what a period loads, so that the next that shares it finds it."""
+    loaded = {op.stream.tensor for loop in kernel.loops for op in loop.ops if isinstance(op, Load)}
+    return sum(tensor.bytes / tensor.groups for tensor in loaded) <= hw.l2.capacity
 
 
 def _first_waves(grid: Grid, most_steps: int) -> Plan:
@@ -125,7 +164,7 @@ def _first_waves(grid: Grid, most_steps: int) -> Plan:
     else:
         lacking = min(kernel.ctas, waves * grid.wide + kernel.ctas % grid.wide)
         part = grid.of_ctas(np.arange(lacking))
-    return _beginning(kernel, part, waves, max(2, waves // 2))
+    return _beginning("waves", kernel, part, waves, max(2, waves // 2))
 
 
 def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Plan:
@@ -141,10 +180,11 @@ def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Pl
     else:
         part = grid.of_ctas(np.arange(kernel.ctas // periods * replayed))
     later = max(replayed // 2, min(max(together, 2), replayed - 1))
-    return _beginning(kernel, part, max(2, replayed), max(1, later))  # of a single one, its halves
+    units = max(2, replayed)  # of a single one, its halves
+    return _beginning("periods", kernel, part, units, max(1, later))
 
 
-def _beginning(kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
+def _beginning(method: Method, kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
     """So many waves or periods, of which the later ones stand, in two stretches, for the rest."""
     end = sum(asked_bytes(part))
     more = sum(asked_bytes(kernel)) - end
@@ -156,7 +196,7 @@ def _beginning(kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
         ),
         Measured(end - last * a_unit, end, more * last / later),
     ]
-    return Plan(part, measured, counts=True)
+    return Plan(method, part, measured, counts=True)
 
 
 def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
@@ -175,7 +215,7 @@ def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
     second = numbers[numbers // run % apart == apart // 2]
     chosen = np.append(first, second + (a_period if periods > 1 else 0))
     part = grid.part(chosen) if grid.persistent else grid.of_ctas(chosen)
-    return _beginning(kernel, part, 2, 1)
+    return _beginning("thinned", kernel, part, 2, 1)
 
 
 def _blocks(grid: Grid, most_steps: int) -> Plan:
@@ -200,7 +240,7 @@ def _blocks(grid: Grid, most_steps: int) -> Plan:
     weights = _stratum_bytes(grid, strata, waves)
     weights *= sum(asked_bytes(kernel)) / weights.sum()
     measured = [Measured(*of_block) for of_block in zip(middles, ends, weights, strict=True)]
-    return Plan(part, measured, counts=False)
+    return Plan("blocks", part, measured, counts=False)
 
 
 def _bytes_by_wave(grid: Grid, waves: IntArray) -> NDArray[np.float64]:

@@ -173,6 +173,102 @@ def _coarse_stream(stream: Stream, grain: int, by_rows: bool) -> Stream:
     )
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How many times smaller a kernel and its device are made, which then has `sms` SMs."""
+
+    times: float
+    sms: int
+
+
+def smaller(kernel: Kernel, scale: Scale) -> Kernel:
+    """The kernel of a shorter sequence: of those of a matrix one CTA in so many, of as few trips.
+
+    On a device that is smaller by as much it is the same, in so many times less time: a CTA's way
+    through K and V, the CTAs that are on it at a time and the L2 keep their proportions.
+    """
+    times, each = scale.times, kernel.items_per_cta
+    periods = 1 if each > 1 else kernel.periods
+    a_period = kernel.ctas // periods
+    chosen = _one_in(times, matrix_of(kernel, np.arange(a_period) * each))
+    ctas = (np.arange(periods)[:, None] * a_period + chosen).ravel()
+    items = (ctas[:, None] * each + np.arange(each)).ravel()
+    part = _of_items(kernel, items, len(ctas), each)
+    long_loops = _long_loops(part)
+    shortened = {s.tensor: _shortened(s.tensor, long_loops, times) for s in _streams_of(long_loops)}
+
+    def stream(whole: Stream) -> Stream:
+        if whole.tensor not in shortened:
+            return whole
+        return _short_stream(whole, shortened[whole.tensor], times)
+
+    def trips(of: OfItem) -> OfItem:
+        return lambda items: np.maximum(np.rint(of(items) / times).astype(np.int64), of(items) > 0)
+
+    loops = tuple(
+        _remade(loop, stream, trips(loop.trips) if loop in long_loops else loop.trips)
+        for loop in part.loops
+    )
+    return replace(part, loops=loops, periods=kernel.periods, sharing=kernel.sharing)
+
+
+def matrix_of(kernel: Kernel, items: IntArray) -> IntArray:
+    """Through which matrix these items go first."""
+    stream = _streams_of(_long_loops(kernel))[0]
+    return stream.base(items) // (stream.tiles_down * stream.tiles_across)
+
+
+def _one_in(times: float, matrix: IntArray) -> IntArray:
+    """Of the places of each matrix, in order, one in so many: that in the middle of them."""
+    order = np.argsort(matrix, kind="stable")
+    first = np.searchsorted(matrix[order], matrix[order])  # of its matrix
+    place = (np.arange(len(order)) - first + 0.5) / times
+    is_chosen = np.floor(place + 0.5) > np.floor(place + 0.5 - 1.0 / times)
+    return np.sort(order[is_chosen])
+
+
+def _shortened(tensor: Tensor, long_loops: list[Loop], times: float) -> Tensor:
+    """A tensor through which the long loops go, so many times shorter: and a tile, for rounding."""
+    through = [s for s in _streams_of(long_loops) if s.tensor is tensor]
+    if _by_rows(through[0]):
+        tile = max(s.tile_rows for s in through)
+        return replace(tensor, rows=min(tensor.rows, (int(tensor.rows / times / tile) + 2) * tile))
+    tile = max(s.tile_cols for s in through)
+    return replace(tensor, cols=min(tensor.cols, (int(tensor.cols / times / tile) + 2) * tile))
+
+
+def _short_stream(stream: Stream, short: Tensor, times: float) -> Stream:
+    """Its tiles on the shorter tensor: at the same share of the way."""
+    across, down = stream.tiles_across, stream.tiles_down
+    by_rows = short.rows < stream.tensor.rows
+    made = replace(stream, tensor=short)
+    to_across, to_down = made.tiles_across, made.tiles_down
+
+    def base(items: IntArray) -> IntArray:
+        tile = stream.base(items)
+        row, col = tile // across, tile % across
+        group, row = row // down, row % down
+        if by_rows:
+            row = (row / times).astype(np.int64)
+        else:
+            col = (col / times).astype(np.int64)
+        return (group * to_down + row) * to_across + col
+
+    stride = int(np.sign(stream.stride)) * (to_across if by_rows else 1)
+    return replace(made, base=base, stride=stride)
+
+
+# What a device has of all its SMs together, and what a CTA costs however short its loops are.
+_OF_THE_DEVICE = ("l2.capacity", "l2.die_capacity", "l2.bandwidth", "hbm.bandwidth")
+_OF_A_CTA = ("calibration.sm.cta_start", "calibration.sm.cta_setup")
+
+
+def smaller_device(hw: HardwareProfile, scale: Scale) -> HardwareProfile:
+    """The device with so many SMs, and as much less of all that they share."""
+    figures = {key: hw.figure(key) / scale.times for key in (*_OF_THE_DEVICE, *_OF_A_CTA)}
+    return hw.with_figures({**figures, "sm.count": scale.sms})
+
+
 def _long_loops(kernel: Kernel) -> list[Loop]:
     """The loops of more than one trip."""
     trips = kernel.trips_of(spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS))

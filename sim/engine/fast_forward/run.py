@@ -1,19 +1,21 @@
-"""A long kernel's run: made coarser, replayed in part, and told whole."""
+"""A long kernel's run: made smaller or coarser, replayed in part, and told whole."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 
 from sim.engine.fast_forward.choice import own_cost
-from sim.engine.fast_forward.plan import Plan, grain_of, plan_of
-from sim.engine.fast_forward.reduced import Grid, coarse, slower
-from sim.engine.fast_forward.told import completed, whole_of
+from sim.engine.fast_forward.plan import grain_of, plan_of, scales_of
+from sim.engine.fast_forward.reduced import Grid, coarse, slower, smaller, smaller_device
+from sim.engine.fast_forward.told import Whole, completed, grown, hbm_bytes_of, whole_of
 from sim.engine.kernel_run import KernelRun
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Kernel, chunk_tensors
 
-# Of the time and of HBM bytes, where trips were made one: by comparisons with exact replays.
-COARSE_TIME_ERROR, COARSE_HBM_ERROR = 0.003, 0.012
+FILLINGS = 8  # of L2 by what goes through HBM: half of them before anything is measured
+
+# What a kernel takes on a device from an empty L2; is told where to say how far it is.
+Replay = Callable[[Kernel, HardwareProfile, Callable[[int], None]], KernelRun]
 
 
 def run_kernel(
@@ -24,25 +26,69 @@ def run_kernel(
     progress: Callable[[int], None],
     most_steps: int,
 ) -> KernelRun:
-    """A kernel from an empty L2, told by a part whose replay costs about so many tile steps."""
+    """A kernel from an empty L2, told by parts whose replay costs about so many tile steps."""
+    runs, whole = whole_told(engine, kernel, hw, dtype, progress, most_steps)
+    return completed(kernel, runs[0], whole, hw, dtype)
+
+
+def whole_told(
+    engine: Engine[L2State],
+    kernel: Kernel,
+    hw: HardwareProfile,
+    dtype: str,
+    progress: Callable[[int], None],
+    most_steps: int,
+) -> tuple[list[KernelRun], Whole]:
+    """The parts that were replayed, the largest first, and what they tell of the whole."""
+
+    def replay(part: Kernel, device: HardwareProfile, so_far: Callable[[int], None]) -> KernelRun:
+        chunkings = chunk_tensors([part])
+        l2 = engine.new_l2(chunkings, device)
+        return engine.run_kernel(part, chunkings, device, l2, dtype, so_far)
+
     most_steps = most_steps * kernel.tile_steps // own_cost(kernel)  # of several chunks a tile
-    grain = grain_of(Grid.of(kernel, hw), most_steps)
-    form, device = coarse(kernel, grain), slower(hw, grain)
-    plan = plan_of(Grid.of(form, hw), most_steps)
-    if plan.part.tile_steps >= kernel.tile_steps:  # so few CTAs stand for no others
-        form, device, plan = kernel, hw, Plan(kernel, [], counts=True)
-    chunkings = chunk_tensors([plan.part])
-    l2 = engine.new_l2(chunkings, device)
-    run = engine.run_kernel(plan.part, chunkings, device, l2, dtype, progress)
-    if not plan.measured:
-        return run
-    whole = whole_of(plan, run, Grid.of(plan.part, hw).waves)
-    rounded = max(kernel.loop_trips) / (max(form.loop_trips) * grain)
-    whole = replace(
-        whole,
-        time_s=whole.time_s * rounded,
-        hbm_bytes=whole.hbm_bytes * rounded,
-        time_error=whole.time_error + (COARSE_TIME_ERROR if grain > 1 else 0.0),
-        hbm_error=whole.hbm_error + (COARSE_HBM_ERROR if grain > 1 else 0.0),
-    )
-    return completed(kernel, run, whole, hw, dtype)
+    scales = scales_of(kernel, hw, most_steps)
+    if not scales:
+        run, whole = _told(replay, kernel, hw, most_steps, progress)
+        return [run], whole
+    wholes: list[Whole] = []
+    runs: list[KernelRun] = []
+    for scale in scales:
+        done = sum(run.kernel.tile_steps for run in runs)
+        so_far = partial(_beyond, progress, done)
+        form, device = smaller(kernel, scale), smaller_device(hw, scale)
+        run, whole = _told(replay, form, device, most_steps, so_far)
+        runs.append(run)
+        wholes.append(whole.of_a_larger(kernel.tile_steps / form.tile_steps / scale.times**2))
+    return runs, grown(scales, wholes)
+
+
+def _beyond(progress: Callable[[int], None], done: int, tile_steps: int) -> None:
+    progress(done + tile_steps)
+
+
+def _told(
+    replay: Replay,
+    kernel: Kernel,
+    hw: HardwareProfile,
+    most_steps: int,
+    progress: Callable[[int], None],
+) -> tuple[KernelRun, Whole]:
+    """A part's run, and what it tells of the kernel: itself where a part would be no less.
+
+    From an empty L2 hits and writes are steady once several times its capacity went through HBM:
+    a part in which that is not so is replayed anew, twice as long.
+    """
+    while most_steps < kernel.tile_steps:
+        grain = grain_of(Grid.of(kernel, hw), most_steps)
+        form, device = coarse(kernel, grain), slower(hw, grain)
+        plan = plan_of(Grid.of(form, hw), hw, most_steps)
+        if 2 * plan.part.tile_steps > kernel.tile_steps:
+            break
+        run = replay(plan.part, device, progress)
+        if hbm_bytes_of(run) >= FILLINGS * hw.l2.capacity:
+            whole = whole_of(plan, run)
+            return run, whole.of_a_larger(max(kernel.loop_trips) / max(form.loop_trips) / grain)
+        most_steps = 2 * max(most_steps, plan.part.tile_steps)
+    run = replay(kernel, hw, progress)
+    return run, Whole("whole", run.time_s, float(hbm_bytes_of(run)))

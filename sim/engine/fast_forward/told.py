@@ -3,12 +3,13 @@
 What was skipped takes time and HBM bytes at the rates a byte that were measured. Its own L2 bytes,
 FLOPs and tile steps are counted, not extrapolated, and what of its loads HBM did not bring was hit.
 
-The estimated error is twice the standard error of the mean rate, told by how much each measured
-part differs from the next, as far as it bears on the whole.
+How much what should be alike differs, such as each measured part from the next as far as it bears
+on the whole, tells how far that may be off: as far as answers of the same method were, of which the
+whole was replayed too (`sim.engine.fast_forward.errors`).
 """
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,29 +23,60 @@ from sim.engine.compiled.timeline import (
     TENSOR_BUSY,
     TRACKS,
 )
-from sim.engine.fast_forward.plan import Plan, asked_bytes
+from sim.engine.fast_forward.errors import errors_of
+from sim.engine.fast_forward.plan import Method, Plan, asked_bytes
+from sim.engine.fast_forward.reduced import Scale
 from sim.engine.kernel_run import FastForward, KernelRun
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import SM_PIPES, TENSOR, machine_of, service_times_s
 from sim.tile_program import Action, Compute, Kernel
 
-# What the scatter does not show, by comparisons with exact replays: by how much of one wave of
-# those measured their time and HBM bytes are off.
-WAVE_TIME_ERROR, WAVE_HBM_ERROR = 0.5, 1.0
-
 
 @dataclass(frozen=True)
 class Whole:
-    """Time and HBM bytes of the whole kernel, and their relative errors."""
+    """Time and HBM bytes of the whole kernel, by which method they were told.
 
+    What should be alike differed by the `scatter`s, as shares of time and bytes.
+    """
+
+    method: Method
     time_s: float
     hbm_bytes: float
-    time_error: float
-    hbm_error: float
+    time_scatter: float = 0.0
+    hbm_scatter: float = 0.0
+    times_smaller: float = 1.0  # was the device
+
+    def of_a_larger(self, times: float) -> "Whole":
+        """Of a kernel of so many times the tile steps."""
+        return replace(self, time_s=self.time_s * times, hbm_bytes=self.hbm_bytes * times)
 
 
-def whole_of(plan: Plan, run: KernelRun, waves: int) -> Whole:
-    """The part, of so many waves, and what it stands for at the rates measured."""
+def grown(scales: list[Scale], wholes: list[Whole]) -> Whole:
+    """What two smaller forms tell of the kernel itself.
+
+    Time grows by the scale but for what each CTA takes however short it is: a share that goes with
+    the scale, so the line through both is followed to 1. HBM bytes grow by the scale where CTAs
+    share what one of them brings, by its square where each brings its own: by the power between
+    that both show.
+    """
+    (larger, smaller), (of_larger, of_smaller) = scales, wholes
+    times_s = [whole.time_s * scale.times for whole, scale in zip(wholes, scales, strict=True)]
+    on = (larger.times - 1.0) / (smaller.times - larger.times)
+    time_s = times_s[0] + (times_s[0] - times_s[1]) * on
+    ratio = log(of_larger.hbm_bytes / of_smaller.hbm_bytes) / log(smaller.times / larger.times)
+    power = min(max(ratio, 1.0), 2.0)
+    return Whole(
+        "scales",
+        time_s,
+        of_larger.hbm_bytes * larger.times**power,
+        of_larger.time_scatter + abs(time_s / times_s[0] - 1.0),
+        of_larger.hbm_scatter + min(power - 1.0, 2.0 - power) * log(larger.times),
+        larger.times,
+    )
+
+
+def whole_of(plan: Plan, run: KernelRun) -> Whole:
+    """The part, and what it stands for at the rates measured."""
     times_s = np.arange(run.bins.shape[1] + 1) * run.bin_width_s
     nothing = np.zeros((len(run.bins), 1))
     sums = np.concatenate([nothing, np.cumsum(run.bins, axis=1)], axis=1)
@@ -61,17 +93,15 @@ def whole_of(plan: Plan, run: KernelRun, waves: int) -> Whole:
     hbm = _lengths(np.interp(spans_s, times_s, sums[HBM_BYTES]))
     time_s, time_off = _extrapolated(_lengths(spans_s) / sizes, stand_for)
     hbm_bytes, hbm_off = _extrapolated(hbm / sizes, stand_for)
-    rest_s, rest_bytes = time_s, hbm_bytes
     if plan.counts:
         time_s += run.time_s
-        hbm_bytes += run.hbm_read_bytes + run.hbm_write_bytes
-    seen = sum(part.end - part.start for part in plan.measured) / own * waves
-    return Whole(
-        time_s,
-        hbm_bytes,
-        float(time_off + rest_s * WAVE_TIME_ERROR / seen) / time_s,
-        float(hbm_off + rest_bytes * WAVE_HBM_ERROR / seen) / hbm_bytes,
-    )
+        hbm_bytes += hbm_bytes_of(run)
+    return Whole(plan.method, time_s, hbm_bytes, time_off / time_s, hbm_off / hbm_bytes)
+
+
+def hbm_bytes_of(run: KernelRun) -> int:
+    """What it read and wrote."""
+    return run.hbm_read_bytes + run.hbm_write_bytes
 
 
 def _tail_s(run: KernelRun) -> float:
@@ -95,15 +125,23 @@ def _extrapolated(
 
 
 def completed(
-    kernel: Kernel, run: KernelRun, whole: Whole, hw: HardwareProfile, dtype: str
+    kernel: Kernel,
+    run: KernelRun,
+    whole: Whole,
+    hw: HardwareProfile,
+    dtype: str,
 ) -> KernelRun:
     """What was replayed, made to stand for the whole kernel."""
-    machine = machine_of(hw)
+    if whole.method == "whole":
+        return run
+    machine, errors = machine_of(hw), errors_of(whole.method)
     read, write = asked_bytes(kernel)
     replayed_read, replayed_write = asked_bytes(run.kernel)
     l2_read_bytes = int(run.l2_read_bytes * read / max(replayed_read, 1))
     l2_write_bytes = int(run.l2_write_bytes * write / max(replayed_write, 1))
-    hbm_write_bytes = run.hbm_write_bytes + l2_write_bytes - run.l2_write_bytes
+    l2_dirty_bytes = int(run.l2_dirty_bytes * whole.times_smaller)
+    left_more = l2_dirty_bytes - run.l2_dirty_bytes + run.l2_write_bytes - run.hbm_write_bytes
+    hbm_write_bytes = max(0, l2_write_bytes - left_more)
     hbm_read_bytes = int(whole.hbm_bytes) - hbm_write_bytes
     for_loads = (run.l2_read_bytes - run.l2_hit_bytes) / max(run.hbm_read_bytes, 1)
     l2_hit_bytes = max(0, l2_read_bytes - int(hbm_read_bytes * for_loads))
@@ -118,7 +156,10 @@ def completed(
         HBM_BYTES: whole.hbm_bytes,
         L2_BYTES: float(l2_read_bytes + l2_write_bytes),
         L2_HIT_BYTES: float(l2_hit_bytes),
-        HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum()) * whole.time_s / run.time_s,
+        HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum())
+        * whole.time_s
+        / run.time_s
+        * whole.times_smaller,
         TENSOR_BUSY: float(sm_busy_s[TENSOR]),
     }
     bins, bin_width_s = _timeline_of(run, whole.time_s, totals)
@@ -132,6 +173,7 @@ def completed(
         l2_read_bytes=l2_read_bytes,
         l2_write_bytes=l2_write_bytes,
         l2_hit_bytes=l2_hit_bytes,
+        l2_dirty_bytes=l2_dirty_bytes,
         die_hit_bytes=die_hit_bytes,
         busy_s=np.array([*sm_busy_s, l2_busy_s, hbm_busy_s]),
         path_s=run.path_s * (whole.time_s / run.time_s),
@@ -139,9 +181,10 @@ def completed(
         bin_width_s=bin_width_s,
         fast_forward=FastForward(
             steps_skipped=max(0, kernel.tile_steps - run.kernel.tile_steps),
-            time_error=whole.time_error,
-            hbm_error=whole.hbm_error,
+            time_error=errors.time.estimate(whole.time_scatter),
+            hbm_error=errors.hbm.estimate(whole.hbm_scatter),
             replayed_s=run.time_s,
+            times_smaller=whole.times_smaller,
         ),
     )
 
