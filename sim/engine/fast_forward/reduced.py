@@ -219,12 +219,14 @@ def matrix_of(kernel: Kernel, items: IntArray) -> IntArray:
 
 
 def _one_in(times: float, matrix: IntArray) -> IntArray:
-    """Of the places of each matrix, in order, one in so many: that in the middle of them."""
-    order = np.argsort(matrix, kind="stable")
-    first = np.searchsorted(matrix[order], matrix[order])  # of its matrix
-    place = (np.arange(len(order)) - first + 0.5) / times
-    is_chosen = np.floor(place + 0.5) > np.floor(place + 0.5 - 1.0 / times)
-    return np.sort(order[is_chosen])
+    """Of the places of all matrices, each's in order, one in so many: as many as are on a device.
+
+    Of CTAs that take items in turn, one more would wait for all of another's.
+    """
+    by_matrix = np.argsort(matrix, kind="stable")
+    number = max(1, round(len(matrix) / times))
+    places = ((np.arange(number) + 0.5) * times).astype(np.int64)
+    return np.sort(by_matrix[places.clip(max=len(matrix) - 1)])
 
 
 def _shortened(tensor: Tensor, long_loops: list[Loop], times: float) -> Tensor:
