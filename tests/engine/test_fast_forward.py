@@ -292,3 +292,16 @@ def test_nine_in_ten_errors_of_the_shipped_lines_are_promised_for_every_method()
         assert worst.floor == max(line.floor for line in lines)
         assert worst.slope == max(line.slope for line in lines)
         assert all(0 <= line.floor < 0.1 for line in lines)
+
+
+@pytest.mark.parametrize("sms", [1, 2, 5, 7, 13])
+@pytest.mark.parametrize("replayed_steps", [1, 1000])
+def test_devices_of_few_sms_and_budgets_of_few_steps_are_told_too(sms, replayed_steps):
+    (record,) = simulate(
+        workload={"heads": 2, "head_dim": 64, "seq_len": 1024, "causal": True},
+        hardware={"profile": "h100-sxm", "sm": {"count": sms}},
+        schedule="flash2",
+        limits={"replayed_steps": replayed_steps},
+    )
+    assert record.time_s > 0
+    assert 0 <= record.l2_hit_rate <= 1

@@ -205,7 +205,7 @@ def test_a_wrong_figure_names_its_key(campaign, tmp_path):
     data = json.loads((tmp_path / "m.json").read_text())
     data["points"][1]["cold_s"][0] = -1
     (tmp_path / "m.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=r"points\.1\.cold_s\.0 = -1.*greater than 0"):
+    with pytest.raises(InputError, match=r"points\.1\.cold_s\.0 = -1.*must be above 0"):
         load_measurements(tmp_path / "m.json")
 
 

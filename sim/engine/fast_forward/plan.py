@@ -50,7 +50,8 @@ def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scal
         return []
     sms, trips = hw.sm.count, int(_sampled_steps(kernel).max())
     times = max(LEAST_TIMES, (BOTH * kernel.tile_steps / most_steps) ** 0.5)
-    larger = max(2 * min(FEWEST_SMS, sms // FEWEST_SHARE), int(sms / times))
+    fewest = max(1, min(FEWEST_SMS, sms // FEWEST_SHARE))
+    larger = max(2 * fewest, int(sms / times))
     scales = [Scale(sms / fewer, fewer) for fewer in (larger, larger // 2)]
     if scales[0].times < LEAST_TIMES or trips < FEWEST_TRIPS * scales[1].times:
         return []

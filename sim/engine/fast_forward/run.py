@@ -46,7 +46,8 @@ def whole_told(
         l2 = engine.new_l2(chunkings, device)
         return engine.run_kernel(part, chunkings, device, l2, dtype, so_far)
 
-    most_steps = most_steps * kernel.tile_steps // own_cost(kernel)  # of several chunks a tile
+    # Of several chunks a tile.
+    most_steps = max(1, most_steps * kernel.tile_steps // own_cost(kernel))
     scales = scales_of(kernel, hw, most_steps)
     if not scales:
         run, whole = _told(replay, kernel, hw, most_steps, progress)
