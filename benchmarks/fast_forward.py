@@ -1,7 +1,7 @@
 """Fast-forward: how near what a part tells is to the exact replay, and how long vast kernels take.
 
 A set of questions is told by a part and replayed whole: all families of schedules, three devices
-and a small one, 8k to 512k tokens. Printed is each kernel's error against its estimate and, by
+and a small one, 16k to 512k tokens. Printed is each kernel's error against its estimate and, by
 method, how many errors lie below their estimates. With --derive the lines by which estimates are
 made (`sim/engine/fast_forward/errors.json`) are found anew. It takes some minutes of one core.
 --vast times questions that no one replays whole instead.
@@ -25,8 +25,9 @@ from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.compiled import replay
 from sim.engine.fast_forward.choice import own_cost
-from sim.engine.fast_forward.errors import FILE, Line, errors_of
-from sim.engine.fast_forward.run import whole_told
+from sim.engine.fast_forward.errors import FILE, Line, errors_of, shipped
+from sim.engine.fast_forward.run import run_kernel
+from sim.engine.fast_forward.told import hbm_bytes_of
 from sim.inputs.files import save_text
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import WorkloadTable
@@ -144,7 +145,7 @@ def exactly(kernel: Kernel, hw: HardwareProfile, dtype: str) -> tuple[float, int
     chunkings = chunk_tensors([kernel])
     l2 = replay.new_l2(chunkings, hw)
     run = replay.run_kernel(kernel, chunkings, hw, l2, dtype, lambda _: None)
-    return run.time_s, run.hbm_read_bytes + run.hbm_write_bytes
+    return run.time_s, hbm_bytes_of(run)
 
 
 def answers() -> Iterator[Answer]:
@@ -153,20 +154,20 @@ def answers() -> Iterator[Answer]:
         kernels, dtype = question.kernels()
         for kernel in kernels:
             most = min(MOST_STEPS, own_cost(kernel) // SHARE)
-            runs, whole = whole_told(replay, kernel, question.hw, dtype, lambda _: None, most)
-            if whole.method == "whole":
+            run = run_kernel(replay, kernel, question.hw, dtype, lambda _: None, most)
+            if run.fast_forward is None:
                 continue
             time_s, hbm_bytes = exactly(kernel, question.hw, dtype)
             yield Answer(
                 str(question),
                 kernel.name,
-                whole.method,
+                run.fast_forward.method,
                 kernel.tile_steps,
-                sum(run.kernel.tile_steps for run in runs),
-                abs(whole.time_s / time_s - 1),
-                whole.time_scatter,
-                abs(whole.hbm_bytes / hbm_bytes - 1),
-                whole.hbm_scatter,
+                kernel.tile_steps - run.fast_forward.steps_skipped,
+                abs(run.time_s / time_s - 1),
+                run.fast_forward.time_scatter,
+                abs(hbm_bytes_of(run) / hbm_bytes - 1),
+                run.fast_forward.hbm_scatter,
             )
 
 
@@ -277,7 +278,7 @@ def main() -> None:
     if asked.derive:
         save_text(json.dumps({"methods": derived(found)}, indent=1) + "\n", DATA)
         print(f"{DATA.name} is renewed", file=sys.stderr)
-        errors_of.__globals__["_shipped"].cache_clear()
+        shipped.cache_clear()
     summary(found)
 
 

@@ -12,14 +12,19 @@ from sim.tile_program import Action, Compute, Kernel
 class FastForward:
     """What of a kernel was not replayed: tile steps, and the relative errors that come of it.
 
-    `replayed_s` is the simulated time of what was replayed, on a device `times_smaller`.
+    `replayed_s` is the simulated time of what was replayed, on a device `times_smaller`. By which
+    `method` it was told and how much what should be alike differed, as shares of time and of HBM
+    bytes, is what the errors are estimated from.
     """
 
     steps_skipped: int
     time_error: float
     hbm_error: float
     replayed_s: float
-    times_smaller: float = 1.0
+    times_smaller: float
+    method: str
+    time_scatter: float
+    hbm_scatter: float
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from sim.runs.scenario import make_scenario
 
 
 def made(**changes):
-    """A scenario with these keys laid over it: "workload.heads" is heads of its workload."""
+    """A scenario with these tables laid over its own."""
     tables = {
         "workload": {"heads": 8, "head_dim": 128, "seq_len": 4096},
         "hardware": {"profile": "h100-sxm"},

@@ -35,7 +35,8 @@ class Errors:
 
 
 @cache
-def _shipped() -> dict[str, Errors]:
+def shipped() -> dict[str, Errors]:
+    """What is known, by method."""
     text = (resources.files(__package__) / FILE).read_text(encoding="utf-8")
     return {
         method: Errors(Line(**lines["time"]), Line(**lines["hbm"]))
@@ -45,7 +46,7 @@ def _shipped() -> dict[str, Errors]:
 
 def errors_of(method: str) -> Errors:
     """What is known of a method's errors: of one that no question was told by, the worst of all."""
-    known = _shipped()
+    known = shipped()
     if method in known:
         return known[method]
     return Errors(

@@ -172,10 +172,7 @@ def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Pl
     """Two halves of whole groups that go together; at least one such group, not the first head."""
     kernel = grid.kernel
     halves = replayed // (2 * together) * 2 * together
-    if halves:
-        replayed = halves
-    elif 4 * replayed >= 3 * (together + 1):
-        replayed = min(together + 1, periods)
+    replayed = halves or min(together + 1, periods)
     if grid.persistent:
         part = grid.part(np.arange(-(-grid.waves * replayed // periods)))
     else:

@@ -1,7 +1,7 @@
-"""Kernels made smaller: some of a grid's CTAs alone, and many trips made one.
+"""Kernels made smaller: some of a grid's CTAs alone, many trips made one, a shorter sequence.
 
 g trips that become one of g times the size, on a machine of g times the latencies, are the same
-machine seen from further away.
+machine seen from further away. So is a sequence k times shorter on a device k times smaller.
 """
 
 from collections.abc import Callable
@@ -134,13 +134,14 @@ def coarse(kernel: Kernel, grain: int) -> Kernel:
     def stream(fine: Stream) -> Stream:
         if fine.tensor not in by_rows:
             return fine
-        return _coarse_stream(fine, grain, by_rows[fine.tensor])
-
-    def trips(of: OfItem) -> OfItem:
-        return lambda items: np.maximum(np.rint(of(items) / grain).astype(np.int64), of(items) > 0)
+        if by_rows[fine.tensor]:
+            made = replace(fine, tile_rows=fine.tile_rows * grain)
+        else:
+            made = replace(fine, tile_cols=fine.tile_cols * grain)
+        return _on_fewer_tiles(fine, made, grain, by_rows[fine.tensor])
 
     loops = tuple(
-        _remade(loop, stream, trips(loop.trips), grain)
+        _remade(loop, stream, _fewer(loop.trips, grain), grain)
         if loop in long_loops
         else _remade(loop, stream, loop.trips)
         for loop in kernel.loops
@@ -148,29 +149,28 @@ def coarse(kernel: Kernel, grain: int) -> Kernel:
     return replace(kernel, loops=loops)
 
 
-def _coarse_stream(stream: Stream, grain: int, by_rows: bool) -> Stream:
-    """`grain` tiles that follow each other down or across a matrix as one."""
+def _on_fewer_tiles(stream: Stream, made: Stream, times: float, by_rows: bool) -> Stream:
+    """`made`, which has so many times fewer tiles down or across, at the same share of the way."""
     across, down = stream.tiles_across, stream.tiles_down
-    coarse_down = -(-down // grain) if by_rows else down
-    coarse_across = across if by_rows else -(-across // grain)
+    to_across, to_down = made.tiles_across, made.tiles_down
 
     def base(items: IntArray) -> IntArray:
         tile = stream.base(items)
         row, col = tile // across, tile % across
         group, row = row // down, row % down
         if by_rows:
-            row = row // grain
+            row = (row / times).astype(np.int64)
         else:
-            col = col // grain
-        return (group * coarse_down + row) * coarse_across + col
+            col = (col / times).astype(np.int64)
+        return (group * to_down + row) * to_across + col
 
-    return replace(
-        stream,
-        tile_rows=stream.tile_rows * grain if by_rows else stream.tile_rows,
-        tile_cols=stream.tile_cols if by_rows else stream.tile_cols * grain,
-        base=base,
-        stride=int(np.sign(stream.stride)) * (coarse_across if by_rows else 1),
-    )
+    stride = int(np.sign(stream.stride)) * (to_across if by_rows else 1)
+    return replace(made, base=base, stride=stride)
+
+
+def _fewer(of: OfItem, times: float) -> OfItem:
+    """So many times fewer trips, to the nearest: one, at least, where there are any."""
+    return lambda items: np.maximum(np.rint(of(items) / times).astype(np.int64), of(items) > 0)
 
 
 @dataclass(frozen=True)
@@ -195,18 +195,17 @@ def smaller(kernel: Kernel, scale: Scale) -> Kernel:
     items = (ctas[:, None] * each + np.arange(each)).ravel()
     part = _of_items(kernel, items, len(ctas), each)
     long_loops = _long_loops(part)
-    shortened = {s.tensor: _shortened(s.tensor, long_loops, times) for s in _streams_of(long_loops)}
+    by_rows = {stream.tensor: _by_rows(stream) for stream in _streams_of(long_loops)}
+    short = {tensor: _shortened(tensor, long_loops, times, by_rows[tensor]) for tensor in by_rows}
 
     def stream(whole: Stream) -> Stream:
-        if whole.tensor not in shortened:
+        if whole.tensor not in short:
             return whole
-        return _short_stream(whole, shortened[whole.tensor], times)
-
-    def trips(of: OfItem) -> OfItem:
-        return lambda items: np.maximum(np.rint(of(items) / times).astype(np.int64), of(items) > 0)
+        made = replace(whole, tensor=short[whole.tensor])
+        return _on_fewer_tiles(whole, made, times, by_rows[whole.tensor])
 
     loops = tuple(
-        _remade(loop, stream, trips(loop.trips) if loop in long_loops else loop.trips)
+        _remade(loop, stream, _fewer(loop.trips, times) if loop in long_loops else loop.trips)
         for loop in part.loops
     )
     return replace(part, loops=loops, periods=kernel.periods, sharing=kernel.sharing)
@@ -229,35 +228,13 @@ def _one_in(times: float, matrix: IntArray) -> IntArray:
     return np.sort(by_matrix[places.clip(max=len(matrix) - 1)])
 
 
-def _shortened(tensor: Tensor, long_loops: list[Loop], times: float) -> Tensor:
+def _shortened(tensor: Tensor, long_loops: list[Loop], times: float, by_rows: bool) -> Tensor:
     """A tensor through which the long loops go, so many times shorter: and a tile, for rounding."""
     through = [s for s in _streams_of(long_loops) if s.tensor is tensor]
-    if _by_rows(through[0]):
-        tile = max(s.tile_rows for s in through)
-        return replace(tensor, rows=min(tensor.rows, (int(tensor.rows / times / tile) + 2) * tile))
-    tile = max(s.tile_cols for s in through)
-    return replace(tensor, cols=min(tensor.cols, (int(tensor.cols / times / tile) + 2) * tile))
-
-
-def _short_stream(stream: Stream, short: Tensor, times: float) -> Stream:
-    """Its tiles on the shorter tensor: at the same share of the way."""
-    across, down = stream.tiles_across, stream.tiles_down
-    by_rows = short.rows < stream.tensor.rows
-    made = replace(stream, tensor=short)
-    to_across, to_down = made.tiles_across, made.tiles_down
-
-    def base(items: IntArray) -> IntArray:
-        tile = stream.base(items)
-        row, col = tile // across, tile % across
-        group, row = row // down, row % down
-        if by_rows:
-            row = (row / times).astype(np.int64)
-        else:
-            col = (col / times).astype(np.int64)
-        return (group * to_down + row) * to_across + col
-
-    stride = int(np.sign(stream.stride)) * (to_across if by_rows else 1)
-    return replace(made, base=base, stride=stride)
+    tile = max(s.tile_rows if by_rows else s.tile_cols for s in through)
+    whole = tensor.rows if by_rows else tensor.cols
+    length = min(whole, (int(whole / times / tile) + 2) * tile)
+    return replace(tensor, rows=length) if by_rows else replace(tensor, cols=length)
 
 
 # What a device has of all its SMs together, and what a CTA costs however short its loops are.

@@ -27,19 +27,6 @@ def run_kernel(
     most_steps: int,
 ) -> KernelRun:
     """A kernel from an empty L2, told by parts whose replay costs about so many tile steps."""
-    runs, whole = whole_told(engine, kernel, hw, dtype, progress, most_steps)
-    return completed(kernel, runs[0], whole, hw, dtype)
-
-
-def whole_told(
-    engine: Engine[L2State],
-    kernel: Kernel,
-    hw: HardwareProfile,
-    dtype: str,
-    progress: Callable[[int], None],
-    most_steps: int,
-) -> tuple[list[KernelRun], Whole]:
-    """The parts that were replayed, the largest first, and what they tell of the whole."""
 
     def replay(part: Kernel, device: HardwareProfile, so_far: Callable[[int], None]) -> KernelRun:
         chunkings = chunk_tensors([part])
@@ -51,7 +38,7 @@ def whole_told(
     scales = scales_of(kernel, hw, most_steps)
     if not scales:
         run, whole = _told(replay, kernel, hw, most_steps, progress)
-        return [run], whole
+        return completed(kernel, [run], whole, hw, dtype)
     wholes: list[Whole] = []
     runs: list[KernelRun] = []
     for scale in scales:
@@ -61,7 +48,7 @@ def whole_told(
         run, whole = _told(replay, form, device, most_steps, so_far)
         runs.append(run)
         wholes.append(whole.of_a_larger(kernel.tile_steps / form.tile_steps / scale.times**2))
-    return runs, grown(scales, wholes)
+    return completed(kernel, runs, grown(scales, wholes), hw, dtype)
 
 
 def _beyond(progress: Callable[[int], None], done: int, tile_steps: int) -> None:

@@ -63,8 +63,10 @@ def grown(scales: list[Scale], wholes: list[Whole]) -> Whole:
     times_s = [whole.time_s * scale.times for whole, scale in zip(wholes, scales, strict=True)]
     on = (larger.times - 1.0) / (smaller.times - larger.times)
     time_s = times_s[0] + (times_s[0] - times_s[1]) * on
-    ratio = log(of_larger.hbm_bytes / of_smaller.hbm_bytes) / log(smaller.times / larger.times)
-    power = min(max(ratio, 1.0), 2.0)
+    power = 1.0
+    if of_smaller.hbm_bytes:  # a kernel that only writes may leave all in L2
+        fewer = log(of_larger.hbm_bytes / of_smaller.hbm_bytes)
+        power = min(max(fewer / log(smaller.times / larger.times), 1.0), 2.0)
     return Whole(
         "scales",
         time_s,
@@ -126,14 +128,16 @@ def _extrapolated(
 
 def completed(
     kernel: Kernel,
-    run: KernelRun,
+    replayed: list[KernelRun],
     whole: Whole,
     hw: HardwareProfile,
     dtype: str,
 ) -> KernelRun:
-    """What was replayed, made to stand for the whole kernel."""
+    """What was replayed, the largest part first, made to stand for the whole kernel."""
+    run = replayed[0]
     if whole.method == "whole":
         return run
+    skipped = kernel.tile_steps - sum(part.kernel.tile_steps for part in replayed)
     machine, errors = machine_of(hw), errors_of(whole.method)
     read, write = asked_bytes(kernel)
     replayed_read, replayed_write = asked_bytes(run.kernel)
@@ -180,11 +184,14 @@ def completed(
         bins=bins,
         bin_width_s=bin_width_s,
         fast_forward=FastForward(
-            steps_skipped=max(0, kernel.tile_steps - run.kernel.tile_steps),
+            steps_skipped=max(0, skipped),
             time_error=errors.time.estimate(whole.time_scatter),
             hbm_error=errors.hbm.estimate(whole.hbm_scatter),
             replayed_s=run.time_s,
             times_smaller=whole.times_smaller,
+            method=whole.method,
+            time_scatter=whole.time_scatter,
+            hbm_scatter=whole.hbm_scatter,
         ),
     )
 
