@@ -53,17 +53,23 @@ class Replays(Generic[L2State]):
             kernel = command.work
             if not isinstance(kernel, Kernel):
                 continue
-            ran: Ran = Future()
-            self.steps_done[ran] = 0
             if self.one_gpu and kernel not in self.choice.in_part:
+                ran = self._awaited()
                 sharing.append((kernel, ran))
                 self.of_command[command] = ran, shared
-            else:
-                if kernel not in alone:
-                    alone[kernel] = ran, self._chain([(kernel, ran)])
-                self.of_command[command] = alone[kernel]
+                continue
+            if kernel not in alone:
+                ran = self._awaited()
+                alone[kernel] = ran, self._chain([(kernel, ran)])
+            self.of_command[command] = alone[kernel]
         for chain in dict.fromkeys(chain for _, chain in self.of_command.values()):
             self.beside.start(chain)
+
+    def _awaited(self) -> Ran:
+        """A replay to come, of whose cost nothing is done: threads add no key to `steps_done`."""
+        ran: Ran = Future()
+        self.steps_done[ran] = 0
+        return ran
 
     def run(self, command: Command) -> KernelRun:
         """What the kernel of the next command takes: a GPU's are asked for in their order."""
