@@ -1,7 +1,7 @@
 """Commands that answer a question: run, sweep, fit and compare."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -192,7 +192,9 @@ def sweep_file(
 
 def fit(
     model: Annotated[str, typer.Option(help="A model's name, such as llama-3-8b.")],
-    hardware: Annotated[str, typer.Option(help="A profile's name or path.")],
+    hardware: Annotated[
+        str, typer.Option(help="A profile's name or path; several, with commas, side by side.")
+    ],
     weights: Annotated[
         str, typer.Option(help="fp16, bf16, fp8, int8 or int4: how parameters are stored.")
     ] = "bf16",
@@ -206,7 +208,13 @@ def fit(
     batch: Annotated[str, typer.Option(metavar="N", help="Sequences.")] = "1",
     context: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Where to tell the parts; the model's own otherwise."),
+        typer.Option(
+            metavar="N", help="Tokens to ask about and tell the parts of; the model's otherwise."
+        ),
+    ] = None,
+    uses: Annotated[
+        str | None,
+        typer.Option(help="Of prefill, decode, training, training with checkpointing: those."),
     ] = None,
     gpus: Annotated[str, typer.Option(metavar="N", help="How many GPUs share the work.")] = "1",
     parallel: Annotated[
@@ -219,6 +227,10 @@ def fit(
     reserve: Annotated[
         str | None, typer.Option(help='What the framework takes of each GPU ("1 GiB").')
     ] = None,
+    utilisation: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Of each GPU's memory, what may be used (1)."),
+    ] = None,
     dropout: Annotated[bool, typer.Option("--dropout", help="Train with dropout.")] = False,
     out: FiguresOption = None,
     json: JsonOption = False,
@@ -226,9 +238,10 @@ def fit(
     """Does it fit: what lives in a GPU's memory, and the longest context there is room for."""
     from sim.whole_model.fit import FitQuestion
 
+    cards = hardware.split(",")
     given = {
         "model": model,
-        "hardware": hardware,
+        "hardware": cards,
         "weights": weights,
         "kv_dtype": kv_dtype,
         "schedule": schedule,
@@ -238,11 +251,14 @@ def fit(
         "parallel": parallel,
         "chunk": chunk,
         "reserve": reserve,
+        "utilisation": utilisation,
         "dropout": dropout,
     }
     row = {key: value for key, value in given.items() if value is not None}
-    title = f"Does {model} fit on {hardware}?"
-    question = FitQuestion.from_tables({"title": title, "fit": [row]}, "fit", "fit")
+    file: dict[str, Any] = {"title": f"Does {model} fit on {', '.join(cards)}?", "fit": [row]}
+    if uses is not None:
+        file["uses"] = [use.strip() for use in uses.split(",")]
+    question = FitQuestion.from_tables(file, "fit", "fit")
     if out is not None:
         make_folder(out)
     with a_bar(engine=None) as update:

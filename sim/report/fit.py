@@ -23,6 +23,7 @@ from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
 from sim.whole_model.fit import FitAnswer, RowAnswer, UseAnswer
 from sim.whole_model.moments import Memory, Part, Use
+from sim.whole_model.setting import Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,10 @@ Bars = dict[str, tuple[RowAnswer, Memory]]  # what has a bar, by its label
 
 @present.show.register
 def show_fit(answer: FitAnswer) -> None:
-    """A row a setting with its longest contexts; below, what lives in HBM if it is the only one."""
+    """A row a setting with its longest contexts; below, what lives in HBM if it is the only one.
+
+    Of several cards, the smallest that reaches the rule is named.
+    """
     rule = [f"{answer.rule:,} tokens?"] if answer.rule else []
     table = new_table(
         f"{answer.title}\nThe longest context that fits, in tokens",
@@ -61,10 +65,9 @@ def show_fit(answer: FitAnswer) -> None:
         numeric_from=2,
     )
     for row in answer.rows:
-        gpus = f"{row.setting.gpus} × " if row.setting.gpus > 1 else ""
         table.add_row(
             row.title,
-            f"{gpus}{row.setting.hardware.name}, {show_binary(row.capacity_bytes)}",
+            _gpu(row.setting),
             *(_tokens(use) for use in row.uses.values()),
             f"{row.setting.model.context:,}",
             *([_verdict(row, answer.rule)] if answer.rule else []),
@@ -72,9 +75,33 @@ def show_fit(answer: FitAnswer) -> None:
     show_table(table)
     if len(answer.rows) == 1:
         _print_parts(answer.rows[0])
+    for line in smallest(answer):
+        print(line)
     refusals = dict.fromkeys(u.refused for row in answer.rows for u in row.uses.values())
     for refusal in filter(None, refusals):
         print(f"–: {refusal}")
+
+
+def _gpu(setting: Setting) -> str:
+    """The GPUs, and what may be used of the memory of each."""
+    gpus = f"{setting.gpus} × " if setting.gpus > 1 else ""
+    share = f"{setting.utilisation:.3g} of " if setting.utilisation < 1 else ""
+    return f"{gpus}{setting.hardware.name}, {share}{show_binary(setting.hardware.hbm.capacity)}"
+
+
+def smallest(answer: FitAnswer) -> list[str]:
+    """Of several cards, with the least memory in all, that which reaches the rule, by use."""
+    if answer.rule is None or len({row.setting.hardware.name for row in answer.rows}) == 1:
+        return []
+    uses_of: dict[str, list[Use]] = {}
+    for use in answer.uses:
+        reach = [row for row in answer.rows if (row.uses[use].longest_tokens or 0) >= answer.rule]
+        least = min(reach, key=lambda row: row.setting.gpus * row.capacity_bytes, default=None)
+        told = f"the smallest is {least.title}" if least else "none holds them"
+        uses_of.setdefault(told, []).append(use)
+    return [
+        f"{answer.rule:,} tokens in {', '.join(uses)}: {told}" for told, uses in uses_of.items()
+    ]
 
 
 def _tokens(answer: UseAnswer) -> str:
@@ -86,9 +113,12 @@ def _tokens(answer: UseAnswer) -> str:
 
 
 def _verdict(row: RowAnswer, rule: int) -> str:
-    """Whether every use that can be reaches so many tokens."""
-    reached = [use.longest_tokens for use in row.uses.values() if use.longest_tokens is not None]
-    return "yes" if min(reached) >= rule else "no"
+    """Whether every use that can be reaches so many tokens; else those that do."""
+    able = {use: told.longest_tokens for use, told in row.uses.items() if not told.refused}
+    reaching = [use for use, tokens in able.items() if tokens and tokens >= rule]
+    if reaching and len(reaching) == len(able):
+        return "yes"
+    return ", ".join(reaching) or "no"
 
 
 def _print_parts(row: RowAnswer) -> None:
@@ -127,13 +157,15 @@ def parts(answer: FitAnswer) -> "Figure":
     """What lives in HBM, a bar a setting and use, against the GPU's capacity.
 
     Of several settings decoding is left out where prefill is asked for too, which needs more. The
-    axis ends at twice the largest capacity.
+    axis ends at twice the largest capacity, if anything comes as far.
     """
     bars = _bars(answer)
     contexts = {row.context for row in answer.rows}
     where = f" at {contexts.pop():,} tokens" if len(contexts) == 1 else ""
     figure, ax = _row_figure(f"What lives in a GPU's HBM{where}\n{answer.title}", list(bars), 0.32)
-    most = 2 * max(row.capacity_bytes for row in answer.rows) / 2**30
+    capacity_bytes = max(row.capacity_bytes for row in answer.rows)
+    longest_bytes = max(capacity_bytes, *(needed.bytes for _, needed in bars.values()))
+    most = min(2 * capacity_bytes, 1.1 * longest_bytes) / 2**30
     for place, (row, needed) in enumerate(bars.values()):
         _bar(ax, place, needed, row.capacity_bytes / 2**30, most)
     shown = {part for _, needed in bars.values() for part in needed.parts}
@@ -175,7 +207,8 @@ def _bar(ax: "Axes", place: int, needed: Memory, capacity: float, most: float) -
     edges = [place - 0.5, place + 0.5]
     ax.plot([capacity] * 2, edges, color="white", linewidth=4, solid_capstyle="butt")
     ax.plot([capacity] * 2, edges, color="black", linewidth=2, solid_capstyle="butt")
-    beside = capacity if 0.85 * capacity < end <= capacity else min(end, most)
+    hides_line = end <= capacity < end + 0.1 * most
+    beside = capacity if hides_line else min(end, most)
     ax.annotate(
         short(end) if end <= capacity else f"{short(end)}: does not fit",
         (beside, place),

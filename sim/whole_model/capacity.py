@@ -33,10 +33,9 @@ def longest_context(setting: Setting, use: Use) -> int:
 
     MOST_TOKENS stands for no limit. Raises InputError as `memory` does.
     """
-    capacity_bytes = setting.hardware.hbm.capacity
 
     def fits(number: int) -> bool:
-        return memory(setting, use, number * SPACING).bytes <= capacity_bytes
+        return memory(setting, use, number * SPACING).bytes <= setting.usable_bytes
 
     return longest(fits, MOST_TOKENS // SPACING) * SPACING
 

@@ -3,7 +3,7 @@
 A file of this kind has `[[fit]]` tables, one a row of the answer:
 
     title = "How far do 24 GB go?"
-    rule = 50_000                     # a context to hold the answers against
+    rule = 50_000                     # a context to hold the answers against; else all rows' one
     uses = ["prefill", "decode"]      # of all four, which to answer; all by default
 
     [defaults]                        # what all rows have unless they say otherwise
@@ -12,9 +12,12 @@ A file of this kind has `[[fit]]` tables, one a row of the answer:
     [[fit]]
     model = "llama-3-8b"
     weights = "int4"
+
+`hardware` may be a list: a row for each of its cards.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import load_profile
 from sim.inputs.shapes import MODELS
-from sim.inputs.units import Bytes, Count, CountOrNone
+from sim.inputs.units import Bytes, Count, CountOrNone, Fraction
 from sim.runs.job import Progress, naming
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
@@ -38,7 +41,7 @@ class FitRow(BaseModel):
     """A `[[fit]]` table.
 
     `schedule` is a name, or a table as of a scenario. `context` is where the parts are told, by
-    default the model's own. `chunk` and `reserve` are as `Setting` has them.
+    default the model's own. `chunk`, `reserve` and `utilisation` are as `Setting` has them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +57,7 @@ class FitRow(BaseModel):
     parallel: Parallel = "tensor"
     chunk: CountOrNone = CHUNK
     reserve: Bytes = RESERVE_BYTES
+    utilisation: Fraction = 1.0
     dropout: bool = False
 
     @property
@@ -86,6 +90,7 @@ class FitRow(BaseModel):
                 parallel=self.parallel,
                 chunk=self.chunk,
                 reserve_bytes=self.reserve,
+                utilisation=self.utilisation,
                 dropout=self.dropout,
             )
 
@@ -152,8 +157,8 @@ class RowAnswer:
 
     @property
     def capacity_bytes(self) -> int:
-        """HBM of one of the GPUs."""
-        return int(self.setting.hardware.hbm.capacity)
+        """What may be used of one of the GPUs' HBM."""
+        return self.setting.usable_bytes
 
 
 @dataclass(frozen=True)
@@ -213,23 +218,45 @@ class FitQuestion:
         rows = []
         for number, table in enumerate(tables.fit, 1):
             at = where if len(tables.fit) == 1 else f"{where}: fit {number}"
-            row = checked(FitRow, {**tables.defaults, **table}, at)
-            rows.append((row, row.setting(at)))
-        return FitQuestion(tables.title or name, tables.rule, tables.uses, rows, where)
+            for one in _one_a_card({**tables.defaults, **table}, at):
+                row = checked(FitRow, one, at)
+                rows.append((row, row.setting(at)))
+        contexts = {row.context for row, _ in rows}
+        rule = tables.rule or (contexts.pop() if len(contexts) == 1 else None)
+        return FitQuestion(tables.title or name, rule, tables.uses, rows, where)
 
     def answer(self, progress: Progress = lambda *_: None) -> FitAnswer:
-        """The answers; raises InputError for a row that has none."""
+        """The answers; raises InputError where no row has one."""
         answers = []
-        for number, (row, setting) in enumerate(self.rows):
-            progress(row.title, number, len(self.rows))
+        for number, (title, (row, setting)) in enumerate(zip(self._titles, self.rows, strict=True)):
+            progress(title, number, len(self.rows))
             context = row.context or setting.model.context
             uses = {use: _answer(setting, use, context) for use in self.uses}
-            refusals = [answer.refused for answer in uses.values()]
-            if all(refusals):
-                raise InputError(f"{self.where}: {'; '.join(dict.fromkeys(refusals))}")
-            answers.append(RowAnswer(row.title, row, setting, context, uses))
+            answers.append(RowAnswer(title, row, setting, context, uses))
         progress("", len(self.rows), len(self.rows))
+        refusals = [use.refused for answer in answers for use in answer.uses.values()]
+        if all(refusals):
+            raise InputError(f"{self.where}: {'; '.join(dict.fromkeys(refusals))}")
         return FitAnswer(self.title, self.rule, answers)
+
+    @property
+    def _titles(self) -> list[str]:
+        """What rows are called; those of one name are told apart by their card."""
+        named = Counter(row.title for row, _ in self.rows)
+        return [
+            row.title if named[row.title] == 1 else f"{row.title}, {setting.hardware.name}"
+            for row, setting in self.rows
+        ]
+
+
+def _one_a_card(table: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """The row's table, once for each card that `hardware` lists; raises InputError."""
+    cards = table.get("hardware")
+    if not isinstance(cards, list):
+        return [table]
+    if not cards:
+        raise InputError(f"{where}: hardware = []: a profile, or a list of them, was expected")
+    return [{**table, "hardware": card} for card in cards]
 
 
 def _answer(setting: Setting, use: Use, context: int) -> UseAnswer:

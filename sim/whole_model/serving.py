@@ -14,6 +14,7 @@ A file of this kind has a title, `[hardware]` (a profile, and `price_per_hour` o
     max_batch         most requests at a time
     prefill_tokens    most tokens that one iteration prefills (a longer prompt alone)
     page_tokens       tokens of a page of the KV cache
+    utilisation       of HBM, the share that the server may use
 
 The KV cache has what HBM leaves beside parameters, a prefill's activations and the framework's
 reserve (capacity.py). How requests are served is told in server.py, how long the server's
@@ -36,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.inputs.files import InputError, checked
 from sim.inputs.shapes import MODELS
-from sim.inputs.units import Count
+from sim.inputs.units import Count, Fraction
 from sim.runs.job import Progress, naming
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
@@ -100,6 +101,7 @@ class ServingTable(BaseModel):
     max_batch: Count = 256  # vLLM's max_num_seqs
     prefill_tokens: Count = 8192
     page_tokens: Count = 16  # vLLM's block_size
+    utilisation: Fraction = 1.0
 
 
 class ServingFile(BaseModel):
@@ -149,16 +151,19 @@ def draw_traffic(table: ServingTable, context: int, where: str) -> Traffic:
     )
 
 
-def kv_pages(served: ServedModel, prefill_tokens: int, page_tokens: int) -> int:
+def kv_pages(served: ServedModel, table: ServingTable) -> int:
     """Pages of KV cache that fit in HBM beside all else; not above zero where none does.
 
     The rest is what a prefill of `prefill_tokens` takes but for its cache.
     """
-    shape, hw = served.shape, served.hardware
-    setting = Setting(shape, hw, served.prefill, chunk=prefill_tokens)
-    moment = memory(setting, "prefill", prefill_tokens)
-    free_bytes = hw.hbm.capacity - (moment.bytes - moment.parts["KV cache"])
-    return int(free_bytes // (page_tokens * shape.layers * cache_bytes_per_token(setting)))
+    shape, tokens = served.shape, table.prefill_tokens
+    setting = Setting(
+        shape, served.hardware, served.prefill, chunk=tokens, utilisation=table.utilisation
+    )
+    moment = memory(setting, "prefill", tokens)
+    free_bytes = setting.usable_bytes - (moment.bytes - moment.parts["KV cache"])
+    page_bytes = table.page_tokens * shape.layers * cache_bytes_per_token(setting)
+    return free_bytes // page_bytes
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ class ServingQuestion:
         served = ServedModel(shape, hardware.profile, *schedules)
         traffic = draw_traffic(table, table.context or shape.context, where)
         with naming(where):
-            pages = kv_pages(served, table.prefill_tokens, table.page_tokens)
+            pages = kv_pages(served, table)
         if pages * table.page_tokens < traffic.longest:
             raise InputError(
                 f"{where}: serving.model = {shape.name!r}: {hardware.profile.name} has room for "

@@ -39,6 +39,7 @@ GROUP_BITS: dict[Weights, int] = {
 # An estimate. The driver keeps some (PyTorch finds 23.64 GiB on an RTX 4090's 24, in many reports
 # of "a total capacity of"), the CUDA context with the kernels loaded takes some 0.3 to 0.4 GiB
 # (pytorch/pytorch, issues 107667 and 109888), cuBLAS's and NCCL's workspaces the rest.
+# vLLM logs what it takes beside tensors as non_torch_memory.
 RESERVE_BYTES = 2.0**30
 # Tokens of a prefill chunk: max_num_batched_tokens of vLLM's server on most GPUs
 # (vllm-project/vllm, engine/arg_utils.py: 8192 on those of 70 GiB and more that are no A100).
@@ -52,7 +53,8 @@ class Setting:
     `kv_dtype` is the cache's where it is not that of the activations. `schedule` is the attention
     of all uses; without one it is that of a usual library: `flash2`, and in decoding
     `flash_decoding` or for latent attention `mla`. `chunk` is in tokens, 0 the whole prompt.
-    Raises InputError where heads or layers do not share out.
+    `utilisation` is the share of a GPU's HBM that may be used, the framework's reserve included:
+    vLLM's gpu_memory_utilization. Raises InputError where heads or layers do not share out.
     """
 
     model: ModelShape
@@ -65,6 +67,7 @@ class Setting:
     parallel: Parallel = "tensor"
     chunk: int = CHUNK
     reserve_bytes: float = RESERVE_BYTES
+    utilisation: float = 1.0
     dropout: bool = False
 
     def __post_init__(self) -> None:
@@ -82,6 +85,11 @@ class Setting:
     def dtype(self) -> Dtype:
         """The activations' dtype: of the two 16-bit ones that which the device has."""
         return "bf16" if self.hardware.tensor_flops_per_s("bf16") else "fp16"
+
+    @property
+    def usable_bytes(self) -> int:
+        """What of each GPU's HBM may be used."""
+        return int(self.hardware.hbm.capacity * self.utilisation)
 
     @cached_property
     def shares(self) -> list["GpuShare"]:

@@ -397,6 +397,27 @@ def test_ring_attention_backward_sends_gradients_round_in_fp32():
     assert attention == alone + received + merged
 
 
+# Against a server's own account ------------------------------------------------------------------
+
+# vLLM's "Memory profiling results" of Llama-3.1-8B-Instruct on an RTX 3090 with prefills of so many
+# tokens (vllm-project/vllm, issue 10517): GiB in all, beside tensors, and left for the KV cache.
+VLLM = [("rtx-3090", 20_000, 23.58, 0.35, 3.81), ("rtx-3090", 29_000, 23.58, 0.35, 2.89)]
+
+
+@pytest.mark.parametrize(("device", "chunk", "capacity", "reserve", "cache"), VLLM)
+def test_the_cache_that_a_server_finds_room_for_is_what_is_left(
+    device, chunk, capacity, reserve, cache
+):
+    hw = load_profile(device).with_figures({"hbm.capacity": capacity * 2**30})
+    reserve_bytes = reserve * 2**30
+    changes = {"chunk": chunk, "reserve_bytes": reserve_bytes, "utilisation": 0.9}
+    asked = setting("llama-3-8b", hardware=hw, **changes)
+    assert asked.usable_bytes == int(0.9 * hw.hbm.capacity)
+    needed = memory(asked, "prefill", chunk)
+    left_bytes = asked.usable_bytes - needed.bytes + needed.parts["KV cache"]
+    assert left_bytes / 2**30 == pytest.approx(cache, abs=0.06)
+
+
 # Several GPUs ----------------------------------------------------------------------------------
 
 
@@ -481,6 +502,10 @@ def test_the_longest_context_fits_and_the_next_does_not(use):
     assert tokens == pytest.approx(free / 2**17, rel=0.03)  # 128 KiB a token, activations aside
     assert memory(asked, use, tokens).bytes <= 24 * 2**30
     assert memory(asked, use, tokens + SPACING).bytes > 24 * 2**30
+    in_part = replace(asked, utilisation=0.9)
+    tokens = longest_context(in_part, use)
+    assert memory(asked, use, tokens).bytes <= 0.9 * 24 * 2**30
+    assert memory(asked, use, tokens + SPACING).bytes > 0.9 * 24 * 2**30
 
 
 def test_naive_prefill_ends_where_its_score_matrices_do():
@@ -553,9 +578,42 @@ def test_fit_answers_on_the_terminal_and_in_files(tmp_path):
     assert row["uses"]["training"]["longest_tokens"] == 0
 
 
+def test_several_cards_stand_side_by_side(tmp_path):
+    """200,000 tokens take 40.6 GiB, which 0.9 of an L40S holds and of an RTX 4090 not."""
+    cards = ["fit", "--model", "llama-3-8b", "--hardware", "b200,rtx-4090,l40s"]
+    asked = [*cards, "--context", 200_000, "--utilisation", 0.9]
+    done = attnsim(*asked, "--uses", "prefill,decode", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0.9 of 48 GiB" in done.stdout
+    told = "200,000 tokens in prefill, decode: the smallest is llama-3-8b, l40s\n"
+    assert told in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "results.json",
+        "memory.png",
+        "longest_context.png",
+    }
+    rows = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert [row["asked"]["hardware"] for row in rows] == ["b200", "rtx-4090", "l40s"]
+    assert [row["uses"]["decode"]["at_context"]["fits"] for row in rows] == [True, False, True]
+    assert len({row["label"] for row in rows}) == 3
+    done = attnsim(*asked, cwd=tmp_path)
+    assert f"{told}200,000 tokens in training, training with checkpointing: none" in done.stdout
+
+
+def test_a_card_that_has_no_answer_leaves_the_others_theirs():
+    tables = {"uses": ["prefill"], "defaults": {"model": "llama-3-8b", "schedule": "flash4"}}
+    tables["fit"] = [{"hardware": ["h100-sxm", "b200"]}]
+    hopper, blackwell = FitQuestion.from_tables(tables, "mine", "mine").answer().rows
+    assert "flash4" in hopper.uses["prefill"].refused
+    assert blackwell.uses["prefill"].longest_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
+        ({"utilisation": 90}, ["utilisation = 90", "at most 1"]),
+        ({"hardware": []}, ["hardware = []", "a list"]),
+        ({"hardware": ["l4", "l44"]}, ["no such profile; did you mean 'l4'?"]),
         ({"weights": "int5"}, ['weights = "int5"', "int4"]),
         ({"kv_dtype": "fp32"}, ['kv_dtype = "fp32"', "int8"]),
         ({"gpus": "3"}, ["gpus = 3", "32 heads"]),

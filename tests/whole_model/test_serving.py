@@ -327,6 +327,8 @@ def test_the_cache_has_what_parameters_activations_and_reserve_leave():
     pages = question(prefill_tokens=1).pages
     assert pages * 16 * token <= free
     assert pages * 16 * token > 0.99 * free
+    in_part = question(prefill_tokens=1, utilisation=0.9).pages
+    assert (pages - in_part) * 16 * token == pytest.approx(0.1 * 80 * 2**30, rel=0.001)
     inside = 2 * 8192 * (2 * shape.hidden + 3 * shape.mlp + shape.hidden)
     assert (pages - question().pages) * 16 * token == pytest.approx(inside, rel=0.05)
 
