@@ -33,6 +33,7 @@ app.command()(run.fit)
 app.command("compare")(run.compare_results)
 app.command()(lists.scenarios)
 app.command()(lists.schedules)
+app.command()(lists.models)
 app.command()(validate.calibrate)
 app.command()(kernel.kernel)
 

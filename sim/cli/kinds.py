@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, Literal, Protocol
 
 from sim.inputs.files import InputError
+from sim.inputs.models import with_models_found
 from sim.report.present import Answer
 from sim.runs.job import Progress
 from sim.runs.scenario import ScenarioText
@@ -49,7 +50,8 @@ def refuse(text: ScenarioText, kinds: Collection[Kind], message: str) -> None:
 def question_of(text: ScenarioText) -> Question:
     """The question of a file about whole models; raises InputError."""
     module, name = _QUESTIONS[kind_of(text.data)]
+    tables = with_models_found(text.data, text.folder)
     question: Question = getattr(import_module(module), name).from_tables(
-        text.data, text.name, text.where
+        tables, text.name, text.where
     )
     return question

@@ -1,4 +1,4 @@
-"""Commands that list what there is: scenarios, schedules, profiles."""
+"""Commands that list what there is: scenarios, schedules, models, profiles."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,13 @@ def schedules() -> None:
     from sim.report.table import print_schedules
 
     print_schedules()
+
+
+def models() -> None:
+    """List the models that files may name: their shapes, and where those were published."""
+    from sim.report.table import print_models
+
+    print_models()
 
 
 def profiles(context: typer.Context) -> None:

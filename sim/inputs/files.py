@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -33,14 +33,17 @@ def find_toml(name: str, package: str, kind: str, beside: Path | None = None) ->
         if beside is not None and not path.is_absolute() and (beside / path).exists():
             return beside / path
         return path
-    meant = _meant(name, shipped_names(package), kind)
-    return Path(str(resources.files(package) / f"{meant}.toml"))
+    try:
+        shipped = meant(name, shipped_names(package), kind)
+    except ValueError as error:
+        raise InputError(f"{kind} {shown(name)}: {error}") from None
+    return Path(str(resources.files(package) / f"{shipped}.toml"))
 
 
-def _meant(name: str, names: list[str], kind: str) -> str:
+def meant(name: str, names: Collection[str], kind: str) -> str:
     """The one of `names` that is meant: "RTX 4090", "4090" and "rtx-4090" are the same.
 
-    That is `name` itself, or the only one with all of its words. Raises InputError, which lists
+    That is `name` itself, or the only one with all of its words. Raises ValueError, which lists
     those that have them.
     """
     spelt = _spelt(name)
@@ -51,7 +54,13 @@ def _meant(name: str, names: list[str], kind: str) -> str:
         return alike[0]
     longer = alike or [one for one in names if spelt and _spelt(one).startswith(spelt)]
     hint = f"there are {', '.join(longer)}" if longer else nearest(name, names)
-    raise InputError(f"{kind} {shown(name)}: no such {kind}; {hint}")
+    raise ValueError(f"no such {kind}; {hint}")
+
+
+def file_of(name: str, folder: Path | None) -> Path:
+    """The file that `name` means: beside the scenario or, if none is there, from where one is."""
+    here, beside = Path(name), (folder or Path()) / name
+    return here if here.exists() and not beside.exists() else beside
 
 
 def _spelt(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, SupportsIndex
 
 from pydantic import BeforeValidator
 
-from sim.inputs.files import InputError, shown
+from sim.inputs.files import InputError, file_of, shown
 
 LENGTH_KEYS = ("seq_len", "seq_q", "seq_kv")
 LONGEST_NAME = 40  # characters of a list that is told as it is written
@@ -70,12 +70,6 @@ def _told(text: str, key: str, folder: Path | None) -> int | list[int]:
         binary, decimal = number * 1024**power, number * 1000**power
         raise InputError(f"{key} = {shown(text)}: {binary} or {decimal}? {EXPECTED}")
     return _read(text, key, folder)
-
-
-def file_of(name: str, folder: Path | None) -> Path:
-    """The file that `name` means: beside the scenario or, if none is there, from where one is."""
-    here, beside = Path(name), (folder or Path()) / name
-    return here if here.exists() and not beside.exists() else beside
 
 
 def _read(name: str, key: str, folder: Path | None) -> list[int]:

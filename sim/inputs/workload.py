@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from sim.inputs.files import nearest
 from sim.inputs.lengths import Lengths
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Count, CountOrNone
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8"]
@@ -137,7 +136,7 @@ class WorkloadTable(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: str | None = None
+    model: ModelName | None = None
     batch: Count | None = None
     heads: Count | None = None
     kv_heads: Count | None = None
@@ -155,13 +154,6 @@ class WorkloadTable(BaseModel):
     latent_dim: Count | None = None
     rope_dim: CountOrNone | None = None
 
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, model: str | None) -> str | None:
-        if model is not None and model not in MODELS:
-            raise ValueError(f"no such model; {nearest(model, MODELS)}")
-        return model
-
     @model_validator(mode="after")
     def _complete(self) -> "WorkloadTable":
         self.workload()
@@ -169,7 +161,7 @@ class WorkloadTable(BaseModel):
 
     def workload(self) -> AttentionWorkload:
         """The workload that the table describes; raises ValueError where it describes none."""
-        shape = MODELS[self.model] if self.model else None
+        shape = model_of(self.model) if self.model else None
         heads = self.heads or (shape.heads if shape else None)
         head_dim = self.head_dim or (shape.head_dim if shape else None)
         if heads is None or head_dim is None:

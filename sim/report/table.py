@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sim.inputs.files import find_toml, read_toml, shipped_names
 from sim.inputs.hardware import HardwareProfile, Section, load_profile
+from sim.inputs.models import MODELS
 from sim.inputs.units import show, show_binary
 from sim.report.known_errors import device_error
 from sim.report.notes import known_off, notes, point_text, rough, who
@@ -283,6 +284,43 @@ def print_schedules() -> None:
             ", ".join(schedule.phases),
             ", ".join(schedule.masks),
             schedule.source,
+        )
+    show_table(table)
+
+
+def print_models() -> None:
+    """A row a model: its shape, and where that was published."""
+    table = new_table(
+        "Models (of experts, those of a token; the KV cache in 16 bits)",
+        "name",
+        "parameters",
+        "layers",
+        "heads",
+        "head_dim",
+        "hidden",
+        "MLP",
+        "KV a token",
+        "context",
+        "source",
+    )
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    for name, shape in MODELS.items():
+        if name != shape.name:  # another name of a model that has its row
+            continue
+        sparse = shape.active_parameters < shape.parameters
+        active = f" ({show(shape.active_parameters, '')})" if sparse else ""
+        local = f"; {shape.local_window:,} in {shape.local_layers}" if shape.local_window else ""
+        table.add_row(
+            name,
+            show(shape.parameters, "") + active,
+            str(shape.layers),
+            f"{shape.heads}{'' if shape.latent_dim else f', {shape.kv_heads} KV'}",
+            str(shape.head_dim),
+            f"{shape.hidden:,}",
+            f"{shape.experts_per_token} × {shape.mlp:,}" if sparse else f"{shape.mlp:,}",
+            show_binary(2 * shape.layers * shape.cached_elements, digits=3),
+            f"{shape.context:,}{local}{f'; window {shape.window:,}' if shape.window else ''}",
+            shape.source,
         )
     show_table(table)
 

@@ -13,6 +13,7 @@ from sim.inputs.axes import design_of
 from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.lengths import name_of, with_files_read
+from sim.inputs.models import with_models_found
 from sim.inputs.units import Bytes, Count
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.runs.record import Asked, flat
@@ -203,7 +204,7 @@ def make_point(
 ) -> Point:
     """The point that `data` (the tables of a file, nothing swept) describes; raises InputError."""
     tables = checked(ScenarioFile, data, where)
-    table = with_files_read(tables.workload, where, folder)
+    table = with_files_read(with_models_found(tables.workload, folder), where, folder)
     workload = checked(WorkloadTable, table, where, "workload").workload()
     overrides = dict(tables.hardware)
     profile = overrides.pop("profile", None)

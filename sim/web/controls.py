@@ -14,10 +14,10 @@ from typing import Any
 
 import tomli_w
 
-from sim.inputs.files import InputError, find_toml, save_text
+from sim.inputs.files import InputError, file_of, find_toml, save_text
 from sim.inputs.hardware import HardwareProfile, variation_toml
-from sim.inputs.lengths import LENGTH_KEYS, file_of
-from sim.inputs.shapes import MODELS
+from sim.inputs.lengths import LENGTH_KEYS
+from sim.inputs.models import MODELS
 from sim.inputs.units import show, show_binary
 from sim.report.table import unit_of
 from sim.schedules import SCHEDULES, title_of

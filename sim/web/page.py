@@ -7,7 +7,7 @@ from dash import dcc, html
 
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import MODELS
 from sim.report.table import figure_text
 from sim.web.controls import FIGURES, SPAN, STEP, Controls, Figure, changes
 from sim.web.explorer import OWN_SHAPE, Explorer

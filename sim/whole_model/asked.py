@@ -4,24 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from sim.inputs.files import InputError, checked, nearest
+from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.inputs.shapes import MODELS
 from sim.runs.record import versions
 from sim.schedules import make_schedule
 from sim.schedules.base import Schedule
 
-
-def known_model(model: str) -> str:
-    """The name; raises ValueError where no model has it."""
-    if model not in MODELS:
-        raise ValueError(f"no such model; {nearest(model, MODELS)}")
-    return model
-
-
-ModelName = Annotated[str, AfterValidator(known_model)]
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ScheduleTable = str | dict[str, Any]
 

@@ -26,12 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import load_profile
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Bytes, Count, CountOrNone, Fraction
 from sim.runs.job import Progress, naming
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
-from sim.whole_model.asked import ModelName, ScheduleTable
+from sim.whole_model.asked import ScheduleTable
 from sim.whole_model.capacity import MOST_TOKENS, longest_context, memory
 from sim.whole_model.moments import USES, Memory, Use
 from sim.whole_model.setting import CHUNK, RESERVE_BYTES, Parallel, Setting, Weights
@@ -66,7 +66,11 @@ class FitRow(BaseModel):
         if self.label:
             return self.label
         named = self.schedule.get("name") if isinstance(self.schedule, dict) else self.schedule
-        parts = [self.model, str(named or ""), "" if self.weights == "bf16" else self.weights]
+        parts = [
+            model_of(self.model).name,
+            str(named or ""),
+            "" if self.weights == "bf16" else self.weights,
+        ]
         if self.kv_dtype not in ("fp16", "bf16"):
             parts.append(f"KV {self.kv_dtype}")
         if self.gpus > 1:
@@ -80,7 +84,7 @@ class FitRow(BaseModel):
         schedule = self._schedule(where)
         with naming(where):
             return Setting(
-                model=MODELS[self.model],
+                model=model_of(self.model),
                 hardware=hardware,
                 schedule=schedule,
                 weights=self.weights,

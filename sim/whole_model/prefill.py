@@ -20,14 +20,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.files import checked
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Count
 from sim.runs.job import Progress
 from sim.runs.record import Record
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
     Hardware,
-    ModelName,
     ScheduleTable,
     answer_json,
     hardware_of,
@@ -50,7 +49,7 @@ class ModelTable(BaseModel):
     @property
     def title(self) -> str:
         """What tables and figures call the row."""
-        return self.label or self.proxy_of or self.model
+        return self.label or self.proxy_of or model_of(self.model).name
 
 
 class ModelFile(BaseModel):
@@ -117,7 +116,7 @@ class ModelQuestion:
         hardware = hardware_of(tables.hardware, where)
         passes = []
         for table in tables.model:
-            shape, schedule = MODELS[table.model], schedule_of(table.schedule, where)
+            shape, schedule = model_of(table.model), schedule_of(table.schedule, where)
             tokens = table.seq_len or shape.context
             passes.append(prefill(shape, hardware.profile, schedule, tokens))
         return cls(tables.title or name, hardware, tables.model, passes, tables.limits, where)

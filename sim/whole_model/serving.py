@@ -36,13 +36,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.inputs.files import InputError, checked
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Count, Fraction
 from sim.runs.job import Progress, naming
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
     Hardware,
-    ModelName,
     ScheduleTable,
     answer_json,
     hardware_of,
@@ -238,7 +237,7 @@ class ServingQuestion:
     def from_tables(cls, data: Mapping[str, Any], name: str, where: str) -> "ServingQuestion":
         """The question that the tables of a file pose; raises InputError."""
         tables = checked(ServingFile, data, where)
-        table, shape = tables.serving, MODELS[tables.serving.model]
+        table, shape = tables.serving, model_of(tables.serving.model)
         hardware = hardware_of(tables.hardware, where)
         schedules = schedule_of(table.prefill, where), schedule_of(table.decode, where)
         served = ServedModel(shape, hardware.profile, *schedules)

@@ -11,7 +11,7 @@ from sim import simulate
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import MODELS
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.machine import cta_start_s
 from sim.report.table import columns_of

@@ -9,7 +9,7 @@ from sim.device.program import gpus_of, kernels_of
 from sim.device.run import run_on_device
 from sim.inputs.files import InputError, shipped_names
 from sim.inputs.hardware import load_profile
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import MODELS
 from sim.runs.job import lower_all
 from sim.runs.scenario import make_scenario
 from sim.schedules import SCHEDULES, make_schedule

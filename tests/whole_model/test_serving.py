@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import MODELS
 from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule

@@ -14,7 +14,8 @@ from sim import simulate
 from sim.engine.power import large_matmul_flops_per_s
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
-from sim.inputs.shapes import MODELS, ModelShape
+from sim.inputs.models import MODELS
+from sim.inputs.shapes import ModelShape
 from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule

@@ -6,9 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, file_of
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.lengths import file_of
 from sim.inputs.units import BytesOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.machine_code.counts import files_read, flash_loop_of
