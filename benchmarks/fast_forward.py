@@ -1,7 +1,8 @@
 """Fast-forward: how near what a part tells is to the exact replay, and how long vast kernels take.
 
 A set of questions is told by a part and replayed whole: all families of schedules, three devices
-and a small one, 16k to 512k tokens. Printed is each kernel's error against its estimate and, by
+and a small one, 16k to 512k tokens; and programs that go head by head, of which the first heads
+tell the others. Printed is each kernel's error against its estimate and, by
 method, how many errors lie below their estimates. With --derive the lines by which estimates are
 made (`sim/engine/fast_forward/errors.json`) are found anew. It takes some minutes of one core.
 --vast times questions that no one replays whole instead.
@@ -12,9 +13,9 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.tile_program import Kernel, chunk_tensors
+from sim.tile_program import Command, Kernel, chunk_tensors
 
 DATA = Path(__file__).parent.parent / "sim" / "engine" / "fast_forward" / FILE
 MOST_STEPS = Limits().replayed_steps
@@ -66,8 +67,8 @@ class Question:
         heads = f"{self.heads} over {self.kv_heads} heads"
         return f"{self.schedule} on {self.hw.name}, {self.thousands}k tokens, {heads}{more}"
 
-    def kernels(self) -> tuple[list[Kernel], str]:
-        """The regular kernels that are neither short nor vast, a few of a name, and their dtype."""
+    def program(self) -> tuple[list[Command], str]:
+        """What runs, and its dtype."""
         w = WorkloadTable.model_validate(
             {
                 "head_dim": 128,
@@ -78,7 +79,11 @@ class Question:
                 **self.more,
             }
         ).workload()
-        program = make_schedule({"name": self.schedule}, "a benchmark").program(w, self.hw)
+        return make_schedule({"name": self.schedule}, "a benchmark").program(w, self.hw), w.dtype
+
+    def kernels(self) -> tuple[list[Kernel], str]:
+        """The regular kernels that are neither short nor vast, a few of a name, and their dtype."""
+        program, dtype = self.program()
         asked = [
             kernel
             for kernel in kernels_of(program)
@@ -86,7 +91,7 @@ class Question:
         ]
         asked.sort(key=lambda kernel: kernel.name)
         by_name = [list(alike)[:ALIKE] for _, alike in groupby(asked, key=lambda k: k.name)]
-        return [kernel for alike in by_name for kernel in alike], w.dtype
+        return [kernel for alike in by_name for kernel in alike], dtype
 
 
 def questions() -> Iterator[Question]:
@@ -123,6 +128,15 @@ def questions() -> Iterator[Question]:
     for asked in ((128, 8, 8, {}), (256, 2, 2, {})):
         yield Question(FEW_SMS, "flash3", *asked)
         yield Question(FEW_SMS, "hip", *asked)
+
+
+def head_by_head() -> Iterator[Question]:
+    """Those whose launches repeat."""
+    for hw in (H100, A100, ADA):
+        yield Question(hw, "minference", 32, 16, 16, {})
+        yield Question(hw, "minference", 64, 8, 2, {})
+    yield Question(H100, "minference", 128, 6, 2, {})
+    yield Question(FEW_SMS, "minference", 32, 12, 4, {})
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,39 @@ def answers() -> Iterator[Answer]:
                 abs(hbm_bytes_of(run) / hbm_bytes - 1),
                 run.fast_forward.hbm_scatter,
             )
+
+
+def repeated_answers() -> Iterator[Answer]:
+    """Of each question what is told by those like it, together."""
+    for question in head_by_head():
+        program, dtype = question.program()
+        enough = max(map(own_cost, kernels_of(program)))  # for any of them, but not for all
+        told, whole = (
+            run_on_device(program, question.hw, dtype, "replay", lambda _: None, most_steps=most)
+            for most in (enough, None)
+        )
+        own = [
+            (ours.run, exact.run, ours.run.fast_forward)
+            for ours, exact in zip(told.kernels, whole.kernels, strict=True)
+            if ours.run.fast_forward is not None
+        ]
+        times_s = [(ours.time_s, exact.time_s, by.time_scatter) for ours, exact, by in own]
+        hbm = [(hbm_bytes_of(ours), hbm_bytes_of(exact), by.hbm_scatter) for ours, exact, by in own]
+        yield Answer(
+            str(question),
+            "all launches of the other heads",
+            own[0][2].method,
+            sum(ours.kernel.tile_steps for ours, *_ in own),
+            0,
+            *_error_and_scatter(times_s),
+            *_error_and_scatter(hbm),
+        )
+
+
+def _error_and_scatter(of_launches: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Of their sum: each is what was told, what is so, and the scatter as a share of the former."""
+    told, exact, scatter = np.array(of_launches).T
+    return abs(told.sum() / exact.sum() - 1), float(scatter @ told / told.sum())
 
 
 def line_below(errors: list[float], scatters: list[float]) -> Line:
@@ -272,7 +319,7 @@ def main() -> None:
         vast()
         return
     found = []
-    for answer in answers():
+    for answer in chain(answers(), repeated_answers()):
         show(answer)
         found.append(answer)
     if asked.derive:

@@ -15,7 +15,7 @@ loads of no stages, which a barrier issues.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
 from typing import Literal
@@ -254,7 +254,8 @@ class Kernel:
     `kind` says which real kernel it is, for whoever launches those; `backward` that it is one of
     the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
     A CTA of a kernel that multiplies begins with its setup, as does one that `sets_up`. With
-    `sets_up_items` every item does.
+    `sets_up_items` every item does. `like` is the first of the kernels that do the same, each to
+    other matrices.
     """
 
     name: str
@@ -272,6 +273,12 @@ class Kernel:
     compiled_from: CompiledFrom | None = None
     sets_up: bool = False
     sets_up_items: bool = False
+    like: "Kernel | None" = None
+
+    @property
+    def first_like(self) -> "Kernel":
+        """The first of the kernels that do the same."""
+        return self.like or self
 
     @property
     def items(self) -> IntArray:
@@ -287,14 +294,31 @@ class Kernel:
         """Trips of every loop in these items: shape (loops, items)."""
         return np.array([loop.trips(items) for loop in self.loops], np.int64)
 
-    @cached_property
+    @property
     def loop_trips(self) -> list[int]:
         """Trips of each loop over all items: of a vast grid by items spread evenly over it."""
+        return self._counted[0]
+
+    @property
+    def most_trips(self) -> int:
+        """Trips of all loops in the longest of the items that are looked at."""
+        return self._counted[2]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all items that do anything have the same trips."""
+        return self._counted[1] == self._counted[2]
+
+    @cached_property
+    def _counted(self) -> tuple[list[int], int, int]:
+        """Trips of each loop over all items, and of all loops in the shortest and the longest."""
         number = self.ctas * self.items_per_cta
-        if number <= COUNTED_ITEMS:
-            return [int(trips) for trips in self.trips.sum(axis=1)]
-        counted = self.trips_of(spread_over(number, COUNTED_ITEMS)).sum(axis=1)
-        return [int(trips) * number // COUNTED_ITEMS for trips in counted]
+        looked_at = spread_over(number, COUNTED_ITEMS)
+        trips = self.trips_of(looked_at)
+        of_items = trips.sum(axis=0)
+        shortest = int(of_items[of_items > 0].min(initial=of_items.max()))
+        loop_trips = [int(count) * number // len(looked_at) for count in trips.sum(axis=1)]
+        return loop_trips, shortest, int(of_items.max())
 
     @property
     def rows_used(self) -> float | None:
@@ -364,6 +388,11 @@ class Command:
     after: tuple["Command", ...] = ()
     host_s: float = 0.0
     host_waits: bool = False
+
+
+def like(first: Kernel, kernel: Kernel) -> Kernel:
+    """The kernel, which says that it does what the first one does, to other matrices."""
+    return kernel if kernel is first else replace(kernel, like=first)
 
 
 def in_order(kernels: list[Kernel]) -> list[Command]:

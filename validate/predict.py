@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from sim.device.memory import OutOfMemoryError, check_memory
-from sim.device.program import replays_of
+from sim.device.program import launches_of
 from sim.device.run import Launched, run_on_device
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
@@ -53,7 +53,7 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
         schedule = shape.parsed_schedule("measurement")
         if schedule is None:
             raise NotPredictedError(f"no schedule stands for {shape.family}")
-        kernels = replays_of(schedule.program(w, hw))
+        kernels = launches_of(schedule.program(w, hw))
         check_memory(in_order(kernels), hw)
     except InputError as error:
         raise NotPredictedError(str(error)) from None

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sim.device.memory import OutOfMemoryError, check_memory
-from sim.device.program import replays_of
+from sim.device.program import launches_of
 from sim.device.run import run_on_device
 from sim.engine.fast_forward.choice import Choice
 from sim.engine.kernel_run import KernelRun
@@ -81,7 +81,7 @@ def simulate(case: Case, only_roofline: bool = False) -> Simulated:
 
 
 def _figures(case: Case, only_roofline: bool) -> list[KernelFigures]:
-    kernels = replays_of(case.schedule.program(case.workload, case.hardware))
+    kernels = launches_of(case.schedule.program(case.workload, case.hardware))
     check_memory(in_order(kernels), case.hardware)
     counted = [
         kernel
@@ -96,7 +96,7 @@ def _figures(case: Case, only_roofline: bool) -> list[KernelFigures]:
         return [_of(case, kernel, _run(case, [kernel])[0]) for kernel in counted]
     tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
     is_small = sum(tensor.bytes for tensor in tensors) < WARM_BELOW * case.hardware.l2.capacity
-    again = case.warm and is_small and not Choice.of(kernels, MOST_STEPS).in_part
+    again = case.warm and is_small and not Choice.of(kernels, case.hardware, MOST_STEPS).in_part
     before = kernels if again else [_flush(case.hardware)] if case.dirty else []
     runs = _run(case, [*before, *kernels])[-len(kernels) :]
     return [

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Generic
 
-from sim.device.program import gpus_of, kernels_of
+from sim.device.program import gpus_of, kernels_of, told_by
 from sim.device.side_by_side import SideBySide
 from sim.engine.fast_forward import run as fast_forward
 from sim.engine.fast_forward.choice import Choice
@@ -22,10 +22,10 @@ class Replays(Generic[L2State]):
     """Replays a program's kernels on an engine, as chains that stand side by side.
 
     On one GPU each finds in L2 what the last one left: these are one chain. Of several GPUs each
-    kernel starts from an empty L2, so that one that runs on many of them, or many times, is
-    replayed once, and stands alone. With `most_steps`, of a costly one only about so many tile
-    steps are replayed (`sim.engine.fast_forward.choice`), on an L2 of its own: what it leaves dirty
-    there the next one writes, and what those before it left stays in theirs.
+    kernel starts from an empty L2, and stands alone. With `most_steps`, of a costly one only about
+    so many tile steps are replayed (`sim.engine.fast_forward.choice`), on an L2 of its own: what it
+    leaves dirty there the next one writes, and what those before it left stays in theirs. What
+    others tell is not replayed (`sim.device.program.told_by`).
     """
 
     def __init__(
@@ -38,30 +38,28 @@ class Replays(Generic[L2State]):
         most_steps: int | None,
     ) -> None:
         self.engine, self.hw, self.dtype, self.beside = engine, hw, dtype, beside
-        self.choice = Choice.of(kernels_of(commands), most_steps)
+        self.choice = Choice.of(kernels_of(commands), hw, most_steps)
+        self.told = told_by(commands, self.choice)
         self.one_gpu = gpus_of(commands) == 1
         self.of_command: dict[Command, tuple[Ran, Iterator[None]]] = {}
+        self.launched: dict[tuple[Command, Kernel], KernelRun] = {}  # on several GPUs
         self.steps_done: dict[Ran, int] = {}  # of the cost of what has begun
         self.dirty_bytes = {"shared": 0, "own": 0}  # in the L2 of one GPU, and of the last in part
         self._start(commands)
 
     def _start(self, commands: list[Command]) -> None:
-        alone: dict[Kernel, tuple[Ran, Iterator[None]]] = {}
         sharing: list[tuple[Kernel, Ran]] = []
         shared = self._chain(sharing)
         for command in commands:
             kernel = command.work
-            if not isinstance(kernel, Kernel):
+            if not isinstance(kernel, Kernel) or command in self.told:
                 continue
+            ran = self._awaited()
             if self.one_gpu and kernel not in self.choice.in_part:
-                ran = self._awaited()
                 sharing.append((kernel, ran))
                 self.of_command[command] = ran, shared
-                continue
-            if kernel not in alone:
-                ran = self._awaited()
-                alone[kernel] = ran, self._chain([(kernel, ran)])
-            self.of_command[command] = alone[kernel]
+            else:
+                self.of_command[command] = ran, self._chain([(kernel, ran)])
         for chain in dict.fromkeys(chain for _, chain in self.of_command.values()):
             self.beside.start(chain)
 
@@ -73,9 +71,19 @@ class Replays(Generic[L2State]):
 
     def run(self, command: Command) -> KernelRun:
         """What the kernel of the next command takes: a GPU's are asked for in their order."""
-        run = self.beside.result(*self.of_command[command])
-        if self.one_gpu:
-            run = self._with_what_was_dirty(run, in_part=command.work in self.choice.in_part)
+        kernel = command.work
+        assert isinstance(kernel, Kernel)
+        told_by = self.told.get(command, (command,))
+        run, *before = (self.beside.result(*self.of_command[one]) for one in told_by)
+        if not self.one_gpu:  # every launch of the kernel is the same
+            again = told_by[0], kernel
+            if again not in self.launched:
+                self.launched[again] = held_back(run.of_like(kernel), self.hw, self.dtype)
+            return self.launched[again]
+        run = run.of_like(kernel)
+        if before:
+            run = fast_forward.repeated(run, before[0])
+        run = self._with_what_was_dirty(run, in_part=kernel in self.choice.in_part)
         return held_back(run, self.hw, self.dtype)
 
     @property

@@ -127,7 +127,7 @@ class _Run:
                 yield self.done[last]
             last = command
             yield self.env.timeout(command.host_s + self.hw.calibration.launch.latency)
-            yield stream.put(command)
+            stream.put(command)
 
     def gpu(self, plan: GpuPlan, stream: simpy.Store, hbm: Hbm) -> Events:
         """Runs what was launched, each after the one before."""
@@ -139,7 +139,8 @@ class _Run:
             if number:
                 yield env.timeout(self.hw.calibration.launch.gap)
             ready_s = env.now
-            yield self.after(command)
+            if command.after:
+                yield self.after(command)
             run = self.replays.run(command)
             self.launched.append(Launched(env.now, run, command.gpu, env.now - ready_s))
             yield env.timeout(run.time_s)

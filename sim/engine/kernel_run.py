@@ -1,6 +1,6 @@
 """What either engine says of one kernel that it ran."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,13 @@ class KernelRun:
     fast_forward: FastForward | None = None
     clock_share: float = 1.0
     power_s: float = 0.0
+
+    def of_like(self, kernel: Kernel) -> "KernelRun":
+        """The run of a kernel that does the same."""
+        if kernel is self.kernel:
+            return self
+        counts = dict(zip(kernel.actions, self.counts.values(), strict=True))
+        return replace(self, kernel=kernel, counts=counts)
 
     def executed(self, amount: str) -> int:
         """Total of one amount of the computes (such as "mma_flops") over all that ran."""

@@ -14,12 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from hashlib import blake2b
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128
 
 from sim.engine.compiled import replay
 from sim.engine.compiled.l2 import L2Lines, new_l2
@@ -145,7 +145,7 @@ class Remembered:
 
 def address(history: bytes, arrays: Iterable[NDArray[Any]]) -> bytes:
     """A hash of the engine's code, what went before, and arrays with their shapes."""
-    found = blake2b(_code() + history, digest_size=24)
+    found = xxh3_128(_code() + history)
     for array in arrays:
         found.update(repr((array.dtype.descr, array.shape)).encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")

@@ -98,7 +98,7 @@ def check_limits(
     """
     who = f"schedule {schedule.title}"
     advice = "shorten workload.seq_len, lower batch or heads, or raise"
-    choice = Choice.of(kernels_of(commands), limits.most_steps)
+    choice = Choice.of(kernels_of(commands), point.hardware, limits.most_steps)
     whole = [kernel for kernel in choice.cost if kernel not in choice.in_part]
     memory = l2_bytes(choice.chunkings, point.hardware) if whole else 0
     memory += max((replay_bytes(kernel, point.hardware) for kernel in whole), default=0)
@@ -107,7 +107,7 @@ def check_limits(
             f"{who}: the replay would need about {show_binary(memory)} of memory, limits.memory is "
             f"{show_binary(limits.memory)}: {advice} limits.memory"
         )
-    tile_steps = sum(choice.cost[kernel] for kernel in replays_of(commands))
+    tile_steps = sum(choice.cost[kernel] for kernel in replays_of(commands, choice))
     if tile_steps > limits.tile_steps:
         raise LimitsError(
             f"{who}: the replay would take {tile_steps:.3g} tile steps, limits.tile_steps is "

@@ -258,16 +258,24 @@ def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> l
     edges_s = np.linspace(0.0, run.time_s, tl.BINS + 1)
     width_s = float(edges_s[1])
     bins = np.zeros((tl.TRACKS, tl.BINS))
-    sums: dict[int, Bins] = {}  # of each replay's bins, up to each of its edges
+    starts_s: dict[int, list[float]] = {}
     for k in run.kernels:
-        if id(k.run) not in sums:
-            sums[id(k.run)] = np.cumsum(np.pad(_bins(k.run), ((0, 0), (1, 0))), axis=1)
-        up_to = sums[id(k.run)]
-        first, last = int(k.start_s / width_s), int((k.start_s + k.run.time_s) / width_s) + 2
-        at = (edges_s[first:last] - k.start_s) / k.run.bin_width_s
-        for track in range(tl.TRACKS):
-            so_far = np.interp(at, np.arange(up_to.shape[1]), up_to[track])
-            bins[track, first : last - 1] += np.diff(so_far)
+        starts_s.setdefault(id(k.run), []).append(k.start_s)
+    for k, _ in distinct(run):
+        # The bins that each launch runs in, one launch after the other.
+        start_s = np.array(starts_s[id(k.run)])
+        first = (start_s / width_s).astype(np.int64)
+        last = ((start_s + k.run.time_s) / width_s).astype(np.int64).clip(max=tl.BINS - 1)
+        launch = np.repeat(np.arange(len(start_s)), last + 1 - first)
+        number = first[launch] + np.arange(len(launch)) - np.searchsorted(launch, launch)
+        up_to = np.cumsum(np.pad(_bins(k.run), ((0, 0), (1, 0))), axis=1)
+        before, after = (
+            (edges_s[number + end] - start_s[launch]) / k.run.bin_width_s for end in (0, 1)
+        )
+        for track, so_far in enumerate(up_to):
+            at = np.arange(len(so_far))
+            share = np.interp(after, at, so_far) - np.interp(before, at, so_far)
+            np.add.at(bins[track], number, share)
     return [_timeline(f"{run.gpus} GPUs", 0.0, width_s, bins / run.gpus, w, hw)]
 
 

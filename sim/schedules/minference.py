@@ -61,7 +61,7 @@ from sim.schedules.parts.vertical_slash import (
     index_kernel,
     index_tables,
 )
-from sim.tile_program import Command, Kernel, Role, Stream, Tensor
+from sim.tile_program import Command, Kernel, Role, Stream, Tensor, like
 
 BAND = 64
 TILE = Tile(q=BLOCK, kv=BLOCK)
@@ -117,14 +117,14 @@ class MInference(Schedule):
         head = _HeadByHead(self, w, hw, self.lines(w.seq_kv), tensors)
         before_s = (CALL_LAUNCHES - 1) * hw.calibration.launch.latency
         commands = [Command(kernel, host_s=before_s) for kernel in copies]
-        for number in range(tensors.q.groups):
-            first, *others = head.parts(number)
-            commands += [Command(kernel, host_s=before_s) for kernel in first]
-            commands += [
-                Command(kernel, host_s=before_s, host_waits=nth == 0)
-                for part in others
-                for nth, kernel in enumerate(part)
-            ]
+        of_heads = [head.parts(number) for number in range(tensors.q.groups)]
+        for parts in of_heads:
+            for number, (part, first) in enumerate(zip(parts, of_heads[0], strict=True)):
+                waits = [number > 0] + [False] * (len(part) - 1)
+                commands += [
+                    Command(like(*kernels), host_s=before_s, host_waits=host_waits)
+                    for *kernels, host_waits in zip(first, part, waits, strict=True)
+                ]
         return commands
 
     def cta(self, w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
@@ -150,7 +150,7 @@ class MInference(Schedule):
         far = (near + drawn[:, None] * BAND + np.arange(BAND)).ravel()
         far = np.sort(far[far < length][: count - near])
         slashes = np.concatenate([np.arange(near), far])
-        return Lines(verticals, slashes)
+        return Lines(verticals, slashes, blocks(length, BLOCK))
 
 
 def _for_every_head(w: AttentionWorkload, tensors: QKVO) -> tuple[list[Kernel], QKVO]:

@@ -10,14 +10,14 @@ from functools import lru_cache
 from typing import Any
 
 from sim.device.memory import OutOfMemoryError, check_memory
-from sim.device.program import replays_of
+from sim.device.program import kernels_of, replays_of
 from sim.engine.fast_forward.choice import Choice
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import Limits, ScenarioText, make_scenario
-from sim.tile_program import Command, Kernel
+from sim.tile_program import Command
 from sim.web.controls import Controls, changes, hardware_of, tables_of
 
 AIM_S = 0.5  # for the replay of a schedule
@@ -152,9 +152,8 @@ def affordable(commands: list[Command], hw: HardwareProfile) -> int:
         check_memory(commands, hw)
     except OutOfMemoryError:  # nothing will be replayed
         return REPLAYED[-1]
-    kernels = replays_of(commands)
     for most in REPLAYED:
-        takes_s = replay_s(kernels, most)
+        takes_s = replay_s(commands, hw, most)
         if takes_s <= AIM_S:
             return most
     if takes_s > MOMENT_S:
@@ -162,7 +161,7 @@ def affordable(commands: list[Command], hw: HardwareProfile) -> int:
     return REPLAYED[-1]
 
 
-def replay_s(kernels: list[Kernel], most_steps: int) -> float:
+def replay_s(commands: list[Command], hw: HardwareProfile, most_steps: int) -> float:
     """About what the replay takes."""
-    cost = Choice.of(kernels, most_steps).cost
-    return STEP_S * sum(cost[kernel] for kernel in kernels)
+    choice = Choice.of(kernels_of(commands), hw, most_steps)
+    return STEP_S * sum(choice.cost[kernel] for kernel in replays_of(commands, choice))

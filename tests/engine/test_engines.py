@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sim.engine.compiled.records import gone_through
 from tests.support.drawn import cases, devices, kernel_sequences, lowered
 from tests.support.same_runs import assert_engines_agree
 
@@ -28,3 +31,17 @@ def test_a_13th_cause_cannot_be_lost():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "AssertionError: set_path copies the causes one by one" in done.stderr
+
+
+@given(
+    st.lists(st.integers(0, 99), min_size=1, max_size=60),
+    st.lists(st.tuples(st.integers(0, 59), st.integers(0, 20)), min_size=1, max_size=8),
+)
+def test_what_items_touch_of_a_table_is_theirs_wherever_it_begins(table, items):
+    table = np.array(table)
+    starts, trips = np.array(items).T
+    trips = np.clip(trips, 0, np.maximum(len(table) - starts, 0))
+    touched, begins = gone_through(table, starts, trips)
+    assert len(touched) <= max(len(table), 1)
+    for start, begin, count in zip(starts, begins, trips, strict=True):
+        assert touched[begin : begin + count].tolist() == table[start : start + count].tolist()

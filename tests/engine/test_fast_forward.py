@@ -141,7 +141,7 @@ def test_ten_million_tokens_take_as_long_to_tell_as_a_million(causal):
     runs = {}
     for tokens in (2**20, 10 * 2**20):
         kernel = kernel_of("flash2", heads=4, kv_heads=1, seq_len=tokens, causal=causal)
-        assert Choice.of([kernel], MOST_STEPS).cost == {kernel: MOST_STEPS}
+        assert Choice.of([kernel], H100, MOST_STEPS).cost == {kernel: MOST_STEPS}
         runs[tokens] = ours = skipping(kernel)
         assert kernel.tile_steps - ours.fast_forward.steps_skipped < 3 * 10**7
         assert ours.fast_forward.time_error < 0.04
@@ -190,7 +190,7 @@ def test_a_single_head_is_told_by_its_coarse_form_where_that_fits(name):
 
 def test_a_short_kernel_is_replayed_whole():
     short = kernel_of("flash2", heads=4, seq_len=4096)
-    choice = Choice.of([short], MOST_STEPS)
+    choice = Choice.of([short], H100, MOST_STEPS)
     assert not choice.in_part
     assert choice.cost == {short: short.tile_steps + STEPS_A_CTA * short.ctas}
 
@@ -218,12 +218,12 @@ def test_what_a_replay_costs_counts_the_chunks_that_its_steps_touch():
 
 def test_the_costliest_is_told_by_a_part_first_as_the_rest_may_then_have_larger_chunks():
     product, softmax, output = kernels = naive_kernels(heads=2, seq_len=4096)
-    choice = Choice.of(kernels, 400_000)  # times LONG: 800,000
+    choice = Choice.of(kernels, H100, 400_000)  # times LONG: 800,000
     assert list(choice.in_part) == [softmax]
     assert choice.cost[product] == own_cost(product)
     assert choice.cost[output] == own_cost(output)
-    assert not Choice.of(kernels, None).in_part
-    assert not Choice.of(kernels, 600_000).in_part
+    assert not Choice.of(kernels, H100, None).in_part
+    assert not Choice.of(kernels, H100, 600_000).in_part
 
 
 def test_a_grid_of_a_billion_ctas_and_tensors_beyond_any_memory_are_told_too():

@@ -200,10 +200,10 @@ def test_kernels_of_several_lengths_are_replayed_whole():
         w = workload(heads=8, head_dim=64, dtype="bf16", latent_dim=64, **lengths)
         kernels = lowered(SCHEDULES[name](**options), w, load_profile("h100-sxm"))
         assert kernels[0].tile_steps > 300
-        assert kernels[0] not in Choice.of(kernels, 10).in_part
+        assert kernels[0] not in Choice.of(kernels, load_profile("h100-sxm"), 10).in_part
         alike = replace(w, lengths=None)
         kernels = lowered(SCHEDULES[name](**options), alike, load_profile("h100-sxm"))
-        assert kernels[0] in Choice.of(kernels, 10).in_part
+        assert kernels[0] in Choice.of(kernels, load_profile("h100-sxm"), 10).in_part
 
 
 def test_ctas_behind_a_sequence_s_end_only_start():

@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import expect
 
-from sim.device.program import replays_of
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import show
@@ -281,13 +280,13 @@ def test_of_long_kernels_so_much_is_replayed_as_there_is_time_for(scenario):
         try:
             most = affordable(steps, point.hardware)
         except LimitsError:  # MInference's launches, head by head
-            assert replay_s(replays_of(steps), REPLAYED[-1]) > MOMENT_S
+            assert replay_s(steps, point.hardware, REPLAYED[-1]) > MOMENT_S
             continue
-        takes_s = replay_s(replays_of(steps), most)
+        takes_s = replay_s(steps, point.hardware, most)
         assert takes_s <= MOMENT_S
         assert takes_s <= AIM_S or most == REPLAYED[-1]
         if most < REPLAYED[0]:  # more would take longer
-            assert replay_s(replays_of(steps), 2 * most) > AIM_S
+            assert replay_s(steps, point.hardware, 2 * most) > AIM_S
 
 
 def test_what_is_replayed_in_part_is_as_far_off_as_it_says():

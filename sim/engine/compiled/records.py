@@ -180,10 +180,11 @@ class _Program:
     def add_loop(self, loop: Loop) -> None:
         """Collect a loop."""
         loads, ops = len(self.loads) - 1, len(self.ops)
+        trips = loop.trips(self.kernel.items)
         for load in loop.loads:
-            self.add_load(load)
+            self.add_load(load, trips)
         for position, frees in enumerate(frees_of(loop.loads, loop.actions)):
-            self.add_op(loop, position, frees)
+            self.add_op(loop, position, frees, trips)
         self.loops.append(
             _record(
                 LOOP,
@@ -193,13 +194,13 @@ class _Program:
             )
         )
 
-    def add_load(self, load: Load) -> None:
+    def add_load(self, load: Load, trips: NDArray[np.int64]) -> None:
         """Collect a load, with its ring of buffers."""
         length = 1 << (load.buffers - 1).bit_length()
         self.loads.append(
             _record(
                 LOAD,
-                stream=self.add_stream(load.stream),
+                stream=self.add_stream(load.stream, trips),
                 stages=load.stages,
                 ring_at=self.buffers,
                 ring_mask=length - 1,
@@ -207,7 +208,7 @@ class _Program:
         )
         self.buffers += length
 
-    def add_op(self, loop: Loop, position: int, frees: int) -> None:
+    def add_op(self, loop: Loop, position: int, frees: int, trips: NDArray[np.int64]) -> None:
         """Collect an action of a loop."""
         action, shared = loop.actions[position], before_shared(loop.actions, position)
 
@@ -216,7 +217,7 @@ class _Program:
 
         if isinstance(action, Store):
             kind = ATOMIC if action.atomic else STORE
-            op = _record(OP, kind=kind, stream=self.add_stream(action.stream), shared=1)
+            op = _record(OP, kind=kind, stream=self.add_stream(action.stream, trips), shared=1)
         elif isinstance(action, Barrier):
             op = _record(OP, kind=BARRIER, stream=-1, reads=mask(action.issues), shared=shared)
         else:
@@ -233,8 +234,8 @@ class _Program:
         op["last"] = position + 1 == len(loop.actions)
         self.ops.append(op)
 
-    def add_stream(self, stream: Stream) -> int:
-        """Collect a stream; returns its number."""
+    def add_stream(self, stream: Stream, trips: NDArray[np.int64]) -> int:
+        """Collect a stream of a loop of so many trips in each item; returns its number."""
         tensor, chunking = stream.tensor, self.chunkings[stream.tensor]
         rows, cols = min(stream.tile_rows, tensor.rows), min(stream.tile_cols, tensor.cols)
         whole = (
@@ -243,10 +244,11 @@ class _Program:
             and tensor.cols % cols == 0
             and tensor.sizes is None
         )
-        table_at = -1
+        table_at, starts = -1, stream.start(self.kernel.items)
         if stream.table is not None:
             table_at = sum(len(table) for table in self.tables)
-            self.tables.append(stream.table)
+            table, starts = gone_through(stream.table, starts, trips)
+            self.tables.append(table)
         sizes_at = -1
         if tensor.sizes is not None:
             sizes_at = sum(len(sizes) for sizes in self.sizes)
@@ -273,8 +275,22 @@ class _Program:
             )
         )
         self.bases.append(stream.base(self.kernel.items))
-        self.starts.append(stream.start(self.kernel.items))
+        self.starts.append(starts)
         return len(self.bases) - 1
+
+
+def gone_through(
+    table: NDArray[np.int64], starts: NDArray[np.int64], trips: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What items touch of a table of which they touch little, and where in it each begins."""
+    if len(table) <= trips.sum():
+        return table, starts
+    begins, item = np.unique(starts, return_inverse=True)
+    longest = np.zeros_like(begins)
+    np.maximum.at(longest, item, trips)
+    at = np.cumsum(longest) - longest
+    touched = np.repeat(begins - at, longest) + np.arange(longest.sum())
+    return table[touched], at[item]
 
 
 def _limits_of(

@@ -10,9 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
+from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Chunking, Kernel, Loop, Stream, Tensor, chunk_tensors
 
 LONG = 2.0  # times the tile steps that are replayed in part: cheaper kernels are replayed whole
+FEW_TRIPS = 16  # of an item
+FEWER = 6  # times fewer steps tell as much of a pass whose items have the same few trips
+MANY_FILLINGS = 16  # of L2
 STEPS_A_CTA = 8  # that placing it, its setup and its end take as long as
 ACTIONS_A_STEP = 4  # that a step of a flash loop takes: two matmuls, a softmax and a wait
 
@@ -58,15 +62,16 @@ class Choice:
 
     `in_part` are those told by a part, with about what that costs at most; `cost` is what each
     one's replay takes, as `replay_cost` counts it; `chunkings` are the L2's of those that are
-    replayed whole.
+    replayed whole. More than `most` are too many to replay.
     """
 
+    most: float
     in_part: dict[Kernel, int]
     cost: dict[Kernel, int]
     chunkings: dict[Tensor, Chunking]
 
     @classmethod
-    def of(cls, kernels: Iterable[Kernel], most_steps: int | None) -> "Choice":
+    def of(cls, kernels: Iterable[Kernel], hw: HardwareProfile, most_steps: int | None) -> "Choice":
         """Kernels that cost over LONG times `most_steps` are told by a part that costs about that.
 
         First those that do by themselves, then those that do beside others: the costliest first, as
@@ -74,15 +79,28 @@ class Choice:
         rest; without `most_steps` all are replayed whole.
         """
         own = {kernel: own_cost(kernel) for kernel in kernels}
-        most = inf if most_steps is None else LONG * most_steps
-        whole = [kernel for kernel in own if kernel.irregular or own[kernel] <= most]
+        part = {
+            kernel: inf
+            if most_steps is None or kernel.irregular
+            else most_steps // (FEWER if _by_few_waves(kernel, hw) else 1)
+            for kernel in own
+        }
+        whole = [kernel for kernel in own if own[kernel] <= LONG * part[kernel]]
         while True:
             chunkings = chunk_tensors(whole)
             cost = {kernel: replay_cost(kernel, chunkings) for kernel in whole}
-            costliest = max((cost[k] for k in whole if not k.irregular), default=0)
-            if costliest <= most:
+            costly = [kernel for kernel in whole if cost[kernel] > LONG * part[kernel]]
+            if not costly:
                 break
-            whole = [k for k in whole if k.irregular or cost[k] < costliest]
-        in_part = {kernel: most_steps or 0 for kernel in own if kernel not in cost}
-        cost |= {kernel: min(own[kernel], part) for kernel, part in in_part.items()}
-        return cls(in_part, cost, chunkings)
+            costliest = max(costly, key=lambda kernel: cost[kernel])
+            whole.remove(costliest)
+        in_part = {kernel: int(part[kernel]) for kernel in own if kernel not in cost}
+        cost |= {kernel: min(own[kernel], most) for kernel, most in in_part.items()}
+        return cls(inf if most_steps is None else LONG * most_steps, in_part, cost, chunkings)
+
+
+def _by_few_waves(kernel: Kernel, hw: HardwareProfile) -> bool:
+    """Whether it is a pass whose waves are short and all alike, through far more than L2 holds."""
+    touched_bytes = sum(tensor.bytes for tensor in kernel.tensors)
+    short = kernel.is_uniform and kernel.most_trips <= FEW_TRIPS and not kernel.multiplies
+    return short and touched_bytes >= MANY_FILLINGS * hw.l2.capacity

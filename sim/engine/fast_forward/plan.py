@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from sim.engine.fast_forward.reduced import Grid, Scale, can_be_coarse, matrix_of
 from sim.inputs.hardware import HardwareProfile
-from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Load, Loop, Store, spread_over
+from sim.tile_program import IntArray, Kernel, Load, Loop, Store
 
 FEWEST_SMS, FEWEST_SHARE = 8, 6  # of the smaller of two forms: so many, or one in so many
 FEWEST_TRIPS = 16  # of its longest CTA
@@ -46,9 +46,9 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 
 def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scale]:
     """How much smaller to make it, twice; none where that is no smaller or another kernel."""
-    if kernel.items_per_cta > 1 and _is_uniform(kernel):  # its CTAs keep step, as waves show
+    if kernel.items_per_cta > 1 and kernel.is_uniform:  # its CTAs keep step, as waves show
         return []
-    sms, trips = hw.sm.count, int(_sampled_steps(kernel).max())
+    sms, trips = hw.sm.count, kernel.most_trips
     times = max(LEAST_TIMES, (BOTH * kernel.tile_steps / most_steps) ** 0.5)
     fewest = max(1, min(FEWEST_SMS, sms // FEWEST_SHARE))
     larger = max(2 * fewest, int(sms / times))
@@ -76,8 +76,8 @@ def grain_of(grid: Grid, most_steps: int) -> int:
     kernel = grid.kernel
     if not can_be_coarse(kernel):
         return 1
-    coarsest = int(_sampled_steps(kernel).max()) // COARSE_TRIPS
-    if _is_uniform(kernel):
+    coarsest = kernel.most_trips // COARSE_TRIPS
+    if kernel.is_uniform:
         waves = min(grid.waves, MOST_WAVES) * kernel.footprint.workers
         needed = waves * kernel.tile_steps // (grid.waves * most_steps)
     else:
@@ -87,19 +87,6 @@ def grain_of(grid: Grid, most_steps: int) -> int:
             coarsest = min(coarsest, kernel.tile_steps // spread)
     coarsest = 1 << max(0, coarsest.bit_length() - 1)  # powers of two cut most lengths evenly
     return int(min(coarsest, 1 << needed.bit_length()))
-
-
-def _sampled_steps(kernel: Kernel) -> IntArray:
-    """Tile steps of the items, or of as many as are looked at."""
-    sample = spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS)
-    steps: IntArray = kernel.trips_of(sample).sum(axis=0)
-    return steps
-
-
-def _is_uniform(kernel: Kernel) -> bool:
-    """Whether all items that do anything have the same trips."""
-    steps = _sampled_steps(kernel)
-    return bool(steps[steps > 0].min() == steps.max())
 
 
 @dataclass(frozen=True)
@@ -131,7 +118,7 @@ def plan_of(grid: Grid, hw: HardwareProfile, most_steps: int) -> Plan:
     """The part of a grid to replay in about so many tile steps."""
     kernel = grid.kernel
     is_pruned = any(stream.table is not None for stream in kernel.streams)
-    if _is_uniform(kernel) and not is_pruned:
+    if kernel.is_uniform and not is_pruned:
         return _first_waves(grid, most_steps)
     if grid.persistent:  # its periods are of heads that share keys: it runs these side by side
         periods, together = kernel.periods // kernel.sharing, 1

@@ -1,18 +1,21 @@
 """A long kernel's run: made smaller or coarser, replayed in part, and told whole."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from sim.engine.fast_forward.choice import own_cost
+from sim.engine.fast_forward.errors import errors_of
 from sim.engine.fast_forward.plan import grain_of, plan_of, scales_of
 from sim.engine.fast_forward.reduced import Grid, coarse, slower, smaller, smaller_device
 from sim.engine.fast_forward.told import Whole, completed, grown, hbm_bytes_of, whole_of
-from sim.engine.kernel_run import KernelRun
+from sim.engine.kernel_run import FastForward, KernelRun
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import Kernel, chunk_tensors
 
 FILLINGS = 8  # of L2 by what goes through HBM: half of them before anything is measured
+REPEATED = "repeated"  # the method of kernels that are told by those before them
 
 # What a kernel takes on a device from an empty L2; is told where to say how far it is.
 Replay = Callable[[Kernel, HardwareProfile, Callable[[int], None]], KernelRun]
@@ -49,6 +52,24 @@ def run_kernel(
         runs.append(run)
         wholes.append(whole.of_a_larger(kernel.tile_steps / form.tile_steps / scale.times**2))
     return completed(kernel, runs, grown(scales, wholes), hw, dtype)
+
+
+def repeated(run: KernelRun, before: KernelRun) -> KernelRun:
+    """What a kernel takes that does what two did before it, the later of which found L2 alike."""
+    errors, hbm_bytes = errors_of(REPEATED), hbm_bytes_of(run)
+    time_scatter = abs(before.time_s / run.time_s - 1.0)
+    hbm_scatter = abs(hbm_bytes_of(before) - hbm_bytes) / max(hbm_bytes, 1)
+    skipped = FastForward(
+        steps_skipped=run.kernel.tile_steps,
+        time_error=errors.time.estimate(time_scatter),
+        hbm_error=errors.hbm.estimate(hbm_scatter),
+        replayed_s=run.time_s,
+        times_smaller=1.0,
+        method=REPEATED,
+        time_scatter=time_scatter,
+        hbm_scatter=hbm_scatter,
+    )
+    return replace(run, fast_forward=skipped)
 
 
 def _beyond(progress: Callable[[int], None], done: int, tile_steps: int) -> None:

@@ -39,6 +39,7 @@ from sim.tile_program import (
     Store,
     Stream,
     Tensor,
+    like,
     once,
 )
 
@@ -92,10 +93,8 @@ def choice(
         eager_pass("mask blocks", [found], [found]),
         eager_pass("blocks to int32", [found], [chosen]),
     ]
-    kernels: list[Kernel] = []
-    for part in parts:
-        kernels += [_scores_kernel(w, hw, of, part, lse, scores), *after_scores]
-    return kernels
+    scored = [_scores_kernel(w, hw, of, part, lse, scores) for part in parts]
+    return [kernel for one in scored for kernel in (like(scored[0], one), *after_scores)]
 
 
 def _scores_kernel(

@@ -18,6 +18,7 @@ SM fill the time. A slash that reaches beyond the first key has its range left o
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,22 +81,23 @@ class Lines:
     """Verticals (keys) and slashes (distances), and what of them a block of query rows visits.
 
     Block r of query rows visits the key blocks r - b for all `behind` b up to r, and the columns
-    columns[starts[r]:starts[r + 1]].
+    columns[starts[r]:starts[r + 1]]; there are `rows` such blocks.
     """
 
-    def __init__(self, verticals: IntArray, slashes: IntArray) -> None:
-        self.verticals, self.slashes = verticals, slashes
+    def __init__(self, verticals: IntArray, slashes: IntArray, rows: int) -> None:
+        self.verticals, self.slashes, self.rows = verticals, slashes, rows
         self.behind = np.sort(blocks_up(_begins(slashes), BLOCK)) - 1
 
     def key_blocks(self, row: IntArray) -> IntArray:
         """How many key blocks each block of query rows visits."""
         return np.searchsorted(self.behind, row, side="right").astype(np.int64)
 
-    def columns(self, rows: int) -> tuple[IntArray, IntArray]:
-        """The columns of the blocks of query rows 0 to rows - 1, and where each block's begin."""
-        apart = np.arange(rows)[:, None] - self.verticals // BLOCK
-        visited = np.zeros(rows, bool)
-        visited[self.behind[self.behind < rows]] = True
+    @cached_property
+    def columns(self) -> tuple[IntArray, IntArray]:
+        """The columns of all blocks of query rows, and where each block's begin."""
+        apart = np.arange(self.rows)[:, None] - self.verticals // BLOCK
+        visited = np.zeros(self.rows, bool)
+        visited[self.behind[self.behind < self.rows]] = True
         kept: NDArray[np.bool_] = (apart >= 0) & ~visited[np.maximum(apart, 0)]
         starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
         return np.broadcast_to(self.verticals, kept.shape)[kept], starts
@@ -231,7 +233,7 @@ class SparseAttention:
     def _vertical_loops(self, q_bytes: int, kv: tuple[Tensor, Tensor]) -> tuple[Loop, Loop]:
         """The gathering of the verticals that no such block has, and the steps over them."""
         w, cta, grid = self.w, self.cta, self.grid
-        columns, starts = self.lines.columns(grid.sides[0])
+        columns, starts = self.lines.columns
 
         def column_count(items: IntArray) -> IntArray:
             return np.diff(starts)[grid.at(items)[0]]
