@@ -13,13 +13,14 @@ from typing import Any
 
 from sim import simulate
 from sim.inputs.hardware import load_profile
-from sim.inputs.shapes import MODELS
+from sim.inputs.models import MODELS
 from sim.inputs.workload import WorkloadTable
 from sim.runs.record import Record
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
 from sim.schedules.infinite_hip import InfiniteHip
-from sim.whole_model.passes import ModelPass, decode_pass, prefill, replay
+from sim.whole_model.passes import ModelPass, model_pass, replay
+from sim.whole_model.setting import Setting
 
 HIP = "arXiv 2406.09827, appendix, k = 512"
 INFINITE_HIP = "arXiv 2502.08910, Table 3"
@@ -245,11 +246,13 @@ def whole_models() -> Iterator[Row]:
         ("a100-sxm-40gb", 1088, 13.3, "75 tokens/s, johnmusgrave.com"),
     ):
         schedule = make_schedule({"name": "flash_decoding"}, "published")
-        one = decode_pass(MODELS["llama-3-8b"], load_profile(gpu), schedule, 1, tokens)
+        setting = Setting(MODELS["llama-3-8b"], load_profile(gpu), schedule)
+        one = model_pass(setting, "decode", tokens)
         ours = 1e3 * pass_s(one)
         yield f"Llama-3.1 8B, {gpu}, a token of one request", published, ours, "ms", source
     schedule = make_schedule({"name": "flash3"}, "published")
-    one = prefill(MODELS["llama-3.1-405b"], load_profile("h100-sxm"), schedule, 1_000_000)
+    setting = Setting(MODELS["llama-3.1-405b"], load_profile("h100-sxm"), schedule)
+    one = model_pass(setting, "prefill", 1_000_000)
     source = "arXiv 2411.01783"
     yield "Llama-3 405B, 1M tokens, 128 H100s", 77.0, pass_s(one) / 128, "s", source
 

@@ -23,7 +23,7 @@ WHOLE_MODEL: tuple[Kind, ...] = ("fit", "model", "serving")  # they ask about wh
 # What makes the question of a file about whole models; imported only where it is asked for.
 _QUESTIONS = {
     "fit": ("sim.whole_model.fit", "FitQuestion"),
-    "model": ("sim.whole_model.prefill", "ModelQuestion"),
+    "model": ("sim.whole_model.model", "ModelQuestion"),
     "serving": ("sim.whole_model.serving", "ServingQuestion"),
 }
 

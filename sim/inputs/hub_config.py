@@ -219,7 +219,9 @@ class HubConfig(BaseModel):
             latent_dim=self.kv_lora_rank,
             rope_dim=self.qk_rope_head_dim if self.kv_lora_rank else 0,
             mlp_matrices=self.family.mlp_matrices,
+            experts=self.num_experts or 1,
             experts_per_token=experts,
+            shared_experts=self.shared_experts if self.num_experts else 0,
             tied_embeddings=self.is_tied,
         )
 

@@ -15,10 +15,11 @@ class ModelShape:
     `local_window` tokens alone; workloads of it are those of the others.
 
     `hidden` is the width of the residual stream, `mlp` that of the MLP's inside, of one expert
-    where there are several, of which a token passes through `experts_per_token` (routed and
-    shared). An MLP has `mlp_matrices` matrices of hidden x mlp: 3 where it is gated. `vocab` counts
-    tokens; with `tied_embeddings` one matrix embeds and projects to logits. `parameters` counts all
-    of them, `active_parameters` those that a token uses (all, unless there are experts).
+    where there are several: a token passes through `experts_per_token`, of which all tokens share
+    `shared_experts` and the others are of the `experts` that it is routed to. An MLP has
+    `mlp_matrices` matrices of hidden x mlp: 3 where it is gated. `vocab` counts tokens; with
+    `tied_embeddings` one matrix embeds and projects to logits. `parameters` counts all of them,
+    `active_parameters` those that a token uses (all, unless there are experts).
 
     `source` says where the figures were published.
     """
@@ -41,7 +42,9 @@ class ModelShape:
     local_layers: int = 0
     local_window: int | None = None
     mlp_matrices: int = 3
+    experts: int = 1
     experts_per_token: int = 1
+    shared_experts: int = 0
     tied_embeddings: bool = False
 
     @property
@@ -50,3 +53,9 @@ class ModelShape:
         if self.latent_dim:
             return self.latent_dim + self.rope_dim
         return 2 * self.kv_heads * self.head_dim
+
+    def parameters_used(self, tokens: int) -> float:
+        """Parameters that so many tokens use in all, where each is routed to experts by chance."""
+        routed = self.experts_per_token - self.shared_experts
+        missed = (1 - routed / self.experts) ** (tokens - 1)
+        return self.parameters - (self.parameters - self.active_parameters) * missed

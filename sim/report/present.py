@@ -16,7 +16,7 @@ DRAWN_BY = {
     "sim.runs.answer": "sim.report.records",
     "sim.runs.difference": "sim.report.difference",
     "sim.whole_model.fit": "sim.report.fit",
-    "sim.whole_model.prefill": "sim.report.prefill",
+    "sim.whole_model.model": "sim.report.model",
     "sim.whole_model.serving": "sim.report.serving",
     "sim.explore.search": "sim.report.search",
     "sim.explore.sensitivity": "sim.report.sensitivity",

@@ -20,7 +20,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,7 +34,14 @@ from sim.schedules.base import Schedule
 from sim.whole_model.asked import ScheduleTable
 from sim.whole_model.capacity import MOST_TOKENS, longest_context, memory
 from sim.whole_model.moments import USES, Memory, Use
-from sim.whole_model.setting import CHUNK, RESERVE_BYTES, Parallel, Setting, Weights
+from sim.whole_model.setting import (
+    CHUNK,
+    RESERVE_BYTES,
+    Parallel,
+    Setting,
+    Stored,
+    cache_dtype,
+)
 
 
 class FitRow(BaseModel):
@@ -49,8 +56,8 @@ class FitRow(BaseModel):
     hardware: str
     label: str = ""
     schedule: ScheduleTable | None = None
-    weights: Weights = "bf16"
-    kv_dtype: Literal["fp16", "bf16", "fp8", "int8", "int4"] = "bf16"
+    weights: Stored = "bf16"
+    kv_dtype: Stored = "bf16"
     batch: Count = 1
     context: Count | None = None
     gpus: Count = 1
@@ -71,7 +78,7 @@ class FitRow(BaseModel):
             str(named or ""),
             "" if self.weights == "bf16" else self.weights,
         ]
-        if self.kv_dtype not in ("fp16", "bf16"):
+        if cache_dtype(self.kv_dtype):
             parts.append(f"KV {self.kv_dtype}")
         if self.gpus > 1:
             parts.append(f"{self.gpus} GPUs, {self.parallel}")
@@ -88,7 +95,7 @@ class FitRow(BaseModel):
                 hardware=hardware,
                 schedule=schedule,
                 weights=self.weights,
-                kv_dtype=None if self.kv_dtype in ("fp16", "bf16") else self.kv_dtype,
+                kv_dtype=cache_dtype(self.kv_dtype),
                 batch=self.batch,
                 gpus=self.gpus,
                 parallel=self.parallel,

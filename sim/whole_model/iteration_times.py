@@ -25,7 +25,8 @@ from sim.runs.job import Progress
 from sim.runs.scenario import Limits
 from sim.schedules.base import Schedule
 from sim.whole_model.attention import roomy
-from sim.whole_model.passes import Matrices, decode_pass, prefill, replay
+from sim.whole_model.passes import Matrices, model_pass, replay
+from sim.whole_model.setting import Setting
 
 SHORTEST = 16  # tokens; whatever is shorter takes as long
 
@@ -111,8 +112,9 @@ def iteration_times(
     """
     lengths, batches = doublings(SHORTEST, longest), doublings(1, max_batch)
     shape, large = served.shape, roomy(served.hardware)
-    passes = [prefill(shape, large, served.prefill, tokens) for tokens in lengths] + [
-        decode_pass(shape, large, served.decode, batch, tokens)
+    prompt = Setting(shape, large, served.prefill)
+    passes = [model_pass(prompt, "prefill", tokens) for tokens in lengths] + [
+        model_pass(Setting(shape, large, served.decode, batch=batch), "decode", tokens)
         for batch in batches
         for tokens in lengths
     ]

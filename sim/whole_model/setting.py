@@ -22,14 +22,20 @@ from sim.schedules.base import Schedule, blocks
 from sim.schedules.parts.kv_cache import row_bytes
 
 Parallel = Literal["tensor", "pipeline", "context"]
-Weights = Literal["fp16", "bf16", "fp8", "int8", "int4"]
+Stored = Literal["fp16", "bf16", "fp8", "int8", "int4"]
+
+
+def cache_dtype(stored: Stored) -> KvDtype | None:
+    """The KV cache's dtype, where it is not that of the activations."""
+    return None if stored in ("fp16", "bf16") else stored
+
 
 ELEMENT_BYTES = 2  # of activations, embeddings and whatever is not quantised
 # Bits of 128 weights. int8 and int4 as GPTQ and AWQ store them, in groups of 128 with a scale of 16
 # bits and a zero point as wide as a weight (AutoGPTQ, qlinear: qweight, qzeros, scales); fp8 has a
 # scale a tensor. The embedding and the projection to logits stay in 16 bits in all of them.
 GROUP = 128
-GROUP_BITS: dict[Weights, int] = {
+GROUP_BITS: dict[Stored, int] = {
     "fp16": 16 * GROUP,
     "bf16": 16 * GROUP,
     "fp8": 8 * GROUP,
@@ -60,7 +66,7 @@ class Setting:
     model: ModelShape
     hardware: HardwareProfile
     schedule: Schedule | None = None
-    weights: Weights = "bf16"
+    weights: Stored = "bf16"
     kv_dtype: KvDtype | None = None
     batch: int = 1
     gpus: int = 1

@@ -24,10 +24,10 @@ from sim.whole_model.iteration_times import (
     doublings,
     iteration_times,
 )
-from sim.whole_model.passes import decode_pass, prefill, replay
+from sim.whole_model.passes import model_pass, replay
 from sim.whole_model.server import Request, Server, Service
 from sim.whole_model.serving import Lengths, ServingAnswer, ServingQuestion, draw_traffic
-from sim.whole_model.setting import RESERVE_BYTES
+from sim.whole_model.setting import RESERVE_BYTES, Setting
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "serving.toml"
 H100 = load_profile("h100-sxm")
@@ -222,10 +222,10 @@ def replayed(one: Any) -> float:
 @pytest.mark.parametrize(("batch", "length"), [(1, 16), (8, 1024), (64, 4096)])
 def test_on_the_grid_times_are_replays(times, batch, length):
     of = served()
-    decoding = decode_pass(of.shape, H100, of.decode, batch, length)
+    decoding = model_pass(Setting(of.shape, H100, of.decode, batch=batch), "decode", length)
     assert times.decode_s(batch, length) == pytest.approx(replayed(decoding))
     assert times.prefill_s([length]) == pytest.approx(
-        replayed(prefill(of.shape, H100, of.prefill, length))
+        replayed(model_pass(Setting(of.shape, H100, of.prefill), "prefill", length))
     )
 
 
@@ -234,10 +234,10 @@ def test_on_the_grid_times_are_replays(times, batch, length):
 )
 def test_between_they_are_within_three_per_cent(times, batch, length):
     of = served()
-    decoding = decode_pass(of.shape, H100, of.decode, batch, length)
+    decoding = model_pass(Setting(of.shape, H100, of.decode, batch=batch), "decode", length)
     assert times.decode_s(batch, length) == pytest.approx(replayed(decoding), rel=0.03)
     assert times.prefill_s([length]) == pytest.approx(
-        replayed(prefill(of.shape, H100, of.prefill, length)), rel=0.03
+        replayed(model_pass(Setting(of.shape, H100, of.prefill), "prefill", length)), rel=0.03
     )
 
 

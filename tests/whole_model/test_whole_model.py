@@ -19,8 +19,10 @@ from sim.inputs.shapes import ModelShape
 from sim.report.present import save, show
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.whole_model.passes import Matrices, ModelPass, PassTime, decode_pass, prefill, replay
-from sim.whole_model.prefill import ModelQuestion
+from sim.whole_model.exchange import exchange_s
+from sim.whole_model.model import ModelQuestion
+from sim.whole_model.passes import Matrices, ModelPass, PassTime, model_pass, replay
+from sim.whole_model.setting import Setting
 
 H100 = load_profile("h100-sxm")
 DENSE = [shape for shape in MODELS.values() if shape.parameters == shape.active_parameters]
@@ -29,6 +31,10 @@ SCENARIO = Path(__file__).parents[2] / "scenarios" / "context_windows.toml"
 
 def schedule(name: str, **options: Any) -> Any:
     return make_schedule({"name": name, **options}, "a test")
+
+
+def setting(name: str, of: Any = None, **changes: Any) -> Setting:
+    return Setting(MODELS[name], changes.pop("hardware", H100), of, **changes)
 
 
 def time_of(one: ModelPass) -> PassTime:
@@ -94,7 +100,7 @@ def test_attention_is_every_layers_as_the_scenario_replays_it_but_for_the_first_
         hardware="h100-sxm",
         schedule="flash2",
     )
-    time = time_of(prefill(MODELS["llama-3-8b"], H100, schedule("flash2"), 2000))
+    time = time_of(model_pass(setting("llama-3-8b", schedule("flash2")), "prefill", 2000))
     assert time.attention_s == pytest.approx(32 * (record.time_s - 3e-6))
     assert time.attention_hbm_bytes == 32 * record.hbm_bytes
     assert time.time_s == time.attention_s + time.dense_s
@@ -102,7 +108,7 @@ def test_attention_is_every_layers_as_the_scenario_replays_it_but_for_the_first_
 
 def test_a_decode_pass_reads_the_whole_cache_once():
     batch, tokens = 8, 4096
-    decoding = decode_pass(MODELS["llama-3-8b"], H100, schedule("decode"), batch, tokens)
+    decoding = model_pass(setting("llama-3-8b", schedule("decode"), batch=batch), "decode", tokens)
     cache = 32 * 2 * 8 * 128 * 2 * batch * tokens
     rows = 32 * 2 * 32 * 128 * 2 * batch  # Q and O
     statistics = 32 * 32 * 4 * batch
@@ -112,18 +118,124 @@ def test_a_decode_pass_reads_the_whole_cache_once():
 
 
 def test_a_sliding_window_is_the_models_own():
-    decoding = decode_pass(MODELS["mistral-7b"], H100, schedule("decode"), 1, 8192)
+    decoding = model_pass(setting("mistral-7b", schedule("decode"), batch=1), "decode", 8192)
     assert decoding.workload.window == 4096
     assert time_of(decoding).attention_hbm_bytes < 32 * 2 * 8 * 128 * 2 * 4300
 
 
 def test_of_a_million_tokens_a_part_is_replayed_and_the_error_told():
-    one = prefill(MODELS["llama-3-8b"], H100, schedule("flash3"), 2**20)
+    one = model_pass(setting("llama-3-8b", schedule("flash3")), "prefill", 2**20)
     time = time_of(one)
     assert 0 < time.attention_error < 0.05
-    short = time_of(prefill(MODELS["llama-3-8b"], H100, schedule("flash3"), 2**14))
+    short = time_of(model_pass(setting("llama-3-8b", schedule("flash3")), "prefill", 2**14))
     assert short.attention_error == 0
     assert time.attention_s == pytest.approx(64**2 * short.attention_s, rel=0.1)
+
+
+# Several GPUs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [2, 8])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_of_tensor_parallelism_each_gpu_has_its_share(phase, gpus):
+    one = model_pass(setting("llama-3-8b"), phase, 4096)
+    shared = model_pass(setting("llama-3-8b", gpus=gpus), phase, 4096)
+    assert (shared.workload.heads, shared.workload.kv_heads) == (32 // gpus, 8 // gpus)
+    assert shared.dense_s == pytest.approx(one.dense_s / gpus)
+    assert one.exchange_s == 0 < shared.exchange_s
+    alone, together = time_of(one), time_of(shared)
+    assert together.attention_hbm_bytes == pytest.approx(alone.attention_hbm_bytes, rel=0.02)
+    assert together.attention_s < alone.attention_s
+
+
+def test_an_all_reduce_takes_what_the_schedules_transfers_do():
+    """Of the attention's projected result, as `tensor_parallel` has it on four GPUs."""
+    workload = {"heads": 32, "kv_heads": 8, "head_dim": 128, "seq_len": 2048, "causal": True}
+    workload["dtype"] = "bf16"
+    (both,) = simulate(
+        workload=workload, hardware="h100-sxm", schedule={"name": "tensor_parallel", "gpus": 4}
+    )
+    workload |= {"heads": 8, "kv_heads": 2}
+    (alone,) = simulate(workload=workload, hardware="h100-sxm", schedule="flash2")
+    asked = setting("llama-3-8b", gpus=4)
+    in_model = exchange_s(asked, 2048)
+    assert in_model / (32 * 2) == pytest.approx(both.time_s - alone.time_s, rel=0.01)
+
+
+def test_what_is_small_is_summed_in_one_shot():
+    """A token's 8 kB on eight GPUs: one latency and seven times the bytes, not fourteen latencies."""
+    links = H100.calibration.links
+    shot_s = 7 * 8192 / (H100.links.peer * links.sustained) + links.latency
+    assert exchange_s(setting("llama-3-8b", gpus=8), 1) == pytest.approx(64 * shot_s)
+
+
+def test_a_pipeline_takes_as_long_as_one_gpu_and_the_ways_between():
+    one = model_pass(setting("llama-3-8b"), "decode", 4096)
+    stages = model_pass(setting("llama-3-8b", gpus=3, parallel="pipeline"), "decode", 4096)
+    assert stages.workload == one.workload
+    assert stages.dense_s == one.dense_s
+    links = H100.calibration.links
+    hop_s = 4096 * 2 / (H100.links.peer * links.sustained) + links.latency
+    assert stages.exchange_s == pytest.approx(2 * hop_s)
+
+
+def test_beyond_a_node_the_ring_waits_for_the_network():
+    nodes = {"links.node_gpus": 8, "links.network": 50e9}
+    far = H100.with_figures(nodes)
+    within, beyond = (
+        exchange_s(setting("llama-3.1-405b", hardware=far, gpus=gpus), 8192) for gpus in (8, 16)
+    )
+    assert beyond > 3 * within
+
+
+# How it is stored ------------------------------------------------------------------------------
+
+
+def test_a_token_takes_the_bytes_of_the_weights_as_they_are_stored():
+    """16 bits of the LM head, and of 128 other weights 4 bits each and a scale and zero point."""
+    shape = MODELS["llama-3-8b"]
+    head = shape.vocab * shape.hidden
+    layers = shape.parameters - 2 * head
+    bits = {"bf16": 16, "fp8": 8, "int8": 8 + 24 / 128, "int4": 4 + 20 / 128}
+    for weights, of_weight in bits.items():
+        one = model_pass(setting("llama-3-8b", weights=weights), "decode", 1000)
+        assert one.dense_s == pytest.approx((layers * of_weight / 8 + 2 * head) / (3.35e12 * 0.9))
+
+
+def test_many_tokens_are_multiplied_in_fp8_only_where_weights_are_stored_so():
+    times = {
+        weights: model_pass(setting("llama-3-8b", weights=weights), "prefill", 8192).dense_s
+        for weights in ("bf16", "fp8", "int4")
+    }
+    assert times["int4"] == times["bf16"]
+    assert 0.4 * times["bf16"] < times["fp8"] < 0.8 * times["bf16"]
+
+
+def test_logits_of_all_tokens_multiply_the_head_by_each():
+    last, every = (
+        model_pass(setting("llama-3-8b"), "prefill", 8192, logits) for logits in ("last", "all")
+    )
+    head = 128256 * 4096
+    more_s = roof_s(head, 8192) - roof_s(head, 1)
+    assert every.dense_s - last.dense_s == pytest.approx(more_s)
+    decoding = setting("llama-3-8b", batch=16)
+    assert (
+        model_pass(decoding, "decode", 100, "all").dense_s
+        == model_pass(decoding, "decode", 100).dense_s
+    )
+
+
+@given(st.integers(1, 500))
+def test_experts_are_missed_by_chance(tokens):
+    """Of 128 a token goes to 4; by simulation's mean, each expert is missed (1 - 4 / 128)^T."""
+    shape = MODELS["gpt-oss-120b"]
+    experts = (shape.parameters - shape.active_parameters) / (1 - 4 / 128)
+    expected = shape.parameters - experts * (1 - 4 / 128) ** tokens
+    assert shape.parameters_used(tokens) == pytest.approx(expected)
+    assert MODELS["llama-3-8b"].parameters_used(tokens) == MODELS["llama-3-8b"].parameters
+
+
+# The question ----------------------------------------------------------------------------------
 
 
 def tables(**row: Any) -> dict[str, Any]:
@@ -143,29 +255,59 @@ def test_an_answer_says_what_a_prefill_takes_and_costs(tmp_path, capsys):
     data["model"].append({"model": "gpt3-175b", "proxy_of": "a closed one", "seq_len": 512})
     answer = question(data).answer()
     own, proxy = answer.rows
-    assert (own.seq_len, own.schedule, own.gpus) == (1024, "flash2", 1)
+    assert (own.seq_len, own.schedule, own.gpus_needed) == (1024, "flash2", 1)
     assert own.kv_bytes == 12 * 2 * 12 * 64 * 2 * 1024
     assert own.parameter_bytes == pytest.approx(2 * 124.4e6, rel=0.01)
     assert own.time is not None
     assert own.price_per_million_tokens == pytest.approx(1e-3 * own.time.time_s / 1024 * 1e6)
     assert (proxy.label, proxy.model) == ("a closed one", "gpt3-175b")
-    assert proxy.gpus == ceil((proxy.parameter_bytes + proxy.kv_bytes) / (80 * 2**30)) == 5
+    assert proxy.gpus_needed == ceil((proxy.parameter_bytes + proxy.kv_bytes) / (80 * 2**30)) == 5
     show(answer)
     printed = capsys.readouterr().out
     assert "gpt3-175b, a proxy" in printed
     assert "$" in printed
     save(answer, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "prefill.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "passes.png"}
     saved = (tmp_path / "results.json").read_text()
     assert saved == answer.json() == question(data).answer().json()
     first = json.loads(saved)["models"][0]
     assert first["time"]["attention_s"] == own.time.attention_s
 
 
+def test_decoding_on_several_gpus_is_a_row_like_any_other(tmp_path, capsys):
+    row = {"model": "llama-3-70b", "phase": "decode", "batch": 8, "seq_len": 4096}
+    rows = [{**row, "gpus": gpus, "label": f"{gpus} GPUs"} for gpus in (1, 4)]
+    rows.append({**row, "weights": "int4", "kv_dtype": "fp8", "label": "int4"})
+    answer = question({**tables(), "model": rows}).answer()
+    one, four, int4 = answer.rows
+    assert (one.tokens, one.gpus_needed, int4.gpus_needed) == (8, 2, 1)
+    assert one.kv_bytes == four.kv_bytes == 2 * int4.kv_bytes == 8 * 4096 * 80 * 2 * 8 * 128 * 2
+    assert one.schedule == "flash_decoding"
+    for row in answer.rows:
+        assert row.tokens_per_s == pytest.approx(8 / row.time.time_s)
+        price = 1e-3 * row.gpus * row.time.time_s / 8 * 1e6
+        assert row.price_per_million_tokens == pytest.approx(price)
+    assert one.time.time_s / 4 < four.time.time_s < one.time.time_s / 2
+    show(answer)
+    printed = capsys.readouterr().out
+    for part in ("decode", "exchanges", "4, tensor", "tokens/s"):
+        assert part in printed
+    save(answer, tmp_path)
+    saved = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert saved[1]["time"]["exchange_s"] == four.time.exchange_s
+
+
+def test_latent_attention_decodes_by_its_own_schedule():
+    (row,) = question(tables(model="kimi-k2", phase="decode", seq_len=4096)).answer().rows
+    assert row.schedule == "mla"
+    assert row.kv_bytes == 61 * 4096 * 576 * 2
+    assert row.time is not None
+
+
 def test_the_longer_the_context_the_more_of_the_time_is_attention():
     shares = []
     for tokens in (512, 2048, 8192, 32768):
-        time = time_of(prefill(MODELS["llama-3-8b"], H100, schedule("flash2"), tokens))
+        time = time_of(model_pass(setting("llama-3-8b", schedule("flash2")), "prefill", tokens))
         shares.append(time.attention_share)
     assert shares == sorted(shares)
 
@@ -195,6 +337,10 @@ def test_a_layer_that_does_not_fit_is_a_result(capsys, tmp_path):
     [
         ({"model": "gpt-2"}, ["mine.toml: model.0.model", "did you mean 'gpt2'?"]),
         ({"tokens": 3}, ["model.0.tokens: unknown key"]),
+        ({"phase": "training"}, ['model.0.phase = "training"', "'prefill' or 'decode'"]),
+        ({"gpus": 5}, ["gpus = 5: gpt2 has 12 heads"]),
+        ({"gpus": 2, "parallel": "context"}, ['model.0.parallel = "context"', "'pipeline'"]),
+        ({"logits": "none"}, ["model.0.logits", "'last' or 'all'"]),
         ({"seq_len": 0}, ["model.0.seq_len = 0"]),
         ({"schedule": "flash9"}, ["no such schedule", "did you mean"]),
         ({"schedule": {"name": "ring", "gpus": 2}}, ["a schedule of one GPU was expected"]),

@@ -1,0 +1,144 @@
+"""The table and the figure of a `[[model]]` question."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.inputs.files import save_text
+from sim.inputs.units import show, show_binary
+from sim.report import present
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
+from sim.report.table import new_table, show_table
+from sim.whole_model.model import ModelAnswer, ModelRow
+from sim.whole_model.passes import PassTime
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of the table: its heading, a row's text there, and whether it is left out where all agree."""
+
+    heading: str
+    text: Callable[[ModelRow], str]
+    plain: str | None = None  # what is not worth a column, where every row has it
+
+
+def _of_time(text: Callable[[PassTime], str]) -> Callable[[ModelRow], str]:
+    return lambda row: text(row.time) if row.time else ""
+
+
+def _shared(row: ModelRow) -> str:
+    return f"{row.gpus}, {row.parallel}" if row.gpus > 1 else "1"
+
+
+def _price(row: ModelRow) -> str:
+    price = row.price_per_million_tokens
+    return "" if price is None else f"${price:.3g}"
+
+
+_COLUMNS = (
+    Column("setting", lambda row: row.label),
+    Column("model", lambda row: f"{row.model}, a proxy" if row.proxy_of else row.model),
+    Column("phase", lambda row: row.phase, "prefill"),
+    Column("batch", lambda row: f"{row.batch:,}", "1"),
+    Column("context", lambda row: f"{row.seq_len:,}"),
+    Column("weights", lambda row: show(row.parameter_bytes, "B")),
+    Column("KV cache", lambda row: show(row.kv_bytes, "B")),
+    Column("GPUs needed", lambda row: str(row.gpus_needed)),
+    Column("GPUs", _shared, "1"),
+    Column("time", lambda row: show(row.time.time_s, "s") if row.time else "out of memory"),
+    Column("attention", _of_time(lambda time: show(time.attention_s, "s"))),
+    Column("matrices", _of_time(lambda time: show(time.dense_s, "s"))),
+    Column("exchanges", _of_time(lambda time: show(time.exchange_s, "s")), "0 s"),
+    Column("attention's share", _of_time(lambda time: f"{time.attention_share:.0%}")),
+    Column("tokens/s", lambda row: f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else ""),
+    Column("a million tokens", _price, ""),
+)
+
+
+@present.show.register
+def show_passes(answer: ModelAnswer) -> None:
+    """A row a model; what stands for another one says so."""
+    texts = {c: [c.text(row) for row in answer.rows] for c in _COLUMNS}
+    told = [c for c in _COLUMNS if c.plain is None or set(texts[c]) - {c.plain, ""}]
+    table = new_table(
+        f"{answer.title} ({answer.hardware.profile.title})",
+        *(column.heading for column in told),
+        numeric_from=2,
+    )
+    for number in range(len(answer.rows)):
+        table.add_row(*(texts[column][number] for column in told))
+    show_table(table)
+    for row in answer.rows:
+        if row.reason:
+            print(f"{row.label}: out of memory: {row.reason}")
+        if row.time and row.time.attention_error:
+            error = row.time.attention_error
+            print(
+                f"{row.label}: attention is fast-forwarded, with an estimated error of {error:.1%}"
+            )
+
+
+@present.save.register
+def save_passes(answer: ModelAnswer, out: Path) -> None:
+    """Leave results.json and the figure in the folder `out`."""
+    save_text(answer.json(), out / "results.json")
+    save_figure(passes_figure(answer), out / "passes.png")
+
+
+def passes_figure(answer: ModelAnswer) -> "Figure":
+    """Above, what times are made of; below, weights and cache against HBM's capacity."""
+    profile = answer.hardware.profile
+    figure, (above, below) = new_figure(
+        f"Whole models on {profile.title}\n{answer.title}", panels=2
+    )
+    times = [row.time for row in answer.rows]
+    parts = {
+        "attention": [time.attention_s if time else 0.0 for time in times],
+        "matrices": [time.dense_s if time else 0.0 for time in times],
+        "exchanges": [time.exchange_s if time else 0.0 for time in times],
+    }
+    _points(above, {name: parts[name] for name in parts if any(parts[name])})
+    held = {
+        "KV cache": [row.kv_bytes / 2**30 for row in answer.rows],
+        "weights": [row.parameter_bytes / 2**30 for row in answer.rows],
+    }
+    _points(below, held)
+    above.set_ylabel("time [s]")
+    below.set_ylabel("in HBM [GiB]")
+    capacity = profile.hbm.capacity / 2**30
+    below.axhline(capacity, color=GREY, linewidth=1)
+    below.annotate(
+        f"one GPU {show_binary(profile.hbm.capacity)}",
+        (0, capacity),
+        (2, 2),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=8,
+        color="#666666",
+    )
+    above.set_xticklabels([])
+    below.set_xticks(range(len(answer.rows)), [_name(row) for row in answer.rows], fontsize=7)
+    return figure
+
+
+def _name(row: ModelRow) -> str:
+    proxy = f"\n({row.model})" if row.proxy_of else ""
+    return f"{row.label}\n{row.seq_len:,}{proxy}"
+
+
+def _points(ax: "Axes", parts: dict[str, list[float]]) -> None:
+    """Each row's parts above one another, on a logarithmic axis."""
+    for number, (name, heights) in enumerate(parts.items()):
+        style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number]}
+        places = [n for n, height in enumerate(heights) if height]
+        ax.plot(places, [heights[n] for n in places], linestyle="none", label=name, **style)
+    ax.set_xticks(range(max(map(len, parts.values()), default=0)))
+    if parts:
+        ax.set_yscale("log")
+        plain_decades(ax.yaxis)
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(parts))
