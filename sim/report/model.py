@@ -141,4 +141,5 @@ def _points(ax: "Axes", parts: dict[str, list[float]]) -> None:
     if parts:
         ax.set_yscale("log")
         plain_decades(ax.yaxis)
-        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(parts))
+        ax.margins(x=0.08)
+        ax.legend(frameon=False, fontsize=8)

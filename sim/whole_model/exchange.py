@@ -34,9 +34,8 @@ def exchange_s(setting: Setting, tokens: int) -> float:
     if gpus == 1 or setting.parallel == "context":
         return 0.0
     if setting.parallel == "tensor":
-        return (
-            setting.model.layers * ALL_REDUCES * all_reduce_s(setting.hardware, gpus, stream_bytes)
-        )
+        sum_s = all_reduce_s(setting.hardware, gpus, stream_bytes)
+        return setting.model.layers * ALL_REDUCES * sum_s
     return sum(sent_s(link, stream_bytes) for link in ring(setting.hardware, gpus)[:-1])
 
 

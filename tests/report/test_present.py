@@ -12,7 +12,7 @@ from sim.report.present import DRAWN_BY, save, show
 from sim.runs.answer import ScenarioAnswer
 from sim.runs.difference import Comparison
 from sim.whole_model.fit import FitAnswer
-from sim.whole_model.prefill import ModelAnswer
+from sim.whole_model.model import ModelAnswer
 from sim.whole_model.serving import ServingAnswer
 
 SAVED = (ScenarioAnswer, FitAnswer, ModelAnswer, ServingAnswer, SearchAnswer, Sensitivity)

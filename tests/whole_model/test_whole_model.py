@@ -163,7 +163,7 @@ def test_an_all_reduce_takes_what_the_schedules_transfers_do():
 
 
 def test_what_is_small_is_summed_in_one_shot():
-    """A token's 8 kB on eight GPUs: one latency and seven times the bytes, not fourteen latencies."""
+    """A token's 8 kB on eight GPUs: seven times the bytes, but one latency where a ring has 14."""
     links = H100.calibration.links
     shot_s = 7 * 8192 / (H100.links.peer * links.sustained) + links.latency
     assert exchange_s(setting("llama-3-8b", gpus=8), 1) == pytest.approx(64 * shot_s)
