@@ -31,7 +31,8 @@ class AttentionWorkload:
     forward and one backward; `tokens` are decoded one after the other, each with a cache of seq_kv.
     `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
     `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
-    elements each (V padded to it).
+    elements each (V padded to it). The first `shared_prefix` tokens of all sequences are the same,
+    so that one copy of their K and V would do.
 
     Where sequences differ, `lengths` has the (queries, keys) of each, and `seq_q` and `seq_kv` are
     the most of any, by which kernels are launched; `sequences` are workloads of one sequence each.
@@ -52,6 +53,7 @@ class AttentionWorkload:
     kv_dtype: KvDtype | None = None
     latent_dim: int | None = None
     rope_dim: int = 0
+    shared_prefix: int = 0
     lengths: tuple[tuple[int, int], ...] | None = None
 
     @cached_property
@@ -153,6 +155,7 @@ class WorkloadTable(BaseModel):
     kv_dtype: KvDtype | None = None
     latent_dim: Count | None = None
     rope_dim: CountOrNone | None = None
+    shared_prefix: CountOrNone = 0
 
     @model_validator(mode="after")
     def _complete(self) -> "WorkloadTable":
@@ -178,6 +181,8 @@ class WorkloadTable(BaseModel):
             raise ValueError(f'tokens = {self.tokens} goes with phase = "decode"')
         self._check_lengths(lengths, causal)
         seq_q, seq_kv = (max(side) for side in zip(*lengths, strict=True))
+        window = window if window is not None and window < seq_kv else None
+        self._check_prefix(lengths, window)
         return AttentionWorkload(
             batch=len(lengths),
             heads=heads,
@@ -187,13 +192,14 @@ class WorkloadTable(BaseModel):
             head_dim=head_dim,
             dtype=self.dtype,
             causal=causal,
-            window=window if window is not None and window < seq_kv else None,
+            window=window,
             phase=self.phase,
             tokens=self.tokens,
             dropout=self.dropout,
             kv_dtype=self.kv_dtype if self.kv_dtype != self.dtype else None,
             latent_dim=self.latent_dim or (shape.latent_dim if shape else None),
             rope_dim=self.rope_dim if self.rope_dim is not None else shape.rope_dim if shape else 0,
+            shared_prefix=self.shared_prefix,
             lengths=lengths if len(set(lengths)) > 1 else None,
         )
 
@@ -225,6 +231,20 @@ class WorkloadTable(BaseModel):
             raise ValueError(f"decode needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
         if len(set(lengths)) > 1 and self.phase == "training":
             raise ValueError('lists of lengths go with phase = "prefill" or "decode"')
+
+    def _check_prefix(self, lengths: Sequence[tuple[int, int]], window: int | None) -> None:
+        """Raises ValueError unless all queries stand behind the prefix and see it."""
+        if not self.shared_prefix:
+            return
+        told = f"shared_prefix = {self.shared_prefix}"
+        seq_q, seq_kv = min(lengths, key=lambda pair: pair[1] - pair[0])
+        if self.shared_prefix > seq_kv - seq_q:
+            raise ValueError(
+                f"{told} is cached, and the {seq_q} queries of a sequence (seq_q) are the last of "
+                f"its {seq_kv} tokens (seq_kv): at most {max(0, seq_kv - seq_q)} was expected"
+            )
+        if window is not None:
+            raise ValueError(f"{told} goes without a window, which would hide it")
 
 
 def _of_each(length: int | tuple[int, ...], sequences: int) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ from sim.inputs.hardware import NATIVE_MATMUL, Arch
 from sim.inputs.lengths import in_words
 from sim.report.known_errors import measured_errors
 from sim.runs.record import KernelResult, Record
+from sim.schedules import SCHEDULES
+from sim.schedules.base import that_take
 
 # What devices with another such figure usually have otherwise too, and no profile derives from it.
 GO_TOGETHER = {
@@ -27,6 +29,7 @@ def notes(records: list[Record]) -> list[str]:
     """Of which sequences they are, where lengths differ; all that makes figures less or other."""
     return [
         *_ragged(records),
+        *_copies_of_a_prefix(records),
         *_skipped(records),
         *_compiled(records),
         *_issue_slots(records),
@@ -109,6 +112,21 @@ def _ragged(records: list[Record]) -> list[str]:
     """A line a batch of sequences of several lengths."""
     told = (in_words(r.workload.get("seq_q", 1), r.workload.get("seq_kv", 1)) for r in records)
     return list(dict.fromkeys(words for words in told if words))
+
+
+def _copies_of_a_prefix(records: list[Record]) -> list[str]:
+    """A line a schedule that reads a copy of the prefix that sequences share for each of them."""
+    lines: dict[str, None] = {}
+    for record in records:
+        shared, kind = record.workload.get("shared_prefix"), SCHEDULES.get(_name_of(record))
+        if shared and kind and "shared prefix" not in kind.takes:
+            copies = f"{record.schedule}: each sequence has a copy of the tokens that all share"
+            lines[f"{copies}; one copy for all: {that_take('shared prefix')}"] = None
+    return list(lines)
+
+
+def _name_of(record: Record) -> str:
+    return str((record.options or {}).get("name"))
 
 
 def _skipped(records: list[Record]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from sim.inputs.files import InputError, checked, nearest, shown
 from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
+from sim.schedules.cascade import Cascade
 from sim.schedules.flash1 import Flash1
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash3 import Flash3
@@ -49,6 +50,7 @@ _SHIPPED: dict[str, type[Schedule]] = {
     "decode": Decode,
     "flash_decoding": FlashDecoding,
     "paged": Paged,
+    "cascade": Cascade,
     "mla": Mla,
     "streaming_llm": StreamingLlm,
     "h2o": H2o,

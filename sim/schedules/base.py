@@ -40,7 +40,9 @@ class Tile(BaseModel):
         return f"{self.q} x {self.kv}"
 
 
-Taken = Literal["dropout", "kv_dtype", "latents", "append", "lengths", "query lengths"]
+Taken = Literal[
+    "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix",
+]  # fmt: skip
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
 
@@ -51,8 +53,9 @@ class Schedule(BaseModel):
     says what it is (`summary`, `source`) and which workloads it takes (`phases`, `masks` and, of
     what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it lies,
     "append" that several queries a sequence stand behind a cached prefix, "lengths" that sequences
-    have keys of their own number, "query lengths" queries too). Schedules `of_other_models` are
-    for models with other parameters, or with a memory beside the KV cache.
+    have keys of their own number, "query lengths" queries too, "shared prefix" that it reads
+    the one copy of what they share, where others read a copy of each). Schedules `of_other_models`
+    are for models with other parameters, or with a memory beside the KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

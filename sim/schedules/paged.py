@@ -23,14 +23,19 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import check_arch
 from sim.schedules.parts.flash_cta import FlashCta
-from sim.schedules.parts.flashinfer import PackedAttention, flashinfer_cta, range_tokens
+from sim.schedules.parts.flashinfer import (
+    PackedAttention,
+    check_flashinfer,
+    flashinfer_cta,
+    range_tokens,
+)
+from sim.schedules.parts.kv_cache import PageSize
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
 from sim.schedules.parts.trtllm_gen import ClusterAttention, trtllm_gen_cta, trtllm_gen_range
@@ -48,17 +53,10 @@ class Paged(SplitKv):
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     reads_by_xqa = True
     takes = SplitKv.takes | {"append", "lengths", "query lengths"}
-    page_size: int = Field(default=16, ge=1, le=4096)
+    page_size: PageSize = 16
 
     summary = "split-KV attention over a paged cache, by a page table"
     source = "vllm-project/flash-attention, csrc/flash_attn (block_table)"
-
-    @field_validator("page_size")
-    @classmethod
-    def _power_of_two(cls, page_size: int) -> int:
-        if page_size & (page_size - 1):
-            raise ValueError("a power of two was expected, such as 16")
-        return page_size
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""
@@ -86,18 +84,7 @@ class Paged(SplitKv):
         return self.call == "kvcache" or w.seq_q == 1
 
     def _flashinfer(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        for key, given, is_taken, expected in (
-            ("dtype", w.dtype, w.dtype in ("fp16", "bf16"), "fp16 or bf16 was"),
-            ("kv_dtype", w.kv_dtype, w.kv_dtype in (None, "fp8"), "fp8, or workload.dtype, was"),
-            ("window", w.window, w.window is None or w.seq_q == 1, "none was"),
-        ):
-            if not is_taken:
-                why = f", as seq_q = {w.seq_q}" if key == "window" else ""
-                shown = f'"{given}"' if isinstance(given, str) else given
-                raise InputError(
-                    f'schedule paged: implementation = "flashinfer": workload.{key} = {shown}: '
-                    f"{expected} expected{why}"
-                )
+        check_flashinfer('schedule paged: implementation = "flashinfer"', w)
         cta = self.cta(flashinfer_cta(w, hw), w, hw)
         self._checked_tile_kv(cta)
         tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)

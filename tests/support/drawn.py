@@ -145,6 +145,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "page_size": st.sampled_from((1, 16, 64, 256)),
         "implementation": st.sampled_from(("cuda", "triton", "flashinfer")),
     },
+    "cascade": {"page_size": st.sampled_from((1, 16, 64, 256))},
     "streaming_llm": {
         "splits": SPLITS,
         "sinks": st.integers(0, 40),
@@ -240,7 +241,10 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         phase = "prefill"
     if schedule.name == "nsa" and schedule.implementation != "fla" and phase == "training":
         phase = "prefill"
-    of_flashinfer = getattr(schedule, "implementation", "cuda") == "flashinfer"
+    of_flashinfer = getattr(schedule, "implementation", schedule.name) in ("flashinfer", "cascade")
+    if schedule.name == "cascade":  # all queries stand behind the prefix
+        shared = draw(st.integers(1, 300))
+        w = replace(w, seq_kv=w.seq_kv + w.seq_q + shared, shared_prefix=shared)
     if of_flashinfer and w.seq_q > 1:
         w = replace(w, window=None)
     if of_flashinfer and w.dtype == "fp32":

@@ -31,6 +31,7 @@ from functools import cached_property
 
 import numpy as np
 
+from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import KV_BITS, AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, matrix_sizes
@@ -145,14 +146,31 @@ def keys_shown(w: AttentionWorkload) -> tuple[IntArray, IntArray]:
     return low, high
 
 
+def check_flashinfer(where: str, w: AttentionWorkload) -> None:
+    """Raises InputError, which begins with `where`, of a workload that it has no kernel for."""
+    for key, given, is_taken, expected in (
+        ("dtype", w.dtype, w.dtype in ("fp16", "bf16"), "fp16 or bf16 was"),
+        ("kv_dtype", w.kv_dtype, w.kv_dtype in (None, "fp8"), "fp8, or workload.dtype, was"),
+        ("window", w.window, w.window is None or w.seq_q == 1, "none was"),
+    ):
+        if not is_taken:
+            why = f", as seq_q = {w.seq_q}" if key == "window" else ""
+            shown = f'"{given}"' if isinstance(given, str) else given
+            raise InputError(f"{where}: workload.{key} = {shown}: {expected} expected{why}")
+
+
 @dataclass(frozen=True, eq=False)
 class PackedAttention:
-    """Attention of packed rows over ranges of so many tokens; a CTA each tile of rows and range."""
+    """Attention of packed rows over ranges of so many tokens; a CTA each tile of rows and range.
+
+    What it makes is the result unless its keys are only `part` of all.
+    """
 
     w: AttentionWorkload
     cta: FlashCta
     page_size: int
     range_tokens: int
+    part: str = ""  # what the tensors are of, as tables show it
 
     @property
     def group(self) -> int:
@@ -214,13 +232,19 @@ class PackedAttention:
         """The result."""
         shape = (self.matrices, self.most_rows, self.w.head_dim)
         sizes = self._sizes(self.w.head_dim)
+        if self.part:
+            name = f"O of {self.part}"
+            return Tensor(name, *shape, self.w.dtype_bytes, role="partial", sizes=sizes)
         return Tensor("O", *shape, self.w.dtype_bytes, "output", "result", sizes)
 
     @cached_property
     def lse(self) -> Tensor:
         """The result's log-sum-exp."""
-        shape = (self.matrices, self.most_rows, 1)
-        return Tensor("LSE", *shape, STATISTICS_BYTES, "output", "statistics", self._sizes(1))
+        shape, sizes = (self.matrices, self.most_rows, 1), self._sizes(1)
+        if self.part:
+            name = f"LSE of {self.part}"
+            return Tensor(name, *shape, STATISTICS_BYTES, role="partial", sizes=sizes)
+        return Tensor("LSE", *shape, STATISTICS_BYTES, "output", "statistics", sizes)
 
     def _sizes(self, cols: int) -> IntArray | None:
         """Of the matrices of packed rows."""
@@ -305,8 +329,8 @@ class PackedAttention:
             return key_loop(w, self.cta, trips, tiles.q.tile_bytes, k, v)
 
         loops = loops_over_pages(w, self.page_size, self.cta.tile.kv, ranges, loop)
-        title = f"flashinfer, {w.kv_dtype} cache" if w.kv_dtype else "flashinfer"
-        return flash_kernel(title, w, self.cta, tiles, *loops)
+        cache = f", {w.kv_dtype} cache" if w.kv_dtype else ""
+        return flash_kernel(f"{self.part or 'flashinfer'}{cache}", w, self.cta, tiles, *loops)
 
     def _merge(self, o: Tensor, lse: Tensor) -> Kernel:
         """A CTA a row of O, which a few threads have of each of several ranges."""

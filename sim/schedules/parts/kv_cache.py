@@ -18,9 +18,11 @@ conversion and one FMA.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 
 from sim.inputs.workload import KV_BITS, AttentionWorkload
 from sim.schedules.base import matrix_sizes
@@ -29,6 +31,15 @@ from sim.tile_program import IntArray, Tensor
 SECTOR_BYTES = 32  # what a load of one number reads from L2
 PAGE_NUMBER_BYTES = 4
 PAGE_NUMBERS_A_SECTOR = SECTOR_BYTES // PAGE_NUMBER_BYTES
+
+
+def _power_of_two(page_size: int) -> int:
+    if page_size & (page_size - 1):
+        raise ValueError("a power of two was expected, such as 16")
+    return page_size
+
+
+PageSize = Annotated[int, Field(ge=1, le=4096), AfterValidator(_power_of_two)]  # in tokens
 
 
 @dataclass(frozen=True)
