@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from sim.cli import explore, interrupt, kernel, lists, run, validate
+from sim.cli import explore, interrupt, kernel, lists, run, schema, validate
 
 app = typer.Typer(
     help="Simulate the memory traffic of attention schedules on a GPU.",
@@ -34,6 +34,7 @@ app.command("compare")(run.compare_results)
 app.command()(lists.scenarios)
 app.command()(lists.schedules)
 app.command()(lists.models)
+app.command()(schema.schema)
 app.command()(validate.calibrate)
 app.command()(kernel.kernel)
 

@@ -53,7 +53,7 @@ def meant(name: str, names: Collection[str], kind: str) -> str:
     if len(alike) == 1:
         return alike[0]
     longer = alike or [one for one in names if spelt and _spelt(one).startswith(spelt)]
-    hint = f"there are {', '.join(longer)}" if longer else nearest(name, names)
+    hint = f"there are {', '.join(longer)}" if len(longer) > 1 else nearest(name, longer or names)
     raise ValueError(f"no such {kind}; {hint}")
 
 

@@ -11,7 +11,7 @@ from operator import index
 from pathlib import Path
 from typing import Annotated, Any, SupportsIndex
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from sim.inputs.files import InputError, file_of, shown
 
@@ -38,7 +38,11 @@ def _checked(value: Any) -> int | tuple[int, ...]:
     return lengths
 
 
-Lengths = Annotated[int | tuple[int, ...], BeforeValidator(_checked)]
+# As a file has it: a text is a number in groups of thousands, or names a file.
+_Written = PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] | str
+Lengths = Annotated[
+    int | tuple[int, ...], BeforeValidator(_checked, json_schema_input_type=_Written)
+]
 
 
 def with_files_read(

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from sim.inputs.files import InputError, file_of, meant
 from sim.inputs.hub_config import config_of, read_config
@@ -70,4 +70,8 @@ def _known(model: str) -> str:
     return model
 
 
-ModelName = Annotated[str, AfterValidator(_known)]  # in a file
+ModelName = Annotated[
+    str,
+    AfterValidator(_known),
+    WithJsonSchema({"anyOf": [{"enum": [*MODELS]}, {"type": "string"}]}),
+]  # in a file

@@ -48,6 +48,9 @@ _QUANTITY = re.compile(
     rf"\s*([-+]?(?:{_WHOLE})(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([A-Za-zµ][A-Za-zµ/ ]*)"
 )
 
+# The same for an editor, which knows no groups of thousands.
+_WRITTEN = r"^\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*[A-Za-zµ][A-Za-zµ/ ]*$"
+
 
 @lru_cache(4096)  # a sweep reads the same figures again for every point
 def _quantity(text: str) -> Any:
@@ -99,7 +102,8 @@ def _between(
             )
         return amount
 
-    return BeforeValidator(parse)
+    written = Field(pattern=_WRITTEN, description=f"{meaning}, such as {example}")
+    return BeforeValidator(parse, json_schema_input_type=Annotated[str, written])
 
 
 def _not_bool(value: Any) -> Any:
@@ -112,7 +116,8 @@ def _not_bool(value: Any) -> Any:
 MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
 Count = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(_not_bool)]
 CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), BeforeValidator(_not_bool)]
-CountOfDevice = Annotated[Count, Field(le=10**6)]  # the largest wafer has some 10**6 cores
+# The largest wafer has some 10**6 cores.
+CountOfDevice = Annotated[PositiveInt, Field(le=10**6), BeforeValidator(_not_bool)]
 # A share below a thousandth is a device of another kind, and no calibration of this one.
 Fraction = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
@@ -35,6 +36,12 @@ class Tile(BaseModel):
         """A tile may be written as tables show it: "64 x 128"."""
         sides = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", given) if isinstance(given, str) else None
         return {"q": int(sides[1]), "kv": int(sides[2])} if sides else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(core), {"type": "string", "pattern": r"^\s*\d+\s*x\s*\d+\s*$"}]}
 
     def __str__(self) -> str:
         return f"{self.q} x {self.kv}"
