@@ -31,6 +31,15 @@ def _of_time(text: Callable[[PassTime], str]) -> Callable[[ModelRow], str]:
     return lambda row: text(row.time) if row.time else ""
 
 
+def _model(row: ModelRow) -> str:
+    """Whose shape it is, where the label does not say it."""
+    return f"{row.model}, a proxy" if row.proxy_of else row.model if row.model != row.label else ""
+
+
+def _attention(time: PassTime) -> str:
+    return f"{show(time.attention_s, 's')} ({time.attention_share:.0%})"
+
+
 def _shared(row: ModelRow) -> str:
     return f"{row.gpus}, {row.parallel}" if row.gpus > 1 else "1"
 
@@ -42,19 +51,19 @@ def _price(row: ModelRow) -> str:
 
 _COLUMNS = (
     Column("setting", lambda row: row.label),
-    Column("model", lambda row: f"{row.model}, a proxy" if row.proxy_of else row.model),
+    Column("model", _model, ""),
     Column("phase", lambda row: row.phase, "prefill"),
     Column("batch", lambda row: f"{row.batch:,}", "1"),
     Column("context", lambda row: f"{row.seq_len:,}"),
     Column("weights", lambda row: show(row.parameter_bytes, "B")),
-    Column("KV cache", lambda row: show(row.kv_bytes, "B")),
+    Column("KV cache", lambda row: show(row.kv_bytes, "B"), "0 B"),
     Column("GPUs needed", lambda row: str(row.gpus_needed)),
     Column("GPUs", _shared, "1"),
     Column("time", lambda row: show(row.time.time_s, "s") if row.time else "out of memory"),
-    Column("attention", _of_time(lambda time: show(time.attention_s, "s"))),
+    Column("attention", _of_time(_attention)),
     Column("matrices", _of_time(lambda time: show(time.dense_s, "s"))),
     Column("exchanges", _of_time(lambda time: show(time.exchange_s, "s")), "0 s"),
-    Column("attention's share", _of_time(lambda time: f"{time.attention_share:.0%}")),
+    Column("optimiser", _of_time(lambda time: show(time.update_s, "s")), "0 s"),
     Column("tokens/s", lambda row: f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else ""),
     Column("a million tokens", _price, ""),
 )
@@ -101,6 +110,7 @@ def passes_figure(answer: ModelAnswer) -> "Figure":
         "attention": [time.attention_s if time else 0.0 for time in times],
         "matrices": [time.dense_s if time else 0.0 for time in times],
         "exchanges": [time.exchange_s if time else 0.0 for time in times],
+        "optimiser": [time.update_s if time else 0.0 for time in times],
     }
     _points(above, {name: parts[name] for name in parts if any(parts[name])})
     held = {

@@ -1,21 +1,23 @@
-"""The `[[model]]` question: what whole models' passes take: a prompt, or a token more.
+"""The `[[model]]` question: what passes of whole models take: prompts, tokens, training steps.
 
 A file of this kind has a title, `[hardware]` (a profile, and `price_per_hour` of renting it), and a
 `[[model]]` table a row:
 
     model      whose shape it is: a name, or the path of a config.json
-    phase      "prefill" (which it is without one) or "decode"
+    phase      "prefill" (which it is without one), "decode" or "training"
     seq_len    tokens of each prompt, or of each cache with the token that is made; without it, the
                model's context
     batch      sequences
     schedule   of its attention: a name, or a table of a name and options; without one, that of a
                usual library
     weights, kv_dtype, gpus, parallel    as in a `[[fit]]` table, but "context"
-    logits     of the "last" token of each sequence, or of "all" tokens
+    logits     of the "last" token of each sequence, or of "all" tokens, as always in training
+    checkpointing    whether training keeps the layers' inputs alone, and goes forward twice
     label      what tables and figures call the row
     proxy_of   a model whose shape is not published, for which this one stands
 
-Times are those of GPUs that had the memory; `gpus_needed` says how many hold weights and cache.
+Times are those of GPUs that had the memory; `gpus_needed` says how many hold weights and cache, or
+all that training has, were it shared out evenly.
 """
 
 from collections.abc import Mapping
@@ -33,7 +35,9 @@ from sim.runs.job import Progress, naming
 from sim.runs.record import Record
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import Hardware, ScheduleTable, answer_json, hardware_of, schedule_of
+from sim.whole_model.capacity import memory
 from sim.whole_model.exchange import check_links
+from sim.whole_model.moments import Use
 from sim.whole_model.passes import Logits, ModelPass, PassTime, model_pass, replay
 from sim.whole_model.setting import (
     Parallel,
@@ -51,7 +55,7 @@ class ModelTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: ModelName
-    phase: Literal["prefill", "decode"] = "prefill"
+    phase: Phase = "prefill"
     seq_len: Count | None = None
     batch: Count = 1
     schedule: ScheduleTable | None = None
@@ -60,6 +64,7 @@ class ModelTable(BaseModel):
     gpus: Count = 1
     parallel: Literal["tensor", "pipeline"] = "tensor"
     logits: Logits = "last"
+    checkpointing: bool = False
     label: str | None = None
     proxy_of: str | None = None
 
@@ -84,7 +89,8 @@ class ModelTable(BaseModel):
                 parallel=self.parallel,
             )
             check_links(setting)
-        return model_pass(setting, self.phase, self.seq_len or model.context, self.logits)
+        tokens = self.seq_len or model.context
+        return model_pass(setting, self.phase, tokens, self.logits, self.checkpointing)
 
 
 class ModelFile(BaseModel):
@@ -101,8 +107,9 @@ class ModelFile(BaseModel):
 class ModelRow:
     """What one model's pass takes. Bytes of the cache are of all layers and tokens.
 
-    `gpus_needed` is how many hold weights and cache. Where one layer does not fit, the row has a
-    `reason` and no times. `tokens` go through the pass: those of the prompts, or one a sequence.
+    `gpus_needed` is how many hold weights and cache, or what training has. Where one layer does not
+    fit, the row has a `reason` and no times. `tokens` go through the pass: those of the prompts, or
+    one a sequence.
     """
 
     label: str
@@ -178,8 +185,13 @@ class ModelQuestion:
         alone = replace(setting, gpus=1)
         (whole,) = alone.shares
         weights = parameter_bytes(alone, whole)
-        cached = setting.batch * cached_tokens(alone, whole, seq_len)
-        cache = whole.layers * cached * cache_bytes_per_token(alone)
+        if one.is_training:
+            use: Use = "training with checkpointing" if one.checkpointing else "training"
+            cache, needed = 0, memory(alone, use, seq_len).bytes
+        else:
+            cached = setting.batch * cached_tokens(alone, whole, seq_len)
+            cache = whole.layers * cached * cache_bytes_per_token(alone)
+            needed = weights + cache
         gpus_s = time.time_s * setting.gpus if time else 0.0
         price = self.hardware.price_of_million(gpus_s, one.tokens) if time else None
         return ModelRow(
@@ -195,7 +207,7 @@ class ModelQuestion:
             parallel=setting.parallel,
             kv_bytes=cache,
             parameter_bytes=weights,
-            gpus_needed=ceil((weights + cache) / setting.hardware.hbm.capacity),
+            gpus_needed=ceil(needed / setting.hardware.hbm.capacity),
             time=time,
             price_per_million_tokens=price,
             reason=record.reason,

@@ -1,4 +1,4 @@
-"""A whole model's pass: the prefill of a prompt, or a token more for each sequence of a batch.
+"""A whole model's pass: the prefill of prompts, a token more for each sequence, a training step.
 
     for each layer:
         QKV, O and MLP matrices of all tokens       closed form
@@ -22,6 +22,11 @@ way, which takes no time here.
 **Several GPUs.** `tensor`: each has its share of the heads and matrices. `pipeline`: a pass goes
 through one GPU after the other, and takes as long as on one. `gpus` share it evenly.
 
+**Training** goes forward and, with twice the FLOPs and bytes of matrices, backward (gradients by
+inputs and by weights); with checkpointing each layer forward once more. All tokens have logits.
+Then Adam in mixed precision reads a gradient of 16 bits and three fp32 states of each parameter,
+and writes the states and the parameter in 16 bits (ZeRO, arXiv 1910.02054, section 3.1).
+
 Left out: norms, activations between the matrices (in HBM: a few per cent of the weights' bytes in
 decoding; hidden by the FLOPs in prefill), sampling, gaps between kernels, host time. So a time is a
 lower bound of a real server's.
@@ -32,6 +37,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from sim.device.run import DeviceRun
 from sim.engine.power import large_matmul_flops_per_s
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.shapes import ModelShape
@@ -42,21 +48,26 @@ from sim.runs.record import Record
 from sim.runs.scenario import Limits, Point, Scenario
 from sim.schedules.base import Schedule
 from sim.whole_model.exchange import exchange_s
-from sim.whole_model.setting import GROUP, GROUP_BITS, Setting, Stored
+from sim.whole_model.setting import ELEMENT_BYTES, GROUP, GROUP_BITS, Setting, Stored
+from sim.whole_model.training import OPTIMISER_BYTES
 
 Logits = Literal["last", "all"]
+BACKWARD = 2  # times the FLOPs and bytes of the matrices forward
+UPDATE_BYTES = ELEMENT_BYTES + 2 * OPTIMISER_BYTES + ELEMENT_BYTES  # of a parameter
 
 
 @dataclass(frozen=True)
 class ModelPass:
     """One pass of a model: `workload` is one layer's attention in it, on one GPU.
 
-    `logits` are made of the last token of each sequence, or of all tokens of the pass.
+    `logits` are made of the last token of each sequence, or of all tokens of the pass, which
+    training does. With `checkpointing` it goes forward again before it goes backward.
     """
 
     setting: Setting
     workload: AttentionWorkload
     logits: Logits = "last"
+    checkpointing: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -69,17 +80,46 @@ class ModelPass:
         return self.workload.batch * self.workload.seq_q
 
     @property
+    def is_training(self) -> bool:
+        """Whether it goes backward too."""
+        return self.workload.phase == "training"
+
+    @property
+    def matrices(self) -> "Matrices":
+        """Of the model, as each GPU has them."""
+        asked = self.setting
+        ways = asked.shares[0].ways
+        return Matrices(asked.model, asked.hardware, self.workload.dtype, asked.weights, ways)
+
+    @property
     def dense_s(self) -> float:
         """Seconds of all matrices, by the closed form."""
-        asked, w = self.setting, self.workload
-        ways = asked.shares[0].ways
-        matrices = Matrices(asked.model, asked.hardware, w.dtype, asked.weights, ways)
-        return matrices.time_s(self.tokens, self.tokens if self.logits == "all" else w.batch)
+        every = self.logits == "all" or self.is_training
+        head_s = self.matrices.head_s(self.tokens if every else self.workload.batch)
+        layers_s = self.matrices.layers_s(self.tokens)
+        if not self.is_training:
+            return layers_s + head_s
+        return (1 + BACKWARD + self.checkpointing) * layers_s + (1 + BACKWARD) * head_s
 
     @property
     def exchange_s(self) -> float:
-        """Seconds of what GPUs exchange between layers."""
-        return exchange_s(self.setting, self.tokens)
+        """Seconds of what GPUs exchange between layers; gradients as much as activations."""
+        passes = 2 + self.checkpointing if self.is_training else 1
+        return passes * exchange_s(self.setting, self.tokens)
+
+    @property
+    def update_s(self) -> float:
+        """Seconds of the optimiser's step."""
+        return self.matrices.update_s if self.is_training else 0.0
+
+    def attention_s(self, run: DeviceRun) -> float:
+        """Seconds of all layers' attention, of which one ran so, without its first launch."""
+        start_s = run.kernels[0].start_s
+        seconds = run.time_s - start_s
+        if self.checkpointing:
+            backward = (one.start_s for one in run.kernels if one.run.kernel.backward)
+            seconds += next(backward) - start_s
+        return seconds * self.setting.model.layers
 
 
 @dataclass(frozen=True)
@@ -92,13 +132,14 @@ class PassTime:
     attention_s: float
     dense_s: float
     exchange_s: float
+    update_s: float
     attention_hbm_bytes: int
     attention_error: float
 
     @property
     def time_s(self) -> float:
         """Seconds of the whole pass."""
-        return self.attention_s + self.dense_s + self.exchange_s
+        return self.attention_s + self.dense_s + self.exchange_s + self.update_s
 
     @property
     def attention_share(self) -> float:
@@ -106,8 +147,14 @@ class PassTime:
         return self.attention_s / self.time_s
 
 
-def model_pass(setting: Setting, phase: Phase, tokens: int, logits: Logits = "last") -> ModelPass:
-    """The prefill of prompts of so many tokens, or a token more after as many but one.
+def model_pass(
+    setting: Setting,
+    phase: Phase,
+    tokens: int,
+    logits: Logits = "last",
+    checkpointing: bool = False,
+) -> ModelPass:
+    """The prefill of prompts of so many tokens, a token after as many but one, a training step.
 
     `setting.batch` says of how many sequences.
     """
@@ -124,11 +171,12 @@ def model_pass(setting: Setting, phase: Phase, tokens: int, logits: Logits = "la
         causal=True,
         window=window if window is not None and window < tokens else None,
         phase=phase,
+        dropout=setting.dropout and phase == "training",
         kv_dtype=setting.kv_dtype if phase == "decode" else None,
         latent_dim=model.latent_dim,
         rope_dim=model.rope_dim,
     )
-    return ModelPass(setting, workload, logits)
+    return ModelPass(setting, workload, logits, checkpointing)
 
 
 @dataclass(frozen=True)
@@ -157,19 +205,41 @@ class Matrices:
         native = self.weights == "fp8" and self.hardware.tensor_flops_per_s("fp8") is not None
         return large_matmul_flops_per_s(self.hardware, "fp8") if native else self._flops_per_s
 
+    @property
+    def _head(self) -> int:
+        """Weights of the LM head."""
+        return self.shape.vocab * self.shape.hidden
+
+    @property
+    def _tables(self) -> int:
+        """Weights of the embedding and the LM head."""
+        return self._head if self.shape.tied_embeddings else 2 * self._head
+
     def time_s(self, tokens: int, projected: int) -> float:
         """Seconds of all of them on `tokens` tokens, of which `projected` make logits."""
-        shape = self.shape
-        head = shape.vocab * shape.hidden
-        tables = head if shape.tied_embeddings else 2 * head
-        used = shape.parameters_used(tokens) - tables
-        head_bytes = head * DTYPE_BYTES[self.dtype]
+        return self.layers_s(tokens) + self.head_s(projected)
+
+    def layers_s(self, tokens: int) -> float:
+        """Seconds of the layers' on so many tokens."""
+        used = self.shape.parameters_used(tokens) - self._tables
         used_bytes = used * DTYPE_BYTES[self.dtype] * GROUP_BITS[self.weights] / (16 * GROUP)
-        used_flops = 2 * (shape.active_parameters - tables) * tokens
-        layers_s = max(used_bytes / self._read_bytes_per_s, used_flops / self._layers_flops_per_s)
-        head_flops = 2 * head * projected
-        head_s = max(head_bytes / self._read_bytes_per_s, head_flops / self._flops_per_s)
-        return (layers_s + head_s) / self.ways
+        flops = 2 * (self.shape.active_parameters - self._tables) * tokens
+        return self._slower_s(used_bytes, flops, self._layers_flops_per_s)
+
+    def head_s(self, projected: int) -> float:
+        """Seconds of the LM head on so many tokens."""
+        head_bytes = self._head * DTYPE_BYTES[self.dtype]
+        return self._slower_s(head_bytes, 2 * self._head * projected, self._flops_per_s)
+
+    @property
+    def update_s(self) -> float:
+        """Seconds of a step of Adam on the GPU's share of the parameters."""
+        parameters = self.shape.parameters / self.ways
+        return parameters * UPDATE_BYTES / self._read_bytes_per_s
+
+    def _slower_s(self, read_bytes: float, flops: float, flops_per_s: float) -> float:
+        """Seconds of a GPU's share of so many bytes and FLOPs."""
+        return max(read_bytes / self._read_bytes_per_s, flops / flops_per_s) / self.ways
 
 
 def replay(
@@ -190,9 +260,10 @@ def replay(
             continue
         layers = one.setting.model.layers
         time = PassTime(
-            attention_s=(run.time_s - run.kernels[0].start_s) * layers,
+            attention_s=one.attention_s(run),
             dense_s=one.dense_s,
             exchange_s=one.exchange_s,
+            update_s=one.update_s,
             attention_hbm_bytes=(record.hbm_bytes or 0) * layers * one.setting.shares[0].ways,
             attention_error=(record.fast_forward or {}).get("time_error", 0.0),
         )
