@@ -4,7 +4,6 @@ A text or CSV file holds a whole number a line; blank lines are skipped, as is a
 no number (a column's name).
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from operator import index
@@ -14,6 +13,7 @@ from typing import Annotated, Any, SupportsIndex
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from sim.inputs.files import InputError, file_of, shown
+from sim.inputs.units import spelt_count
 
 LENGTH_KEYS = ("seq_len", "seq_q", "seq_kv")
 LONGEST_NAME = 40  # characters of a list that is told as it is written
@@ -60,20 +60,13 @@ def with_files_read(
     }
 
 
-_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
-_ROUNDED = re.compile(r"(\d+)\s*([kKmM])")  # of which the field now means one thing, now another
-_POWER = {"k": 1, "m": 2}
-
-
 def _told(text: str, key: str, folder: Path | None) -> int | list[int]:
     """What "12,288" says, or the file of that name."""
-    if _GROUPED.fullmatch(text):
-        return int(text.replace(",", ""))
-    if rounded := _ROUNDED.fullmatch(text):
-        number, power = int(rounded[1]), _POWER[rounded[2].lower()]
-        binary, decimal = number * 1024**power, number * 1000**power
-        raise InputError(f"{key} = {shown(text)}: {binary} or {decimal}? {EXPECTED}")
-    return _read(text, key, folder)
+    try:
+        spelt = spelt_count(text)
+    except ValueError as error:
+        raise InputError(f"{key} = {shown(text)}: {error} {EXPECTED}") from None
+    return _read(text, key, folder) if spelt is None else spelt
 
 
 def _read(name: str, key: str, folder: Path | None) -> list[int]:

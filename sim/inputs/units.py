@@ -106,18 +106,41 @@ def _between(
     return BeforeValidator(parse, json_schema_input_type=Annotated[str, written])
 
 
-def _not_bool(value: Any) -> Any:
-    """`value`; raises ValueError for true and false, which Python would take for 1 and 0."""
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
+_ROUNDED = re.compile(r"(\d+)\s*([kKmM])")  # of which the field now means one thing, now another
+_POWER = {"k": 1, "m": 2}
+
+
+def spelt_count(text: str) -> int | None:
+    """A whole number as people group it: spelt_count("12,288") == 12288; None of other texts.
+
+    Raises ValueError for "128k", which says what it may mean.
+    """
+    if _GROUPED.fullmatch(text):
+        return int(text.replace(",", ""))
+    if rounded := _ROUNDED.fullmatch(text):
+        number, power = int(rounded[1]), _POWER[rounded[2].lower()]
+        raise ValueError(f"{number * 1024**power} or {number * 1000**power}?")
+    return None
+
+
+def _as_count(value: Any) -> Any:
+    """What may be a count; raises ValueError for true and false, which Python takes for 1 and 0."""
+    expected = "a whole number was expected"
     if isinstance(value, bool):
-        raise ValueError("a whole number was expected")
-    return value
+        raise ValueError(expected)
+    try:
+        spelt = spelt_count(value.strip()) if isinstance(value, str) else None
+    except ValueError as error:
+        raise ValueError(f"{error} {expected}") from None
+    return value if spelt is None else spelt
 
 
 MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
-Count = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(_not_bool)]
-CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), BeforeValidator(_not_bool)]
+Count = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(_as_count)]
+CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), BeforeValidator(_as_count)]
 # The largest wafer has some 10**6 cores.
-CountOfDevice = Annotated[PositiveInt, Field(le=10**6), BeforeValidator(_not_bool)]
+CountOfDevice = Annotated[PositiveInt, Field(le=10**6), BeforeValidator(_as_count)]
 # A share below a thousandth is a device of another kind, and no calibration of this one.
 Fraction = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -77,8 +77,9 @@ def test_flops_a_second_have_a_short_name():
     assert parse_quantity("500 TFLOPS", "flop/second", "a rate", "") == 5e14
 
 
-def test_a_length_may_be_grouped():
-    assert made(workload={"seq_len": "12,288"}).points[0].workload.seq_kv == 12288
+def test_counts_may_be_grouped():
+    workload = made(workload={"seq_len": "12,288", "batch": "1,000"}).points[0].workload
+    assert (workload.seq_kv, workload.batch) == (12288, 1000)
 
 
 @pytest.mark.parametrize("written", ["64x128", "64 x 128"])
@@ -91,6 +92,10 @@ WRONG = {
     "a length that means two things": (
         {"workload": {"seq_len": "128k"}},
         'workload.seq_len = "128k": 131072 or 128000? a whole number above zero',
+    ),
+    "a count that means two things": (
+        {"workload": {"batch": "2k"}},
+        'workload.batch = "2k": 2048 or 2000? a whole number was expected',
     ),
     "text for a number": (
         {"workload": {"heads": "many"}},
