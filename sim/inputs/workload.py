@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.inputs.lengths import Lengths
 from sim.inputs.models import ModelName, model_of
@@ -15,6 +15,7 @@ Dtype = Literal["fp32", "fp16", "bf16", "fp8"]
 KvDtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 Phase = Literal["prefill", "decode", "training"]
 Mask = Literal["full", "causal", "window"]
+Bias = Literal["one", "head", "sequence", "all"]
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 KV_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4}
 # Backward takes five matmuls where forward takes two (FlashAttention's benchmarks count so:
@@ -33,6 +34,10 @@ class AttentionWorkload:
     `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
     elements each (V padded to it). The first `shared_prefix` tokens of all sequences are the same,
     so that one copy of their K and V would do.
+
+    Before the softmax scores may be changed: `softcap` c makes c tanh(S / c) of them, `alibi` takes
+    each head's slope times the distance off, `bias` adds a matrix of seq_q x seq_kv elements of
+    `dtype`: one for all, or one for each head, each sequence, or each head of each sequence.
 
     Where sequences differ, `lengths` has the (queries, keys) of each, and `seq_q` and `seq_kv` are
     the most of any, by which kernels are launched; `sequences` are workloads of one sequence each.
@@ -54,6 +59,9 @@ class AttentionWorkload:
     latent_dim: int | None = None
     rope_dim: int = 0
     shared_prefix: int = 0
+    softcap: float | None = None
+    alibi: bool = False
+    bias: Bias | None = None
     lengths: tuple[tuple[int, int], ...] | None = None
 
     @cached_property
@@ -156,6 +164,9 @@ class WorkloadTable(BaseModel):
     latent_dim: Count | None = None
     rope_dim: CountOrNone | None = None
     shared_prefix: CountOrNone = 0
+    softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    alibi: bool = False
+    bias: Bias | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> "WorkloadTable":
@@ -200,6 +211,9 @@ class WorkloadTable(BaseModel):
             latent_dim=self.latent_dim or (shape.latent_dim if shape else None),
             rope_dim=self.rope_dim if self.rope_dim is not None else shape.rope_dim if shape else 0,
             shared_prefix=self.shared_prefix,
+            softcap=self.softcap,
+            alibi=self.alibi,
+            bias=self.bias,
             lengths=lengths if len(set(lengths)) > 1 else None,
         )
 

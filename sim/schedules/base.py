@@ -49,6 +49,7 @@ class Tile(BaseModel):
 
 Taken = Literal[
     "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix",
+    "softcap", "alibi", "bias",
 ]  # fmt: skip
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
@@ -125,11 +126,25 @@ class Schedule(BaseModel):
         self._check_lengths(w)
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
+        self._check_scores(w)
         if w.kv_dtype is not None and "kv_dtype" not in self.takes:
             raise InputError(
                 f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": its K and V are of '
                 f'workload.dtype ("{w.dtype}")'
             )
+
+    def _check_scores(self, w: AttentionWorkload) -> None:
+        """Raises InputError where scores are changed as no kernel of the schedule does."""
+        for key, value in changes_asked(w).items():
+            where = f"schedule {self.name}: workload.{key} = {value}"
+            if key not in self.takes:
+                raise InputError(f"{where}: none was expected; {that_take(key)} take one")
+            if w.phase == "training":
+                raise InputError(
+                    f'{where}: workload.phase = "training": prefill or decode was expected'
+                )
+            if key == "bias" and w.lengths is not None:
+                raise InputError(f"{where}: sequences of one length were expected")
 
     def _check_lengths(self, w: AttentionWorkload) -> None:
         """Raises InputError where sequences differ in what the schedule takes of one length."""
@@ -157,6 +172,16 @@ class Schedule(BaseModel):
         return ()
 
 
+def changes_asked(w: AttentionWorkload) -> dict[Taken, str]:
+    """What the workload does to scores before the softmax, by its keys, as a file has it."""
+    asked: dict[Taken, str] = {} if w.softcap is None else {"softcap": f"{w.softcap:g}"}
+    if w.alibi:
+        asked["alibi"] = "true"
+    if w.bias:
+        asked["bias"] = f'"{w.bias}"'
+    return asked
+
+
 def that_take(what: Taken) -> str:
     """The schedules that take what not every schedule does, by name."""
 
@@ -166,7 +191,7 @@ def that_take(what: Taken) -> str:
     taking = (kind for one in Schedule.__subclasses__() for kind in below(one))
     ours = (kind for kind in taking if kind.__module__.startswith(__package__ or ""))
     names = (kind.model_fields["name"].default for kind in ours if what in kind.takes)
-    return ", ".join(sorted(names))
+    return ", ".join(sorted(name for name in names if isinstance(name, str)))  # none: abstract
 
 
 class TiledSchedule(Schedule):

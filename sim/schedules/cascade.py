@@ -35,6 +35,7 @@ from sim.schedules.parts.flashinfer import (
     range_tokens,
 )
 from sim.schedules.parts.kv_cache import PageSize
+from sim.schedules.parts.scores import changes
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -59,7 +60,9 @@ class Cascade(Schedule):
     summary = "a prefix that sequences share is read once for all of them"
     source = "flashinfer-ai/flashinfer, flashinfer/cascade.py, attention/cascade.cuh"
     masks = ("full", "causal")
-    takes = frozenset({"kv_dtype", "append", "lengths", "query lengths", "shared prefix"})
+    takes = frozenset(
+        {"kv_dtype", "append", "lengths", "query lengths", "shared prefix", "softcap"}
+    )
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -80,7 +83,8 @@ class Cascade(Schedule):
         return [attention, *merge, *prefix.kernels(), merge_in_place(own, prefix)]
 
     def _level(self, w: AttentionWorkload, hw: HardwareProfile, part: str = "") -> PackedAttention:
-        cta = flashinfer_cta(w, hw)
+        public = flashinfer_cta(w, hw)
+        cta = replace(public, a_score=public.a_score + changes(w, by_column=False))
         tokens = range_tokens(w, hw, cta.tile.q, self.page_size, splits=None)
         return PackedAttention(w, cta, self.page_size, tokens, part)
 

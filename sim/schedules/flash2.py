@@ -25,7 +25,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import ctas_per_sm
-from sim.schedules.base import QKVO, qkvo, visible_blocks
+from sim.schedules.base import QKVO, blocks, qkvo, visible_blocks
 from sim.schedules.parts.flash2_backward import Saved, backward_kernels
 from sim.schedules.parts.flash3_sm8x import check_sm8x, packed_attention, sm8x_cta
 from sim.schedules.parts.flash_cta import FlashCta
@@ -41,6 +41,7 @@ from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
 from sim.schedules.parts.mem_efficient import MOST_HEAD_DIM, mem_efficient_attention
 from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
 from sim.schedules.parts.results import Attention, Result
+from sim.schedules.parts.scores import bias_matrix, bias_tensor
 from sim.schedules.parts.traversal import (
     LAST_TO_FIRST,
     Direction,
@@ -69,12 +70,16 @@ class Flash2(FlashSchedule):
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout", "append", "lengths", "query lengths"})
+    takes = frozenset({"dropout", "append", "lengths", "query lengths", "softcap", "alibi", "bias"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)
         check_one_length(self.name, w, self.grid_order, self.key_order, own="head_slow")
+        if w.softcap is not None and w.dropout:
+            raise InputError(
+                f"schedule flash2: workload.softcap = {w.softcap:g}: no dropout was expected"
+            )
         if self.implementation in ("fa3", "mem-efficient"):
             self._check_of_its_own(w)
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
@@ -156,6 +161,7 @@ def flash_attention(
     grid = grid or QueryBlocks(w, cta.tile)
     rows = grid.tiles(q, o, lse)
     first, end = visible_blocks(w, cta.tile)
+    added = bias_tensor(w) if w.bias else None
 
     def trips(items: IntArray) -> IntArray:
         """How many key blocks the mask shows to each block of query rows."""
@@ -168,10 +174,16 @@ def flash_attention(
         def keys(tensor: Tensor) -> Operand:
             return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, way.stride),))
 
+        def of_bias(items: IntArray) -> IntArray:
+            row, across = grid.row(items), blocks(w.seq_kv, cta.tile.kv)
+            matrix = bias_matrix(w, grid.matrix(items))
+            return (matrix * grid.down + row) * across + begin[row]
+
         def base(items: IntArray) -> IntArray:
             return grid.first_key_block(items) + begin[grid.row(items)]
 
-        return key_loop(w, cta, way.trips(trips), rows.q.tile_bytes, keys(k), keys(v))
+        bias = Stream(added, cta.tile.q, cta.tile.kv, of_bias, way.stride) if added else None
+        return key_loop(w, cta, way.trips(trips), rows.q.tile_bytes, keys(k), keys(v), bias)
 
     kernel = flash_kernel(name, w, cta, rows, *map(loop, ways))
     if len(ways) > 1:  # waves alternate, heads do not; and no launcher has such a kernel

@@ -119,7 +119,7 @@ class Flash3(TiledSchedule):
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = frozenset({"append", "lengths", "query lengths"})
+    takes = frozenset({"append", "lengths", "query lengths", "softcap"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or such a tile."""

@@ -2,6 +2,7 @@
 
     S = Q K^T                      (batched matmul; writes S)
     S = S / sqrt(d)                (own pass with `scale`, else folded into the matmul)
+    S = c tanh(S / c), S + bias    (own passes, with workload.softcap, workload.bias)
     S = mask(S)                    (own pass with `mask`)
     P = softmax(S)                 (reads S, writes P)
     P' = dropout(P)                (own pass, with dropout; also writes a byte of mask an element)
@@ -59,6 +60,7 @@ from sim.schedules.parts.eager import copy, eager_pass, repeated, transposed_cop
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.rope import with_passes
+from sim.schedules.parts.scores import bias_matrix, bias_tensor
 from sim.schedules.parts.sdpa import causal_mask, narrowed, rows_without_keys, scaled_operands
 from sim.tile_program import (
     Compute,
@@ -117,7 +119,7 @@ class Naive(TiledSchedule):
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
     source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout", "append"})
+    takes = frozenset({"dropout", "append", "softcap", "bias"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where Q, K and V of one tensor are asked for but cannot be."""
@@ -126,6 +128,11 @@ class Naive(TiledSchedule):
             raise InputError(
                 f'schedule {self.name}: framework = "{self.framework}": prefill or decode was '
                 "expected"
+            )
+        if self.framework == "sdpa" and (w.softcap or w.bias):
+            raise InputError(
+                f'schedule {self.name}: framework = "sdpa": workload.softcap and workload.bias: '
+                "none was expected"
             )
         if self.framework == "sdpa" and (w.dropout or w.heads != w.kv_heads or self.rope):
             raise InputError(
@@ -167,6 +174,7 @@ class Naive(TiledSchedule):
         kernels.append(replace(_scores_kernel("S = Q K^T", w, gemm, q, k, scores), kind="scores"))
         if self.scale:
             kernels.append(eager_pass("scale", [scores], [scores]))
+        kernels += _changes(w, scores)
         if w.mask != "full" if self.mask is None else self.mask:
             if self.framework:
                 masked = _matrix(w, "S + mask")
@@ -215,6 +223,7 @@ class Naive(TiledSchedule):
         product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
         kernels = [*inputs.before_scores, replace(product, kind="scores")]
         kernels.append(eager_pass("scale", [scores], [scores]))
+        kernels += _changes(w, scores)
         if w.mask != "full" if self.mask is None else self.mask:
             mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
             kernels.append(eager_pass("mask", [scores, mask], [scores]))
@@ -310,6 +319,16 @@ def _for_matmuls(w: AttentionWorkload) -> _Matrices:
         before.append(copy_k)
         after.append(copy_v)
     return _Matrices((q, k, v), before, after)
+
+
+def _changes(w: AttentionWorkload, scores: Tensor) -> list[Kernel]:
+    """Passes that change scores: a softcap's three (divide, tanh, multiply), a bias added."""
+    of_softcap = ("S / c", "tanh", "c S") if w.softcap else ()
+    kernels = [eager_pass(name, [scores], [scores]) for name in of_softcap]
+    if w.bias:
+        added = [scores, bias_tensor(w)]
+        kernels.append(eager_pass("bias", added, [scores], beside=lambda q: bias_matrix(w, q)))
+    return kernels
 
 
 def _matrix(w: AttentionWorkload, name: str, element_bytes: int | None = None) -> Tensor:

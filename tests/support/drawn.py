@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
-from sim.inputs.workload import AttentionWorkload
+from sim.inputs.workload import AttentionWorkload, Bias
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule, TiledSchedule
-from sim.schedules.parts.flash_schedule import FlashSchedule
+from sim.schedules.parts.flash_schedule import CHANGES, FlashSchedule
 from sim.schedules.parts.several_gpus import SeveralGpus
 from sim.schedules.parts.traversal import GridOrder, KeyOrder
 from sim.tile_program import Barrier, Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor
@@ -202,9 +202,10 @@ def schedules(draw: Any, *names: str) -> Schedule:
 
 @st.composite
 def cases(draw: Any, *names: str) -> tuple[AttentionWorkload, Schedule]:
-    """Any schedule (or one of `names`), with a workload that it takes."""
+    """Any schedule, with a workload that it takes; or one of `names`, its scores unchanged."""
     schedule = draw(schedules(*(names or tuple(SCHEDULES))))
-    return draw(suited(schedule, draw(workloads()))), schedule
+    w = draw(suited(schedule, draw(workloads())))
+    return (w if names else draw(with_changes(schedule, w))), schedule
 
 
 def of_one_query(*names: str) -> Any:
@@ -254,6 +255,21 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     kv_dtypes = st.none() | st.sampled_from(("fp8",) if of_flashinfer else ("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
+
+
+@st.composite
+def with_changes(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWorkload:
+    """The workload, its scores changed in a way that the schedule has a kernel for, or not."""
+    taken = schedule.takes & {"softcap", "alibi", "bias"}
+    if isinstance(schedule, FlashSchedule):
+        taken &= set(CHANGES.get(schedule.implementation, ()))
+    if getattr(schedule, "framework", None) == "sdpa":
+        taken = frozenset()
+    if w.dropout or w.phase == "training":
+        taken -= {"softcap", "alibi", "bias"}
+    change = draw(st.sampled_from((None, *sorted(taken))))
+    values = {"softcap": 30.0, "alibi": True, "bias": draw(st.sampled_from(get_args(Bias)))}
+    return replace(w, **{change: values[change]}) if change else w
 
 
 def shared_out(w: AttentionWorkload, gpus: int, decode: bool) -> AttentionWorkload:

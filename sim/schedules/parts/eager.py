@@ -32,6 +32,8 @@ for them is an estimate: they run on other SMs. triu reads only what it keeps (T
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks, kv_matrix
 from sim.schedules.parts.elementwise import (
@@ -43,7 +45,7 @@ from sim.schedules.parts.elementwise import (
 )
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import SECTOR_BYTES
-from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
+from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, OfItem, Stream, Tensor
 
 OPS_PER_ELEMENT = 2
 # What a call of PyTorch that launches or allocates takes of the host, with the Python and the views
@@ -57,18 +59,24 @@ def eager_pass(
     reads: Sequence[Tensor],
     writes: Sequence[Tensor],
     elements: int = ELEMENTS_A_CTA,
+    beside: OfItem = np.zeros_like,
 ) -> Kernel:
     """An elementwise kernel over matrices, `elements` a CTA, whole rows where they fit.
 
-    A tensor of one group goes with all of the others.
+    Of a tensor of fewer groups `beside` says which goes with each of the others: one with all.
     """
     rows, cols = _shape(writes[0], elements)
     tiles = in_order(writes[0], rows, cols)
     a_matrix = tiles.tiles_down * tiles.tiles_across
 
     def of(tensor: Tensor) -> Stream:
-        if tensor.groups == 1:
-            return Stream(tensor, rows, cols, lambda items: items % a_matrix)
+        if tensor.groups < writes[0].groups:
+            return Stream(
+                tensor,
+                rows,
+                cols,
+                lambda items: beside(items // a_matrix) * a_matrix + items % a_matrix,
+            )
         return in_order(tensor, rows, cols)
 
     work = OPS_PER_ELEMENT * rows * cols

@@ -18,8 +18,14 @@ from sim.inputs.workload import Mask
 from sim.schedules.parts.dealing import Dealt
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
-from sim.schedules.parts.instructions import FLASH3_FIXED, Softmax, online_softmax
+from sim.schedules.parts.instructions import (
+    FLASH3_FIXED,
+    PLAIN,
+    Softmax,
+    online_softmax,
+)
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
+from sim.schedules.parts.scores import changes
 from sim.schedules.parts.traversal import LAST_TO_FIRST, Direction
 from sim.tile_program import Compute, IntArray, Load, Loop, OfItem, Op, Stream, Tensor
 
@@ -186,10 +192,11 @@ class _Softmax:
     def __init__(self, work: Work) -> None:
         cta, scores, of_o = work.cta, work.scores, work.q_elements
         warps, mask_ops = WARPS_A_GROUP * cta.workers, MASK_OPS[cta.w.mask] * scores
-        whole = online_softmax(cta.tile.q, cta.tile.kv, cta.head_dim, warps, FLASH3_FIXED)
+        a_score = PLAIN + changes(cta.w, by_column=True)
+        whole = online_softmax(cta.tile.q, cta.tile.kv, cta.head_dim, warps, FLASH3_FIXED, a_score)
         self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
-        first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, scores)
+        first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, whole.exps - cta.tile.q)
         one_step: tuple[Compute, ...] = (_in_one_step(first),)
         self.first = one_step if cta.of_one_length else self._alone(first, mask_ops)
         converted = scores // CONVERTED_A_SCORE

@@ -228,9 +228,18 @@ def flash_kernel(
 
 
 def key_loop(
-    w: AttentionWorkload, cta: FlashCta, trips: OfItem, q_bytes: int, k: Operand, v: Operand
+    w: AttentionWorkload,
+    cta: FlashCta,
+    trips: OfItem,
+    q_bytes: int,
+    k: Operand,
+    v: Operand,
+    bias: Stream | None = None,
 ) -> Loop:
-    """The loop over key blocks, `q_bytes` being those of Q's tile."""
+    """The loop over key blocks, `q_bytes` being those of Q's tile.
+
+    `bias` is what is added to the scores, which a trip loads as it begins.
+    """
     tile, filled = cta.tile, cta.filled(w)
     if cta.angles:
         turn, work = cta.angles.beside_k(k.streams[0]), ROPE_OPS_PER_ELEMENT * tile.kv * w.head_dim
@@ -242,11 +251,14 @@ def key_loop(
         numbers, made = Load(k.numbers, 0), cta.address_instructions * LANES * cta.warps
         addresses = Compute("addresses", (numbers,), other_ops=made)
         addressing = (numbers, Barrier((numbers,)), addresses)
+    added = (Load(bias, 0),) if bias else ()
+    issued = tuple(Barrier((load,)) for load in added)
     if cta.own:
         before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
         scored, weighed, summed = cta.own.computes(loads_k, loads_v)
+        weighed = replace(weighed, reads=(*weighed.reads, *added))
         ops: tuple[Op, ...] = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
-        return Loop(trips, (*loads_k, *loads_v, *ops))
+        return Loop(trips, (*loads_k, *loads_v, *added, *issued, *ops))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
     softmax = online_softmax(
@@ -266,8 +278,10 @@ def key_loop(
         (
             *loads_k,
             *loads_v,
+            *added,
             *before_s,
             *addressing,
+            *issued,
             *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
             Compute(
                 "S = Q K^T",
@@ -278,7 +292,7 @@ def key_loop(
             *after_s,
             Compute(
                 "softmax",
-                loads_k if cta.k_until_softmax else (),
+                (*(loads_k if cta.k_until_softmax else ()), *added),
                 vector_ops=softmax.fp32_ops + dropout,
                 other_ops=softmax.other_ops,
                 exp_count=softmax.exps,

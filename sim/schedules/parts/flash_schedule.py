@@ -11,7 +11,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import BytesOrNone
 from sim.inputs.workload import AttentionWorkload
 from sim.machine_code.counts import files_read, flash_loop_of
-from sim.schedules.base import Schedule, TiledSchedule
+from sim.schedules.base import Schedule, Taken, TiledSchedule, changes_asked
 from sim.schedules.parts import registers
 from sim.schedules.parts.flash_cta import (
     FLASH2_HEAD_DIMS,
@@ -22,9 +22,18 @@ from sim.schedules.parts.flash_cta import (
 )
 from sim.schedules.parts.own_kernel import Asked, fits, own_trip
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
+from sim.schedules.parts.scores import changes
 from sim.tile_program import Command, in_order
 
 Implementation = Literal["cuda", "triton", "sglang", "fa3", "mem-efficient"]
+# How a kernel of each can change scores before the softmax.
+CHANGES: dict[str, tuple[Taken, ...]] = {
+    "cuda": ("softcap", "alibi"),
+    "triton": ("softcap", "alibi", "bias"),
+    "flashinfer": ("softcap", "alibi"),
+    "fa3": ("softcap",),
+    "mem-efficient": ("bias",),
+}
 Like = TypeVar("Like", bound="FlashSchedule")
 
 
@@ -79,6 +88,7 @@ class FlashSchedule(TiledSchedule):
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or no `rope`."""
         super().check(w)
+        self._check_changes(w)
         if self.machine_code is None:
             self._check_compiled(w)
         elif w.phase == "training":
@@ -95,6 +105,18 @@ class FlashSchedule(TiledSchedule):
             raise InputError(
                 f'schedule {self.name}: rope = "{self.rope}": it takes Q and K rotated (no rope)'
             )
+
+    def _check_changes(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the implementation's kernel does not change scores so."""
+        own = CHANGES.get(self.implementation, ())
+        for key, given in changes_asked(w).items():
+            if key not in own:
+                others = [f'"{name}"' for name, taken in CHANGES.items() if key in taken]
+                raise InputError(
+                    f'schedule {self.name}: implementation = "{self.implementation}": '
+                    f"workload.{key} = {given}: its kernel has {' and '.join(own) or 'none'}; "
+                    f"{', '.join(others)} have it"
+                )
 
     def _check_compiled(self, w: AttentionWorkload) -> None:
         """csrc/flash_attn/flash_api.cpp, mha_fwd: head_dim up to 256, no fp8."""
@@ -154,6 +176,7 @@ class FlashSchedule(TiledSchedule):
             registers_per_thread=taken,
             kv_readers=readers,
             meetings=meetings,
+            a_score=public.a_score + changes(w, by_column=self.implementation == "cuda"),
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 

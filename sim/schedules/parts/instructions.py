@@ -40,10 +40,15 @@ SHARING_LATENCIES = 3 * 11 // 2
 
 @dataclass(frozen=True)
 class OpsAScore:
-    """Lane operations of a score beside its exponential."""
+    """Lane operations of a score."""
 
     fp32: float
     other: float
+    exps: float = 1
+
+    def __add__(self, more: "OpsAScore") -> "OpsAScore":
+        """Both one after the other."""
+        return OpsAScore(self.fp32 + more.fp32, self.other + more.other, self.exps + more.exps)
 
 
 PLAIN = OpsAScore(fp32=2, other=1.5)
@@ -67,5 +72,5 @@ def online_softmax(
     return Softmax(
         fp32_ops=int(a_score.fp32 * scores) + rows * head_dim + FP32_OPS_A_ROW * rows,
         other_ops=int(a_score.other * scores) + OTHER_OPS_A_ROW * rows + fixed * LANES * warps,
-        exps=scores + EXPS_A_ROW * rows,
+        exps=int(a_score.exps * scores) + EXPS_A_ROW * rows,
     )

@@ -6,10 +6,10 @@
         for each slice of 32 keys:     load V_j's slice;  O_i += P V_j of the slice
     O_i = O_i / l_i;  store O_i and the log-sum-exp
 
-A warp has 32 x 32 scores, so that warps share rows and keys: each reads its part of both operands
-from SRAM. Q is not kept: its slices come again with every key block. A slice is loaded while the
-one before is multiplied, and waited for after it; the first of a matmul by itself. Warps meet
-wherever a slice is loaded.
+A bias comes tile by tile through SRAM once S is there. A warp has 32 x 32 scores, so that warps
+share rows and keys: each reads its part of both operands from SRAM. Q is not kept: its slices come
+again with every key block. A slice is loaded while the one before is multiplied, and waited for
+after it; the first of a matmul by itself. Warps meet wherever a slice is loaded.
 
 Tiles, rows x keys, with O in registers: 64 x 64 up to head_dim 64, beyond 64 x 128 of 16 bits from
 sm80 on, else 32 x 128. Beyond head_dim 128 O is summed in HBM, which is left out.
@@ -35,6 +35,7 @@ from sim.schedules.parts import registers
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_loop import QueryBlocks, log_sum_exp
 from sim.schedules.parts.results import Attention, Result
+from sim.schedules.parts.scores import bias_matrix, bias_tensor
 from sim.tile_program import (
     Barrier,
     Compute,
@@ -102,8 +103,15 @@ def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: 
 
     slices_of_s = [(of_rows(number), of_keys(k, number)) for number in range(across)]
     slices_of_o = [(of_keys(v, number),) for number in range(across)]
-    loads = [load for each in (*slices_of_s, *slices_of_o) for load in each]
-    loop = Loop(trips, (*loads, *_trip(w, hw, tile, slices_of_s, slices_of_o)))
+
+    def of_bias(items: IntArray) -> IntArray:
+        row = grid.row(items)
+        block: IntArray = bias_matrix(w, grid.matrix(items)) * grid.down + row
+        return block * blocks(w.seq_kv, tile.kv) + first[row]
+
+    bias = (Load(Stream(bias_tensor(w), tile.q, tile.kv, of_bias, 1), 0),) if w.bias else ()
+    loads = [load for each in (*slices_of_s, bias, *slices_of_o) for load in each]
+    loop = Loop(trips, (*loads, *_trip(w, hw, tile, slices_of_s, slices_of_o, bias)))
     o_bytes = 2 * tile.q * w.head_dim * w.dtype_bytes
     kernel = Kernel(
         name="mem_efficient",
@@ -123,6 +131,7 @@ def _trip(
     tile: Tile,
     slices_of_s: Sequence[tuple[Load, ...]],
     slices_of_o: Sequence[tuple[Load, ...]],
+    bias: tuple[Load, ...],
 ) -> Iterator[Op]:
     """S slice after slice, its softmax, O slice after slice."""
     element, scores = w.dtype_bytes, tile.q * tile.kv
@@ -132,6 +141,9 @@ def _trip(
     s_bytes = (1 + across) * row_bytes + (1 + down) * key_bytes
     lanes = LANES * down * across
     yield from _sliced("S += Q K^T", slices_of_s, 2 * scores * SLICE, s_bytes, SLICE_OPS * lanes)
+    if bias:
+        yield Barrier(bias)
+        yield Compute("S += bias", bias, vector_ops=scores, sram_bytes=2 * scores * element)
     by_the_unit = SOFTMAX_CONVERSIONS * (hw.arch in BEFORE_SM80)
     yield Compute(
         "softmax",

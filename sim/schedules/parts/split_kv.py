@@ -225,7 +225,7 @@ class SplitKv(FlashSchedule):
     pack_gqa: bool | None = None
     room_tokens: Annotated[int, Field(ge=1)] | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("decode",)
-    takes = frozenset({"kv_dtype"})
+    takes = frozenset({"kv_dtype", "softcap", "alibi"})
     reads_by_xqa: ClassVar[bool] = False
     multiplies_fp8 = True  # as FlashAttention-3's and FlashInfer's decoding, whose place it takes
 

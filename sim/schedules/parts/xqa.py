@@ -124,6 +124,8 @@ def suits(w: AttentionWorkload, hw: HardwareProfile) -> bool:
         and w.seq_q == 1
         and w.window is None
         and w.lengths is None
+        and w.softcap is None
+        and not w.alibi
         and w.heads // w.kv_heads <= MOST_ROWS
         and w.head_dim in HEAD_DIMS
     )

@@ -1,0 +1,56 @@
+"""What is done to scores before the softmax, and what it costs: softcap, ALiBi, a bias tensor.
+
+    S = c tanh(S / c)         a product, and tanh.approx, which the unit of exponentials has; the
+                              second product is the softmax's scale
+    S = S - slope |i - j|     causal, FlashAttention-2's CUDA adds slope j, of which a thread makes
+                              one for its four rows; else the distance for each score
+    S = S + bias_ij           an add; the matrix is read from HBM tile by tile, with K
+
+Source: Dao-AILab/flash-attention, csrc/flash_attn/src/utils.h (calculate_dtanh, apply_softcap) and
+mask.h (Has_alibi); pytorch/pytorch, torch/_inductor/kernel/flex (score_mod is inlined; its loads
+feed no matmul, so that Triton issues them in the trip that needs them). ALiBi's operations are
+counted by hand: an estimate.
+"""
+
+import numpy as np
+
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.parts.instructions import OpsAScore
+from sim.tile_program import IntArray, Tensor
+
+UNCHANGED = OpsAScore(fp32=0, other=0, exps=0)
+SOFTCAP = OpsAScore(fp32=1, other=0, exps=1)
+ALIBI_BY_COLUMN = OpsAScore(fp32=1, other=0.5, exps=0)  # a conversion and its index for four rows
+ALIBI_BY_SCORE = OpsAScore(fp32=1, other=3, exps=0)  # difference, absolute value, conversion
+BIAS = OpsAScore(fp32=1, other=0, exps=0)
+
+
+def changes(w: AttentionWorkload, by_column: bool) -> OpsAScore:
+    """Lane operations that the workload's changes take of a score.
+
+    Causal ALiBi goes `by_column` in kernels that know that rows only shift it.
+    """
+    ops = UNCHANGED
+    if w.softcap is not None:
+        ops += SOFTCAP
+    if w.alibi:
+        ops += ALIBI_BY_COLUMN if w.causal and by_column else ALIBI_BY_SCORE
+    if w.bias is not None:
+        ops += BIAS
+    return ops
+
+
+def bias_tensor(w: AttentionWorkload) -> Tensor:
+    """The matrices that are added to scores."""
+    groups = {"one": 1, "head": w.heads, "sequence": w.batch, "all": w.batch * w.heads}
+    shape = (w.seq_q, w.seq_kv, w.dtype_bytes)
+    return Tensor("bias", groups[w.bias or "one"], *shape, "input", "mask")
+
+
+def bias_matrix(w: AttentionWorkload, q_matrix: IntArray) -> IntArray:
+    """The one that goes with each matrix of queries (batch x head)."""
+    if w.bias == "head":
+        return q_matrix % w.heads
+    if w.bias == "sequence":
+        return q_matrix // w.heads
+    return q_matrix if w.bias == "all" else np.zeros_like(q_matrix)
