@@ -3,16 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sim.api import Records as Records
     from sim.api import simulate as simulate
     from sim.api import sweep as sweep
     from sim.inputs.files import InputError as InputError
     from sim.inputs.hardware import load_profile as load_profile
+    from sim.report import plots as plots
     from sim.runs.record import Record as Record
 
-__all__ = ["InputError", "Record", "load_profile", "simulate", "sweep"]
+__all__ = ["InputError", "Record", "Records", "load_profile", "plots", "simulate", "sweep"]
 _HOME = {
     "simulate": "sim.api",
     "sweep": "sim.api",
+    "Records": "sim.api",
+    "plots": "sim.report",
     "InputError": "sim.inputs.files",
     "load_profile": "sim.inputs.hardware",
     "Record": "sim.runs.record",
@@ -25,4 +29,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'sim' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME[name]), name)
+    home = import_module(_HOME[name])
+    return getattr(home, name, None) or import_module(f"{_HOME[name]}.{name}")

@@ -100,7 +100,7 @@ class _Run:
     """
 
     def __init__(self, commands: list[Command], hw: HardwareProfile, replays: Replays[Any]) -> None:
-        self.env = simpy.Environment()
+        self.env = simpy.Environment(0.0)
         self.hw, self.replays, self.links = hw, replays, Links(self.env, hw)
         self.launched: list[Launched] = []
         self.sent: list[Sent] = []

@@ -1,10 +1,19 @@
 """Figures: functions from records to a matplotlib Figure, one message each.
 
+From Python they are `sim.plots`: `traffic`, `time`, `roofline`, `utilisation` and `memory` take the
+records of a run, and a title to stand below what the figure is called; the figure is yours then
+(`figure.axes`, `figure.savefig("paper.pdf")`).
+
+    >>> from sim import plots, simulate
+    >>> records = simulate("flash_vs_naive", **{"workload.seq_len": 512})
+    >>> plots.roofline(records).axes[0].get_xlabel()
+    'FLOPs a byte of HBM traffic'
+
 Colours are Okabe and Ito's, which people with colour-blindness can tell apart; each schedule also
 has its own marker.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +22,6 @@ import numpy as np
 
 from sim.device.run import DeviceRun
 from sim.inputs.files import whole_file
-from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Outcome
 from sim.runs.record import Record
 
@@ -41,7 +49,7 @@ def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> "tuple[Figure
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
     figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / panel)
-    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top", wrap=True)
+    figure.suptitle(title.rstrip(), fontsize=11, y=1 - 0.12 / height, va="top", wrap=True)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -63,7 +71,7 @@ def plain_decades(axis: "Axis") -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _styles(records: list[Record]) -> dict[str, dict[str, Any]]:
+def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     schedules = dict.fromkeys(record.schedule for record in records)
     return {
         name: {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
@@ -71,7 +79,7 @@ def _styles(records: list[Record]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _swept(records: list[Record]) -> tuple[str, list[Any]]:
+def _swept(records: Sequence[Record]) -> tuple[str, list[Any]]:
     """The name of what is swept and its values, in order; several keys are told together."""
     keys = [key.split(".", 1)[-1] for key in records[0].point]
     values = list(dict.fromkeys(tuple(record.point.values()) for record in records))
@@ -81,7 +89,7 @@ def _swept(records: list[Record]) -> tuple[str, list[Any]]:
 
 
 def _by_schedule(
-    ax: "Axes", records: list[Record], value: Callable[[Record], float | None], label: str
+    ax: "Axes", records: Sequence[Record], value: Callable[[Record], float | None], label: str
 ) -> None:
     """`value` of every record: lines over a swept number, else bars."""
     styles = _styles(records)
@@ -120,7 +128,7 @@ def _by_schedule(
 
 def _bars(
     ax: "Axes",
-    records: list[Record],
+    records: Sequence[Record],
     value: Callable[[Record], float | None],
     values: list[Any],
     styles: dict[str, dict[str, Any]],
@@ -159,8 +167,8 @@ def short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def traffic(records: list[Record], title: str) -> "Figure":
-    """HBM reads and writes together, by schedule."""
+def traffic(records: Sequence[Record], title: str = "") -> "Figure":
+    """HBM reads and writes together [GB], by schedule; lines over what is swept, else bars."""
     figure, (ax,) = new_figure(f"HBM traffic\n{title}")
     _by_schedule(
         ax, records, lambda r: r.hbm_bytes / 1e9 if r.hbm_bytes else None, "HBM bytes [GB]"
@@ -168,8 +176,8 @@ def traffic(records: list[Record], title: str) -> "Figure":
     return figure
 
 
-def time(records: list[Record], title: str) -> "Figure":
-    """Time, by schedule."""
+def time(records: Sequence[Record], title: str = "") -> "Figure":
+    """Time [ms], by schedule; lines over what is swept, else bars."""
     figure, (ax,) = new_figure(f"Time\n{title}")
     _by_schedule(ax, records, lambda r: r.time_s * 1e3 if r.time_s else None, "time [ms]")
     return figure
@@ -202,20 +210,27 @@ def _roof(ax: "Axes", bytes_per_s: float, flops_per_s: float, dtype: str, edges:
     ax.annotate(f"HBM {bytes_per_s / 1e12:.3g} TB/s", foot, (16, 2), **style)
 
 
-def roofline(outcomes: list[Outcome], title: str) -> "Figure":
-    """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the devices' roofs."""
-    ran = [outcome for outcome in outcomes if outcome.run is not None]
-    devices = dict.fromkeys(outcome.point.hardware.title for outcome in ran)
+def roofline(records: Sequence[Record], title: str = "") -> "Figure":
+    """Each kernel's TFLOP/s against its FLOPs a byte of HBM, under the devices' roofs.
+
+    Raises ValueError where nothing ran, or records are of a file that does not say what the
+    device's figures were.
+    """
+    ran = [record for record in records if record.status == "ok"]
+    if not ran:
+        raise ValueError("roofline: none of these records ran")
+    devices = dict.fromkeys(record.hardware for record in ran)
     figure, (ax,) = new_figure(f"Roofline of {', '.join(devices)}\n{title}")
-    styles = _styles([outcome.record for outcome in outcomes])
+    styles = _styles(records)
     roofs: dict[tuple[float, float, str], None] = {}
     intensities = []  # FLOPs a byte of all kernels, and where the roofs bend
-    for outcome in ran:
-        hw, dtype = outcome.point.hardware, outcome.point.workload.dtype
-        peak = hw.matmul_flops_per_s(dtype)
-        roofs[hw.hbm.bandwidth, peak, dtype] = None
-        intensities.append(peak / hw.hbm.bandwidth)
-        intensities += _kernels_below_roof(ax, outcome.record, styles[outcome.record.schedule])
+    for record in ran:
+        peak, bandwidth = record.peak_flops_per_s, record.hbm_bytes_per_s
+        if peak is None or bandwidth is None:
+            raise ValueError("roofline: these records do not say what their device's figures were")
+        roofs[bandwidth, peak, record.workload["dtype"]] = None
+        intensities.append(peak / bandwidth)
+        intensities += _kernels_below_roof(ax, record, styles[record.schedule])
     for roof in roofs:
         _roof(ax, *roof, (min(intensities) / 4, max(intensities) * 4))
     ax.set_xscale("log")
@@ -230,14 +245,22 @@ def roofline(outcomes: list[Outcome], title: str) -> "Figure":
     return figure
 
 
-def telling_point(outcomes: list[Outcome]) -> list[Outcome]:
+def telling_point(records: Sequence[Record]) -> list[Record]:
     """What ran at the last point where every schedule did or, failing that, where most did."""
-    points: dict[tuple[Any, ...], list[Outcome]] = {}
-    for outcome in outcomes:
-        points.setdefault(tuple(outcome.point.values.values()), []).append(outcome)
-    ran = [[outcome for outcome in group if outcome.run is not None] for group in points.values()]
-    most = max(len(group) for group in ran)
-    return next(group for group in reversed(ran) if len(group) == most)
+    points: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        ran = points.setdefault(tuple(record.point.values()), [])
+        if record.status == "ok":
+            ran.append(record)
+    most = max(len(ran) for ran in points.values())
+    return next(ran for ran in reversed(points.values()) if len(ran) == most)
+
+
+def _shown(records: Sequence[Record], figure: str) -> list[Record]:
+    shown = telling_point(records)
+    if not shown:
+        raise ValueError(f"{figure}: none of these records ran")
+    return shown
 
 
 def _at_point(record: Record) -> str:
@@ -246,8 +269,12 @@ def _at_point(record: Record) -> str:
     return f" at {point}" if point else ""
 
 
-def utilisation(shown: list[Record], title: str) -> "Figure":
-    """HBM bandwidth and tensor rate in use over time, a panel a schedule."""
+def utilisation(records: Sequence[Record], title: str = "") -> "Figure":
+    """HBM bandwidth and tensor rate in use over time, a panel a schedule.
+
+    Of a sweep, at its last point where most schedules ran. Raises ValueError where nothing did.
+    """
+    shown = _shown(records, "utilisation")
     what = f"In use over time{_at_point(shown[0])}, share of the vendor's figure"
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=1.7)
     for ax, record in zip(axes, shown, strict=True):
@@ -320,8 +347,12 @@ def _launches(ax: "Axes", run: DeviceRun) -> None:
         ax.plot([], [], "s", color=colour, label=name)
 
 
-def memory(shown: list[Record], hw: HardwareProfile, title: str) -> "Figure":
-    """HBM allocated over time, by schedule, against the device's capacity."""
+def memory(records: Sequence[Record], title: str = "") -> "Figure":
+    """HBM allocated over time [GiB], by schedule, against the device's capacity.
+
+    Of a sweep, at its last point where most schedules ran. Raises ValueError where nothing did.
+    """
+    shown = _shown(records, "memory")
     figure, (ax,) = new_figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
     styles = _styles(shown)
     for record in shown:
@@ -332,17 +363,18 @@ def memory(shown: list[Record], hw: HardwareProfile, title: str) -> "Figure":
         colour = styles[record.schedule]["color"]
         ax.step(times, used, where="post", label=record.schedule, color=colour, linewidth=1.6)
         ax.plot(times[-1], used[-1], styles[record.schedule]["marker"], color=colour)
-    ax.axhline(hw.hbm.capacity / 2**30, color=GREY, linewidth=1)
-    ax.annotate(
-        f"capacity {hw.hbm.capacity / 2**30:.0f} GiB",
-        (1, hw.hbm.capacity / 2**30),
-        (0, 2),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color="#666666",
-    )
+    if (capacity := shown[0].hbm_capacity_bytes) is not None:
+        ax.axhline(capacity / 2**30, color=GREY, linewidth=1)
+        ax.annotate(
+            f"capacity {capacity / 2**30:.0f} GiB",
+            (1, capacity / 2**30),
+            (0, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#666666",
+        )
     ax.set_yscale("log")
     plain_decades(ax.yaxis)
     ax.set_xlabel("time [ms]")
@@ -355,12 +387,13 @@ def save_figures(outcomes: list[Outcome], title: str, out: Path) -> None:
     """Draw all figures of a run into the folder `out`."""
     records = [outcome.record for outcome in outcomes]
     figures = {"hbm_traffic": traffic(records, title), "time": time(records, title)}
-    if shown := telling_point(outcomes):
-        at_point = [outcome.record for outcome in shown]
-        figures["roofline"] = roofline(outcomes, title)
-        figures["utilisation"] = utilisation(at_point, title)
-        figures["memory"] = memory(at_point, shown[0].point.hardware, title)
-        if several := [outcome for outcome in shown if outcome.record.gpus > 1]:
+    if shown := telling_point(records):
+        figures["roofline"] = roofline(records, title)
+        figures["utilisation"] = utilisation(records, title)
+        figures["memory"] = memory(records, title)
+        kept = {id(record) for record in shown}
+        at_point = [outcome for outcome in outcomes if id(outcome.record) in kept]
+        if several := [outcome for outcome in at_point if outcome.record.gpus > 1]:
             figures["gpus"] = gpus(several, title)
     for name, figure in figures.items():
         save_figure(figure, out / f"{name}.png")

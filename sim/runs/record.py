@@ -4,12 +4,15 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from html import escape
 from importlib.metadata import version
 from typing import Any, Literal
 
 from pydantic import ConfigDict, PositiveFloat, PositiveInt
+from typing_extensions import TypedDict  # pydantic takes typing's from 3.12 on
 
 from sim.device.run import EngineName
+from sim.inputs.units import show
 
 _AS_SAVED = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False
@@ -84,6 +87,14 @@ class Timeline:
     hbm_bytes_in_flight: list[float]
 
 
+class InMemory(TypedDict):
+    """HBM in use from `time_s` on, and what came ("+ Q") or went ("- S") then."""
+
+    time_s: float
+    in_use_bytes: int
+    what: str
+
+
 @dataclass(frozen=True)
 class Asked:
     """Which schedule on which device, in the words of the scenario.
@@ -115,7 +126,11 @@ class Record:
     share, and `l2_die_hit_rate` of the loads are served by it (they are among the hits).
     `link_wait_s` is the communication that nothing hid:
     how long a GPU's kernels waited for transfers and, once they were done, it for what its outputs
-    still lacked, in the mean.
+    still lacked, in the mean. `fast_forward` has the tile steps that were not replayed
+    (`steps_skipped`) and the relative errors to expect of that (`time_error`, `hbm_error`,
+    `energy_error`); None where all were. What utilisations are shares of, and how much HBM a GPU
+    has, stands in `peak_flops_per_s` (of the workload's dtype), `hbm_bytes_per_s` and
+    `hbm_capacity_bytes`; None in files that attnsim wrote before it kept that.
     """
 
     __pydantic_config__ = _AS_SAVED
@@ -149,11 +164,45 @@ class Record:
     fast_forward: dict[str, float] | None = None
     kernels: list[KernelResult] = field(default_factory=list)
     timeline: list[Timeline] = field(default_factory=list)
-    memory: list[dict[str, Any]] = field(default_factory=list)
+    memory: list[InMemory] = field(default_factory=list)
     options: dict[str, Any] | None = None
     overrides: dict[str, Any] | None = None
     engine: EngineName = "replay"
     versions: dict[str, str] = field(default_factory=dict)
+    peak_flops_per_s: PositiveFloat | None = None
+    hbm_bytes_per_s: PositiveFloat | None = None
+    hbm_capacity_bytes: PositiveFloat | None = None
+
+    def __repr__(self) -> str:
+        """Three lines: the answer, what was asked, and the figures behind the answer."""
+        return "\n".join(self._told())
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        answer, *rest = map(escape, self._told())
+        return "<br>".join([f"<b>{answer}</b>", *rest])
+
+    def _told(self) -> tuple[str, str, str]:
+        where = "".join(f", {key} = {value}" for key, value in self.point.items())
+        who = f"{self.schedule} on {self.hardware}{where}"
+        what = ", ".join(f"{key} {value}" for key, value in self.workload.items() if value)
+        if self.time_s is None:
+            return f"{who}: {self.status}", what, self.reason or ""
+        causes = list(self.bottleneck_shares.items())[:2]
+        held = ", ".join(f"{cause} {share:.0%}" for cause, share in causes)
+        bytes_of = {
+            "HBM read": self.hbm_read_bytes,
+            "HBM write": self.hbm_write_bytes,
+            "peak memory": self.peak_hbm_bytes,
+        }
+        shares = {
+            "L2 hits": self.l2_hit_rate,
+            "tensor": self.tensor_utilisation,
+            "HBM": self.hbm_utilisation,
+        }
+        figures = [f"{name} {show(n, 'B')}" for name, n in bytes_of.items() if n is not None]
+        figures += [f"{name} {part:.0%}" for name, part in shares.items() if part is not None]
+        return f"{who}: {show(self.time_s, 's')}, held back by {held}", what, ", ".join(figures)
 
     @property
     def hbm_bytes(self) -> int | None:

@@ -15,7 +15,14 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import CAUSES, TENSOR, IssueSlots, issue_slots
-from sim.runs.record import Asked, KernelResult, Record, Timeline, versions
+from sim.runs.record import (
+    Asked,
+    InMemory,
+    KernelResult,
+    Record,
+    Timeline,
+    versions,
+)
 
 Bins = NDArray[np.float64]  # of a timeline: (tracks, bins)
 
@@ -113,9 +120,15 @@ def record_of(
         fast_forward=skipped,
         kernels=kernels,
         timeline=timelines_of(run, w, hw),
-        memory=[asdict(change) for change in run.memory],
+        memory=[
+            InMemory(time_s=change.time_s, in_use_bytes=change.in_use_bytes, what=change.what)
+            for change in run.memory
+        ],
         engine=engine,
         versions=dict(versions()),
+        peak_flops_per_s=hw.matmul_flops_per_s(w.dtype),
+        hbm_bytes_per_s=hw.hbm.bandwidth,
+        hbm_capacity_bytes=hw.hbm.capacity,
     )
 
 

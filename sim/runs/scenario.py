@@ -103,7 +103,7 @@ def read_scenario(
     where = str(path) if path.parent.name != "scenarios" else f"scenarios/{path.name}"
     data = read_toml(path)
     for setting in settings:
-        _set(data, *_split_setting(setting))
+        lay_over(data, *_split_setting(setting))
     return ScenarioText(data, path.stem, where, path.parent, allow_code)
 
 
@@ -137,7 +137,7 @@ def variations(
     for swept in design_of(data.get("sweep", {}), where):
         varied = deepcopy(fixed)
         for key, value in swept.items():
-            _set(varied, key, value, f"{where}: sweep")
+            lay_over(varied, key, value, f"{where}: sweep")
         yield {key: _named(value) for key, value in swept.items()}, varied
 
 
@@ -170,8 +170,11 @@ def _split_setting(setting: str) -> tuple[str, Any]:
     return key.strip(), value
 
 
-def _set(data: dict[str, Any], key: str, value: Any, where: str = "--set") -> None:
-    """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to schedules of that name."""
+def lay_over(data: dict[str, Any], key: str, value: Any, where: str = "--set") -> None:
+    """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to schedules of that name.
+
+    Raises InputError, naming `where`, for a schedule that is not there or a key of no table.
+    """
     first, *rest = key.split(".")
     if first == "schedule" and len(rest) >= 2:
         names = [str(table.get("name")) for table in data.get("schedule", [])]
