@@ -22,12 +22,10 @@ the query block before (of the refresh before, in decoding) with probability `re
 evenly over the keys between sinks and window.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import model_validator
 
 from sim.inputs.files import InputError
@@ -40,6 +38,7 @@ from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.hip_search import hot_blocks, search_for
 from sim.schedules.parts.masks import KeyBlocks, MaskedSchedule, read_mask, sparse_kernel
 from sim.schedules.parts.public_tiles import public_cta
 from sim.schedules.parts.top_k import INDEX_BYTES
@@ -59,9 +58,6 @@ from sim.tile_program import (
 
 REPRESENTATIVE = 16  # keys that stand for a chunk
 LOAD_STAGES = 3
-
-Scores = Callable[[IntArray], NDArray[np.float64]]  # of chunks, by their centre blocks
-ChunkScores = Callable[[IntArray, IntArray], NDArray[np.float64]]  # by first block and end
 
 
 class Hip(MaskedSchedule):
@@ -170,18 +166,8 @@ class Hip(MaskedSchedule):
         _, low, high, _ = ranges.T
         rng = np.random.default_rng(self.seed)
         hot = hot_blocks(low, high, keep, self.reuse, rng)
-        rounds = search_rounds(high - low, keep)
-        trips = 2 * keep * rounds
-        starts = np.cumsum(trips) - trips
-        centres = np.empty(int(trips.sum()), np.int64)
-        found = low[:, None] + np.arange(keep)  # all there is, where there is nothing to choose
-        for number in np.unique(rounds[rounds > 0]):
-            rows = np.flatnonzero(rounds == number)
-            count, its_low = high[rows] - low[rows], low[rows, None]
-            scores = holding(hot[rows] - its_low, count, rng)
-            seen, found_here = descend(count, keep, scores)
-            centres[starts[rows, None] + np.arange(seen.shape[1])] = its_low + seen
-            found[rows] = its_low + found_here
+        centres, starts, found = search_for(hot, low, high, self.seed)
+        trips = np.diff(starts, append=len(centres))
         return KeyBlocks(trips, starts, table=centres), _visited(ranges, found)
 
 
@@ -201,88 +187,6 @@ def _visited(ranges: IntArray, found: IntArray) -> KeyBlocks:
 
 def _of_rows(key_blocks: KeyBlocks, rows: slice) -> KeyBlocks:
     return KeyBlocks(key_blocks.trips[rows], key_blocks.first[rows], table=key_blocks.table)
-
-
-def hot_blocks(
-    low: IntArray, high: IntArray, keep: int, reuse: float, rng: np.random.Generator
-) -> IntArray:
-    """The blocks that matter most to each query block: shape (query blocks, keep).
-
-    Each is the one of the query block before with probability `reuse`, else drawn evenly from
-    low to high (shape (query blocks,)).
-    """
-    shape = (len(low), keep)
-    drawn = low[:, None] + (rng.random(shape) * (high - low)[:, None]).astype(np.int64)
-    anew = rng.random(shape) >= reuse
-    since = np.where(anew, np.arange(len(low))[:, None], 0)
-    return np.take_along_axis(drawn, np.maximum.accumulate(since, 0), 0)
-
-
-def holding(hot: IntArray, count: IntArray, rng: np.random.Generator) -> ChunkScores:
-    """Scores of chunks: 1 for those that hold a hot block, and a random share of 1 for all.
-
-    `hot` are numbers of blocks, shape (query blocks, any); those not from 0 to `count` (shape
-    (query blocks,)) are in no chunk.
-    """
-    beyond = int(count.max())
-    within = np.sort(np.where((hot >= 0) & (hot < count[:, None]), hot, beyond), 1)
-    row = (beyond + 1) * np.arange(len(count))[:, None]
-    ordered = (row + within).ravel()
-
-    def scores(low: IntArray, high: IntArray) -> NDArray[np.float64]:
-        before_low, before_high = (np.searchsorted(ordered, row + edge) for edge in (low, high))
-        return (before_high > before_low) + rng.random(low.shape)
-
-    return scores
-
-
-def search_rounds(count: int | IntArray, keep: int) -> IntArray:
-    """How often `keep` of 2 `keep` chunks of `count` blocks are chosen until each is one block."""
-    size = -(-np.maximum(count, 1) // (2 * keep))  # of the largest chunk at first
-    chosen: IntArray = np.where(np.asarray(count) > keep, 1 + np.ceil(np.log2(size)), 0)
-    return chosen.astype(np.int64)
-
-
-def search(count: int, keep: int, scores: Scores) -> tuple[IntArray, IntArray]:
-    """One query block's search by scores of the chunks' centres, as the kernel has it.
-
-    Returns the blocks at the centres of all chunks scored, 2 `keep` a round, and the min(count,
-    keep) blocks found, ascending. Of equal scores the first wins.
-    """
-    if count <= keep:
-        return np.empty(0, np.int64), np.arange(count, dtype=np.int64)
-    seen, found = descend(
-        np.array([count]), keep, lambda low, high: scores(_centres(low, high, count)[0])[None]
-    )
-    return seen[0], found[0]
-
-
-def descend(count: IntArray, keep: int, scores: ChunkScores) -> tuple[IntArray, IntArray]:
-    """The searches of query blocks that all take as many rounds, at least one.
-
-    `count` says how many blocks each searches. Returns as `search` does, a row a query block.
-    """
-    edges = count[:, None] * np.arange(2 * keep + 1, dtype=np.int64) // (2 * keep)
-    low, high = edges[:, :-1], edges[:, 1:]
-    seen = []
-    for number in range(int(search_rounds(count, keep)[0])):
-        if number:
-            middle = (low + high + 1) // 2
-            low, high = (
-                np.stack(pair, 2).reshape(len(count), 2 * keep)
-                for pair in ((low, middle), (middle, high))
-            )
-        seen.append(_centres(low, high, count[:, None]))
-        ranked = np.where(high > low, scores(low, high), -np.inf)
-        best = np.sort(np.argsort(-ranked, 1, kind="stable")[:, :keep], 1)
-        low, high = np.take_along_axis(low, best, 1), np.take_along_axis(high, best, 1)
-    return np.concatenate(seen, 1), low
-
-
-def _centres(low: IntArray, high: IntArray, count: int | IntArray) -> IntArray:
-    """The block at each chunk's centre, of an empty chunk too."""
-    centres: IntArray = np.minimum((low + high) // 2, count - 1)
-    return centres
 
 
 def chunks_a_load(found: int) -> int:

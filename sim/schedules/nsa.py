@@ -89,6 +89,7 @@ COMPRESSED_FIXED = {True: 763, False: 931}
 SELECTED_FIXED, SELECTED_A_COPY = 170, 12
 COPY_BYTES = 16
 SELECTED_LATENCIES = 36
+POSITIONS_AT_ONCE = 65536  # whose choices are drawn
 QUERIES_A_LOOP = 32768  # with more, a CTA takes several positions one after the other
 
 
@@ -208,17 +209,23 @@ class Nsa(Schedule):
     def selected(self, first: int, positions: int) -> tuple[IntArray, IntArray]:
         """The blocks of so many positions from `first` on, ascending, and where each's begin."""
         own = np.arange(first, first + positions) // self.block
+        starts = np.concatenate([[0], np.cumsum(np.minimum(self.top, own + 1))]).astype(np.int64)
+        rng = np.random.default_rng(self.seed)
+        parts = np.array_split(own, blocks(positions, POSITIONS_AT_ONCE))
+        return np.concatenate([self._chosen(part, rng) for part in parts]), starts
+
+    def _chosen(self, own: IntArray, rng: np.random.Generator) -> IntArray:
+        """The blocks of positions in these blocks, one position's after the other."""
+        own, number = own[:, None], np.arange(self.top)
         count = np.minimum(self.top, own + 1)
-        starts = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        row = np.repeat(np.arange(positions), count)
-        number = np.arange(starts[-1]) - starts[row]
-        drawn = np.maximum(1, count - FORCED)[row]  # of the blocks 1 to own - 2
-        others = np.maximum(1, own - 2)[row]
+        drawn = np.maximum(1, count - FORCED)  # of the blocks 1 to own - 2
+        others = np.maximum(1, own - 2)
         low, high = (1 + others * (number - 1 + end) // drawn for end in (0, 1))
-        at_random = np.random.default_rng(self.seed).integers(low, np.maximum(high, low + 1))
-        local = own[row] - (count[row] - 1 - number)
-        chosen = np.where(number > count[row] - FORCED, local, at_random)
-        return np.where(number == 0, 0, chosen).astype(np.int64), starts
+        at_random = low + (rng.random(low.shape) * np.maximum(high - low, 1)).astype(np.int64)
+        local = own - (count - 1 - number)
+        chosen = np.where(number > count - FORCED, local, at_random)
+        chosen[:, 0] = 0
+        return chosen[number < count]
 
     def _compress(self, w: AttentionWorkload, source: Tensor, target: Tensor) -> Kernel:
         length, stride = self.pooled

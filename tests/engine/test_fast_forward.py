@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim import simulate
 from sim.device.program import kernels_of
@@ -15,7 +17,7 @@ from sim.engine.fast_forward.choice import (
     replay_cost,
 )
 from sim.engine.fast_forward.errors import errors_of
-from sim.engine.fast_forward.plan import scales_of
+from sim.engine.fast_forward.plan import asked_bytes, scales_of
 from sim.engine.fast_forward.reduced import (
     Scale,
     can_be_coarse,
@@ -36,10 +38,10 @@ H100 = load_profile("h100-sxm")
 MOST_STEPS = Limits().replayed_steps
 
 
-def kernel_of(name: str, options: dict[str, str] | None = None, **workload):
+def kernel_of(name: str, options: dict[str, str] | None = None, hw=H100, **workload):
     """The longest kernel of a schedule, at head_dim 128 unless told."""
     w = WorkloadTable.model_validate({"head_dim": 128, "causal": True, **workload}).workload()
-    program = make_schedule({"name": name, **(options or {})}, "a test").program(w, H100)
+    program = make_schedule({"name": name, **(options or {})}, "a test").program(w, hw)
     return max(kernels_of(program), key=lambda kernel: kernel.tile_steps)
 
 
@@ -122,7 +124,7 @@ def test_what_repeats_is_told_by_the_kernel_not_by_its_tensors():
     """RoPE's table is one matrix for 48 heads, of which three share K and V."""
     kernel = kernel_of("flash2", {"rope": "fused"}, heads=48, kv_heads=16, seq_len=32768)
     assert (kernel.periods, kernel.sharing) == (48, 3)
-    whole, ours = exactly(kernel), skipping(kernel, 600_000)
+    whole, ours = exactly(kernel), skipping(kernel, 1_200_000)
     assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.04)
 
 
@@ -305,3 +307,41 @@ def test_devices_of_few_sms_and_budgets_of_few_steps_are_told_too(sms, replayed_
     )
     assert record.time_s > 0
     assert 0 <= record.l2_hit_rate <= 1
+
+
+LIFETIMES = ("input", "output")
+DRAWN = st.fixed_dictionaries(
+    {
+        "seq_len": st.integers(2**15, 10 * 2**20),
+        "heads": st.sampled_from([1, 2, 8, 32]),
+        "kv_heads": st.sampled_from([1, 2, 8, 32]),
+        "causal": st.booleans(),
+    }
+).filter(lambda drawn: drawn["kv_heads"] <= drawn["heads"])
+
+
+@given(DRAWN, st.sampled_from(["flash2", "flash3"]), st.sampled_from(["h100-sxm", "h20"]))
+@settings(max_examples=25)
+def test_what_is_told_is_sound_and_grows_with_the_tokens(drawn, name, device):
+    hw = load_profile(device)
+    before = None
+    for tokens in (drawn["seq_len"], drawn["seq_len"] * 11 // 10):
+        kernel = kernel_of(name, hw=hw, **{**drawn, "seq_len": tokens})
+        told = run_kernel(replay, kernel, hw, "fp16", lambda _: None, 100_000)
+        assert 0 <= told.l2_hit_bytes <= told.l2_read_bytes
+        tensors = kernel.tensors
+        inputs, outputs = (sum(t.bytes for t in tensors if t.lifetime == of) for of in LIFETIMES)
+        of_tiles = sum(asked_bytes(kernel))  # what there would be without an L2
+        off_by = told.fast_forward.hbm_error if told.fast_forward else 0.0
+        assert inputs * (1 - off_by) <= told.hbm_read_bytes <= told.l2_read_bytes
+        assert told.hbm_write_bytes + told.l2_dirty_bytes >= outputs * (1 - off_by)
+        assert told.hbm_write_bytes <= told.l2_write_bytes * 1.001
+        assert hbm_bytes(told) <= of_tiles * 1.001
+        missed = told.l2_read_bytes - told.l2_hit_bytes
+        assert told.hbm_read_bytes == pytest.approx(missed, rel=0.01)
+        if before is not None and told.fast_forward and before.fast_forward:
+            off = told.fast_forward.time_error + before.fast_forward.time_error
+            assert told.time_s >= before.time_s * (1 - off)
+            off = told.fast_forward.hbm_error + before.fast_forward.hbm_error
+            assert hbm_bytes(told) >= hbm_bytes(before) * (1 - off)
+        before = told

@@ -2,7 +2,7 @@
 
 import numba.core.caching
 
-from sim.engine.compiled.jit import entry
+from sim.jit import entry
 
 
 def twice(number):

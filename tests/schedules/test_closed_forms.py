@@ -13,8 +13,8 @@ from sim.inputs.workload import WorkloadTable
 from sim.machine import ISSUE, TENSOR, cta_start_s, machine_of, service_times_s
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Tile
-from sim.schedules.hip import search, search_rounds
 from sim.schedules.naive import Naive
+from sim.schedules.parts.hip_search import search, search_rounds
 from sim.tile_program import Compute, Kernel, Store
 from tests.support.drawn import cases, devices, lowered, schedules, workloads
 from tests.support.formulas import (

@@ -18,8 +18,9 @@ from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.machine import ctas_per_sm
 from sim.schedules import make_schedule
 from sim.schedules.base import Tile
-from sim.schedules.hip import Hip, descend, holding, search_rounds
+from sim.schedules.hip import Hip
 from sim.schedules.infinite_hip import InfiniteHip, Lru
+from sim.schedules.parts.hip_search import search_for, search_rounds
 from sim.tile_program import Compute, Kernel, Load, Store, Transfer, in_order
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import run_head_dim
@@ -115,17 +116,34 @@ def test_the_mask_is_searched_anew_every_so_many_tokens(tokens, refresh):
     assert {kernel.streams[0].tile_rows for kernel in sparse} == {16}
 
 
-@given(st.integers(1, 8), st.integers(1, 500), st.integers(0, 2**32 - 1))
-def test_the_search_finds_every_hot_block(keep, more, seed):
+@given(st.integers(1, 8), st.integers(0, 500), st.integers(0, 2**32 - 1))
+def test_the_search_finds_every_hot_block(keep, most, seed):
     rng = np.random.default_rng(seed)
-    count = keep + more + np.zeros(5, np.int64)
-    count[1:] -= rng.integers(0, more, 4)
-    count = count[search_rounds(count, keep) == search_rounds(count[0], keep)]
-    hot = rng.integers(0, count[:, None], (len(count), keep))
-    _, found = descend(count, keep, holding(hot, count, rng))
-    for its_hot, its_found in zip(hot, found, strict=True):
-        assert set(its_hot) <= set(its_found)
-        assert len(set(its_found)) == keep
+    low = rng.integers(0, 100, 5)
+    high = low + rng.integers(0, most + 1, 5)
+    hot = low[:, None] + (rng.random((5, keep)) * (high - low)[:, None]).astype(np.int64)
+    centres, starts, found = search_for(hot, low, high, seed)
+    ends = np.append(starts[1:], len(centres))
+    for row, count in enumerate(high - low):
+        its_found, its_centres = found[row][:count], centres[starts[row] : ends[row]]
+        assert np.all(np.diff(its_found) > 0)
+        assert len(its_found) == min(count, keep)
+        assert len(its_centres) == 2 * keep * search_rounds(count, keep)
+        if count:
+            assert set(hot[row]) <= set(its_found)
+            assert np.all((its_centres >= low[row]) & (its_centres < high[row]))
+            assert set(its_found) <= set(range(low[row], high[row]))
+
+
+def test_chunks_that_hold_nothing_hot_are_found_as_often_as_any():
+    queries, count, keep = 4000, 40, 4
+    none = np.full((queries, keep), -1)
+    low, high = np.zeros(queries, np.int64), np.full(queries, count)
+    *_, found = search_for(none, low, high, 7)
+    times = np.bincount(found.ravel(), minlength=count)
+    assert times.sum() == queries * keep
+    assert times.min() > 0.7 * queries * keep / count
+    assert times.max() < 1.3 * queries * keep / count
 
 
 @pytest.mark.parametrize("reuse", [0.0, 0.5, 0.9])

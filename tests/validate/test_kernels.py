@@ -15,7 +15,8 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import make_schedule
-from sim.schedules.hip import REPRESENTATIVE, search
+from sim.schedules.hip import REPRESENTATIVE
+from sim.schedules.parts.hip_search import search
 from sim.tile_program import in_order
 from tests.support.interpreted import DEVICE, INTERPRETED, counted_bytes
 from validate.float64 import TOLERANCE, attend, relative_error

@@ -18,7 +18,8 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, Tile
-from sim.schedules.hip import Hip, chunks_a_load, search_rounds
+from sim.schedules.hip import Hip, chunks_a_load
+from sim.schedules.parts.hip_search import search_rounds
 from sim.tile_program import IntArray, Kernel, Kind, Load, Role, Store, Stream, Tensor
 from validate.kernels.flash import combine_kernel, flash_kernel
 from validate.kernels.hip import estimate_kernel

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from sim.engine.compiled.ctas import place
-from sim.engine.compiled.jit import at, entry, inlined
+from sim.engine.compiled.jit import at, inlined
 from sim.engine.compiled.l2 import SHARED, L2Lines, let_arrive, new_l2
 from sim.engine.compiled.records import INF, Replay, new_replay
 from sim.engine.compiled.workers import happen, is_shared
 from sim.engine.kernel_run import KernelRun
 from sim.inputs.hardware import HardwareProfile
+from sim.jit import entry
 from sim.machine import SM_PIPES, machine_of
 from sim.tile_program import Chunking, Kernel, Tensor
 

@@ -19,6 +19,7 @@ FEWER = 6  # times fewer steps tell as much of a pass whose items have the same 
 MANY_FILLINGS = 16  # of L2
 STEPS_A_CTA = 8  # that placing it, its setup and its end take as long as
 ACTIONS_A_STEP = 4  # that a step of a flash loop takes: two matmuls, a softmax and a wait
+LOADS_A_STEP = 2  # K and V: each tile more takes as long as a step
 
 
 def replay_cost(kernel: Kernel, chunkings: Mapping[Tensor, Chunking]) -> int:
@@ -40,8 +41,9 @@ def own_cost(kernel: Kernel) -> int:
 
 
 def _steps_of(loop: Loop, workers: int) -> int:
-    """As many steps of a flash loop have as much to execute as a trip."""
-    return max(1, len(loop.actions) * workers // ACTIONS_A_STEP)
+    """As many steps of a flash loop have as much to execute and to load as a trip."""
+    executed = max(1, len(loop.actions) * workers // ACTIONS_A_STEP)
+    return executed + max(0, len(loop.loads) - LOADS_A_STEP)
 
 
 def _chunks_beyond(loop: Loop, chunkings: Mapping[Tensor, Chunking]) -> int:

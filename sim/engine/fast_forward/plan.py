@@ -15,7 +15,8 @@ each CTA. It runs through its periods (the CTAs of a head, head after head). Rep
 and measured is what the later half of the waves, of the periods, or of each block took, from when
 so many bytes had gone through L2 to when so many more had.
 
-Trips beyond COARSE_TRIPS are made coarser first, as far as needed.
+Trips beyond COARSE_TRIPS are made coarser first, as far as needed; where all of the coarser kernel
+is no more than such a part, it is replayed whole.
 """
 
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Measured:
     stands_for: float
 
 
-Method = Literal["whole", "scales", "waves", "periods", "blocks", "thinned"]
+Method = Literal["whole", "coarse", "scales", "waves", "periods", "blocks", "thinned"]
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,14 @@ def _told(
         plan = plan_of(Grid.of(form, hw), hw, most_steps)
         if 2 * plan.part.tile_steps > kernel.tile_steps:
             break
+        larger = max(kernel.loop_trips) / max(form.loop_trips) / grain
+        if grain > 1 and plan.part.tile_steps >= form.tile_steps:
+            run = replay(form, device, progress)
+            whole = Whole("coarse", run.time_s, float(hbm_bytes_of(run)))
+            return run, whole.of_a_larger(larger)
         run = replay(plan.part, device, progress)
         if hbm_bytes_of(run) >= FILLINGS * hw.l2.capacity:
-            whole = whole_of(plan, run)
-            return run, whole.of_a_larger(max(kernel.loop_trips) / max(form.loop_trips) / grain)
+            return run, whole_of(plan, run).of_a_larger(larger)
         most_steps = 2 * max(most_steps, plan.part.tile_steps)
     run = replay(kernel, hw, progress)
     return run, Whole("whole", run.time_s, float(hbm_bytes_of(run)))
