@@ -196,7 +196,7 @@ def fit(
         str, typer.Option(help="A profile's name or path; several, with commas, side by side.")
     ],
     weights: Annotated[
-        str, typer.Option(help="fp16, bf16, fp8, int8 or int4: how parameters are stored.")
+        str, typer.Option(help="fp16, bf16, fp8, int8, int4, mxfp4: how parameters are stored.")
     ] = "bf16",
     kv_dtype: Annotated[
         str, typer.Option(help="fp16, bf16, fp8, int8 or int4: the KV cache's.")

@@ -54,8 +54,18 @@ class ModelShape:
             return self.latent_dim + self.rope_dim
         return 2 * self.kv_heads * self.head_dim
 
-    def parameters_used(self, tokens: int) -> float:
-        """Parameters that so many tokens use in all, where each is routed to experts by chance."""
-        routed = self.experts_per_token - self.shared_experts
-        missed = (1 - routed / self.experts) ** (tokens - 1)
-        return self.parameters - (self.parameters - self.active_parameters) * missed
+    @property
+    def missed_share(self) -> float:
+        """The share of the experts that a token is not routed to."""
+        return 1 - (self.experts_per_token - self.shared_experts) / self.experts
+
+    @property
+    def routed_parameters(self) -> int:
+        """Those of the experts that tokens are routed to."""
+        if self.experts == 1:
+            return 0
+        return round((self.parameters - self.active_parameters) / self.missed_share)
+
+    def routed_parameters_used(self, tokens: int) -> float:
+        """Those of them that so many tokens use in all, where each is routed by chance."""
+        return self.routed_parameters * (1 - self.missed_share**tokens)

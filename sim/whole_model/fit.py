@@ -40,6 +40,7 @@ from sim.whole_model.setting import (
     Parallel,
     Setting,
     Stored,
+    Weights,
     cache_dtype,
 )
 
@@ -56,7 +57,7 @@ class FitRow(BaseModel):
     hardware: str
     label: str = ""
     schedule: ScheduleTable | None = None
-    weights: Stored = "bf16"
+    weights: Weights = "bf16"
     kv_dtype: Stored = "bf16"
     batch: Count = 1
     context: Count | None = None

@@ -43,6 +43,7 @@ from sim.whole_model.setting import (
     Parallel,
     Setting,
     Stored,
+    Weights,
     cache_bytes_per_token,
     cache_dtype,
     cached_tokens,
@@ -59,7 +60,7 @@ class ModelTable(BaseModel):
     seq_len: Count | None = None
     batch: Count = 1
     schedule: ScheduleTable | None = None
-    weights: Stored = "bf16"
+    weights: Weights = "bf16"
     kv_dtype: Stored = "bf16"
     gpus: Count = 1
     parallel: Literal["tensor", "pipeline"] = "tensor"

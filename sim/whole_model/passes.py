@@ -16,7 +16,7 @@ norms, positions): multiplied once a token, 2 FLOPs each (Kaplan et al. 2020, ar
 section 2.1), and read once a pass, as it is stored. Of `experts`, tokens are routed to some by
 chance, each alike: T tokens leave the share (1 - routed / experts)^T unread.
 
-Stored of fp8 are multiplied as such where the device can; others are widened to 16 bits on their
+Weights of fp8 are multiplied as such where the device can; others are widened to 16 bits on their
 way, which takes no time here.
 
 **Several GPUs.** `tensor`: each has its share of the heads and matrices. `pipeline`: a pass goes
@@ -48,7 +48,7 @@ from sim.runs.record import Record
 from sim.runs.scenario import Limits, Point, Scenario
 from sim.schedules.base import Schedule
 from sim.whole_model.exchange import exchange_s
-from sim.whole_model.setting import ELEMENT_BYTES, GROUP, GROUP_BITS, Setting, Stored
+from sim.whole_model.setting import ELEMENT_BYTES, GROUP, Setting, Weights, group_bits
 from sim.whole_model.training import OPTIMISER_BYTES
 
 Logits = Literal["last", "all"]
@@ -189,7 +189,7 @@ class Matrices:
     shape: ModelShape
     hardware: HardwareProfile
     dtype: Dtype
-    weights: Stored = "bf16"
+    weights: Weights = "bf16"
     ways: int = 1
 
     @cached_property
@@ -221,8 +221,9 @@ class Matrices:
 
     def layers_s(self, tokens: int) -> float:
         """Seconds of the layers' on so many tokens."""
-        used = self.shape.parameters_used(tokens) - self._tables
-        used_bytes = used * DTYPE_BYTES[self.dtype] * GROUP_BITS[self.weights] / (16 * GROUP)
+        others = self.shape.parameters - self._tables - self.shape.routed_parameters
+        bits = group_bits(self.weights, self.shape.routed_parameters_used(tokens), others)
+        used_bytes = DTYPE_BYTES[self.dtype] * bits / (16 * GROUP)
         flops = 2 * (self.shape.active_parameters - self._tables) * tokens
         return self._slower_s(used_bytes, flops, self._layers_flops_per_s)
 

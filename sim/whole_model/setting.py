@@ -23,24 +23,22 @@ from sim.schedules.parts.kv_cache import row_bytes
 
 Parallel = Literal["tensor", "pipeline", "context"]
 Stored = Literal["fp16", "bf16", "fp8", "int8", "int4"]
-
-
-def cache_dtype(stored: Stored) -> KvDtype | None:
-    """The KV cache's dtype, where it is not that of the activations."""
-    return None if stored in ("fp16", "bf16") else stored
-
+Weights = Literal["fp16", "bf16", "fp8", "int8", "int4", "mxfp4"]
 
 ELEMENT_BYTES = 2  # of activations, embeddings and whatever is not quantised
 # Bits of 128 weights. int8 and int4 as GPTQ and AWQ store them, in groups of 128 with a scale of 16
 # bits and a zero point as wide as a weight (AutoGPTQ, qlinear: qweight, qzeros, scales); fp8 has a
-# scale a tensor. The embedding and the projection to logits stay in 16 bits in all of them.
+# scale a tensor. The embedding and the projection to logits stay in 16 bits in all of them, with
+# mxfp4 all but the experts, 32 weights of which share a scale of 8 bits (gpt-oss model card, arXiv
+# 2508.10925, section 2.1).
 GROUP = 128
-GROUP_BITS: dict[Stored, int] = {
+GROUP_BITS: dict[Weights, int] = {
     "fp16": 16 * GROUP,
     "bf16": 16 * GROUP,
     "fp8": 8 * GROUP,
     "int8": 8 * GROUP + 16 + 8,
     "int4": 4 * GROUP + 16 + 4,
+    "mxfp4": 4 * GROUP + 4 * 8,
 }
 # An estimate. The driver keeps some (PyTorch finds 23.64 GiB on an RTX 4090's 24, in many reports
 # of "a total capacity of"), the CUDA context with the kernels loaded takes some 0.3 to 0.4 GiB
@@ -66,7 +64,7 @@ class Setting:
     model: ModelShape
     hardware: HardwareProfile
     schedule: Schedule | None = None
-    weights: Stored = "bf16"
+    weights: Weights = "bf16"
     kv_dtype: KvDtype | None = None
     batch: int = 1
     gpus: int = 1
@@ -83,6 +81,10 @@ class Setting:
         if self.parallel == "tensor" and uneven:
             raise InputError(
                 f"{who} {heads} heads and {kv_heads} KV heads, which do not share out evenly"
+            )
+        if self.weights == "mxfp4" and not self.model.routed_parameters:
+            raise InputError(
+                f'weights = "mxfp4": it is of experts, of which {self.model.name} has none'
             )
         if self.parallel == "pipeline" and self.gpus > self.model.layers:
             raise InputError(f"{who} {self.model.layers} layers: no more stages than that")
@@ -140,14 +142,27 @@ class GpuShare:
     in_flight: int = 1
 
 
+def cache_dtype(stored: Stored) -> KvDtype | None:
+    """The KV cache's dtype, where it is not that of the activations."""
+    return None if stored in ("fp16", "bf16") else stored
+
+
+def group_bits(weights: Weights, routed: float, others: float) -> float:
+    """Bits of so many groups of the experts' weights, and of so many of the layers' others."""
+    of_others: Weights = "bf16" if weights == "mxfp4" else weights
+    return routed * GROUP_BITS[weights] + others * GROUP_BITS[of_others]
+
+
 def parameter_bytes(setting: Setting, share: GpuShare) -> int:
     """A GPU's parameters. Norms count with the layers' matrices."""
     model = setting.model
     in_layers = share.layers * layer_parameters(model) // share.ways
+    routed = share.layers * (model.routed_parameters // model.layers) // share.ways
     whole = (share.embeds + share.projects) * model.vocab * model.hidden // share.ways
     if model.tied_embeddings and share.embeds and share.projects:
         whole //= 2
-    return blocks(in_layers * GROUP_BITS[setting.weights], 8 * GROUP) + whole * ELEMENT_BYTES
+    bits = int(group_bits(setting.weights, routed, in_layers - routed))
+    return blocks(bits, 8 * GROUP) + whole * ELEMENT_BYTES
 
 
 def layer_parameters(model: ModelShape) -> int:

@@ -122,6 +122,9 @@ def test_a_mixture_of_experts_adds_up_to_its_published_parameters(
         ("llama-2-7b", "int4", 3.90),  # TheBloke/Llama-2-7B-GPTQ, gptq_model-4bit-128g
         ("llama-2-13b", "int4", 7.26),  # TheBloke/Llama-2-13B-GPTQ, gptq_model-4bit-128g
         ("llama-2-7b", "bf16", 13.48),  # two bytes for each of 6,738,415,616
+        # gpt-oss model card (arXiv 2508.10925), Table 1: 12.8 and 60.8 GiB
+        ("gpt-oss-20b", "mxfp4", 12.8 * 2**30 / 1e9),
+        ("gpt-oss-120b", "mxfp4", 60.8 * 2**30 / 1e9),
     ],
 )
 def test_stored_parameters_are_as_large_as_published_checkpoints(model, weights, gigabytes):
@@ -626,6 +629,8 @@ def test_a_card_that_has_no_answer_leaves_the_others_theirs():
         ({"utilisation": 90}, ["utilisation = 90", "at most 1"]),
         ({"hardware": []}, ["hardware = []", "a list"]),
         ({"hardware": ["l4", "l44"]}, ["no such profile; did you mean 'l4'?"]),
+        ({"weights": "mxfp4"}, ['weights = "mxfp4"', "llama-3-8b has none"]),
+        ({"kv_dtype": "mxfp4"}, ['kv_dtype = "mxfp4"']),
         ({"weights": "int5"}, ['weights = "int5"', "int4"]),
         ({"kv_dtype": "fp32"}, ['kv_dtype = "fp32"', "int8"]),
         ({"gpus": "3"}, ["gpus = 3", "32 heads"]),

@@ -228,12 +228,23 @@ def test_logits_of_all_tokens_multiply_the_head_by_each():
 
 @given(st.integers(1, 500))
 def test_experts_are_missed_by_chance(tokens):
-    """Of 128 a token goes to 4; by simulation's mean, each expert is missed (1 - 4 / 128)^T."""
+    """Of 128 a token goes to 4, so that T tokens miss the share (1 - 4 / 128)^T."""
     shape = MODELS["gpt-oss-120b"]
-    experts = (shape.parameters - shape.active_parameters) / (1 - 4 / 128)
-    expected = shape.parameters - experts * (1 - 4 / 128) ** tokens
-    assert shape.parameters_used(tokens) == pytest.approx(expected)
-    assert MODELS["llama-3-8b"].parameters_used(tokens) == MODELS["llama-3-8b"].parameters
+    experts = 36 * 128 * (3 * 2880 * 2880 + 3 * 2880)
+    assert shape.routed_parameters == experts
+    expected = experts * (1 - (1 - 4 / 128) ** tokens)
+    assert shape.routed_parameters_used(tokens) == pytest.approx(expected)
+    assert MODELS["llama-3-8b"].routed_parameters_used(tokens) == 0
+
+
+def test_experts_in_mxfp4_are_read_as_such_and_nothing_else():
+    shape = MODELS["gpt-oss-120b"]
+    in_bf16, in_mxfp4 = (
+        model_pass(setting("gpt-oss-120b", weights=weights, batch=4), "decode", 1000).dense_s
+        for weights in ("bf16", "mxfp4")
+    )
+    saved = shape.routed_parameters_used(4) * (16 - 4.25) / 8
+    assert in_bf16 - in_mxfp4 == pytest.approx(saved / (3.35e12 * 0.9))
 
 
 # Training ---------------------------------------------------------------------------------------
