@@ -31,7 +31,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.machine import machine_of
 from sim.tile_program import Chunking, Kernel, Tensor
 
-MEMORY_BYTES = 256 * 2**20  # of what one engine remembers in this process
+MEMORY_BYTES = 128 * 2**20  # of what one engine remembers in this process
 
 # What a replay depends on beside L2; the other records are as long as these say, and begin empty.
 TOLD_BY = ("limits", "streams", "base", "start", "table", "sizes", "trips", "loads", "loops", "ops")

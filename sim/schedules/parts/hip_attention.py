@@ -148,7 +148,7 @@ class Search:
     def _tiles(self) -> IntArray:
         """The tiles of KEYS keys at the chunks' centres; loads take views of it."""
         a_block = self.tile.kv // KEYS
-        return self.seen.table * a_block + a_block // 2
+        return self.seen.table * a_block + a_block // 2 if a_block > 1 else self.seen.table
 
     def _keys(self, tables: Sequence[IntArray], row: OfItem, start: OfItem) -> tuple[Load, ...]:
         """A load of each of these parts of the table of tiles.
