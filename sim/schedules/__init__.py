@@ -13,6 +13,7 @@ from sim.schedules.flash2 import Flash2
 from sim.schedules.flash3 import Flash3
 from sim.schedules.flash4 import Flash4
 from sim.schedules.flash_decoding import Decode, FlashDecoding
+from sim.schedules.flex import Flex
 from sim.schedules.h2o import H2o
 from sim.schedules.hip import Hip
 from sim.schedules.infinite_hip import InfiniteHip
@@ -41,6 +42,7 @@ _SHIPPED: dict[str, type[Schedule]] = {
     "flash2": Flash2,
     "flash3": Flash3,
     "flash4": Flash4,
+    "flex": Flex,
     "block_sparse": BlockSparse,
     "bigbird": BigBird,
     "longformer": Longformer,

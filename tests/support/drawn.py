@@ -107,6 +107,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sinks": st.integers(0, 40),
         "random_blocks": st.integers(0, 3),
     },
+    "flex": {"documents": st.integers(1, 3)},
     "bigbird": {
         "window_blocks": st.sampled_from((1, 3, 5)),
         "global_blocks": st.integers(0, 3),
@@ -193,6 +194,8 @@ def schedules(draw: Any, *names: str) -> Schedule:
             "warps": draw(st.none() | st.sampled_from((4, 8))),
         }
     options |= {key: draw(values) for key, values in OPTIONS.get(name, {}).items()}
+    if name == "flex":
+        del options["implementation"]  # it has one
     if options.get("implementation") == "trtllm" and name == "flash3":
         options["splits"] = None
     if options.get("implementation") == "fla":  # compresses each block to a key
@@ -226,7 +229,7 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     if phase == "decode":
         most = min(40, w.seq_kv) if "append" in schedule.takes else 1
         w = replace(w, seq_q=draw(st.integers(1, most)))
-    elif schedule.name in WHOLE_SEQUENCE:
+    elif schedule.name in WHOLE_SEQUENCE or getattr(schedule, "documents", 1) > 1:
         w = replace(w, seq_q=w.seq_kv)
     if schedule.name in ("minference", "nsa") and w.dtype == "fp32":
         w = replace(w, dtype="bf16")

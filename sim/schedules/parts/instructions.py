@@ -53,6 +53,9 @@ class OpsAScore:
 
 PLAIN = OpsAScore(fp32=2, other=1.5)
 SGLANG = OpsAScore(fp32=6, other=8)
+# FlexAttention's: scaled apart before what is done to them, and to base 2 after it (PRESCALE_QK is
+# off), then the maximum subtracted, and summed.
+FLEX = OpsAScore(fp32=4, other=1.5)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from sim.schedules.parts.flash_loop import (
     log_sum_exp,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule
-from sim.tile_program import IntArray, Kernel, Kind, Stream, Tensor
+from sim.schedules.parts.scores import bias_matrix, bias_tensor
+from sim.tile_program import IntArray, Kernel, Kind, Loop, Stream, Tensor
 
 # (position among the keys of a block's first query and of its last, key blocks) -> which are kept
 Kept = Callable[[int, int, IntArray], NDArray[np.bool_]]
@@ -48,6 +49,10 @@ class KeyBlocks:
     trips: IntArray
     first: IntArray
     table: IntArray
+
+    def are_alike(self, grid: QueryBlocks) -> bool:
+        """Whether all heads visit the same."""
+        return len(self.trips) == grid.down
 
 
 class MaskedSchedule(FlashSchedule):
@@ -78,9 +83,25 @@ def sparse_kernel(
     `gather_ops` are the lane operations of a trip by which K is brought together, and V. `grid` is
     FlashAttention-2's unless given.
     """
-    q, k, v, o = tensors
     grid = grid or QueryBlocks(w, cta.tile)
-    alike = len(visits.trips) == grid.down  # one list of blocks for all heads
+    rows = grid.tiles(tensors.q, tensors.o, log_sum_exp(tensors.q))
+    if not visits.are_alike(grid):
+        rows = replace(rows, periods=1)
+    loop = visiting_loop(w, cta, visits, grid, tensors, gather_ops)
+    return replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
+
+
+def visiting_loop(
+    w: AttentionWorkload,
+    cta: FlashCta,
+    visits: KeyBlocks,
+    grid: QueryBlocks,
+    tensors: QKVO,
+    gather_ops: int = 0,
+    named_by: tuple[Stream, ...] = (),
+) -> Loop:
+    """The loop over the key blocks that `visits` names; with K come the numbers that name them."""
+    alike = visits.are_alike(grid)
 
     def row(items: IntArray) -> IntArray:
         return grid.row(items) if alike else grid.tile_of(items)
@@ -91,18 +112,21 @@ def sparse_kernel(
     def start(items: IntArray) -> IntArray:
         return visits.first[row(items)]
 
-    def visited(tensor: Tensor) -> Operand:
+    def visited(tensor: Tensor, beside: tuple[Stream, ...] = ()) -> Operand:
         tile = (cta.tile.kv, w.head_dim)
-        return Operand(
-            (Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start),),
-            vector_ops=gather_ops,
-        )
+        keys = Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start)
+        return Operand((keys, *beside), vector_ops=gather_ops)
 
-    rows = grid.tiles(q, o, log_sum_exp(q))
-    if not alike:
-        rows = replace(rows, periods=1)
-    loop = key_loop(w, cta, trips, rows.q.tile_bytes, visited(k), visited(v))
-    return replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
+    def of_bias(items: IntArray) -> IntArray:
+        place = bias_matrix(w, grid.matrix(items)) * grid.down + grid.row(items)
+        return place * blocks(w.seq_kv, cta.tile.kv)
+
+    bias = None
+    if w.bias:
+        sides = (cta.tile.q, cta.tile.kv)
+        bias = Stream(bias_tensor(w), *sides, of_bias, table=visits.table, start=start)
+    q_bytes = Stream(tensors.q, cta.tile.q, w.head_dim, grid.tile_of).tile_bytes
+    return key_loop(w, cta, trips, q_bytes, visited(tensors.k, named_by), visited(tensors.v), bias)
 
 
 def keys_between(low: int, high: int, shown: IntArray, tile: Tile) -> NDArray[np.bool_]:

@@ -129,6 +129,45 @@ SGLANG_EXTEND: Table[FlashCta] = (
 )
 FORWARD = {"cuda": FLASH2, "triton": TRITON, "sglang": SGLANG_EXTEND}
 
+# FlexAttention: pytorch/pytorch, torch/_inductor/template_heuristics/triton.py, CUDAConfigHeuristic
+# (h100_, sm_100_, sm_120_ and a100_default_flex_config, get_flex_attn_fwd_configs), by architecture
+# and bytes of an element, of the head_dims that it names.
+FLEX: dict[tuple[str, int], dict[int, FlashCta]] = {
+    ("sm90", 2): {
+        64: _triton(128, 128, 4, 3),
+        128: _triton(128, 64, 8, 3),
+        256: _triton(64, 32, 4, 3),
+    },
+    ("sm80", 2): {
+        64: _triton(128, 64, 4, 3),
+        128: _triton(128, 64, 8, 3),
+        256: _triton(32, 64, 4, 3),
+    },
+    ("sm120", 2): {
+        64: _triton(128, 64, 4, 2),
+        128: _triton(128, 64, 8, 2),
+        256: _triton(32, 64, 4, 2),
+    },
+    ("sm90", 4): {
+        64: _triton(128, 32, 4, 3),
+        128: _triton(32, 64, 4, 3),
+        256: _triton(32, 32, 4, 3),
+    },
+    ("sm80", 4): {
+        64: _triton(128, 32, 4, 3),
+        128: _triton(128, 32, 4, 3),
+        256: _triton(64, 16, 4, 3),
+    },
+    ("sm120", 4): {
+        64: _triton(128, 32, 4, 2),
+        128: _triton(128, 32, 4, 2),
+        256: _triton(64, 16, 4, 2),
+    },
+}
+FLEX_LIKE = {"sm100": "sm90", "sm86": "sm80", "sm89": "sm80"}  # whose table another has
+FLEX_UP_TO_256 = {2: _triton(128, 64, 4, 3), 4: _triton(64, 64, 4, 3)}
+FLEX_LARGE = {2: _triton(64, 32, 4, 3), 4: _triton(32, 16, 4, 3)}  # beyond 256
+
 # Split-KV: flash_fwd_launch_template.h, run_mha_fwd_splitkv_dispatch.
 SPLIT_KV: Table[FlashCta] = (
     (Row(64), _cta(64, 256, 4)),
@@ -223,6 +262,15 @@ def public_cta(
     """What the implementation's forward kernel uses unless told otherwise."""
     cta = next(_suiting(FORWARD[implementation], w, hw))
     return cta if implementation == "cuda" else _buffered(cta, hw)
+
+
+def flex_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+    """What FlexAttention compiles to unless it tunes itself."""
+    element = max(2, w.dtype_bytes)
+    if w.head_dim > 256:
+        return _buffered(FLEX_LARGE[element], hw)
+    table = FLEX.get((FLEX_LIKE.get(hw.arch, hw.arch), element), {})
+    return _buffered(table.get(w.head_dim, FLEX_UP_TO_256[element]), hw)
 
 
 def _buffered(cta: FlashCta, hw: HardwareProfile) -> FlashCta:
