@@ -35,6 +35,10 @@ class AttentionWorkload:
     elements each (V padded to it). The first `shared_prefix` tokens of all sequences are the same,
     so that one copy of their K and V would do.
 
+    Queries that are a `tree` of drafted tokens see the cached prefix and, of each other, those that
+    they follow: a mask of a bit a query and key. A chain, as `causal` has it, shows most pairs of
+    all trees, and is what is counted.
+
     Before the softmax scores may be changed: `softcap` c makes c tanh(S / c) of them, `alibi` takes
     each head's slope times the distance off, `bias` adds a matrix of seq_q x seq_kv elements of
     `dtype`: one for all, or one for each head, each sequence, or each head of each sequence.
@@ -59,6 +63,7 @@ class AttentionWorkload:
     latent_dim: int | None = None
     rope_dim: int = 0
     shared_prefix: int = 0
+    tree: bool = False
     softcap: float | None = None
     alibi: bool = False
     bias: Bias | None = None
@@ -164,6 +169,7 @@ class WorkloadTable(BaseModel):
     latent_dim: Count | None = None
     rope_dim: CountOrNone | None = None
     shared_prefix: CountOrNone = 0
+    tree: bool = False
     softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     alibi: bool = False
     bias: Bias | None = None
@@ -185,12 +191,17 @@ class WorkloadTable(BaseModel):
             raise ValueError(f"heads = {heads} must be a multiple of kv_heads = {kv_heads}")
         lengths = self._lengths(shape.context if shape else None)
         window = self.window or (shape.window if shape else None)
-        causal = self.causal if self.causal is not None else bool(shape or window)
+        causal = self.causal if self.causal is not None else bool(shape or window or self.tree)
         if window is not None and not causal:
             raise ValueError("window goes with causal = true: a query sees its latest keys")
         if self.tokens > 1 and self.phase != "decode":
             raise ValueError(f'tokens = {self.tokens} goes with phase = "decode"')
         self._check_lengths(lengths, causal)
+        if self.tree and not (causal and self.phase == "decode" and max(lengths)[0] > 1):
+            raise ValueError(
+                'tree = true: drafted tokens, each of which follows others: phase = "decode", '
+                "several queries (seq_q) and a causal mask were expected"
+            )
         seq_q, seq_kv = (max(side) for side in zip(*lengths, strict=True))
         window = window if window is not None and window < seq_kv else None
         self._check_prefix(lengths, window)
@@ -211,6 +222,7 @@ class WorkloadTable(BaseModel):
             latent_dim=self.latent_dim or (shape.latent_dim if shape else None),
             rope_dim=self.rope_dim if self.rope_dim is not None else shape.rope_dim if shape else 0,
             shared_prefix=self.shared_prefix,
+            tree=self.tree,
             softcap=self.softcap,
             alibi=self.alibi,
             bias=self.bias,

@@ -48,7 +48,7 @@ class Tile(BaseModel):
 
 
 Taken = Literal[
-    "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix",
+    "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix", "tree",
     "softcap", "alibi", "bias",
 ]  # fmt: skip
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
@@ -124,6 +124,11 @@ class Schedule(BaseModel):
                 f"1); {that_take('append')} take several"
             )
         self._check_lengths(w)
+        if w.tree and "tree" not in self.takes:
+            raise InputError(
+                f"schedule {self.name}: workload.tree = true: it has no mask of a tree; "
+                f"{that_take('tree')} takes one"
+            )
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         self._check_scores(w)

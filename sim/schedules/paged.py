@@ -52,11 +52,20 @@ class Paged(SplitKv):
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     reads_by_xqa = True
-    takes = SplitKv.takes | {"append", "lengths", "query lengths"}
+    takes = SplitKv.takes | {"append", "lengths", "query lengths", "tree"}
     page_size: PageSize = 16
 
     summary = "split-KV attention over a paged cache, by a page table"
     source = "vllm-project/flash-attention, csrc/flash_attn (block_table)"
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        if w.tree and self.implementation != "flashinfer":
+            raise InputError(
+                f'schedule paged: implementation = "{self.implementation}": workload.tree = true: '
+                'its kernel has no mask of a tree; "flashinfer" has one'
+            )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The split kernel and, of more than one split, the combine kernel."""

@@ -234,11 +234,11 @@ def key_loop(
     q_bytes: int,
     k: Operand,
     v: Operand,
-    bias: Stream | None = None,
+    of_scores: Stream | None = None,
 ) -> Loop:
     """The loop over key blocks, `q_bytes` being those of Q's tile.
 
-    `bias` is what is added to the scores, which a trip loads as it begins.
+    `of_scores` is what is added to the scores, or masks them, which a trip loads as it begins.
     """
     tile, filled = cta.tile, cta.filled(w)
     if cta.angles:
@@ -251,7 +251,7 @@ def key_loop(
         numbers, made = Load(k.numbers, 0), cta.address_instructions * LANES * cta.warps
         addresses = Compute("addresses", (numbers,), other_ops=made)
         addressing = (numbers, Barrier((numbers,)), addresses)
-    added = (Load(bias, 0),) if bias else ()
+    added = (Load(of_scores, 0),) if of_scores else ()
     issued = tuple(Barrier((load,)) for load in added)
     if cta.own:
         before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)

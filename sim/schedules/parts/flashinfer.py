@@ -9,6 +9,9 @@
         for each few ranges s (8 of head_dim 128), 4 times as many on their way:
             load O_s;  O += exp(lse_s - lse) O_s
 
+A tree of drafted tokens has a mask of a bit a query and key (custom_mask), which all trips apply:
+no key is left out for it, and the rule of ranges does not know of it.
+
 A sequence has `group` rows a query, the query heads of a KV head. 16 rows are the tile of decoding:
 the four warps share out the keys, so each reads only its own and has an O to itself. A trip begins
 with the numbers of the next tile's pages and the addresses made of them, which it waits for, and
@@ -42,6 +45,7 @@ from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, ke
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import FP32_OPS_A_ROW, LANES, OTHER_OPS_A_ROW
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
+from sim.schedules.parts.scores import tree_mask
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -299,7 +303,7 @@ class PackedAttention:
         low, high = self.shown
         first = low[sequence] + number * self.range_tokens
         end = np.minimum(high[sequence], first + self.range_tokens)
-        if self.w.causal:
+        if self.w.causal and not self.w.tree:
             before = np.array(self.w.keys) - np.array(self.w.queries)  # the first query
             end = np.minimum(end, before[sequence] + 1 + last // self.group)
         tiles: IntArray = np.maximum(0, -(-(end - first) // self.cta.tile.kv))
@@ -326,11 +330,32 @@ class PackedAttention:
                 (keys, numbers), casting = k.streams, int(OPS_OF_CASTING * k.register_ops)
                 k = Operand((keys,), numbers, register_ops=casting)
                 v = replace(v, register_ops=casting)
-            return key_loop(w, self.cta, trips, tiles.q.tile_bytes, k, v)
+            return key_loop(w, self.cta, trips, tiles.q.tile_bytes, k, v, self._tree())
 
         loops = loops_over_pages(w, self.page_size, self.cta.tile.kv, ranges, loop)
         cache = f", {w.kv_dtype} cache" if w.kv_dtype else ""
         return flash_kernel(f"{self.part or 'flashinfer'}{cache}", w, self.cta, tiles, *loops)
+
+    def _tree(self) -> Stream | None:
+        """The bits that mask each trip's scores, if there is a tree: those of a tile's queries.
+
+        Of a range that begins within a tile of the mask, the tiles from that one on.
+        """
+        if not self.w.tree:
+            return None
+        mask, tile = tree_mask(self.w), self.cta.tile
+        queries = min(self.w.seq_q, blocks(tile.q, self.group))
+        down, across = blocks(self.w.seq_q, queries), blocks(self.w.seq_kv, tile.kv)
+
+        def last(items: IntArray) -> IntArray:
+            sequence, row, number = self._place(items)
+            first = self.shown[0][sequence] + number * self.range_tokens
+            at = np.minimum(first // tile.kv + self._tiles(items), across) - 1
+            place = sequence * down + row * tile.q // self.group // queries
+            tiles: IntArray = place * across + at
+            return tiles
+
+        return Stream(mask, queries, tile.kv // 8, last, stride=-1)
 
     def _merge(self, o: Tensor, lse: Tensor) -> Kernel:
         """A CTA a row of O, which a few threads have of each of several ranges."""

@@ -5,11 +5,14 @@
     S = S - slope |i - j|     causal, FlashAttention-2's CUDA adds slope j, of which a thread makes
                               one for its four rows; else the distance for each score
     S = S + bias_ij           an add; the matrix is read from HBM tile by tile, with K
+    S = S where mask_ij       of a tree, a bit each: its place in 64 bits (4), the byte, its shift
+                              and test (4), the select, and whether query and key are there (3)
 
 Source: Dao-AILab/flash-attention, csrc/flash_attn/src/utils.h (calculate_dtanh, apply_softcap) and
 mask.h (Has_alibi); pytorch/pytorch, torch/_inductor/kernel/flex (score_mod is inlined; its loads
-feed no matmul, so that Triton issues them in the trip that needs them). ALiBi's operations are
-counted by hand: an estimate.
+feed no matmul, so that Triton issues them in the trip that needs them). flashinfer-ai/flashinfer,
+include/flashinfer/attention/variants.cuh (use_custom_mask; prefill.cuh applies it on every trip).
+Operations of ALiBi and of a tree are counted by hand: estimates.
 """
 
 import numpy as np
@@ -23,6 +26,7 @@ SOFTCAP = OpsAScore(fp32=1, other=0, exps=1)
 ALIBI_BY_COLUMN = OpsAScore(fp32=1, other=0.5, exps=0)  # a conversion and its index for four rows
 ALIBI_BY_SCORE = OpsAScore(fp32=1, other=3, exps=0)  # difference, absolute value, conversion
 BIAS = OpsAScore(fp32=1, other=0, exps=0)
+TREE = OpsAScore(fp32=0, other=12, exps=0)
 
 
 def changes(w: AttentionWorkload, by_column: bool) -> OpsAScore:
@@ -37,7 +41,17 @@ def changes(w: AttentionWorkload, by_column: bool) -> OpsAScore:
         ops += ALIBI_BY_COLUMN if w.causal and by_column else ALIBI_BY_SCORE
     if w.bias is not None:
         ops += BIAS
+    if w.tree:
+        ops += TREE
     return ops
+
+
+def tree_mask(w: AttentionWorkload) -> Tensor:
+    """The mask of each sequence's tree, a bit for each of its queries and keys."""
+    sizes = None
+    if w.lengths is not None:
+        sizes = np.array([(q, -(-kv // 8)) for q, kv in w.lengths], np.int64)
+    return Tensor("tree", w.batch, w.seq_q, -(-w.seq_kv // 8), 1, "input", "mask", sizes)
 
 
 def bias_tensor(w: AttentionWorkload) -> Tensor:
