@@ -8,10 +8,12 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sim.inputs.files import find_toml, read_toml, shipped_names
 from sim.inputs.hardware import HardwareProfile, Section, load_profile
 from sim.inputs.models import MODELS
+from sim.inputs.shapes import ModelShape
 from sim.inputs.units import show, show_binary
 from sim.report.known_errors import device_error
 from sim.report.notes import known_off, notes, point_text, rough, who
@@ -289,40 +291,33 @@ def print_schedules() -> None:
 
 
 def print_models() -> None:
-    """A row a model: its shape, and where that was published."""
-    table = new_table(
-        "Models (of experts, those of a token; the KV cache in 16 bits)",
-        "name",
-        "parameters",
-        "layers",
-        "heads",
-        "head_dim",
-        "hidden",
-        "MLP",
-        "KV a token",
-        "context",
-        "source",
-    )
+    """A row a model: its shape in words, and where that was published."""
+    table = new_table("Models", "name", "shape, KV cache of a token in 16 bits, context; source")
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for name, shape in MODELS.items():
-        if name != shape.name:  # another name of a model that has its row
-            continue
-        sparse = shape.active_parameters < shape.parameters
-        active = f" ({show(shape.active_parameters, '')})" if sparse else ""
-        local = f"; {shape.local_window:,} in {shape.local_layers}" if shape.local_window else ""
-        table.add_row(
-            name,
-            show(shape.parameters, "") + active,
-            str(shape.layers),
-            f"{shape.heads}{'' if shape.latent_dim else f', {shape.kv_heads} KV'}",
-            str(shape.head_dim),
-            f"{shape.hidden:,}",
-            f"{shape.experts_per_token} × {shape.mlp:,}" if sparse else f"{shape.mlp:,}",
-            show_binary(2 * shape.layers * shape.cached_elements, digits=3),
-            f"{shape.context:,}{local}{f'; window {shape.window:,}' if shape.window else ''}",
-            shape.source,
-        )
+        if name == shape.name:  # and not another name of a model that has its row
+            table.add_row(name, Text.assemble(f"{_shape(shape)}\n", (shape.source, "dim")))
     show_table(table)
+
+
+def _shape(shape: ModelShape) -> str:
+    """A model's shape in words."""
+    parameters = f"{show(shape.parameters, '')} parameters"
+    width = f"{shape.mlp:,}"
+    if shape.experts > 1:
+        parameters += f" ({show(shape.active_parameters, '')} a token)"
+        width = f"{shape.experts_per_token} experts a token of {width}"
+    kv_heads = "latent KV" if shape.latent_dim else f"{shape.kv_heads} KV heads"
+    cached = show_binary(2 * shape.layers * shape.cached_elements, digits=3)
+    context = f"{shape.context:,} tokens"
+    if shape.local_window:
+        context += f", {shape.local_window:,} in {shape.local_layers} of the layers"
+    if shape.window:
+        context += f", a window of {shape.window:,}"
+    return (
+        f"{parameters}, {shape.layers} layers of {shape.hidden:,}, {shape.heads} heads of "
+        f"{shape.head_dim}, {kv_heads}, MLP {width}; {cached}; {context}"
+    )
 
 
 def print_scenarios() -> None:

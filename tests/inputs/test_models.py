@@ -256,5 +256,6 @@ def test_a_config_that_is_not_there_is_one_line(tmp_path):
 def test_the_list_has_every_model(tmp_path):
     printed = attnsim("models", cwd=tmp_path).stdout
     assert all(shape.name in printed for shape in MODELS.values())
-    assert "117 G (5.71 G)" in printed
-    assert "131,072; 128 in 18" in printed
+    assert all(shape.source.split()[0] in printed for shape in MODELS.values())
+    assert "117 G parameters (5.71 G a token), 36 layers of 2,880, 64 heads of 64" in printed
+    assert "72 KiB; 131,072 tokens, 128 in 18 of the layers" in printed
