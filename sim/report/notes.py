@@ -1,11 +1,12 @@
 """What is to be said of records beside their figures: a line each, below a table or on a page."""
 
+from math import hypot
 from pathlib import Path
 from typing import cast
 
 from sim.inputs.hardware import NATIVE_MATMUL, Arch
 from sim.inputs.lengths import in_words
-from sim.report.known_errors import measured_errors
+from sim.report.known_errors import MeasuredError, measured_errors
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.schedules.base import that_take
@@ -26,9 +27,10 @@ ISSUED_IN_WORDS = {
 
 
 def notes(records: list[Record]) -> list[str]:
-    """Of which sequences they are, where lengths differ; all that makes figures less or other."""
+    """Of which sequences they are, and what makes figures less or other, or not worth comparing."""
     return [
         *_ragged(records),
+        *_level(records),
         *_copies_of_a_prefix(records),
         *_skipped(records),
         *_compiled(records),
@@ -54,20 +56,47 @@ def rough(records: list[Record]) -> list[str]:
 
 
 def known_off(records: list[Record]) -> list[str]:
-    """A line a schedule whose predictions in a record's regime are known to be off.
+    """A line a schedule whose predictions in a record's regime are known to be off."""
+    lines: dict[str, None] = {}
+    for record in records:
+        known = measured_error(record)
+        if known and known.is_off:
+            lines[f"{record.schedule}: {known.sentence()}"] = None
+    return list(lines)
+
+
+def measured_error(record: Record) -> MeasuredError | None:
+    """How near predictions of its time were in its regime; None where nobody measured it.
 
     By the kernels that were measured most: on the record's GPU, else on others.
     """
-    lines: dict[str, None] = {}
+    if record.status != "ok" or record.options is None or _is_own(record):
+        return None
+    known = measured_errors(record.options, record.hardware, record.workload)
+    here = [error for error in known if error.where == record.hardware] or known
+    return max(here, key=lambda error: error.points, default=None)
+
+
+def _level(records: list[Record]) -> list[str]:
+    """A line a point where schedules are nearer to the fastest than predictions are to devices."""
+    points: dict[str, list[Record]] = {}
     for record in records:
-        if record.status != "ok" or record.options is None or _is_own(record):
-            continue
-        known = measured_errors(record.options, record.hardware, record.workload)
-        here = [error for error in known if error.where == record.hardware] or known
-        most = max(here, key=lambda error: error.points, default=None)
-        if most and most.is_off:
-            lines[f"{record.schedule}: {most.sentence()}"] = None
-    return list(lines)
+        if record.time_s:
+            points.setdefault(str(record.point), []).append(record)
+    lines = []
+    for at_point in points.values():
+        best, *others = sorted(at_point, key=lambda record: record.time_s or 0.0)
+        if level := [rival.schedule for rival in others if _cannot_be_told_apart(best, rival)]:
+            lines.append(f"{who(best)}: level with {', '.join(level)}, as far as errors are known")
+    return lines
+
+
+def _cannot_be_told_apart(best: Record, rival: Record) -> bool:
+    """Whether their times differ by less than both together are known to be off."""
+    known = [measured_error(record) for record in (best, rival)]
+    apart = (rival.time_s or 0.0) / (best.time_s or 1.0) - 1.0
+    off = [error.mean_error for error in known if error is not None]
+    return len(off) == len(known) and apart < hypot(*off)
 
 
 def _is_own(record: Record) -> bool:

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from sim import simulate
+from sim.report.known_errors import MeasuredError
 from sim.report.notes import notes
 from sim.report.table import print_records
 
 WORKLOAD = {"seq_len": 512, "batch": 1, "heads": 2, "head_dim": 64, "dtype": "fp16"}
+MEASURED = MeasuredError("FA2", "h100-sxm", "few, batch 1", 9, 0.1, 0.2, 0.0, None, None)
 
 
 def test_what_the_caches_of_dies_serve_is_said_where_there_are_any():
@@ -48,3 +50,22 @@ def test_a_rough_answer_is_told_before_the_table(capsys):
         print_records("a title", [replace(record, fast_forward=errors)])
         first = capsys.readouterr().out.splitlines()[0]
         assert first.startswith("flash2: rough: HBM bytes by 25% may be off") == rough
+
+
+def test_schedules_nearer_than_their_known_errors_are_level(monkeypatch):
+    (record,) = simulate(workload=WORKLOAD, hardware="h100-sxm", schedule="flash2")
+    records = [
+        replace(record, schedule=name, time_s=time_s)
+        for name, time_s in (("one", 1.00), ("near", 1.10), ("far", 1.20))
+    ]
+
+    def told(mean_error):
+        known = mean_error and replace(MEASURED, mean_error=mean_error)
+        monkeypatch.setattr("sim.report.notes.measured_error", lambda _: known)
+        return [line for line in notes(records) if "level with" in line]
+
+    # 8% each are 11.3% together.
+    assert told(0.08) == ["one: level with near, as far as errors are known"]
+    assert told(0.15) == ["one: level with near, far, as far as errors are known"]
+    assert told(0.05) == []
+    assert told(None) == []
