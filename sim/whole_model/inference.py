@@ -36,6 +36,7 @@ from sim.whole_model.setting import (
     Setting,
     cache_bytes_per_token,
     cached_tokens,
+    cached_tokens_of_layers,
     parameter_bytes,
 )
 
@@ -61,9 +62,10 @@ def inference(setting: Setting, share: GpuShare, use: Use, context: int) -> list
     model, ways = setting.model, share.ways
     w = attention_workload(setting, share, phase, context)
     layer = cached_layer(setting, share, phase, context)
+    held = cached_tokens_of_layers(setting, share, context)
     lasting: dict[Part, int] = {
         "parameters": parameter_bytes(setting, share),
-        "KV cache": share.layers * layer.all_cached_bytes,
+        "KV cache": held * layer.all_cached_bytes // cached_tokens(setting, share, context),
         "framework reserve": int(setting.reserve_bytes),
     }
     tokens, stream = w.batch * w.seq_q, 2 * model.hidden

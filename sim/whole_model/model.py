@@ -46,7 +46,7 @@ from sim.whole_model.setting import (
     Weights,
     cache_bytes_per_token,
     cache_dtype,
-    cached_tokens,
+    cached_tokens_of_layers,
     parameter_bytes,
 )
 
@@ -190,8 +190,8 @@ class ModelQuestion:
             use: Use = "training with checkpointing" if one.checkpointing else "training"
             cache, needed = 0, memory(alone, use, seq_len).bytes
         else:
-            cached = setting.batch * cached_tokens(alone, whole, seq_len)
-            cache = whole.layers * cached * cache_bytes_per_token(alone)
+            cached = setting.batch * cached_tokens_of_layers(alone, whole, seq_len)
+            cache = cached * cache_bytes_per_token(alone)
             needed = weights + cache
         gpus_s = time.time_s * setting.gpus if time else 0.0
         price = self.hardware.price_of_million(gpus_s, one.tokens) if time else None

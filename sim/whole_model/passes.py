@@ -7,6 +7,7 @@
     LM head, of the last token of each sequence, or of all tokens       closed form
 
 Simulated: one layer's attention, kernel by kernel, from an empty L2; all layers are as that one.
+Where some see only a sliding window (Gemma, gpt-oss), one of each kind.
 
 A closed form: the matrices take max(weight bytes / HBM rate, FLOPs / tensor rate), both rates as
 the profile sustains them (`calibration.hbm.read`, `calibration.tensor.native` at the clock
@@ -33,7 +34,7 @@ lower bound of a real server's.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -112,14 +113,24 @@ class ModelPass:
         """Seconds of the optimiser's step."""
         return self.matrices.update_s if self.is_training else 0.0
 
-    def attention_s(self, run: DeviceRun) -> float:
-        """Seconds of all layers' attention, of which one ran so, without its first launch."""
+    @property
+    def layers(self) -> list[tuple[AttentionWorkload, int]]:
+        """The attention of each kind of layer, and how many there are."""
+        model, w = self.setting.model, self.workload
+        window = model.local_window
+        if window is None or window >= w.seq_kv:
+            return [(w, model.layers)]
+        local = replace(w, window=window)
+        return [(w, model.layers - model.local_layers), (local, model.local_layers)]
+
+    def layer_s(self, run: DeviceRun) -> float:
+        """Seconds of a layer's attention that ran so, without its first launch."""
         start_s = run.kernels[0].start_s
         seconds = run.time_s - start_s
         if self.checkpointing:
             backward = (one.start_s for one in run.kernels if one.run.kernel.backward)
             seconds += next(backward) - start_s
-        return seconds * self.setting.model.layers
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -251,21 +262,37 @@ def replay(
     The replays are one `[[schedule]]` scenario; `where` names the file in its messages. Raises
     InputError.
     """
-    points = tuple(Point({}, one.workload, one.setting.hardware, (one.schedule,)) for one in passes)
+    points = tuple(
+        Point({}, workload, one.setting.hardware, (one.schedule,))
+        for one in passes
+        for workload, _ in one.layers
+    )
     scenario = Scenario("whole_model", "", points, limits, where)
-    outcomes = run_scenario(scenario, progress=progress)
-    for one, outcome in zip(passes, outcomes, strict=True):
-        record, run = outcome.record, outcome.run
-        if run is None:
-            yield record, None
+    outcomes = iter(run_scenario(scenario, progress=progress))
+    for one in passes:
+        ran = [next(outcomes) for _ in one.layers]
+        layers = [
+            (outcome.record, one.layer_s(outcome.run) * count, count)
+            for outcome, (_, count) in zip(ran, one.layers, strict=True)
+            if outcome.run is not None
+        ]
+        if len(layers) < len(ran):
+            yield next(outcome.record for outcome in ran if outcome.run is None), None
             continue
-        layers = one.setting.model.layers
-        time = PassTime(
-            attention_s=one.attention_s(run),
-            dense_s=one.dense_s,
-            exchange_s=one.exchange_s,
-            update_s=one.update_s,
-            attention_hbm_bytes=(record.hbm_bytes or 0) * layers * one.setting.shares[0].ways,
-            attention_error=(record.fast_forward or {}).get("time_error", 0.0),
+        attention_s = sum(seconds for _, seconds, _ in layers)
+        hbm_bytes = sum((record.hbm_bytes or 0) * count for record, _, count in layers)
+        errors_s = sum(
+            (record.fast_forward or {}).get("time_error", 0.0) * seconds
+            for record, seconds, _ in layers
         )
-        yield record, time
+        yield (
+            layers[0][0],
+            PassTime(
+                attention_s=attention_s,
+                dense_s=one.dense_s,
+                exchange_s=one.exchange_s,
+                update_s=one.update_s,
+                attention_hbm_bytes=hbm_bytes * one.setting.shares[0].ways,
+                attention_error=errors_s / attention_s,
+            ),
+        )

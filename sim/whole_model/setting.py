@@ -183,3 +183,13 @@ def cached_tokens(setting: Setting, share: GpuShare, context: int) -> int:
     """Tokens of each sequence that a GPU's KV cache holds."""
     window = setting.model.window
     return blocks(context if window is None else min(context, window), share.token_ways)
+
+
+def cached_tokens_of_layers(setting: Setting, share: GpuShare, context: int) -> int:
+    """The same of all its layers together: local ones hold their window, as vLLM's cache does."""
+    model, every = setting.model, share.layers * cached_tokens(setting, share, context)
+    if model.local_window is None:
+        return every
+    local = share.layers * model.local_layers // model.layers
+    left_out = context - min(context, model.local_window)
+    return every - local * (left_out // share.token_ways)

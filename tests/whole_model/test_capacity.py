@@ -19,7 +19,12 @@ from sim.whole_model.capacity import MOST_TOKENS, SPACING, longest, longest_cont
 from sim.whole_model.fit import FitQuestion
 from sim.whole_model.inference import cached_layer
 from sim.whole_model.moments import USES
-from sim.whole_model.setting import Setting, cache_bytes_per_token, parameter_bytes
+from sim.whole_model.setting import (
+    Setting,
+    cache_bytes_per_token,
+    cached_tokens_of_layers,
+    parameter_bytes,
+)
 from sim.whole_model.training import kept_bytes_per_token, trained_layer
 from tests.support.commands import assert_one_line, attnsim
 
@@ -681,3 +686,13 @@ def test_a_files_rows_are_named_where_they_are_wrong():
         assert str(error.value).startswith(complaint)
     (row,) = FitQuestion.from_tables({"defaults": good, "fit": [{}]}, "mine", "m").answer().rows
     assert row.context == 1024
+
+
+def test_layers_of_a_window_hold_that_window_s_tokens():
+    """gpt-oss-20b: 12 layers hold all tokens and 12 their 128; 8 KV heads of 64."""
+    asked = setting("gpt-oss-20b")
+    (share,) = asked.shares
+    assert cached_tokens_of_layers(asked, share, 65536) == 12 * 65536 + 12 * 128
+    assert cached_tokens_of_layers(asked, share, 100) == 24 * 100
+    cache = memory(asked, "decode", 65536).parts["KV cache"]
+    assert cache == (12 * 65536 + 12 * 128) * 2 * 8 * 64 * 2

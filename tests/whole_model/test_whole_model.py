@@ -124,6 +124,31 @@ def test_a_sliding_window_is_the_models_own():
     assert time_of(decoding).attention_hbm_bytes < 32 * 2 * 8 * 128 * 2 * 4300
 
 
+def test_layers_of_a_window_and_others_are_replayed_once_each():
+    """Gemma-3 27B: 52 of 62 layers see 1,024 tokens; gpt-oss: every second 128."""
+    shape = MODELS["gemma-3-27b"]
+    assert (shape.local_layers, shape.local_window) == (52, 1024)
+    asked = {"heads": 32, "kv_heads": 16, "head_dim": 128, "causal": True, "dtype": "bf16"}
+    every, local = (
+        simulate(
+            workload=asked | {"seq_len": 8192} | window, hardware="h100-sxm", schedule="flash3"
+        )[0]
+        for window in ({}, {"window": 1024})
+    )
+    time = time_of(model_pass(setting("gemma-3-27b", schedule("flash3")), "prefill", 8192))
+    launch_s = 3e-6
+    assert time.attention_s == pytest.approx(
+        10 * (every.time_s - launch_s) + 52 * (local.time_s - launch_s)
+    )
+    assert time.attention_hbm_bytes == 10 * every.hbm_bytes + 52 * local.hbm_bytes
+    short = model_pass(setting("gemma-3-27b", schedule("flash3")), "prefill", 1000)
+    assert [count for _, count in short.layers] == [62]
+    decoding = model_pass(setting("gpt-oss-20b", schedule("flash_decoding")), "decode", 65536)
+    full = 12 * 2 * 8 * 64 * 2 * 65536
+    # What a layer of a window reads is its 128 keys, in blocks of 256.
+    assert full < time_of(decoding).attention_hbm_bytes < 1.05 * full
+
+
 def test_of_a_million_tokens_a_part_is_replayed_and_the_error_told():
     one = model_pass(setting("llama-3-8b", schedule("flash3")), "prefill", 2**20)
     time = time_of(one)
