@@ -22,7 +22,7 @@ from typing import Any
 from sim.inputs.files import save_text
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.report.known_errors import FILE, KnownError, mean_over, shipped
-from validate.compare import COLD, WARM, Comparison, compare
+from validate.compare import WARM, Comparison, compare
 from validate.figures import read_figures
 from validate.measurement import Measurement, Measurements, load_measurements
 from validate.operations import Case
@@ -33,28 +33,28 @@ from validate.stick_report import markdown
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "sim" / "report" / FILE
 MEASURED = ROOT / "validate" / "measurements"
-# In the order of the tables, with the README's names.
-GPUS = {
-    "h100-sxm": "H100 SXM",
-    "h100-pcie": "H100 PCIe",
-    "a100-sxm-80gb": "A100 80 GB",
-    "a100-sxm-40gb": "A100 (inferred)",
-    "rtx-3090": "RTX 3090",
-    "rtx-4090": "RTX 4090",
-}
-KERNELS = {
-    "flash2": "FlashAttention-2",
-    "flash3": "FlashAttention-3",
-    "triton_flash2": "Triton's FlashAttention-2",
-    "eager": "eager PyTorch",
-    "flash_decoding": "split-KV decoding, FlashAttention",
-    "triton_flash_decoding": "split-KV decoding, Triton",
-    "paged_decode": "paged decoding, FlashInfer",
-    "hip": "HiP, its authors' kernels",
-    "nsa_selected": "NSA, selected blocks",
-    "nsa_compressed": "NSA, compressed attention and choice",
-    "nsa_compressed_only": "NSA, compressed attention",
-}
+# In the order of the table.
+GPUS = (
+    "h100-sxm",
+    "h100-pcie",
+    "a100-sxm-80gb",
+    "a100-sxm-40gb",
+    "rtx-3090",
+    "rtx-4090",
+)
+KERNELS = (
+    "flash2",
+    "flash3",
+    "triton_flash2",
+    "eager",
+    "flash_decoding",
+    "triton_flash_decoding",
+    "paged_decode",
+    "hip",
+    "nsa_selected",
+    "nsa_compressed",
+    "nsa_compressed_only",
+)
 KERNEL = ("name", "implementation", "framework")  # what of a schedule's table the data tell
 
 
@@ -126,8 +126,8 @@ def _place(error: KnownError) -> tuple[int, int, str, str]:
     return _index(GPUS, error.profile), _index(KERNELS, error.family), error.family, error.quantity
 
 
-def _index(names: dict[str, str], name: str) -> int:
-    return list(names).index(name) if name in names else len(names)
+def _index(names: tuple[str, ...], name: str) -> int:
+    return names.index(name) if name in names else len(names)
 
 
 def docs_table(errors: Iterable[KnownError]) -> str:
@@ -145,26 +145,6 @@ def docs_table(errors: Iterable[KnownError]) -> str:
                 f"{one.bias:+.1%}",
                 "" if one.rank_correlation is None else f"{one.rank_correlation:.2f}",
                 "" if one.roofline_error is None else f"{one.roofline_error:.1%}",
-            )
-            for one in errors
-        ),
-    )
-
-
-def readme_table(errors: Iterable[KnownError]) -> str:
-    """The README's table."""
-    columns = "GPU|kernel|L2|points|mean error of time|worst|roofline's mean error"
-    return _markdown(
-        columns.split("|"),
-        (
-            (
-                GPUS[one.profile],
-                KERNELS[one.family],
-                "cold" if one.quantity == COLD else "warm",
-                str(one.points),
-                f"{one.mean_error:.1%}",
-                f"{one.worst_error:.1%}",
-                f"{one.roofline_error:.1%}",
             )
             for one in errors
         ),
@@ -292,7 +272,6 @@ def main() -> None:
         of_others = [one for one in errors if one.sources]
         save_text(text, DATA)
         renew(ROOT / "docs" / "validation.md", docs_table(of_others))
-        renew(ROOT / "README.md", readme_table(of_others))
         if stick is not None:
             renew_between(ROOT / "docs" / "validation.md", markdown(stick))
         if "measured" in data:

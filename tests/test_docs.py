@@ -146,6 +146,32 @@ def test_your_kernel_runs_from_python(kernels, monkeypatch, capsys):
     assert "my_attention" in capsys.readouterr().out
 
 
+# A chip that does not exist, and a paper's figure
+
+
+def page(name):
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_chips_profile_is_sound_and_can_be_run_on(tmp_path):
+    path = tmp_path / "stacked.toml"
+    path.write_text(block("toml", "extends", page("new_chip")))
+    assert "sound" in printed_by("profiles", "check", path)
+    printed_by("run", "flash_vs_naive", "--set", f"hardware.profile={path}")
+
+
+def test_the_papers_figure_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "plots.traffic", page("paper_figure")), {})
+    assert (tmp_path / "traffic.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_first_question_is_the_readmes():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for language, holding in (("toml", "[[schedule]]"), ("python", "simulate")):
+        assert block(language, holding, page("first_question")) == block(language, holding, readme)
+
+
 # What the documents point to
 
 

@@ -21,13 +21,6 @@ def test_the_scenario_runs(tmp_path):
     assert "window and sinks" in printed_by("run", path, "--set", "workload.seq_len=1024")
 
 
-def test_the_profile_is_sound_and_can_be_run_on(tmp_path):
-    path = tmp_path / "stacked.toml"
-    path.write_text(block("toml", "extends"))
-    assert "sound" in printed_by("profiles", "check", path)
-    printed_by("run", "flash_vs_naive", "--set", f"hardware.profile={path}")
-
-
 def test_the_python_runs(capsys):
     exec(block("python", "simulate"), {})
     ratio, *_ = capsys.readouterr().out.split()
@@ -39,3 +32,9 @@ def test_the_table_is_what_the_example_prints(monkeypatch):
     printed = [line.split() for line in printed_by("run", "flash_vs_naive").splitlines()]
     for line in block("", "held back by").splitlines():
         assert line.split() in printed or not line.strip("─ "), line
+
+
+def test_it_is_short_and_its_picture_comes_first():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert lines[2].startswith("![")
