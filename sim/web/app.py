@@ -21,7 +21,7 @@ from sim.web.page import page_of, texts_of
 from sim.web.results import CHARTS, beneath, drawn, said, table
 
 HOST = "127.0.0.1"
-WORKLOAD = ("model", "seq_len", "batch", "phase", "causal", "dtype")
+WORKLOAD = ("model", "seq_len", "batch", "phase", "causal", "dtype", "heads", "kv_heads")
 
 
 def serve(explorer: Explorer, port: int, ready: Callable[[str], None]) -> None:
@@ -124,6 +124,8 @@ def _controls(of: type[Input] | type[State]) -> dict[str, Any]:
         "positions": of({"figure": ALL}, "value"),
         "workload": {name: of(name, "value") for name in WORKLOAD},
         "schedules": of("schedules", "value"),
+        "tile": of("tile", "value"),
+        "stages": of("stages", "value"),
     }
 
 

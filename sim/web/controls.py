@@ -71,6 +71,7 @@ class Controls:
     figures: Mapping[str, float] = field(default_factory=dict)
     workload: Mapping[str, Any] = field(default_factory=dict)  # keys that replace the scenario's
     schedules: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of every schedule that has such
 
 
 def changes(hw: HardwareProfile, figures: Mapping[str, float]) -> dict[str, float]:
@@ -133,6 +134,8 @@ def workload_of(data: Mapping[str, Any], controls: Controls) -> dict[str, Any]:
         chosen.pop("model", None)
     if "seq_len" in chosen:
         table = {key: value for key, value in table.items() if key not in ("seq_q", "seq_kv")}
+    if "heads" in chosen:
+        table.pop("kv_heads", None)
     return table | chosen
 
 
@@ -151,8 +154,14 @@ def tables_of(
         "title": f"Explored from: {data.get('title') or 'a scenario'}",
         "workload": workload_of(data, controls),
         "hardware": _laid_over(hardware_of(data, controls.profile), nested(changed)),
-        "schedule": [deepcopy(known[title]) for title in controls.schedules],
+        "schedule": [_optioned(known[title], controls.options) for title in controls.schedules],
     }
+
+
+def _optioned(table: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule's table with those of the options that it has."""
+    known = SCHEDULES[table["name"]].model_fields
+    return deepcopy(table) | {key: value for key, value in options.items() if key in known}
 
 
 def _laid_over(tables: dict[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,11 @@ from sim.web.desk import Desk
 
 LENGTHS = [2**n for n in range(7, 21)]  # tokens
 BATCHES = [2**n for n in range(9)]
+HEADS = [2**n for n in range(8)]
+TILES = {f"{q} × {kv}": {"q": q, "kv": kv} for q in (64, 128, 192) for kv in (32, 64, 128)}
+STAGES = {str(stages): stages for stages in (1, 2, 3, 4)}
 OWN_SHAPE = "as in the scenario"
+OWN_OPTION = "as it is"
 
 
 class Explorer:
@@ -47,6 +51,8 @@ class Explorer:
         positions: list[float],
         workload: dict[str, Any],
         schedules: list[str] | None,
+        tile: str = OWN_OPTION,
+        stages: str = OWN_OPTION,
     ) -> Controls:
         """What the page's controls say; `positions` are those of FIGURES."""
         hw = self.desk.profile(profile)
@@ -55,13 +61,24 @@ class Explorer:
             for figure, position in zip(FIGURES, positions, strict=True)
             if position != figure.start(hw)
         }
-        return Controls(profile, figures, self._differs(workload), tuple(schedules or ()))
+        options = {"tile": TILES.get(tile), "stages": STAGES.get(stages)}
+        chosen = {key: value for key, value in options.items() if value is not None}
+        return Controls(profile, figures, self._differs(workload), tuple(schedules or ()), chosen)
 
     def workload(
-        self, model: str, seq_len: int, batch: int, phase: str, causal: list[str], dtype: str
+        self,
+        model: str,
+        seq_len: int,
+        batch: int,
+        phase: str,
+        causal: list[str],
+        dtype: str,
+        **heads: int | str,
     ) -> dict[str, Any]:
-        """What the workload's controls say, as keys of a scenario."""
+        """What the workload's controls say, as keys of a scenario; of `heads` those chosen."""
+        chosen = {key: number for key, number in heads.items() if number != OWN_SHAPE}
         return {
+            **chosen,
             "model": model,
             "seq_len": self.lengths[seq_len],
             "batch": self.batches[batch],
@@ -78,6 +95,7 @@ class Explorer:
         differs = {key: value for key, value in told.items() if value != own[key]}
         if {"model", "phase"} & differs.keys():  # so that lengths and mask are what is shown
             differs |= {"seq_len": told["seq_len"], "causal": told["causal"]}
+        differs |= {key: told[key] for key in ("heads", "kv_heads") if key in told}
         if w.lengths is not None and {"seq_len", "batch"} & differs.keys():  # instead of its lists
             differs |= {"seq_len": told["seq_len"], "batch": told["batch"]}
         return differs

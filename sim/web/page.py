@@ -10,7 +10,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.models import MODELS
 from sim.report.table import figure_text
 from sim.web.controls import FIGURES, SPAN, STEP, Controls, Figure, changes
-from sim.web.explorer import OWN_SHAPE, Explorer
+from sim.web.explorer import HEADS, OWN_OPTION, OWN_SHAPE, STAGES, TILES, Explorer
 from sim.web.results import CHARTS
 
 
@@ -49,10 +49,14 @@ def _sidebar(explorer: Explorer) -> list[Any]:
         dcc.RadioItems(["prefill", "decode", "training"], w.phase, id="phase", inline=True),
         dcc.Checklist(["causal"], ["causal"] if w.causal else [], id="causal"),
         _dropdown("dtype", dtypes, w.dtype),
+        _labelled("heads", _dropdown("heads", [OWN_SHAPE, *HEADS], OWN_SHAPE)),
+        _labelled("KV heads", _dropdown("kv_heads", [OWN_SHAPE, *HEADS], OWN_SHAPE)),
         html.H2("Schedules"),
         _dropdown(
             "schedules", explorer.schedules(w.phase, explorer.titles), explorer.titles, multi=True
         ),
+        _labelled("tile, queries × keys", _dropdown("tile", [OWN_OPTION, *TILES], OWN_OPTION)),
+        _labelled("stages", _dropdown("stages", [OWN_OPTION, *STAGES], OWN_OPTION)),
     ]
 
 
@@ -76,7 +80,11 @@ def _results(explorer: Explorer) -> list[Any]:
     ]
 
 
-def _dropdown(name: str, options: list[str], value: Any, multi: bool = False) -> dcc.Dropdown:
+def _labelled(label: str, control: Any) -> html.Div:
+    return html.Div([html.Label(label), control], className="slider")
+
+
+def _dropdown(name: str, options: list[Any], value: Any, multi: bool = False) -> dcc.Dropdown:
     return dcc.Dropdown(options, value, id=name, clearable=False, multi=multi)
 
 

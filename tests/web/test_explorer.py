@@ -39,7 +39,7 @@ from sim.web.controls import (
     write_files,
 )
 from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
-from sim.web.explorer import OWN_SHAPE, Explorer
+from sim.web.explorer import OWN_OPTION, OWN_SHAPE, Explorer
 from tests.support.browser import Visit
 from tests.support.commands import assert_one_line, called
 from tests.support.waiting import GUARD_S, until
@@ -156,6 +156,34 @@ def test_lists_of_lengths_stay_until_tokens_or_sequences_are_chosen(tmp_path):
     assert workload()["seq_len"] == [512, 1024]
     other = workload(batch=explorer.batches.index(1))
     assert (other["seq_len"], other["batch"]) == (1024, 1)
+
+
+def test_a_tile_and_stages_are_of_the_schedules_that_have_them(text):
+    explorer = Explorer(text, text.folder)
+    as_they_are = [figure.start(explorer.point.hardware) for figure in FIGURES]
+    w = explorer.point.workload
+    workload = {
+        "model": OWN_SHAPE,
+        "seq_len": explorer.lengths.index(w.seq_kv),
+        "batch": explorer.batches.index(w.batch),
+        "phase": w.phase,
+        "causal": [],
+        "dtype": w.dtype,
+        "heads": 4,
+        "kv_heads": 2,
+    }
+    device = (explorer.own_profile, as_they_are)
+    asked = explorer.controls(*device, workload, ["mamba2", "flash"], "64 × 32", "2")
+    tables = tables_of(text.data, asked, {})
+    mamba, flash = tables["schedule"]
+    assert mamba == {"name": "mamba2"}
+    assert (flash["tile"], flash["stages"]) == ({"q": 64, "kv": 32}, 2)
+    assert (tables["workload"]["heads"], tables["workload"]["kv_heads"]) == (4, 2)
+    flash = explorer.desk.answer(asked).rows[1].changed
+    assert (flash.workload["kv_heads"], flash.settings["schedule.flash2.tile.kv"]) == (2, 32)
+    own = explorer.controls(*device, {**workload, "kv_heads": OWN_SHAPE}, ["flash"])
+    assert explorer.desk.answer(own).ran[0].workload["kv_heads"] == 4
+    assert tables_of(text.data, own, {})["schedule"] == [text.data["schedule"][1]]
 
 
 def test_tensor_rates_follow_the_sms_and_their_clock(text):
@@ -429,6 +457,15 @@ def test_a_slider_is_dragged_with_the_mouse(opened):
 def choose(page, name, option):
     page.click(f"#{name}")
     page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_tile_that_is_chosen_is_another_time(opened):
+    flash = opened.locator("#table tbody tr").nth(1)
+    before = flash.text_content()
+    choose(opened, "tile", "64 × 32")
+    expect(flash).not_to_have_text(before)
+    choose(opened, "tile", OWN_OPTION)
+    expect(flash).to_have_text(before)
 
 
 def test_another_profile_is_another_device(opened, text):
