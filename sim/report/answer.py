@@ -3,7 +3,7 @@
 from collections import Counter
 
 from sim.inputs.units import show
-from sim.report.table import CAUSES_IN_WORDS
+from sim.report.notes import CAUSES_IN_WORDS
 from sim.runs.record import Record
 
 

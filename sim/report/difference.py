@@ -7,7 +7,8 @@ from rich.table import Table
 
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.table import CAUSES_IN_WORDS, new_table, show_table
+from sim.report.notes import CAUSES_IN_WORDS
+from sim.report.table import new_table, show_table
 from sim.runs.difference import Change, Comparison, Difference
 
 _NOT_ASKED = {"hardware.": "the profile's", "schedule.": "the default"}

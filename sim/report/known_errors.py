@@ -18,6 +18,7 @@ FILE = "known_errors.json"
 FIRST_IMPLEMENTATION = {
     "flash3": "fa3",
     "flash4": "fa4",
+    "flex": "triton",
     "hip": "hip_attention",
     "minference": "minference",
     "mla": "flashmla",
@@ -66,15 +67,16 @@ def known_errors(schedule: Mapping[str, Any], profile: str) -> list[KnownError]:
 
 @dataclass(frozen=True)
 class MeasuredError:
-    """How near predictions by a schedule were to strangers' times of a kernel family in a regime.
+    """How near predictions by a schedule were to measured times of a kernel family.
 
+    They are strangers' times in a `regime`, or those of published tables, of any size (None).
     `where` is the profile's name, or how many others there are. Errors are as in `KnownError`;
     `constant_error` is that of the roofline times the one factor that suits the family best.
     """
 
     family: str  # such as "FA2 paged decode"
     where: str
-    regime: str
+    regime: str | None
     points: int
     mean_error: float
     worst_error: float
@@ -84,15 +86,16 @@ class MeasuredError:
 
     @property
     def is_off(self) -> bool:
-        """Whether predictions there are known to be off."""
-        return self.points >= FEWEST and self.mean_error > OFF
+        """Whether predictions there are known to be off; a published table may be short."""
+        return self.points >= (FEWEST if self.regime else 1) and self.mean_error > OFF
 
     def sentence(self) -> str:
         """The error in words."""
         way = "too fast" if self.bias < 0 else "too slow"
         one_way = f", {way}" if abs(self.bias) > self.mean_error / 2 else ""
+        sizes = f" at such sizes ({self.regime})" if self.regime else ""
         return (
-            f"predicted times of {self.family} at such sizes ({self.regime}) are "
+            f"predicted times of {self.family}{sizes} are "
             f"{self.mean_error:.0%} off on {self.where}{one_way} ({self.points} measured)"
         )
 
@@ -114,6 +117,42 @@ def measured_errors(
         if row["regime"] == regime and (_kernel(schedule), phase) in predicted_by:
             groups.setdefault((row["device"] != profile, row["family"]), []).append(row)
     return [_together(groups[key], profile) for key in sorted(groups)]
+
+
+def known_time_error(
+    schedule: Mapping[str, Any], profile: str, workload: Mapping[str, Any]
+) -> MeasuredError | None:
+    """How far a `[[schedule]]` table's predicted time may be off, by what was measured most.
+
+    By strangers' times of that regime on the GPU `profile`, else on others; failing those, by
+    published tables. None where nobody measured it.
+    """
+    known = measured_errors(schedule, profile, workload)
+    here = [error for error in known if error.where == profile] or known
+    return max(here, key=lambda error: error.points, default=None) or _published(schedule, profile)
+
+
+def _published(schedule: Mapping[str, Any], profile: str) -> MeasuredError | None:
+    """The error over published times, those of the GPU `profile` if there are any."""
+    known = [one for one in known_errors(schedule, profile) if one.quantity.startswith("time")]
+    if not known:
+        return None
+    here = [one for one in known if one.profile == profile] or known
+    rows = [
+        {
+            "device": one.profile,
+            "family": schedule["name"],
+            "regime": None,
+            "points": one.points,
+            "mean": one.mean_error,
+            "worst": one.worst_error,
+            "bias": one.bias,
+            "roofline": one.roofline_error,
+            "constant": None,
+        }
+        for one in here
+    ]
+    return _together(rows, profile)
 
 
 def _together(rows: list[dict[str, Any]], profile: str) -> MeasuredError:

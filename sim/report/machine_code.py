@@ -13,7 +13,8 @@ from sim.machine_code.loops import Loop, MainLoop, loops_of, main_loop
 from sim.machine_code.sass import CLASSES, instructions_of
 from sim.machine_code.trip import PIPES, TripOnDevice, on_device, profiles_of
 from sim.report import present
-from sim.report.table import CAUSES_IN_WORDS, new_table, show_table
+from sim.report.notes import CAUSES_IN_WORDS
+from sim.report.table import new_table, show_table
 
 MOST_TAKEN_APART = 8  # kernels; of more only the footprints are told
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from sim.inputs.hardware import NATIVE_MATMUL, Arch
 from sim.inputs.lengths import in_words
-from sim.report.known_errors import MeasuredError, measured_errors
+from sim.report.known_errors import MeasuredError, known_time_error
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.schedules.base import that_take
@@ -16,6 +16,24 @@ GO_TOGETHER = {
     "sm.count": ("l2.bandwidth", "power.tdp"),
     "sm.clock": ("l2.bandwidth", "power.tdp"),
     "hbm.bandwidth": ("l2.bandwidth",),
+}
+CAUSES_IN_WORDS = {
+    "tensor": "tensor cores",
+    "vector": "fp32 lanes",
+    "exp": "exponentials",
+    "sram": "SRAM",
+    "issue": "issue slots",
+    "sm_port": "SMs' ports to L2",
+    "l2": "L2 bandwidth",
+    "hbm": "HBM bandwidth",
+    "l2_latency": "L2 latency",
+    "hbm_latency": "HBM latency",
+    "op_latency": "dependent instructions",
+    "cta_start": "starts of CTAs",
+    "power": "the power limit",
+    "launch": "launches",
+    "link": "waiting for links",
+    "idle": "idling at the end",
 }
 ISSUED_IN_WORDS = {
     "matmuls": "matmuls",
@@ -56,25 +74,20 @@ def rough(records: list[Record]) -> list[str]:
 
 
 def known_off(records: list[Record]) -> list[str]:
-    """A line a schedule whose predictions in a record's regime are known to be off."""
-    lines: dict[str, None] = {}
-    for record in records:
-        known = measured_error(record)
-        if known and known.is_off:
-            lines[f"{record.schedule}: {known.sentence()}"] = None
-    return list(lines)
+    """A line a schedule whose predictions are known to be off, and one of those nobody measured."""
+    ran = [record for record in records if record.status == "ok" and record.options is not None]
+    known = [(record.schedule, measured_error(record)) for record in ran if not _is_own(record)]
+    off = (f"{name}: {error.sentence()}" for name, error in known if error and error.is_off)
+    unmeasured = dict.fromkeys(name for name, error in known if error is None)
+    nobody = f"{', '.join(unmeasured)}: no measured times are known to tell the error by"
+    return [*dict.fromkeys(off), *([nobody] if unmeasured else [])]
 
 
 def measured_error(record: Record) -> MeasuredError | None:
-    """How near predictions of its time were in its regime; None where nobody measured it.
-
-    By the kernels that were measured most: on the record's GPU, else on others.
-    """
+    """How near predictions of its time were; None where nobody measured its kernels."""
     if record.status != "ok" or record.options is None or _is_own(record):
         return None
-    known = measured_errors(record.options, record.hardware, record.workload)
-    here = [error for error in known if error.where == record.hardware] or known
-    return max(here, key=lambda error: error.points, default=None)
+    return known_time_error(record.options, record.hardware, record.workload)
 
 
 def _level(records: list[Record]) -> list[str]:

@@ -7,9 +7,9 @@ from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sen
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.notes import filled_by
+from sim.report.notes import CAUSES_IN_WORDS, filled_by
 from sim.report.plots import COLOURS, GREY, new_figure, save_figure
-from sim.report.table import CAUSES_IN_WORDS, figure_text, new_table, show_table
+from sim.report.table import figure_text, new_table, show_table
 from sim.runs.record import Record
 
 if TYPE_CHECKING:

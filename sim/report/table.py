@@ -15,29 +15,11 @@ from sim.inputs.hardware import HardwareProfile, Section, load_profile
 from sim.inputs.models import MODELS
 from sim.inputs.shapes import ModelShape
 from sim.inputs.units import show, show_binary
+from sim.report.answer import answer
 from sim.report.known_errors import device_error
 from sim.report.notes import known_off, notes, point_text, rough, who
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
-
-CAUSES_IN_WORDS = {
-    "tensor": "tensor cores",
-    "vector": "fp32 lanes",
-    "exp": "exponentials",
-    "sram": "SRAM",
-    "issue": "issue slots",
-    "sm_port": "SMs' ports to L2",
-    "l2": "L2 bandwidth",
-    "hbm": "HBM bandwidth",
-    "l2_latency": "L2 latency",
-    "hbm_latency": "HBM latency",
-    "op_latency": "dependent instructions",
-    "cta_start": "starts of CTAs",
-    "power": "the power limit",
-    "launch": "launches",
-    "link": "waiting for links",
-    "idle": "idling at the end",
-}
 
 
 def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
@@ -146,11 +128,20 @@ def print_records(title: str, records: list[Record]) -> None:
     for line in rough(records):
         print(line)
     show_table(table)
-    for line in (*notes(records), *known_off(records)):
+    for line in (answer(records), *notes(records), *known_off(records), *_reasons(records)):
         print(line)
+
+
+def _reasons(records: list[Record]) -> list[str]:
+    """Why records have no figures: a line a schedule and reason, with the first and how many."""
+    alike: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if record.reason:
-            print(f"{who(record)}: {record.status}: {record.reason}")
+            alike.setdefault((record.schedule, record.status, record.reason), []).append(record)
+    return [
+        f"{who(first)}{f' and {len(more):,} more' if more else ''}: {status}: {reason}"
+        for (_, status, reason), (first, *more) in alike.items()
+    ]
 
 
 _ROWS = 40  # of a sweep that a reader would still look through

@@ -18,6 +18,7 @@ from sim.report.known_errors import (
     all_known_errors,
     device_error,
     known_errors,
+    known_time_error,
     measured_errors,
     regime_of,
     shipped,
@@ -406,3 +407,22 @@ def test_renewing_puts_a_table_in_the_place_of_the_old_one(tmp_path):
     path.write_text("Before.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n\nAfter | all.\n")
     validation.renew(path, "| a | b |\n|---|---|\n| 5 | |\n")
     assert path.read_text() == "Before.\n\n| a | b |\n|---|---|\n| 5 | |\n\nAfter | all.\n"
+
+
+def test_hip_is_known_to_be_off_by_its_papers_table():
+    error = known_time_error({"name": "hip"}, "rtx-4090", PREFILL)
+    assert error is not None
+    assert error.is_off
+    assert error.sentence() == (
+        "predicted times of hip are 29% off on rtx-4090, too slow (2 measured)"
+    )
+    elsewhere = known_time_error({"name": "hip"}, "b200", PREFILL)
+    assert elsewhere is not None
+    assert (elsewhere.where, elsewhere.points) == ("2 other devices", 4)
+
+
+def test_a_run_says_which_schedules_nobody_measured(measured):
+    measured({"device": "h100-sxm"})
+    said = "pruned: no measured times are known to tell the error by"
+    printed = printed_by(*QUESTION)
+    assert f"naive, {said}" in printed

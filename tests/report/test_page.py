@@ -13,7 +13,7 @@ from sim.machine import CAUSES
 from sim.report import charts
 from sim.report.answer import answer
 from sim.report.known_errors import known_errors
-from sim.report.table import CAUSES_IN_WORDS
+from sim.report.notes import CAUSES_IN_WORDS
 from sim.runs.record import Record
 from sim.runs.results_file import load
 from tests.support.browser import Visit
