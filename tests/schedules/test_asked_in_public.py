@@ -29,9 +29,10 @@ BEAMS = {"batch": 128, "heads": 16, "kv_heads": 8, "phase": "decode"}
         ("a100-sxm-80gb", TRITON, FOUR | {"causal": True, "seq_len": 4096}, 3180),
         ("a100-sxm-80gb", "flash2", FOUR | {"causal": True, "seq_len": 1024}, 241),
         ("a100-sxm-80gb", "flash2", FOUR | {"causal": True, "seq_len": 4096}, 2780),
-        # 407 and 460 TFLOP/s
+        # 407, 460 and 487 TFLOP/s
         ("h100-sxm", TRITON, FOUR | {"seq_len": 1024}, 169),
         ("h100-sxm", TRITON, FOUR | {"seq_len": 4096}, 2390),
+        ("h100-sxm", TRITON, FOUR | {"seq_len": 16384}, 36120),
         # 355 TFLOP/s, where one sequence of 8 heads fills the device
         ("h100-sxm", "flash2", {"heads": 8, "seq_len": 32768, "dtype": "fp16"}, 12390),
         # 128 beams, each with a copy of the prefix
