@@ -13,10 +13,11 @@ from typing import Annotated, Any, SupportsIndex
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from sim.inputs.files import InputError, file_of, shown
-from sim.inputs.units import spelt_count
+from sim.inputs.units import LONGEST, spelt_count
 
 LENGTH_KEYS = ("seq_len", "seq_q", "seq_kv")
 LONGEST_NAME = 40  # characters of a list that is told as it is written
+MOST_SEQUENCES = 2**16  # of a batch: CUDA launches no more of them side by side (gridDim.z)
 EXPECTED = "a whole number above zero, or a list of them, one a sequence, was expected"
 
 
@@ -25,6 +26,8 @@ def _length(value: Any) -> int:
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     if not isinstance(whole, SupportsIndex) or isinstance(whole, bool) or index(whole) < 1:
         raise ValueError(f"{EXPECTED}, not {shown(value)}")
+    if index(whole) > LONGEST:
+        raise ValueError(f"a sequence has at most {LONGEST:,} tokens, not {shown(value)}")
     return index(whole)
 
 
@@ -35,6 +38,8 @@ def _checked(value: Any) -> int | tuple[int, ...]:
     lengths = tuple(map(_length, value))
     if not lengths:
         raise ValueError(EXPECTED)
+    if len(lengths) > MOST_SEQUENCES:
+        raise ValueError(f"a list of at most {MOST_SEQUENCES:,} lengths was expected")
     return lengths
 
 

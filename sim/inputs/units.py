@@ -139,6 +139,8 @@ def _as_count(value: Any) -> Any:
 MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
 Count = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(_as_count)]
 CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), BeforeValidator(_as_count)]
+LONGEST = 10**8  # tokens of a sequence: ten times the longest context of any model
+Length = Annotated[PositiveInt, Field(le=LONGEST), BeforeValidator(_as_count)]
 # The largest wafer has some 10**6 cores.
 CountOfDevice = Annotated[PositiveInt, Field(le=10**6), BeforeValidator(_as_count)]
 # A share below a thousandth is a device of another kind, and no calibration of this one.

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.inputs.lengths import Lengths
+from sim.inputs.lengths import MOST_SEQUENCES, Lengths
 from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Count, CountOrNone
 
@@ -18,6 +20,7 @@ Mask = Literal["full", "causal", "window"]
 Bias = Literal["one", "head", "sequence", "all"]
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 KV_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4}
+MOST_DECODED = 2**14  # tokens one after the other: each has kernels of its own in a record
 # Backward takes five matmuls where forward takes two (FlashAttention's benchmarks count so:
 # Dao-AILab/flash-attention, benchmarks/benchmark_flash_attention.py).
 TRAINING_FLOPS = 3.5
@@ -114,10 +117,18 @@ class AttentionWorkload:
 
     def visible_keys(self, first_row: int, last_row: int) -> tuple[int, int]:
         """The range [low, high) of keys that any of the query rows first..last may see."""
+        low, high = self.visible_ranges(np.array([first_row]), np.array([last_row]))
+        return int(low[0]), int(high[0])
+
+    def visible_ranges(
+        self, first_rows: NDArray[np.int64], last_rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The same of many blocks of query rows: the ends of each one's range."""
         offset = self.seq_kv - self.seq_q
-        high = self.seq_kv if not self.causal else min(self.seq_kv, offset + last_row + 1)
-        low = 0 if self.window is None else max(0, offset + first_row + 1 - self.window)
-        return min(low, max(high, 0)), max(high, 0)
+        high = offset + last_rows + 1 if self.causal else np.full_like(last_rows, self.seq_kv)
+        high = high.clip(0, self.seq_kv)
+        low = offset + first_rows + 1 - (self.window or self.seq_q + self.seq_kv)
+        return low.clip(0, high), high
 
     @property
     def visible_pairs(self) -> int:
@@ -152,7 +163,7 @@ class WorkloadTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: ModelName | None = None
-    batch: Count | None = None
+    batch: Annotated[Count, Field(le=MOST_SEQUENCES)] | None = None
     heads: Count | None = None
     kv_heads: Count | None = None
     head_dim: Count | None = None
@@ -163,7 +174,7 @@ class WorkloadTable(BaseModel):
     causal: bool | None = None
     window: Count | None = None
     phase: Phase = "prefill"
-    tokens: Count = 1
+    tokens: Annotated[Count, Field(le=MOST_DECODED)] = 1
     dropout: bool = False
     kv_dtype: KvDtype | None = None
     latent_dim: Count | None = None

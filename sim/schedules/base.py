@@ -47,6 +47,8 @@ class Tile(BaseModel):
         return f"{self.q} x {self.kv}"
 
 
+MOST_ENTRIES = 2**26  # of a schedule's table of what it visits: half a GiB, a few seconds
+
 Taken = Literal[
     "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix", "tree",
     "softcap", "alibi", "bias",
@@ -298,12 +300,22 @@ def visible_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray
         for number, pair in enumerate(w.lengths):
             sides[:, number, : len(shown[pair][0])] = shown[pair]
         return sides[0].ravel(), sides[1].ravel()
-    ranges = [
-        w.visible_keys(row, min(row + tile.q, w.seq_q) - 1) for row in range(0, w.seq_q, tile.q)
-    ]
-    first = np.array([low // tile.kv for low, _ in ranges], np.int64)
-    end = np.array([-(-high // tile.kv) for _, high in ranges], np.int64)
-    return first, end
+    first_rows = np.arange(0, w.seq_q, tile.q, dtype=np.int64)
+    low, high = w.visible_ranges(first_rows, np.minimum(first_rows + tile.q, w.seq_q) - 1)
+    return low // tile.kv, -(-high // tile.kv)
+
+
+def check_table(name: str, entries: int) -> None:
+    """Raises InputError where the table of what a schedule visits would be too long to be made.
+
+    It is asked before, of a closed form: of the time and memory that the table would take.
+    """
+    if entries > MOST_ENTRIES:
+        raise InputError(
+            f"schedule {name}: the table of what it visits would be drawn from {entries:.3g} "
+            f"entries, {MOST_ENTRIES:.3g} are the most: shorten workload.seq_len or tokens, or "
+            "take larger blocks"
+        )
 
 
 def blocks(length: int, size: int) -> int:

@@ -86,4 +86,4 @@ class BlockSparse(MaskedSchedule):
             in_window = keys_between(first + 1 - window, last + ahead, shown, tile)
             return dense | (shown * tile.kv < self.sinks) | (in_window & bool(window))
 
-        return pattern(w, tile, kept, self.random_blocks, self.seed)
+        return pattern(self.name, w, tile, kept, self.random_blocks, self.seed)

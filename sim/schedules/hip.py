@@ -32,7 +32,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone, FractionBelowOne
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import Tile, blocks, kv_matrix, qkvo, visible_blocks
+from sim.schedules.base import Tile, blocks, check_table, kv_matrix, qkvo, visible_blocks
 from sim.schedules.parts import hip_attention, registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
@@ -126,6 +126,9 @@ class Hip(MaskedSchedule):
                 f"schedule hip: keep = {self.keep}: a multiple of tile.kv = {tile.kv} was expected"
             )
         found = self.keep // tile.kv
+        count = blocks(w.seq_q, tile.q) * refreshes
+        rounds = 1 + max(0, w.seq_kv // self.keep).bit_length()
+        check_table(self.name, count * (2 * found * rounds + blocks(self.keep_window, tile.kv)))
         ranges = np.tile(self.ranges(w, tile), (refreshes, 1))
         seen, visited = self._searched(ranges, found)
         q, k, *_ = tensors = qkvo(w)

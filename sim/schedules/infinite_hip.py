@@ -43,7 +43,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone, FractionBelowOne, show_binary
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import Schedule, Tile, blocks
+from sim.schedules.base import Schedule, Tile, blocks, check_table
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.ends import begin
@@ -73,6 +73,7 @@ CHUNKS_A_CTA = 64
 KEYS_A_TRIP = 16  # the least that tensor cores take
 RANGES = 8
 SCORE_BYTES = 4
+LOOK_UP = 16  # times what drawing an entry takes is what a cache takes to look one up
 
 
 class InfiniteHip(Schedule):
@@ -156,6 +157,9 @@ class InfiniteHip(Schedule):
         end = blocks(w.seq_kv, page)
         low = min(blocks(self.sinks, page), end)
         high = max(low, (w.seq_kv - min(self.keep_window, w.seq_kv)) // page)
+        searches = 1 + blocks(w.tokens, self.refresh[0])
+        looked_up = blocks(w.seq_kv, self.chunks[0]) * 2 * self.chunks[0].bit_length() * searches
+        check_table(self.name, LOOK_UP * looked_up)
         rng = np.random.default_rng(self.seed)
         stages = [
             _Stage(size, kept // size, low * page, high * page, self.reuse, rng)

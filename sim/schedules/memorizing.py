@@ -26,7 +26,7 @@ import numpy as np
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, CountOrNone
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO, blocks, kv_matrix, qkvo
+from sim.schedules.base import QKVO, blocks, check_table, kv_matrix, qkvo
 from sim.schedules.flash2 import flash_attention
 from sim.schedules.parts import registers
 from sim.schedules.parts.elementwise import in_order
@@ -171,6 +171,7 @@ class Memorizing(FlashSchedule):
 
         A memory of fewer keys than `retrieve` is found whole.
         """
+        check_table(self.name, w.seq_q * self.retrieve)
         first, end = self.memory_of(w, np.arange(w.seq_q, dtype=np.int64))
         count = np.minimum(end - first, self.retrieve)
         starts = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)

@@ -45,6 +45,7 @@ from sim.schedules.base import (
     Tile,
     blocks,
     check_self_attention,
+    check_table,
     check_triton_kernel,
     of_constant,
     visible_blocks,
@@ -289,6 +290,7 @@ class Nsa(Schedule):
 
     def _visited(self, w: AttentionWorkload) -> Visited:
         """The blocks that each position attends to: all chosen, or the first of them."""
+        check_table(self.name, w.seq_q * self.top)
         if self.drawn == "anywhere":
             return self._drawn_anywhere(w)
         chosen, starts = self.selected(w.seq_kv - w.seq_q, w.seq_q)

@@ -79,7 +79,7 @@ class BigBird(FlashSchedule):
             in_window = (shown >= own - side) & (shown < own_end + side)
             return in_window | (shown < first_global) | (shown >= last_global)
 
-        visits = pattern(w, cta.tile, kept, self.random_blocks, self.seed)
+        visits = pattern(self.name, w, cta.tile, kept, self.random_blocks, self.seed)
         return [sparse_kernel("bigbird", w, cta, visits, qkvo(w))]
 
 
@@ -111,5 +111,5 @@ class Longformer(FlashSchedule):
             in_window = keys_between(first - side, last + side + 1, shown, tile)
             return in_window | (shown * tile.kv < self.global_tokens)
 
-        visits = pattern(w, tile, kept, random_blocks=0, seed=0)
+        visits = pattern(self.name, w, tile, kept, random_blocks=0, seed=0)
         return [sparse_kernel("longformer", w, cta, visits, qkvo(w))]

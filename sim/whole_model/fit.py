@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import load_profile
 from sim.inputs.models import ModelName, model_of
-from sim.inputs.units import Bytes, Count, CountOrNone, Fraction
+from sim.inputs.units import Bytes, Count, CountOrNone, Fraction, Length
 from sim.runs.job import Progress, naming
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
@@ -60,7 +60,7 @@ class FitRow(BaseModel):
     weights: Weights = "bf16"
     kv_dtype: Stored = "bf16"
     batch: Count = 1
-    context: Count | None = None
+    context: Length | None = None
     gpus: Count = 1
     parallel: Parallel = "tensor"
     chunk: CountOrNone = CHUNK

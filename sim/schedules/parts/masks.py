@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sim.inputs.files import InputError
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO, Tile, blocks, visible_blocks
+from sim.schedules.base import QKVO, Tile, blocks, check_table, visible_blocks
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import (
     Operand,
@@ -135,7 +135,7 @@ def keys_between(low: int, high: int, shown: IntArray, tile: Tile) -> NDArray[np
 
 
 def pattern(
-    w: AttentionWorkload, tile: Tile, kept: Kept, random_blocks: int, seed: int
+    name: str, w: AttentionWorkload, tile: Tile, kept: Kept, random_blocks: int, seed: int
 ) -> KeyBlocks:
     """The key blocks of each block of query rows, last first, within what the mask shows.
 
@@ -144,7 +144,9 @@ def pattern(
     rng = np.random.default_rng(seed)
     offset = w.seq_kv - w.seq_q
     rows: list[IntArray] = []
-    for number, (first, end) in enumerate(zip(*visible_blocks(w, tile), strict=True)):
+    ranges = visible_blocks(w, tile)
+    check_table(name, int((ranges[1] - ranges[0]).sum()))
+    for number, (first, end) in enumerate(zip(*ranges, strict=True)):
         shown = np.arange(first, max(end, first), dtype=np.int64)[::-1]
         top, bottom = number * tile.q, min((number + 1) * tile.q, w.seq_q) - 1
         keep = kept(offset + top, offset + bottom, shown)

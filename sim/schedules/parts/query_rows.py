@@ -133,11 +133,9 @@ class QueryRows:
     def _visited_of(self, w: AttentionWorkload, splits: int) -> tuple[IntArray, IntArray]:
         """Of one sequence: arrays of (ranges, blocks of rows)."""
         rows = w.seq_q * self.packed
-        shown = [
-            w.visible_keys(row // self.packed, (min(row + self.tile.q, rows) - 1) // self.packed)
-            for row in range(0, rows, self.tile.q)
-        ]
-        low, high = np.array(shown, np.int64).T
+        top = np.arange(0, rows, self.tile.q, dtype=np.int64)
+        last = np.minimum(top + self.tile.q, rows) - 1
+        low, high = w.visible_ranges(top // self.packed, last // self.packed)
         first, end = low // self.tile.kv, -(-high // self.tile.kv)
         share = -(-(end - first) // splits)
         firsts = first + np.arange(splits)[:, None] * share
@@ -150,17 +148,19 @@ class QueryRows:
         tables = (side.reshape(len(self._each), self.splits, self.down) for side in self.visited)
         for (w, splits), *own in zip(self._each, *tables, strict=True):
             rows = w.seq_q * self.packed
-            top = range(0, rows, self.tile.q)
-            ends = (side[:splits, : len(top)].ravel() for side in own)
-            for begin, end, row in zip(*ends, [*top] * splits, strict=True):
-                last = min(row + self.tile.q, rows) - 1
-                _, high = w.visible_keys(row // self.packed, row // self.packed)
-                low, _ = w.visible_keys(last // self.packed, last // self.packed)
-                trips = max(0, int(end - begin) - 1)
-                uncut = min(high // self.tile.kv, int(end) - 1)
-                uncut -= max(-(-low // self.tile.kv), int(begin))
-                masked += trips - min(trips, max(0, uncut))
-                whole += trips
+            top = np.arange(0, rows, self.tile.q, dtype=np.int64)
+            last = np.minimum(top + self.tile.q, rows) - 1
+            begin, end = (side[:splits, : len(top)] for side in own)
+            # keys that all rows of a tile see: from the last's first to the first's last
+            low, high = (
+                w.visible_ranges(row // self.packed, row // self.packed)[side]
+                for side, row in enumerate((last, top))
+            )
+            trips = np.maximum(0, end - begin - 1)
+            uncut = np.minimum(high // self.tile.kv, end - 1)
+            uncut = uncut - np.maximum(-(-low // self.tile.kv), begin)
+            masked += int((trips - uncut.clip(0, trips)).sum())
+            whole += int(trips.sum())
         return masked / whole if whole else 0.0
 
     def key_blocks(self, tiles: IntArray) -> IntArray:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO, blocks, of_constant
+from sim.schedules.base import QKVO, blocks, check_table, of_constant
 from sim.schedules.parts import registers
 from sim.schedules.parts.counted import Counted, resident
 from sim.schedules.parts.ends import begin, finish
@@ -85,6 +85,8 @@ class Lines:
     """
 
     def __init__(self, verticals: IntArray, slashes: IntArray, rows: int) -> None:
+        """Raises InputError where the columns would be too many."""
+        check_table("minference", rows * len(verticals))
         self.verticals, self.slashes, self.rows = verticals, slashes, rows
         self.behind = np.sort(blocks_up(_begins(slashes), BLOCK)) - 1
 
