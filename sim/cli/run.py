@@ -1,5 +1,6 @@
 """Commands that answer a question: run, sweep, fit and compare."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,11 +116,17 @@ def write_report(
     save_page(text, records, charted, report)
 
 
+MOST_WORKERS = 4096  # processes that one computer may have for a sweep
+
+
 def sweep(
     scenario: ScenarioArgument,
     settings: SettingsOption = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes; as many as cores by default.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=MOST_WORKERS, help="Processes; as many as cores by default."
+        ),
     ] = None,
     dask: Annotated[
         str | None,
@@ -146,7 +153,8 @@ def sweep(
     refuse(text, WHOLE_MODEL, "a sweep takes a scenario that has [[schedule]] tables")
     if dask is not None and workers is not None:
         raise InputError("--workers: a Dask cluster has its own; leave it out beside --dask")
-    check_writable("--store", store)
+    if not store.is_file():  # one that cannot be written to can be read
+        check_writable("--store", store)
 
     from sim.report.frame import check_export, export_frame
     from sim.report.table import print_sweep
@@ -183,11 +191,15 @@ def sweep_file(
     go_on = f"what is finished is in {store}: run again to go on"
     try:
         with a_bar(engine, go_on) as update, workers as found:
-            return sweep_points(text, kept, found, engine, update)
+            swept = sweep_points(text, kept, found, engine, update)
     except WorkersLostError as error:
         raise InputError(f"{error}; {go_on}") from None
     finally:
         kept.close()
+    if kept.damaged:
+        found_again = f"{len(kept.damaged):,} damaged records were left out and run again"
+        print(f"attnsim: {store}: {found_again}", file=sys.stderr)
+    return swept
 
 
 def fit(

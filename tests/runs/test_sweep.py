@@ -168,7 +168,7 @@ def stored(folder: Path) -> tuple[int, int]:
     """How many points a store has, and how many were ever written (one replaced counts twice)."""
     try:
         with sqlite3.connect(f"file:{folder / 'sweeps.sqlite'}?mode=ro", uri=True) as db:
-            return db.execute("SELECT count(*), ifnull(max(rowid), 0) FROM points").fetchone()
+            return db.execute("SELECT count(*), ifnull(max(rowid), 0) FROM records").fetchone()
     except sqlite3.OperationalError:  # not there yet
         return 0, 0
 
@@ -197,7 +197,7 @@ def assert_each_once(folder: Path, records: list[Record]) -> None:
     exported = pd.read_csv(folder / "a.csv")
     assert list(exported.time_s) == [record.time_s for record in records]
     with sqlite3.connect(folder / "sweeps.sqlite") as db:
-        texts = [text for (text,) in db.execute("SELECT record FROM points")]
+        texts = [text for (text,) in db.execute("SELECT record FROM records")]
     ours = {json.dumps(asdict(bare(record))) for record in records}
     assert set(texts) == ours
 

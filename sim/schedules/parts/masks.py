@@ -10,7 +10,6 @@ What the workload's own mask hides is in no table. A mask file has the block ind
 in the CSR form of sparse matrices, and its tile.
 """
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -170,8 +169,9 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     """The tile and the key blocks of a mask file; raises InputError where it does not suit `w`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            indptr = np.asarray(arrays["indptr"], np.int64)
-            indices = np.asarray(arrays["indices"], np.int64)
+            indptr, indices = (np.asarray(arrays[key], np.int64) for key in ("indptr", "indices"))
+            if indptr.ndim != 1 or indices.ndim != 1 or not len(indptr):
+                raise ValueError("lists were expected")
             q, kv = (int(side) for side in arrays["tile"])
             tile = Tile(q=q, kv=kv)
     except FileNotFoundError:
@@ -180,7 +180,9 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
         raise InputError(
             f"{path}: array {error} is missing; expected indptr, indices, tile"
         ) from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+    except (MemoryError, OverflowError):
+        raise InputError(f"{path}: not a mask: its header states more than memory holds") from None
+    except Exception:  # of all that a damaged .npz makes zipfile, zlib and NumPy raise
         raise InputError(
             f"{path}: not a mask: an .npz with integer arrays indptr, indices and tile = [q, kv] "
             "(multiples of 16) was expected"
