@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from sim.inputs.files import InputError, checked, save_text
+from sim.inputs.files import InputError, checked, save_text, shown
 from sim.inputs.units import FractionOrNone
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import make_schedule
@@ -148,12 +148,12 @@ def load_measurements(path: Path) -> Measurements:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a measurement file (it is not UTF-8 text)") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise InputError(f"{path}: not valid JSON, or cut short: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         given = data.get("format") if isinstance(data, dict) else None
-        shown = f"format = {given!r}" if given else "no format"
-        raise InputError(f'{path}: not a measurement file: {shown}; "{FORMAT}" was expected')
+        said = f"format = {shown(given)}" if given else "no format"
+        raise InputError(f'{path}: not a measurement file: {said}; "{FORMAT}" was expected')
     return checked(Measurements, data, str(path))
 
 

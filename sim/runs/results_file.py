@@ -60,7 +60,7 @@ def _other_version(text: bytes) -> str:
     """Who wrote the text, if that was another version of attnsim: to be said with a problem."""
     try:
         wrote = json.loads(text)[0]["versions"]["attnsim"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     here = versions()["attnsim"]
     return "" if wrote == here else f" (attnsim {wrote} wrote it, this is {here})"
