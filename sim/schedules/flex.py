@@ -32,7 +32,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload, Mask
-from sim.schedules.base import blocks, qkvo
+from sim.schedules.base import blocks, check_table, qkvo
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import QueryBlocks, flash_kernel, log_sum_exp
 from sim.schedules.parts.flash_schedule import FlashSchedule
@@ -115,6 +115,7 @@ def block_mask(w: AttentionWorkload, documents: int = 1) -> tuple[list[IntArray]
 
     A query sees one range of keys, the ends of which do not go back from one query to the next.
     """
+    check_table("flex", blocks(w.seq_q, BLOCK) * blocks(w.seq_kv, BLOCK))
     row = np.arange(w.seq_q) + w.seq_kv - w.seq_q
     length = blocks(w.seq_kv, documents)
     low, high = row // length * length, np.minimum(w.seq_kv, (row // length + 1) * length)
