@@ -2,14 +2,22 @@
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from sim.cli import explore, interrupt, kernel, lists, run, schema, validate
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"attnsim {version('attnsim')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
-    help="Simulate the memory traffic of attention schedules on a GPU.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,6 +34,16 @@ explore_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(explore_app, name="explore")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Simulate the memory traffic of attention schedules on a GPU."""
+
 
 app.command()(run.run)
 app.command()(run.sweep)

@@ -279,11 +279,12 @@ def fit(
 
 
 def compare_results(
-    before: Annotated[Path, typer.Argument(metavar="A", help="The results.json of a run.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The results.json of another one.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="A run's folder or results.json.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one's.")],
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Compare two runs: what changed from A to B, by how much, and what accounts for it."""
     from sim.runs.difference import compare
 
-    give(compare(before, after), None, json)
+    files = (path / "results.json" if path.is_dir() else path for path in (before, after))
+    give(compare(*files), None, json)

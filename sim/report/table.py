@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
@@ -32,12 +32,18 @@ def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
     return table
 
 
+def _console() -> Console:
+    """A terminal of its own width; a pipe or a file has none to keep to."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNLIMITED)
+
+
+_UNLIMITED = 10_000  # columns
+
+
 def show_table(table: Table) -> None:
     """Print the table, as wide as it needs to be unless the terminal is narrower."""
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file has no width to keep to
-        console = Console(width=200)
-    console.print(table)
+    _console().print(table)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,49 @@ def with_kernels(records: list[Record]) -> bool:
 
 def print_records(title: str, records: list[Record]) -> None:
     """A row a record and, where nothing is swept, one a kernel below it; then reasons."""
-    columns = columns_of(records)
+    table, left_out = _fitting(title, records)
+    for line in rough(records):
+        print(line)
+    show_table(table)
+    if left_out:
+        print(f"(no room for {', '.join(left_out)})")
+    for line in (answer(records), *notes(records), *known_off(records), *_reasons(records)):
+        print(line)
+
+
+# The columns that a narrow terminal can do without, those that matter least first.
+_SPARED = (
+    "peak memory", "rows used", "GPUs", "L2 hits", "HBM", "tensor", "over links", "wait for links",
+    "HBM write", "HBM read",
+)  # fmt: skip
+
+
+def _fitting(title: str, records: list[Record]) -> tuple[Table, list[str]]:
+    """The records' table as the terminal has room for it, and the columns left out of it.
+
+    Where even that is too wide, schedules and points are folded; figures are never cut.
+    """
+    console, columns, left_out = _console(), columns_of(records), list[str]()
+    table = _table_of(title, records, columns)
+    for heading in _SPARED:
+        if console.measure(table, options=_any_width(console)).maximum <= console.width:
+            return table, left_out
+        if any(column.heading == heading for column in columns):
+            left_out.append(heading)
+            columns = [column for column in columns if column.heading != heading]
+            table = _table_of(title, records, columns)
+    for column in table.columns:
+        if column.justify == "left":
+            column.no_wrap, column.overflow = False, "fold"
+    return table, left_out
+
+
+def _any_width(console: Console) -> ConsoleOptions:
+    return console.options.update(width=_UNLIMITED)
+
+
+def _table_of(title: str, records: list[Record], columns: list[Column]) -> Table:
+    """A row a record and, where nothing is swept, one a kernel below it."""
     numeric_from = 1 if with_kernels(records) else 2
     table = new_table(title, *(c.heading for c in columns), numeric_from=numeric_from)
     for record in records:
@@ -125,11 +173,7 @@ def print_records(title: str, records: list[Record]) -> None:
         if len(record.kernels) > 1 and with_kernels(records):
             for kernel in record.kernels:
                 table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
-    for line in rough(records):
-        print(line)
-    show_table(table)
-    for line in (answer(records), *notes(records), *known_off(records), *_reasons(records)):
-        print(line)
+    return table
 
 
 def _reasons(records: list[Record]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import pytest
+from rich.console import Console
+
 from sim import simulate
 from sim.report.known_errors import MeasuredError
 from sim.report.notes import notes
@@ -69,3 +72,29 @@ def test_schedules_nearer_than_their_known_errors_are_level(monkeypatch):
     assert told(0.15) == ["one: level with near, far, as far as errors are known"]
     assert told(0.05) == []
     assert told(None) == []
+
+
+@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize("point", [{}, {"hardware.profile": "a100-sxm-80gb", "seq_len": 131072}])
+def test_a_narrow_terminal_has_whole_figures_and_is_told_what_it_lacks(
+    width, point, monkeypatch, capsys
+):
+    (record,) = simulate(workload=WORKLOAD, hardware="h100-sxm", schedule="flash2")
+    monkeypatch.setattr("sim.report.table._console", lambda: Console(width=width))
+    print_records("a title", [replace(record, point=point, time_s=3.57e-4)])
+    table, said = capsys.readouterr().out.split("(no room for ")
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= width
+    assert "357 µs" in table
+    assert said.startswith("peak memory")
+
+
+def test_the_same_reason_of_many_points_is_told_once(capsys):
+    (record,) = simulate(workload=WORKLOAD, hardware="h100-sxm", schedule="flash2")
+    failed = [
+        replace(record, point={"seq_len": n}, status="out of memory", time_s=None, reason="64 GiB")
+        for n in range(16)
+    ]
+    print_records("a title", [record, *failed])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "64 GiB" in line)
+    assert line == "flash2 seq_len 0 and 15 more: out of memory: 64 GiB"
