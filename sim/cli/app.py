@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 profiles_app = typer.Typer(help="List, show or check hardware profiles.")
 app.add_typer(profiles_app, name="profiles")
+scenarios_app = typer.Typer(help="List scenarios, or show one as a template to copy.")
+app.add_typer(scenarios_app, name="scenarios")
+schedules_app = typer.Typer(help="List schedules, or show one: its algorithm, options and source.")
+app.add_typer(schedules_app, name="schedules")
 validate_app = typer.Typer(
     help="Measure real kernels, and hold the simulator's predictions against them.",
     no_args_is_help=True,
@@ -49,12 +53,15 @@ app.command()(run.run)
 app.command()(run.sweep)
 app.command()(run.fit)
 app.command("compare")(run.compare_results)
-app.command()(lists.scenarios)
-app.command()(lists.schedules)
 app.command()(lists.models)
 app.command()(schema.schema)
 app.command()(validate.calibrate)
 app.command()(kernel.kernel)
+
+scenarios_app.callback(invoke_without_command=True)(lists.scenarios)
+scenarios_app.command("show")(lists.show_scenario)
+schedules_app.callback(invoke_without_command=True)(lists.schedules)
+schedules_app.command("show")(lists.show_schedule)
 
 profiles_app.callback(invoke_without_command=True)(lists.profiles)
 profiles_app.command("show")(lists.show_profile)

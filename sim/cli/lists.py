@@ -6,18 +6,40 @@ from typing import Annotated
 import typer
 
 
-def scenarios() -> None:
+def scenarios(context: typer.Context) -> None:
     """List the scenarios that come with attnsim."""
-    from sim.report.table import print_scenarios
+    if context.invoked_subcommand is None:
+        from sim.report.table import print_scenarios
 
-    print_scenarios()
+        print_scenarios()
 
 
-def schedules() -> None:
+def schedules(context: typer.Context) -> None:
     """List the schedules: what each does, which workloads it takes, where it comes from."""
-    from sim.report.table import print_schedules
+    if context.invoked_subcommand is None:
+        from sim.report.table import print_schedules
 
-    print_schedules()
+        print_schedules()
+
+
+def show_scenario(name: Annotated[str, typer.Argument(help="A shipped scenario's name.")]) -> None:
+    """Show a scenario's file: a template for one of your own."""
+    from sim.inputs.files import find_toml
+
+    print(find_toml(name, "scenarios", "scenario").read_text(encoding="utf-8"), end="")
+
+
+def show_schedule(name: Annotated[str, typer.Argument(help="A schedule's name.")]) -> None:
+    """Show a schedule: its algorithm, its options with their defaults, its known errors."""
+    from sim.inputs.files import InputError, meant
+    from sim.report.table import print_schedule
+    from sim.schedules import SCHEDULES
+
+    try:
+        kind = SCHEDULES[meant(name, list(SCHEDULES), "schedule")]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    print_schedule(kind)
 
 
 def models() -> None:

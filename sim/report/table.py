@@ -1,5 +1,7 @@
 """Results, profiles and scenarios as tables on a terminal, by rich."""
 
+import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +18,11 @@ from sim.inputs.models import MODELS
 from sim.inputs.shapes import ModelShape
 from sim.inputs.units import show, show_binary
 from sim.report.answer import answer
-from sim.report.known_errors import device_error
+from sim.report.known_errors import device_error, known_errors
 from sim.report.notes import known_off, notes, point_text, rough, who
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
+from sim.schedules.base import Schedule
 
 
 def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
@@ -323,6 +326,22 @@ def print_schedules() -> None:
             schedule.source,
         )
     show_table(table)
+
+
+def print_schedule(kind: type[Schedule]) -> None:
+    """Its module's algorithm box, its options with their defaults, and its known errors."""
+    print(inspect.cleandoc(sys.modules[kind.__module__].__doc__ or ""), end="\n\n")
+    print(f"Source: {kind.source}\nOptions of its [[schedule]] table, and their defaults:")
+    for key, option in kind.model_fields.items():
+        if key not in ("name", "label"):
+            default = "not set" if option.default is None else option.default
+            print(f"  {key} = {default}")
+    known = known_errors({"name": kind.model_fields["name"].default}, "")
+    for one in known:
+        error = f"{one.mean_error:.0%} off in the mean of {one.points}"
+        print(f"Known error, {one.profile}, {one.family}, {one.quantity}: {error}")
+    if not known:
+        print("Known error: none is kept of published tables")
 
 
 def print_models() -> None:

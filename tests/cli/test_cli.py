@@ -1,10 +1,11 @@
 """The command line as a person meets it."""
 
 import json
+import tomllib
 
 import pytest
 
-from tests.support.commands import GOOD, assert_one_line, attnsim, called, scenario
+from tests.support.commands import GOOD, assert_one_line, attnsim, called, printed_by, scenario
 
 BAD = {
     "unknown key": ({"workload": "sequence = 3"}, ["workload.sequence: unknown key"]),
@@ -149,3 +150,10 @@ def test_without_a_command_help_is_shown(tmp_path):
     done = attnsim("explore", cwd=tmp_path)
     assert "sensitivity" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_scenario_shown_is_a_file_to_run_and_a_schedule_has_its_options():
+    assert tomllib.loads(printed_by("scenarios", "show", "flash_vs_naive"))["schedule"]
+    shown = printed_by("schedules", "show", "quest")
+    assert shown.startswith("Quest: decoding over the pages")
+    assert "  budget = " in shown
