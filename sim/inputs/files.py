@@ -19,8 +19,18 @@ from pydantic_core import ErrorDetails
 Model = TypeVar("Model", bound=BaseModel)
 
 
+LONGEST_MESSAGE = 1500  # characters: the names of all that is known are shown, a vast key is not
+
+
 class InputError(Exception):
     """Something in what the user gave cannot be used; the message is one line for them."""
+
+    def __str__(self) -> str:
+        """The message on one line, cut to what is readable."""
+        line = "\\n".join(super().__str__().splitlines())
+        if len(line) <= LONGEST_MESSAGE:
+            return line
+        return f"{line[:LONGEST_MESSAGE]}... ({len(line):,} characters)"
 
 
 def find_toml(name: str, package: str, kind: str, beside: Path | None = None) -> Path:

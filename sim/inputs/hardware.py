@@ -472,7 +472,8 @@ def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any], who: str) -> d
                 own = value.get("source", f"{', '.join(value)}: set by {who}.")
                 kept = base[key].keys() - value.keys() - {"source"}
                 rest = f" The rest: {base[key]['source']}" if kept else ""
-                merged[key]["source"] = own + rest
+                # What is no text is left for the check to tell.
+                merged[key]["source"] = own + rest if isinstance(own, str) else own
         else:
             merged[key] = value
     return merged
