@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound=BaseModel)
 
-
+DEEPEST = 32  # levels of tables and lists in each other: no file that means anything has ten
 LONGEST_MESSAGE = 1500  # characters: the names of all that is known are shown, a vast key is not
 
 
@@ -103,7 +103,24 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 @lru_cache(64)  # a sweep reads the same profile for every point
 def _parsed(text: str) -> dict[str, Any]:
-    return tomllib.loads(text)
+    tables = tomllib.loads(text)
+    if _levels(tables) > DEEPEST:
+        raise ValueError(f"tables nested deeper than {DEEPEST} levels")
+    return tables
+
+
+def _levels(tables: dict[str, Any]) -> int:
+    """How deep tables and lists lie in each other."""
+    levels, here = 0, [list(tables.values())]
+    while here:
+        levels += 1
+        inner = [value for values in here for value in values]
+        here = [
+            list(v.values()) if isinstance(v, dict) else v
+            for v in inner
+            if isinstance(v, dict | list)
+        ]
+    return levels
 
 
 def checked(model: type[Model], data: Mapping[str, Any], where: str, prefix: str = "") -> Model:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.axes import design_of
-from sim.inputs.files import InputError, checked, find_toml, nearest, read_toml
+from sim.inputs.files import DEEPEST, InputError, checked, find_toml, nearest, read_toml, shown
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.lengths import name_of, with_files_read
 from sim.inputs.models import with_models_found
@@ -176,6 +176,8 @@ def lay_over(data: dict[str, Any], key: str, value: Any, where: str = "--set") -
     Raises InputError, naming `where`, for a schedule that is not there or a key of no table.
     """
     first, *rest = key.split(".")
+    if len(rest) >= DEEPEST:
+        raise InputError(f"{where}: {shown(key)}: a key of at most {DEEPEST} names was expected")
     if first == "schedule" and len(rest) >= 2:
         names = [str(table.get("name")) for table in data.get("schedule", [])]
         # That of a schedule in a file has a dot.

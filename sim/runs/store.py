@@ -16,6 +16,7 @@ from typing import NamedTuple
 from sim.inputs.files import InputError
 
 _APPLICATION = 0x61747473  # tells a store from other SQLite files: "atts"
+_DAMAGED = (sqlite3.Error, UnicodeError)  # whose own names may be no text
 _BUSY_S = 60.0  # to wait for another sweep's write
 
 
@@ -53,7 +54,7 @@ class Store:
             else:
                 self._db = sqlite3.connect(self.where, timeout=_BUSY_S)
                 self._prepare()
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise InputError(f"{self.where}: not a store of sweeps: {error}") from None
 
     def _check(self) -> None:
@@ -84,7 +85,7 @@ class Store:
         )
         try:
             row = self._db.execute(query, (key, limits.encode())).fetchone()
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise InputError(f"{self.where}: cannot be read: {error}") from None
         if row is None:
             return None
@@ -102,7 +103,7 @@ class Store:
                     "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)",
                     ((*entry, _checksum(*(part.encode() for part in entry))) for entry in entries),
                 )
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise InputError(f"{self.where}: cannot be written to: {error}") from None
 
     def close(self) -> None:
