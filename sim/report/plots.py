@@ -91,10 +91,10 @@ def _swept(records: Sequence[Record]) -> tuple[str, list[Any]]:
 def _by_schedule(
     ax: "Axes", records: Sequence[Record], value: Callable[[Record], float | None], label: str
 ) -> None:
-    """`value` of every record: lines over a swept number, else bars."""
+    """`value` of every record: lines over a swept number, else dots, as a log axis has no zero."""
     styles = _styles(records)
     name, values = _swept(records)
-    ax.set_ylabel(label)
+    ax.set_ylabel(f"{label}, log scale")
     ax.set_yscale("log")
     plain_decades(ax.yaxis)
     numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
@@ -116,24 +116,24 @@ def _by_schedule(
                 )
         ax.set_xscale("log", base=2)
         ax.set_xticks(values, [f"{v:,}" for v in values])
-        ax.set_xlabel(name)
+        ax.set_xlabel(f"{name}, log scale")
         ax.legend(frameon=False)
         return
-    _bars(ax, records, value, values, styles)
+    _dots(ax, records, value, values, styles)
     if name:
         ax.set_xlabel(name)
     if name and len(styles) > 1:
         ax.legend(frameon=False)
 
 
-def _bars(
+def _dots(
     ax: "Axes",
     records: Sequence[Record],
     value: Callable[[Record], float | None],
     values: list[Any],
     styles: dict[str, dict[str, Any]],
 ) -> None:
-    """Bars in groups by point; without a sweep one bar a schedule, named below it."""
+    """Dots in groups by point; without a sweep one a schedule, named below it."""
     swept = bool(records[0].point)
     width = 0.8 / (len(styles) if swept else 1)
     heights = [value(record) or 0.0 for record in records]
@@ -143,19 +143,24 @@ def _bars(
         own = [record for record in records if record.schedule == schedule]
         places = [n - 0.4 + (k + 0.5) * width for n in range(len(own))] if swept else [float(k)]
         shown = [value(record) or low for record in own]
-        ax.bar(places, shown, width * 0.92, label=schedule, color=style["color"])
+        done = [(x, y) for x, y, r in zip(places, shown, own, strict=True) if r.status == "ok"]
+        if done:
+            ax.plot(
+                *zip(*done, strict=True), linestyle="none", markersize=9, label=schedule, **style
+            )
         for place, record, height in zip(places, own, shown, strict=True):
             text = short(height) if record.status == "ok" else "out of\nmemory"
             ax.annotate(
                 text,
                 (place, height),
-                (0, 2),
+                (0, 7),
                 textcoords="offset points",
                 ha="center",
                 va="bottom",
                 fontsize=9,
             )
     ax.set_ylim(low, top * 3)
+    ax.set_xlim(-0.6, (len(values) if swept else len(styles)) - 0.4)
     if swept:
         ax.set_xticks(range(len(values)), [str(v) for v in values])
     else:
@@ -163,12 +168,12 @@ def _bars(
 
 
 def short(value: float) -> str:
-    """A figure beside a bar: three digits, or a whole number."""
+    """A figure beside a dot: three digits, or a whole number."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def traffic(records: Sequence[Record], title: str = "") -> "Figure":
-    """HBM reads and writes together [GB], by schedule; lines over what is swept, else bars."""
+    """HBM reads and writes together [GB], by schedule; lines over what is swept, else dots."""
     figure, (ax,) = new_figure(f"HBM traffic\n{title}")
     _by_schedule(
         ax, records, lambda r: r.hbm_bytes / 1e9 if r.hbm_bytes else None, "HBM bytes [GB]"
@@ -177,7 +182,7 @@ def traffic(records: Sequence[Record], title: str = "") -> "Figure":
 
 
 def time(records: Sequence[Record], title: str = "") -> "Figure":
-    """Time [ms], by schedule; lines over what is swept, else bars."""
+    """Time [ms], by schedule; lines over what is swept, else dots."""
     figure, (ax,) = new_figure(f"Time\n{title}")
     _by_schedule(ax, records, lambda r: r.time_s * 1e3 if r.time_s else None, "time [ms]")
     return figure

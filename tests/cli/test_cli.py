@@ -1,6 +1,8 @@
 """The command line as a person meets it."""
 
 import json
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -157,3 +159,10 @@ def test_a_scenario_shown_is_a_file_to_run_and_a_schedule_has_its_options():
     shown = printed_by("schedules", "show", "quest")
     assert shown.startswith("Quest: decoding over the pages")
     assert "  budget = " in shown
+
+
+def test_it_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "attnsim", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == printed_by("--version")
