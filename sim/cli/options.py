@@ -27,6 +27,10 @@ ReportOption = Annotated[
         "--report", help="An .html file: table, interactive charts and what was asked, in one."
     ),
 ]
+ExportOption = Annotated[
+    Path | None,
+    typer.Option("--export", help="A .parquet or .csv file: a row a schedule and point."),
+]
 EngineOption = Annotated[
     Literal["replay", "reference"],
     typer.Option("--engine", help="The compiled engine, or the slow SimPy one that checks it."),

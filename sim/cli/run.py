@@ -10,6 +10,7 @@ from sim.cli.options import (
     AllowCodeOption,
     CacheOption,
     EngineOption,
+    ExportOption,
     FiguresOption,
     JsonOption,
     ReportOption,
@@ -36,6 +37,7 @@ def run(
         Path | None, typer.Option(help="A file for a trace that ui.perfetto.dev opens.")
     ] = None,
     report: ReportOption = None,
+    export: ExportOption = None,
     engine: EngineOption = "replay",
     exact: Annotated[
         bool, typer.Option("--exact", help="Replay every tile step of long kernels too.")
@@ -56,14 +58,14 @@ def run(
     text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
     if kind_of(text.data) == "scenario":
-        run_schedules(text, out, report, trace, engine, json)
+        run_schedules(text, out, report, trace, export, engine, json)
         return
     if allow_code:
         raise InputError("--allow-code goes with a scenario that has [[schedule]] tables")
     question = question_of(text)
-    if trace is not None or report is not None or engine != "replay":
+    if trace or report or export or engine != "replay":
         raise InputError(
-            "--report, --trace and --engine go with a scenario that has [[schedule]] tables"
+            "--report, --trace, --export and --engine go with a scenario of [[schedule]] tables"
         )
     if out is not None:
         make_folder(out)
@@ -77,6 +79,7 @@ def run_schedules(
     out: Path | None,
     report: Path | None,
     trace: Path | None,
+    export: Path | None,
     engine: "EngineName",
     json: bool,
 ) -> None:
@@ -91,9 +94,20 @@ def run_schedules(
         check_writable("--report", report)
     if trace is not None:
         check_writable("--trace", trace)
+    if export is not None:
+        from sim.report.frame import check_export  # pandas takes its time to load
+
+        check_export(export)
+        check_writable("--export", export)
     with a_bar(engine) as update:
         answer = ScenarioAnswer(question.title, list(run_scenario(question, engine, update)))
     give(answer, out, json)
+    if export is not None:
+        from sim.report.frame import export_frame
+
+        export_frame(answer.records, export)
+        if not json:
+            print(f"A row a record is in {export}")
     if trace is not None:
         from sim.report.trace import save_trace
 
@@ -137,9 +151,7 @@ def sweep(
     store: Annotated[
         Path, typer.Option(help="Where finished points are kept; what is in it is not run again.")
     ] = Path("sweeps.sqlite"),
-    export: Annotated[
-        Path | None, typer.Option(help="A .parquet or .csv file: a row a schedule and point.")
-    ] = None,
+    export: ExportOption = None,
     report: ReportOption = None,
     engine: EngineOption = "replay",
     allow_code: AllowCodeOption = False,

@@ -32,7 +32,10 @@ def test_every_shipped_file_is_of_a_known_kind():
     ("arguments", "message"),
     [
         (("run", "search_tiles"), "search: attnsim explore search search_tiles runs it"),
-        (("run", "serving", "--trace", "x.json"), "--report, --trace and --engine go with"),
+        (
+            ("run", "serving", "--trace", "x.json"),
+            "--report, --trace, --export and --engine go with",
+        ),
         (("sweep", "serving"), "a sweep takes a scenario that has [[schedule]] tables"),
         (("sweep", "search_tiles"), "search: unknown key; known: hardware"),
         (("explore", "sensitivity", "serving"), "sensitivity is of [[schedule]] tables"),

@@ -242,7 +242,10 @@ def test_texts_cannot_become_markup(written, opened):
     [
         (("run", "flash_vs_naive", "--report", "nowhere/report.html"), "--report nowhere"),
         (("sweep", "sweep_l2", "--report", "nowhere/report.html"), "--report nowhere"),
-        (("run", "serving", "--report", "report.html"), "--report, --trace and --engine go with"),
+        (
+            ("run", "serving", "--report", "report.html"),
+            "--report, --trace, --export and --engine go with",
+        ),
     ],
 )
 def test_a_report_that_cannot_be_is_one_line(arguments, said, monkeypatch, tmp_path):
