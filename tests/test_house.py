@@ -35,19 +35,22 @@ def test_every_folder_of_tests_mirrors_a_room():
     strangers = [
         str(folder)
         for folder in folders
-        if not (ROOT / "sim" / folder).is_dir() and folder.parts[:1] != ("validate",)
+        if not (ROOT / "sim" / folder).is_dir() and folder.parts[0] not in ("validate", "fuzz")
     ]
     assert not strangers
 
 
 def test_what_tests_share_stands_in_support():
+    """The fuzzer, a program of its own, is shared by nobody."""
     imported = {
         (str(file.relative_to(ROOT)), node.module)
         for file, tree in trees("tests").items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests.")
     }
-    assert not [pair for pair in imported if not pair[1].startswith("tests.support.")]
+    own = {pair for pair in imported if pair[0].startswith("tests/fuzz/")}
+    assert all(module.startswith(("tests.fuzz.", "tests.support.")) for _, module in own)
+    assert not [pair for pair in imported - own if not pair[1].startswith("tests.support.")]
 
 
 def test_schedules_are_asked_by_their_one_door():

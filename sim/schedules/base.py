@@ -47,7 +47,7 @@ class Tile(BaseModel):
         return f"{self.q} x {self.kv}"
 
 
-MOST_ENTRIES = 2**26  # of a schedule's table of what it visits: half a GiB, a few seconds
+MOST_ENTRIES = 2**27  # of a schedule's table of what it visits: half a GiB of int32, some seconds
 
 Taken = Literal[
     "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix", "tree",

@@ -44,14 +44,16 @@ def test_a_stamp_counts_every_module_that_is_loaded(module):
 def test_an_address_counts_what_only_a_run_loads():
     loaded = loaded_by(QUESTION)
     assert "sim.engine.fast_forward.told" in loaded
-    assert loaded - {"sim.api"} <= set(imported_by(JOB))
+    # What shows records decides nothing of them.
+    above = {module for module in loaded if module.split(".")[1:2] in (["api"], ["report"])}
+    assert loaded - above <= set(imported_by(JOB))
 
 
 def test_a_stamp_counts_no_room_above():
     def rooms(module: str) -> set[str]:
         return {".".join(name.split(".")[:2]) for name in imported_by(module)}
 
-    below = {"sim", "sim.inputs", "sim.machine", "sim.tile_program", "sim.engine"}
+    below = {"sim", "sim.inputs", "sim.jit", "sim.machine", "sim.tile_program", "sim.engine"}
     assert rooms(ENGINE) == below
     assert rooms(JOB) == below | {
         "sim.machine_code",

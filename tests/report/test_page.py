@@ -156,7 +156,7 @@ def test_a_sweep_has_all_points_and_charts_of_the_chosen_one(written, opened, tm
     before = [text.strip() for text in totals(page).all_text_contents()]
     page.select_option("#point", index=0)
     with sqlite3.connect(tmp_path / "s.sqlite") as store:
-        kept = [json.loads(row) for (row,) in store.execute("SELECT record FROM points")]
+        kept = [json.loads(row) for (row,) in store.execute("SELECT record FROM records")]
     times = [
         show(record["time_s"], "s")
         for schedule in ("naive", "flash2")

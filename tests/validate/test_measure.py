@@ -176,7 +176,7 @@ def test_a_file_of_another_campaign_or_device_is_left_as_it_is(campaign, tmp_pat
     [
         ("{", "not valid JSON, or cut short"),
         ("[]", 'no format; "attnsim measurements 1" was expected'),
-        ('{"format": "other 2"}', "format = 'other 2'"),
+        ('{"format": "other 2"}', 'format = "other 2"'),
         ('{"format": "attnsim measurements 1"}', "title: missing"),
         ("\udcff", "not UTF-8 text"),
     ],
