@@ -298,7 +298,7 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
 def test_a_run_is_exported_as_a_sweep_is(tmp_path):
     path = scenario(tmp_path, sweep='"workload.seq_len" = [64, 128]')
     for command in ("run", "sweep"):
-        done = attnsim(command, path, "--export", f"{command}.csv", cwd=tmp_path)
+        done = called(command, path, "--export", f"{command}.csv", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     of_run, of_sweep = (pd.read_csv(tmp_path / f"{command}.csv") for command in ("run", "sweep"))
     assert len(of_run) >= 2
