@@ -33,6 +33,7 @@ from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import LANES, online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
+from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
 from sim.schedules.parts.traversal import GridOrder, kv_heads_in, swizzled
 from sim.tile_program import (
@@ -48,6 +49,8 @@ from sim.tile_program import (
     Tensor,
     once,
 )
+
+Loads = tuple[Load, ...]
 
 WARPS_A_WORKER = 4  # which run together without a barrier
 
@@ -241,32 +244,16 @@ def key_loop(
     `of_scores` is what is added to the scores, or masks them, which a trip loads as it begins.
     """
     tile, filled = cta.tile, cta.filled(w)
-    if cta.angles:
-        turn, work = cta.angles.beside_k(k.streams[0]), ROPE_OPS_PER_ELEMENT * tile.kv * w.head_dim
-        k = replace(k, streams=(*k.streams, turn), vector_ops=k.vector_ops + work)
+    k = _turned(w, cta, k)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
-    addressing: tuple[Op, ...] = ()
-    if k.numbers:
-        numbers, made = Load(k.numbers, 0), cta.address_instructions * LANES * cta.warps
-        addresses = Compute("addresses", (numbers,), other_ops=made)
-        addressing = (numbers, Barrier((numbers,)), addresses)
     added = (Load(of_scores, 0),) if of_scores else ()
-    issued = tuple(Barrier((load,)) for load in added)
     if cta.own:
-        before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
-        scored, weighed, summed = cta.own.computes(loads_k, loads_v)
-        weighed = replace(weighed, reads=(*weighed.reads, *added))
-        ops: tuple[Op, ...] = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
-        return Loop(trips, (*loads_k, *loads_v, *added, *issued, *ops))
+        return Loop(trips, _own_ops(cta, cta.own, loads_k, loads_v, added))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
-    softmax = online_softmax(
-        tile.q, tile.kv, filled.head_dim, cta.warps, cta.instructions, cta.a_score
-    )
     before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
     matmul_flops = 2 * scores * filled.head_dim
-    dropout = DROPOUT_OPS_PER_SCORE * scores if w.dropout else 0
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
     q_sram_bytes = cta.sharers * q_bytes * filled.head_dim // w.head_dim
@@ -280,8 +267,8 @@ def key_loop(
             *loads_v,
             *added,
             *before_s,
-            *addressing,
-            *issued,
+            *_addressing(cta, k),
+            *_issued(added),
             *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
             Compute(
                 "S = Q K^T",
@@ -290,14 +277,7 @@ def key_loop(
                 sram_bytes=q_sram_bytes + kv_sram_bytes,
             ),
             *after_s,
-            Compute(
-                "softmax",
-                (*(loads_k if cta.k_until_softmax else ()), *added),
-                vector_ops=softmax.fp32_ops + dropout,
-                other_ops=softmax.other_ops,
-                exp_count=softmax.exps,
-                latencies=cta.softmax_latencies,
-            ),
+            _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added)),
             *after_softmax,
             *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
             Compute(
@@ -310,8 +290,58 @@ def key_loop(
     )
 
 
+def _turned(w: AttentionWorkload, cta: FlashCta, k: Operand) -> Operand:
+    """K with the angles by which the loop turns it, where it does."""
+    if not cta.angles:
+        return k
+    work = ROPE_OPS_PER_ELEMENT * cta.tile.kv * w.head_dim
+    streams = (*k.streams, cta.angles.beside_k(k.streams[0]))
+    return replace(k, streams=streams, vector_ops=k.vector_ops + work)
+
+
+def _softmax(w: AttentionWorkload, cta: FlashCta, reads: Loads) -> Compute:
+    """The online softmax of a tile of scores, with dropout where there is any."""
+    tile, filled = cta.tile, cta.filled(w)
+    counts = online_softmax(
+        tile.q, tile.kv, filled.head_dim, cta.warps, cta.instructions, cta.a_score
+    )
+    dropout = DROPOUT_OPS_PER_SCORE * tile.q * tile.kv if w.dropout else 0
+    return Compute(
+        "softmax",
+        reads,
+        vector_ops=counts.fp32_ops + dropout,
+        other_ops=counts.other_ops,
+        exp_count=counts.exps,
+        latencies=cta.softmax_latencies,
+    )
+
+
+def _own_ops(
+    cta: FlashCta, own: OwnTrip, loads_k: Loads, loads_v: Loads, added: Loads
+) -> tuple[Op, ...]:
+    """A trip whose counts are those of one's own machine code."""
+    before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
+    scored, weighed, summed = own.computes(loads_k, loads_v)
+    weighed = replace(weighed, reads=(*weighed.reads, *added))
+    ops: tuple[Op, ...] = (*before_s, scored, *after_s, weighed, *after_softmax, summed)
+    return (*loads_k, *loads_v, *added, *_issued(added), *ops)
+
+
+def _addressing(cta: FlashCta, k: Operand) -> tuple[Op, ...]:
+    """Where the keys lie is read and worked out first, where they are not in a row."""
+    if not k.numbers:
+        return ()
+    numbers, made = Load(k.numbers, 0), cta.address_instructions * LANES * cta.warps
+    return numbers, Barrier((numbers,)), Compute("addresses", (numbers,), other_ops=made)
+
+
+def _issued(loads: Loads) -> tuple[Barrier, ...]:
+    """A place for each of these loads at which it is issued."""
+    return tuple(Barrier((load,)) for load in loads)
+
+
 def _meetings(
-    cta: FlashCta, loads_k: tuple[Load, ...], loads_v: tuple[Load, ...]
+    cta: FlashCta, loads_k: Loads, loads_v: Loads
 ) -> tuple[tuple[Barrier, ...], tuple[Barrier, ...], tuple[Barrier, ...]]:
     """Where a trip's workers meet: before S, after it, after the softmax.
 
