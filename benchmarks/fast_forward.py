@@ -48,6 +48,7 @@ LEAST_COST = 2_000_000  # of a kernel that is asked about
 MOST_COST = 60_000_000  # of one that is replayed whole
 ALIKE = 2  # kernels of a name, at most, of a question
 PROMISED = 0.9  # of errors lie below their estimates
+FEWEST = 4  # kernels by which a method has a line of its own
 SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -232,7 +233,7 @@ def line_below(errors: list[float], scatters: list[float]) -> Line:
 
 
 def derived(found: list[Answer]) -> dict[str, dict[str, Any]]:
-    """The lines of each method, and how many kernels they rest on."""
+    """The lines of each method that enough kernels were told by, and how many these are."""
     return {
         method: {
             "kernels": len(own),
@@ -240,7 +241,7 @@ def derived(found: list[Answer]) -> dict[str, dict[str, Any]]:
             "hbm": asdict(line_below([a.hbm_error for a in own], [a.hbm_scatter for a in own])),
         }
         for method in sorted({answer.method for answer in found})
-        if (own := [answer for answer in found if answer.method == method])
+        if len(own := [answer for answer in found if answer.method == method]) >= FEWEST
     }
 
 
