@@ -14,6 +14,7 @@ from sim.schedules.flash3 import Flash3
 from sim.schedules.flash4 import Flash4
 from sim.schedules.flash_decoding import Decode, FlashDecoding
 from sim.schedules.flex import Flex
+from sim.schedules.gated_delta_net import GatedDeltaNet
 from sim.schedules.h2o import H2o
 from sim.schedules.hip import Hip
 from sim.schedules.infinite_hip import InfiniteHip
@@ -59,6 +60,7 @@ _SHIPPED: dict[str, type[Schedule]] = {
     "hip": Hip,
     "infinite_hip": InfiniteHip,
     "linear_attention": LinearAttention,
+    "gated_delta_net": GatedDeltaNet,
     "mamba2": Mamba2,
     "memorizing": Memorizing,
     "lm2": Lm2,

@@ -23,7 +23,6 @@ its elements. The state has head_dim x head_dim elements for each KV head. Devia
 division by the running sum of K (`normalize`) is left out, and g when decoding.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -32,11 +31,19 @@ from pydantic import Field
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import Schedule, blocks, kv_matrix, of_constant, qkvo
+from sim.schedules.base import Schedule, blocks, of_constant, qkvo
 from sim.schedules.parts import registers
-from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.fla_chunks import (
+    BLOCK,
+    FP32,
+    STAGES,
+    Chunked,
+    cumsum_kernel,
+    gates_of,
+    outputs_kernel,
+    sectors,
+)
 from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.kv_cache import SECTOR_BYTES
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -44,16 +51,11 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
-    OfItem,
     Store,
     Stream,
     Tensor,
     once,
 )
-
-BLOCK = 64
-STAGES = 2
-FP32 = 4  # of a gate's sums, and of a state while decoding
 
 
 class LinearAttention(Schedule):
@@ -78,14 +80,10 @@ class LinearAttention(Schedule):
         q, k, v, o = qkvo(w)
         chunks = blocks(w.seq_kv, self.chunk)
         states = Tensor("states", k.groups * chunks, w.head_dim, w.head_dim, w.dtype_bytes)
-        shape = (w.batch, w.seq_kv, w.kv_heads)
-        sums = Tensor("sums of g", *shape, FP32) if self.gate else None
-        of = _Tensors(q, k, v, o, states, sums)
-        kernels = [_states_kernel(w, self.chunk, of), _outputs_kernel(w, self.chunk, of)]
-        if sums is None:
-            return kernels
-        gates = Tensor("g", *shape, w.dtype_bytes, "input")
-        return [_cumsum_kernel(w, self.chunk, gates, sums), *kernels]
+        gates, sums = gates_of(w.batch, w.seq_kv, w.kv_heads, w.dtype_bytes)
+        of = Chunked(self.chunk, q, k, v, o, states, sums if self.gate else None)
+        summing = [cumsum_kernel(self.chunk, gates, sums)] if self.gate else []
+        return [*summing, _states_kernel(of), outputs_kernel(of)]
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -102,63 +100,9 @@ def check_whole_sequence(schedule: Schedule, w: AttentionWorkload) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Tensors:
-    """What both kernels touch; without a gate there are no sums of it."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    states: Tensor
-    sums: Tensor | None
-
-
-def _sectors(
-    w: AttentionWorkload,
-    chunk: int,
-    tensor: Tensor,
-    matrix: OfItem,
-    number: OfItem,
-    stride: int = 0,
-) -> Stream:
-    """The sectors with a KV head's column in a chunk; `stride` chunks from trip to trip."""
-    cols = min(w.kv_heads, SECTOR_BYTES // tensor.element_bytes)
-    across, chunks = blocks(w.kv_heads, cols), blocks(w.seq_kv, chunk)
-
-    def tile(items: IntArray) -> IntArray:
-        sequence, head = matrix(items) // w.kv_heads, matrix(items) % w.kv_heads
-        found: IntArray = (sequence * chunks + number(items)) * across + head // cols
-        return found
-
-    return Stream(tensor, chunk, cols, tile, stride * across)
-
-
-def _cumsum_kernel(w: AttentionWorkload, chunk: int, gates: Tensor, sums: Tensor) -> Kernel:
-    """A CTA a chunk of a head; a warp, as its autotuner may choose: an estimate."""
-    grid = Grid(blocks(w.seq_kv, chunk), w.batch * w.kv_heads)  # chunks, matrices
-
-    def number(items: IntArray) -> IntArray:
-        return grid.at(items)[0]
-
-    def matrix(items: IntArray) -> IntArray:
-        return grid.at(items)[1]
-
-    load = Load(_sectors(w, chunk, gates, matrix, number))
-    add = Compute("running sum", (load,), vector_ops=chunk * (chunk - 1).bit_length())
-    store = Store(_sectors(w, chunk, sums, matrix, number))
-    return Kernel(
-        name="chunk cumsum",
-        ctas=grid.size,
-        periods=w.batch * w.kv_heads,
-        loops=(Loop(once, (load, add, store)),),
-        footprint=Footprint(0, 32, registers.UPDATE),
-    )
-
-
-def _states_kernel(w: AttentionWorkload, chunk: int, of: _Tensors) -> Kernel:
+def _states_kernel(of: Chunked) -> Kernel:
     k, v, states = of.k, of.v, of.states
-    chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
+    chunk, chunks, across = of.chunk, of.chunks, of.across
     grid = Grid(across, across, k.groups)  # blocks of K's columns, of V's columns, matrices
 
     def k_tile(items: IntArray) -> IntArray:
@@ -178,8 +122,7 @@ def _states_kernel(w: AttentionWorkload, chunk: int, of: _Tensors) -> Kernel:
     block_bytes = load_k.stream.tile_bytes + load_v.stream.tile_bytes
     gates: tuple[Load, ...] = ()
     if of.sums:
-        number = np.zeros_like  # from the first chunk on
-        sums = _sectors(w, chunk, of.sums, lambda items: grid.at(items)[2], number, 1)
+        sums = sectors(chunk, of.sums, lambda items: grid.at(items)[2], np.zeros_like, 1)
         gates = (Load(sums, STAGES),)
     decayed = chunk * (2 + BLOCK) if gates else 0  # differences and scaling of V, conversion
     update = Compute(
@@ -197,73 +140,6 @@ def _states_kernel(w: AttentionWorkload, chunk: int, of: _Tensors) -> Kernel:
         periods=k.groups,
         loops=(Loop(of_constant(chunks), (load_k, load_v, *gates, store, update)),),
         footprint=Footprint(STAGES * block_bytes, 128, registers.CHUNK_STATES),
-    )
-
-
-def _outputs_kernel(w: AttentionWorkload, chunk: int, of: _Tensors) -> Kernel:
-    q, k, v, states = of.q, of.k, of.v, of.states
-    chunks, across = blocks(w.seq_kv, chunk), blocks(w.head_dim, BLOCK)
-    grid = Grid(across, chunks, q.groups)  # blocks of V's columns, chunks, matrices of Q
-
-    def q_tile(items: IntArray) -> IntArray:
-        _, number, matrix = grid.at(items)
-        return (matrix * chunks + number) * across
-
-    def kv_chunk(items: IntArray) -> IntArray:
-        _, number, matrix = grid.at(items)
-        return kv_matrix(w, matrix) * chunks + number
-
-    def k_tile(items: IntArray) -> IntArray:
-        return kv_chunk(items) * across
-
-    def v_tile(items: IntArray) -> IntArray:
-        return kv_chunk(items) * across + grid.at(items)[0]
-
-    def state_tile(items: IntArray) -> IntArray:
-        return kv_chunk(items) * across**2 + grid.at(items)[0]
-
-    load_q = Load(Stream(q, chunk, BLOCK, q_tile, 1), STAGES)
-    load_k = Load(Stream(k, chunk, BLOCK, k_tile, 1), STAGES)
-    load_h = Load(Stream(states, BLOCK, BLOCK, state_tile, across), STAGES)
-    load_v = Load(Stream(v, chunk, BLOCK, v_tile))
-    slices = (load_q, load_k, load_h)
-    slice_bytes = sum(load.stream.tile_bytes for load in slices)
-    from_state = Compute(
-        "O += Q H, A += Q K^T",
-        slices,
-        mma_flops=2 * chunk * BLOCK * (BLOCK + chunk),
-        sram_bytes=3 * slice_bytes,
-    )
-    gates: tuple[Load, ...] = ()
-    if of.sums:
-
-        def matrix(items: IntArray) -> IntArray:
-            return kv_matrix(w, grid.at(items)[2])
-
-        def number(items: IntArray) -> IntArray:
-            return grid.at(items)[1]
-
-        gates = (Load(_sectors(w, chunk, of.sums, matrix, number)),)
-    differences = chunk * chunk if gates else 0
-    within = Compute(
-        "O += mask(A) V",
-        (load_v, *gates),
-        mma_flops=2 * chunk * chunk * BLOCK,
-        # Mask, decay, convert; scale O.
-        vector_ops=3 * chunk * chunk + 2 * chunk * BLOCK + differences,
-        exp_count=chunk * (chunk + 1) if gates else 0,
-        sram_bytes=3 * load_v.stream.tile_bytes,
-    )
-    return Kernel(
-        name="chunk outputs",
-        ctas=grid.size,
-        periods=q.groups,
-        sharing=w.heads // w.kv_heads,
-        loops=(
-            Loop(of_constant(across), (*slices, from_state)),
-            Loop(once, (load_v, *gates, within, Store(in_order(of.o, chunk, BLOCK)))),
-        ),
-        footprint=Footprint(STAGES * slice_bytes, 128, registers.CHUNK_OUTPUTS),
     )
 
 

@@ -15,6 +15,9 @@ from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES
 from tests.support.drawn import cases, devices, lowered
 from tests.support.formulas import ceil, run
+from tests.support.same_runs import assert_engines_agree
+
+LINEAR = ("linear_attention", "gated_delta_net", "mamba2")
 
 
 def prefill(case):
@@ -23,12 +26,13 @@ def prefill(case):
     return replace(w, seq_q=w.seq_kv, phase="prefill"), schedule
 
 
-def column_bytes(w, width):
-    """Each KV head's column of (tokens, heads) elements, in the sectors of 32 bytes it lies in."""
-    heads = np.arange(w.kv_heads)
+def column_bytes(w, width, count=None):
+    """Each head's column of (tokens, heads) elements, in the sectors of 32 bytes it lies in."""
+    count = count or w.kv_heads
+    heads = np.arange(count)
     a_sector = 32 // width
     first = heads // a_sector * a_sector
-    elements = (np.minimum(first + a_sector, w.kv_heads) - first).sum()
+    elements = (np.minimum(first + a_sector, count) - first).sum()
     return w.batch * w.seq_kv * width * int(elements)
 
 
@@ -57,6 +61,42 @@ def test_linear_attention_moves_its_states_once_and_its_chunks_once_a_block(case
     assert outputs.executed("mma_flops") == (
         q * chunks * (across**2 * 2 * (cube + square) + across * 2 * square)
     )
+
+
+@given(cases("gated_delta_net"), devices(l2="0 B"))
+@settings(max_examples=40)
+def test_gated_delta_net_moves_what_each_of_its_eight_kernels_must(case, hw):
+    w, schedule = prefill(case)
+    n, d, width = w.seq_kv, w.head_dim, w.dtype_bytes
+    of_q, of_v = w.batch * w.kv_heads, w.batch * w.heads
+    chunks, across, matrix = ceil(n, 64), ceil(d, 64), n * d * width
+    normal_q, normal_k, cumsum, zero, solve, wy, states, outputs = run(
+        lowered(schedule, w, hw), hw, w
+    )
+    for kernel in (normal_q, normal_k):
+        assert kernel.hbm_read_bytes == of_q * matrix
+        assert kernel.hbm_write_bytes == of_q * (matrix + 4 * n)
+    beta, sums = column_bytes(w, width, w.heads), column_bytes(w, 4, w.heads)
+    assert (cumsum.hbm_read_bytes, cumsum.hbm_write_bytes) == (beta, sums)
+    assert (zero.hbm_read_bytes, zero.hbm_write_bytes) == (0, of_v * n * 64 * width)
+    assert solve.hbm_read_bytes == of_v * matrix + beta + sums
+    own_end = (np.arange(n) // 16 % 4 + 1) * 16  # columns up to a row's own block of 16
+    assert solve.hbm_write_bytes == of_v * int(own_end.sum()) * width
+    assert solve.executed("mma_flops") == of_v * chunks * 2 * (
+        10 * 16**2 * 64 * across + 16 * 16**3
+    )
+    assert wy.hbm_read_bytes == of_v * (n * 64 * width + 2 * matrix) + beta + sums
+    assert wy.hbm_write_bytes == of_v * 2 * matrix
+    assert wy.executed("mma_flops") == of_v * chunks * 2 * across * 2 * 64**3
+    columns = 32 if of_v * ceil(d, 32) <= hw.sm.count else 64
+    of_states, walks = of_v * chunks * d * d * width, ceil(d, columns)
+    assert states.hbm_read_bytes == of_v * (2 * walks + 1) * matrix + walks * sums
+    assert states.hbm_write_bytes == of_states + of_v * matrix
+    assert states.executed("mma_flops") == (
+        of_v * chunks * walks * 2 * 2 * 64 * (64 * across) * columns
+    )
+    assert outputs.hbm_read_bytes == of_v * (2 * across + 1) * matrix + of_states + across * sums
+    assert outputs.hbm_write_bytes == of_v * matrix
 
 
 @given(cases("mamba2"), devices(l2="0 B"))
@@ -98,7 +138,7 @@ def test_mamba2_moves_what_each_of_its_five_kernels_must(case, hw):
     assert scan.hbm_write_bytes == heads * x_bytes
 
 
-@given(cases("linear_attention", "mamba2"), devices(l2="0 B"), st.integers(1, 50))
+@given(cases(*LINEAR), devices(l2="0 B"), st.integers(1, 50))
 @settings(max_examples=30)
 def test_decoding_reads_and_writes_the_state_whatever_the_context(case, hw, more):
     w, schedule = case
@@ -111,13 +151,14 @@ def test_decoding_reads_and_writes_the_state_whatever_the_context(case, hw, more
         state = w.batch * w.heads * w.head_dim * schedule.state * w.dtype_bytes
         out = w.batch * w.heads * w.head_dim * w.dtype_bytes
     else:
-        state = w.batch * w.kv_heads * w.head_dim**2 * 4
+        own = w.heads if schedule.name == "gated_delta_net" else w.kv_heads
+        state = w.batch * own * w.head_dim**2 * 4
         out = w.batch * w.heads * w.head_dim * w.dtype_bytes
     assert ran.hbm_write_bytes == state + out
     assert ran.hbm_read_bytes > state
 
 
-@pytest.mark.parametrize("name", ["linear_attention", "mamba2"])
+@pytest.mark.parametrize("name", LINEAR)
 def test_work_grows_with_the_length_where_attention_s_grows_with_its_square(name):
     hw = load_profile("h100-sxm")
     flops = {}
@@ -130,11 +171,33 @@ def test_work_grows_with_the_length_where_attention_s_grows_with_its_square(name
     assert flops["flash2", 8192] > 3.9 * flops["flash2", 4096]
 
 
-@pytest.mark.parametrize("name", ["linear_attention", "mamba2"])
+@pytest.mark.parametrize("name", LINEAR)
 def test_a_state_takes_no_part_of_a_sequence(name):
     w = WorkloadTable(heads=2, head_dim=64, seq_q=5, seq_kv=10, causal=True).workload()
     with pytest.raises(InputError, match="seq_q = seq_kv = 10"):
         SCHEDULES[name]().check(w)
+
+
+@given(cases("gated_delta_net"), devices())
+@settings(max_examples=30)
+def test_both_engines_agree_on_gated_delta_net(case, hw):
+    w, schedule = case
+    assert_engines_agree(lowered(schedule, w, hw), hw, w.dtype)
+
+
+@pytest.mark.parametrize(
+    ("workload", "told"),
+    [
+        ({"dtype": "fp8", "head_dim": 64}, 'workload.dtype = "fp8"'),
+        ({"head_dim": 512}, "head_dim of at most 256"),
+        ({"head_dim": 64, "phase": "training"}, "it takes prefill, decode"),
+        ({"head_dim": 64, "causal": False}, "it takes causal"),
+    ],
+)
+def test_gated_delta_net_says_what_its_kernels_take(workload, told):
+    table = {"heads": 2, "seq_len": 64, "causal": True, **workload}
+    with pytest.raises(InputError, match=told):
+        SCHEDULES["gated_delta_net"]().check(WorkloadTable(**table).workload())
 
 
 @given(cases("memorizing"), devices(l2="0 B"))
@@ -233,6 +296,16 @@ def test_mamba2_and_gated_linear_attention_take_what_was_measured_on_a_card_of_1
     mamba2 = time_s("mamba2", w, "rtx-4090", chunk=64, groups=8)
     assert gated == pytest.approx(1e-3 * gated_ms, rel=0.1)
     assert mamba2 == pytest.approx(1e-3 * mamba2_ms, rel=0.1)
+
+
+# PaddlePaddle/flash-attention, pull request 133: fla's chunk_gdn, forward, bf16, on an H800, ms.
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "measured_ms"), [(1, 8192, 96, 2.033), (2, 16384, 16, 1.342)]
+)
+def test_gated_delta_net_takes_what_fla_s_kernels_do_on_an_h800(batch, tokens, heads, measured_ms):
+    table = {"batch": batch, "heads": heads, "head_dim": 128, "seq_len": tokens}
+    w = WorkloadTable(**table, dtype="bf16", causal=True).workload()
+    assert time_s("gated_delta_net", w, "h800-sxm") == pytest.approx(1e-3 * measured_ms, rel=0.16)
 
 
 def time_s(name, w, profile, **options):

@@ -176,7 +176,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 ARCHS = {"flash3": "sm90", "flash4": "sm100"}
 DTYPES = {"flash3": ("fp16", "bf16", "fp8"), "flash4": ("fp16", "bf16")}
 # Schedules that take all tokens as queries, or one.
-WHOLE_SEQUENCE = ("linear_attention", "mamba2", "bigbird", "longformer", "minference", "nsa")
+WHOLE_SEQUENCE = (
+    *("linear_attention", "gated_delta_net", "mamba2"),
+    *("bigbird", "longformer", "minference", "nsa"),
+)
 
 
 @st.composite

@@ -47,6 +47,7 @@ HIP_SCORES = 128  # estimate: its matmul is of 16 keys
 SCORES = 128  # estimate: 64 x 128 scores, 64 a thread
 GROUP_SCORES = 200  # estimate: 128 x 128 scores with 256 threads, 64 a thread, and P of each head
 SQUARE_PRODUCT = 96  # estimate: 64 x 64, 32 a thread
+SOLVED_ROWS = 200  # estimate: a warp with ten blocks of 16 x 16 and what becomes of them
 CHUNK_STATES = 128  # estimate: 64 a thread
 CHUNK_OUTPUTS = 168  # estimate: O and the scores within the chunk
 
@@ -92,6 +93,6 @@ def rows_by_warp(cols: int, tensors: int = 1) -> int:
     return ELEMENTWISE + tensors * blocks(cols, 32)
 
 
-def state_step(elements: int) -> int:
-    """128 threads that hold so many elements of a state. Estimate: 32 beside them."""
-    return min(MOST, ELEMENTWISE + blocks(elements, 128))
+def state_step(elements: int, threads: int = 128) -> int:
+    """Threads that hold so many elements of a state. Estimate: 32 beside them."""
+    return min(MOST, ELEMENTWISE + blocks(elements, threads))
