@@ -189,10 +189,15 @@ def _held_cycles(flops: int, by_group: bool, hw: HardwareProfile, dtype: str) ->
 
 
 def ctas_per_sm(footprint: Footprint, hw: HardwareProfile) -> int:
-    """How many such CTAs one SM holds at once: by SRAM, registers, threads and CTA slots.
+    """How many such CTAs one SM holds at once; raises InputError where not even one fits."""
+    return room_on_sm(footprint, hw)[0]
 
-    Registers are dealt a warp in units of 256 (CUDA occupancy calculator). Raises InputError where
-    not even one fits.
+
+def room_on_sm(footprint: Footprint, hw: HardwareProfile) -> tuple[int, str]:
+    """How many such CTAs one SM holds at once, and what is too little for one more.
+
+    That is SRAM, registers, threads, CTA slots, or several of these. Registers are dealt a warp in
+    units of 256 (CUDA occupancy calculator). Raises InputError where not even one fits.
     """
     warps = -(-footprint.threads // 32)
     registers = warps * (-(-footprint.registers_per_thread * 32 // 256) * 256)
@@ -204,10 +209,19 @@ def ctas_per_sm(footprint: Footprint, hw: HardwareProfile) -> int:
         "threads": hw.sm.max_threads // footprint.threads,
         "CTA slots": hw.sm.max_ctas,
     }
-    limit = min(room, key=lambda name: room[name])
-    if room[limit] < 1:
+    ctas = min(room.values())
+    limit = " and ".join(name for name in room if room[name] == ctas)
+    if ctas < 1:
         raise InputError(f"one CTA does not fit an SM of {hw.name}: too little of its {limit}")
-    return room[limit]
+    return ctas, limit
+
+
+def waves(kernel: Kernel, hw: HardwareProfile) -> float:
+    """How often the device is filled by the kernel's CTAs or, of a persistent one, by its tiles."""
+    at_once = hw.sm.count * ctas_per_sm(kernel.footprint, hw)
+    if kernel.dealt_tiles:
+        return kernel.dealt_tiles / min(at_once, max(kernel.ctas, hw.sm.count))
+    return kernel.ctas / at_once
 
 
 LinkKind = Literal["peer", "network", "to host", "from host"]

@@ -254,7 +254,9 @@ class Kernel:
     `kind` says which real kernel it is, for whoever launches those; `backward` that it is one of
     the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
     A CTA of a kernel that multiplies begins with its setup, as does one that `sets_up`. With
-    `sets_up_items` every item does. `like` is the first of the kernels that do the same, each to
+    `sets_up_items` every item does. `splits` is how many ranges the keys of a sequence are cut in,
+    the most of any; `dealt_tiles` how many tiles the CTAs of a persistent kernel take one after the
+    other (0: each CTA has its own). `like` is the first of the kernels that do the same, each to
     other matrices.
     """
 
@@ -273,6 +275,8 @@ class Kernel:
     compiled_from: CompiledFrom | None = None
     sets_up: bool = False
     sets_up_items: bool = False
+    splits: int = 1
+    dealt_tiles: int = 0
     like: "Kernel | None" = None
 
     @property

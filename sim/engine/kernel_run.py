@@ -33,7 +33,9 @@ class KernelRun:
 
     `hbm_write_bytes` is what was written by the kernel's end, `l2_dirty_bytes` what was then still
     dirty in L2 (of this kernel or an earlier one). `die_hit_bytes` of those that hit were served by
-    the cache of the SM's die. `counts` says how often each action ran, a compute once a worker.
+    the cache of the SM's die. `hbm_reread_bytes` of what was read had been in L2 before: an L2 that
+    holds everything would not have read them again. `counts` says how often each action ran, a
+    compute once a worker.
     `busy_s` holds each pipe's service time in the order of `machine.CAUSES`, summed over SMs;
     `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins). With
     `fast_forward` the arrays of CTAs are of those that were replayed.
@@ -60,6 +62,7 @@ class KernelRun:
     bins: NDArray[np.float64]
     bin_width_s: float
     die_hit_bytes: int = 0
+    hbm_reread_bytes: int = 0
     fast_forward: FastForward | None = None
     clock_share: float = 1.0
     power_s: float = 0.0

@@ -100,10 +100,11 @@ class L2Cache:
     def __init__(self, capacity_bytes: int, candidates: int, *die_bytes: int) -> None:
         self.capacity_bytes, self.candidates = capacity_bytes, candidates
         self.dies = [L2Cache(own_bytes, candidates) for own_bytes in die_bytes]
-        self.used_bytes = self.touches = 0
+        self.used_bytes = self.touches = self.reread_bytes = 0
         self.draw = FIRST_DRAW
         self.lines: list[Chunk] = []
         self.chunks: dict[int, Chunk] = {}
+        self.known: set[int] = set()  # chunks that were used before
 
     @property
     def dirty_bytes(self) -> int:
@@ -118,6 +119,8 @@ class L2Cache:
             self.chunks[number].dirty |= write
             return 0, 0
         read = size if fetch else 0
+        self.reread_bytes += read if number in self.known else 0
+        self.known.add(number)
         if size > self.capacity_bytes:
             return read, (size if write else 0)
         written = 0
@@ -591,6 +594,7 @@ def run_kernel(
     for chunk in l2.lines:  # what the last kernel left has arrived; times start anew
         chunk.arrival_s = 0.0
     replay = ReferenceReplay(kernel, chunkings, hw, mc.machine_of(hw), l2, dtype)
+    reread_bytes = l2.reread_bytes
     replay.run()
     progress(replay.tile_steps)
     busy_s = [sum(pipes[k].busy_s for pipes in replay.sm_pipes) for k in range(mc.SM_PIPES)]
@@ -607,6 +611,7 @@ def run_kernel(
         l2_hit_bytes=replay.l2_hit_bytes,
         l2_dirty_bytes=l2.dirty_bytes,
         die_hit_bytes=replay.die_hit_bytes,
+        hbm_reread_bytes=l2.reread_bytes - reread_bytes,
         busy_s=np.array([*busy_s, replay.l2_pipe.busy_s, replay.hbm_pipe.busy_s]),
         path_s=replay.path,
         cta_sm=np.array(sms),

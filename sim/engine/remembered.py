@@ -38,7 +38,7 @@ TOLD_BY = ("limits", "streams", "base", "start", "table", "sizes", "trips", "loa
 NUMBERS = (
     *("time_s", "ctas_per_sm", "bin_width_s"),
     *("hbm_read_bytes", "hbm_write_bytes", "l2_read_bytes", "l2_write_bytes", "l2_hit_bytes"),
-    *("l2_dirty_bytes", "die_hit_bytes"),
+    *("l2_dirty_bytes", "die_hit_bytes", "hbm_reread_bytes"),
 )
 ARRAYS = ("busy_s", "path_s", "cta_sm", "cta_start_s", "cta_end_s", "bins")
 COUNTS = "counts"  # in the order of the kernel's actions

@@ -186,7 +186,7 @@ def _issue_slots(records: list[Record]) -> list[str]:
     """A line a record that issue slots hold back: what fills them in its longest kernel."""
     lines = []
     for record in records:
-        kernel = max(record.kernels, key=lambda k: k.launches * k.time_s, default=None)
+        kernel = record.longest_kernel
         if record.bottleneck == "issue" and kernel and kernel.issue_filled_by:
             lines.append(f"{who(record)}: issue slots are filled by {filled_by(kernel)}")
     return lines
@@ -202,7 +202,7 @@ def _held_back(records: list[Record]) -> list[str]:
     """A line a record whose longest kernel ran at a lower clock, for the board's power limit."""
     lines = []
     for record in records:
-        kernel = max(record.kernels, key=lambda k: k.launches * k.time_s, default=None)
+        kernel = record.longest_kernel
         if kernel and kernel.clock_hz and kernel.clock_share < 1:
             nominal_hz = kernel.clock_hz / kernel.clock_share
             which = f"{kernel.name} " if len(record.kernels) > 1 else ""

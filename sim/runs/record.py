@@ -26,6 +26,10 @@ class KernelResult:
     `rows_used` is the share of its tiles' query rows that are no padding; None where it multiplies
     no queries, and in files that attnsim wrote before it kept that. `clock_hz` is what the power
     limit left, `clock_share` of the nominal clock; the time that this added is critical by "power".
+    An SM holds `ctas_per_sm`, for one more it has too little of `ctas_limited_by`; they, or the
+    tiles that a persistent kernel deals them, fill the device `waves` times. Keys are cut in
+    `splits` ranges. `hbm_reread_bytes` of what was read had been in L2 before: the misses beyond
+    the compulsory. These four are None in files that attnsim wrote before it kept them.
     `compiled_from` tells the machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
     `issue_filled_by` are shares of the issue slots' busy time, by the instructions that took it.
 
@@ -61,6 +65,10 @@ class KernelResult:
     issue_filled_by: dict[str, float] = field(default_factory=dict)
     clock_hz: float | None = None
     clock_share: float = 1.0
+    ctas_limited_by: str | None = None
+    waves: float | None = None
+    splits: int | None = None
+    hbm_reread_bytes: int | None = None
 
     @property
     def bottleneck_share(self) -> float:
@@ -215,8 +223,21 @@ class Record:
     def rows_used(self) -> float | None:
         """Share of tiles' query rows that are no padding, of its longest kernel that has any."""
         of_queries = [kernel for kernel in self.kernels if kernel.rows_used is not None]
-        longest = max(of_queries, key=lambda kernel: kernel.launches * kernel.time_s, default=None)
+        longest = _longest(of_queries)
         return longest.rows_used if longest else None
+
+    @property
+    def longest_kernel(self) -> KernelResult | None:
+        """The kernel that most of its time goes to, over all launches; None where nothing ran."""
+        return _longest(self.kernels)
+
+    @property
+    def hbm_reread_share(self) -> float | None:
+        """Share of HBM reads that an L2 which holds everything would not have needed."""
+        parts = [(kernel.hbm_reread_bytes, kernel.launches) for kernel in self.kernels]
+        if not self.hbm_read_bytes or any(reread is None for reread, _ in parts):
+            return None
+        return sum((reread or 0) * launches for reread, launches in parts) / self.hbm_read_bytes
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -228,6 +249,10 @@ class Record:
         name = options.pop("name", None)
         schedule = {"name": name, name: options} if name else {}
         return flat({"hardware": self.overrides or {}, "schedule": schedule})
+
+
+def _longest(kernels: list[KernelResult]) -> KernelResult | None:
+    return max(kernels, key=lambda kernel: kernel.launches * kernel.time_s, default=None)
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sim.engine.power import joules
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import CAUSES, TENSOR, IssueSlots, issue_slots
+from sim.machine import CAUSES, TENSOR, IssueSlots, issue_slots, room_on_sm, waves
 from sim.runs.record import (
     Asked,
     InMemory,
@@ -204,6 +204,10 @@ def kernel_result(
         issue_filled_by={what: s / issued_s for what, s in slots.filled_s.items() if s},
         clock_hz=hw.sm.clock * run.clock_share,
         clock_share=run.clock_share,
+        ctas_limited_by=room_on_sm(kernel.footprint, hw)[1],
+        waves=waves(kernel, hw),
+        splits=kernel.splits,
+        hbm_reread_bytes=run.hbm_reread_bytes,
     )
 
 

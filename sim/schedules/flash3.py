@@ -247,4 +247,6 @@ def _kernel(works: list[Work], periods: int, sharing: int) -> Kernel:
         sharing=sharing if work.rows.are_alike else 1,
         irregular=not work.rows.are_alike,
         sets_up_items=not work.cta.of_one_length,
+        splits=work.rows.splits,
+        dealt_tiles=work.dealt.dealt_tiles,
     )

@@ -177,6 +177,7 @@ def _forward_kernel(
         sharing=rows.sharing if as_it_is else 1,
         in_waves=not as_it_is,
         sets_up_items=True,
+        dealt_tiles=dealt.dealt_tiles,
     )
 
 

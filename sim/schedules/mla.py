@@ -398,6 +398,7 @@ class _Latents:
             tensor_path=self.cta.tensor_path,
             items_per_cta=self.parts.slots,
             irregular=w.lengths is not None,
+            splits=int(self.parts.splits.max()),
         )
 
     def _numbers(self, ctas: _Ctas) -> Stream:

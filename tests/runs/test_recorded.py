@@ -1,10 +1,10 @@
-"""A run as a record: what it says of power."""
+"""A run as a record: what it says of power, and of how a grid fills the device."""
 
 import pytest
 
 from sim.report.notes import notes
 from sim.runs.job import run_scenario
-from sim.runs.record import Record
+from sim.runs.record import KernelResult, Record
 from sim.runs.scenario import make_scenario
 
 
@@ -63,3 +63,38 @@ def test_waiting_for_the_exponentials_unit_is_its_time_and_not_that_of_issue_slo
     assert rare.bottleneck == "exp"
     (line,) = (line for line in notes([free]) if "issue" in line)
     assert "issue slots are filled by matmuls" in line
+
+
+def kernel_of(schedule: dict[str, object], device: str, **workload: object) -> KernelResult:
+    """The longest kernel of a schedule."""
+    asked = {
+        "workload": {"head_dim": 128, "dtype": "bf16", **workload},
+        "hardware": {"profile": device},
+        "schedule": [schedule],
+    }
+    (outcome,) = run_scenario(make_scenario(asked, "a test", "a test"))
+    assert outcome.record.longest_kernel is not None
+    return outcome.record.longest_kernel
+
+
+@pytest.mark.parametrize(("heads", "waves"), [(27, 1.0), (28, 28 / 27)])
+def test_waves_are_of_the_ctas_that_sms_hold_at_once(heads, waves):
+    kernel = kernel_of({"name": "flash2"}, "a100-sxm-80gb", heads=heads * 2, seq_len=512)
+    limits = "SRAM and registers"
+    assert (kernel.ctas, kernel.ctas_per_sm, kernel.ctas_limited_by) == (heads * 8, 2, limits)
+    assert kernel.waves == pytest.approx(waves)
+
+
+def test_a_persistent_kernels_waves_are_of_the_tiles_that_it_deals():
+    kernel = kernel_of({"name": "flash3"}, "h100-sxm", heads=34, seq_len=1024)
+    assert (kernel.ctas, kernel.ctas_limited_by) == (132, "SRAM and registers")
+    assert kernel.waves == pytest.approx(34 * 8 / 132)  # tiles of 128 queries, a CTA an SM
+    few = kernel_of({"name": "flash3"}, "h100-sxm", heads=2, seq_len=1024)
+    assert few.waves == pytest.approx(2 * 8 / 132)
+
+
+def test_splits_are_as_they_were_asked_for():
+    decode = {"heads": 8, "kv_heads": 1, "phase": "decode", "seq_kv": 8192}
+    split = kernel_of({"name": "flash_decoding", "splits": 8}, "h100-sxm", **decode)
+    assert (split.splits, split.ctas) == (8, 8)
+    assert kernel_of({"name": "flash2"}, "h100-sxm", heads=8, seq_len=512).splits == 1

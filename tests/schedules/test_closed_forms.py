@@ -194,6 +194,19 @@ def test_l2_bytes_do_not_depend_on_the_l2_and_reads_cover_the_inputs(case, hw):
         assert ran.hbm_read_bytes <= bare.hbm_read_bytes
 
 
+@given(cases(), devices())
+@settings(max_examples=40)
+def test_what_is_not_read_again_is_what_an_infinite_l2_reads(case, hw):
+    w, schedule = case
+    kernels = lowered(schedule, w, hw)
+    vast = hw.with_figures({"l2.capacity": 2.0**40})
+    compulsory = sum(ran.hbm_read_bytes for ran in run(kernels, vast, w))
+    for device in (vast, hw, hw.with_figures({"l2.capacity": 0.0, "l2.die_capacity": 0.0})):
+        runs = run(kernels, device, w)
+        assert sum(ran.hbm_read_bytes - ran.hbm_reread_bytes for ran in runs) == compulsory
+        assert device is not vast or not any(ran.hbm_reread_bytes for ran in runs)
+
+
 def longest_chain_s(kernel: Kernel, hw: HardwareProfile, dtype: str) -> float:
     """A CTA's computes one after the other, each taking as long as its slowest pipe."""
     machine = machine_of(hw)

@@ -98,6 +98,7 @@ def test_combine_has_all_log_sum_exps_before_any_o_and_then_one_range_s_at_a_tim
     combine = kernels[1]
     weights, add, _ = combine.loops
     splits = kernels[0].ctas // query_matrices(w, schedule)
+    assert kernels[0].splits == splits
     assert [load.stream.tensor.name for load in weights.loads] == ["LSE of splits"]
     assert [load.stream.tensor.name for load in add.loads] == ["O of splits"]
     assert [load.stages for load in add.loads] == [1]

@@ -3,7 +3,7 @@
 Chunks are numbered from 0. One that is present has a line, and lines 1 up to the number of chunks
 present are in use, so that a random one costs a multiplication. To make room some are drawn, the
 *candidates*, and the one used longest ago goes. One candidate is random replacement, very many are
-LRU. What is absent costs four bytes. A chunk larger than the cache passes it by.
+LRU. What is absent costs five bytes. A chunk larger than the cache passes it by.
 
 Where each die has a cache below the one that all share, they are kept alike, one behind the other
 in the same arrays. A load asks its die's first; a store goes to the shared one, and the dies'
@@ -37,17 +37,22 @@ LINE = aligned(
     ]
 )
 # Bytes present, of what capacity, how many of them dirty; the lines in use; how many an eviction
-# draws; touches so far; the last draw; where its chunks and its lines begin.
-LEVEL_FIELDS = ("used", "capacity", "dirty", "lines", "candidates", "touches", "draw")
+# draws; touches so far; the last draw; bytes fetched of chunks that had been there; where its
+# chunks and its lines begin.
+LEVEL_FIELDS = ("used", "capacity", "dirty", "lines", "candidates", "touches", "draw", "reread")
 LEVEL = aligned([(name, "i8") for name in (*LEVEL_FIELDS, "first_chunk", "first_line")])
 SHARED = 0  # the cache that all SMs share; those of dies come after it
 DRAW_FACTOR, DRAW_MODULUS, FIRST_DRAW = 48_271, 2**31 - 1, 1
 
 
 class L2Lines(NamedTuple):
-    """What is in L2: each chunk's line or NO_LINE, the lines, and a record of each cache."""
+    """What is in L2: each chunk's line or NO_LINE, the lines, and a record of each cache.
+
+    `known` is 1 of the chunks that were used before.
+    """
 
     line_of: NDArray[np.int32]
+    known: NDArray[np.uint8]
     lines: NDArray[np.void]
     level: NDArray[np.void]
 
@@ -79,7 +84,8 @@ def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:
     level["capacity"], level["draw"] = capacities, FIRST_DRAW
     level["candidates"] = hw.calibration.l2.candidates
     level["first_chunk"], level["first_line"] = chunks[:-1], lines[:-1]
-    return L2Lines(np.zeros(chunks[-1], np.int32), np.zeros(lines[-1] + 1, LINE), level)
+    line_of, known = np.zeros(chunks[-1], np.int32), np.zeros(chunks[-1], np.uint8)
+    return L2Lines(line_of, known, np.zeros(lines[-1] + 1, LINE), level)
 
 
 def let_arrive(l2: L2Lines) -> None:
@@ -90,7 +96,7 @@ def let_arrive(l2: L2Lines) -> None:
 def l2_bytes(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> int:
     """What `new_l2` takes of this computer's memory."""
     sizes = [sizes_of(chunkings, capacity_bytes) for capacity_bytes in _capacities_of(hw)]
-    return sum(chunks * 4 + lines * LINE.itemsize for chunks, lines in sizes)
+    return sum(chunks * 5 + lines * LINE.itemsize for chunks, lines in sizes)
 
 
 def _capacities_of(hw: HardwareProfile) -> tuple[int, ...]:
@@ -154,6 +160,9 @@ def touch(l2, cache, chunk, size, write, fetch):
             level.dirty += size
         return line, 0, 0
     read = size if fetch else 0
+    if at(l2.known, level.first_chunk + chunk):
+        level.reread += read
+    l2.known[level.first_chunk + chunk] = 1
     if size > level.capacity:
         return line, read, (size if write else 0)
     written = 0

@@ -49,6 +49,8 @@ def run_kernel(
 def replayed(kernel: Kernel, replay: Replay, progress: Callable[[int], None]) -> KernelRun:
     """What the kernel takes whose records these are; they are used up, and their L2 changed."""
     let_arrive(replay.l2)
+    level = replay.l2.level[SHARED]
+    reread_bytes = int(level["reread"])
     begin(replay)
     while not advance(replay, EVENTS_A_SLICE):
         progress(int(replay.total["steps_done"][0]))
@@ -65,8 +67,9 @@ def replayed(kernel: Kernel, replay: Replay, progress: Callable[[int], None]) ->
         l2_read_bytes=int(total["l2_read_bytes"]),
         l2_write_bytes=int(total["l2_write_bytes"]),
         l2_hit_bytes=int(total["l2_hit_bytes"]),
-        l2_dirty_bytes=int(replay.l2.level["dirty"][SHARED]),
+        l2_dirty_bytes=int(level["dirty"]),
         die_hit_bytes=int(total["die_hit_bytes"]),
+        hbm_reread_bytes=int(level["reread"]) - reread_bytes,
         busy_s=np.concatenate([sm_busy_s, replay.pipes["busy_s"][-2:]]),
         path_s=total["path_s"].copy(),
         cta_sm=replay.ctas["sm"],

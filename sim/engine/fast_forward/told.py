@@ -179,6 +179,7 @@ def completed(
         l2_hit_bytes=l2_hit_bytes,
         l2_dirty_bytes=l2_dirty_bytes,
         die_hit_bytes=die_hit_bytes,
+        hbm_reread_bytes=int(run.hbm_reread_bytes * hbm_read_bytes / max(run.hbm_read_bytes, 1)),
         busy_s=np.array([*sm_busy_s, l2_busy_s, hbm_busy_s]),
         path_s=run.path_s * (whole.time_s / run.time_s),
         bins=bins,

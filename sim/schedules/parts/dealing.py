@@ -111,6 +111,11 @@ class Dealt:
         """Items of each CTA."""
         return len(self.tile_of_item) // self.ctas
 
+    @property
+    def dealt_tiles(self) -> int:
+        """Tiles that CTAs take one after the other; 0 where each has one of its own."""
+        return int((self.tile_of_item >= 0).sum()) if self.items_per_cta > 1 else 0
+
     def in_order(self, order: IntArray) -> "Dealt":
         """The same, tile number i being the one that stands there in `order`."""
         has_tile = self.tile_of_item >= 0

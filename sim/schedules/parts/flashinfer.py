@@ -334,7 +334,8 @@ class PackedAttention:
 
         loops = loops_over_pages(w, self.page_size, self.cta.tile.kv, ranges, loop)
         cache = f", {w.kv_dtype} cache" if w.kv_dtype else ""
-        return flash_kernel(f"{self.part or 'flashinfer'}{cache}", w, self.cta, tiles, *loops)
+        kernel = flash_kernel(f"{self.part or 'flashinfer'}{cache}", w, self.cta, tiles, *loops)
+        return replace(kernel, splits=self.splits)
 
     def _tree(self) -> Stream | None:
         """The bits that mask each trip's scores, if there is a tree: those of a tile's queries.

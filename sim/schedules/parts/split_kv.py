@@ -380,7 +380,7 @@ def _or_zeros(kernel: Kernel, keys: SplitKeys) -> Kernel:
     """The kernel, of which a CTA that has no keys to see loads no queries."""
     prologue, *rest = kernel.loops
     seeing = replace(prologue, trips=lambda items: np.minimum(1, keys.trips(items)))
-    return replace(kernel, loops=(seeing, *rest))
+    return replace(kernel, loops=(seeing, *rest), splits=keys.splits)
 
 
 def splits_of(
