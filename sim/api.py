@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sim.device.run import EngineName
 from sim.report.notes import point_text
 from sim.report.table import Column, columns_of
-from sim.runs.job import run_scenario
+from sim.runs.job import run_what_can_be
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, lay_over, read_scenario
 
@@ -55,8 +55,9 @@ def simulate(
     `hardware` may be the name of a profile, a schedule its own name; `schedules` is a list of such,
     as `schedule` is. With `allow_code` a name may be a class in a file, "two_pass.py:TwoPass". Keys
     with dots are laid over a scenario or its tables, as `attnsim run --set` does; within a table
-    they mean what they mean in a file. Returns one record for each schedule on each point. Raises
-    sim.InputError, with one line that says what is wrong.
+    they mean what they mean in a file. Returns one record for each schedule on each point, with its
+    reason where it cannot be (a tile that does not fit, say). Raises sim.InputError, with one line
+    that says what is wrong, where nothing can be.
 
     >>> from sim import simulate
     >>> naive, flash = simulate(
@@ -70,8 +71,8 @@ def simulate(
     >>> [record.schedule for record in simulate("flash_vs_naive", **changes)]
     ['naive', 'flash2', 'pruned']
     """
-    asked = _text(scenario, tables, "simulate", allow_code).scenario()
-    return Records(outcome.record for outcome in run_scenario(asked, engine))
+    text = _text(scenario, tables, "simulate", allow_code)
+    return Records(outcome.record for outcome in run_what_can_be(text, engine))
 
 
 def sweep(

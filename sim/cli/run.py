@@ -85,9 +85,8 @@ def run_schedules(
 ) -> None:
     """Run a scenario of schedules and say what came out."""
     from sim.runs.answer import ScenarioAnswer
-    from sim.runs.job import run_scenario
+    from sim.runs.job import run_what_can_be
 
-    question = text.scenario()
     if out is not None:
         make_folder(out)
     if report is not None:
@@ -100,7 +99,8 @@ def run_schedules(
         check_export(export)
         check_writable("--export", export)
     with a_bar(engine) as update:
-        answer = ScenarioAnswer(question.title, list(run_scenario(question, engine, update)))
+        outcomes = list(run_what_can_be(text, engine, update))
+    answer = ScenarioAnswer(text.title, outcomes)
     give(answer, out, json)
     if export is not None:
         from sim.report.frame import export_frame
@@ -180,7 +180,7 @@ def sweep(
     swept = sweep_file(text, store, cluster(dask) if dask else processes(workers), engine)
     if export is not None:
         export_frame(swept.records, export)
-    print_sweep(text.data.get("title") or text.name, swept.records, swept.replayed)
+    print_sweep(text.title, swept.records, swept.replayed)
     print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
     if report is not None:
         write_report(text, swept.records, report, engine)

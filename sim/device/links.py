@@ -13,7 +13,7 @@ import simpy
 
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import LinkKind, link_of
-from sim.tile_program import Transfer
+from sim.tile_program import Command, Transfer
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class Sent:
     transfer: Transfer
     gpu: int
     kind: LinkKind
+
+
+def check_links(commands: list[Command], hw: HardwareProfile) -> None:
+    """Raises InputError where a transfer of the commands needs a link that the profile lacks."""
+    for command in commands:
+        if isinstance(command.work, Transfer):
+            link_of(hw, command.gpu, command.work)
 
 
 class Links:

@@ -156,7 +156,7 @@ class Search:
             raise InputError(f"{self.where}: sweep: a search varies what search.space says alone")
         table = checked(SearchTable, text.data["search"], self.where, "search")
         self.objectives, self.trials, self.seed = table.objectives, table.trials, table.seed
-        self.title = str(self.data.get("title") or text.name)
+        self.title = text.title
         self.axes = {key: _axis(key, given, self.where) for key, given in table.space.items()}
         (point,) = self._scenario({}).points
         if len(point.schedules) != 1:
@@ -204,11 +204,12 @@ class Search:
     def evaluate(self, design: Design) -> tuple[float, ...]:
         """The objectives of a design. Raises _CannotBeError."""
         try:
-            (outcome,) = run_scenario(self._scenario(design))
-            record, hw = outcome.record, outcome.point.hardware
+            scenario = self._scenario(design)
+            (point,), (outcome,) = scenario.points, run_scenario(scenario)
+            record, hw = outcome.record, point.hardware
             if record.status != "ok":
                 raise _CannotBeError(f"{record.status}: {record.reason}")
-            dtype = outcome.point.workload.dtype
+            dtype = point.workload.dtype
             values: dict[Objective, float | None] = {
                 "time": record.time_s,
                 "energy": record.energy_j,

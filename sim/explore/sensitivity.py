@@ -180,11 +180,12 @@ def _shifted(
     """The record with one figure at `value`; None where it cannot be, or not run there."""
     if value is None:
         return None
-    hw = base.point.hardware.with_figures({key: value})
+    (point,) = scenario.points
+    hw = point.hardware.with_figures({key: value})
     if key.startswith(OF_THE_SAME_REPLAY) and hw.power is None:  # of which no time depends either
         assert base.run is not None
-        w = base.point.workload
-        return record_of(base.point.asked(schedule), w, hw, base.run, base.record.engine)
+        asked, engine = point.asked(schedule), base.record.engine
+        return record_of(asked, point.workload, hw, base.run, engine)
     try:
         record = _run(scenario, schedule, hw).record
     except InputError:  # a tile that no longer fits, say

@@ -90,6 +90,18 @@ def measured_error(record: Record) -> MeasuredError | None:
     return known_time_error(record.options, record.hardware, record.workload)
 
 
+def reasons(records: list[Record]) -> list[str]:
+    """Why records have no figures: a line a reason, with the first that has it and how many do."""
+    alike: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.reason:
+            alike.setdefault((record.status, record.reason), []).append(record)
+    return [
+        f"{who(first)}{f' and {len(more):,} more' if more else ''}: {status}: {reason}"
+        for (status, reason), (first, *more) in alike.items()
+    ]
+
+
 def _level(records: list[Record]) -> list[str]:
     """A line a point where schedules are nearer to the fastest than predictions are to devices."""
     points: dict[str, list[Record]] = {}

@@ -18,7 +18,7 @@ from sim.inputs.files import save_text
 from sim.report import charts
 from sim.report.answer import answer
 from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
-from sim.report.notes import notes, rough
+from sim.report.notes import notes, reasons, rough
 from sim.report.table import columns_of, sections_of, with_kernels
 from sim.runs.again import WholePoint
 from sim.runs.record import Record
@@ -52,12 +52,12 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        title=text.data.get("title") or text.name,
+        title=text.title,
         answer=answer(records),
         columns=columns_of(records),
         records=records,
         with_kernels=with_kernels(records),
-        notes=[*rough(records), *notes(records)],
+        notes=[*rough(records), *notes(records), *reasons(records)],
         points=points,
         shown=[charts.point_words(one.values) for one in charted],
         telling=_telling(charted),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+ABSENT = {"x": "out of memory", "+": "failed"}  # how figures mark what has none
 GREY = "#999999"
 Edges = tuple[float, float]
 
@@ -101,19 +102,22 @@ def _by_schedule(
     if numeric:
         for row, (schedule, style) in enumerate(styles.items()):
             own = [
-                (r.point[next(iter(r.point))], value(r)) for r in records if r.schedule == schedule
+                (r.point[next(iter(r.point))], value(r), r.status)
+                for r in records
+                if r.schedule == schedule
             ]
-            if done := [(x, y) for x, y in own if y]:
+            if done := [(x, y) for x, y, _ in own if y]:
                 ax.plot(*zip(*done, strict=True), label=schedule, linewidth=1.6, **style)
-            if failed := [x for x, y in own if not y]:
-                ax.plot(
-                    failed,
-                    [0.04 + 0.06 * row] * len(failed),
-                    "x",
-                    color=style["color"],
-                    label=f"{schedule}: out of memory",
-                    transform=ax.get_xaxis_transform(),
-                )
+            for mark, why in ABSENT.items():
+                if places := [x for x, _, status in own if status == why]:
+                    ax.plot(
+                        places,
+                        [0.04 + 0.06 * row] * len(places),
+                        mark,
+                        color=style["color"],
+                        label=f"{schedule}: {why}",
+                        transform=ax.get_xaxis_transform(),
+                    )
         ax.set_xscale("log", base=2)
         ax.set_xticks(values, [f"{v:,}" for v in values])
         ax.set_xlabel(f"{name}, log scale")
@@ -149,7 +153,9 @@ def _dots(
                 *zip(*done, strict=True), linestyle="none", markersize=9, label=schedule, **style
             )
         for place, record, height in zip(places, own, shown, strict=True):
-            text = short(height) if record.status == "ok" else "out of\nmemory"
+            text = (
+                short(height) if record.status == "ok" else record.status.replace(" of ", " of\n")
+            )
             ax.annotate(
                 text,
                 (place, height),

@@ -19,7 +19,7 @@ from sim.inputs.shapes import ModelShape
 from sim.inputs.units import show, show_binary
 from sim.report.answer import answer
 from sim.report.known_errors import device_error, known_errors
-from sim.report.notes import known_off, notes, point_text, rough, who
+from sim.report.notes import known_off, notes, point_text, reasons, rough
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule
@@ -128,7 +128,7 @@ def print_records(title: str, records: list[Record]) -> None:
     show_table(table)
     if left_out:
         print(f"(no room for {', '.join(left_out)})")
-    for line in (answer(records), *notes(records), *known_off(records), *_reasons(records)):
+    for line in (answer(records), *notes(records), *known_off(records), *reasons(records)):
         print(line)
 
 
@@ -179,18 +179,6 @@ def _table_of(title: str, records: list[Record], columns: list[Column]) -> Table
     return table
 
 
-def _reasons(records: list[Record]) -> list[str]:
-    """Why records have no figures: a line a schedule and reason, with the first and how many."""
-    alike: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        if record.reason:
-            alike.setdefault((record.schedule, record.status, record.reason), []).append(record)
-    return [
-        f"{who(first)}{f' and {len(more):,} more' if more else ''}: {status}: {reason}"
-        for (_, status, reason), (first, *more) in alike.items()
-    ]
-
-
 _ROWS = 40  # of a sweep that a reader would still look through
 
 
@@ -201,9 +189,9 @@ def print_sweep(title: str, records: list[Record], replayed: int) -> None:
     else:
         print(title)
     states = Counter(record.status for record in records)
-    reasons = Counter(record.reason for record in records if record.status == "failed")
+    problems = Counter(record.reason for record in records if record.status == "failed")
     if len(records) > _ROWS:
-        for reason, times in reasons.most_common(5):
+        for reason, times in problems.most_common(5):
             print(f"failed, {times:,} times: {reason}")
     counts = ", ".join(f"{times:,} {status}" for status, times in states.most_common())
     print(f"{len(records):,} records: {counts}; {replayed:,} of them replayed now")

@@ -7,7 +7,7 @@ all workers end together: small points cost little, and large ones wait for nobo
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from sim.runs.wanted import Task
+from sim.runs.work import Task
 
 CHUNK_TASKS = 64  # at most
 

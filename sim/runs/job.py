@@ -1,10 +1,11 @@
 """One schedule on one point: lowered, checked against memory and limits, run, recorded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sim.device.links import check_links
 from sim.device.memory import OutOfMemoryError, check_memory
 from sim.device.program import kernels_of, replays_of
 from sim.device.replays import Replays
@@ -15,9 +16,10 @@ from sim.engine.compiled.records import replay_bytes
 from sim.engine.fast_forward.choice import Choice
 from sim.inputs.files import InputError
 from sim.inputs.units import show_binary
+from sim.runs.cases import Case, Refusal, cases_of
 from sim.runs.record import Record
 from sim.runs.recorded import record_of, record_of_oom
-from sim.runs.scenario import Limits, Point, Scenario
+from sim.runs.scenario import Limits, Point, Scenario, ScenarioText, check_tables
 from sim.schedules.base import Schedule
 from sim.tile_program import Command
 
@@ -27,62 +29,56 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one schedule on one point came to: its record and, if it fitted, the run itself.
+    """What one schedule on one point came to: its record and, if it ran, the run itself.
 
     Figures and traces show more of the run than the record says.
     """
 
-    point: Point
     record: Record
     run: DeviceRun | None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One schedule on one point, lowered: to be replayed, unless it does not fit."""
+    """One schedule on one point, lowered, that fits: to be replayed."""
 
-    point: Point
-    schedule: Schedule
+    case: Case
+    engine: EngineName
     commands: list[Command]
     tile_steps: int
     memory: int  # bytes of this computer that its replay takes
-    oom: OutOfMemoryError | None
     most_steps: int | None
 
-    @classmethod
-    def of(cls, point: Point, schedule: Schedule, commands: list[Command], limits: Limits) -> "Job":
-        """Raises LimitsError."""
-        try:
-            check_memory(commands, point.hardware)
-        except OutOfMemoryError as error:
-            return cls(point, schedule, commands, 0, 0, error, limits.most_steps)
-        tile_steps, memory = check_limits(limits, point, schedule, commands)
-        return cls(point, schedule, commands, tile_steps, memory, None, limits.most_steps)
+    def start(self, beside: SideBySide) -> Replays[Any]:
+        """Begin to replay its kernels."""
+        hw, dtype = self.case.point.hardware, self.case.point.workload.dtype
+        return Replays(self.commands, hw, dtype, ENGINES[self.engine], beside, self.most_steps)
 
-    def run(self, engine: EngineName, progress: Callable[[int], None]) -> Outcome:
-        """Replay it in this thread; raises as `outcome` does."""
-        with SideBySide(1, lambda: progress(0)) as alone:
-            return self.outcome(engine, self.start(engine, alone))
+    def outcome(self, replays: Replays[Any]) -> Outcome:
+        """What it comes to."""
+        point = self.case.point
+        run = run_of(self.commands, point.hardware, replays)
+        record = record_of(self.case.asked, point.workload, point.hardware, run, self.engine)
+        return Outcome(record, run)
 
-    def start(self, engine: EngineName, beside: SideBySide) -> Replays[Any] | None:
-        """Begin to replay its kernels; None where it does not fit."""
-        if self.oom is not None:
-            return None
-        hw, dtype = self.point.hardware, self.point.workload.dtype
-        return Replays(self.commands, hw, dtype, ENGINES[engine], beside, self.most_steps)
 
-    def outcome(self, engine: EngineName, replays: Replays[Any] | None) -> Outcome:
-        """What it comes to; raises InputError where a transfer needs a link that there is not."""
-        point = self.point
-        facts = (point.asked(self.schedule), point.workload, point.hardware)
-        if replays is None:
-            assert self.oom is not None
-            return Outcome(point, record_of_oom(*facts, self.oom, engine), None)
-        try:
-            run = run_of(self.commands, point.hardware, replays)
-        except InputError as error:
-            raise InputError(f"schedule {self.schedule.title}: {error}") from None
-        return Outcome(point, record_of(*facts, run, engine), run)
+def job_of(case: Case, limits: Limits, engine: EngineName) -> Job | Outcome:
+    """A case lowered; what does not fit in HBM has its outcome at once.
+
+    Raises InputError where it cannot be, of which LimitsError is one.
+    """
+    point, schedule = case.point, case.schedule
+    commands = schedule.program(point.workload, point.hardware)
+    try:
+        check_links(commands, point.hardware)
+        check_memory(commands, point.hardware)
+    except InputError as error:
+        raise InputError(f"schedule {schedule.title}: {error}") from None
+    except OutOfMemoryError as error:
+        record = record_of_oom(case.asked, point.workload, point.hardware, error, engine)
+        return Outcome(record, None)
+    tile_steps, memory = check_limits(limits, point, schedule, commands)
+    return Job(case, engine, commands, tile_steps, memory, limits.most_steps)
 
 
 class LimitsError(InputError):
@@ -122,45 +118,11 @@ def run_scenario(
     progress: Progress = lambda *_: None,
     threads: int | None = None,
 ) -> Iterator[Outcome]:
-    """Outcomes in order; bad input raises InputError before the first one runs.
-
-    All are replayed side by side on so many threads, as many as there are cores by default: fewer
-    where their arrays would take more than limits.memory. Of one thread it is the caller's.
-    """
-    lowered = lower_all(scenario)
+    """Outcomes in order; bad input raises InputError before the first one runs."""
+    cases = [Case(point, schedule) for point in scenario.points for schedule in point.schedules]
     with naming(scenario.where):
-        jobs = [Job.of(*of_schedule, scenario.limits) for of_schedule in lowered]
-    total, done, title = sum(job.tile_steps for job in jobs), 0, ""
-    replays: list[Replays[Any] | None] = []
-
-    def tell() -> None:
-        begun = sum(one.cost_done for one in replays if one is not None)
-        progress(title, min(done + begun, total), total)
-
-    largest = max((job.memory for job in jobs), default=0)
-    fit = int(scenario.limits.memory) // max(largest, 1)
-    with SideBySide(max(1, min(threads or cores(), fit)), tell) as beside:
-        replays += [job.start(engine, beside) for job in jobs]
-        for number, job in enumerate(jobs):
-            title = job.schedule.title
-            tell()
-            with naming(scenario.where):
-                outcome = job.outcome(engine, replays[number])
-            replays[number] = None
-            done += job.tile_steps
-            tell()
-            yield outcome
-
-
-def lower_all(scenario: Scenario) -> list[tuple[Point, Schedule, list[Command]]]:
-    """Every schedule of every point with its program; raises InputError for what cannot be."""
-    lowered = []
-    for point in scenario.points:
-        for schedule in point.schedules:
-            with naming(scenario.where):
-                program = schedule.program(point.workload, point.hardware)
-            lowered.append((point, schedule, program))
-    return lowered
+        jobs = [job_of(case, scenario.limits, engine) for case in cases]
+    return _side_by_side(jobs, scenario.limits, progress, threads)
 
 
 @contextmanager
@@ -170,3 +132,72 @@ def naming(where: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise type(error)(f"{where}: {error}") from None
+
+
+def run_what_can_be(
+    text: ScenarioText,
+    engine: EngineName = "replay",
+    progress: Progress = lambda *_: None,
+) -> Iterator[Outcome]:
+    """Outcomes in order; what cannot be has a record with its reason, and does not stop the others.
+
+    Raises InputError, before the first one runs, where nothing can be.
+    """
+    limits = check_tables(text.data, text.where).limits
+    found = [_job_or_refusal(case, limits, engine) for case in cases_of(text)]
+    refusals = [job for job in found if isinstance(job, Refusal)]
+    if len(refusals) == len(found):
+        raise InputError(f"{text.where}: {refusals[0].reason}")
+    jobs = [Outcome(job.record(engine), None) if isinstance(job, Refusal) else job for job in found]
+    return _side_by_side(jobs, limits, progress)
+
+
+def _job_or_refusal(
+    case: Case | Refusal, limits: Limits, engine: EngineName
+) -> Job | Outcome | Refusal:
+    if isinstance(case, Refusal):
+        return case
+    try:
+        return job_of(case, limits, engine)
+    except InputError as error:
+        return case.refused(error)
+
+
+def run_case(case: Case, limits: Limits, engine: EngineName) -> Outcome:
+    """One case, replayed in this thread; raises InputError where it cannot be."""
+    (outcome,) = _side_by_side([job_of(case, limits, engine)], limits, lambda *_: None, 1)
+    return outcome
+
+
+def _side_by_side(
+    jobs: Sequence[Job | Outcome], limits: Limits, progress: Progress, threads: int | None = None
+) -> Iterator[Outcome]:
+    """All are replayed on so many threads, as many as there are cores by default.
+
+    Fewer where their arrays would take more than limits.memory. Of one thread it is the caller's.
+    """
+    of_jobs = [job for job in jobs if isinstance(job, Job)]
+    total, done, title = sum(job.tile_steps for job in of_jobs), 0, ""
+    replays: list[Replays[Any] | None] = []
+
+    def tell() -> None:
+        begun = sum(one.cost_done for one in replays if one is not None)
+        progress(title, min(done + begun, total), total)
+
+    largest = max((job.memory for job in of_jobs), default=0)
+    fit = int(limits.memory) // max(largest, 1)
+    with SideBySide(max(1, min(threads or cores(), fit)), tell) as beside:
+        replays += [job.start(beside) if isinstance(job, Job) else None for job in jobs]
+        for number, job in enumerate(jobs):
+            if isinstance(job, Outcome):
+                yield job
+                continue
+            title = job.case.schedule.title
+            tell()
+            started = replays[number]
+            assert started is not None
+            outcome = job.outcome(started)
+            replays[number] = started = None
+            done += job.tile_steps
+            tell()
+            yield outcome

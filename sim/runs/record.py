@@ -146,7 +146,7 @@ class Record:
     point: dict[str, Any]
     workload: dict[str, Any]
     hardware: str
-    status: Literal["ok", "out of memory", "failed"]  # failed: only in a sweep, with its reason
+    status: Literal["ok", "out of memory", "failed"]  # failed: it cannot be, with its reason
     reason: str | None = None
     time_s: PositiveFloat | None = None
     flops: int | None = None

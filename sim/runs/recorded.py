@@ -44,19 +44,19 @@ def record_of_oom(
 
 def record_of_none(
     asked: Asked,
-    w: AttentionWorkload,
+    w: AttentionWorkload | None,
     status: Literal["out of memory", "failed"],
     reason: str,
     engine: EngineName,
 ) -> Record:
-    """The record of a schedule that did not run."""
+    """The record of a schedule that did not run, perhaps for want of a workload."""
     return Record(
         **vars(asked),
-        workload=w.table(),
+        workload=w.table() if w else {},
         status=status,
         reason=reason,
         engine=engine,
-        useful_flops=w.useful_flops,
+        useful_flops=w.useful_flops if w else None,
         versions=dict(versions()),
     )
 

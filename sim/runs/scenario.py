@@ -17,7 +17,7 @@ from sim.inputs.models import with_models_found
 from sim.inputs.units import Bytes, Count
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.runs.record import Asked, flat
-from sim.schedules import make_schedule
+from sim.schedules import make_schedule, title_of
 from sim.schedules.base import Schedule
 
 
@@ -90,6 +90,11 @@ class ScenarioText:
     folder: Path | None  # that relative paths in it start from
     allow_code: bool = False  # whether code of schedules in files may run
 
+    @property
+    def title(self) -> str:
+        """What answers to it are called."""
+        return str(self.data.get("title") or self.name)
+
     def scenario(self) -> Scenario:
         """What it describes; raises InputError."""
         return make_scenario(self.data, self.name, self.where, self.folder, self.allow_code)
@@ -120,13 +125,20 @@ def make_scenario(
     allow_code: bool = False,
 ) -> Scenario:
     """The scenario that `data` (the tables of a file) describes; raises InputError."""
-    _check_places(data, where)
-    tables = checked(ScenarioFile, data, where)
+    tables = check_tables(data, where)
     points = tuple(
         make_point(varied, swept, where, folder, allow_code)
         for swept, varied in variations(data, where)
     )
     return Scenario(name, tables.title or name, points, tables.limits, where)
+
+
+def check_tables(data: Mapping[str, Any], where: str) -> ScenarioFile:
+    """The tables of a scenario, before its sweep is expanded; raises InputError."""
+    _check_places(data, where)
+    tables = checked(ScenarioFile, data, where)
+    _check_titles([title_of(table) for table in tables.schedule], where)
+    return tables
 
 
 def variations(
@@ -222,7 +234,7 @@ def make_point(
             raise InputError(f"{where}: hardware.profile: {error}") from None
         raise
     schedules = tuple(make_schedule(table, where, folder, allow_code) for table in tables.schedule)
-    check_titles([schedule.title for schedule in schedules], where)
+    _check_titles([schedule.title for schedule in schedules], where)
     if workload.dtype != "fp32" and hardware.tensor_flops_per_s(workload.dtype) is None:
         known = [d for d in ("fp16", "bf16", "fp8") if hardware.tensor_flops_per_s(d)]
         raise InputError(
@@ -232,7 +244,7 @@ def make_point(
     return Point(swept, workload, hardware, schedules, flat(overrides))
 
 
-def check_titles(titles: list[str], where: str) -> None:
+def _check_titles(titles: list[str], where: str) -> None:
     """Raises InputError where two schedules could not be told apart."""
     for title in titles:
         if titles.count(title) > 1:

@@ -1,6 +1,6 @@
 """Sweeps: many points replayed side by side, each kept as soon as it is finished.
 
-The main process knows what is wanted (`wanted`), looks it up in a store by its address (a hash of
+The main process knows what is asked (`cases`), looks it up in a store by its address (a hash of
 all that its figures depend on), hands what is missing to an executor in chunks (`dealer`), and
 alone writes. A worker gives back what it finished of a chunk in a moment (`work`); the rest goes to
 the next free one.
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.device.run import EngineName
-from sim.inputs.files import InputError, checked
+from sim.inputs.files import InputError
 from sim.runs.address import code_of
+from sim.runs.cases import Refusal, cases_of
 from sim.runs.dealer import Dealer
 from sim.runs.job import Progress
 from sim.runs.record import Asked, KernelResult, Record
-from sim.runs.scenario import Limits, ScenarioFile, ScenarioText
+from sim.runs.scenario import Limits, ScenarioText, check_tables
 from sim.runs.store import Store
-from sim.runs.wanted import Task, Wanted, wanted_of
-from sim.runs.work import Done, failed, work
+from sim.runs.work import Done, Task, failed, problem_of, work
 from sim.runs.workers import Workers, WorkersLostError
 
 
@@ -42,14 +42,14 @@ def sweep_points(
 ) -> Swept:
     """Run the points of a scenario that the store lacks.
 
-    A point that cannot be is a record with its reason. Raises InputError where none can be or the
-    tables as such are wrong, and WorkersLostError.
+    What cannot be is a record with its reason. Raises InputError where no tables can (`cases_of`),
+    and WorkersLostError.
     """
-    limits = checked(ScenarioFile, text.data, text.where).limits
-    wanted = list(wanted_of(text, engine, limits))
-    if not any(one.task for one in wanted):
-        raise InputError(wanted[0].problem)
-    tasks = {one.task.key: one.task for one in wanted if one.task}
+    limits = check_tables(text.data, text.where).limits
+    wanted = [
+        one if isinstance(one, Refusal) else Task.of(one, engine, limits) for one in cases_of(text)
+    ]
+    tasks = {one.key: one for one in wanted if isinstance(one, Task)}
     known = limits.model_dump_json()
     missing = [task for key, task in tasks.items() if store.get(key, known) is None]
     passing: dict[str, str] = {}  # records that are not kept
@@ -61,14 +61,12 @@ def sweep_points(
         replayed += len(done)
         progress(f"{replayed:,} of {len(missing):,} points", replayed, len(missing))
 
-    def record_of(one: Wanted) -> Record:
-        if one.task is None:
-            return Record(
-                **vars(one.asked), workload={}, status="failed", reason=one.problem, engine=engine
-            )
-        found = passing.get(one.task.key) or store.get(one.task.key, known)
+    def record_of(one: Task | Refusal) -> Record:
+        if isinstance(one, Refusal):
+            return one.record(engine)
+        found = passing.get(one.key) or store.get(one.key, known)
         assert found is not None
-        return _renamed(json.loads(found), one.asked)
+        return _renamed(json.loads(found), one.case.asked)
 
     return Swept([record_of(one) for one in wanted], replayed)
 
@@ -88,7 +86,7 @@ def _replayed(
 
     def start(chunks: Iterable[list[Task]]) -> None:
         for chunk in chunks:
-            code = code_of(*(task.schedule for task in chunk))
+            code = code_of(*(task.case.schedule for task in chunk))
             running[workers.executor.submit(work, chunk, limits, engine, code)] = chunk
 
     try:
@@ -104,8 +102,7 @@ def _replayed(
                     if parts := dealer.broke(chunk):
                         start(parts)
                         continue
-                    reason = f"{type(error).__name__}: {error}"
-                    done = [Done(failed(chunk[0], reason, engine), keep=False)]
+                    done = [Done(failed(chunk[0], problem_of(error), engine), keep=False)]
                 dealer.came_back(chunk, len(done))
                 yield done
     except BrokenExecutor:

@@ -7,18 +7,31 @@ import json
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 from sim.device.run import EngineName
 from sim.inputs.files import InputError
-from sim.runs.address import code_of
-from sim.runs.job import Job, LimitsError
+from sim.runs.address import address, code_of
+from sim.runs.cases import Case
+from sim.runs.job import LimitsError, run_case
 from sim.runs.record import Record
-from sim.runs.recorded import record_of_none
 from sim.runs.scenario import Limits
 from sim.runs.store import Entry
-from sim.runs.wanted import Task
 
 CHUNK_S = 0.1  # of work, before a worker gives back what it has
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case to be replayed, and the address of its record."""
+
+    key: str
+    case: Case
+
+    @classmethod
+    def of(cls, case: Case, engine: EngineName, limits: Limits) -> Self:
+        """That of a case."""
+        return cls(address(case.point, case.schedule, engine, limits), case)
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ def work(tasks: list[Task], limits: Limits, engine: EngineName, code: str) -> li
 
     Raises InputError where `code` is not that of the tasks' schedules here.
     """
-    if code != code_of(*(task.schedule for task in tasks)):
+    if code != code_of(*(task.case.schedule for task in tasks)):
         raise InputError(
             f"the worker on {socket.gethostname()} has another attnsim, Python, numba, numpy or "
             "a schedule's package than this one: install the same there"
@@ -50,23 +63,25 @@ def work(tasks: list[Task], limits: Limits, engine: EngineName, code: str) -> li
 
 def _done(task: Task, limits: Limits, engine: EngineName) -> Done:
     try:
-        commands = task.schedule.program(task.point.workload, task.point.hardware)
-        job = Job.of(task.point, task.schedule, commands, limits)
-        record = job.run(engine, lambda _: None).record
+        record = run_case(task.case, limits, engine).record
     except LimitsError as error:
         known = limits.model_dump_json()
-        return Done(failed(task, str(error), engine)._replace(limits=known), keep=True)
+        return Done(failed(task, error, engine)._replace(limits=known), keep=True)
     except InputError as error:
-        return Done(failed(task, str(error), engine), keep=True)
+        return Done(failed(task, error, engine), keep=True)
     except Exception as error:  # the other points go on
-        return Done(failed(task, f"{type(error).__name__}: {error}", engine), keep=False)
+        return Done(failed(task, problem_of(error), engine), keep=False)
     return Done(Entry(task.key, _text(record)), keep=True)
 
 
-def failed(task: Task, reason: str, engine: EngineName) -> Entry:
+def failed(task: Task, why: InputError, engine: EngineName) -> Entry:
     """What is kept of a task that ended in an error."""
-    asked, w = task.point.asked(task.schedule), task.point.workload
-    return Entry(task.key, _text(record_of_none(asked, w, "failed", reason, engine)))
+    return Entry(task.key, _text(task.case.refused(why).record(engine)))
+
+
+def problem_of(error: Exception) -> InputError:
+    """An error that nobody foresaw as what is said of a task."""
+    return InputError(f"{type(error).__name__}: {error}")
 
 
 def _text(record: Record) -> str:

@@ -127,6 +127,42 @@ def test_out_of_memory_is_a_result_that_names_the_tensor(tmp_path):
     assert record["reason"].startswith("S needs 1.1 TB")
 
 
+TWO = 'name = "flash2"\n[[schedule]]\nname = "{}"\n{}'
+
+
+def test_a_schedule_that_cannot_be_is_told_in_a_line_and_the_others_are_answered(tmp_path):
+    path = scenario(tmp_path, schedule=TWO.format("hip", ""), sweep='"workload.batch" = [1, 2]')
+    done = called("run", path, "--out", "out", "--report", "page.html", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count('the workload\'s mask is "full"') == 1
+    assert "hip batch 1 and 1 more: failed: schedule hip: " in done.stdout
+    records = json.loads((tmp_path / "out/results.json").read_text())
+    assert [record["status"] for record in records] == ["ok", "failed"] * 2
+    assert (tmp_path / "page.html").read_text().count("mask is &#34;full&#34;") == 1
+
+
+def test_a_point_of_a_sweep_that_cannot_be_does_not_stop_the_others(tmp_path):
+    path = scenario(
+        tmp_path,
+        workload=GOOD["workload"] + '\ndtype = "bf16"',
+        sweep='"hardware.profile" = ["h100-sxm", "t4", "h100-smx"]',
+    )
+    records = json.loads(called("run", path, "--json", cwd=tmp_path).stdout)
+    assert [record["status"] for record in records] == ["ok", "failed", "failed"]
+    assert "t4 has no tensor rate for it" in records[1]["reason"]
+    assert "did you mean 'h100-sxm'?" in records[2]["reason"]
+
+
+def test_where_nothing_can_be_it_is_one_line(tmp_path):
+    path = scenario(
+        tmp_path,
+        workload=GOOD["workload"] + "\ncausal = false",
+        schedule='name = "hip"\n[[schedule]]\nname = "nsa"',
+        sweep='"workload.batch" = [1, 2]',
+    )
+    assert_one_line(called("run", path, cwd=tmp_path), "mine.toml: schedule hip: ")
+
+
 @pytest.mark.parametrize("command", [["profiles"], ["scenarios"], ["profiles", "show", "h200-sxm"]])
 def test_listings_run_from_any_folder(command, tmp_path):
     done = called(*command, cwd=tmp_path)

@@ -9,11 +9,11 @@ import pytest
 import sim
 from sim.inputs.files import InputError
 from sim.runs.address import address, code_of
+from sim.runs.cases import Case
 from sim.runs.scenario import Limits, ScenarioText
 from sim.runs.store import Store
 from sim.runs.sweep import sweep_points
-from sim.runs.wanted import Task
-from sim.runs.work import work
+from sim.runs.work import Task, work
 from sim.runs.workers import processes
 from sim.schedules.own import CodeRefusedError
 from tests.support.packages import importable, install
@@ -139,8 +139,8 @@ def test_worker_processes_import_a_package(folder):
 def test_a_worker_with_other_code_of_a_schedule_is_refused(folder):
     text = text_of(folder)
     (point, *_) = text.scenario().points
-    tasks = [Task("a key", point, schedule) for schedule in point.schedules]
+    tasks = [Task("a key", Case(point, schedule)) for schedule in point.schedules]
     (folder / "mine.py").write_text(MINE + "# edited")
     _, edited = text.scenario().points[0].schedules
     with pytest.raises(InputError, match=r"another attnsim, .* or a schedule's package"):
-        work(tasks, Limits(), "replay", code_of(tasks[0].schedule, edited))
+        work(tasks, Limits(), "replay", code_of(tasks[0].case.schedule, edited))

@@ -10,13 +10,19 @@ from sim.device.run import run_on_device
 from sim.inputs.files import InputError, shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.models import MODELS
-from sim.runs.job import lower_all
 from sim.runs.scenario import make_scenario
 from sim.schedules import SCHEDULES, make_schedule
 from sim.tile_program import Kernel
 from tests.support.drawn import cases, devices, lowered
 
 ROOMY = load_profile("h100-sxm", {"hbm": {"capacity": "100 TB"}}, "a test")
+
+
+def lowered_of(tables):
+    """The one schedule of a scenario's one point, and its program."""
+    (point,) = make_scenario(tables, "mine", "mine.toml").points
+    (schedule,) = point.schedules
+    return schedule, schedule.program(point.workload, point.hardware)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -52,11 +58,11 @@ def test_any_schedule_takes_or_refuses_any_model_on_any_device_in_one_line(
     }
     refused = ""
     try:
-        ((_, _, commands),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
+        _, commands = lowered_of(tables)
     except InputError as error:
         refused = str(error)
     if refused:
-        assert refused.startswith(("mine.toml: ", "profile "))
+        assert refused.startswith(("mine.toml: ", "profile ", "schedule "))
         assert "\n" not in refused
         return
     assert check_memory(commands, ROOMY) > 0
@@ -97,8 +103,8 @@ def test_a_workload_that_makes_no_sense_is_one_line(schedule, workload, complain
         "hardware": {"profile": "h100-sxm"},
         "schedule": [{"name": schedule}],
     }
-    with pytest.raises(InputError, match=f"mine.toml: schedule {schedule}: .*{complaint}"):
-        lower_all(make_scenario(tables, "mine", "mine.toml"))
+    with pytest.raises(InputError, match=f"schedule {schedule}: .*{complaint}"):
+        lowered_of(tables)
 
 
 def test_decoding_so_many_tokens_runs_the_kernels_so_many_times():
@@ -108,6 +114,6 @@ def test_decoding_so_many_tokens_runs_the_kernels_so_many_times():
         "hardware": {"profile": "h100-sxm"},
         "schedule": [{"name": "flash_decoding", "splits": 2}],
     }
-    ((_, schedule, commands),) = lower_all(make_scenario(tables, "mine", "mine.toml"))
+    schedule, commands = lowered_of(tables)
     assert [command.work.name for command in commands] == ["flash_decoding", "combine"] * 3
     assert make_schedule({"name": "flash_decoding", "splits": 2}, "a test") == schedule

@@ -42,9 +42,8 @@ class Gate:
 def stop_at_gate(folder: Path) -> None:
     """The worker's side: from now on each point of this process waits."""
     from sim.runs import work
-    from sim.runs.job import Job
 
-    run = Job.run
+    run = work.run_case
 
     def behind_gate(*asked):
         with open(folder / "begun", "a") as begun:
@@ -57,7 +56,7 @@ def stop_at_gate(folder: Path) -> None:
             raise EOFError("the test is over")
         return run(*asked)
 
-    Job.run, work.CHUNK_S = behind_gate, -1.0
+    work.run_case, work.CHUNK_S = behind_gate, -1.0
 
 
 if __name__ == "__main__":
