@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli import explore, interrupt, kernel, lists, run, schema, validate
+from sim.cli import explore, init, interrupt, kernel, lists, run, schema, validate
 
 
 def _version(asked: bool) -> None:
@@ -53,6 +53,7 @@ app.command()(run.run)
 app.command()(run.sweep)
 app.command()(run.fit)
 app.command("compare")(run.compare_results)
+app.command()(init.init)
 app.command()(lists.models)
 app.command()(schema.schema)
 app.command()(validate.calibrate)

@@ -25,8 +25,8 @@ def give(answer: "Answer", out: Path | None, json: bool, file: str = "results.js
         print(f"{file} and figures are in {out}")
 
 
-def make_folder(out: Path) -> None:
-    """The folder `out`, writable; raises InputError."""
+def make_folder(out: Path, by: str = "--out") -> None:
+    """The folder `out`, writable, that an option or command asks for; raises InputError."""
     import os
 
     from sim.inputs.files import InputError
@@ -34,9 +34,9 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
+        raise InputError(f"{by} {out}: cannot be made: {error.strerror}") from None
     if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: cannot be written to")
+        raise InputError(f"{by} {out}: cannot be written to")
 
 
 def check_writable(option: str, path: Path) -> None:
