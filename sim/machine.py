@@ -105,6 +105,7 @@ def service_times_s(
 
     A dtype without a tensor rate (fp32) has its matmuls on the vector pipe. Returns shape (6,).
     """
+    dtype = kernel.matmul_dtype or dtype
     sm, calibration = hw.sm, hw.calibration
     service_s = np.zeros(SM_PIPES)
     flops_per_clock = hw.tensor_flops_per_clock(dtype)
@@ -163,6 +164,7 @@ def issue_slots(
     counts: Mapping[Action, int], kernel: Kernel, hw: HardwareProfile, dtype: str
 ) -> IssueSlots:
     """The issue slots of actions that ran so often, a compute once a worker."""
+    dtype = kernel.matmul_dtype or dtype
     filled_s, busy_s, exp_bound_s = dict.fromkeys(ISSUED, 0.0), 0.0, 0.0
     for op, count in counts.items():
         if not isinstance(op, Compute):

@@ -256,7 +256,8 @@ class Kernel:
     A CTA of a kernel that multiplies begins with its setup, as does one that `sets_up`. With
     `sets_up_items` every item does. `splits` is how many ranges the keys of a sequence are cut in,
     the most of any; `dealt_tiles` how many tiles the CTAs of a persistent kernel take one after the
-    other (0: each CTA has its own). `like` is the first of the kernels that do the same, each to
+    other (0: each CTA has its own). `matmul_dtype` is that of its matmuls where it is not the
+    workload's. `like` is the first of the kernels that do the same, each to
     other matrices.
     """
 
@@ -277,6 +278,7 @@ class Kernel:
     sets_up_items: bool = False
     splits: int = 1
     dealt_tiles: int = 0
+    matmul_dtype: str | None = None
     like: "Kernel | None" = None
 
     @property

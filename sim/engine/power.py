@@ -84,7 +84,7 @@ def joules(run: KernelRun, hw: HardwareProfile, dtype: str) -> tuple[float, floa
     Rows of a tile that are padding are zeros, which draw next to nothing.
     """
     assert hw.energy is not None
-    energy = hw.energy
+    energy, dtype = hw.energy, run.kernel.matmul_dtype or dtype
     lane_ops = sum(map(run.executed, ("vector_ops", "other_ops", "exp_count")))
     row_j = lane_ops * energy.lane_op + run.executed("mma_flops") * _flop_j(hw, energy, dtype)
     l2_bytes = run.l2_read_bytes + run.l2_write_bytes

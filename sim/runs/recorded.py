@@ -108,7 +108,7 @@ def record_of(
         l2_die_hit_rate=die_hit_bytes / max(l2_read_bytes, 1) if hw.l2.dies > 1 else None,
         sram_bytes=sram_bytes,
         peak_hbm_bytes=max(change.in_use_bytes for change in run.memory),
-        tensor_utilisation=flops / hw.matmul_flops_per_s(w.dtype) / gpu_s,
+        tensor_utilisation=sum(_at_peak_s(one.run, w, hw) * n for one, n in runs) / gpu_s,
         hbm_utilisation=(hbm_bytes - run.l2_dirty_bytes) / hw.hbm.bandwidth / gpu_s,
         occupancy=mean("occupancy"),
         bottleneck=next(iter(shares)),
@@ -192,7 +192,7 @@ def kernel_result(
         l2_read_bytes=run.l2_read_bytes,
         l2_write_bytes=run.l2_write_bytes,
         l2_hit_rate=run.l2_hit_bytes / max(run.l2_read_bytes, 1),
-        tensor_utilisation=flops / hw.matmul_flops_per_s(w.dtype) / run.time_s,
+        tensor_utilisation=_at_peak_s(run, w, hw) / run.time_s,
         hbm_utilisation=(run.hbm_read_bytes + run.hbm_write_bytes) / hw.hbm.bandwidth / run.time_s,
         occupancy=resident_s
         * kernel.footprint.threads
@@ -269,7 +269,7 @@ def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> l
     """One a kernel; of several GPUs one, of what they did in the mean."""
     if run.gpus == 1:
         return [
-            _timeline(k.run.kernel.name, k.start_s, k.run.bin_width_s, _bins(k.run), w, hw)
+            _timeline(k.run.kernel.name, k.start_s, k.run.bin_width_s, _bins(k.run, w, hw), hw)
             for k, _ in distinct(run)
         ]
     edges_s = np.linspace(0.0, run.time_s, tl.BINS + 1)
@@ -285,7 +285,7 @@ def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> l
         last = ((start_s + k.run.time_s) / width_s).astype(np.int64).clip(max=tl.BINS - 1)
         launch = np.repeat(np.arange(len(start_s)), last + 1 - first)
         number = first[launch] + np.arange(len(launch)) - np.searchsorted(launch, launch)
-        up_to = np.cumsum(np.pad(_bins(k.run), ((0, 0), (1, 0))), axis=1)
+        up_to = np.cumsum(np.pad(_bins(k.run, w, hw), ((0, 0), (1, 0))), axis=1)
         before, after = (
             (edges_s[number + end] - start_s[launch]) / k.run.bin_width_s for end in (0, 1)
         )
@@ -293,14 +293,20 @@ def timelines_of(run: DeviceRun, w: AttentionWorkload, hw: HardwareProfile) -> l
             at = np.arange(len(so_far))
             share = np.interp(after, at, so_far) - np.interp(before, at, so_far)
             np.add.at(bins[track], number, share)
-    return [_timeline(f"{run.gpus} GPUs", 0.0, width_s, bins / run.gpus, w, hw)]
+    return [_timeline(f"{run.gpus} GPUs", 0.0, width_s, bins / run.gpus, hw)]
 
 
-def _bins(run: KernelRun) -> Bins:
-    """A kernel's bins up to its end, with FLOPs on the track of the tensor pipes."""
+def _at_peak_s(run: KernelRun, w: AttentionWorkload, hw: HardwareProfile) -> float:
+    """How long a kernel's matmuls take at the peak rate of their dtype."""
+    flops_per_s = hw.matmul_flops_per_s(run.kernel.matmul_dtype or w.dtype)
+    return run.executed("mma_flops") / flops_per_s
+
+
+def _bins(run: KernelRun, w: AttentionWorkload, hw: HardwareProfile) -> Bins:
+    """A kernel's bins up to its end, with seconds at the peak rate on the tensor pipes' track."""
     bins = run.bins[:, : max(1, int(np.ceil(run.time_s / run.bin_width_s)))].copy()
     if run.busy_s[TENSOR]:
-        bins[tl.TENSOR_BUSY] *= run.executed("mma_flops") / run.busy_s[TENSOR]
+        bins[tl.TENSOR_BUSY] *= _at_peak_s(run, w, hw) / run.busy_s[TENSOR]
     return bins
 
 
@@ -309,7 +315,6 @@ def _timeline(
     start_s: float,
     width_s: float,
     bins: Bins,
-    w: AttentionWorkload,
     hw: HardwareProfile,
 ) -> Timeline:
     """The bins as shares."""
@@ -319,9 +324,7 @@ def _timeline(
         start_s=start_s,
         bin_width_s=width_s,
         hbm_utilisation=_rounded(bins[tl.HBM_BYTES] / width_s / hw.hbm.bandwidth),
-        tensor_utilisation=_rounded(
-            bins[tl.TENSOR_BUSY] / width_s / hw.matmul_flops_per_s(w.dtype)
-        ),
+        tensor_utilisation=_rounded(bins[tl.TENSOR_BUSY] / width_s),
         l2_hit_rate=_rounded(np.minimum(bins[tl.L2_HIT_BYTES] / l2_bytes, 1.0)),
         hbm_bytes_in_flight=_rounded(bins[tl.HBM_IN_FLIGHT] / width_s),
     )

@@ -31,8 +31,7 @@ section 2.1.2) absorbs them in those that make the queries and take the output. 
 on K and V made of the latents.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -41,11 +40,8 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, TiledSchedule, blocks
-from sim.schedules.parts import registers
-from sim.schedules.parts.combine import combine_kernel
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
-from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.ends import begin
 from sim.schedules.parts.kv_cache import scattered
 from sim.schedules.parts.latent_ctas import (
     COPY_BYTES,
@@ -54,6 +50,13 @@ from sim.schedules.parts.latent_ctas import (
     LatentCta,
     public_latent_cta,
     trtllm_gen_splits,
+)
+from sim.schedules.parts.latent_parts import (
+    Ctas,
+    Parts,
+    combine_of_parts,
+    cut_in_parts,
+    parts_of,
 )
 from sim.schedules.parts.latent_slices import SlicedCta, sliced_kernel
 from sim.schedules.parts.latent_splits import (
@@ -69,17 +72,13 @@ from sim.schedules.parts.split_kv import Splits
 from sim.tile_program import (
     Barrier,
     Compute,
-    Footprint,
-    IntArray,
     Kernel,
     Load,
     Loop,
-    OfItem,
     Stream,
     Tensor,
 )
 
-OVERHEAD_BLOCKS = 5  # what starting on a sequence counts as (config.h, FIXED_OVERHEAD_NUM_BLOCKS)
 PAGES_SEED = 0
 # Who has a kernel that decides who works on what, and whether it runs with every call.
 PLAN_ON_DEVICE = {"flashmla": False, "fa3": True, "trtllm": True}
@@ -159,7 +158,7 @@ class Mla(TiledSchedule):
                 f"kernel for it; {', '.join(PLAN_ON_DEVICE)} have"
             )
 
-    def _plan(self, parts: "Parts", hw: HardwareProfile) -> list[Kernel]:
+    def _plan(self, parts: Parts, hw: HardwareProfile) -> list[Kernel]:
         """The kernel that decides who works on what, where every call has one."""
         usual = PLAN_ON_DEVICE.get(self.implementation, False) and hw.arch != "sm100"
         if not (usual if self.plan is None else self.plan):
@@ -168,7 +167,7 @@ class Mla(TiledSchedule):
         turns = 1 if self.implementation == "fa3" else number + sequences
         return [plan_kernel(sequences, number, turns)]
 
-    def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> "Parts":
+    def _parts(self, w: AttentionWorkload, cta: LatentCta, hw: HardwareProfile) -> Parts:
         """Who works on what, by the kernel's own rule."""
         tile, sms = cta.tile, hw.sm.count
         key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
@@ -204,132 +203,6 @@ def _range_by_range(pieces: list[list[Piece]], sequences: int) -> list[list[Piec
         own[part[0][0]].append(part)
     ranges = max(map(len, own))
     return [parts[n] if n < len(parts) else [] for n in range(ranges) for parts in own]
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What each part works on: `slots` sequences, of which the last ones may be none.
-
-    `sequence`, its `first` key block there, the `count` of them (0: none) and where its `partial`
-    result lies (-1: the part has all of it) have shape (parts * slots), a part's slots one after
-    the other. `splits`, how many of them are `combined` (0: none) and `first_split` are of each
-    sequence. A block of rows runs for so many parts `together` before the next block does.
-    """
-
-    slots: int
-    sequence: IntArray
-    first: IntArray
-    count: IntArray
-    partial: IntArray
-    splits: IntArray
-    combined: IntArray
-    first_split: IntArray
-    together: int = 1
-
-
-def cut_in_parts(key_blocks: Sequence[int], parts: int) -> Parts:
-    """FlashMLA's schedule for sequences of so many key blocks (get_mla_metadata.cu)."""
-    sequences, total = len(key_blocks), sum(own + OVERHEAD_BLOCKS for own in key_blocks)
-    payload = max(blocks(total, parts) + OVERHEAD_BLOCKS, 2 * OVERHEAD_BLOCKS)
-    pieces: list[list[Piece]] = []
-    sequence = done = 0
-    while sequence < sequences:
-        left, part = payload, []
-        while sequence < sequences and left > OVERHEAD_BLOCKS:
-            count = min(key_blocks[sequence] - done, left - OVERHEAD_BLOCKS)
-            part.append((sequence, done, count))
-            left -= count + OVERHEAD_BLOCKS
-            done += count
-            if done == key_blocks[sequence]:
-                sequence, done = sequence + 1, 0
-        pieces.append(part)
-    return parts_of(pieces, sequences)
-
-
-def parts_of(
-    pieces: list[list[Piece]], sequences: int, *, together: int = 1, always: bool = False
-) -> Parts:
-    """Parts of those pieces; results are partial of a sequence in several, or `always`."""
-    slots = max(len(part) for part in pieces)
-    filled = [piece for part in pieces for piece in part + [(0, 0, 0)] * (slots - len(part))]
-    owner, first, count = np.array(filled, np.int64).T
-    splits = np.bincount(owner[count > 0], minlength=sequences)
-    combined = np.where((splits > 1) | always, splits, 0)
-    # A sequence's partial results lie one after the other, in the order of its parts.
-    place = np.zeros_like(owner)
-    of_sequences = np.argsort(np.where(count > 0, owner, sequences), kind="stable")
-    place[of_sequences] = np.arange(len(owner))
-    partial = np.where((count > 0) & (combined[owner] > 0), place, -1)
-    return Parts(
-        slots, owner, first, count, partial, splits, combined, np.cumsum(splits) - splits, together
-    )
-
-
-@dataclass(frozen=True)
-class _Ctas:
-    """A CTA for each block of query rows of each part; its items are the part's slots.
-
-    `end` is behind the last key block that the mask shows to each block of rows of each sequence:
-    shape (sequences, blocks of rows).
-    """
-
-    parts: Parts
-    end: IntArray
-
-    @property
-    def down(self) -> int:
-        """Blocks of query rows of a sequence."""
-        return int(self.end.shape[1])
-
-    @property
-    def grid(self) -> Grid:
-        """Items: (slots, parts that go together, blocks of query rows, such groups of parts)."""
-        slots, together = self.parts.slots, self.parts.together
-        return Grid(slots, together, self.down, len(self.parts.count) // (slots * together))
-
-    def slot(self, items: IntArray) -> IntArray:
-        """The slot of each item, counted over all parts."""
-        slot, part, _, group = self.grid.at(items)
-        return (group * self.parts.together + part) * self.parts.slots + slot
-
-    def row_block(self, items: IntArray) -> IntArray:
-        """The block of query rows of each item."""
-        return self.grid.at(items)[2]
-
-    def sequence(self, items: IntArray) -> IntArray:
-        """The sequence of each item."""
-        return self.parts.sequence[self.slot(items)]
-
-    def first(self, items: IntArray) -> IntArray:
-        """The first key block of each item."""
-        return self.parts.first[self.slot(items)]
-
-    def count(self, items: IntArray) -> IntArray:
-        """The key blocks of each item that the mask shows."""
-        shown = self.end[self.sequence(items), self.row_block(items)] - self.first(items)
-        count: IntArray = np.clip(shown, 0, self.parts.count[self.slot(items)])
-        return count
-
-    def rows_of_sequence(self, items: IntArray) -> IntArray:
-        """The tile of Q, and of O where the part has all of the sequence."""
-        return self.sequence(items) * self.down + self.row_block(items)
-
-    def rows_of_partial(self, items: IntArray) -> IntArray:
-        """The tile of the partial O."""
-        partial = np.maximum(self.parts.partial[self.slot(items)], 0)
-        return partial * self.down + self.row_block(items)
-
-    def has_keys(self, items: IntArray) -> IntArray:
-        """1 where the item is a sequence's, 0 where the slot is empty."""
-        return np.minimum(self.parts.count[self.slot(items)], 1)
-
-    def is_split(self, items: IntArray) -> IntArray:
-        """1 where its result is partial."""
-        return (self.parts.partial[self.slot(items)] >= 0).astype(np.int64)
-
-    def is_whole(self, items: IntArray) -> IntArray:
-        """1 where its result is O."""
-        return self.has_keys(items) - self.is_split(items)
 
 
 class _Latents:
@@ -372,7 +245,7 @@ class _Latents:
         last_rows = np.minimum(np.arange(tile.q, self.rows + tile.q, tile.q), self.rows) - 1
         tokens = (last_rows // w.heads).tolist()
         shown = [[one.visible_keys(0, token)[1] for token in tokens] for one in w.sequences]
-        ctas = _Ctas(self.parts, -(-np.array(shown, np.int64) // tile.kv))
+        ctas = Ctas(self.parts, -(-np.array(shown, np.int64) // tile.kv))
         load_q = Load(Stream(self.q, tile.q, self.width, ctas.rows_of_sequence))
         buffers = 0 if self.cta.ops_a_copy else self.cta.buffers
         load_numbers, load_c = Load(self._numbers(ctas), buffers), Load(self._keys(ctas), buffers)
@@ -381,18 +254,13 @@ class _Latents:
             loads.append(Load(self._keys(ctas, latent_dim), buffers))
         q_bytes = tile.q * self.width * w.dtype_bytes
 
-        def store(to: Result, trips: OfItem, rows: OfItem) -> Loop:
-            o, lse = Stream(to.o, tile.q, latent_dim, rows), Stream(to.lse, tile.q, 1, rows)
-            return finish(tile.q * latent_dim, o, lse, trips=trips)
-
         return Kernel(
             name="mla",
             ctas=ctas.grid.size // self.parts.slots,
             loops=(
                 begin("Q", load_q, trips=ctas.has_keys, sram_bytes=q_bytes),
                 Loop(ctas.count, (*loads, *self._trip(*loads))),
-                store(self.whole, ctas.is_whole, ctas.rows_of_sequence),
-                store(self.partial, ctas.is_split, ctas.rows_of_partial),
+                *ctas.stores(self.whole, self.partial, tile.q),
             ),
             footprint=self.cta.footprint(w),
             tensor_path=self.cta.tensor_path,
@@ -401,7 +269,7 @@ class _Latents:
             splits=int(self.parts.splits.max()),
         )
 
-    def _numbers(self, ctas: _Ctas) -> Stream:
+    def _numbers(self, ctas: Ctas) -> Stream:
         """The sectors of the page table that have the numbers of each item's pages."""
         table, entries = self.pages.tensor, self.pages.entries_a_load(self.tile.kv)
         sectors = blocks(table.cols, entries)
@@ -414,7 +282,7 @@ class _Latents:
             start=ctas.first,
         )
 
-    def _keys(self, ctas: _Ctas, cols: int | None = None) -> Stream:
+    def _keys(self, ctas: Ctas, cols: int | None = None) -> Stream:
         """Each item's pages of the cache: whole rows, a CTA's part or the first `cols` elements."""
         shared_by = self.cta.shared_by
         cols = cols or blocks(self.width, shared_by)
@@ -491,34 +359,5 @@ class _Latents:
 
     def combine_kernel(self) -> Kernel:
         """A CTA for a few rows of a sequence; of one in a single part it ends at once."""
-        combined_rows = self.cta.combined_rows
-        down = blocks(self.rows, combined_rows)
-        grid = Grid(self.w.batch, down)  # sequences, blocks of rows
-        several = self.parts.combined
-
-        def rows(items: IntArray) -> IntArray:
-            sequence, row = grid.at(items)
-            return sequence * down + row
-
-        def first(items: IntArray) -> IntArray:
-            sequence, row = grid.at(items)
-            return self.parts.first_split[sequence] * down + row
-
-        def of_parts(tensor: Tensor, stages: int) -> Load:
-            return Load(Stream(tensor, combined_rows, tensor.cols, first, down), stages)
-
-        kernel = combine_kernel(
-            "combine",
-            lambda items: several[grid.at(items)[0]],
-            (of_parts(self.partial.lse, 1), of_parts(self.partial.o, 2)),
-            (
-                Stream(self.whole.o, combined_rows, self.latent_dim, rows),
-                Stream(self.whole.lse, combined_rows, 1, rows),
-            ),
-            Footprint(
-                combined_rows * STATISTICS_BYTES * int(self.parts.splits.max()),
-                threads=self.cta.combining_threads,
-                registers_per_thread=registers.COMBINE,
-            ),
-        )
-        return replace(kernel, periods=down)
+        rows, threads = self.cta.combined_rows, self.cta.combining_threads
+        return combine_of_parts(self.parts, self.whole, self.partial, rows, threads)

@@ -16,7 +16,7 @@ from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.machine import cta_start_s
 from sim.report.table import columns_of
 from sim.schedules import SCHEDULES, make_schedule
-from sim.schedules.mla import cut_in_parts
+from sim.schedules.parts.latent_parts import cut_in_parts
 from sim.schedules.parts.split_kv import splits_of
 from sim.tile_program import Compute, Load
 from tests.support.drawn import cases, devices, lowered, of_one_query
