@@ -8,6 +8,7 @@ from sim.inputs.files import InputError, checked, nearest, shown
 from sim.schedules.base import Schedule
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.cascade import Cascade
+from sim.schedules.dsa import Dsa
 from sim.schedules.flash1 import Flash1
 from sim.schedules.flash2 import Flash2
 from sim.schedules.flash3 import Flash3
@@ -55,6 +56,7 @@ _SHIPPED: dict[str, type[Schedule]] = {
     "paged": Paged,
     "cascade": Cascade,
     "mla": Mla,
+    "dsa": Dsa,
     "streaming_llm": StreamingLlm,
     "h2o": H2o,
     "hip": Hip,

@@ -138,6 +138,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "tensor_parallel": {"gpus": st.integers(2, 4)},
     "flash_decoding": {"splits": SPLITS, "pack_gqa": PACKING},
     # FlashAttention-3's is for Hopper alone.
+    "dsa": {
+        "top": st.sampled_from((128, 256)),
+        "index_heads": st.sampled_from((32, 64)),
+        "index_dim": st.sampled_from((32, 128)),
+    },
     "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
     "paged": {
         "splits": SPLITS,
@@ -173,7 +178,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 
 # Schedules of one architecture, and the dtypes that they take.
-ARCHS = {"flash3": "sm90", "flash4": "sm100"}
+ARCHS = {"flash3": "sm90", "dsa": "sm90", "flash4": "sm100"}
 DTYPES = {"flash3": ("fp16", "bf16", "fp8"), "flash4": ("fp16", "bf16")}
 # Schedules that take all tokens as queries, or one.
 WHOLE_SEQUENCE = (
@@ -240,6 +245,10 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         w = shared_out(w, schedule.gpus, phase == "decode")
     if isinstance(schedule, FlashSchedule) and schedule.rope:
         w = replace(w, seq_q=min(w.seq_q, w.seq_kv))
+    if schedule.name == "dsa":
+        w = replace(w, latent_dim=512, rope_dim=64, dtype="bf16", seq_q=min(w.seq_q, 40))
+        if phase == "decode":
+            w = replace(w, seq_q=min(2, w.seq_q))
     if schedule.name == "mla":
         w = replace(w, latent_dim=draw(st.sampled_from((32, 128))), rope_dim=16)
         if schedule.implementation != "flashmla":
@@ -260,6 +269,8 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     dropout &= getattr(schedule, "implementation", "cuda") != "triton"
     kv_dtypes = st.none() | st.sampled_from(("fp8",) if of_flashinfer else ("fp8", "int8", "int4"))
     kv_dtype = draw(kv_dtypes) if "kv_dtype" in schedule.takes else None
+    if schedule.name == "dsa":
+        kv_dtype = "fp8" if phase == "decode" or kv_dtype else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
 
 

@@ -40,6 +40,7 @@ BLOCK_SCORES = 80  # measured: Triton 3.6's of NSA for sm_80 and sm_90
 # Measured: NSA's selected attention, Triton 3.0: 168 to 220 for sm_90, 99 to 158 for sm_80.
 SELECTED = {True: 200, False: 120}
 FOUND = 128  # estimate: a row of O in fp32 and 8 rows of keys and values on their way
+INDEX_SCORES = 96  # bound: 640 threads (DeepGEMM, sm90_fp8_mqa_logits.cuh)
 HIP_SEARCH = 72  # measured: Triton's for sm_90, bf16 (validate/kernels/hip.py): 68, rounded up
 HIP_SCORES = 128  # estimate: its matmul is of 16 keys
 
