@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.device.run import EngineName
+from sim.report.columns import Column, columns_of
 from sim.report.notes import point_text
-from sim.report.table import Column, columns_of
 from sim.runs.job import run_what_can_be
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, lay_over, read_scenario

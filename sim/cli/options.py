@@ -35,6 +35,13 @@ EngineOption = Annotated[
     Literal["replay", "reference"],
     typer.Option("--engine", help="The compiled engine, or the slow SimPy one that checks it."),
 ]
+WideOption = Annotated[
+    bool,
+    typer.Option(
+        "--wide",
+        help="All columns; causes: waves, CTAs an SM, splits, padding, L2 misses, power.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results.json instead.")]
 CacheOption = Annotated[
     bool,

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from sim.runs.job import Progress
 
 
-def give(answer: "Answer", out: Path | None, json: bool, file: str = "results.json") -> None:
-    """Save an answer where asked to, with `file` in the folder, and print it."""
+def give(
+    answer: "Answer", out: Path | None, json: bool, file: str = "results.json", **how: bool
+) -> None:
+    """Save an answer where asked to, with `file` in the folder, and print it as `how` says."""
     from sim.report.present import save, show
 
     if out is not None:
@@ -20,7 +22,7 @@ def give(answer: "Answer", out: Path | None, json: bool, file: str = "results.js
     if json:
         print(answer.json(), end="")
         return
-    show(answer)
+    show(answer, **how)
     if out is not None:
         print(f"{file} and figures are in {out}")
 

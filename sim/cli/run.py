@@ -16,6 +16,7 @@ from sim.cli.options import (
     ReportOption,
     ScenarioArgument,
     SettingsOption,
+    WideOption,
 )
 from sim.cli.output import a_bar, check_writable, give, make_folder
 
@@ -42,6 +43,7 @@ def run(
     exact: Annotated[
         bool, typer.Option("--exact", help="Replay every tile step of long kernels too.")
     ] = False,
+    wide: WideOption = False,
     json: JsonOption = False,
     allow_code: AllowCodeOption = False,
     cache: CacheOption = True,
@@ -58,14 +60,15 @@ def run(
     text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
     if kind_of(text.data) == "scenario":
-        run_schedules(text, out, report, trace, export, engine, json)
+        run_schedules(text, out, report, trace, export, engine, wide, json)
         return
     if allow_code:
         raise InputError("--allow-code goes with a scenario that has [[schedule]] tables")
     question = question_of(text)
-    if trace or report or export or engine != "replay":
+    if trace or report or export or wide or engine != "replay":
         raise InputError(
-            "--report, --trace, --export and --engine go with a scenario of [[schedule]] tables"
+            "--report, --trace, --export, --engine and --wide go with a scenario of [[schedule]] "
+            "tables"
         )
     if out is not None:
         make_folder(out)
@@ -81,6 +84,7 @@ def run_schedules(
     trace: Path | None,
     export: Path | None,
     engine: "EngineName",
+    wide: bool,
     json: bool,
 ) -> None:
     """Run a scenario of schedules and say what came out."""
@@ -101,7 +105,7 @@ def run_schedules(
     with a_bar(engine) as update:
         outcomes = list(run_what_can_be(text, engine, update))
     answer = ScenarioAnswer(text.title, outcomes)
-    give(answer, out, json)
+    give(answer, out, json, wide=wide)
     if export is not None:
         from sim.report.frame import export_frame
 
@@ -154,6 +158,7 @@ def sweep(
     export: ExportOption = None,
     report: ReportOption = None,
     engine: EngineOption = "replay",
+    wide: WideOption = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Run many points of a scenario side by side; one that was stopped goes on where it was."""
@@ -169,7 +174,7 @@ def sweep(
         check_writable("--store", store)
 
     from sim.report.frame import check_export, export_frame
-    from sim.report.table import print_sweep
+    from sim.report.records import print_sweep
     from sim.runs.workers import cluster, processes
 
     if export is not None:
@@ -180,7 +185,7 @@ def sweep(
     swept = sweep_file(text, store, cluster(dask) if dask else processes(workers), engine)
     if export is not None:
         export_frame(swept.records, export)
-    print_sweep(text.title, swept.records, swept.replayed)
+    print_sweep(text.title, swept.records, swept.replayed, wide)
     print(f"Records are in {store}{f', and as a table in {export}' if export else ''}")
     if report is not None:
         write_report(text, swept.records, report, engine)

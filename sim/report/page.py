@@ -17,9 +17,10 @@ from plotly.offline import get_plotlyjs
 from sim.inputs.files import save_text
 from sim.report import charts
 from sim.report.answer import answer
+from sim.report.columns import causes_of, columns_of, with_kernels
 from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
 from sim.report.notes import notes, reasons, rough
-from sim.report.table import columns_of, sections_of, with_kernels
+from sim.report.table import sections_of
 from sim.runs.again import WholePoint
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText
@@ -54,7 +55,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
     return environment.get_template("page.html").render(
         title=text.title,
         answer=answer(records),
-        columns=columns_of(records),
+        tables={"results": columns_of(records), "causes": causes_of(records)},
         records=records,
         with_kernels=with_kernels(records),
         notes=[*rough(records), *notes(records), *reasons(records)],

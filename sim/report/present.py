@@ -31,9 +31,12 @@ class Answer(Protocol):
 
 
 @singledispatch
-def show(answer: Any) -> None:
-    """Print an answer: its tables, and what is to be said of them."""
-    _registered(show, answer)(answer)
+def show(answer: Any, **how: Any) -> None:
+    """Print an answer: its tables, and what is to be said of them.
+
+    What draws such an answer says `how` else it can be shown.
+    """
+    _registered(show, answer)(answer, **how)
 
 
 @singledispatch

@@ -1,15 +1,14 @@
-"""Results, profiles and scenarios as tables on a terminal, by rich."""
+"""Tables on a terminal, by rich; those of what is shipped: profiles, schedules, scenarios."""
 
 import inspect
 import sys
-from collections import Counter
-from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 from sim.inputs.files import find_toml, read_toml, shipped_names
@@ -17,16 +16,16 @@ from sim.inputs.hardware import HardwareProfile, Section, load_profile
 from sim.inputs.models import MODELS
 from sim.inputs.shapes import ModelShape
 from sim.inputs.units import show, show_binary
-from sim.report.answer import answer
 from sim.report.known_errors import device_error, known_errors
-from sim.report.notes import known_off, notes, point_text, reasons, rough
-from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
 from sim.schedules.base import Schedule
 
 
 def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
-    """An empty table; columns from number `numeric_from` on are aligned right."""
+    """An empty table; columns from number `numeric_from` on are aligned right.
+
+    Those before it name a row.
+    """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(
@@ -42,159 +41,63 @@ def _console() -> Console:
 
 
 _UNLIMITED = 10_000  # columns
+_LEAST_NAMES = 12  # columns that rows' names have at least, in however narrow a terminal
 
 
 def show_table(table: Table) -> None:
-    """Print the table, as wide as it needs to be unless the terminal is narrower."""
-    _console().print(table)
+    """Print the table; what a terminal has no room for beside the rest goes on below.
 
-
-@dataclass(frozen=True)
-class Column:
-    """Of the records' table: its heading, what a record has there, and what a kernel has."""
-
-    heading: str
-    of_record: Callable[[Record], str]
-    of_kernel: Callable[[KernelResult], str] = lambda _: ""
-
-
-def _causes(record: Record) -> str:
-    return ", ".join(f"{c} {s:.0%}" for c, s in list(record.bottleneck_shares.items())[:2])
-
-
-def _rows_used(result: Record | KernelResult) -> str:
-    return "" if result.rows_used is None else f"{result.rows_used:.0%}"
-
-
-def _kernel_name(kernel: KernelResult) -> str:
-    return f"  {kernel.name}{f' ×{kernel.launches}' if kernel.launches > 1 else ''}"
-
-
-_COLUMNS = (
-    Column("schedule", lambda r: r.schedule, _kernel_name),
-    Column("point", point_text),
-    Column("time", lambda r: show(r.time_s or 0, "s"), lambda k: show(k.time_s, "s")),
-    Column(
-        "HBM read",
-        lambda r: show(r.hbm_read_bytes or 0, "B"),
-        lambda k: show(k.hbm_read_bytes, "B"),
-    ),
-    Column(
-        "HBM write",
-        lambda r: show(r.hbm_write_bytes or 0, "B"),
-        lambda k: show(k.hbm_write_bytes, "B"),
-    ),
-    Column("L2 hits", lambda r: f"{r.l2_hit_rate:.0%}", lambda k: f"{k.l2_hit_rate:.0%}"),
-    Column("peak memory", lambda r: show(r.peak_hbm_bytes or 0, "B")),
-    Column(
-        "tensor",
-        lambda r: f"{r.tensor_utilisation:.0%}",
-        lambda k: f"{k.tensor_utilisation:.0%}",
-    ),
-    Column("rows used", _rows_used, _rows_used),
-    Column("HBM", lambda r: f"{r.hbm_utilisation:.0%}", lambda k: f"{k.hbm_utilisation:.0%}"),
-    Column("GPUs", lambda r: str(r.gpus)),
-    Column("over links", lambda r: show(r.link_bytes, "B")),
-    Column("wait for links", lambda r: show(r.link_wait_s, "s")),
-    Column("held back by", _causes, lambda k: f"{k.bottleneck} {k.bottleneck_share:.0%}"),
-)
-
-
-def columns_of(records: list[Record]) -> list[Column]:
-    """The table's columns: of points only in a sweep, of links only where they are used.
-
-    How much of its tile's rows a schedule uses is told of decoding, where they are few.
+    Every part begins with the columns that name the rows. No figure is cut.
     """
-    dropped = set()
-    if not any(record.point for record in records):
-        dropped.add("point")
-    if not any(record.workload.get("phase") == "decode" for record in records):
-        dropped.add("rows used")
-    if not any(record.gpus > 1 or record.link_bytes for record in records):
-        dropped |= {"GPUs", "over links", "wait for links"}
-    return [column for column in _COLUMNS if column.heading not in dropped]
+    console, title = _console(), table.title
+    table.title = None
+    if title:
+        console.print(title, style="italic")
+    for part in _parts(table, console):
+        console.print(part)
 
 
-def with_kernels(records: list[Record]) -> bool:
-    """Whether the table tells kernels apart: not in a sweep."""
-    return not any(record.point for record in records)
+def fits(table: Table) -> bool:
+    """Whether the terminal has room for the table."""
+    console = _console()
+    return _width(table, console) <= console.width
 
 
-def print_records(title: str, records: list[Record]) -> None:
-    """A row a record and, where nothing is swept, one a kernel below it; then reasons."""
-    table, left_out = _fitting(title, records)
-    for line in rough(records):
-        print(line)
-    show_table(table)
-    if left_out:
-        print(f"(no room for {', '.join(left_out)})")
-    for line in (answer(records), *notes(records), *known_off(records), *reasons(records)):
-        print(line)
+def _width(table: Table, console: Console) -> int:
+    """Columns of the terminal that the table would take."""
+    return console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum
 
 
-# The columns that a narrow terminal can do without, those that matter least first.
-_SPARED = (
-    "peak memory", "rows used", "GPUs", "L2 hits", "HBM", "tensor", "over links", "wait for links",
-    "HBM write", "HBM read",
-)  # fmt: skip
+def _parts(table: Table, console: Console) -> list[Table]:
+    """The table, or as many as its columns need, each with those that name its rows."""
+    if fits(table):
+        return [table]
+    columns = table.columns
+    names = next((n for n, one in enumerate(columns) if one.justify == "right"), len(columns)) or 1
+    named, rest = columns[:names], columns[names:]
+    _fold(named, table, console, [_width(_with(table, [one]), console) for one in rest])
+    parts: list[list[Column]] = []
+    for column in rest:
+        if parts and _width(_with(table, [*named, *parts[-1], column]), console) <= console.width:
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    return [_with(table, [*named, *part]) for part in parts or [[]]]
 
 
-def _fitting(title: str, records: list[Record]) -> tuple[Table, list[str]]:
-    """The records' table as the terminal has room for it, and the columns left out of it.
-
-    Where even that is too wide, schedules and points are folded; figures are never cut.
-    """
-    console, columns, left_out = _console(), columns_of(records), list[str]()
-    table = _table_of(title, records, columns)
-    for heading in _SPARED:
-        if console.measure(table, options=_any_width(console)).maximum <= console.width:
-            return table, left_out
-        if any(column.heading == heading for column in columns):
-            left_out.append(heading)
-            columns = [column for column in columns if column.heading != heading]
-            table = _table_of(title, records, columns)
-    for column in table.columns:
-        if column.justify == "left":
-            column.no_wrap, column.overflow = False, "fold"
-    return table, left_out
+def _fold(named: list[Column], table: Table, console: Console, others: list[int]) -> None:
+    """Have rows' names take several lines where they are in the way of the widest of the others."""
+    *before, longest = sorted(named, key=lambda one: _width(_with(table, [one]), console))
+    taken = max(others, default=0) + sum(_width(_with(table, [one]), console) for one in before)
+    longest.no_wrap, longest.overflow = False, "fold"
+    longest.max_width = max(_LEAST_NAMES, console.width - taken - 4 * len(named))
 
 
-def _any_width(console: Console) -> ConsoleOptions:
-    return console.options.update(width=_UNLIMITED)
-
-
-def _table_of(title: str, records: list[Record], columns: list[Column]) -> Table:
-    """A row a record and, where nothing is swept, one a kernel below it."""
-    numeric_from = 1 if with_kernels(records) else 2
-    table = new_table(title, *(c.heading for c in columns), numeric_from=numeric_from)
-    for record in records:
-        if record.status != "ok":
-            leading = [column.of_record(record) for column in columns[:numeric_from]]
-            table.add_row(*leading, record.status, style="red")
-            continue
-        table.add_row(*(column.of_record(record) for column in columns))
-        if len(record.kernels) > 1 and with_kernels(records):
-            for kernel in record.kernels:
-                table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
-    return table
-
-
-_ROWS = 40  # of a sweep that a reader would still look through
-
-
-def print_sweep(title: str, records: list[Record], replayed: int) -> None:
-    """The records if they are few, and how many came to what."""
-    if len(records) <= _ROWS:
-        print_records(title, records)
-    else:
-        print(title)
-    states = Counter(record.status for record in records)
-    problems = Counter(record.reason for record in records if record.status == "failed")
-    if len(records) > _ROWS:
-        for reason, times in problems.most_common(5):
-            print(f"failed, {times:,} times: {reason}")
-    counts = ", ".join(f"{times:,} {status}" for status, times in states.most_common())
-    print(f"{len(records):,} records: {counts}; {replayed:,} of them replayed now")
+def _with(table: Table, columns: list[Column]) -> Table:
+    """The table with these of its columns."""
+    part = copy(table)
+    part.columns = columns
+    return part
 
 
 def print_profiles() -> None:
@@ -234,7 +137,7 @@ def print_profiles() -> None:
 
 def print_profile(hw: HardwareProfile) -> None:
     """Every figure of a profile with its section's source below."""
-    console = Console()
+    console = _console()
     console.print(f"[bold]{hw.name}[/bold]: {hw.title} ({hw.arch})")
     for section in sections_of(hw):
         console.print(f"\n[bold]\\[{section.name}][/bold]")

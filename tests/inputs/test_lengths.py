@@ -12,7 +12,7 @@ from sim.inputs.workload import WorkloadTable
 from sim.report.answer import answer
 from sim.report.frame import frame_of
 from sim.report.known_errors import measured_errors
-from sim.report.table import print_records
+from sim.report.records import print_records
 from sim.runs.difference import compare
 from sim.runs.results_file import load, save
 from sim.runs.scenario import load_scenario

@@ -8,7 +8,7 @@ from rich.console import Console
 from sim import simulate
 from sim.report.known_errors import MeasuredError
 from sim.report.notes import notes
-from sim.report.table import print_records
+from sim.report.records import print_records
 
 WORKLOAD = {"seq_len": 512, "batch": 1, "heads": 2, "head_dim": 64, "dtype": "fp16"}
 MEASURED = MeasuredError("FA2", "h100-sxm", "few, batch 1", 9, 0.1, 0.2, 0.0, None, None)

@@ -89,10 +89,13 @@ def test_the_page_of_a_run_tells_what_the_records_say(written, opened):
     page = opened(path)
     assert page.title() == "Two schedules"
     said = page.locator("#answer").inner_text()
-    assert said.startswith(f"flash2 is fastest: {show(flash.time_s, 's')}")
-    assert f"{naive.time_s / flash.time_s:.3g} times as fast as naive" in said
+    assert said.startswith("flash2 is fastest on a100-sxm-80gb (16 heads of 64, 1,024 tokens,")
+    assert f": {show(flash.time_s, 's')} and" in said
+    assert f"naive takes {naive.time_s / flash.time_s:.3g} times as long: " in said
     rows = page.locator("#results tbody tr").all_inner_texts()
     assert len(rows) == 2 + len(naive.kernels)
+    assert page.locator("#causes tbody tr").count() == len(rows)
+    assert page.locator("#causes th").all_inner_texts()[1:3] == ["waves", "last wave full"]
     assert rows[0].split("\t")[:2] == ["naive", show(naive.time_s, "s")]
     assert rows[-1].split("\t")[:3] == [
         "flash2",
@@ -191,7 +194,7 @@ def test_the_answer_of_a_sweep_names_losses_too():
         for schedule, time_s in zip(("new", "old"), both, strict=True)
     ]
     said = answer(records)
-    assert said.startswith("new is fastest at 2 of 3 points, old at 1.")
+    assert said.startswith("new is fastest at 2 of 3 points, old at 1 on h100-sxm.")
     assert "It is 0.25 to 2 times as fast as old." in said
 
 
@@ -244,7 +247,7 @@ def test_texts_cannot_become_markup(written, opened):
         (("sweep", "sweep_l2", "--report", "nowhere/report.html"), "--report nowhere"),
         (
             ("run", "serving", "--report", "report.html"),
-            "--report, --trace, --export and --engine go with",
+            "--report, --trace, --export, --engine and --wide go with",
         ),
     ],
 )
@@ -286,4 +289,4 @@ def test_every_cause_has_words_and_one_place_in_the_chart():
 
 def test_the_answer_of_one_schedule_names_no_rival(written):
     _, (record,) = written(QUESTION.replace('[[schedule]]\nname = "naive"\n', ""))
-    assert answer([record]).startswith(f"flash2 takes {show(record.time_s, 's')}, held back by ")
+    assert answer([record]).startswith(f"flash2 takes {show(record.time_s, 's')} and ")

@@ -14,7 +14,7 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.models import MODELS
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.machine import cta_start_s
-from sim.report.table import columns_of
+from sim.report.columns import columns_of
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.parts.latent_parts import cut_in_parts
 from sim.schedules.parts.split_kv import splits_of

@@ -1,0 +1,127 @@
+"""The sentence that says what a run came to."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sim import simulate
+from sim.report.answer import answer
+from sim.report.asked import workload_in_words
+from sim.report.causes import losses
+from sim.report.columns import causes_of, columns_of
+
+PREFILL = {"heads": 10, "head_dim": 128, "seq_len": 512, "dtype": "bf16"}
+DECODE = {"heads": 8, "kv_heads": 1, "head_dim": 128, "phase": "decode", "batch": 8}
+
+
+def said(schedule: Any, device: str, workload: dict[str, Any], **sweep: list[Any]) -> str:
+    tables = {"workload": workload, "hardware": device, "schedules": schedule, "sweep": sweep}
+    return answer(simulate(**tables))
+
+
+def test_one_sequence_more_that_needs_another_wave_is_told_by_its_waves():
+    text = said("flash2", "a100-sxm-80gb", PREFILL, **{"workload.batch": [5, 6]})
+    assert "on a100-sxm-80gb (10 heads of 128, 512 tokens, bf16)" in text
+    assert "batch 6 takes 1.7" in text
+    assert " times as long as 5: 1.11 waves of CTAs, the last 11% full, instead of 0.93" in text
+
+
+def test_among_many_points_the_step_that_stands_out_is_told():
+    batches = [2, 3, 4, 5, 6, 8]
+    text = said("flash2", "a100-sxm-80gb", PREFILL, **{"workload.batch": batches})
+    assert "The steepest step: batch 6 takes" in text
+
+
+def test_narrower_operands_are_told_by_what_gets_faster():
+    workload = PREFILL | {"seq_len": 4096}
+    text = said("flash3", "h100-sxm", workload, **{"workload.dtype": ["bf16", "fp8"]})
+    assert "bf16 takes 1." in text
+    assert "tensor cores of 989 TFLOP/s instead of 1.98 PFLOP/s" in text
+    assert "dtype" not in text  # which the sentence is about
+
+
+def test_two_devices_are_told_apart_by_the_figure_that_holds_back():
+    devices = ["h100-sxm", "h200-sxm"]
+    workload = DECODE | {"seq_kv": 32768, "batch": 32}
+    text = said("flash_decoding", "h100-sxm", workload, **{"hardware.profile": devices})
+    assert "h100-sxm takes 1." in text
+    assert "as long as h200-sxm: HBM of 3.35 TB/s instead of 4.8 TB/s" in text
+
+
+def test_a_bad_choice_of_splits_is_told_by_waves_and_ranges():
+    few, enough = ({"name": "flash_decoding", "splits": n, "label": f"{n}"} for n in (2, 16))
+    text = said([few, enough], "h100-sxm", DECODE | {"seq_kv": 32768})
+    assert text.startswith("16 is fastest on h100-sxm (batch 8, decode, 8 heads of 128, 1 KV head")
+    assert "keys in 2 ranges instead of 16" in text
+    assert "0.06 waves of CTAs instead of 0.48" in text
+
+
+def test_reads_beyond_the_compulsory_are_told_of_who_waits_for_hbm():
+    text = said(["naive", "flash2"], "h100-sxm", PREFILL | {"seq_len": 4096})
+    assert "naive takes" in text
+    assert "of HBM reads are L2 misses beyond the compulsory instead of 0%" in text
+
+
+def test_padding_and_power_are_told_of_one_record():
+    (record,) = simulate(workload=PREFILL, hardware="a100-sxm-80gb", schedule="flash2")
+    (kernel,) = record.kernels
+    assert losses(record) == ["0.19 waves of CTAs"]
+    padded = replace(kernel, waves=4.0, rows_used=0.25, clock_share=0.5)
+    assert losses(replace(record, kernels=[padded])) == [
+        "25% of tiles' rows used, the rest padding",
+        "50% of the clock left by the power limit",
+    ]
+
+
+def test_values_that_change_nothing_are_told_as_that():
+    text = said("flash2", "h100-sxm", PREFILL, **{"hardware.hbm.capacity": ["80 GB", "90 GB"]})
+    assert "hbm.capacity 80 GB and hbm.capacity 90 GB are within 2% of one another." in text
+
+
+def test_records_of_earlier_versions_have_an_answer_without_causes():
+    (record,) = simulate(workload=PREFILL, hardware="h100-sxm", schedule="flash2")
+    (kernel,) = record.kernels
+    old = replace(
+        kernel, waves=None, splits=None, rows_used=None, ctas_limited_by=None, hbm_reread_bytes=None
+    )
+    sweep = [replace(record, kernels=[old], point={"workload.batch": n}, time_s=n) for n in (1, 2)]
+    assert "batch 2 takes 2 times as long as 1." in answer(sweep)
+    assert all(column.of_record(sweep[0]) is not None for column in causes_of(sweep))
+
+
+def test_the_table_of_causes_has_those_of_the_longest_kernel():
+    records = simulate(workload=PREFILL, hardware="a100-sxm-80gb", schedule="flash2")
+    of_record = {c.heading: c.of_record(records[0]) for c in causes_of(records)}
+    told = {"waves": "0.19", "last wave full": "19%", "CTAs an SM": "2 (SRAM and registers)"}
+    told |= {"splits": "1", "read again": "0%", "clock": "100%", "rows used": "100%"}
+    assert told.items() <= of_record.items()
+    assert not told.keys() & {column.heading for column in columns_of(records)}
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        ({"heads": 1, "seq_len": 1024}, "1 head of 64, 1,024 tokens, fp16"),
+        (
+            {"heads": 8, "kv_heads": 2, "seq_q": 16, "seq_kv": 4096, "causal": True},
+            "8 heads of 64, 2 KV heads, 16 queries on 4,096 keys, causal, fp16",
+        ),
+        (
+            {"heads": 8, "phase": "decode", "seq_kv": [100, 200], "kv_dtype": "fp8"},
+            "batch 2, decode, 8 heads of 64, [100, 200] keys, fp16, fp8 cache",
+        ),
+    ],
+)
+def test_a_workload_in_words(workload, words):
+    (record,) = simulate(
+        workload={"head_dim": 64, "dtype": "fp16", **workload},
+        hardware="h100-sxm",
+        schedule="paged" if "kv_dtype" in workload else "flash2",
+    )
+    assert workload_in_words([record.workload]) == words
+
+
+def test_what_differs_among_records_is_left_out_of_their_workload():
+    workloads = [{"heads": 4, "head_dim": 64, "dtype": dtype} for dtype in ("bf16", "fp8")]
+    assert workload_in_words(workloads) == "4 heads of 64"
