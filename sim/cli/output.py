@@ -106,13 +106,13 @@ def _compile_beside(tell: "Callable[[str], None]") -> None:
     """Have the engine compiled, if it is not, while the question is read and lowered."""
     from threading import Thread
 
-    from sim.engine.compiled.replay import cache_folder, is_compiled
+    from sim.engine.compiled.replay import advance
     from sim.runs.workers import compile_engine
 
-    if is_compiled():
+    if advance.is_kept:
         return
     kept = "once; later runs read it from disk"
-    if cache_folder() is None:
-        kept = "in each run: its folder cannot be written to; NUMBA_CACHE_DIR names another"
+    if advance.folder is None:
+        kept = "in each run: its folder cannot be written to; XDG_CACHE_HOME names another"
     tell(f"Compiling the replay engine ({kept}) ...")
     Thread(target=compile_engine, daemon=True).start()

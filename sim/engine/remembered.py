@@ -14,19 +14,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
+from sim.code.sources import stamp_of
 from sim.engine.compiled import replay
 from sim.engine.compiled.l2 import L2Lines, new_l2
 from sim.engine.compiled.records import new_replay
 from sim.engine.kept import Disk, Values
 from sim.engine.kernel_run import KernelRun
-from sim.engine.sources import stamp_of
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import machine_of
 from sim.tile_program import Chunking, Kernel, Tensor
@@ -154,7 +154,7 @@ def address(history: bytes, arrays: Iterable[NDArray[Any]]) -> bytes:
 
 @cache
 def _code() -> bytes:
-    on = (stamp_of("sim.engine.remembered"), numba.__version__, np.__version__)
+    on = (stamp_of("sim.engine.remembered"), version("numba"), np.__version__)
     return repr(on).encode()
 
 

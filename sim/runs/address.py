@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from sim.code.sources import stamp_of
 from sim.device.run import EngineName
-from sim.engine.sources import stamp_of
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.record import versions
 from sim.runs.scenario import Limits, Point

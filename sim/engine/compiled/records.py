@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.compiled.jit import aligned, sources_stamp
+from sim.engine.compiled.jit import aligned
 from sim.engine.compiled.l2 import L2Lines
 from sim.engine.compiled.timeline import new_timeline
 from sim.inputs.hardware import HardwareProfile
@@ -73,7 +73,7 @@ OP = aligned(
 )
 # `buffers` is how many a CTA has: those of its loads, and last the one that stores leave by.
 LIMITS = aligned(
-    _int64(f"sms ctas_per_sm workers buffers loops items_per_cta leaves dies {sources_stamp()}")
+    _int64("sms ctas_per_sm workers buffers loops items_per_cta leaves dies")
     + _float64("port_bytes_per_s l2_bytes_per_s hbm_read_bytes_per_s hbm_write_bytes_per_s")
     + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s item_setup_s")
 )

@@ -13,10 +13,10 @@ Only `begin` and `advance` are compiled and cached on their own; what they call 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from sim.code.jit import entry
 from sim.engine.compiled.ctas import place
 from sim.engine.compiled.jit import at, inlined
 from sim.engine.compiled.l2 import SHARED, L2Lines, let_arrive, new_l2
@@ -24,11 +24,10 @@ from sim.engine.compiled.records import INF, Replay, new_replay
 from sim.engine.compiled.workers import happen, is_shared
 from sim.engine.kernel_run import KernelRun
 from sim.inputs.hardware import HardwareProfile
-from sim.jit import entry
 from sim.machine import SM_PIPES, machine_of
 from sim.tile_program import Chunking, Kernel, Tensor
 
-__all__ = ["cache_folder", "is_compiled", "new_l2", "run_kernel"]
+__all__ = ["new_l2", "run_kernel"]
 
 EVENTS_A_SLICE = 200_000  # between two words of progress
 
@@ -137,15 +136,3 @@ def advance(r, events):
         sm = r.matches[1].winner
         play_off(r.matches, leaves, sm, run_sm(r, sm))
     return False
-
-
-def cache_folder() -> Path | None:
-    """Where the compiled engine lies, or will; None where no such folder can be written to."""
-    path = advance.stats.cache_path
-    return None if path is None else Path(path)
-
-
-def is_compiled() -> bool:
-    """Whether the compiled engine lies on disk already."""
-    folder = cache_folder()
-    return folder is not None and any(folder.glob("replay.advance-*.nbc"))

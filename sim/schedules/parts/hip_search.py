@@ -8,13 +8,11 @@ block approximation.
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from sim.jit import OPTIONS, entry
+from sim.code.jit import Inner, entry
 from sim.tile_program import IntArray
 
-_inner = njit(**OPTIONS)
 Scores = Callable[[IntArray], NDArray[np.float64]]  # of chunks, by their centre blocks
 
 
@@ -103,7 +101,7 @@ def _search_all(hot, offset, count, rounds, starts, seed, low, high, holds, cent
             found[row, c] = offset[row] + low[c]
 
 
-@_inner
+@Inner
 def _cut(count, low, high):
     """All blocks, in chunks."""
     for c in range(len(low)):
@@ -111,7 +109,7 @@ def _cut(count, low, high):
         high[c] = count * (c + 1) // len(low)
 
 
-@_inner
+@Inner
 def _halve(low, high):
     """The first half of the chunks, in halves."""
     for c in range(len(low) // 2 - 1, -1, -1):
@@ -121,7 +119,7 @@ def _halve(low, high):
         low[2 * c + 1], high[2 * c + 1] = middle, end
 
 
-@_inner
+@Inner
 def _look(hot, low, high, holds):
     """Whether each chunk holds one of the hot blocks; both ascend."""
     h = 0
@@ -131,7 +129,7 @@ def _look(hot, low, high, holds):
         holds[c] = h < len(hot) and hot[h] < high[c]
 
 
-@_inner
+@Inner
 def _choose(seed, at, low, high, holds):
     """Half of the chunks, moved to the front: those that hold, and as many others as it takes."""
     wanted, others = len(low) // 2, 0
@@ -150,7 +148,7 @@ def _choose(seed, at, low, high, holds):
             kept += 1
 
 
-@_inner
+@Inner
 def _drawn(seed, number):
     """Evenly from 0 to 1, for each number of a seed (SplitMix64: doi 10.1145/2660193.2660195)."""
     z = seed + (np.uint64(number) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

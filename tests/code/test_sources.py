@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import sim
-from sim.engine.sources import imported_by
+from sim.code import sources
+from sim.code.sources import imported_by
 
 PACKAGE = Path(sim.__file__).parent
 ENGINE = "sim.engine.compiled.replay"  # what decides on compiling it anew
@@ -53,7 +54,8 @@ def test_a_stamp_counts_no_room_above():
     def rooms(module: str) -> set[str]:
         return {".".join(name.split(".")[:2]) for name in imported_by(module)}
 
-    below = {"sim", "sim.inputs", "sim.jit", "sim.machine", "sim.tile_program", "sim.engine"}
+    below = {"sim", "sim.inputs", "sim.code"}
+    below |= {"sim.machine", "sim.tile_program", "sim.engine"}
     assert rooms(ENGINE) == below
     assert rooms(JOB) == below | {
         "sim.machine_code",
@@ -76,13 +78,13 @@ def copied(tmp_path) -> Callable[[], tuple[str, str]]:
     shutil.copytree(PACKAGE, tmp_path / "sim", ignore=without)
 
     def stamps() -> tuple[str, str]:
-        file = tmp_path / "sim" / "engine" / "sources.py"
+        file = tmp_path / "sim" / "code" / "sources.py"
         spec = spec_from_file_location("copied_sources", file)
         assert spec is not None
         assert spec.loader is not None
-        sources = module_from_spec(spec)
-        spec.loader.exec_module(sources)
-        return sources.stamp_of(ENGINE), sources.stamp_of(JOB)
+        copy = module_from_spec(spec)
+        spec.loader.exec_module(copy)
+        return copy.stamp_of(ENGINE), copy.stamp_of(JOB)
 
     return stamps
 
@@ -121,3 +123,18 @@ def test_a_change_counts_where_it_is_imported(copied, tmp_path, file, old, new, 
     assert old in text
     path.write_text(text.replace(old, new, 1))
     assert tuple(a != b for a, b in zip(copied(), before, strict=True)) == changes
+
+
+def test_what_sources_say_is_read_anew_where_it_is_not_kept_or_damaged(tmp_path, monkeypatch):
+    def stamp() -> str:
+        return sources.stamp_of.__wrapped__(JOB)
+
+    kept = stamp()
+    monkeypatch.setattr(sources, "folder_beside", lambda _: tmp_path)
+    assert stamp() == kept
+    (file,) = tmp_path.iterdir()
+    for damaged in (b"", b"[]", b'{"a": 1}', file.read_bytes()[:-1]):
+        file.write_bytes(damaged)
+        assert stamp() == kept
+    monkeypatch.setattr(sources, "_read", None)
+    assert stamp() == kept

@@ -1,0 +1,1 @@
+"""attnsim's own code: what results rest on, how it is compiled and kept."""
