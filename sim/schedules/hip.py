@@ -134,7 +134,8 @@ class Hip(MaskedSchedule):
         q, k, *_ = tensors = qkvo(w)
         down = blocks(w.seq_q, tile.q)
         authors = self.implementation == "hip_attention"
-        gathered = hip_attention.gather_ops(w, hw, cta) if authors else 0
+        if authors:
+            cta = replace(cta, counted=hip_attention.counted_trip(w, hw, cta))
         masks = []
         for rows in (slice(n * down, (n + 1) * down) for n in range(refreshes)):
             its_seen, its_visited = _of_rows(seen, rows), real or _of_rows(visited, rows)
@@ -143,7 +144,7 @@ class Hip(MaskedSchedule):
                 if authors
                 else [_estimation_kernel(w, hw, cta, found, its_seen, q, k)]
             )
-            attention = sparse_kernel("hip", w, cta, its_visited, tensors, "flash", gathered)
+            attention = sparse_kernel("hip", w, cta, its_visited, tensors, "flash")
             masks.append((estimation, attention))
         return masks
 

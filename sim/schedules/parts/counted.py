@@ -1,33 +1,84 @@
 """Work that was counted in machine code, of warps that do one thing after the other.
 
 Issue slots alone would say that such a stretch is short: a warp waits for its own results between
-most instructions, and few warps share an SM. So it takes the longer of both.
+most instructions, and few warps share an SM. What it waits is time in which nothing is executed,
+so it takes no pipe and no energy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.inputs.hardware import HardwareProfile
-from sim.machine import LANES, SUB_PARTITIONS, ctas_per_sm
+from sim.machine import LANES, SRAM_BYTES_AN_INSTRUCTION, SUB_PARTITIONS, ctas_per_sm
 from sim.schedules.base import blocks
-from sim.tile_program import Footprint
+from sim.tile_program import Compute, Footprint, Load
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A stretch of machine code, of each of `warps`, without its matmuls.
+    """A stretch of machine code that each of a CTA's `warps` runs.
 
-    `instructions` are issue slots; `cycles` are what a warp takes of them alone, by the stall
-    counts that ptxas writes into each: what it waits for loads, shuffles and barriers is beside.
+    `instructions` are issue slots, without those of matmuls. `cycles` are what the CTA takes of
+    them on an SM of its own: stall counts that ptxas writes into each, and the latencies of shared
+    memory, shuffles, exponentials and barriers. `beside` are those that each further CTA on the SM
+    adds, whose instructions come between. Of reads of L2 `l2_reads` are waited for one after the
+    other, apart from those cycles. `sram_cycles` are what all warps hold shared memory for, one an
+    access and 128 bytes.
     """
 
     instructions: float
     cycles: float
     warps: int = 4
+    beside: float = 0
+    l2_reads: float = 0
+    sram_cycles: float = 0
 
-    def lane_ops(self, resident: int) -> int:
-        """Lane operations that take as long, of each of so many CTAs on an SM."""
-        issued = self.warps * self.instructions
-        return round(LANES * max(issued, SUB_PARTITIONS * self.cycles / resident))
+    def times(self, count: float) -> "Counted":
+        """So many of it, or a part."""
+        return replace(
+            self,
+            instructions=count * self.instructions,
+            cycles=count * self.cycles,
+            beside=count * self.beside,
+            l2_reads=count * self.l2_reads,
+            sram_cycles=count * self.sram_cycles,
+        )
+
+    def compute(
+        self,
+        name: str,
+        reads: tuple[Load, ...],
+        hw: HardwareProfile,
+        resident: int,
+        mma_flops: int = 0,
+    ) -> Compute:
+        """It as a compute of a CTA of which so many share an SM, with matmuls of so many FLOPs."""
+        sram_bytes = self.sram_cycles * hw.sram.bytes_per_clock
+        slots = self.warps * self.instructions - sram_bytes / SRAM_BYTES_AN_INSTRUCTION
+        executed = max(self.warps * self.instructions / SUB_PARTITIONS, self.sram_cycles)
+        waited_s = (self.cycles + self.beside * (resident - 1) - executed) / hw.sm.clock
+        waited_s += self.l2_reads * hw.calibration.l2.latency
+        return Compute(
+            name,
+            reads,
+            mma_flops=mma_flops,
+            other_ops=round(LANES * max(0.0, slots)),
+            sram_bytes=round(sram_bytes),
+            latencies=max(1, round(waited_s / hw.calibration.sm.op_latency)),
+        )
+
+
+@dataclass(frozen=True)
+class CountedTrip:
+    """A trip of a flash loop that was counted whole, on a device where so many CTAs share an SM."""
+
+    counted: Counted
+    hw: HardwareProfile
+    resident: int
+
+    def compute(self, reads: tuple[Load, ...], mma_flops: int) -> Compute:
+        """Both matmuls, of so many FLOPs, and what is between them."""
+        name = "S = Q K^T; softmax; O += P V"
+        return self.counted.compute(name, reads, self.hw, self.resident, mma_flops)
 
 
 def resident(footprint: Footprint, ctas: int, hw: HardwareProfile) -> int:

@@ -12,6 +12,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import SramBytes, Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.counted import CountedTrip
 from sim.schedules.parts.instructions import (
     FLASH2_FIXED,
     PLAIN,
@@ -65,6 +66,7 @@ class FlashCta:
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
     producer_threads: int = 0  # beside the warps, which take room but no share of the work
     own: OwnTrip | None = None  # of machine code, in place of what the rest says
+    counted: CountedTrip | None = None  # in place of what the rest says of a trip's computes
 
     @property
     def shares_keys(self) -> bool:

@@ -250,10 +250,14 @@ def key_loop(
     added = (Load(of_scores, 0),) if of_scores else ()
     if cta.own:
         return Loop(trips, _own_ops(cta, cta.own, loads_k, loads_v, added))
+    matmul_flops = 2 * tile.q * tile.kv * filled.head_dim
+    if cta.counted:
+        loads = (*loads_k, *loads_v, *added)
+        whole = cta.counted.compute(loads, 2 * matmul_flops)
+        return Loop(trips, (*loads, *_issued(added), whole))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
     before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
-    matmul_flops = 2 * scores * filled.head_dim
     # Written once by the copy, then read whole by every reader, each for its own query rows.
     kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
     q_sram_bytes = cta.sharers * q_bytes * filled.head_dim // w.head_dim

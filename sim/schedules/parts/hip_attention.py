@@ -16,14 +16,16 @@ block_sparse_attention (32 keys a step); utils/triton_argsort.py.
 Sixteen keys that are read together here stand for eight of its chunks of two keys: as many keys a
 round and as many rounds, but eight places of the cache are taken for one.
 
-Work is what Triton 3.9 compiles these kernels to for sm_89 and sm_90 (head_dim 64 and 128, mask_k
-256, 512 and 1024), counted in the machine code, straight through every loop. The search has 255
-registers and spills, and 64 KiB of SRAM at head_dim 128: one CTA an SM of an RTX 4090, two of an
-H100. Not modelled: a dozen dependent reads of small tables from L2 a round.
+Work is what Triton 3.2 compiles these kernels to for sm_89 and sm_90 (fp16, head_dim 64 and 128,
+mask_k 256, 512 and 1024), straight through every loop, its cycles by playing the machine code
+through on an SM's pipes, for one CTA and for two. The search has 255 registers, and 64 KiB of SRAM
+at head_dim 128: one CTA an SM of an RTX 4090, two of an H100. It reads tables, and keys four or so
+at a time into the registers that are left, from L2 and waits for them: 65 times a round. Triton 3.0
+and 3.1 have 25% more instructions, and wait for every key's 16 bytes apart: 170 times.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 
@@ -31,15 +33,15 @@ import numpy as np
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import VECTOR_OPS_PER_SCORE, Tile, blocks, kv_matrix
+from sim.schedules.base import Tile, blocks, kv_matrix
 from sim.schedules.parts import registers
-from sim.schedules.parts.counted import Counted, resident
+from sim.schedules.parts.counted import Counted, CountedTrip, resident
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import FlashCta, triton_cta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.masks import KeyBlocks
-from sim.schedules.parts.top_k import sort_kernel, sort_steps
+from sim.schedules.parts.top_k import sort_kernel
 from sim.tile_program import (
     Compute,
     Footprint,
@@ -48,7 +50,6 @@ from sim.tile_program import (
     Load,
     Loop,
     OfItem,
-    Op,
     Store,
     Stream,
     Tensor,
@@ -66,36 +67,70 @@ POSITION_BYTES = 8  # of torch.sort's and gather's int64
 SCORE_BYTES = 2  # bf16
 
 
-def scoring(head_dim: int) -> Counted:
-    """256 keys scored: 2,321 and 3,749 instructions at head_dim 64 and 128 (sm_89; sm_90 3,804)."""
-    return Counted(893 + 22.3 * head_dim, 4011 + 47.8 * head_dim)
+def scoring(head_dim: int, rows: int) -> Counted:
+    """256 keys scored: 2,680 and 1,910 instructions at head_dim 128 and 64, matmuls among them.
+
+    That is by 32 query rows; by 16 a warp alone takes two thirds as long.
+    """
+    by_32 = Counted(
+        instructions=1150 + 10.9 * head_dim,
+        cycles=2693 + 33.5 * head_dim,
+        beside=845 + 16.7 * head_dim,
+        l2_reads=4.4 + 0.087 * head_dim,
+        sram_cycles=888 + 18.8 * head_dim,
+    )
+    return by_32 if rows > 16 else by_32.times(2 / 3)
 
 
 def choosing(chunks: int) -> Counted:
-    """Sigmoid, argsort, gather of all halves: 1,533, 2,991 and 6,297 of 256, 512 and 1,024."""
-    return Counted(6 * chunks, 12 * chunks)
+    """Sigmoid, argsort, gather of all halves: 3,380 instructions of 512, 448 of them shuffles."""
+    return Counted(
+        instructions=430 + 5.8 * chunks,
+        cycles=1900 + 9.7 * chunks,
+        beside=max(0.0, 6.9 * chunks - 1000),
+        l2_reads=5,
+        sram_cycles=5.8 * chunks,
+    )
 
 
 def attending(head_dim: int, by_wgmma: bool) -> Counted:
-    """32 keys gathered and attended to: 876 and 1,549 at head_dim 64 and 128; by wgmma 1,025."""
-    share = 0.66 if by_wgmma else 1.0
-    return Counted(share * (203 + 10.5 * head_dim), share * (299 + 24.9 * head_dim))
+    """32 keys gathered and attended to: the mean of 16 steps of found keys and 9 of others.
+
+    Of found keys 1,139 and 780 instructions at head_dim 128 and 64, of sinks and window 876 and
+    467; by wgmma 1,123 and 839, 729 and 558.
+    """
+    if by_wgmma:
+        return Counted(
+            instructions=495 + 3.8 * head_dim,
+            cycles=1272 + 13.8 * head_dim,
+            beside=202 + 3.2 * head_dim,
+            l2_reads=2.9,
+            sram_cycles=175 + 4.5 * head_dim,
+        )
+    return Counted(
+        instructions=290 + 5.4 * head_dim,
+        cycles=max(0.0, 36.8 * head_dim - 115),
+        beside=307 + 5.6 * head_dim,
+        l2_reads=2.4,
+        sram_cycles=max(0.0, 19.1 * head_dim - 533),
+    )
 
 
 def attention_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
-    """How a CTA of the block-sparse attention works: 4 warps, two stages, 64 query rows."""
-    return triton_cta(w, hw, Tile(q=64, kv=KEYS), 4, 2)
+    """How a CTA of the block-sparse attention works: 4 warps, 64 query rows.
+
+    A tile has half a step's keys, of which two are on their way; waits for them are in the counts.
+    """
+    cta = triton_cta(w, hw, Tile(q=64, kv=KEYS), 4, 2)
+    return replace(cta, stages=2, registers_per_thread=registers.MOST)
 
 
-def gather_ops(w: AttentionWorkload, hw: HardwareProfile, cta: FlashCta) -> int:
-    """Lane operations by which a tile of K, or of V, is gathered, beyond the loop's own."""
-    rows, keys = cta.tile.q, cta.tile.kv
-    ctas = w.batch * w.heads * blocks(w.seq_q, rows)
-    counted = attending(w.head_dim, cta.tensor_path == "native")
-    lanes = counted.lane_ops(resident(cta.footprint(w), ctas, hw))
-    lanes = round(lanes * keys / ATTEND_KEYS * rows / 64)
-    looped = (VECTOR_OPS_PER_SCORE + 1) * rows * keys + rows * w.head_dim
-    return max(0, round((lanes - looped) / 2))
+def counted_trip(w: AttentionWorkload, hw: HardwareProfile, cta: FlashCta) -> CountedTrip:
+    """A trip of the block-sparse attention; fewer rows and keys have their share of the work."""
+    ctas = w.batch * w.heads * blocks(w.seq_q, cta.tile.q)
+    share = cta.tile.kv / ATTEND_KEYS * cta.tile.q / 64
+    counted = attending(w.head_dim, cta.tensor_path == "native").times(share)
+    return CountedTrip(counted, hw, resident(cta.footprint(w), ctas, hw))
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +215,9 @@ class Search:
     def _score(self, loads: tuple[Load, ...], rows: int) -> Compute:
         """A program: the loads' keys by the query rows."""
         w, keys = self.w, KEYS * len(loads)
-        lane_ops = scoring(w.head_dim).lane_ops(self._resident)
-        return Compute(
-            "score chunks",
-            loads,
-            mma_flops=2 * max(16, rows) * keys * w.head_dim,
-            vector_ops=lane_ops * keys // PROGRAM_KEYS,
-            sram_bytes=(1 + THREADS // 32) * keys * w.head_dim * w.dtype_bytes,
-        )
+        flops = 2 * max(16, rows) * keys * w.head_dim
+        counted = scoring(w.head_dim, rows).times(keys / PROGRAM_KEYS)
+        return counted.compute("score chunks", loads, self.hw, self._resident, flops)
 
     @property
     def footprint(self) -> Footprint:
@@ -236,8 +266,6 @@ class Search:
         """The rounds: a trip scores a program's keys and has its share of the choice."""
         seen, grid, together = self.seen, self.grid, self.together
         programs = 2 * self.found // together  # a round
-        doubled = 2 * self.chunks
-        steps = -(-sort_steps(doubled) // programs)
 
         def start(items: IntArray) -> IntArray:
             return seen.first[grid.at(items)[0]] // together
@@ -245,12 +273,9 @@ class Search:
         parts = [self._tiles[nth::together] for nth in range(together)]
         loads = self._keys(parts, lambda items: items, start)
         load_q = self._load_q()
-        a_step = choosing(doubled).lane_ops(self._resident) // (programs * steps)
-        choose: tuple[Op, ...] = tuple(
-            Compute("choose: a step of the sort", loads if last else (), vector_ops=a_step)
-            for last in [False] * (steps - 1) + [True]
-        )
         score = self._score(loads, load_q.stream.tile_rows)
+        a_part = choosing(2 * self.chunks).times(1 / programs)
+        choose = a_part.compute("choose the best chunks", (), self.hw, self._resident)
         return Kernel(
             name="estimate mask",
             ctas=grid.size,
@@ -260,7 +285,7 @@ class Search:
                 begin("Q", load_q, sram_bytes=load_q.stream.tile_bytes),
                 Loop(
                     lambda items: seen.trips[grid.at(items)[0]] // together,
-                    (*loads, score, *choose),
+                    (*loads, score, choose),
                 ),
                 Loop(once, (Store(in_order(indices, 1)), Store(in_order(scores, 1)))),
             ),

@@ -74,19 +74,17 @@ def sparse_kernel(
     visits: KeyBlocks,
     tensors: QKVO,
     kind: Kind | None = None,
-    gather_ops: int = 0,
     grid: QueryBlocks | None = None,
 ) -> Kernel:
     """The kernel over the key blocks that `visits` names, on Q, K, V and O.
 
-    `gather_ops` are the lane operations of a trip by which K is brought together, and V. `grid` is
-    FlashAttention-2's unless given.
+    `grid` is FlashAttention-2's unless given.
     """
     grid = grid or QueryBlocks(w, cta.tile)
     rows = grid.tiles(tensors.q, tensors.o, log_sum_exp(tensors.q))
     if not visits.are_alike(grid):
         rows = replace(rows, periods=1)
-    loop = visiting_loop(w, cta, visits, grid, tensors, gather_ops)
+    loop = visiting_loop(w, cta, visits, grid, tensors)
     return replace(flash_kernel(name, w, cta, rows, loop), kind=kind)
 
 
@@ -96,7 +94,6 @@ def visiting_loop(
     visits: KeyBlocks,
     grid: QueryBlocks,
     tensors: QKVO,
-    gather_ops: int = 0,
     named_by: tuple[Stream, ...] = (),
 ) -> Loop:
     """The loop over the key blocks that `visits` names; with K come the numbers that name them."""
@@ -114,7 +111,7 @@ def visiting_loop(
     def visited(tensor: Tensor, beside: tuple[Stream, ...] = ()) -> Operand:
         tile = (cta.tile.kv, w.head_dim)
         keys = Stream(tensor, *tile, grid.first_key_block, table=visits.table, start=start)
-        return Operand((keys, *beside), vector_ops=gather_ops)
+        return Operand((keys, *beside))
 
     def of_bias(items: IntArray) -> IntArray:
         place = bias_matrix(w, grid.matrix(items)) * grid.down + grid.row(items)

@@ -36,7 +36,7 @@ def row_select_kernels(
     together = resident(footprint, scores.groups * scores.rows, hw)
     digits = 8 * scores.element_bytes // DIGIT_BITS
     count = digits * LANES * warps * (PASS_INSTRUCTIONS + rounds * ELEMENT_INSTRUCTIONS)
-    gather = Counted(GATHER_INSTRUCTIONS, SUM_CYCLES * warps, warps).lane_ops(together)
+    gather = Counted(GATHER_INSTRUCTIONS, SUM_CYCLES * warps, warps).times(2 * rounds)
     load = Load(in_order(scores, 1))
     select = Kernel(
         name=name,
@@ -44,7 +44,7 @@ def row_select_kernels(
         periods=scores.groups,
         loops=(
             Loop(once, (load, Compute("count digits", (load,), other_ops=count))),
-            Loop(once, (Compute("gather", other_ops=2 * rounds * gather),)),
+            Loop(once, (gather.compute("gather", (), hw, together),)),
             Loop(once, (Store(in_order(found, 1)),)),
         ),
         footprint=footprint,

@@ -152,8 +152,8 @@ def index_kernel(
     def walk(numbers: Tensor) -> Loop:
         trips = blocks(numbers.cols, NUMBERS)
         load = Load(Stream(numbers, 1, NUMBERS, lambda items: grid.at(items)[1] * trips, 1))
-        lanes = NUMBERS * MERGE[numbers.name].lane_ops(together)
-        merge = Compute(f"merge {numbers.name}", (load,), other_ops=lanes)
+        counted = MERGE[numbers.name].times(NUMBERS)
+        merge = counted.compute(f"merge {numbers.name}", (load,), hw, together)
         return Loop(of_constant(trips), (load, merge))
 
     def first_columns(table: Tensor, cols: int) -> Store:
