@@ -8,7 +8,8 @@ import numpy as np
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from validate.calibrate import Calibration
 from validate.compare import (
@@ -152,15 +153,15 @@ def errors(comparison: Comparison, quantity: str) -> "Figure":
 
 
 @present.save.register
-def save_comparison(comparison: Comparison, out: Path) -> None:
+def save_comparison(comparison: Comparison, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave comparison.json and the figures in the folder `out`."""
     save_text(comparison.json(), out / "comparison.json")
     for quantity in QUANTITIES:
         if any(one.quantity == quantity for one in comparison.judged):
             stem = quantity.replace(",", "").replace(" ", "_").lower()
-            save_figure(errors(comparison, quantity), out / f"error_{stem}.png")
+            save_figure(errors(comparison, quantity), out, f"error_{stem}", sheet)
             if quantity in (COLD, WARM, HBM):
-                save_figure(scatter(comparison, quantity), out / f"scatter_{stem}.png")
+                save_figure(scatter(comparison, quantity), out, f"scatter_{stem}", sheet)
 
 
 @present.show.register

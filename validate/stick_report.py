@@ -9,7 +9,8 @@ import numpy as np
 
 from sim.inputs.files import save_text
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
 
@@ -214,7 +215,7 @@ def scatter(judged: Sequence[Judged], quantity: str) -> "Picture":
 
 
 @present.save.register
-def save_stick(stick: Stick, out: Path) -> None:
+def save_stick(stick: Stick, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Write comparison.json, tables.md, regimes.md and a figure a quantity into the folder."""
     save_text(stick.json(), out / "comparison.json")
     save_text(markdown(stick), out / "tables.md")
@@ -223,4 +224,4 @@ def save_stick(stick: Stick, out: Path) -> None:
         judged = [one for one in stick.judged if one.quantity == quantity and one.predicted > 0]
         if judged:
             stem = quantity.replace(" ", "_").lower()
-            save_figure(scatter(judged, quantity), out / f"{stem}.png")
+            save_figure(scatter(judged, quantity), out, stem, sheet)

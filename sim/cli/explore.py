@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import AllowCodeOption, JsonOption, ScenarioArgument, SettingsOption
-from sim.cli.output import a_bar, give, make_folder
+from sim.cli.options import (
+    AllowCodeOption,
+    FormatOption,
+    JsonOption,
+    ScenarioArgument,
+    SettingsOption,
+    SizeOption,
+)
+from sim.cli.output import a_bar, give, sheet_for
 
 
 def sensitivity(
@@ -15,6 +22,8 @@ def sensitivity(
     out: Annotated[
         Path | None, typer.Option(help="A folder for results.json and the figure.")
     ] = None,
+    format: FormatOption = None,
+    size: SizeOption = None,
     json: JsonOption = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
@@ -26,11 +35,10 @@ def sensitivity(
     text = read_scenario(scenario, tuple(settings or ()), allow_code)
     refuse(text, WHOLE_MODEL, "schedule: sensitivity is of [[schedule]] tables")
     question = text.scenario()
-    if out is not None:
-        make_folder(out)
+    sheet = sheet_for(out, format, size)
     with a_bar() as update:
         answer = sensitivity_of(question, update)
-    give(answer, out, json)
+    give(answer, out, json, sheet=sheet)
 
 
 def serve(
@@ -79,6 +87,8 @@ def search(
             help="A folder for results.json, the figure and profiles; a search there is resumed."
         ),
     ] = None,
+    format: FormatOption = None,
+    size: SizeOption = None,
     json: JsonOption = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
@@ -87,9 +97,8 @@ def search(
     from sim.runs.scenario import read_scenario
 
     question = Search(read_scenario(file, tuple(settings or ()), allow_code))
-    if out is not None:
-        make_folder(out)
+    sheet = sheet_for(out, format, size)
     kept = f"its trials are in {out}: run again to go on" if out else "nothing was written"
     with a_bar(kept=kept) as update:
         answer = question.run(out, update)
-    give(answer, out, json)
+    give(answer, out, json, sheet=sheet)

@@ -21,6 +21,16 @@ AllowCodeOption = Annotated[
 FiguresOption = Annotated[
     Path | None, typer.Option("--out", help="A folder for results.json and the figures.")
 ]
+FormatOption = Annotated[
+    Literal["png", "svg", "pdf"] | None,
+    typer.Option("--format", help="What the figures are saved as; png otherwise."),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size", help="Figures for a paper: WIDTHxHEIGHT of a panel, such as 3.3x2.4in or 8.4x6cm."
+    ),
+]
 ReportOption = Annotated[
     Path | None,
     typer.Option(

@@ -8,23 +8,43 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sim.device.run import EngineName
     from sim.report.present import Answer
+    from sim.report.sheet import Format, Sheet
     from sim.runs.job import Progress
 
 
 def give(
-    answer: "Answer", out: Path | None, json: bool, file: str = "results.json", **how: bool
+    answer: "Answer",
+    out: Path | None,
+    json: bool,
+    file: str = "results.json",
+    sheet: "Sheet | None" = None,
+    **how: bool,
 ) -> None:
     """Save an answer where asked to, with `file` in the folder, and print it as `how` says."""
     from sim.report.present import save, show
+    from sim.report.sheet import AS_DRAWN
 
     if out is not None:
-        save(answer, out)
+        save(answer, out, sheet or AS_DRAWN)
     if json:
         print(answer.json(), end="")
         return
     show(answer, **how)
     if out is not None:
         print(f"{file} and figures are in {out}")
+
+
+def sheet_for(out: Path | None, format: "Format | None", size: str | None) -> "Sheet":
+    """What figures in the folder `out` are to be, which is made; raises InputError."""
+    from sim.inputs.files import InputError
+    from sim.report.sheet import Sheet
+
+    if out is None and (format or size):
+        raise InputError("--format and --size are of figures, which --out FOLDER saves")
+    sheet = Sheet.of(format, size)
+    if out is not None:
+        make_folder(out)
+    return sheet
 
 
 def make_folder(out: Path, by: str = "--out") -> None:

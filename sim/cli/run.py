@@ -12,18 +12,21 @@ from sim.cli.options import (
     EngineOption,
     ExportOption,
     FiguresOption,
+    FormatOption,
     JsonOption,
     ReportOption,
     ScenarioArgument,
     SettingsOption,
+    SizeOption,
     WideOption,
 )
-from sim.cli.output import a_bar, check_writable, give, make_folder
+from sim.cli.output import a_bar, check_writable, give, sheet_for
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sim.device.run import EngineName
+    from sim.report.sheet import Sheet
     from sim.runs.record import Record
     from sim.runs.scenario import ScenarioText
     from sim.runs.sweep import Swept
@@ -34,6 +37,8 @@ def run(
     scenario: ScenarioArgument,
     settings: SettingsOption = None,
     out: FiguresOption = None,
+    format: FormatOption = None,
+    size: SizeOption = None,
     trace: Annotated[
         Path | None, typer.Option(help="A file for a trace that ui.perfetto.dev opens.")
     ] = None,
@@ -59,8 +64,9 @@ def run(
     whole = ["limits.exact=true"] if exact else []
     text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
+    sheet = sheet_for(out, format, size)
     if kind_of(text.data) == "scenario":
-        run_schedules(text, out, report, trace, export, engine, wide, json)
+        run_schedules(text, out, sheet, report, trace, export, engine, wide, json)
         return
     if allow_code:
         raise InputError("--allow-code goes with a scenario that has [[schedule]] tables")
@@ -70,16 +76,15 @@ def run(
             "--report, --trace, --export, --engine and --wide go with a scenario of [[schedule]] "
             "tables"
         )
-    if out is not None:
-        make_folder(out)
     with a_bar() as update:
         answer = question.answer(update)
-    give(answer, out, json)
+    give(answer, out, json, sheet=sheet)
 
 
 def run_schedules(
     text: "ScenarioText",
     out: Path | None,
+    sheet: "Sheet",
     report: Path | None,
     trace: Path | None,
     export: Path | None,
@@ -91,8 +96,6 @@ def run_schedules(
     from sim.runs.answer import ScenarioAnswer
     from sim.runs.job import run_what_can_be
 
-    if out is not None:
-        make_folder(out)
     if report is not None:
         check_writable("--report", report)
     if trace is not None:
@@ -105,7 +108,7 @@ def run_schedules(
     with a_bar(engine) as update:
         outcomes = list(run_what_can_be(text, engine, update))
     answer = ScenarioAnswer(text.title, outcomes)
-    give(answer, out, json, wide=wide)
+    give(answer, out, json, sheet=sheet, wide=wide)
     if export is not None:
         from sim.report.frame import export_frame
 
@@ -262,6 +265,8 @@ def fit(
     ] = None,
     dropout: Annotated[bool, typer.Option("--dropout", help="Train with dropout.")] = False,
     out: FiguresOption = None,
+    format: FormatOption = None,
+    size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Does it fit: what lives in a GPU's memory, and the longest context there is room for."""
@@ -288,11 +293,10 @@ def fit(
     if uses is not None:
         file["uses"] = [use.strip() for use in uses.split(",")]
     question = FitQuestion.from_tables(file, "fit", "fit")
-    if out is not None:
-        make_folder(out)
+    sheet = sheet_for(out, format, size)
     with a_bar(engine=None) as update:
         answer = question.answer(update)
-    give(answer, out, json)
+    give(answer, out, json, sheet=sheet)
 
 
 def compare_results(

@@ -16,9 +16,9 @@ from sim.report.plots import (
     WIDTH,
     new_figure,
     plain_decades,
-    save_figure,
     short,
 )
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
 from sim.whole_model.fit import FitAnswer, RowAnswer, UseAnswer
@@ -139,7 +139,7 @@ def _print_parts(row: RowAnswer) -> None:
 
 
 @present.save.register
-def save_fit(answer: FitAnswer, out: Path) -> None:
+def save_fit(answer: FitAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave results.json and the figures in the folder `out`."""
     save_text(answer.json(), out / "results.json")
     figures = {"memory": parts(answer)}
@@ -150,7 +150,7 @@ def save_fit(answer: FitAnswer, out: Path) -> None:
     ):
         figures["training"] = training(answer)
     for name, figure in figures.items():
-        save_figure(figure, out / f"{name}.png")
+        save_figure(figure, out, name, sheet)
 
 
 def parts(answer: FitAnswer) -> "Figure":
@@ -318,4 +318,4 @@ def _row_figure(title: str, labels: list[str], row_inches: float) -> "tuple[Figu
 
 def _legend(figure: "Figure", ax: "Axes") -> None:
     handles = ax.get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, loc="lower center", ncols=5, fontsize=8)
+    figure.legend(*handles, frameon=False, loc="outside lower center", ncols=5, fontsize=8)

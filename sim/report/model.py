@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sim.inputs.files import save_text
 from sim.inputs.units import show, show_binary
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades, save_figure
+from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.model import ModelAnswer, ModelRow
 from sim.whole_model.passes import PassTime
@@ -93,10 +94,10 @@ def show_passes(answer: ModelAnswer) -> None:
 
 
 @present.save.register
-def save_passes(answer: ModelAnswer, out: Path) -> None:
+def save_passes(answer: ModelAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave results.json and the figure in the folder `out`."""
     save_text(answer.json(), out / "results.json")
-    save_figure(passes_figure(answer), out / "passes.png")
+    save_figure(passes_figure(answer), out, "passes", sheet)
 
 
 def passes_figure(answer: ModelAnswer) -> "Figure":

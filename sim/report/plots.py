@@ -13,15 +13,14 @@ Colours are Okabe and Ito's, which people with colour-blindness can tell apart; 
 has its own marker.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import cycle
-from pathlib import Path
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sim.device.run import DeviceRun
-from sim.inputs.files import whole_file
 from sim.runs.job import Outcome
 from sim.runs.record import Record
 
@@ -29,18 +28,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-ABSENT = {"x": "out of memory", "+": "failed"}  # how figures mark what has none
+ABSENT = {"out of memory": "x", "failed": "+"}  # by a record's status, its mark
 GREY = "#999999"
 Edges = tuple[float, float]
 
 
 WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
+PANEL = 3.0  # inches of one panel's height
 
 
-def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> "tuple[Figure, list[Axes]]":
+def new_figure(title: str, panels: int = 1, panel: float = PANEL) -> "tuple[Figure, list[Axes]]":
     """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to load, and few runs draw
     from matplotlib.figure import Figure
@@ -58,10 +60,94 @@ def new_figure(title: str, panels: int = 1, panel: float = 3.0) -> "tuple[Figure
     return figure, axes
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Draw the figure into a file; raises InputError where that cannot be."""
-    with whole_file(path) as partial:
-        figure.savefig(partial)
+LEAST_SCALE, SMALLEST_TEXT = 0.75, 6.5  # of texts, lines and markers in a column; points
+
+
+def sized(figure: "Figure", width: float, height: float) -> None:
+    """Fit a figure onto a page: `width` inches wide, of one panel `height` inches high.
+
+    One of more panels or rows is as much taller as it was. Its title goes, as a caption says it;
+    texts, lines and markers get smaller, but stay legible; legends stand beside what is drawn.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+    scale = min(1.0, max(LEAST_SCALE, width / WIDTH))
+    figure.set_size_inches(width, height * figure.get_figheight() / (ABOVE + PANEL + BELOW))
+    figure.suptitle("")
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(SMALLEST_TEXT, scale * _points(text)))
+    for line in figure.findobj(Line2D):
+        line.set_markersize(scale * float(line.get_markersize()))
+        line.set_linewidth(scale * float(line.get_linewidth()))
+    for legend in figure.legends:
+        _in_columns(legend, figure, figure.bbox.width, loc="outside lower center")
+    for ax in figure.axes:
+        if (legend_of_panel := ax.get_legend()) is not None:
+            above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+            _in_columns(legend_of_panel, ax, figure.bbox.width, **above)
+    _work_out_margins(figure)
+
+
+def _in_columns(legend: "Legend", of: "Figure | Axes", room: float, **where: Any) -> None:
+    """Replace a legend by one with as many columns as `room` [dots] is wide enough for."""
+    handles = [handle for handle in legend.legend_handles if handle is not None]
+    names = [text.get_text() for text in legend.get_texts()]
+    size = _points(legend.get_texts()[0])
+    legend.remove()
+    for columns in range(len(names), 0, -1):
+        fits = of.legend(
+            handles, names, ncols=columns, fontsize=size, frameon=False, handlelength=1.6,
+            columnspacing=1.2, borderaxespad=0.2, **where,
+        )  # fmt: skip
+        if fits.get_window_extent().width < room:
+            return
+        if columns > 1:
+            fits.remove()
+
+
+def _work_out_margins(figure: "Figure") -> None:
+    """Have margins as labels and legends need them."""
+    figure.suptitle(figure.get_suptitle(), fontsize=11, wrap=True)  # no longer where it was put
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
+
+
+TURNED = 30.0  # degrees, at least
+
+
+def uncrowd(figure: "Figure") -> None:
+    """Turn names below an axis, and raise those beside what is drawn, that run into each other."""
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        _raise_overlapping(ax)
+        named = [label for label in ax.get_xticklabels() if label.get_text()]
+        boxes = sorted((label.get_window_extent() for label in named), key=lambda box: box.x0)
+        line = _points(named[0]) * figure.dpi / 72 if named else 0.0
+        if all(box.x1 + line / 3 < after.x0 for box, after in pairwise(boxes)):
+            continue
+        apart = min(after.x1 - box.x1 + after.x0 - box.x0 for box, after in pairwise(boxes)) / 2
+        if any("\n" in label.get_text() for label in named):
+            ax.set_xticks(ax.get_xticks(), [t.get_text().replace("\n", " ") for t in named])
+        angle = max(TURNED, math.degrees(math.asin(min(1.0, 1.2 * line / max(apart, 1.0)))))
+        for label in ax.get_xticklabels():
+            label.set(rotation=angle, ha="right", rotation_mode="anchor")
+        _work_out_margins(figure)
+
+
+def _raise_overlapping(ax: "Axes") -> None:
+    """A name that stands on the one before it goes up a line."""
+    from matplotlib.text import Annotation
+
+    for before, name in pairwise(sorted(ax.texts, key=lambda text: text.get_window_extent().x0)):
+        on_it = name.get_window_extent().overlaps(before.get_window_extent())
+        if on_it and isinstance(name, Annotation):
+            x, y = name.xyann
+            name.xyann = x, y + 1.3 * _points(name)
+
+
+def _points(text: "Text") -> float:
+    """The size of a text's letters."""
+    return float(text.get_fontsize())
 
 
 def plain_decades(axis: "Axis") -> None:
@@ -95,82 +181,84 @@ def _by_schedule(
     """`value` of every record: lines over a swept number, else dots, as a log axis has no zero."""
     styles = _styles(records)
     name, values = _swept(records)
+    numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
+    places = [next(iter(r.point.values())) for r in records] if numeric else _dots(records)
+    drawn: dict[str, Any] = (
+        {"linewidth": 1.6} if numeric else {"linestyle": "none", "markersize": 9}
+    )
+    for schedule, style in styles.items():
+        own = [(x, r) for x, r in zip(places, records, strict=True) if r.schedule == schedule]
+        heights = [value(r) or math.nan for _, r in own]
+        ax.plot([x for x, _ in own], heights, label=schedule, **drawn, **style)
+    heights = [height for record in records if (height := value(record))] or [1.0]
     ax.set_ylabel(f"{label}, log scale")
     ax.set_yscale("log")
+    ax.set_ylim(min(heights) / 3, max(heights) * 3)
     plain_decades(ax.yaxis)
-    numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
     if numeric:
-        for row, (schedule, style) in enumerate(styles.items()):
-            own = [
-                (r.point[next(iter(r.point))], value(r), r.status)
-                for r in records
-                if r.schedule == schedule
-            ]
-            if done := [(x, y) for x, y, _ in own if y]:
-                ax.plot(*zip(*done, strict=True), label=schedule, linewidth=1.6, **style)
-            for mark, why in ABSENT.items():
-                if places := [x for x, _, status in own if status == why]:
-                    ax.plot(
-                        places,
-                        [0.04 + 0.06 * row] * len(places),
-                        mark,
-                        color=style["color"],
-                        label=f"{schedule}: {why}",
-                        transform=ax.get_xaxis_transform(),
-                    )
         ax.set_xscale("log", base=2)
         ax.set_xticks(values, [f"{v:,}" for v in values])
         ax.set_xlabel(f"{name}, log scale")
-        ax.legend(frameon=False)
-        return
-    _dots(ax, records, value, values, styles)
-    if name:
+    else:
+        named = [str(v) for v in values] if name else list(styles)
+        ax.set_xticks(range(len(named)), named)
+        ax.set_xlim(-0.6, len(named) - 0.4)
         ax.set_xlabel(name)
-    if name and len(styles) > 1:
+    if not numeric and len(records) <= MOST_NUMBERS:
+        _number(ax, [(x, y) for x, r in zip(places, records, strict=True) if (y := value(r))])
+    _mark_absent(ax, records, places, styles)
+    if name or len(ax.get_legend_handles_labels()[0]) > len(styles):
         ax.legend(frameon=False)
 
 
-def _dots(
+MOST_NUMBERS = 8  # dots that have room for their figures
+
+
+def _dots(records: Sequence[Record]) -> list[float]:
+    """Where dots stand: in groups by point or, without a sweep, one a schedule."""
+    schedules = list(dict.fromkeys(record.schedule for record in records))
+    points = list(dict.fromkeys(tuple(record.point.values()) for record in records))
+    if not records[0].point:
+        return [float(schedules.index(record.schedule)) for record in records]
+    width = 0.8 / len(schedules)
+    return [
+        points.index(tuple(record.point.values()))
+        - 0.4
+        + (schedules.index(record.schedule) + 0.5) * width
+        for record in records
+    ]
+
+
+def _number(ax: "Axes", dots: list[tuple[float, float]]) -> None:
+    """Each dot's height above it."""
+    for x, y in dots:
+        ax.annotate(
+            short(y),
+            (x, y),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
+
+
+def _mark_absent(
     ax: "Axes",
     records: Sequence[Record],
-    value: Callable[[Record], float | None],
-    values: list[Any],
+    places: Sequence[float],
     styles: dict[str, dict[str, Any]],
 ) -> None:
-    """Dots in groups by point; without a sweep one a schedule, named below it."""
-    swept = bool(records[0].point)
-    width = 0.8 / (len(styles) if swept else 1)
-    heights = [value(record) or 0.0 for record in records]
-    top = max(heights) if any(heights) else 1.0
-    low = min((h for h in heights if h), default=1.0) / 3
-    for k, (schedule, style) in enumerate(styles.items()):
-        own = [record for record in records if record.schedule == schedule]
-        places = [n - 0.4 + (k + 0.5) * width for n in range(len(own))] if swept else [float(k)]
-        shown = [value(record) or low for record in own]
-        done = [(x, y) for x, y, r in zip(places, shown, own, strict=True) if r.status == "ok"]
-        if done:
-            ax.plot(
-                *zip(*done, strict=True), linestyle="none", markersize=9, label=schedule, **style
-            )
-        for place, record, height in zip(places, own, shown, strict=True):
-            text = (
-                short(height) if record.status == "ok" else record.status.replace(" of ", " of\n")
-            )
-            ax.annotate(
-                text,
-                (place, height),
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize=9,
-            )
-    ax.set_ylim(low, top * 3)
-    ax.set_xlim(-0.6, (len(values) if swept else len(styles)) - 0.4)
-    if swept:
-        ax.set_xticks(range(len(values)), [str(v) for v in values])
-    else:
-        ax.set_xticks(range(len(styles)), list(styles))
+    """A mark at the foot, in its schedule's colour, for a record without figures: it says why."""
+    rows = {schedule: 0.03 + 0.04 * row for row, schedule in enumerate(styles)}
+    for why, mark in ABSENT.items():
+        absent = [(x, r) for x, r in zip(places, records, strict=True) if r.status == why]
+        for x, record in absent:
+            style = {"color": styles[record.schedule]["color"], "marker": mark}
+            at = ax.get_xaxis_transform()
+            ax.plot(x, rows[record.schedule], linestyle="none", transform=at, **style)
+        if absent:
+            ax.plot([], [], linestyle="none", color=GREY, marker=mark, label=why)
 
 
 def short(value: float) -> str:
@@ -320,7 +408,9 @@ def utilisation(records: Sequence[Record], title: str = "") -> "Figure":
         ax.set_xlabel("time [ms]")
     axes[0].plot([], [], color=COLOURS[0], label="HBM bandwidth")
     axes[0].plot([], [], color=COLOURS[1], linestyle="--", label="tensor rate")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="lower right", ncols=2)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=2
+    )
     return figure
 
 
@@ -392,19 +482,3 @@ def memory(records: Sequence[Record], title: str = "") -> "Figure":
     ax.set_ylabel("allocated [GiB]")
     ax.legend(frameon=False)
     return figure
-
-
-def save_figures(outcomes: list[Outcome], title: str, out: Path) -> None:
-    """Draw all figures of a run into the folder `out`."""
-    records = [outcome.record for outcome in outcomes]
-    figures = {"hbm_traffic": traffic(records, title), "time": time(records, title)}
-    if shown := telling_point(records):
-        figures["roofline"] = roofline(records, title)
-        figures["utilisation"] = utilisation(records, title)
-        figures["memory"] = memory(records, title)
-        kept = {id(record) for record in shown}
-        at_point = [outcome for outcome in outcomes if id(outcome.record) in kept]
-        if several := [outcome for outcome in at_point if outcome.record.gpus > 1]:
-            figures["gpus"] = gpus(several, title)
-    for name, figure in figures.items():
-        save_figure(figure, out / f"{name}.png")

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from sim.report.sheet import AS_DRAWN, Sheet
+
 # By the module of an answer's class: what draws it.
 DRAWN_BY = {
     "sim.runs.answer": "sim.report.records",
@@ -40,9 +42,9 @@ def show(answer: Any, **how: Any) -> None:
 
 
 @singledispatch
-def save(answer: Any, out: Path) -> None:
-    """Leave an answer's results.json and its figures in the folder `out`."""
-    _registered(save, answer)(answer, out)
+def save(answer: Any, out: Path, sheet: Sheet = AS_DRAWN) -> None:
+    """Leave an answer's results.json and its figures, as the sheet says, in the folder `out`."""
+    _registered(save, answer)(answer, out, sheet)
 
 
 def _registered(how: Any, answer: Any) -> Callable[..., None]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.table import Table
 
 from sim.inputs.files import save_text
-from sim.report import present
+from sim.report import plots, present
 from sim.report.answer import answer
 from sim.report.columns import Column, causes_of, columns_of, with_kernels
 from sim.report.notes import known_off, notes, reasons, rough
-from sim.report.plots import save_figures
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import fits, new_table, show_table
 from sim.runs.answer import ScenarioAnswer
+from sim.runs.job import Outcome
 from sim.runs.record import Record
 
 
@@ -23,10 +24,10 @@ def show_records(found: ScenarioAnswer, wide: bool = False) -> None:
 
 
 @present.save.register
-def save_records(found: ScenarioAnswer, out: Path) -> None:
+def save_records(found: ScenarioAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave results.json and the figures of a run in the folder `out`."""
     save_text(found.json(), out / "results.json")
-    save_figures(found.outcomes, found.title, out)
+    save_figures(found.outcomes, found.title, out, sheet)
 
 
 def print_records(title: str, records: list[Record], wide: bool = False) -> None:
@@ -103,3 +104,19 @@ def print_sweep(title: str, records: list[Record], replayed: int, wide: bool) ->
             print(f"failed, {times:,} times: {reason}")
     counts = ", ".join(f"{times:,} {status}" for status, times in states.most_common())
     print(f"{len(records):,} records: {counts}; {replayed:,} of them replayed now")
+
+
+def save_figures(outcomes: list[Outcome], title: str, out: Path, sheet: Sheet = AS_DRAWN) -> None:
+    """Draw all figures of a run into the folder `out`."""
+    records = [outcome.record for outcome in outcomes]
+    figures = {"hbm_traffic": plots.traffic(records, title), "time": plots.time(records, title)}
+    if shown := plots.telling_point(records):
+        figures["roofline"] = plots.roofline(records, title)
+        figures["utilisation"] = plots.utilisation(records, title)
+        figures["memory"] = plots.memory(records, title)
+        kept = {id(record) for record in shown}
+        at_point = [outcome for outcome in outcomes if id(outcome.record) in kept]
+        if several := [outcome for outcome in at_point if outcome.record.gpus > 1]:
+            figures["gpus"] = plots.gpus(several, title)
+    for name, figure in figures.items():
+        save_figure(figure, out, name, sheet)

@@ -8,7 +8,8 @@ from sim.explore.search import Objective, SearchAnswer, Trial
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, new_figure, save_figure
+from sim.report.plots import COLOURS, GREY, new_figure
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def _spread(front: list[Trial]) -> list[Trial]:
 
 
 @present.save.register
-def save_search(answer: SearchAnswer, out: Path) -> None:
+def save_search(answer: SearchAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave results.json, the figure and the front's profiles (`front/`) in the folder `out`."""
     save_text(answer.json(), out / "results.json")
-    save_figure(pareto(answer), out / "pareto.png")
+    save_figure(pareto(answer), out, "pareto", sheet)
     front = out / "front"
     front.mkdir(exist_ok=True)
     for old in front.glob("trial_*.toml"):

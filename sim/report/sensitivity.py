@@ -8,7 +8,8 @@ from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
 from sim.report.notes import CAUSES_IN_WORDS, filled_by
-from sim.report.plots import COLOURS, GREY, new_figure, save_figure
+from sim.report.plots import COLOURS, GREY, new_figure
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import figure_text, new_table, show_table
 from sim.runs.record import Record
 
@@ -151,11 +152,11 @@ def _signed(slope: float | None) -> str:
 
 
 @present.save.register
-def save_sensitivity(answer: Sensitivity, out: Path) -> None:
+def save_sensitivity(answer: Sensitivity, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave results.json and, where anything ran, the figure in the folder `out`."""
     save_text(answer.json(), out / "results.json")
     if any(of.effects for of in answer.schedules):
-        save_figure(tornado(answer), out / "sensitivity.png")
+        save_figure(tornado(answer), out, "sensitivity", sheet)
 
 
 def tornado(answer: Sensitivity) -> "Figure":
@@ -184,14 +185,19 @@ def tornado(answer: Sensitivity) -> "Figure":
     for ax, of, effects in zip(axes, shown, bars, strict=True):
         ax.set_xlim(low - margin, high + margin)
         _panel(ax, of, effects, (low, high))
-    axes[-1].set_xlabel(f"change in %, by steps of {answer.shift:.0%} both ways")
+    axes[-1].set_xlabel(f"change in %\n(by steps of {answer.shift:.0%} both ways)")
     handles = [
         Patch(color=COLOURS[0], label="time"),
         Line2D([], [], color="black", linewidth=1, marker="|", label="time, down and up apart"),
         Line2D([], [], label="HBM bytes", **HBM_BYTES),
     ]
     figure.legend(
-        handles=handles, frameon=False, loc="lower center", ncols=3, fontsize=8, borderaxespad=0.2
+        handles=handles,
+        frameon=False,
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+        borderaxespad=0.2,
     )
     return figure
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, new_figure, plain_decades, save_figure
+from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
+from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.serving import ServingAnswer
 
@@ -63,10 +64,10 @@ def saturation(answer: ServingAnswer) -> str:
 
 
 @present.save.register
-def save_serving(answer: ServingAnswer, out: Path) -> None:
+def save_serving(answer: ServingAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> None:
     """Leave results.json and the figure in the folder `out`."""
     save_text(answer.json(), out / "results.json")
-    save_figure(latency_figure(answer), out / "latency.png")
+    save_figure(latency_figure(answer), out, "latency", sheet)
 
 
 def latency_figure(answer: ServingAnswer) -> "Figure":
@@ -106,6 +107,6 @@ def latency_figure(answer: ServingAnswer) -> "Figure":
     axes[0].set_yscale("log")
     plain_decades(axes[0].yaxis)
     axes[1].set_ylim(bottom=0)
-    axes[1].set_xlabel("output tokens a second; points are named by their requests a second")
+    axes[1].set_xlabel("output tokens a second\n(points are named by their requests a second)")
     axes[0].legend(frameon=False)
     return figure

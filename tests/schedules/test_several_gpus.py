@@ -14,8 +14,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
-from sim.report.plots import save_figures
-from sim.report.records import print_records
+from sim.report.records import print_records, save_figures
 from sim.report.trace import save_trace
 from sim.runs.job import run_scenario
 from sim.runs.record import Asked, Record

@@ -1,0 +1,68 @@
+"""A figure as a file: its format and, for a paper, its size."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sim.inputs.files import InputError, whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Format = Literal["png", "svg", "pdf"]
+INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4}
+LEAST, MOST = 1.5, 40.0  # inches of a side
+PNG_DOTS_PER_INCH = 300  # of a given size, which is printed; else figures' own
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*x\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm)?\s*")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What figures are saved as: a format and, of one panel, width and height [inches].
+
+    Without a size they are as they were drawn. With one they are as wide, and as much taller as
+    they have more panels or rows.
+    """
+
+    format: Format = "png"
+    size: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, format: Format | None, size: str | None) -> "Sheet":
+        """That of the options --format and --size; raises InputError."""
+        if size is None:
+            return cls(format or "png")
+        found = _SIZE.fullmatch(size)
+        sides = [float(n) * INCHES[found[3] or "in"] for n in found.groups()[:2]] if found else []
+        if not sides or not all(LEAST <= side <= MOST for side in sides):
+            raise InputError(
+                f"--size {size}: WIDTHxHEIGHT of {LEAST:g} to {MOST:g} inches was expected, such "
+                "as 3.3x2.4in or 8.4x6cm"
+            )
+        return cls(format or "png", (sides[0], sides[1]))
+
+
+AS_DRAWN = Sheet()
+
+
+def save_figure(figure: "Figure", out: Path, name: str, sheet: Sheet = AS_DRAWN) -> None:
+    """Draw the figure into a file of the folder `out`; raises InputError where that cannot be.
+
+    The same figure gives the same bytes.
+    """
+    from matplotlib import rc_context
+
+    from sim.report.plots import sized, uncrowd  # they take their time to load
+
+    if sheet.size is not None:
+        sized(figure, *sheet.size)
+    uncrowd(figure)
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(sheet.format)
+    # pdf.fonttype 42: text that readers can search and publishers take.
+    with (
+        rc_context({"svg.hashsalt": name, "pdf.fonttype": 42}),
+        whole_file(out / f"{name}.{sheet.format}") as partial,
+    ):
+        dots = "figure" if sheet.size is None else PNG_DOTS_PER_INCH
+        figure.savefig(partial, metadata=undated, dpi=dots)
