@@ -401,6 +401,36 @@ def like(first: Kernel, kernel: Kernel) -> Kernel:
     return kernel if kernel is first else replace(kernel, like=first)
 
 
+def some_of(kernel: Kernel, ctas: int, number: OfItem) -> Kernel:
+    """The kernel with so many of its CTAs, of which `number` says which each one is.
+
+    It is for kernels of one item a CTA.
+    """
+
+    def taken(of_item: OfItem) -> OfItem:
+        return lambda items: of_item(number(items))
+
+    def of(stream: Stream) -> Stream:
+        return replace(stream, base=taken(stream.base), start=taken(stream.start))
+
+    def ops(loop: Loop) -> tuple[Op, ...]:
+        loads = {load: Load(of(load.stream), load.stages) for load in loop.loads}
+
+        def same(op: Op) -> Op:
+            if isinstance(op, Load):
+                return loads[op]
+            if isinstance(op, Store):
+                return Store(of(op.stream), op.atomic)
+            if isinstance(op, Barrier):
+                return Barrier(tuple(loads[load] for load in op.issues))
+            return replace(op, reads=tuple(loads[load] for load in op.reads))
+
+        return tuple(map(same, loop.ops))
+
+    loops = tuple(Loop(taken(loop.trips), ops(loop)) for loop in kernel.loops)
+    return replace(kernel, ctas=ctas, loops=loops)
+
+
 def in_order(kernels: list[Kernel]) -> list[Command]:
     """The kernels one after the other on one GPU."""
     return [Command(kernel) for kernel in kernels]

@@ -53,50 +53,31 @@ head_dims between FlashAttention-3's run the next larger of these, and its trans
 V, one after the other with V's load, is counted, not waited for.
 """
 
-from dataclasses import replace
 from sys import maxsize
 from typing import ClassVar, Literal
-
-import numpy as np
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import Tile, TiledSchedule, check_arch
-from sim.schedules.parts.dealing import (
-    Dealt,
-    by_sequence,
-    dealt_in_turn,
-    dealt_on_demand,
-    like_parts,
-    like_sections,
-    ordered,
-    section_of,
-    varlen_section,
-)
 from sim.schedules.parts.flash3_cta import (
     HEAD_DIMS,
     Q_SIDES,
-    STAGES,
     Call,
     Flash3Cta,
     Implementation,
     public_splits,
     public_tile,
 )
-from sim.schedules.parts.flash3_loops import Work, loops
+from sim.schedules.parts.flash3_kernels import forward_kernel, split_kernels
 from sim.schedules.parts.query_rows import QueryRows
-from sim.schedules.parts.results import Result
-from sim.schedules.parts.split_kv import FLASH3_COMBINE, Splits, combine_of_splits
+from sim.schedules.parts.split_kv import Splits
 from sim.schedules.parts.traversal import (
     GridOrder,
     KeyOrder,
     check_one_length,
-    directions,
 )
-from sim.tile_program import IntArray, Kernel
-
-L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
+from sim.tile_program import Kernel
 
 
 class Flash3(TiledSchedule):
@@ -157,96 +138,26 @@ class Flash3(TiledSchedule):
         appends = w.queries != w.keys and self.implementation != "trtllm"
         if self.splits is None and appends:
             splits = public_splits(w, self.call, hw.sm.count)
-        default, packed = public_tile(w, self.call, max(splits) > 1, self.implementation)
-
-        def cta(tile: Tile) -> Flash3Cta:
-            return Flash3Cta(w, tile, packed, self.call, max(splits), self.implementation)
-
-        def sram_bytes(tile: Tile) -> int:
-            """Of a tile; of one whose rows no warp groups have, more than any device has."""
-            return cta(tile).sram_bytes if tile.q in Q_SIDES else maxsize
-
-        chosen = cta(self.fit_tile(default, sram_bytes, w, hw))
+        chosen = self.cta(w, hw, max(splits))
         if chosen.splits == 1:
-            return [_forward_kernel(chosen, hw.sm.count, self.grid_order, self.key_order)]
+            rows = QueryRows(w, chosen.tile, chosen.packed)
+            return [forward_kernel(chosen, rows, hw.sm.count, self.grid_order, self.key_order)]
         if self.grid_order or self.key_order != "descending":
             raise InputError(
                 f"schedule flash3: splits = {chosen.splits}: a CTA a range has no order of "
                 "traversal: no grid_order and no key_order was expected"
             )
-        return _split_kernels(chosen, splits)
+        return split_kernels(chosen, splits)
 
+    def cta(self, w: AttentionWorkload, hw: HardwareProfile, splits: int = 1) -> Flash3Cta:
+        """The CTA with the tile asked for, else the public one; raises InputError."""
+        default, packed = public_tile(w, self.call, splits > 1, self.implementation)
 
-def _forward_kernel(
-    cta: Flash3Cta, sms: int, grid_order: GridOrder | None, key_order: KeyOrder
-) -> Kernel:
-    """The persistent kernel: masked tiles longest first on demand, others in turn."""
-    rows = QueryRows(cta.w, cta.tile, cta.packed)
-    periods, sharing = rows.matrices, rows.sharing
-    every, section = np.arange(rows.grid.size, dtype=np.int64), _section(cta, rows)
-    if grid_order:
-        order, parts = ordered(rows, grid_order, section), like_parts(rows, grid_order, section)
-    else:
-        order, parts = _own_order(cta, rows)
-    if cta.of_one_length and cta.w.mask == "full":
-        dealt = dealt_in_turn(rows.grid.size, min(sms, rows.grid.size)).in_order(order)
-    else:
-        dealt = dealt_on_demand(order, rows.key_blocks(every), min(sms, len(order)), STAGES)
-        if dealt.items_per_cta == 1:  # else long and short tiles of all heads are dealt in turn
-            periods, sharing = parts, 1
-    if grid_order:
-        periods, sharing = parts, 1
-    ways = directions(key_order, lambda items: dealt.turn(items, sms))
-    if len(ways) > 1:
-        periods, sharing = 1, 1
-    work = Work(cta, rows, dealt)
-    kernel = _kernel([work.going(way) for way in ways], periods, sharing)
-    return replace(kernel, in_waves=grid_order == "head_fast" or len(ways) > 1)
+        def cta(tile: Tile) -> Flash3Cta:
+            return Flash3Cta(w, tile, packed, self.call, splits, self.implementation)
 
+        def sram_bytes(tile: Tile) -> int:
+            """Of a tile; of one whose rows no warp groups have, more than any device has."""
+            return cta(tile).sram_bytes if tile.q in Q_SIDES else maxsize
 
-def _own_order(cta: Flash3Cta, rows: QueryRows) -> tuple[IntArray, int]:
-    """All tiles as the kernel's scheduler takes them, and the like parts that they fall into."""
-    section, among = _section(cta, rows), rows.matrices
-    order = ordered(rows, "swizzled" if cta.w.mask in cta.sorted_masks else "head_slow", section)
-    if not cta.of_one_length and cta.implementation != "trtllm":
-        order, among = by_sequence(rows), rows.of_a_sequence
-    return order, like_sections(rows, section, among)
-
-
-def _section(cta: Flash3Cta, rows: QueryRows) -> int:
-    """Matrices whose longest tiles go before all shorter ones; with varlen of one sequence."""
-    if cta.implementation == "trtllm":
-        return rows.matrices
-    if cta.of_one_length:
-        return section_of(rows, L2_SECTION_BYTES)
-    return varlen_section(rows, cta.w.seq_kv)
-
-
-def _split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
-    """The kernel over all ranges, a CTA each, and combine."""
-    rows = QueryRows(cta.w, cta.tile, cta.packed, splits)
-    order = np.arange(rows.grid.size) if rows.are_alike else by_sequence(rows)
-    work = Work(cta, rows, Dealt(len(order), order))
-    whole = Result(work.tensors.o, work.lse)
-    each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)
-    kernel = _kernel([work], rows.matrices, rows.sharing)
-    return [kernel, combine_of_splits(work.partial, whole, each, FLASH3_COMBINE)]
-
-
-def _kernel(works: list[Work], periods: int, sharing: int) -> Kernel:
-    """The kernel of the loops of each way through the keys."""
-    work = works[0]
-    return Kernel(
-        name="flash3",
-        ctas=work.dealt.ctas,
-        loops=tuple(loop for one in works for loop in loops(one)),
-        footprint=work.cta.footprint,
-        tensor_path="asynchronous",
-        items_per_cta=work.dealt.items_per_cta,
-        periods=periods if work.rows.are_alike else 1,
-        sharing=sharing if work.rows.are_alike else 1,
-        irregular=not work.rows.are_alike,
-        sets_up_items=not work.cta.of_one_length,
-        splits=work.rows.splits,
-        dealt_tiles=work.dealt.dealt_tiles,
-    )
+        return cta(self.fit_tile(default, sram_bytes, w, hw))

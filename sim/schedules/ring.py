@@ -30,11 +30,20 @@ so that a turn takes some 0.37 ms at least, however short its sequences are. The
 kernel takes no SM here. With `framework = "jax"`, the papers' own, all turns are one compiled
 program: merging is one kernel, and the host is ahead. So is decoding, whose source is in JAX.
 
+In training K and V go round once more, and with them dK and dV of their tokens in fp32:
+
+    at each turn s: send K and V on
+        dQ_s, dK_s, dV_s = backward of flash attention, with O and LSE of all turns
+        dQ += dQ_s;  receive the dK and dV of these K and V;  dK += dK_s;  dV += dV_s;  send them on
+    after the last turn dK and dV are sent once more, to where their tokens are
+
+A turn's gradients are in the workload's dtype; D = rowsum(dO O) is made anew in every turn. Of a
+GPU that a turn leaves nothing to do dK and dV go on as they came. `attention = "flash3"` runs a
+forward turn by FlashAttention-3's kernel.
+
 Source: Liu et al. 2023 (arXiv 2310.01889), Algorithm 1; Brandon et al. 2023 (arXiv 2311.09431) for
 stripes; the kernels of a turn, and what they skip, as in zhuzilin/ring-flash-attention
-(ring_flash_attn.py, stripe_flash_attn.py, zigzag_ring_flash_attn.py), decoding as in
-Zyphra/tree_attention (ring_shard_test.py). Deviation: the two ranges of a zigzag are cut into
-tiles each for itself, also where one kernel runs over both.
+(parts/ring_kernels.py), decoding as in Zyphra/tree_attention (ring_shard_test.py).
 """
 
 from dataclasses import dataclass, replace
@@ -45,13 +54,22 @@ import numpy as np
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
+from sim.schedules.base import STATISTICS_BYTES, check_arch
+from sim.schedules.flash3 import Flash3
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts.eager import CALL_LAUNCHES
-from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
-from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.public_tiles import public_cta
+from sim.schedules.parts.flash2_backward import BackwardCta
+from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
 from sim.schedules.parts.results import Result
+from sim.schedules.parts.ring_kernels import (
+    Backward,
+    BackwardOfTurns,
+    Held,
+    Part,
+    flash2_kernel,
+    flash3_kernel,
+    of_part,
+)
 from sim.schedules.parts.several_gpus import (
     SeveralGpus,
     finish_kernel,
@@ -61,56 +79,80 @@ from sim.schedules.parts.several_gpus import (
     run_kernels,
     start_kernel,
 )
-from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor, Transfer
+from sim.tile_program import Command, Kernel, Tensor, Transfer
 
 # Calls of the host in a turn: RingComm.send_recv_kv and wait; flash_api.cpp, mha_fwd.
 EXCHANGE_CALLS, ATTENTION_CALLS = 8, 5
 
-# What a GPU's queries see of the keys of a turn.
-Part = Literal["all", "causal", "below diagonal", "earlier keys", "later queries"]
-
 
 @dataclass(frozen=True)
 class RingKernels:
-    """Attention and merging by what a turn's part of the mask is; the first and last kernels."""
+    """Attention and merging by what a turn's part of the mask is; the first and last kernels.
+
+    In training, the same of `backward`, which begins and ends with those of `turns`.
+    """
 
     attention: dict[Part, list[Kernel]]
     merge: dict[Part, list[Kernel]]
     start: Kernel
     finish: Kernel
-
-
-@dataclass(frozen=True)
-class Held:
-    """A GPU's tokens, in `chunks` ranges that are matrices of their own, and a turn's result."""
-
-    chunks: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    part: Result
+    backward: dict[Part, Backward]
+    turns: BackwardOfTurns | None
 
 
 class Ring(SeveralGpus):
-    """Ring Attention, forward. `balance`: which tokens a GPU holds where the mask is causal.
+    """Ring Attention. `balance`: which tokens a GPU holds where the mask is causal.
 
     `framework`: whose kernels merge the turns, and what its host does between launches.
+    `attention`: which kernel runs a turn.
     """
 
     name: Literal["ring"] = "ring"
     balance: Literal["contiguous", "striped", "zigzag"] = "contiguous"
     framework: Literal["pytorch", "jax"] = "pytorch"
+    attention: Literal["flash2", "flash3"] = "flash2"
 
     summary = "several GPUs, each its tokens; K and V go round"
     source = "arXiv 2310.01889, 2311.09431; zhuzilin/ring-flash-attention"
+    phases = ("prefill", "decode", "training")
     masks = ("full", "causal")
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload."""
+        super().check(w)
+        if self.attention == "flash3":
+            self._check_flash3(w)
+        if w.phase == "training" and self.compiled_by_triton:
+            raise InputError(
+                f'schedule ring: implementation = "{self.implementation}": workload.phase = '
+                '"training": "cuda" was expected'
+            )
+
+    def _check_flash3(self, w: AttentionWorkload) -> None:
+        where = 'schedule ring: attention = "flash3": '
+        if w.phase != "prefill":
+            raise InputError(
+                f'{where}workload.phase = "{w.phase}": prefill was expected; attention = "flash2" '
+                "decodes and trains"
+            )
+        own = [key for key in ("tile", "warps", "stages", "machine_code") if getattr(self, key)]
+        if own or self.compiled_by_triton:
+            raise InputError(
+                f"{where}it has its own {', '.join(own) or 'implementation'}: none was expected"
+            )
+        Flash3().check(w)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The kernels of every part of the mask, and of merging."""
         kernels = self._kernels(w, hw)
         attention = dict.fromkeys(k for part in kernels.attention.values() for k in part)
         merging = dict.fromkeys(k for part in kernels.merge.values() for k in part)
-        return [*attention, kernels.start, *merging, kernels.finish]
+        lowered = [*attention, kernels.start, *merging, kernels.finish]
+        for one in kernels.backward.values():
+            lowered += dict.fromkeys([*one.attention, *one.add_dq, *one.add_dkv])
+        if kernels.turns:
+            lowered += [*kernels.turns.start(), *kernels.turns.finish()]
+        return lowered
 
     def commands(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Command]:
         """All GPUs' kernels and transfers, for each token that is decoded."""
@@ -123,6 +165,8 @@ class Ring(SeveralGpus):
             finished = [Command(kernels.finish, gpu) for gpu in range(self.gpus)]
             commands += finished
             ready = [(command,) for command in finished]
+        if kernels.turns:
+            commands += self._backward_round(w, hw, kernels, kernels.turns, ready)
         return commands
 
     def _round(
@@ -133,12 +177,7 @@ class Ring(SeveralGpus):
         ready: list[tuple[Command, ...]],
     ) -> list[Command]:
         """K and V once round; each GPU begins after its `ready`."""
-        rows = self.share("seq_kv", w.seq_kv)
-        matrices = 2 * w.batch * w.kv_heads
-        buffers = [
-            Tensor(f"received K, V ({number})", matrices, rows, w.head_dim, w.dtype_bytes)
-            for number in (0, 1)
-        ]
+        buffers = self._received("K, V", w, w.dtype_bytes)
         gpus = range(self.gpus)
         calls = (0, 0) if self._is_compiled(w) else (EXCHANGE_CALLS + ATTENTION_CALLS, 1)
         call_s = CALL_LAUNCHES * hw.calibration.launch.latency
@@ -162,16 +201,67 @@ class Ring(SeveralGpus):
         of_all = [command for of_turn in ran for of_gpu in of_turn for command in of_gpu]
         return of_all + [command for of_turn in sent for command in of_turn]
 
+    def _backward_round(
+        self,
+        w: AttentionWorkload,
+        hw: HardwareProfile,
+        kernels: RingKernels,
+        turns: BackwardOfTurns,
+        ready: list[tuple[Command, ...]],
+    ) -> list[Command]:
+        """K and V once more round, and dK and dV with them and back to where they belong."""
+        of_kv = self._received("K, V of backward", w, w.dtype_bytes)
+        of_dkv = self._received("dK, dV", w, STATISTICS_BYTES)
+        gpus, start = range(self.gpus), turns.start()
+        call_s = 0.0 if self._is_compiled(w) else CALL_LAUNCHES * hw.calibration.launch.latency
+        before_s = (2 * EXCHANGE_CALLS + ATTENTION_CALLS) * call_s
+        ran: list[list[list[Command]]] = []  # by turn and GPU: attention, and the sums
+        sent: list[list[Command]] = []  # K and V
+        given: list[list[Command]] = []  # dK and dV
+        for s in gpus:
+            arrived = [(sent[s - 1][gpu - 1],) if s else ready[gpu] for gpu in gpus]
+            came = [(given[s - 1][gpu - 1],) if s else () for gpu in gpus]
+            ran.append([])
+            for gpu in gpus:
+                part = self._part(w, gpu, s)
+                own: list[Command] = []
+                if part:
+                    of_part = kernels.backward[part]
+                    own = run_kernels(of_part.attention, gpu, arrived[gpu], (before_s, 0.0))
+                    first, then = (of_part.add_dq, of_part.add_dkv) if s else (start, [])
+                    own += run_kernels(first, gpu, (), (call_s, call_s))
+                    own += run_kernels(then, gpu, came[gpu], (call_s, call_s))
+                ran[s].append(own)
+            if s < self.gpus - 1:
+                free = [(*ran[s - 1][g], sent[s - 1][g]) if s > 1 else ready[g] for g in gpus]
+                sent.append(self._hop(of_kv[s % 2], arrived, free))
+            made = [tuple(ran[s][g][-1:]) or came[g] for g in gpus]
+            free = [(*ran[s - 1][g][-1:], given[s - 1][g]) if s > 1 else ready[g] for g in gpus]
+            given.append(self._hop(of_dkv[s % 2], made, free, "dK, dV"))
+        of_all = [command for of_turn in ran for of_gpu in of_turn for command in of_gpu]
+        last = [run_kernels(turns.finish(), g, (given[-1][g - 1],), (0.0, call_s)) for g in gpus]
+        of_all += [command for of_gpu in last for command in of_gpu]
+        return of_all + [command for of_turn in (*sent, *given) for command in of_turn]
+
+    def _received(self, what: str, w: AttentionWorkload, element_bytes: int) -> list[Tensor]:
+        """Room for two shares of the keys' tokens, of K and of V."""
+        rows, matrices = self.share("seq_kv", w.seq_kv), 2 * w.batch * w.kv_heads
+        return [
+            Tensor(f"received {what} ({number})", matrices, rows, w.head_dim, element_bytes)
+            for number in (0, 1)
+        ]
+
     def _hop(
         self,
         buffer: Tensor,
         arrived: list[tuple[Command, ...]],
         free: list[tuple[Command, ...]],
+        what: str = "K, V",
     ) -> list[Command]:
-        """K and V of all GPUs to the next, once they have arrived and the buffer there is free."""
+        """What all GPUs have to the next, once it has arrived and the buffer there is free."""
         return [
             Command(
-                Transfer("K, V", buffer.bytes, to, buffer=buffer),
+                Transfer(what, buffer.bytes, to, buffer=buffer),
                 gpu,
                 (*arrived[gpu], *free[to]),
             )
@@ -211,7 +301,7 @@ class Ring(SeveralGpus):
             local = replace(w, seq_kv=self.share("seq_kv", w.seq_kv), causal=False)
             decoding = self.like(FlashDecoding).attention(local, hw)
             attention = dict.fromkeys(parts, decoding.kernels)
-            chunks, result = 1, decoding.result
+            chunks, result, held = 1, decoding.result, None
         else:
             held = self._held(w)
             flash = {part: self._kernel(part, w, hw, held) for part in parts}
@@ -236,7 +326,28 @@ class Ring(SeveralGpus):
                 else pointwise_merge(result, merged, chunks, first, sliced=sliced),
             )
         start, finish = start_kernel(result, merged), finish_kernel(merged, o)
-        return RingKernels(attention, merge, start, finish)
+        turns, backward = None, {}
+        if held and w.phase == "training":
+            turns, cta = BackwardOfTurns(held, o, merged.lse), self._backward_cta(w, hw)
+            backward = {part: turns.kernels(part, w, cta) for part in parts}
+            if "below diagonal" in backward:
+                backward["below diagonal"] = backward["causal"]
+        return RingKernels(attention, merge, start, finish, backward, turns)
+
+    def _kernel(self, part: Part, w: AttentionWorkload, hw: HardwareProfile, held: Held) -> Kernel:
+        """Attention of a GPU's queries on the keys of a turn."""
+        if self.attention == "flash3":
+            check_arch(self.name, hw, "sm90")
+            one = replace(of_part(w, part), seq_q=held.q.rows, seq_kv=held.k.rows)
+            return flash3_kernel(part, w, held, Flash3().cta(one, hw), hw.sm.count)
+        local = of_part(w, part)
+        cta = self.cta(public_cta(local, hw, self.implementation), local, hw)
+        return flash2_kernel(part, w, held, cta)
+
+    def _backward_cta(self, w: AttentionWorkload, hw: HardwareProfile) -> BackwardCta:
+        public = public_backward_cta(w, hw)
+        tile = self.fit_tile(public.tile, public.sram_bytes(w), w, hw)
+        return replace(public, tile=tile, warps=self.warps or public.warps)
 
     def _held(self, w: AttentionWorkload) -> Held:
         """A GPU's Q, K and V, and room for a turn's O; raises InputError where they do not fit."""
@@ -259,56 +370,3 @@ class Ring(SeveralGpus):
                 Tensor("LSE of a step", heads, queries, 1, STATISTICS_BYTES, role="partial"),
             ),
         )
-
-    def _kernel(self, part: Part, w: AttentionWorkload, hw: HardwareProfile, held: Held) -> Kernel:
-        """FlashAttention-2 of a GPU's queries on the keys of a turn."""
-        local = replace(w, causal=part in ("causal", "below diagonal"))
-        cta = self.cta(public_cta(local, hw, self.implementation), local, hw)
-        tile, chunks = cta.tile, held.chunks
-        first, visited = _key_blocks(part, held, tile)
-        down, across = blocks(held.q.rows, tile.q), blocks(held.k.rows, tile.kv)
-        grid = Grid(len(visited), w.batch, w.heads)  # blocks of query rows, sequences, heads
-
-        def q_matrix(items: IntArray) -> IntArray:
-            _, sequence, head = grid.at(items)
-            return sequence * w.heads + head
-
-        def q_tile(items: IntArray) -> IntArray:
-            return q_matrix(items) * chunks * down + first + grid.at(items)[0]
-
-        def trips(items: IntArray) -> IntArray:
-            return visited[grid.at(items)[0]]
-
-        def last_key_block(items: IntArray) -> IntArray:
-            return kv_matrix(w, q_matrix(items)) * chunks * across + trips(items) - 1
-
-        def last_to_first(tensor: Tensor) -> Operand:
-            return Operand((Stream(tensor, tile.kv, w.head_dim, last_key_block, -1),))
-
-        rows = QueryTiles(
-            ctas=grid.size,
-            q=Stream(held.q, tile.q, w.head_dim, q_tile),
-            o=Stream(held.part.o, tile.q, w.head_dim, q_tile),
-            lse=Stream(held.part.lse, tile.q, 1, q_tile),
-            periods=w.batch * w.heads,
-            sharing=w.heads // w.kv_heads,
-        )
-        k, v = last_to_first(held.k), last_to_first(held.v)
-        loop = key_loop(local, cta, trips, rows.q.tile_bytes, k, v)
-        return flash_kernel(f"flash2, {part}", local, cta, rows, loop)
-
-
-def _key_blocks(part: Part, held: Held, tile: Tile) -> tuple[int, IntArray]:
-    """The first block of query rows that takes part, and how many key blocks each visits.
-
-    All visit a range from the first key block on; blocks count through the chunks.
-    """
-    down, across = blocks(held.q.rows, tile.q), blocks(held.k.rows, tile.kv)
-    row_blocks = np.arange(held.chunks * down)
-    chunk, end_row = row_blocks // down, np.minimum((row_blocks % down + 1) * tile.q, held.q.rows)
-    if part in ("causal", "below diagonal"):
-        end_key = end_row - (part == "below diagonal")
-        return 0, chunk * across + -(-end_key // tile.kv)
-    first = down if part == "later queries" else 0
-    visited = across if part == "earlier keys" else held.chunks * across
-    return first, np.full(held.chunks * down - first, visited)

@@ -101,8 +101,9 @@ def test_blocks_of_query_rows_are_those_that_see_any_key_of_the_block(tile, seq_
     windows = [replace(full, causal=True, window=size) for size in range(1, 70)]
     number = np.arange(-(-seq_q // tile.q))[:, None]
     for w in (full, replace(full, causal=True), *windows):
-        first, end = query_blocks(w, tile)
-        np.testing.assert_array_equal((number >= first) & (number < end), visited(w, tile))
+        seen = query_blocks(w, tile)
+        shown = (number >= seen.first) & (number < seen.end)
+        np.testing.assert_array_equal(shown, visited(w, tile))
 
 
 def tiles_of(stream, kernel, loop) -> list[np.ndarray]:

@@ -60,23 +60,27 @@ def of_backward(kernels: Sequence[Kernel]) -> list[Kernel]:
     return [replace(kernel, backward=True) for kernel in kernels]
 
 
-def sums_over_groups(g: Gradients) -> list[Kernel]:
-    """The kernels that sum dK and dV of the query heads that share a KV head; none without."""
+def sums_over_groups(g: Gradients, ranges: int = 1) -> list[Kernel]:
+    """The kernels that sum dK and dV of the query heads that share a KV head; none without.
+
+    A head has so many `ranges` of tokens, each a matrix.
+    """
     pairs = ((g.dk_of_heads, g.dk), (g.dv_of_heads, g.dv))
-    return [_sum_over_group(parts, whole) for parts, whole in pairs if parts is not whole]
+    return [_sum_over_group(parts, whole, ranges) for parts, whole in pairs if parts is not whole]
 
 
-def _sum_over_group(parts: Tensor, whole: Tensor) -> Kernel:
+def _sum_over_group(parts: Tensor, whole: Tensor, ranges: int) -> Kernel:
     """A CTA a block of rows; a trip a head of the group."""
     rows = max(1, ELEMENTS_A_CTA // whole.cols)
     heads, down = parts.groups // whole.groups, blocks(whole.rows, rows)
-    grid = Grid(down, whole.groups)
+    a_head = ranges * down
+    grid = Grid(a_head, whole.groups // ranges)
 
     def first_head(items: IntArray) -> IntArray:
         row, group = grid.at(items)
-        return group * heads * down + row
+        return group * heads * a_head + row
 
-    load = Load(Stream(parts, rows, parts.cols, first_head, down))
+    load = Load(Stream(parts, rows, parts.cols, first_head, a_head))
     add = Compute("add", (load,), vector_ops=rows * whole.cols)
     name = f"{whole.name} = sum over heads"
     return reduction(name, of_constant(heads), add, (in_order(whole, rows),), FOOTPRINT)

@@ -85,11 +85,23 @@ class BackwardCta:
         return bytes_of
 
 
-def query_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:
-    """For each block of keys, the first and the end of the blocks of query rows that see any of it.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """For each block of keys of a head, the blocks of query rows that see any of it.
 
-    Returns two arrays of ceil(seq_kv / tile.kv); the end is not below the first.
+    A head has `down` blocks of query rows, and as many of keys as `first` and `end` are long; the
+    end is not below the first. Its tokens lie in so many `ranges`, each a matrix, through which
+    blocks are counted.
     """
+
+    down: int
+    first: IntArray
+    end: IntArray
+    ranges: int = 1
+
+
+def query_blocks(w: AttentionWorkload, tile: Tile) -> Seen:
+    """What the mask shows."""
     down = blocks(w.seq_q, tile.q)
     first_key = tile.kv * np.arange(blocks(w.seq_kv, tile.kv), dtype=np.int64)
     end_key = np.minimum(first_key + tile.kv, w.seq_kv)
@@ -100,7 +112,7 @@ def query_blocks(w: AttentionWorkload, tile: Tile) -> tuple[IntArray, IntArray]:
     if w.window is not None:
         end_row = end_key - 1 + w.window - offset
         end = np.clip(-(-end_row // tile.q), first, down)
-    return first, end
+    return Seen(down, first, end)
 
 
 @dataclass(frozen=True)
@@ -128,23 +140,28 @@ class _Tensors:
 
 
 def backward_kernels(
-    w: AttentionWorkload, cta: BackwardCta, saved: Saved, g: Gradients | None = None
+    w: AttentionWorkload,
+    cta: BackwardCta,
+    saved: Saved,
+    g: Gradients | None = None,
+    seen: Seen | None = None,
 ) -> list[Kernel]:
     """The kernels of the backward pass: three, and two sums where heads share K and V.
 
-    Rows of Q, O and dO may have all heads of a token side by side. Gradients go to `g`.
+    Rows of Q, O and dO may have all heads of a token side by side. Gradients go to `g`. What is
+    `seen` is what the mask shows unless given.
     """
-    g = g or gradients(w)
-    sums = Tensor("D", g.dq.groups, w.seq_q, 1, STATISTICS_BYTES, role="statistics")
+    g, seen = g or gradients(w), seen or query_blocks(w, cta.tile)
+    sums = Tensor("D", g.dq.groups, g.dq.rows, 1, STATISTICS_BYTES, role="statistics")
     width = compiled_head_dim(w.head_dim)  # head_size_rounded of mha_bwd
-    accumulated = Tensor("dQ in fp32", g.dq.groups, w.seq_q, width, 4)
+    accumulated = Tensor("dQ in fp32", g.dq.groups, g.dq.rows, width, 4)
     tensors = _Tensors(saved, g, sums, accumulated)
     return of_backward(
         [
             _preprocess(cta, tensors),
-            _main(w, cta, tensors),
+            _main(w, cta, tensors, seen),
             _convert(w, cta, tensors),
-            *sums_over_groups(g),
+            *sums_over_groups(g, seen.ranges),
         ]
     )
 
@@ -184,12 +201,7 @@ class _KeyBlocks:
     """The main kernel's grid: a CTA for each tile.kv keys of each head of each sequence."""
 
     w: AttentionWorkload
-    tile: Tile
-
-    @property
-    def across(self) -> int:
-        """Blocks of keys of a head."""
-        return blocks(self.w.seq_kv, self.tile.kv)
+    across: int  # blocks of keys of a head
 
     @property
     def grid(self) -> Grid:
@@ -225,11 +237,10 @@ class _Rows:
     dq: Store
 
 
-def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors) -> Kernel:
+def _main(w: AttentionWorkload, cta: BackwardCta, of: _Tensors, seen: Seen) -> Kernel:
     """A CTA a block of keys of a head."""
-    tile, keys = cta.tile, _KeyBlocks(w, cta.tile)
-    down = blocks(w.seq_q, tile.q)
-    first, end = query_blocks(w, tile)
+    tile, keys = cta.tile, _KeyBlocks(w, len(seen.first))
+    down, first, end = seen.down, seen.first, seen.end
 
     def trips(items: IntArray) -> IntArray:
         return (end - first)[keys.block(items)]
