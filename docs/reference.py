@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import sim
-from sim.cli.app import app
+from sim.cli.commands import app
 from sim.cli.schema import schema_of
 from sim.report import plots
 from sim.runs.record import Asked, InMemory, KernelResult, Record, Timeline

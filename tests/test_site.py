@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from sim import Record
-from sim.cli.app import app
+from sim.cli.commands import app
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES

@@ -1,111 +1,48 @@
-"""The command line. A command imports what it needs when it runs, so that --help is quick."""
+"""The command line as a process: what it may meet from outside, and the codes that it ends with."""
 
-import os
 import sys
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from sim.cli import interrupt, streams
 
-from sim.cli import explore, init, interrupt, kernel, lists, run, schema, validate
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import version
-
-        print(f"attnsim {version('attnsim')}")
-        raise typer.Exit
-
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-profiles_app = typer.Typer(help="List, show or check hardware profiles.")
-app.add_typer(profiles_app, name="profiles")
-scenarios_app = typer.Typer(help="List scenarios, or show one as a template to copy.")
-app.add_typer(scenarios_app, name="scenarios")
-schedules_app = typer.Typer(help="List schedules, or show one: its algorithm, options and source.")
-app.add_typer(schedules_app, name="schedules")
-validate_app = typer.Typer(
-    help="Measure real kernels, and hold the simulator's predictions against them.",
-    no_args_is_help=True,
-)
-app.add_typer(validate_app, name="validate")
-explore_app = typer.Typer(
-    help="Ask what a device should be like: what its figures matter, and which to choose.",
-    no_args_is_help=True,
-)
-app.add_typer(explore_app, name="explore")
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Simulate the memory traffic of attention schedules on a GPU."""
-
-
-app.command()(run.run)
-app.command()(run.sweep)
-app.command()(run.fit)
-app.command("compare")(run.compare_results)
-app.command()(init.init)
-app.command()(lists.models)
-app.command()(schema.schema)
-app.command()(validate.calibrate)
-app.command()(kernel.kernel)
-
-scenarios_app.callback(invoke_without_command=True)(lists.scenarios)
-scenarios_app.command("show")(lists.show_scenario)
-schedules_app.callback(invoke_without_command=True)(lists.schedules)
-schedules_app.command("show")(lists.show_schedule)
-
-profiles_app.callback(invoke_without_command=True)(lists.profiles)
-profiles_app.command("show")(lists.show_profile)
-profiles_app.command("check")(lists.check_profile)
-
-explore_app.command()(explore.sensitivity)
-explore_app.command()(explore.serve)
-explore_app.command()(explore.search)
-
-validate_app.command()(validate.measure)
-validate_app.command("run")(validate.validate_run)
-validate_app.command()(validate.compare)
-validate_app.command("import")(validate.import_set)
-
-
-# What wrong options raise; typer brings its own copy of click, or uses the installed one.
-UsageError: Any = typer.BadParameter.__bases__[0]
+REFUSED = 2  # what was asked cannot be
 
 
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2.
 
-    Ctrl-C is one line too, and exit code 130 (`interrupt`).
+    Ctrl-C is one line too, and exit code 130 (`interrupt`). What cannot be printed keeps no file
+    from being written (`streams`).
     """
-    try:
-        with interrupt.watched():
-            from sim.inputs.files import InputError
+    with streams.guarded() as printed:
+        code = _code() or printed.code()
+    sys.exit(code)
 
-            code = app(standalone_mode=False)
-            if code == interrupt.CODE:  # what typer, or an Abort in older ones, makes of Ctrl-C
-                raise KeyboardInterrupt
-            sys.exit(code)
-    except (typer.Abort, KeyboardInterrupt):
-        interrupt.say()
-        sys.stderr.flush()
-        os._exit(interrupt.CODE)  # for no thread that still replays
-    except UsageError as error:
-        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
-            text = " ".join(error.format_message().split()).rstrip(".")
-            print(f"attnsim: {text}; --help says what is accepted", file=sys.stderr)
-    except InputError as error:
-        print(f"attnsim: {error}", file=sys.stderr)
-    sys.exit(2)
+
+def _code() -> int:
+    """Run a command; its exit code."""
+    with interrupt.watched():
+        import typer
+
+        from sim.cli.commands import app
+        from sim.inputs.files import InputError
+
+        usage_error: Any = typer.BadParameter.__bases__[0]  # click's, or typer's copy of it
+        try:
+            code: int = app(standalone_mode=False) or 0
+        except typer.Abort:  # what older ones make of Ctrl-C
+            raise KeyboardInterrupt from None
+        except usage_error as error:
+            if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+                text = " ".join(error.format_message().split()).rstrip(".")
+                print(f"attnsim: {text}; --help says what is accepted", file=sys.stderr)
+            return REFUSED
+        except InputError as error:
+            print(f"attnsim: {error}", file=sys.stderr)
+            return REFUSED
+        if code == interrupt.CODE:  # what typer makes of it
+            raise KeyboardInterrupt
+        return code
 
 
 if __name__ == "__main__":

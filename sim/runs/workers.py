@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 
 from sim.inputs.files import InputError
@@ -36,6 +36,8 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     They come from a fork server, which has no threads and imports attnsim once for all of them.
     They die with this process, however it ends. They import nothing from the current folder that
     this process would not: their interpreters start as `python -c`, which would look there first.
+    What starts is mute until it works: where this process ends meanwhile, Python would tell of
+    every pipe and semaphore that is gone.
     """
     count = workers or len(os.sched_getaffinity(0))
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
@@ -44,7 +46,8 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     compile_engine()
     lifeline, alive = context.Pipe(duplex=False)
     with _without_the_current_folder():
-        executor = ProcessPoolExecutor(count, context, _live_on, (lifeline,))
+        told = _start_mute_fork_server() if method == "forkserver" else None
+        executor = ProcessPoolExecutor(count, context, _live_on, (lifeline, told))
         try:
             yield Workers(executor, lambda: count)
         except BaseException:
@@ -70,6 +73,18 @@ def _without_the_current_folder() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
+def _start_mute_fork_server() -> Connection:
+    """Gives this process's standard error, which workers have once they work."""
+    told, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.dup2(told, 2)
+        os.close(nowhere)
+    return Connection(told, readable=False)
+
+
 def compile_engine() -> None:
     """Let the compiled engine lie on disk, so that workers read it instead of compiling it each."""
     tables = {
@@ -80,14 +95,19 @@ def compile_engine() -> None:
     list(run_scenario(make_scenario(tables, "compile", "compile")))
 
 
-def _live_on(lifeline: Connection) -> None:
-    """Of a worker: leave Ctrl-C to the main process, and end when its end of the pipe closes."""
+def _live_on(lifeline: Connection, told: Connection | None) -> None:
+    """Of a worker: leave Ctrl-C to the main process, and end when its end of the pipe closes.
+
+    What goes wrong from now on is `told`, where it was not till then.
+    """
 
     def watch() -> None:
         lifeline.poll(None)
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if told is not None:
+        os.dup2(told.fileno(), 2)
     threading.Thread(target=watch, daemon=True).start()
 
 

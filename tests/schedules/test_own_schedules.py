@@ -270,7 +270,7 @@ def test_two_packages_that_offer_the_same_name_are_both_named(installed):
 
 def test_the_command_line_starts_without_looking_for_packages():
     program = (
-        "import sys; from sim.cli.app import app\n"
+        "import sys; from sim.cli.commands import app\n"
         "print({'sim.schedules', 'importlib.metadata'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
