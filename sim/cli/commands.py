@@ -17,8 +17,8 @@ def _version(asked: bool) -> None:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # in "rich" a word in brackets is a style, and is not shown
 )
 profiles_app = typer.Typer(help="List, show or check hardware profiles.")
 app.add_typer(profiles_app, name="profiles")

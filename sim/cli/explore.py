@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sim.cli import complete
 from sim.cli.options import (
     AllowCodeOption,
     FormatOption,
@@ -75,7 +76,11 @@ def serve(
 def search(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A scenario with [search]: a shipped name, or a path."),
+        typer.Argument(
+            metavar="FILE",
+            help="A scenario with [search]: a shipped name, or a path.",
+            autocompletion=complete.scenarios,
+        ),
     ],
     settings: Annotated[
         list[str] | None,

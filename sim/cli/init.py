@@ -14,7 +14,7 @@ SCHEMAS = ("schemas/scenario.json", "schemas/profile.json")  # which they name f
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="Where to; made where there is none.")
+        Path, typer.Argument(metavar="FOLDER", help="Where to; made where there is none.")
     ] = Path(),
 ) -> None:
     """Write a scenario and a profile of one's own to begin with: they say what one may say."""

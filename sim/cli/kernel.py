@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sim.cli import complete
 from sim.cli.options import JsonOption
 from sim.cli.output import give
 
@@ -21,7 +22,10 @@ def kernel(
     ] = None,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="A profile's name or path; may be given several times [its arch's]."),
+        typer.Option(
+            help="A profile's name or path; may be given several times [its arch's].",
+            autocompletion=complete.profiles,
+        ),
     ] = None,
     sram: Annotated[
         str | None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sim.cli import complete
+
 
 def scenarios(context: typer.Context) -> None:
     """List the scenarios that come with attnsim."""
@@ -22,14 +24,25 @@ def schedules(context: typer.Context) -> None:
         print_schedules()
 
 
-def show_scenario(name: Annotated[str, typer.Argument(help="A shipped scenario's name.")]) -> None:
+def show_scenario(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped scenario's name.", autocompletion=complete.shipped_scenarios
+        ),
+    ],
+) -> None:
     """Show a scenario's file: a template for one of your own."""
     from sim.inputs.files import find_toml
 
     print(find_toml(name, "scenarios", "scenario").read_text(encoding="utf-8"), end="")
 
 
-def show_schedule(name: Annotated[str, typer.Argument(help="A schedule's name.")]) -> None:
+def show_schedule(
+    name: Annotated[
+        str, typer.Argument(help="A schedule's name.", autocompletion=complete.schedules)
+    ],
+) -> None:
     """Show a schedule: its algorithm, its options with their defaults, its known errors."""
     from sim.inputs.files import InputError, meant
     from sim.report.table import print_schedule
@@ -57,7 +70,11 @@ def profiles(context: typer.Context) -> None:
         print_profiles()
 
 
-def show_profile(name: Annotated[str, typer.Argument(help="A profile's name or path.")]) -> None:
+def show_profile(
+    name: Annotated[
+        str, typer.Argument(help="A profile's name or path.", autocompletion=complete.profiles)
+    ],
+) -> None:
     """Show every figure of a profile, and where it comes from."""
     from sim.inputs.hardware import load_profile
     from sim.report.table import print_profile
@@ -65,7 +82,11 @@ def show_profile(name: Annotated[str, typer.Argument(help="A profile's name or p
     print_profile(load_profile(name))
 
 
-def check_profile(file: Annotated[Path, typer.Argument(help="A profile file.")]) -> None:
+def check_profile(
+    file: Annotated[
+        Path, typer.Argument(help="A profile file.", autocompletion=complete.toml_files)
+    ],
+) -> None:
     """Say whether a profile of your own is sound."""
     from sim.inputs.hardware import load_profile
 

@@ -5,8 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from sim.cli import complete
+
 ScenarioArgument = Annotated[
-    str, typer.Argument(help="A shipped scenario's name, or a file's path.")
+    str,
+    typer.Argument(
+        help="A shipped scenario's name, or a file's path.", autocompletion=complete.scenarios
+    ),
 ]
 SettingsOption = Annotated[
     list[str] | None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli import complete
 from sim.cli.options import (
     AllowCodeOption,
     CacheOption,
@@ -223,9 +224,16 @@ def sweep_file(
 
 
 def fit(
-    model: Annotated[str, typer.Option(help="A model's name, such as llama-3-8b.")],
+    model: Annotated[
+        str,
+        typer.Option(help="A model's name, such as llama-3-8b.", autocompletion=complete.models),
+    ],
     hardware: Annotated[
-        str, typer.Option(help="A profile's name or path; several, with commas, side by side.")
+        str,
+        typer.Option(
+            help="A profile's name or path; several, with commas, side by side.",
+            autocompletion=complete.profiles,
+        ),
     ],
     weights: Annotated[
         str, typer.Option(help="fp16, bf16, fp8, int8, int4, mxfp4: how parameters are stored.")
@@ -235,7 +243,10 @@ def fit(
     ] = "bf16",
     schedule: Annotated[
         str | None,
-        typer.Option(help="The attention of all uses; a usual library's for each otherwise."),
+        typer.Option(
+            help="The attention of all uses; a usual library's for each otherwise.",
+            autocompletion=complete.schedules,
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N", help="Sequences.")] = "1",
     context: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sim.cli import complete
 from sim.cli.interrupt import keeping
 from sim.cli.output import a_bar, check_writable, give, make_folder
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PathsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="PATH...",
+        metavar="PATH",
         help='Tables of figures (CSV; a folder for all in it), a measurement file, or "published" '
         'for the tables of papers on the profile\'s GPU ("published/h100-sxm": on that GPU).',
     ),
@@ -33,12 +34,24 @@ MeasurementsArgument = Annotated[
         'the tables of papers on the profile\'s GPU ("published/h100-sxm": on that GPU).',
     ),
 ]
-CampaignOption = Annotated[str, typer.Option(help="A shipped campaign's name, or a file's path.")]
+CampaignOption = Annotated[
+    str,
+    typer.Option(
+        help="A shipped campaign's name, or a file's path.", autocompletion=complete.campaigns
+    ),
+]
 DeviceProfileOption = Annotated[
     str | None,
-    typer.Option("--profile", help="The profile nearest to the device, where it is not known."),
+    typer.Option(
+        "--profile",
+        help="The profile nearest to the device, where it is not known.",
+        autocompletion=complete.profiles,
+    ),
 ]
-ProfileOption = Annotated[str, typer.Option("--profile", help="A profile's name or path.")]
+ProfileOption = Annotated[
+    str,
+    typer.Option("--profile", help="A profile's name or path.", autocompletion=complete.profiles),
+]
 
 
 def measure(
@@ -103,14 +116,17 @@ def compare(
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", help="A profile's name or path, for a device that has none of its own."
+            "--profile",
+            help="A profile's name or path, for a device that has none of its own.",
+            autocompletion=complete.profiles,
         ),
     ] = None,
     split: Annotated[
         Literal["fit", "train", "test", "transfer", "all"] | None,
         typer.Option(
+            metavar="SPLIT",
             help="Which rows: of a measurement file train or test (unless given), of tables fit, "
-            "test or transfer; only test and transfer are predictions."
+            "test or transfer, or all; only test and transfer are predictions.",
         ),
     ] = None,
     kernel: Annotated[
@@ -201,7 +217,10 @@ def _compare_tables(
 def import_set(
     source: Annotated[
         Literal["aiconfigurator", "infersim", "frontier", "llmservingsim", "vidur"],
-        typer.Argument(help="Whose files they are."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Whose: aiconfigurator, infersim, frontier, llmservingsim or vidur.",
+        ),
     ],
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A clone, or a folder or file of it.")
