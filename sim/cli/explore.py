@@ -13,15 +13,19 @@ from sim.cli.options import (
     ScenarioArgument,
     SettingsOption,
     SizeOption,
+    folder,
 )
-from sim.cli.output import a_bar, give, sheet_for
+from sim.cli.output import a_bar, give, make_folder, sheet_for
 
 
 def sensitivity(
     scenario: ScenarioArgument,
     settings: SettingsOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="A folder for results.json and the figure.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", parser=folder, help="A folder for results.json and the figure."
+        ),
     ] = None,
     format: FormatOption = None,
     size: SizeOption = None,
@@ -46,7 +50,12 @@ def serve(
     scenario: ScenarioArgument = "flash_vs_naive",
     settings: SettingsOption = None,
     port: Annotated[int, typer.Option(help="Where to listen; 0: where there is room.")] = 8050,
-    out: Annotated[Path, typer.Option(help="Where the page's button makes its folders.")] = Path(),
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", parser=folder, help="Where the page's button makes its folders."
+        ),
+    ] = Path(),
 ) -> None:
     """Serve a page on this computer whose sliders change the device and the workload."""
     from sim.cli.kinds import WHOLE_MODEL, refuse
@@ -89,7 +98,9 @@ def search(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A folder for results.json, the figure and profiles; a search there is resumed."
+            metavar="FOLDER",
+            parser=folder,
+            help="A folder for results.json, the figure and profiles; a search there is resumed.",
         ),
     ] = None,
     format: FormatOption = None,
@@ -103,6 +114,8 @@ def search(
 
     question = Search(read_scenario(file, tuple(settings or ()), allow_code))
     sheet = sheet_for(out, format, size)
+    if out is not None:
+        make_folder(out)
     kept = f"its trials are in {out}: run again to go on" if out else "nothing was written"
     with a_bar(kept=kept) as update:
         answer = question.run(out, update)

@@ -7,6 +7,17 @@ import typer
 
 from sim.cli import complete
 
+_FILES = (".csv", ".gz", ".html", ".json", ".parquet", ".pdf", ".png", ".svg", ".toml")
+
+
+def folder(name: str) -> Path:
+    """The folder that an option names; raises BadParameter for the name of a file, or none."""
+    path = Path(name)
+    if not name or (path.suffix in _FILES and not path.is_dir()):
+        raise typer.BadParameter(f"{name!r} is not the name of a folder for several files")
+    return path
+
+
 ScenarioArgument = Annotated[
     str,
     typer.Argument(
@@ -24,7 +35,10 @@ AllowCodeOption = Annotated[
     ),
 ]
 FiguresOption = Annotated[
-    Path | None, typer.Option("--out", help="A folder for results.json and the figures.")
+    Path | None,
+    typer.Option(
+        "--out", metavar="FOLDER", parser=folder, help="A folder for results.json and the figures."
+    ),
 ]
 FormatOption = Annotated[
     Literal["png", "svg", "pdf"] | None,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def give(
     from sim.report.sheet import AS_DRAWN
 
     if out is not None:
+        make_folder(out)
         save(answer, out, sheet or AS_DRAWN)
     if json:
         print(answer.json(), end="")
@@ -35,7 +37,7 @@ def give(
 
 
 def sheet_for(out: Path | None, format: "Format | None", size: str | None) -> "Sheet":
-    """What figures in the folder `out` are to be, which is made; raises InputError."""
+    """What figures in the folder `out` are to be; raises InputError, also where it cannot be."""
     from sim.inputs.files import InputError
     from sim.report.sheet import Sheet
 
@@ -43,22 +45,36 @@ def sheet_for(out: Path | None, format: "Format | None", size: str | None) -> "S
         raise InputError("--format and --size are of figures, which --out FOLDER saves")
     sheet = Sheet.of(format, size)
     if out is not None:
-        make_folder(out)
+        check_folder(out)
     return sheet
 
 
-def make_folder(out: Path, by: str = "--out") -> None:
-    """The folder `out`, writable, that an option or command asks for; raises InputError."""
+def check_folder(out: Path, by: str = "--out") -> None:
+    """Raises InputError where the folder `out` could not be made; makes none, to be refused in."""
     import os
 
+    from sim.inputs.files import InputError
+
+    for there in (out, *out.absolute().parents):
+        try:
+            is_folder = S_ISDIR(there.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError(f"{by} {out}: cannot be made: {error.strerror}") from None
+        if not is_folder or not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"{by} {out}: a folder that can be written to was expected")
+        return
+
+
+def make_folder(out: Path, by: str = "--out") -> None:
+    """The folder `out`, for what is written into it now; raises InputError."""
     from sim.inputs.files import InputError
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{by} {out}: cannot be made: {error.strerror}") from None
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"{by} {out}: cannot be written to")
 
 
 def check_writable(option: str, path: Path) -> None:

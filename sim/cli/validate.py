@@ -8,7 +8,8 @@ import typer
 
 from sim.cli import complete
 from sim.cli.interrupt import keeping
-from sim.cli.output import a_bar, check_writable, give, make_folder
+from sim.cli.options import folder
+from sim.cli.output import a_bar, check_folder, check_writable, give, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,12 @@ def measure(
 
 def validate_run(
     out: Annotated[
-        Path, typer.Option(help="A folder for measurements, profile, comparison and figures.")
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            parser=folder,
+            help="A folder for measurements, profile, comparison and figures.",
+        ),
     ],
     campaign: CampaignOption = "h100",
     profile: DeviceProfileOption = None,
@@ -79,7 +85,7 @@ def validate_run(
     from validate.campaign import load_campaign
 
     planned = load_campaign(campaign)
-    make_folder(out)
+    check_folder(out)
     measurements, calibrated = out / "measurements.json", out / "profile.toml"
     measured = measure_here(planned, measurements, profile)
     calibrate(str(measurements), profile or measured.device.profile, calibrated)
@@ -103,6 +109,7 @@ def measure_here(campaign: "Campaign", out: Path, profile: str | None) -> "Measu
     from validate.measure import DeviceLostError, run_campaign
 
     bench = GpuBench(profile or nearest_profile())
+    make_folder(out.parent)
     go_on = f"what was measured is in {out}: run again to go on"
     try:
         with keeping(go_on):
@@ -136,7 +143,12 @@ def compare(
         str | None, typer.Option(help="Of tables, only devices whose name has this in it.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A folder for comparison.json, tables and figures.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=folder,
+            help="A folder for comparison.json, tables and figures.",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
 ) -> None:
@@ -146,7 +158,7 @@ def compare(
 
     tables = [Path(path) for path in paths if is_table(Path(path))]
     if out is not None:
-        make_folder(out)
+        check_folder(out)
     if tables:
         if len(tables) < len(paths):
             other = next(path for path in paths if Path(path) not in tables)
@@ -167,10 +179,8 @@ def compare(
             f"{paths[0]}: --kernel, --device and the splits fit and transfer are of tables"
         )
     for name in paths:
-        folder = out if out is None or len(paths) == 1 else out / Path(name).stem
-        if folder is not None:
-            make_folder(folder)
-        _compare_file(name, profile, split or "test", folder, json)
+        its_out = out if out is None or len(paths) == 1 else out / Path(name).stem
+        _compare_file(name, profile, split or "test", its_out, json)
 
 
 def _compare_file(

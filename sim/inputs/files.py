@@ -41,7 +41,9 @@ def find_toml(name: str, package: str, kind: str, beside: Path | None = None) ->
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)
         if beside is not None and not path.is_absolute() and (beside / path).exists():
-            return beside / path
+            path = beside / path
+        if not os.path.exists(path):
+            raise InputError(f"{kind} {path}: no such file")
         return path
     try:
         shipped = meant(name, shipped_names(package), kind)

@@ -28,6 +28,10 @@ BAD = {
         {"schedule": 'name = "flash2"\ntile = { q = 1024, kv = 1024 }'},
         ["needs 384 KiB of SRAM", "has 227 KiB", "largest that fits is 1024 x 256"],
     ),
+    "missing profile": (
+        {"hardware": 'profile = "gone.toml"'},
+        ["mine.toml: hardware.profile: profile gone.toml: no such file"],
+    ),
     "misspelt schedule": ({"schedule": 'name = "flahs2"'}, ["did you mean 'flash2'?"]),
     "misspelt model": ({"workload": 'model = "llama-3-8"'}, ["did you mean 'llama-3-8b'?"]),
     "dtype the device lacks": (
@@ -83,6 +87,25 @@ def test_unwritable_output_is_refused_before_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     done = called("run", scenario(tmp_path), "--out", "file/out", cwd=tmp_path)
     assert_one_line(done, "--out file/out")
+
+
+@pytest.mark.parametrize("name", ["", "all.pdf", "all.json"])
+def test_a_folder_for_figures_has_the_name_of_one(tmp_path, name):
+    done = called("run", scenario(tmp_path), "--out", name, cwd=tmp_path)
+    assert_one_line(done, "--out", f"'{name}' is not the name of a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("run",), ("explore", "sensitivity"), ("explore", "search"), ("validate", "compare")],
+)
+def test_what_is_refused_leaves_no_folder(tmp_path, command):
+    """Before it is begun, or in the middle of it."""
+    path = scenario(tmp_path, limits="tile_steps = 10")
+    done = called(*command, path, "--out", "out/in", cwd=tmp_path)
+    assert_one_line(done)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_run_leaves_figures_results_and_trace(tmp_path):
