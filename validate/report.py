@@ -8,7 +8,7 @@ import numpy as np
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, MARKERS, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from validate.calibrate import Calibration
@@ -113,12 +113,8 @@ def scatter(comparison: Comparison, quantity: str) -> "Figure":
     ax.plot(ends, ends, color="black", linewidth=0.8)
     ax.fill_between(ends, ends / 1.1, ends * 1.1, color="black", alpha=0.08, linewidth=0)
     ax.annotate("within 10%", (ends[1] / 1.1, ends[1] / 1.1), fontsize=8, ha="right", va="bottom")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    plain_decades(ax.xaxis)
-    plain_decades(ax.yaxis)
-    ax.set_xlabel(f"measured [{unit}]")
-    ax.set_ylabel(f"predicted [{unit}]")
+    log_axis(ax.xaxis, f"measured [{unit}]")
+    log_axis(ax.yaxis, f"predicted [{unit}]")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -146,7 +142,7 @@ def errors(comparison: Comparison, quantity: str) -> "Figure":
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ax.set_xlabel("keys a query may see (seq_kv)")
+    ax.set_xlabel("keys a query may see (seq_kv), log scale")
     ax.set_ylabel("predicted less measured [%]")
     ax.legend(frameon=False, fontsize=8)
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.inputs.files import save_text
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, MARKERS, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
@@ -204,12 +204,8 @@ def scatter(judged: Sequence[Judged], quantity: str) -> "Picture":
     ends = np.array([min(one.value for one in judged), max(one.value for one in judged)]) * scale
     ax.fill_between(ends, 1 / 1.1, 1.1, color="black", alpha=0.08, linewidth=0)
     ax.axhline(1, color="black", linewidth=0.8)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    plain_decades(ax.xaxis)
-    plain_decades(ax.yaxis)
-    ax.set_xlabel(f"measured [{unit}]")
-    ax.set_ylabel("predicted / measured")
+    log_axis(ax.xaxis, f"measured [{unit}]")
+    log_axis(ax.yaxis, "predicted / measured")
     ax.legend(frameon=False, fontsize=5, ncols=2)
     return figure
 

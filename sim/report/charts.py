@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
-from math import ceil, floor, log10
+from math import log10
 from typing import Any
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import amount, show
+from sim.report.axes import Grid, grid_of, key_text, log_ticks, value_text
 from sim.report.plots import COLOURS, GREY
 from sim.runs.record import KernelResult, Record
 
@@ -33,6 +34,7 @@ CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "launch, start": ("#444444", ("launch", "cta_start")),
     "links, idle": ("#F0E442", ("link", "idle")),
 }
+MOST_TICKS = 12  # of a swept key
 VISIBLE = 0.003  # of a bar: less is not to be seen, and not told
 BELOW: dict[str, Any] = {  # a legend at the foot of its chart, in the order of the traces
     "orientation": "h",
@@ -61,20 +63,22 @@ def _si_axis(title: str, unit: str, **more: Any) -> dict[str, Any]:
     return _axis(title, tickformat="~s", ticksuffix=unit, hoverformat=".4s", **more)
 
 
-def _log(values: Iterable[float], unit: str = "") -> dict[str, Any]:
-    """A log axis for the values: ticks at decades and, where these are few, between them."""
+def _log_axis(title: str, values: Iterable[float], unit: str = "") -> dict[str, Any]:
+    """A log axis for the values, which its title says, with ticks in round numbers."""
     known = [value for value in values if value] or [1.0]
     low, high = min(known) / 1.5, max(known) * 1.5
-    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 3:
-            break
-    else:
-        ticks = [low * (high / low) ** (part / 4) for part in range(5)]
-    texts = [show(tick, unit) if unit else show(tick, "").strip() for tick in ticks]
-    return {"type": "log", "tickvals": ticks, "ticktext": texts, "range": [log10(low), log10(high)]}
+    ticks = log_ticks(low, high)
+    return _axis(
+        f"{title}, log scale" if title else "log scale",
+        type="log",
+        tickvals=ticks,
+        ticktext=_tick_texts(ticks, unit),
+        range=[log10(low), log10(high)],
+    )
+
+
+def _tick_texts(ticks: Iterable[float], unit: str) -> list[str]:
+    return [show(tick, unit) if unit else show(tick, "").strip() for tick in ticks]
 
 
 def _lines_of(label: str, width: int = 24, most: int = 3) -> str:
@@ -232,8 +236,8 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
     return _chart(
         "Roofline, a mark a kernel",
         [roof, *traces],
-        xaxis=_axis("FLOPs a byte of HBM traffic", **_log([low, high])),
-        yaxis=_axis("", **_log([peak, *(y for t in traces for y in t["y"])], "FLOP/s")),
+        xaxis=_log_axis("FLOPs a byte of HBM traffic", [low, high]),
+        yaxis=_log_axis("", [peak, *(y for t in traces for y in t["y"])], "FLOP/s"),
     )
 
 
@@ -376,7 +380,7 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
         "HBM allocated over time",
         [*traces, capacity],
         xaxis=_si_axis("time", "s"),
-        yaxis=_axis("", **_log([hw.hbm.capacity, *(y for t in traces for y in t["y"])], "B")),
+        yaxis=_log_axis("", [hw.hbm.capacity, *(y for t in traces for y in t["y"])], "B"),
     )
 
 
@@ -398,21 +402,25 @@ def _swept(
 ) -> Chart:
     """`value` over a swept key, which a menu chooses where there are several.
 
-    Points that differ in that key alone are joined by lines.
+    Points that differ in that key's number alone are joined by lines. Of two keys it is a heat map.
     """
+    if grid := grid_of(records):
+        return _heat_maps(title, grid, value, unit)
     ran = [record for record in records if value(record)]
     keys = list(dict.fromkeys(key for record in records for key in record.point))
     axes = {key: _key_axis(key, ran) for key in keys}
     colours = colours_of(records)
     symbols = dict(zip(colours, cycle(SYMBOLS), strict=False))
+    # Those that come later are smaller, so that one at the same place hides no other.
+    sizes = {schedule: max(7, 12 - 2 * row) for row, schedule in enumerate(colours)}
     traces: list[Trace] = [
         {
             "type": "scatter",
-            "mode": "lines+markers",
+            "mode": "markers" if axes[key].get("type") == "category" else "lines+markers",
             "name": _lines_of(schedule),
             "visible": key == keys[0],
             "hovertemplate": "%{text}<br>%{y:.4s}" + unit,
-            "marker": {"color": colour, "symbol": symbols[schedule], "size": 8},
+            "marker": {"color": colour, "symbol": symbols[schedule], "size": sizes[schedule]},
             "line": {"color": colour, "width": 1.5},
             **_lines([record for record in ran if record.schedule == schedule], key, value),
         }
@@ -435,7 +443,7 @@ def _swept(
         title,
         traces,
         xaxis=axes[keys[0]] if keys else _axis(""),
-        yaxis=_axis("", **_log([value(record) or 0 for record in ran], unit)),
+        yaxis=_log_axis("", [value(record) or 0 for record in ran], unit),
         updatemenus=[menus] if len(keys) > 1 else [],
     )
 
@@ -465,20 +473,91 @@ def _coordinate(value: Any) -> Any:
 
 
 def _key_axis(key: str, records: list[Record]) -> dict[str, Any]:
-    """The axis of a swept key: numbers, on a log scale where they span a decade, or categories."""
-    values = [_coordinate(record.point.get(key)) for record in records]
-    if not values or not all(isinstance(value, int | float) for value in values):
+    """The axis of a swept key: numbers, on a log scale where they span a decade, or categories.
+
+    Few values are its ticks, as they were written.
+    """
+    of_value = {_coordinate(record.point.get(key)): record.point.get(key) for record in records}
+    if not of_value or not all(isinstance(value, int | float) for value in of_value):
         return _axis(key, type="category")
-    wide = min(values) > 0 and max(values) >= 8 * min(values)
+    wide = min(of_value) > 0 and max(of_value) >= 8 * min(of_value)
     known = amount(records[0].point.get(key))
     unit = known[1] if known else ""
-    scale = _log(values, unit) if wide else {}
-    if unit:
-        return _axis(key, **scale) if wide else _si_axis(key, unit)
-    if len(set(values)) <= 12:
-        few = sorted(set(values))
-        scale |= {"tickvals": few, "ticktext": [f"{value:,}" for value in few]}
-    return _axis(key, **scale)
+    axis = _log_axis(key, of_value, unit) if wide else _si_axis(key, unit) if unit else _axis(key)
+    if len(of_value) <= MOST_TICKS:
+        few = sorted(of_value)
+        axis |= {"tickvals": few, "ticktext": [value_text(of_value[value]) for value in few]}
+    return axis
+
+
+def _heat_maps(title: str, grid: Grid, value: Callable[[Record], float | None], unit: str) -> Chart:
+    """A panel a schedule on one scale of colours; what did not run is blank, with the reason."""
+    schedules = list(dict.fromkeys(schedule for schedule, *_ in grid.cells))
+    known = [shown for record in grid.cells.values() if (shown := value(record))] or [1.0]
+    ticks = log_ticks(min(known) / 1.1, max(known) * 1.1)
+    bar = {"title": {"text": "log scale"}, "tickvals": [*map(log10, ticks)]}
+    layout: dict[str, Any] = {
+        "coloraxis": {
+            "colorscale": "Viridis",
+            "cmin": log10(min(known) / 1.01),
+            "cmax": log10(max(known) * 1.01),
+            "colorbar": bar | {"ticktext": _tick_texts(ticks, unit)},
+        },
+        "grid": {"rows": len(schedules), "columns": 1, "pattern": "independent", "ygap": 0.4},
+        "annotations": [],
+    }
+    traces: list[Trace] = []
+    for row, schedule in enumerate(schedules):
+        number = str(row + 1) if row else ""
+        traces.append(
+            _heat_map(grid.of(schedule), grid, value, unit)
+            | {
+                "name": _lines_of(schedule),
+                "xaxis": f"x{number}",
+                "yaxis": f"y{number}",
+            }
+        )
+        below = key_text(grid.keys[0]) if row == len(schedules) - 1 else ""
+        layout[f"xaxis{number}"] = _axis(below, type="category", showgrid=False)
+        layout[f"yaxis{number}"] = _axis(key_text(grid.keys[1]), type="category", showgrid=False)
+        layout["annotations"].append(
+            {"text": _lines_of(schedule), "x": 0, "y": 1, "xref": f"x{number} domain",
+             "yref": f"y{number} domain", "xanchor": "left", "yanchor": "bottom",
+             "showarrow": False}
+        )  # fmt: skip
+    height = 140 + len(schedules) * (70 + 34 * len(grid.rows))
+    return _chart(title, traces, height, **layout)
+
+
+def _heat_map(
+    cells: list[list[Record | None]],
+    grid: Grid,
+    value: Callable[[Record], float | None],
+    unit: str,
+) -> Trace:
+    """A schedule's cells, each with its figure or why there is none."""
+
+    def text(record: Record | None) -> str:
+        shown = value(record) if record else None
+        return show(shown, unit) if shown else record.status if record else ""
+
+    def height(record: Record | None) -> float | None:
+        shown = value(record) if record else None
+        return log10(shown) if shown else None
+
+    return {
+        "type": "heatmap",
+        "x": [*map(value_text, grid.columns)],
+        "y": [*map(value_text, grid.rows)],
+        "z": [[*map(height, row)] for row in cells],
+        "text": [[*map(text, row)] for row in cells],
+        "texttemplate": "%{text}",
+        "hovertemplate": "{} %{{x}}, {} %{{y}}: %{{text}}".format(*map(key_text, grid.keys)),
+        "hoverongaps": False,
+        "coloraxis": "coloraxis",
+        "xgap": 1,
+        "ygap": 1,
+    }
 
 
 def point_words(point: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from sim.report.plots import (
     GREY,
     MARKERS,
     WIDTH,
+    log_axis,
     new_figure,
-    plain_decades,
     short,
 )
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
@@ -240,11 +240,9 @@ def longest(answer: FitAnswer) -> "Figure":
                 ax.plot(shown, place, markersize=7, markerfacecolor=fill, **style)
     for place, row in enumerate(answer.rows):
         _name_ends(ax, place, row)
-    ax.set_xscale("log")
-    plain_decades(ax.xaxis)
+    log_axis(ax.xaxis, "tokens")
     ax.tick_params(axis="x", labelsize=8)
     ax.set_xlim(low, high)
-    ax.set_xlabel("tokens")
     if answer.rule:
         ax.axvline(answer.rule, color="black", linewidth=1, linestyle="--", zorder=0)
         ax.plot([], [], "--", color="black", linewidth=1, label=f"{answer.rule:,} tokens")
@@ -290,10 +288,8 @@ def training(answer: FitAnswer) -> "Figure":
     ax.plot([], [], "--", color=GREY, label="checkpointing")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ax.set_yscale("log")
-    plain_decades(ax.yaxis)
-    ax.set_xlabel("context [tokens]")
-    ax.set_ylabel("a GPU's activations, attention, logits [GiB]", fontsize=8)
+    ax.set_xlabel("context [tokens], log scale")
+    log_axis(ax.yaxis, "activations, attention, logits [GiB]")
     ax.legend(frameon=False, fontsize=8)
     return figure
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sim.inputs.files import save_text
 from sim.inputs.units import show, show_binary
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, MARKERS, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.model import ModelAnswer, ModelRow
@@ -113,18 +113,16 @@ def passes_figure(answer: ModelAnswer) -> "Figure":
         "exchanges": [time.exchange_s if time else 0.0 for time in times],
         "optimiser": [time.update_s if time else 0.0 for time in times],
     }
-    _points(above, {name: parts[name] for name in parts if any(parts[name])})
+    _points(above, "time [s]", {name: parts[name] for name in parts if any(parts[name])})
     held = {
-        "KV cache": [row.kv_bytes / 2**30 for row in answer.rows],
-        "weights": [row.parameter_bytes / 2**30 for row in answer.rows],
+        "KV cache": [row.kv_bytes / 1e9 for row in answer.rows],
+        "weights": [row.parameter_bytes / 1e9 for row in answer.rows],
     }
-    _points(below, held)
-    above.set_ylabel("time [s]")
-    below.set_ylabel("in HBM [GiB]")
-    capacity = profile.hbm.capacity / 2**30
+    _points(below, "in HBM [GB]", held)
+    capacity = profile.hbm.capacity / 1e9
     below.axhline(capacity, color=GREY, linewidth=1)
     below.annotate(
-        f"one GPU {show_binary(profile.hbm.capacity)}",
+        f"one GPU {capacity:.3g} GB ({show_binary(profile.hbm.capacity)})",
         (0, capacity),
         (2, 2),
         xycoords=("axes fraction", "data"),
@@ -142,7 +140,7 @@ def _name(row: ModelRow) -> str:
     return f"{row.label}\n{row.seq_len:,}{proxy}"
 
 
-def _points(ax: "Axes", parts: dict[str, list[float]]) -> None:
+def _points(ax: "Axes", label: str, parts: dict[str, list[float]]) -> None:
     """Each row's parts above one another, on a logarithmic axis."""
     for number, (name, heights) in enumerate(parts.items()):
         style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number]}
@@ -150,7 +148,6 @@ def _points(ax: "Axes", parts: dict[str, list[float]]) -> None:
         ax.plot(places, [heights[n] for n in places], linestyle="none", label=name, **style)
     ax.set_xticks(range(max(map(len, parts.values()), default=0)))
     if parts:
-        ax.set_yscale("log")
-        plain_decades(ax.yaxis)
+        log_axis(ax.yaxis, label)
         ax.margins(x=0.08)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)

@@ -1,5 +1,6 @@
 """What is to be said of records beside their figures: a line each, below a table or on a page."""
 
+from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
 from typing import cast
@@ -63,14 +64,15 @@ ROUGH = 0.10  # an estimated error above which an answer is told as rough before
 
 
 def rough(records: list[Record]) -> list[str]:
-    """A line a record whose time or bytes may be off by much, as only a part of it was replayed."""
-    lines = []
+    """A line a schedule whose time or bytes may be off by much, as only a part was replayed."""
+    told = []
     for record in records:
         errors = record.fast_forward or {}
         of = {"time": errors.get("time_error", 0.0), "HBM bytes": errors.get("hbm_error", 0.0)}
         if off := [f"{what} by {error:.0%}" for what, error in of.items() if error > ROUGH]:
-            lines.append(f"{who(record)}: rough: {' and '.join(off)} may be off (--exact is not)")
-    return lines
+            text = f"rough: {' and '.join(off)} may be off (--exact is not)"
+            told.append(_Told(record, max(of.values()), text))
+    return _most_of_each(told)
 
 
 def known_off(records: list[Record]) -> list[str]:
@@ -97,22 +99,51 @@ def reasons(records: list[Record]) -> list[str]:
         if record.reason:
             alike.setdefault((record.status, record.reason), []).append(record)
     return [
-        f"{who(first)}{f' and {len(more):,} more' if more else ''}: {status}: {reason}"
+        f"{who(first)}{_more(more)}: {status}: {reason}"
         for (status, reason), (first, *more) in alike.items()
     ]
 
 
 def _level(records: list[Record]) -> list[str]:
-    """A line a point where schedules are nearer to the fastest than predictions are to devices."""
+    """A line a schedule and those that are nearer to it, the fastest, than errors are known."""
     points: dict[str, list[Record]] = {}
     for record in records:
         if record.time_s:
             points.setdefault(str(record.point), []).append(record)
-    lines = []
+    found: dict[tuple[str, str], list[Record]] = {}
     for at_point in points.values():
         best, *others = sorted(at_point, key=lambda record: record.time_s or 0.0)
         if level := [rival.schedule for rival in others if _cannot_be_told_apart(best, rival)]:
-            lines.append(f"{who(best)}: level with {', '.join(level)}, as far as errors are known")
+            found.setdefault((best.schedule, ", ".join(level)), []).append(best)
+    return [
+        f"{who(first)}{_more(more)}: level with {level}, as far as errors are known"
+        for (_, level), (first, *more) in found.items()
+    ]
+
+
+def _more(others: list[Record]) -> str:
+    return f" and {len(others):,} more" if others else ""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Something to be said of a record; `amount` is how much of it there is."""
+
+    record: Record
+    amount: float
+    text: str
+
+
+def _most_of_each(told: list[_Told]) -> list[str]:
+    """A line a schedule: of the point that has most of it, and of how many points it could be."""
+    of: dict[str, list[_Told]] = {}
+    for one in told:
+        of.setdefault(one.record.schedule, []).append(one)
+    lines = []
+    for points in of.values():
+        most = max(points, key=lambda one: one.amount)
+        among = f" (the most of {len(points):,} such points)" if len(points) > 1 else ""
+        lines.append(f"{who(most.record)}: {most.text}{among}")
     return lines
 
 
@@ -184,24 +215,37 @@ def _name_of(record: Record) -> str:
 
 
 def _skipped(records: list[Record]) -> list[str]:
-    """A line a record that was fast-forwarded."""
-    return [
-        f"{who(record)}: fast-forwarded over {errors['steps_skipped']:.2g} tile steps; estimated "
-        f"error {errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
-        "(--exact replays all)"
-        for record in records
-        if (errors := record.fast_forward)
-    ]
+    """A line a schedule that was fast-forwarded."""
+    return _most_of_each(
+        [
+            _Told(
+                record,
+                errors["time_error"] + errors["hbm_error"],
+                f"fast-forwarded over {errors['steps_skipped']:.2g} tile steps; estimated error "
+                f"{errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
+                "(--exact replays all)",
+            )
+            for record in records
+            if (errors := record.fast_forward)
+        ]
+    )
 
 
 def _issue_slots(records: list[Record]) -> list[str]:
-    """A line a record that issue slots hold back: what fills them in its longest kernel."""
-    lines = []
-    for record in records:
-        kernel = record.longest_kernel
-        if record.bottleneck == "issue" and kernel and kernel.issue_filled_by:
-            lines.append(f"{who(record)}: issue slots are filled by {filled_by(kernel)}")
-    return lines
+    """A line a schedule that issue slots hold back: what fills them in its longest kernel."""
+    return _most_of_each(
+        [
+            _Told(
+                record,
+                record.bottleneck_shares.get("issue", 0.0),
+                f"issue slots are filled by {filled_by(kernel)}",
+            )
+            for record in records
+            if record.bottleneck == "issue"
+            and (kernel := record.longest_kernel)
+            and kernel.issue_filled_by
+        ]
+    )
 
 
 def filled_by(kernel: KernelResult) -> str:
@@ -211,28 +255,35 @@ def filled_by(kernel: KernelResult) -> str:
 
 
 def _held_back(records: list[Record]) -> list[str]:
-    """A line a record whose longest kernel ran at a lower clock, for the board's power limit."""
-    lines = []
+    """A line a schedule whose longest kernel ran at a lower clock, for the board's power limit."""
+    told = []
     for record in records:
         kernel = record.longest_kernel
         if kernel and kernel.clock_hz and kernel.clock_share < 1:
             nominal_hz = kernel.clock_hz / kernel.clock_share
             which = f"{kernel.name} " if len(record.kernels) > 1 else ""
-            lines.append(
-                f"{who(record)}: {which}held back by power: {kernel.clock_hz / 1e9:.2f} of "
+            text = (
+                f"{which}held back by power: {kernel.clock_hz / 1e9:.2f} of "
                 f"{nominal_hz / 1e9:.2f} GHz, as a load that lasts is"
             )
-    return lines
+            told.append(_Told(record, 1 - kernel.clock_share, text))
+    return _most_of_each(told)
 
 
 def _caches_of_dies(records: list[Record]) -> list[str]:
-    """A line a record of a device whose dies have caches of their own: what these hit."""
-    return [
-        f"{who(record)}: the cache of their own die serves {record.l2_die_hit_rate:.1%} of loads "
-        f"({record.l2_dies} dies; L2 is the cache that they share)"
-        for record in records
-        if record.l2_die_hit_rate is not None
-    ]
+    """A line a schedule on a device whose dies have caches of their own: what these hit."""
+    return _most_of_each(
+        [
+            _Told(
+                record,
+                record.l2_die_hit_rate,
+                f"the cache of their own die serves {record.l2_die_hit_rate:.1%} of loads "
+                f"({record.l2_dies} dies; L2 is the cache that they share)",
+            )
+            for record in records
+            if record.l2_die_hit_rate is not None
+        ]
+    )
 
 
 def _left_as_they_were(records: list[Record]) -> list[str]:

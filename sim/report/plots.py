@@ -7,7 +7,7 @@ records of a run, and a title to stand below what the figure is called; the figu
     >>> from sim import plots, simulate
     >>> records = simulate("flash_vs_naive", **{"workload.seq_len": 512})
     >>> plots.roofline(records).axes[0].get_xlabel()
-    'FLOPs a byte of HBM traffic'
+    'FLOPs a byte of HBM traffic, log scale'
 
 Colours are Okabe and Ito's, which people with colour-blindness can tell apart; each schedule also
 has its own marker.
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.device.run import DeviceRun
+from sim.inputs.units import show_binary
+from sim.report.axes import Grid, grid_of, key_text, log_ticks, value_text
 from sim.runs.job import Outcome
 from sim.runs.record import Record
 
@@ -36,6 +38,8 @@ MARKERS = "osD^vPX"
 ABSENT = {"out of memory": "x", "failed": "+"}  # by a record's status, its mark
 GREY = "#999999"
 Edges = tuple[float, float]
+Value = Callable[[Record], float | None]
+CELL, DARK = 0.34, 0.6  # inches of a heat map's row; share of its colours that white stands on
 
 
 WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
@@ -150,10 +154,21 @@ def _points(text: "Text") -> float:
     return float(text.get_fontsize())
 
 
-def plain_decades(axis: "Axis") -> None:
-    """Have a logarithmic axis mark its decades, as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
+def log_axis(axis: "Axis", label: str) -> None:
+    """Make an axis logarithmic, which its label says; its few ticks are plain numbers."""
+    from matplotlib.ticker import FuncFormatter, Locator, NullLocator
 
+    class Ticks(Locator):
+        def __call__(self) -> list[float]:
+            return self.tick_values(*sorted(axis.get_view_interval()))
+
+        def tick_values(self, vmin: float, vmax: float) -> list[float]:
+            return log_ticks(vmin, vmax)
+
+    ax = axis.axes
+    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
+    axis.set_label_text(f"{label}, log scale")
+    axis.set_major_locator(Ticks())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -175,9 +190,7 @@ def _swept(records: Sequence[Record]) -> tuple[str, list[Any]]:
     return ", ".join(keys), [", ".join(map(str, value)) for value in values]
 
 
-def _by_schedule(
-    ax: "Axes", records: Sequence[Record], value: Callable[[Record], float | None], label: str
-) -> None:
+def _by_schedule(ax: "Axes", records: Sequence[Record], value: Value, label: str) -> None:
     """`value` of every record: lines over a swept number, else dots, as a log axis has no zero."""
     styles = _styles(records)
     name, values = _swept(records)
@@ -191,10 +204,8 @@ def _by_schedule(
         heights = [value(r) or math.nan for _, r in own]
         ax.plot([x for x, _ in own], heights, label=schedule, **drawn, **style)
     heights = [height for record in records if (height := value(record))] or [1.0]
-    ax.set_ylabel(f"{label}, log scale")
-    ax.set_yscale("log")
+    log_axis(ax.yaxis, label)
     ax.set_ylim(min(heights) / 3, max(heights) * 3)
-    plain_decades(ax.yaxis)
     if numeric:
         ax.set_xscale("log", base=2)
         ax.set_xticks(values, [f"{v:,}" for v in values])
@@ -267,19 +278,76 @@ def short(value: float) -> str:
 
 
 def traffic(records: Sequence[Record], title: str = "") -> "Figure":
-    """HBM reads and writes together [GB], by schedule; lines over what is swept, else dots."""
-    figure, (ax,) = new_figure(f"HBM traffic\n{title}")
-    _by_schedule(
-        ax, records, lambda r: r.hbm_bytes / 1e9 if r.hbm_bytes else None, "HBM bytes [GB]"
-    )
-    return figure
+    """HBM reads and writes together [GB], by schedule; lines over what is swept, else dots.
+
+    Of a sweep over two keys a heat map a schedule.
+    """
+
+    def gb(record: Record) -> float | None:
+        return record.hbm_bytes / 1e9 if record.hbm_bytes else None
+
+    return _figure(f"HBM traffic\n{title}", records, gb, "HBM bytes [GB]")
 
 
 def time(records: Sequence[Record], title: str = "") -> "Figure":
-    """Time [ms], by schedule; lines over what is swept, else dots."""
-    figure, (ax,) = new_figure(f"Time\n{title}")
-    _by_schedule(ax, records, lambda r: r.time_s * 1e3 if r.time_s else None, "time [ms]")
+    """Time [ms], by schedule; lines over what is swept, else dots.
+
+    Of a sweep over two keys a heat map a schedule.
+    """
+
+    def ms(record: Record) -> float | None:
+        return record.time_s * 1e3 if record.time_s else None
+
+    return _figure(f"Time\n{title}", records, ms, "time [ms]")
+
+
+def _figure(title: str, records: Sequence[Record], value: Value, label: str) -> "Figure":
+    if (grid := grid_of(records)) and any(map(value, records)):
+        return _heat_maps(title, grid, value, label)
+    figure, (ax,) = new_figure(title)
+    _by_schedule(ax, records, value, label)
     return figure
+
+
+def _heat_maps(title: str, grid: Grid, value: Value, label: str) -> "Figure":
+    """A panel a schedule, on one scale of colours; what did not run is blank, with the reason."""
+    from matplotlib.colors import LogNorm
+
+    schedules = list(dict.fromkeys(schedule for schedule, *_ in grid.cells))
+    panel = max(1.3, CELL * len(grid.rows))
+    figure, axes = new_figure(title, len(schedules), panel=panel)
+    figure.subplots_adjust(left=0.2, right=0.9)
+    known = [shown for record in grid.cells.values() if (shown := value(record))]
+    norm = LogNorm(min(known) / 1.01, max(known) * 1.01)
+    for ax, schedule in zip(axes, schedules, strict=True):
+        cells = grid.of(schedule)
+        values = [[(record and value(record)) or np.nan for record in row] for row in cells]
+        image = ax.pcolormesh(values, norm=norm, cmap="viridis", edgecolor="white", linewidth=1)
+        _name_cells(ax, cells, values, norm)
+        ax.set_xticks(np.arange(len(grid.columns)) + 0.5, [*map(value_text, grid.columns)])
+        ax.set_yticks(np.arange(len(grid.rows)) + 0.5, [*map(value_text, grid.rows)])
+        ax.tick_params(length=0, labelsize=8)
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
+        ax.set_ylabel(key_text(grid.keys[1]))
+        ax.set_title(schedule, fontsize=9, loc="left", pad=4)
+    axes[-1].set_xlabel(key_text(grid.keys[0]))
+    log_axis(figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03).ax.yaxis, label)
+    return figure
+
+
+def _name_cells(
+    ax: "Axes", cells: Sequence[Sequence[Record | None]], values: Any, norm: Any
+) -> None:
+    """Each cell's figure, white on dark colours; of what did not run, why."""
+    for row, of_row in enumerate(cells):
+        for column, record in enumerate(of_row):
+            shown = values[row][column]
+            ran = not np.isnan(shown)
+            text = short(shown) if ran else record.status.replace(" of ", " of\n") if record else ""
+            colour = "white" if ran and norm(shown) < DARK else "black"
+            place = column + 0.5, row + 0.5
+            ax.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _kernels_below_roof(ax: "Axes", record: Record, style: dict[str, Any]) -> list[float]:
@@ -332,12 +400,8 @@ def roofline(records: Sequence[Record], title: str = "") -> "Figure":
         intensities += _kernels_below_roof(ax, record, styles[record.schedule])
     for roof in roofs:
         _roof(ax, *roof, (min(intensities) / 4, max(intensities) * 4))
-    ax.set_xscale("log")
-    plain_decades(ax.xaxis)
-    ax.set_yscale("log")
-    plain_decades(ax.yaxis)
-    ax.set_xlabel("FLOPs a byte of HBM traffic")
-    ax.set_ylabel("TFLOP/s")
+    log_axis(ax.xaxis, "FLOPs a byte of HBM traffic")
+    log_axis(ax.yaxis, "TFLOP/s")
     for schedule, style in styles.items():
         ax.plot([], [], linestyle="none", label=schedule, **style)
     ax.legend(frameon=False, loc="lower right")
@@ -449,7 +513,7 @@ def _launches(ax: "Axes", run: DeviceRun) -> None:
 
 
 def memory(records: Sequence[Record], title: str = "") -> "Figure":
-    """HBM allocated over time [GiB], by schedule, against the device's capacity.
+    """HBM allocated over time [GB], by schedule, against the device's capacity.
 
     Of a sweep, at its last point where most schedules ran. Raises ValueError where nothing did.
     """
@@ -458,17 +522,17 @@ def memory(records: Sequence[Record], title: str = "") -> "Figure":
     styles = _styles(shown)
     for record in shown:
         times = [change["time_s"] * 1e3 for change in record.memory]
-        used = [change["in_use_bytes"] / 2**30 for change in record.memory]
+        used = [change["in_use_bytes"] / 1e9 for change in record.memory]
         times.append((record.time_s or 0.0) * 1e3)
         used.append(used[-1])
         colour = styles[record.schedule]["color"]
         ax.step(times, used, where="post", label=record.schedule, color=colour, linewidth=1.6)
         ax.plot(times[-1], used[-1], styles[record.schedule]["marker"], color=colour)
     if (capacity := shown[0].hbm_capacity_bytes) is not None:
-        ax.axhline(capacity / 2**30, color=GREY, linewidth=1)
+        ax.axhline(capacity / 1e9, color=GREY, linewidth=1)
         ax.annotate(
-            f"capacity {capacity / 2**30:.0f} GiB",
-            (1, capacity / 2**30),
+            f"capacity {capacity / 1e9:.3g} GB ({show_binary(capacity)})",
+            (1, capacity / 1e9),
             (0, 2),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -476,9 +540,7 @@ def memory(records: Sequence[Record], title: str = "") -> "Figure":
             fontsize=8,
             color="#666666",
         )
-    ax.set_yscale("log")
-    plain_decades(ax.yaxis)
+    log_axis(ax.yaxis, "allocated [GB]")
     ax.set_xlabel("time [ms]")
-    ax.set_ylabel("allocated [GiB]")
     ax.legend(frameon=False)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, new_figure, plain_decades
+from sim.report.plots import COLOURS, GREY, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.serving import ServingAnswer
@@ -88,11 +88,10 @@ def latency_figure(answer: ServingAnswer) -> "Figure":
         ),
     )
     # Names stand where the other line is not: below the medians of a linear axis.
-    for ax, (label, median, p95), names_up in zip(axes, panels, (6, -13), strict=True):
+    for ax, (_, median, p95), names_up in zip(axes, panels, (6, -13), strict=True):
         ax.plot(tokens, median, "o-", color=COLOURS[0], label="median")
         ax.plot(tokens, p95, "s--", color=COLOURS[1], label="95th percentile")
         ax.axvline(answer.saturation_tokens_per_s, color=GREY, linewidth=1)
-        ax.set_ylabel(label)
         ax.set_xlim(left=0)
         for load, x, y in zip(answer.loads, tokens, median, strict=True):
             ax.annotate(
@@ -104,8 +103,8 @@ def latency_figure(answer: ServingAnswer) -> "Figure":
                 fontsize=8,
                 color="#666666",
             )
-    axes[0].set_yscale("log")
-    plain_decades(axes[0].yaxis)
+    log_axis(axes[0].yaxis, panels[0][0])
+    axes[1].set_ylabel(panels[1][0])
     axes[1].set_ylim(bottom=0)
     axes[1].set_xlabel("output tokens a second\n(points are named by their requests a second)")
     axes[0].legend(frameon=False)

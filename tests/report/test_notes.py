@@ -89,6 +89,17 @@ def test_a_narrow_terminal_has_whole_figures_and_is_told_what_it_lacks(
     assert said.startswith("peak memory")
 
 
+def test_notes_of_a_sweep_are_a_line_a_schedule_of_the_point_that_has_most():
+    workload = {"heads": 16, "head_dim": 128, "seq_len": 2048, "dtype": "bf16"}
+    sweep = {"hardware.power.tdp": ["300 W", "200 W", "250 W"]}
+    records = simulate(workload=workload, hardware="a100-sxm-80gb", schedule="flash2", sweep=sweep)
+    (line,) = (line for line in notes(records) if "held back by power" in line)
+    assert line.startswith("flash2 power.tdp 200 W: ")
+    assert line.endswith("(the most of 3 such points)")
+    (line,) = (line for line in notes(records[:1]) if "held back by power" in line)
+    assert line.endswith("as a load that lasts is")
+
+
 def test_the_same_reason_of_many_points_is_told_once(capsys):
     (record,) = simulate(workload=WORKLOAD, hardware="h100-sxm", schedule="flash2")
     failed = [

@@ -1,0 +1,97 @@
+"""What figures show on their axes."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim import plots
+from sim.report import charts
+from sim.report.axes import grid_of, log_ticks
+from sim.runs.record import Record
+
+TOKENS, CAPACITIES = [512, 1024, 2048], ["10 MiB", "40 MiB"]
+
+
+def ran(point: dict[str, Any], time_s: float, schedule: str = "one") -> Record:
+    return Record(
+        schedule, point, {"dtype": "fp16"}, "h100-sxm", "ok", time_s=time_s,
+        hbm_read_bytes=10**9, hbm_write_bytes=10**9,
+    )  # fmt: skip
+
+
+def grid() -> list[Record]:
+    """Two schedules at six points, one of which one does not fit."""
+    records = [
+        ran({"workload.seq_len": n, "hardware.l2.capacity": c}, n * 1e-6, schedule)
+        for n in TOKENS
+        for c in CAPACITIES
+        for schedule in ("one", "other")
+    ]
+    left = replace(records[-1], status="out of memory", time_s=None, reason="no room")
+    return [*records[:-1], left]
+
+
+@pytest.mark.parametrize("low", [1e-6, 0.75, 3.0, 800.0])
+@pytest.mark.parametrize("times", [1.2, 2.25, 6.0, 40.0, 1e4, 1e9])
+def test_ticks_are_round_few_and_on_the_axis(low, times):
+    ticks = log_ticks(low, low * times)
+    assert 3 <= len(ticks) <= 13
+    assert ticks == sorted(set(ticks))
+    assert low <= ticks[0]
+    assert ticks[-1] <= low * times
+    assert ticks == [float(f"{tick:.3g}") for tick in ticks]
+
+
+def test_a_sweep_over_two_keys_is_a_heat_map_a_schedule():
+    figure = plots.time(grid())
+    one, other, bar = figure.axes
+    assert [ax.get_title(loc="left") for ax in (one, other)] == ["one", "other"]
+    assert [text.get_text() for text in one.texts] == ["0.512", "1.02", "2.05"] * 2
+    assert other.texts[-1].get_text() == "out of\nmemory"
+    assert (other.get_xlabel(), one.get_ylabel()) == ("seq_len", "l2.capacity")
+    assert [tick.get_text() for tick in one.get_xticklabels()] == ["512", "1,024", "2,048"]
+    assert bar.get_ylabel() == "time [ms], log scale"
+
+
+def test_the_pages_heat_map_has_a_colour_bar_with_units_and_what_did_not_run():
+    chart = charts.swept_time(grid())
+    one, other = chart["data"]
+    assert one["text"] == [["512 µs", "1.02 ms", "2.05 ms"]] * 2
+    assert other["text"][1] == ["512 µs", "1.02 ms", "out of memory"]
+    assert other["z"][1][2] is None
+    bar = chart["layout"]["coloraxis"]["colorbar"]
+    assert bar["title"]["text"] == "log scale"
+    assert set(bar["ticktext"]) <= {"500 µs", "700 µs", "1 ms", "1.5 ms", "2 ms"}
+    assert len(bar["ticktext"]) >= 3
+
+
+def test_a_sweep_that_is_no_grid_is_none():
+    assert grid_of(grid()[:-2]) is None
+    assert grid_of([record for record in grid() if record.point["workload.seq_len"] == 512]) is None
+    assert grid_of([replace(record, point={}) for record in grid()]) is None
+
+
+def test_devices_are_not_joined_by_a_line_and_lengths_are():
+    devices = [ran({"hardware.profile": name}, 1e-3) for name in ("h100-sxm", "h200-sxm")]
+    lengths = [ran({"workload.seq_len": n}, n * 1e-6) for n in TOKENS]
+    assert [trace["mode"] for trace in charts.swept_time(devices)["data"]] == ["markers"]
+    assert [trace["mode"] for trace in charts.swept_time(lengths)["data"]] == ["lines+markers"]
+    assert {line.get_linestyle() for line in plots.time(devices).axes[0].lines} == {"None"}
+
+
+def test_swept_values_stand_on_the_axis_as_they_were_written():
+    records = [ran({"hardware.l2.capacity": c}, 1e-3) for c in ("10 MiB", "25 MiB", "100 MiB")]
+    axis = charts.swept_time(records)["layout"]["xaxis"]
+    assert axis["ticktext"] == ["10 MiB", "25 MiB", "100 MiB"]
+    assert axis["title"]["text"] == "hardware.l2.capacity, log scale"
+
+
+def test_memory_is_in_the_units_of_traffic_and_says_what_the_card_is_called():
+    changes = [{"time_s": 0.0, "in_use_bytes": 2 * 10**9, "what": "+ Q"}]
+    record = replace(ran({}, 1e-3), memory=changes, hbm_capacity_bytes=80 * 2.0**30)
+    (ax,) = plots.memory([record]).axes
+    assert ax.get_ylabel() == "allocated [GB], log scale"
+    assert np.allclose(ax.lines[0].get_ydata(), 2.0)
+    assert "capacity 85.9 GB (80 GiB)" in [text.get_text() for text in ax.texts]
