@@ -74,3 +74,18 @@ def test_who_may_import_whom(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     status = lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert status == EXIT_STATUS_SUCCESS, re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+
+
+def test_every_file_of_the_packages_is_in_the_wheel():
+    """Modules are found; other files only by the patterns of their package."""
+    packages = ("sim", "validate", "hw_profiles", "scenarios")
+    files = {f for package in packages for f in (ROOT / package).rglob("*") if f.is_file()}
+    data = {f for f in files if f.suffix != ".py" and f.parent.name != "__pycache__"}
+    patterns = CONFIGURED["setuptools"]["package-data"]
+    shipped = {
+        file
+        for package, globs in patterns.items()
+        for glob in globs
+        for file in (ROOT / package.replace(".", "/")).glob(glob)
+    }
+    assert data == shipped

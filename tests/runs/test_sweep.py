@@ -295,6 +295,13 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
         sim.sweep(**TABLES, dask="tcp://127.0.0.1:9")
 
 
+def test_without_dask_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    done = called("sweep", scenario(tmp_path), "--dask", "tcp://localhost:1")
+    assert_one_line(done, "--dask needs dask.distributed", "pip install 'attnsim[cluster]'")
+
+
 def test_a_run_is_exported_as_a_sweep_is(tmp_path):
     path = scenario(tmp_path, sweep='"workload.seq_len" = [64, 128]')
     for command in ("run", "sweep"):
