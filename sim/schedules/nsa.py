@@ -3,11 +3,11 @@
     "compress K", "compress V"
                        for each `compress_stride` keys (one CTA): pool `compress_block` rows
     "compressed attention"
-                       the flash loop over compressed keys, 128 x 128
+                       O = 0; the flash loop over compressed keys, 128 x 128
     scores and choice  for each query: the first block, its own and the one before, and of the
                        others those of highest score, `top` in all       (parts/nsa_choice.py)
     "selected attention"
-                       for each query position, of each KV head (one CTA):
+                       O = 0; for each query position, of each KV head (one CTA):
                            load the rows of all heads of the group
                            the flash loop over the position's blocks     (parts/nsa_positions.py)
     "window attention" FlashAttention-2 over the latest `keep_window` keys
@@ -52,12 +52,19 @@ from sim.schedules.base import (
 )
 from sim.schedules.flash_decoding import FlashDecoding
 from sim.schedules.parts import fla_nsa, registers
+from sim.schedules.parts.counted import resident
+from sim.schedules.parts.eager import eager_pass
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.fla_nsa_backward import Backward, Branch
-from sim.schedules.parts.flash_cta import FlashCta, triton_cta
+from sim.schedules.parts.flash_cta import triton_cta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.nsa_choice import choice
-from sim.schedules.parts.nsa_positions import Positions, Visited, positions_attention
+from sim.schedules.parts.nsa_positions import (
+    Positions,
+    Visited,
+    counted_trip,
+    positions_attention,
+)
 from sim.schedules.parts.nsa_tensors import NsaTensors
 from sim.schedules.parts.public_tiles import public_cta
 from sim.schedules.parts.results import Attention
@@ -81,15 +88,6 @@ FLASH_TILE = Tile(q=128, kv=128)
 # 1,139 and 1,307 instructions that are neither matmuls nor their loads, where the rule for its
 # dense kernels (parts/instructions.py) says 656: every score is masked by its key's position.
 COMPRESSED_FIXED = {True: 763, False: 931}
-# A warp's trip of selected attention, as Triton 3.0, which the repository installs, compiles it for
-# sm_80 and sm_90 at head_dim 64 and 128 and blocks of 32 to 128. It has, beside matmuls and the
-# softmax's own, 210 to 370 instructions: so many, and so many more for each 16 bytes of K and V
-# that a thread copies. With 275 to 540 in all a warp alone takes 1,300 to 1,900 cycles, by ptxas's
-# stall counts and what LDSM, LDS, SHFL, MUFU and nine barriers take (33, 29, 24, 20 and 25 cycles):
-# beside one an instruction, as long as so many results of a matmul, of 33 cycles each, in a row.
-SELECTED_FIXED, SELECTED_A_COPY = 170, 12
-COPY_BYTES = 16
-SELECTED_LATENCIES = 36
 POSITIONS_AT_ONCE = 65536  # whose choices are drawn
 QUERIES_A_LOOP = 32768  # with more, a CTA takes several positions one after the other
 
@@ -98,7 +96,8 @@ class Nsa(Schedule):
     """Native sparse attention, forward; by implementation "fla" backward too.
 
     `compress_block` keys make a compressed one, every `compress_stride`: 32 and 16 unless given, by
-    `implementation` "fla" always `block`.
+    `implementation` "fla" always `block`. With `fused_window` its kernel of selected attention
+    attends to the window too, as until March 2025.
     """
 
     name: Literal["nsa"] = "nsa"
@@ -110,6 +109,7 @@ class Nsa(Schedule):
     fewest: Count | None = None
     drawn: Literal["before", "anywhere"] = "before"
     keep_window: Count = 512
+    fused_window: bool = False
     seed: CountOrNone = 0
 
     summary = "compressed, selected and near keys, attended apart and gated"
@@ -125,6 +125,8 @@ class Nsa(Schedule):
                 f"compress_block = {length}, compress_stride = {stride}: fla's kernels compress "
                 f"each block of {self.block} (`block`) to a key"
             )
+        if self.fused_window and self.implementation != "fla":
+            raise ValueError('fused_window: implementation = "fla" was expected, which had it')
         if length % stride or self.block % stride:
             raise ValueError(
                 f"compress_stride = {stride}: a divisor of compress_block = {length} and of block "
@@ -150,6 +152,11 @@ class Nsa(Schedule):
                 f'schedule nsa: implementation = "{self.implementation}": workload.phase = '
                 '"training": "fla" was expected, whose backward pass it has'
             )
+        if w.phase == "training" and self.fused_window:
+            raise InputError(
+                'schedule nsa: fused_window: workload.phase = "prefill" or "decode" was expected: '
+                "of the backward pass with a window in its kernels nothing is here"
+            )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """The three branches, with compression and selection, and the gate."""
@@ -159,7 +166,6 @@ class Nsa(Schedule):
             compression = [self._compress(w, of.k, of.k_cmp), self._compress(w, of.v, of.v_cmp)]
         choices = blocks(w.seq_kv, self.block)
         top = min(self.top, choices)
-        window = self._window_attention(w, hw, of)
         if self.implementation == "fla":
             position = np.arange(w.seq_kv - w.seq_q, w.seq_kv)
             whole = self.compressed_keys(position + 1)
@@ -169,7 +175,12 @@ class Nsa(Schedule):
             lse, own = compressed.result.lse, position // self.block
             chosen = [fla_nsa.choice_kernel(w, of, lse, own, top)]
             visited = self._visited(w)
-            selected = fla_nsa.selected_attention(w, hw, of, self.block, visited)
+            if self.fused_window:
+                parts = visited, self._latest(position)
+                selected, window = fla_nsa.both_attentions(w, hw, of, self.block, parts)
+            else:
+                selected = fla_nsa.selected_attention(w, hw, of, self.block, visited)
+                window = self._window_attention(w, hw, of)
             results = [branch.result.o for branch in (selected, compressed, window)]
             gates = fla_nsa.gate_kernels(of, results)
             if w.phase == "training":
@@ -191,8 +202,11 @@ class Nsa(Schedule):
             keys_a_block = self.block // self.pooled[1]
             chosen = choice(w, hw, of, compressed.result.lse, keys_a_block, (choices, top))
             selected = self._selected_attention(w, hw, of)
+            window = self._window_attention(w, hw, of)
             results = [branch.result.o for branch in (compressed, selected, window)]
             gates = [_gate_kernel(w, of, results)]
+            if w.phase != "decode":
+                compressed, selected = map(_cleared, (compressed, selected))
         return [
             *compression,
             *compressed.kernels,
@@ -282,11 +296,19 @@ class Nsa(Schedule):
         self, w: AttentionWorkload, hw: HardwareProfile, of: "NsaTensors"
     ) -> Attention:
         rows = of.group_rows
-        tile = Tile(q=rows, kv=self.block)
-        cta = _selected_cta(w, hw, tile)
         at = Positions(w, w.seq_q // QUERIES_A_LOOP + 1)
+        cta = triton_cta(w, hw, Tile(q=rows, kv=self.block), *_warps_stages(w, hw, self.block))
+        cta = replace(cta, registers_per_thread=registers.SELECTED[hw.matmul_by_warp_group])
+        cta = counted_trip(w, hw, cta, resident(cta.footprint(w), at.ctas, hw))
         visited = self._visited(w)
         return positions_attention("selected attention", of, cta, at, visited, (of.k, of.v))
+
+    def _latest(self, position: IntArray) -> Visited:
+        """The blocks of each position that its window takes, the latest last."""
+        count = -(-np.minimum(position + 1, self.keep_window) // self.block)
+        starts = np.cumsum(count) - count
+        nth = np.arange(count.sum()) - np.repeat(starts, count)
+        return Visited(count, starts, np.repeat(position // self.block - count + 1, count) + nth)
 
     def _visited(self, w: AttentionWorkload) -> Visited:
         """The blocks that each position attends to: all chosen, or the first of them."""
@@ -326,18 +348,10 @@ def _warps_stages(w: AttentionWorkload, hw: HardwareProfile, block: int) -> tupl
     return (8 if large == 2 or not hw.matmul_by_warp_group else 4), 3
 
 
-def _selected_cta(w: AttentionWorkload, hw: HardwareProfile, tile: Tile) -> FlashCta:
-    """Of a position's selected attention; K and V are gathered from where the choice points."""
-    cta = triton_cta(w, hw, tile, *_warps_stages(w, hw, tile.kv))
-    kv_bytes = 2 * tile.kv * w.head_dim * w.dtype_bytes
-    copies = kv_bytes // (COPY_BYTES * 32 * cta.warps)
-    return replace(
-        cta,
-        fixed_instructions=SELECTED_FIXED + SELECTED_A_COPY * copies,
-        sharing_instructions=0,
-        sharing_latencies=SELECTED_LATENCIES,
-        registers_per_thread=registers.SELECTED[hw.matmul_by_warp_group],
-    )
+def _cleared(branch: Attention) -> Attention:
+    """With what it writes set to zero before (torch.zeros_like)."""
+    o = branch.result.o
+    return replace(branch, kernels=[eager_pass(f"clear {o.name}", [], [o]), *branch.kernels])
 
 
 def _decode(

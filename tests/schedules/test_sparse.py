@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -537,6 +537,61 @@ def test_two_ctas_of_nsa_s_selected_attention_share_an_sm(profile):
     assert ctas_per_sm(footprint, hw) == 2
     assert ctas_per_sm(Footprint(71_680, compiled[1], compiled[0]), hw) == 2
     assert 0 <= 71_680 - footprint.sram_bytes <= 2048  # P goes through SRAM too
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "cycles"),
+    # A trip of a CTA beside another in the real machine code, played through: nsa_triton's by
+    # Triton 3.0, fla's by 3.2, which waits for a read of L2 of 300 cycles beside K's and V's.
+    [
+        ("a100-sxm-80gb", {}, 3455),
+        ("h100-sxm", {}, 2800),
+        ("h100-sxm", {"implementation": "fla"}, 1908 + 300 + 720),
+    ],
+)
+def test_a_trip_of_selected_attention_takes_what_its_machine_code_takes(profile, options, cycles):
+    hw = load_profile(profile)
+    kernel = selected_attention(hw, **options)
+    (trip,) = (op for op in kernel.loops[1].ops if isinstance(op, Compute))
+    together = ctas_per_sm(kernel.footprint, hw)
+    waited = trip.latencies * hw.calibration.sm.op_latency * hw.sm.clock
+    held = max(trip.sram_bytes / 128, trip.other_ops / 128)
+    beside = kernel.footprint.threads / 32 * (85 + 8.3 * 64 / (kernel.footprint.threads / 32)) - 200
+    assert waited + held - (together - 2) * beside == pytest.approx(cycles, rel=0.12)
+
+
+@given(cases("nsa"), devices(l2="0 B"))
+@settings(max_examples=20)
+def test_a_fused_window_is_read_by_the_kernel_of_selected_attention(case, hw):
+    w, schedule = case
+    assume(w.phase != "training")
+    apart = {k.name: k for k in lowered(fla(schedule), w, hw)}
+    fused = {k.name: k for k in lowered(fla(schedule, fused_window=True), w, hw)}
+    both = fused["selected and window attention"]
+    assert set(apart) - set(fused) >= {"selected attention", "window attention"}
+    position = w.seq_kv - w.seq_q + np.arange(w.seq_q)
+    of_window = -(-np.minimum(position + 1, schedule.keep_window) // schedule.block)
+    (a_run,), (its_run,) = run([apart["selected attention"]], hw, w), run([both], hw, w)
+    matrices, row_bytes = w.batch * w.kv_heads, w.head_dim * w.dtype_bytes
+    block = np.arange(schedule.block)
+    keys = 0
+    for own, count in zip(position // schedule.block, of_window, strict=True):
+        rows = (own - np.arange(count))[:, None] * schedule.block + block
+        keys += int(((rows >= 0) & (rows < w.seq_kv)).sum())
+    more = its_run.hbm_read_bytes - a_run.hbm_read_bytes
+    assert more == 2 * matrices * keys * row_bytes
+    assert its_run.hbm_write_bytes == 2 * a_run.hbm_write_bytes
+
+
+def test_only_fla_s_kernels_had_a_window_in_them_and_forward():
+    with pytest.raises(ValueError, match='"fla" was expected'):
+        SCHEDULES["nsa"](fused_window=True)
+    table = {"heads": 16, "kv_heads": 1, "head_dim": 128, "seq_len": 256, "causal": True}
+    w = WorkloadTable.model_validate(table | {"phase": "training"}).workload()
+    with pytest.raises(InputError, match="fused_window"):
+        SCHEDULES["nsa"](implementation="fla", fused_window=True).program(
+            w, load_profile("h100-sxm")
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,18 @@
     "window attention"              FlashAttention-2 (parts of nsa.py)
     "gate": O times its gate; O += O of a branch times its gate, twice      (PyTorch)
 
+Until 14 March 2025 the window was in the kernel of the selected keys (`fused_window`):
+
+    "selected and window attention" for each position (one CTA): the flash loop over its blocks;
+                                    one trip over the latest keys, whose loads run ahead
+
 Source: fla-org/native-sparse-attention, native_sparse_attention/ops/parallel.py (parallel_nsa and
-the kernels that it calls; positions run fastest in their grids). Warps are autotuned there from 1,
-2 and 4: here 4, which leave an SM the most of them. What Triton 3.6 compiles for sm_80 and sm_90
-(head_dim 128, groups of 16, blocks of 64) has, of each of 4 warps and trip, 412 to 424 instructions
-for compressed attention, whose loads run ahead, 349 to 361 for selected attention, where a
-condition keeps them from it, and 2,357 to 2,373 for the choice, 232 shuffles and 108 barriers among
-them, with 128 registers. Waiting at these barriers is not modelled.
+the kernels that it calls; positions run fastest in their grids), commits bd67af5 and, fused,
+5cda31d, which the README's figures were added with. Warps are autotuned there from 1, 2 and 4, and
+8: here 4, which take least by their machine code. Trips are counted as in nsa_positions.py; loads
+run ahead but for selected attention, where a condition keeps them from it. The choice has 2,357 to
+2,373 instructions a trip (Triton 3.6), 232 shuffles and 108 barriers among them, with 128
+registers. Waiting at these barriers is not modelled.
 """
 
 from dataclasses import replace
@@ -25,10 +30,18 @@ import numpy as np
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
+from sim.schedules.parts.counted import resident
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import FlashCta, triton_cta
-from sim.schedules.parts.nsa_positions import Positions, Visited, positions_attention
+from sim.schedules.parts.nsa_positions import (
+    Positions,
+    Visited,
+    counted_trip,
+    position_branch,
+    positions_attention,
+    positions_kernel,
+)
 from sim.schedules.parts.nsa_tensors import NsaTensors
 from sim.schedules.parts.results import Attention
 from sim.schedules.parts.top_k import INDEX_BYTES
@@ -45,14 +58,10 @@ from sim.tile_program import (
     once,
 )
 
+Parts = tuple[Visited, Visited]  # the selected blocks of each position, and its window's
+
 WARPS, STAGES = 4, 3
-# Of a warp and trip beside the softmax's own, which the rule for 16 rows and 64 keys has at 58;
-# those by which warps share keys are among them.
-COMPRESSED_FIXED, SELECTED_FIXED = 300, 237
-# A warp alone takes 1,690 cycles of a trip of selected attention (Triton 3.2, sm_80 and sm_90; as
-# nsa.py counts them), 376 of them for its instructions: so many results of 33 cycles, and two more.
-LATENCIES = 38
-REGISTERS = 128  # measured: 124 and 128
+REGISTERS, FUSED_REGISTERS = 128, 138  # measured: 124 and 128, 128 and 138
 CHOICE_INSTRUCTIONS, CHOICE_REGISTERS = 2340, 128
 
 
@@ -61,12 +70,12 @@ def compressed_attention(
 ) -> Attention:
     """Over the compressed keys of each position, of which so many are whole."""
     tile = Tile(q=of.group_rows, kv=at_once(of))
-    cta = triton_cta(w, hw, tile, WARPS, STAGES)
-    cta = _counted(cta, COMPRESSED_FIXED)
+    at = Positions(w, by_head=True)
+    cta = _cta(w, hw, tile, STAGES)
+    cta = counted_trip(w, hw, cta, resident(cta.footprint(w), at.ctas, hw))
     count = -(-whole // tile.kv)
     across = np.arange(blocks(of.k_cmp.rows, tile.kv))
     visited = Visited(count, np.zeros_like(count), across)
-    at = Positions(w, by_head=True)
     return positions_attention("compressed attention", of, cta, at, visited, (of.k_cmp, of.v_cmp))
 
 
@@ -74,22 +83,33 @@ def selected_attention(
     w: AttentionWorkload, hw: HardwareProfile, of: NsaTensors, block: int, visited: Visited
 ) -> Attention:
     """Over the blocks of each position, one at a time."""
-    tile = Tile(q=of.group_rows, kv=block)
-    cta = triton_cta(w, hw, tile, WARPS, 1)
-    cta = _counted(cta, SELECTED_FIXED)
-    at = Positions(w, by_head=True)
+    at, tile = Positions(w, by_head=True), Tile(q=of.group_rows, kv=block)
+    cta = _cta(w, hw, tile, 1)
+    cta = counted_trip(w, hw, cta, resident(cta.footprint(w), at.ctas, hw))
     return positions_attention("selected attention", of, cta, at, visited, (of.k, of.v))
 
 
-def _counted(cta: FlashCta, fixed: int) -> FlashCta:
-    """With what was counted in place of Triton's usual figures."""
-    return replace(
-        cta,
-        fixed_instructions=fixed,
-        sharing_instructions=0,
-        sharing_latencies=LATENCIES,
-        registers_per_thread=REGISTERS,
-    )
+def both_attentions(
+    w: AttentionWorkload, hw: HardwareProfile, of: NsaTensors, block: int, parts: Parts
+) -> tuple[Attention, Attention]:
+    """Selected and window attention, the latter without a kernel: it is in the former's.
+
+    Buffers are those of the window's loop; its blocks are taken to begin where K's do.
+    """
+    at, tile, kv = Positions(w, by_head=True), Tile(q=of.group_rows, kv=block), (of.k, of.v)
+    ahead = replace(_cta(w, hw, tile, STAGES), registers_per_thread=FUSED_REGISTERS)
+    together = resident(ahead.footprint(w), at.ctas, hw)
+    near, far = (counted_trip(w, hw, cta, together) for cta in (ahead, replace(ahead, stages=0)))
+    selected, found = position_branch("selected attention", of, far, at, parts[0], kv)
+    window, latest = position_branch("window attention", of, near, at, parts[1], kv)
+    name = "selected and window attention"
+    kernel = positions_kernel(name, of, near, at, selected, window)
+    return Attention([kernel], found), Attention([], latest)
+
+
+def _cta(w: AttentionWorkload, hw: HardwareProfile, tile: Tile, stages: int) -> FlashCta:
+    cta = triton_cta(w, hw, tile, WARPS, stages)
+    return replace(cta, registers_per_thread=REGISTERS)
 
 
 def choice_kernel(

@@ -253,8 +253,8 @@ def key_loop(
     matmul_flops = 2 * tile.q * tile.kv * filled.head_dim
     if cta.counted:
         loads = (*loads_k, *loads_v, *added)
-        whole = cta.counted.compute(loads, 2 * matmul_flops)
-        return Loop(trips, (*loads, *_issued(added), whole))
+        issued = (Barrier(loads),) if not cta.stages else _issued(added)
+        return Loop(trips, (*loads, *issued, cta.counted.compute(loads, 2 * matmul_flops)))
     kv_bytes = tile.kv * row_bytes(filled)
     scores = tile.q * tile.kv
     before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
