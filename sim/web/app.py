@@ -11,13 +11,15 @@ from functools import partial
 from typing import Any
 
 from dash import ALL, Dash, Input, Output, State, no_update
-from flask import Flask, abort, request
+from dash.exceptions import DependencyException
+from flask import Flask, Response, abort, request
 from werkzeug.serving import make_server
 
 from sim.inputs.files import InputError
-from sim.web.controls import FIGURES, Controls
+from sim.web.controls import FIGURES, Controls, schedule_tables
 from sim.web.explorer import Explorer
 from sim.web.page import page_of, texts_of
+from sim.web.requests import MOST_BYTES, Requests
 from sim.web.results import CHARTS, beneath, drawn, said, table
 
 HOST = "127.0.0.1"
@@ -50,6 +52,7 @@ def app_of(explorer: Explorer) -> Dash:
     _refuse_others(app.server)
     _answer(app, explorer)
     _keep_together(app, explorer)
+    _refuse_what_no_page_asks(app, explorer)
     return app
 
 
@@ -63,6 +66,30 @@ def _refuse_others(server: Flask) -> None:
         origin = request.headers.get("Origin")
         if origin is not None and origin != request.host_url.rstrip("/"):
             abort(403)
+
+
+def _refuse_what_no_page_asks(app: Dash, explorer: Explorer) -> None:
+    """One line, and 400, as where a profile's file is gone; 404 for a script that is not there."""
+    app.server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
+    titles = schedule_tables(explorer.text.data)
+    requests = Requests(page_of(explorer), app.callback_map, titles)
+
+    @app.server.before_request
+    def _as_the_page_does() -> None:
+        if request.method == "POST":
+            try:
+                body = request.get_json()
+            except RecursionError:
+                raise InputError("tables and lists nested too deep") from None
+            requests.check(body)
+
+    @app.server.errorhandler(InputError)
+    def _cannot_be(error: InputError) -> Response:
+        return Response(f"{error}\n", 400, mimetype="text/plain")
+
+    @app.server.errorhandler(DependencyException)
+    def _no_script(error: DependencyException) -> Response:
+        return Response(f"{InputError(error)}\n", 404, mimetype="text/plain")
 
 
 def _answer(app: Dash, explorer: Explorer) -> None:
