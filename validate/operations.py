@@ -338,6 +338,10 @@ OPERATIONS = (
     Operation(
         r"FlashAttention-2.* combine", "FA2 split-KV: combine", DECODE, SPLIT_KV, launches="combine"
     ),
+    # JakeFlasher/benchmark_flash_attention, scripts/download_lib.sh: release 2.6.3.
+    Operation(
+        r"FlashAttention-2 C\+\+ mha.*", "FA2 prefill", PREFILL, FLASH2 | {"release": "2.7.3"}
+    ),
     Operation(r"FlashAttention-2.*|flash_attn_2", "FA2 prefill", PREFILL, FLASH2),
     Operation(
         r"FlashAttention-2.*|flash_attn_2",

@@ -39,7 +39,11 @@ from sim.schedules.parts.flash_loop import (
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
 from sim.schedules.parts.mem_efficient import MOST_HEAD_DIM, mem_efficient_attention
-from sim.schedules.parts.public_tiles import public_backward_cta, public_cta
+from sim.schedules.parts.public_tiles import (
+    cta_until_2_7_3,
+    public_backward_cta,
+    public_cta,
+)
 from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.scores import bias_matrix, bias_tensor
 from sim.schedules.parts.traversal import (
@@ -59,13 +63,15 @@ class Flash2(FlashSchedule):
     `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
     "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "fa3" FlashAttention-3's
     library before Hopper (flash3_sm8x.py), "mem-efficient" PyTorch's memory-efficient kernel
-    (mem_efficient.py): their tile, warps and order of traversal are their own.
+    (mem_efficient.py): their tile, warps and order of traversal are their own. `release` "2.7.3"
+    is the last that has kernels of head_dim 160 and 224 too.
     """
 
     name: Literal["flash2"] = "flash2"
     implementation: Implementation = "cuda"  # type: ignore[assignment]
     grid_order: GridOrder = "head_slow"
     key_order: KeyOrder = "descending"
+    release: Literal["2.7.3"] | None = None
 
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
@@ -79,6 +85,11 @@ class Flash2(FlashSchedule):
         if w.softcap is not None and w.dropout:
             raise InputError(
                 f"schedule flash2: workload.softcap = {w.softcap:g}: no dropout was expected"
+            )
+        if self.release and (self.implementation != "cuda" or w.phase == "training"):
+            raise InputError(
+                f'schedule flash2: release = "{self.release}": it is of the forward kernel of '
+                'implementation = "cuda": none was expected'
             )
         if self.implementation in ("fa3", "mem-efficient"):
             self._check_of_its_own(w)
@@ -132,7 +143,8 @@ class Flash2(FlashSchedule):
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         if self.implementation == "mem-efficient":
             return mem_efficient_attention(w, hw, tensors)
-        cta = self.cta(public_cta(w, hw, self.implementation), w, hw)
+        public = cta_until_2_7_3(w, hw) if self.release else public_cta(w, hw, self.implementation)
+        cta = self.cta(public, w, hw)
         grid = query_blocks(w, cta.tile, self.grid_order, hw)
 
         def wave(items: IntArray) -> IntArray:

@@ -55,6 +55,24 @@ def test_memory_sees_only_the_workload_s_own_columns(name, implementation, runs)
     assert ours * 128 == its * runs
 
 
+@pytest.mark.parametrize(("head_dim", "runs"), [(80, 96), (132, 160), (160, 160), (200, 224)])
+def test_until_2_7_3_there_were_kernels_of_160_and_224(head_dim, runs):
+    """flash_attn 2.6.3 on an A30, head_dim 160: 12 public times, 28 to 32% off as 192's kernel."""
+    w = workload(heads=16, head_dim=head_dim, seq_len=1024)
+    schedule = make_schedule({"name": "flash2", "release": "2.7.3"}, "a test")
+    (ours,) = run(kernels_of(schedule.program(w, A100)), A100, w)
+    assert ours.executed("mma_flops") == 2 * 2 * 16 * 1024**2 * runs
+
+
+def test_a_release_is_of_the_forward_kernel_in_cuda():
+    w = workload(heads=16, head_dim=160, seq_len=1024)
+    schedule = make_schedule(
+        {"name": "flash2", "release": "2.7.3", "implementation": "triton"}, "a test"
+    )
+    with pytest.raises(InputError, match=r'release = "2\.7\.3": it is of the forward kernel'):
+        schedule.program(w, A100)
+
+
 def test_backward_between_two_kernels_runs_the_larger_too():
     table = {"seq_len": 512, "phase": "training"}
     ours, its = (ran("flash2", "cuda", d, **table) for d in (132, 192))

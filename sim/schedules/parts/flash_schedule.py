@@ -22,7 +22,7 @@ from sim.schedules.parts.flash_cta import (
 )
 from sim.schedules.parts.own_kernel import Asked, fits, own_trip
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
-from sim.schedules.parts.scores import changes
+from sim.schedules.parts.scores import changes, masked
 from sim.tile_program import Command, in_order
 
 Implementation = Literal["cuda", "triton", "sglang", "fa3", "mem-efficient"]
@@ -168,6 +168,8 @@ class FlashSchedule(TiledSchedule):
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
+        by_cuda = self.implementation == "cuda"
+        a_score = public.a_score + changes(w, by_column=by_cuda)
         return replace(
             public,
             tile=tile,
@@ -176,7 +178,7 @@ class FlashSchedule(TiledSchedule):
             registers_per_thread=taken,
             kv_readers=readers,
             meetings=meetings,
-            a_score=public.a_score + changes(w, by_column=self.implementation == "cuda"),
+            a_score=a_score + masked(w, tile) if by_cuda else a_score,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 

@@ -99,6 +99,16 @@ FLASH2: Table[FlashCta] = (
     (Row(inf, least_cta_kib=128, below_sm_kib=192), _cta(128, 64, 8)),
     (Row(inf), _cta(64, 64, 4)),
 )
+# Until release 2.7.3 there were kernels of 160 and 224 too (the same file there,
+# run_mha_fwd_hdim160 and run_mha_fwd_hdim224).
+FLASH2_UNTIL_2_7_3: Table[FlashCta] = (
+    (Row(160, SM8X, causal=True), _cta(64, 64, 4)),
+    (Row(160, SM8X), _cta(128, 64, 8)),
+    (Row(160), _cta(128, 32, 4)),
+    (Row(192), _cta(128, 64, 8)),
+    (Row(224, least_cta_kib=112), _cta(128, 64, 8)),
+    (Row(224), _cta(64, 64, 4)),
+)
 
 # Triton: from among those that its tutorial 06-fused-attention.py tries: BLOCK_M 64 or 128, BLOCK_N
 # 32 to 128, 2 to 4 stages, 4 or 8 warps; the tutorial picks by timing. 128 keys in two stages of
@@ -262,6 +272,14 @@ def public_cta(
     """What the implementation's forward kernel uses unless told otherwise."""
     cta = next(_suiting(FORWARD[implementation], w, hw))
     return cta if implementation == "cuda" else _buffered(cta, hw)
+
+
+def cta_until_2_7_3(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+    """What FlashAttention-2's forward kernel used until that release."""
+    if not 128 < w.head_dim <= 224 or w.dropout:
+        return public_cta(w, hw, "cuda")
+    cta = next(_suiting(FLASH2_UNTIL_2_7_3, w, hw))
+    return replace(cta, head_dim_of=lambda head_dim: -(-head_dim // 32) * 32)
 
 
 def flex_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
