@@ -35,7 +35,8 @@ class AttentionWorkload:
     forward and one backward; `tokens` are decoded one after the other, each with a cache of seq_kv.
     `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
     `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
-    elements each (V padded to it). The first `shared_prefix` tokens of all sequences are the same,
+    elements each (V padded to it, or `value_dim` of them where V and O have others than Q and K).
+    The first `shared_prefix` tokens of all sequences are the same,
     so that one copy of their K and V would do.
 
     Queries that are a `tree` of drafted tokens see the cached prefix and, of each other, those that
@@ -71,6 +72,7 @@ class AttentionWorkload:
     alibi: bool = False
     bias: Bias | None = None
     lengths: tuple[tuple[int, int], ...] | None = None
+    value_dim: int | None = None
 
     @cached_property
     def sequences(self) -> tuple["AttentionWorkload", ...]:
@@ -104,6 +106,11 @@ class AttentionWorkload:
             if len(set(side)) > 1:
                 told[key] = [*side]
         return told
+
+    @property
+    def value_columns(self) -> int:
+        """Columns of V and of O."""
+        return self.value_dim or self.head_dim
 
     @property
     def dtype_bytes(self) -> int:
@@ -151,7 +158,8 @@ class AttentionWorkload:
     @property
     def useful_flops(self) -> int:
         """FLOPs of the matmuls over the visible pairs: forward 4 d a pair, as FlashAttention."""
-        forward = 4 * self.head_dim * self.visible_pairs * self.heads * self.tokens
+        columns = self.head_dim + self.value_columns
+        forward = 2 * columns * self.visible_pairs * self.heads * self.tokens
         return int(forward * TRAINING_FLOPS) if self.phase == "training" else forward
 
 
@@ -179,6 +187,7 @@ class WorkloadTable(BaseModel):
     kv_dtype: KvDtype | None = None
     latent_dim: Count | None = None
     rope_dim: CountOrNone | None = None
+    value_dim: Count | None = None
     shared_prefix: CountOrNone = 0
     tree: bool = False
     softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -238,6 +247,7 @@ class WorkloadTable(BaseModel):
             alibi=self.alibi,
             bias=self.bias,
             lengths=lengths if len(set(lengths)) > 1 else None,
+            value_dim=self.value_dim if self.value_dim != head_dim else None,
         )
 
     def _lengths(self, context: int | None) -> tuple[tuple[int, int], ...]:

@@ -51,7 +51,7 @@ MOST_ENTRIES = 2**27  # of a schedule's table of what it visits: half a GiB of i
 
 Taken = Literal[
     "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix", "tree",
-    "softcap", "alibi", "bias",
+    "softcap", "alibi", "bias", "value_dim",
 ]  # fmt: skip
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
@@ -64,7 +64,8 @@ class Schedule(BaseModel):
     what not every schedule can do, `takes`; "latents" says that it reads a latent cache as it lies,
     "append" that several queries a sequence stand behind a cached prefix, "lengths" that sequences
     have keys of their own number, "query lengths" queries too, "shared prefix" that it reads
-    the one copy of what they share, where others read a copy of each). Schedules `of_other_models`
+    the one copy of what they share, where others read a copy of each, "value_dim" that V and O may
+    have other columns than Q and K). Schedules `of_other_models`
     are for models with other parameters, or with a memory beside the KV cache.
     """
 
@@ -134,6 +135,11 @@ class Schedule(BaseModel):
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         self._check_scores(w)
+        if w.value_dim is not None and "value_dim" not in self.takes:
+            raise InputError(
+                f"schedule {self.name}: workload.value_dim = {w.value_dim}: V of head_dim = "
+                f"{w.head_dim} was expected; {that_take('value_dim')} take another"
+            )
         if w.kv_dtype is not None and "kv_dtype" not in self.takes:
             raise InputError(
                 f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": its K and V are of '

@@ -36,14 +36,16 @@ it, with a latency of its own, brings nothing); fa4's and trtllm-gen's K and V h
 own, where the kernels have one for both; of an odd number of blocks of query rows no two CTAs of
 fa4 share keys, where the kernel adds an empty one; keys are not split for decoding; masking a score
 costs nothing; trtllm-gen, which goes through the keys from the first on and stores O from
-registers, does neither here. That one block in ten rescales O is an estimate after fa4's authors'
-"avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of 32 rows has grown, beside
-the exponentials. head_dim above 128, and fa4's and CUTLASS's fp8, which have kernels or settings of
-their own, are left out.
+registers, does neither here; matmuls of the kernel of head_dim 256 and the softmax beside them are
+one step, as long as the slower of both. That one block in ten rescales O is an estimate after fa4's
+authors' "avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of 32 rows has grown,
+beside the exponentials. Training (parts/flash4_backward.py) packs no heads in forward here;
+backward of head_dim 256, which is two kernels of its own, is left out, as is CUTLASS's fp8.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -53,7 +55,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import Schedule, check_arch
+from sim.schedules.base import QKVO, Schedule, check_arch
 from sim.schedules.parts.dealing import (
     Dealt,
     dealt_by_plan,
@@ -64,14 +66,17 @@ from sim.schedules.parts.dealing import (
     section_of,
 )
 from sim.schedules.parts.ends import begin, finish
-from sim.schedules.parts.flash4_cta import Flash4Cta, Implementation
+from sim.schedules.parts.flash2_backward import Saved
+from sim.schedules.parts.flash4_backward import Flash4Backward
+from sim.schedules.parts.flash4_cta import DEDICATED, Flash4Cta, Implementation
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, directions
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 MOST_HEAD_DIM = 128
+LARGER = ((192, 128), (256, 256))  # columns of K and of V (interface.py, _validate_head_dims)
 DTYPES: dict[Implementation, tuple[str, ...]] = {
-    "fa4": ("fp16", "bf16"),
+    "fa4": ("fp16", "bf16", "fp8"),
     "trtllm-gen": ("fp16", "bf16", "fp8"),
     "cutlass": ("fp16", "bf16"),
 }
@@ -99,8 +104,8 @@ class Flash4(Schedule):
 
     summary = "Blackwell: two tiles in turn, S and O in tensor memory, some exps emulated"
     source = "arXiv 2603.05451; Dao-AILab/flash-attention, flash_attn/cute/flash_fwd_sm100.py"
-    phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = frozenset({"append"})
+    phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode", "training")
+    takes = frozenset({"append", "value_dim"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -111,23 +116,74 @@ class Flash4(Schedule):
                 f'schedule flash4: workload.dtype = "{w.dtype}": implementation = '
                 f'"{self.implementation}" takes {", ".join(taken)}'
             )
-        if w.head_dim > MOST_HEAD_DIM:
+        self._check_head_dims(w)
+        if w.phase == "training":
+            self._check_training(w)
+
+    def _check_head_dims(self, w: AttentionWorkload) -> None:
+        sides, of_authors = (w.head_dim, w.value_columns), self.implementation == "fa4"
+        if max(sides) > MOST_HEAD_DIM and not (of_authors and sides in LARGER):
+            larger = "; fa4 192 with value_dim = 128, and 256"
             raise InputError(
-                f"schedule flash4: workload.head_dim = {w.head_dim}: it takes up to {MOST_HEAD_DIM}"
+                f"schedule flash4: workload.head_dim = {w.head_dim}, V's {w.value_columns}: "
+                f'implementation = "{self.implementation}" takes up to {MOST_HEAD_DIM}{larger}'
+            )
+        if w.head_dim == DEDICATED and (w.dtype == "fp8" or w.mask == "window"):
+            key, given = ("dtype", w.dtype) if w.dtype == "fp8" else ("window", w.window)
+            raise InputError(
+                f"schedule flash4: workload.{key} = {given}: its kernel of head_dim = {DEDICATED} "
+                "has 16 bits and no window"
+            )
+
+    def _check_training(self, w: AttentionWorkload) -> None:
+        where = 'schedule flash4: workload.phase = "training": '
+        if self.implementation != "fa4":
+            raise InputError(f'{where}implementation = "fa4" alone has a backward pass here')
+        if w.dtype == "fp8" or w.head_dim == DEDICATED:
+            raise InputError(
+                f"{where}dtype = {w.dtype}, head_dim = {w.head_dim}: 16 bits and a head_dim of up "
+                f"to {MOST_HEAD_DIM}, or 192 with value_dim = 128, were expected"
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
-        """One kernel."""
+        """One kernel; in training those of backward after it."""
         check_arch(self.name, hw, "sm100")
         cta = Flash4Cta(w, self.implementation, hw.sram.max_per_cta)
         if cta.ring < 2:
-            needed = cta.q_bytes + cta.o_bytes + 2 * cta.block_bytes
+            needed = cta.q_bytes + cta.o_bytes + cta.k_bytes + cta.v_bytes
             raise InputError(
                 f"schedule flash4: Q, O and two blocks of keys need {show_binary(needed)} of SRAM, "
                 f"{hw.name} has {show_binary(hw.sram.max_per_cta)} a CTA"
             )
         emulated = cta.emulated if self.emulated is None else self.emulated
-        return [_forward_kernel(cta, emulated, hw.sm.count, self.grid_order, self.key_order)]
+        rows = _rows(cta)
+        tensors = rows.tensors()
+        forward = _forward_kernel(
+            cta, rows, tensors, emulated, hw.sm.count, self.grid_order, self.key_order
+        )
+        if w.phase != "training":
+            return [forward]
+        (q, k, v, o), lse = tensors
+        backward = Flash4Backward(w, Saved(q, k, v, o, lse), cta.head_dim, cta.value_dim)
+        return [forward, *backward.kernels()]
+
+
+@dataclass(frozen=True)
+class _PairedRows(QueryRows):
+    """Two blocks of query rows in a row visit what either does: they are multiplied together."""
+
+    @cached_property
+    def visited(self) -> tuple[IntArray, IntArray]:
+        """The first key block that each tile has and the end."""
+        first, end = self._visited_of(self.w, 1)
+        pairs = np.arange(self.down) // 2
+        last = np.minimum(2 * pairs + 1, self.down - 1)
+        return first[0][2 * pairs], end[0][last]
+
+
+def _rows(cta: Flash4Cta) -> QueryRows:
+    kind = _PairedRows if cta.dedicated else QueryRows
+    return kind(cta.w, cta.tile, cta.packed)
 
 
 @dataclass(frozen=True)
@@ -141,9 +197,11 @@ class _Dealing:
 def _dealing(cta: Flash4Cta, rows: QueryRows, sms: int, grid_order: GridOrder | None) -> _Dealing:
     tiles, section = rows.grid.size, section_of(rows, L2_SECTION_BYTES)
     every, ctas = np.arange(tiles, dtype=np.int64), min(sms, tiles)
-    masked = cta.of_authors and cta.w.mask != "full"
+    masked = cta.of_authors and not cta.dedicated and cta.w.mask != "full"
     chosen = grid_order or ("swizzled" if masked else "head_slow")
     order, periods = ordered(rows, chosen, section), like_parts(rows, chosen, section)
+    if cta.dedicated:  # a CTA each, in order
+        return _Dealing(Dealt(tiles, order), periods)
     if cta.implementation == "trtllm-gen":
         ahead = cta.ring // 2
         dealt = dealt_on_demand(order, rows.key_blocks(every), ctas, ahead, early=True)
@@ -158,10 +216,15 @@ def _dealing(cta: Flash4Cta, rows: QueryRows, sms: int, grid_order: GridOrder | 
 
 
 def _forward_kernel(
-    cta: Flash4Cta, emulated: float, sms: int, grid_order: GridOrder | None, key_order: KeyOrder
+    cta: Flash4Cta,
+    rows: QueryRows,
+    tensors: tuple[QKVO, Tensor],
+    emulated: float,
+    sms: int,
+    grid_order: GridOrder | None,
+    key_order: KeyOrder,
 ) -> Kernel:
     """The kernel, with that share of exponentials on the FMA units."""
-    rows = QueryRows(cta.w, cta.tile, cta.packed)
     dealing = _dealing(cta, rows, sms, grid_order)
     dealt = dealing.dealt
     ways = directions(key_order, lambda items: dealt.turn(items, sms))
@@ -169,7 +232,7 @@ def _forward_kernel(
     return Kernel(
         name="flash4" if cta.of_authors else cta.implementation,
         ctas=dealt.ctas,
-        loops=_loops(cta, rows, dealt, emulated, ways),
+        loops=_loops(cta, rows, tensors, dealt, emulated, ways),
         footprint=cta.footprint,
         tensor_path="asynchronous",
         items_per_cta=dealt.items_per_cta,
@@ -182,15 +245,19 @@ def _forward_kernel(
 
 
 def _loops(
-    cta: Flash4Cta, rows: QueryRows, dealt: Dealt, emulated: float, ways: Sequence[Direction]
+    cta: Flash4Cta,
+    rows: QueryRows,
+    tensors: tuple[QKVO, Tensor],
+    dealt: Dealt,
+    emulated: float,
+    ways: Sequence[Direction],
 ) -> tuple[Loop, ...]:
     """Prologue, key blocks and epilogue of each item that has a tile."""
-    tile, d = cta.tile, cta.head_dim
-    (q, k, v, o), lse = rows.tensors()
-    q_elements, scores = tile.q * d, tile.q * tile.kv
-    q_bytes = q_elements * cta.w.dtype_bytes
+    tile = cta.tile
+    (q, k, v, o), lse = tensors
+    o_elements, scores = tile.q * cta.value_dim, tile.q * tile.kv
     # A part of a key block is written once by TMA, then read by the matmul of each tile.
-    kv_sram_bytes = (1 + cta.workers) * cta.block_bytes
+    k_sram_bytes, v_sram_bytes = ((1 + cta.workers) * part for part in (cta.k_bytes, cta.v_bytes))
     emulations = round(emulated * scores)
 
     def rows_of(tensor: Tensor) -> Stream:
@@ -211,24 +278,40 @@ def _loops(
             "softmax",
             vector_ops=FP32_OPS_A_SCORE * scores
             + OPS_PER_EMULATED_EXP * emulations
-            + round(RESCALED_SHARE * q_elements),
+            + round(RESCALED_SHARE * o_elements),
             exp_count=scores - emulations + tile.q,
             other_ops=scores // SCORES_A_CONVERSION,
         )
-        flops = 2 * scores * d
-        trip = (
-            load_k,
-            load_v,
-            Compute("S = Q K^T", (load_k,), flops, sram_bytes=q_bytes + kv_sram_bytes),
-            Compute("row maximum", other_ops=scores // SCORES_A_MAXIMUM),
-            softmax,
-            Compute("O += P V", (load_v,), flops, sram_bytes=kv_sram_bytes),
+        multiply = Compute(
+            "S = Q K^T",
+            (load_k,),
+            2 * scores * cta.head_dim,
+            sram_bytes=cta.q_bytes + k_sram_bytes,
         )
-        return Loop(way.trips(key_blocks), trip)
+        maximum = Compute("row maximum", other_ops=scores // SCORES_A_MAXIMUM)
+        add = Compute("O += P V", (load_v,), 2 * scores * cta.value_dim, sram_bytes=v_sram_bytes)
+        each: tuple[Compute, ...] = (multiply, maximum, softmax, add)
+        if cta.dedicated:
+            each = (_together("S = Q K^T, softmax, O += P V", each),)
+        return Loop(way.trips(key_blocks), (load_k, load_v, *each))
 
     has_tile, results = dealt.has_tile, (rows_of(o), rows_of(lse))
     return (
         begin("Q", Load(rows_of(q)), trips=has_tile),
         *map(loop, ways),
-        finish(q_elements, *results, trips=has_tile, sram_bytes=2 * q_elements * O_ELEMENT_BYTES),
+        finish(o_elements, *results, trips=has_tile, sram_bytes=2 * o_elements * O_ELEMENT_BYTES),
+    )
+
+
+def _together(name: str, ops: Sequence[Compute]) -> Compute:
+    """One step of them all: each has its own key block, next to the others'."""
+    return Compute(
+        name,
+        tuple(load for op in ops for load in op.reads),
+        sum(op.mma_flops for op in ops),
+        sum(op.vector_ops for op in ops),
+        sum(op.exp_count for op in ops),
+        sum(op.sram_bytes for op in ops),
+        sum(op.other_ops for op in ops),
+        latencies=2,  # of the maximum, and of what depends on it
     )

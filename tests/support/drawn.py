@@ -255,6 +255,8 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
             w = replace(w, seq_q=1)
     if getattr(schedule, "implementation", "cuda") == "triton" and phase == "training":
         phase = "prefill"
+    if schedule.name == "flash4" and schedule.implementation != "fa4" and phase == "training":
+        phase = "prefill"
     if schedule.name == "nsa" and schedule.implementation != "fla" and phase == "training":
         phase = "prefill"
     of_flashinfer = getattr(schedule, "implementation", schedule.name) in ("flashinfer", "cascade")

@@ -1,9 +1,11 @@
 """What a CTA of the flash kernels for Blackwell takes, by whose kernel it is.
 
 fa4          FlashAttention-4: query heads of a KV head packed as rows, pairs of CTAs that share
-             key blocks at head_dim 128, some exponentials on the FMA units. Dao-AILab/
-             flash-attention, flash_attn/cute: flash_fwd_sm100.py (kv_stage, use_2cta_instrs,
-             _TUNING_CONFIG), softmax.py (apply_exp2_convert), interface.py (pack_gqa)
+             key blocks at head_dim 128 and 192, some exponentials on the FMA units. Dao-AILab/
+             flash-attention, flash_attn/cute: flash_fwd_sm100.py (kv_stage, uneven_kv_smem,
+             use_2cta_instrs, _TUNING_CONFIG, _FP8_TUNING_CONFIG), softmax.py (apply_exp2_convert),
+             interface.py (pack_gqa). Of head_dim 256 it is another kernel, whose CTAs have a tile
+             each and are always pairs: sm100_hd256_2cta_fmha_forward.py
 trtllm-gen   TensorRT-LLM's, which vLLM, SGLang and FlashInfer launch too: a head's rows by
              themselves, three buffers of keys or values, fp8 too. Published as machine code:
              flashinfer-cubin 0.6.13, fmhaSm100fKernel_...PersistentContext, its metadata
@@ -15,21 +17,42 @@ cutlass      CUTLASS's example 77 as FlashInfer has it: as trtllm-gen in 16 bits
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
 
 Implementation = Literal["fa4", "trtllm-gen", "cutlass"]
 
 TILE_ROWS, KEYS = 128, 128
 THREADS = 512  # 16 warps: 4 of softmax a tile, 4 that rescale O, others that issue and wait
+DEDICATED, DEDICATED_THREADS = 256, 384  # the head_dim that has a kernel of its own
 SRAM_BUDGET_BYTES = 224 * 2**10  # fa4's, for Q, O and the ring of K and V
 BUFFERS = 3  # of trtllm-gen and CUTLASS, each a block of K or of V
 COMPILED_HEAD_DIMS = (64, 128)  # of trtllm-gen and CUTLASS
-FRAGMENT, EMULATED_AT_END = 32, 4  # apply_exp2_convert: frg_tile, ex2_emu_res
+FRAGMENT = 32  # scores of a row (apply_exp2_convert: frg_tile)
+
+
+class Emulation(NamedTuple):
+    """Of each `often` scores the last `ending` are emulated, from fragment `start` of a row on."""
+
+    often: int
+    ending: int = 4
+    start: int = 1
+
+
+# By whether CTAs are pairs, the mask is causal, and head_dim.
+EMULATED = {
+    (True, False, 192): Emulation(16, start=0),
+    (False, True, 192): Emulation(32),
+    (True, False, 256): Emulation(14, 6, 0),
+    (True, True, 256): Emulation(14, 6, 0),
+}
+EMULATED_FP8 = {(False, True, 128): Emulation(8)}
+PACKED_OR_PAIRED, OTHERS, MOST_OTHERS = Emulation(10), Emulation(16), 128
 
 
 @dataclass(frozen=True)
@@ -46,21 +69,39 @@ class Flash4Cta:
         return self.implementation == "fa4"
 
     @property
+    def dedicated(self) -> bool:
+        """Whether it is the kernel of head_dim 256: a tile a CTA, in pairs."""
+        return self.of_authors and self.w.head_dim == DEDICATED
+
+    @property
     def packed(self) -> int:
-        """Query heads that are rows of one matrix: all of a KV head, or one."""
-        return self.w.heads // self.w.kv_heads if self.of_authors else 1
+        """Query heads that are rows of one matrix: all of a KV head, or one.
+
+        In training one here, as backward takes a head's rows alone.
+        """
+        packs = self.of_authors and not self.dedicated and self.w.phase != "training"
+        return self.w.heads // self.w.kv_heads if packs else 1
 
     @property
     def head_dim(self) -> int:
-        """Filled up with zeros: to a multiple of 16, or to a size that is compiled."""
+        """Of Q and K, filled up with zeros: to a multiple of 16, or to a size that is compiled."""
+        return self._filled(self.w.head_dim)
+
+    @property
+    def value_dim(self) -> int:
+        """Of V and O, filled up as K."""
+        return self._filled(self.w.value_columns)
+
+    def _filled(self, cols: int) -> int:
         if self.of_authors:
-            return blocks(self.w.head_dim, 16) * 16
-        return next(size for size in COMPILED_HEAD_DIMS if self.w.head_dim <= size)
+            return blocks(cols, 16) * 16
+        return next(size for size in COMPILED_HEAD_DIMS if cols <= size)
 
     @property
     def workers(self) -> int:
         """Tiles, and softmax warp groups (fa4: q_stage)."""
-        return 1 if self.of_authors and self.w.seq_q * self.packed <= TILE_ROWS else 2
+        few = self.w.seq_q * self.packed <= TILE_ROWS
+        return 1 if self.dedicated or (self.of_authors and few) else 2
 
     @property
     def tile(self) -> Tile:
@@ -70,26 +111,41 @@ class Flash4Cta:
     @property
     def shared_by(self) -> int:
         """CTAs whose matmuls read each other's half of a key block (use_2cta_instrs)."""
-        if not self.of_authors or self.head_dim != 128 or self.w.mask != "full":
-            return 1
         rows = self.w.seq_q * self.packed
+        even = blocks(rows, self.tile.q) % 2 == 0
+        if self.dedicated:
+            return 2 if even else 1
+        sides = (self.head_dim, self.value_dim)
+        if not self.of_authors or sides not in ((128, 128), (192, 128)) or self.w.mask != "full":
+            return 1
         fits = TILE_ROWS % self.packed == 0 and rows > 2 * TILE_ROWS
-        return 2 if fits and blocks(rows, self.tile.q) % 2 == 0 else 1
+        return 2 if fits and even else 1
+
+    @property
+    def emulation(self) -> Emulation | None:
+        """Which exponentials fa4 emulates; none of other kernels."""
+        if not self.of_authors:
+            return None
+        paired, causal = self.shared_by > 1 or self.dedicated, self.w.mask == "causal"
+        key = (paired, causal, self.head_dim)
+        tuned = EMULATED_FP8.get(key) if self.w.dtype_bytes == 1 else EMULATED.get(key)
+        packs = self.packed > 1 and self.head_dim > 64 and self.w.mask == "full"
+        usual = PACKED_OR_PAIRED if packs or paired else OTHERS
+        return tuned or (usual if self.head_dim <= MOST_OTHERS else None)
 
     @property
     def emulated(self) -> float:
-        """The share of exponentials that fa4 emulates (apply_exp2_convert); others do none.
+        """The share of exponentials that are emulated (apply_exp2_convert).
 
-        Of each `often` scores the last 4, pairs at a time, but for a row's first and last fragment.
+        Pairs at a time, but for a row's first fragments and its last.
         """
-        if not self.of_authors:
+        if self.emulation is None:
             return 0.0
-        packs = self.packed > 1 and self.head_dim > 64 and self.w.mask == "full"
-        often = 10 if packs or self.shared_by > 1 else 16
+        often, ending, start = self.emulation
         pairs = range(0, FRAGMENT, 2)
-        emulated = sum(k % often >= often - EMULATED_AT_END for k in pairs) / len(pairs)
+        emulated = sum(k % often >= often - ending for k in pairs) / len(pairs)
         fragments = KEYS // FRAGMENT
-        return emulated * (fragments - 2) / fragments
+        return emulated * (fragments - 1 - start) / fragments
 
     @property
     def q_bytes(self) -> int:
@@ -98,25 +154,44 @@ class Flash4Cta:
 
     @property
     def o_bytes(self) -> int:
-        """SRAM of O's tiles of its own: fa4's; CUTLASS has them in Q's, trtllm-gen none."""
-        return self.q_bytes if self.of_authors else 0
+        """SRAM of O's tiles of its own: fa4's up to 128; others have them in Q's, or none."""
+        if not self.of_authors or self.head_dim > MOST_OTHERS:
+            return 0
+        return self.tile.q * self.value_dim * O_ELEMENT_BYTES
 
     @property
-    def block_bytes(self) -> int:
-        """SRAM of a CTA's part of a block of K, or of V."""
+    def k_bytes(self) -> int:
+        """SRAM of a CTA's part of a block of K."""
         return KEYS * self.head_dim * self.w.dtype_bytes // self.shared_by
 
     @property
+    def v_bytes(self) -> int:
+        """SRAM of a CTA's part of a block of V."""
+        return KEYS * self.value_dim * self.w.dtype_bytes // self.shared_by
+
+    @property
     def ring(self) -> int:
-        """Buffers of K and V together (fa4: kv_stage)."""
+        """Buffers of K and V together (fa4: kv_stage).
+
+        Of head_dim 192 two of K and one of V have room where two as large as K's have.
+        """
         room = self.most_sram_bytes - self.q_bytes - self.o_bytes
         if not self.of_authors:
-            return min(BUFFERS, int(room // self.block_bytes))
+            return min(BUFFERS, int(room // self.k_bytes))
+        if self.dedicated:
+            return min(2, int(room // self.k_bytes))  # four of half the columns
         room = min(room, SRAM_BUDGET_BYTES - self.q_bytes - self.o_bytes)
-        return max(0, int(room // self.block_bytes))
+        whole = max(0, int(room // self.k_bytes))
+        return 3 if whole == 2 and self._ring_bytes(3) <= room else whole
+
+    def _ring_bytes(self, buffers: int) -> int:
+        """Of that many, every other of K."""
+        return -(-buffers // 2) * self.k_bytes + buffers // 2 * self.v_bytes
 
     @property
     def footprint(self) -> Footprint:
         """What a CTA takes of its SM; all but the softmax warp groups only issue and wait."""
-        sram_bytes = self.q_bytes + self.o_bytes + self.ring * self.block_bytes
-        return Footprint(sram_bytes, THREADS, registers.FLASH4, THREADS - 128 * self.workers)
+        held = self.q_bytes + self.o_bytes + self._ring_bytes(self.ring)
+        threads = DEDICATED_THREADS if self.dedicated else THREADS
+        taken = registers.FLASH3[2] if self.dedicated else registers.FLASH4
+        return Footprint(held, threads, taken, threads - 128 * self.workers)

@@ -172,18 +172,21 @@ class QueryRows:
     def tensors(self) -> tuple[QKVO, Tensor]:
         """Q, K, V and O, and the log-sum-exp, in HBM."""
         w = self.w
-        q_shape = (self.matrices, self.rows, w.head_dim)
-        kv_shape = (w.batch * w.kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes)
-        kv_sizes, sizes = matrix_sizes(w.keys, w.head_dim, w.kv_heads), self.sizes(w.head_dim)
-        lse = (*q_shape[:2], 1, STATISTICS_BYTES)
+        of_q, of_kv = (self.matrices, self.rows), (w.batch * w.kv_heads, w.seq_kv)
+        size = w.dtype_bytes
+
+        def of_keys(cols: int) -> IntArray | None:
+            return matrix_sizes(w.keys, cols, w.kv_heads)
+
+        d, d_v = w.head_dim, w.value_columns
         return (
             QKVO(
-                Tensor("Q", *q_shape, w.dtype_bytes, "input", "query", sizes),
-                Tensor("K", *kv_shape, "input", "key", kv_sizes),
-                Tensor("V", *kv_shape, "input", "value", kv_sizes),
-                Tensor("O", *q_shape, O_ELEMENT_BYTES, "output", "result", sizes),
+                Tensor("Q", *of_q, d, size, "input", "query", self.sizes(d)),
+                Tensor("K", *of_kv, d, size, "input", "key", of_keys(d)),
+                Tensor("V", *of_kv, d_v, size, "input", "value", of_keys(d_v)),
+                Tensor("O", *of_q, d_v, O_ELEMENT_BYTES, "output", "result", self.sizes(d_v)),
             ),
-            Tensor("LSE", *lse, "output", "statistics", self.sizes(1)),
+            Tensor("LSE", *of_q, 1, STATISTICS_BYTES, "output", "statistics", self.sizes(1)),
         )
 
     def sizes(self, cols: int) -> IntArray | None:
@@ -231,5 +234,5 @@ class QueryRows:
             first = kv_matrix(self.w, matrix * self.packed) * across
             return (first + begin[self.place(tile)]) * shared_by + tile % shared_by
 
-        cols = blocks(self.w.head_dim, shared_by)
+        cols = blocks(tensor.cols, shared_by)
         return Stream(tensor, self.tile.kv, cols, part, way.stride * shared_by)
