@@ -143,10 +143,11 @@ def _compile_beside(tell: "Callable[[str], None]") -> None:
     from threading import Thread
 
     from sim.engine.compiled.replay import advance
-    from sim.runs.workers import compile_engine
 
     if advance.is_kept:
         return
+    from sim.runs.workers import compile_engine
+
     kept = "once; later runs read it from disk"
     if advance.folder is None:
         kept = "in each run: its folder cannot be written to; XDG_CACHE_HOME names another"

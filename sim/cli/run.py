@@ -177,11 +177,12 @@ def sweep(
     if not store.is_file():  # one that cannot be written to can be read
         check_writable("--store", store)
 
-    from sim.report.frame import check_export, export_frame
     from sim.report.records import print_sweep
     from sim.runs.workers import cluster, processes
 
     if export is not None:
+        from sim.report.frame import check_export, export_frame  # pandas takes its time to load
+
         check_export(export)
         check_writable("--export", export)
     if report is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 
+from sim.engine.compiled.replay import advance
 from sim.inputs.files import InputError
 from sim.runs.job import run_scenario
 from sim.runs.scenario import make_scenario
@@ -42,7 +43,7 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     count = workers or len(os.sched_getaffinity(0))
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
-    context.set_forkserver_preload(["sim.runs.work"])
+    context.set_forkserver_preload(["sim.runs.work", "llvmlite.binding"])
     compile_engine()
     lifeline, alive = context.Pipe(duplex=False)
     with _without_the_current_folder():
@@ -87,6 +88,8 @@ def _start_mute_fork_server() -> Connection:
 
 def compile_engine() -> None:
     """Let the compiled engine lie on disk, so that workers read it instead of compiling it each."""
+    if advance.is_kept:
+        return
     tables = {
         "workload": {"heads": 1, "head_dim": 64, "seq_len": 64},
         "hardware": {"profile": "h100-sxm"},

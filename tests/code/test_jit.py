@@ -92,7 +92,9 @@ def test_where_no_folder_can_be_written_to_an_entry_is_compiled_without_a_cache(
 
 def test_a_replay_that_is_compiled_loads_no_numba():
     code = (
-        "import sys; from sim.runs.workers import compile_engine; compile_engine(); "
+        "import sys; from sim import simulate; "
+        "simulate(workload={'heads': 1, 'head_dim': 64, 'seq_len': 64}, "
+        "hardware={'profile': 'h100-sxm'}, schedule='flash2'); "
         "sys.exit('numba' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

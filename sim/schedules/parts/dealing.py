@@ -6,10 +6,11 @@ Dao-AILab/flash-attention, hopper/tile_scheduler.hpp and flash_attn/cute/tile_sc
 """
 
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 import numpy as np
 
+from sim.code.jit import entry
 from sim.schedules.base import blocks
 from sim.schedules.parts.query_rows import QueryRows
 from sim.schedules.parts.traversal import GridOrder, kv_heads_in
@@ -155,22 +156,27 @@ def dealt_on_demand(
     is taken to last as long as its key blocks and one more, for what stands before and after them
     (an estimate).
     """
-    trips = key_blocks.tolist()
-    given: list[list[int]] = [[tile] for tile in order[:ctas].tolist()]
+    ctas = min(ctas, len(order))
+    cta_of, times = np.empty(len(order), np.int64), np.empty((3, ctas), np.int64)
+    _deal_on_demand(key_blocks[order], ahead, int(early), *times, cta_of)
+    return _dealt(order, cta_of, ctas)
 
-    def begun(cta: int, start: int, loads_from: int) -> tuple[int, int, int, int]:
-        """When it asks for its next tile, which CTA, and when its latest is loaded and done."""
-        blocks_of = trips[given[cta][-1]]
-        loaded = start + max(0, blocks_of - ahead)
-        return loads_from if early else loaded, cta, loaded, start + blocks_of + 1
 
-    queue = [begun(cta, 0, 0) for cta in range(len(given))]
-    heapify(queue)
-    for tile in order[ctas:].tolist():
-        _, cta, loaded, done = queue[0]
-        given[cta].append(tile)
-        heapreplace(queue, begun(cta, done, loaded))
-    return _dealt(given)
+@entry
+def _deal_on_demand(trips, ahead, early, asks, loaded, done, cta_of):
+    """Of each CTA: when it asks for its next tile, when its latest is loaded, and when done."""
+    ctas = len(asks)
+    for number in range(len(trips)):
+        cta, start, loads_from = number, 0, 0
+        if number >= ctas:
+            cta = 0
+            for other in range(1, ctas):
+                if asks[other] < asks[cta]:
+                    cta = other
+            start, loads_from = done[cta], loaded[cta]
+        cta_of[number] = cta
+        loaded[cta], done[cta] = start + max(0, trips[number] - ahead), start + trips[number] + 1
+        asks[cta] = loads_from if early else loaded[cta]
 
 
 def dealt_by_plan(order: IntArray, key_blocks: IntArray, ctas: int) -> Dealt:
@@ -178,19 +184,20 @@ def dealt_by_plan(order: IntArray, key_blocks: IntArray, ctas: int) -> Dealt:
 
     Source: flashinfer-ai/flashinfer, include/flashinfer/attention/blackwell/plan.cuh (plan_kernel).
     """
-    trips = key_blocks.tolist()
-    given: list[list[int]] = [[] for _ in range(ctas)]
     queue = [(0, cta) for cta in range(ctas)]
-    for tile in order.tolist():
+    cta_of = np.empty(len(order), np.int64)
+    for number, trips in enumerate(key_blocks[order].tolist()):
         planned, cta = queue[0]
-        given[cta].append(tile)
-        heapreplace(queue, (planned + trips[tile], cta))
-    return _dealt(given)
+        cta_of[number] = cta
+        heapreplace(queue, (planned + trips, cta))
+    return _dealt(order, cta_of, ctas)
 
 
-def _dealt(given: list[list[int]]) -> Dealt:
-    """Lists of tiles, one a CTA, filled up with -1."""
-    items = np.full((len(given), max(map(len, given))), -1, np.int64)
-    for row, own in zip(items, given, strict=True):
-        row[: len(own)] = own
-    return Dealt(len(given), items.ravel())
+def _dealt(tiles: IntArray, cta_of: IntArray, ctas: int) -> Dealt:
+    """Tiles and their CTAs, in the order of taking them; those with fewer are filled up with -1."""
+    each = np.bincount(cta_of, minlength=ctas)
+    by_cta = np.argsort(cta_of, kind="stable")
+    turn = np.arange(len(tiles)) - np.repeat(np.cumsum(each) - each, each)
+    items = np.full((ctas, each.max()), -1, np.int64)
+    items[cta_of[by_cta], turn] = tiles[by_cta]
+    return Dealt(ctas, items.ravel())
