@@ -60,7 +60,7 @@ _COLUMNS = (
     Column("KV cache", lambda row: show(row.kv_bytes, "B"), "0 B"),
     Column("GPUs needed", lambda row: str(row.gpus_needed)),
     Column("GPUs", _shared, "1"),
-    Column("time", lambda row: show(row.time.time_s, "s") if row.time else "out of memory"),
+    Column("time", lambda row: show(row.time.time_s, "s") if row.time else row.status),
     Column("attention", _of_time(_attention)),
     Column("matrices", _of_time(lambda time: show(time.dense_s, "s"))),
     Column("exchanges", _of_time(lambda time: show(time.exchange_s, "s")), "0 s"),
@@ -85,7 +85,7 @@ def show_passes(answer: ModelAnswer) -> None:
     show_table(table)
     for row in answer.rows:
         if row.reason:
-            print(f"{row.label}: out of memory: {row.reason}")
+            print(f"{row.label}: {row.status}: {row.reason}")
         if row.time and row.time.attention_error:
             error = row.time.attention_error
             print(

@@ -139,15 +139,26 @@ def run_what_can_be(
     engine: EngineName = "replay",
     progress: Progress = lambda *_: None,
 ) -> Iterator[Outcome]:
+    """Outcomes of a file's cases, as `run_cases` has them."""
+    limits = check_tables(text.data, text.where).limits
+    return run_cases(cases_of(text), text.where, limits, engine, progress)
+
+
+def run_cases(
+    cases: Sequence[Case | Refusal],
+    where: str,
+    limits: Limits,
+    engine: EngineName = "replay",
+    progress: Progress = lambda *_: None,
+) -> Iterator[Outcome]:
     """Outcomes in order; what cannot be has a record with its reason, and does not stop the others.
 
-    Raises InputError, before the first one runs, where nothing can be.
+    Raises InputError, naming the file `where`, before the first one runs where nothing can be.
     """
-    limits = check_tables(text.data, text.where).limits
-    found = [_job_or_refusal(case, limits, engine) for case in cases_of(text)]
+    found = [_job_or_refusal(case, limits, engine) for case in cases]
     refusals = [job for job in found if isinstance(job, Refusal)]
     if len(refusals) == len(found):
-        raise InputError(f"{text.where}: {refusals[0].reason}")
+        raise InputError(f"{where}: {refusals[0].reason}")
     jobs = [Outcome(job.record(engine), None) if isinstance(job, Refusal) else job for job in found]
     return _side_by_side(jobs, limits, progress)
 

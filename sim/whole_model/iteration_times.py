@@ -18,6 +18,7 @@ from math import exp, log
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.shapes import ModelShape
 from sim.inputs.workload import Dtype
@@ -118,7 +119,11 @@ def iteration_times(
         for batch in batches
         for tokens in lengths
     ]
-    times = [time.attention_s for _, time in replay(passes, where, limits, progress) if time]
+    times = []
+    for record, time in replay(passes, where, limits, progress):
+        if time is None:
+            raise InputError(f"{where}: {record.reason}")
+        times.append(time.attention_s)
     return IterationTimes(
         served,
         passes[0].workload.dtype,

@@ -109,8 +109,8 @@ class ModelRow:
     """What one model's pass takes. Bytes of the cache are of all layers and tokens.
 
     `gpus_needed` is how many hold weights and cache, or what training has. Where one layer does not
-    fit, the row has a `reason` and no times. `tokens` go through the pass: those of the prompts, or
-    one a sequence.
+    fit or cannot be, as `status` says, the row has a `reason` and no times. `tokens` go through the
+    pass: those of the prompts, or one a sequence.
     """
 
     label: str
@@ -128,6 +128,7 @@ class ModelRow:
     gpus_needed: int
     time: PassTime | None
     price_per_million_tokens: float | None
+    status: Literal["ok", "out of memory", "failed"]
     reason: str | None
 
     @property
@@ -211,5 +212,6 @@ class ModelQuestion:
             gpus_needed=ceil(needed / setting.hardware.hbm.capacity),
             time=time,
             price_per_million_tokens=price,
+            status=record.status,
             reason=record.reason,
         )

@@ -44,9 +44,10 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.shapes import ModelShape
 from sim.inputs.workload import DTYPE_BYTES, AttentionWorkload, Dtype, Phase
 from sim.machine import machine_of
-from sim.runs.job import Progress, run_scenario
+from sim.runs.cases import Case
+from sim.runs.job import Progress, run_cases
 from sim.runs.record import Record
-from sim.runs.scenario import Limits, Point, Scenario
+from sim.runs.scenario import Limits, Point
 from sim.schedules.base import Schedule
 from sim.whole_model.exchange import exchange_s
 from sim.whole_model.setting import ELEMENT_BYTES, GROUP, Setting, Weights, group_bits
@@ -257,18 +258,16 @@ class Matrices:
 def replay(
     passes: Sequence[ModelPass], where: str, limits: Limits, progress: Progress
 ) -> Iterator[tuple[Record, PassTime | None]]:
-    """Each pass's time beside the record of its replay; None where a layer does not fit in HBM.
+    """Each pass's time beside the record of its replay; None where a layer has none, for a reason.
 
-    The replays are one `[[schedule]]` scenario; `where` names the file in its messages. Raises
-    InputError.
+    Raises InputError, naming the file `where`, if no pass can be.
     """
-    points = tuple(
-        Point({}, workload, one.setting.hardware, (one.schedule,))
+    cases = [
+        Case(Point({}, workload, one.setting.hardware, (one.schedule,)), one.schedule)
         for one in passes
         for workload, _ in one.layers
-    )
-    scenario = Scenario("whole_model", "", points, limits, where)
-    outcomes = iter(run_scenario(scenario, progress=progress))
+    ]
+    outcomes = run_cases(cases, where, limits, progress=progress)
     for one in passes:
         ran = [next(outcomes) for _ in one.layers]
         layers = [

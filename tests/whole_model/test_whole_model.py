@@ -432,6 +432,18 @@ def test_a_layer_that_does_not_fit_is_a_result(capsys, tmp_path):
     save(answer, tmp_path)
 
 
+def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
+    data = tables()
+    data["model"].append({"model": "gpt2", "schedule": "flash4", "label": "on a Hopper"})
+    ran, refused = question(data).answer().rows
+    assert (ran.status, refused.status) == ("ok", "failed")
+    show(question(data).answer())
+    assert "on a Hopper: failed: schedule flash4: hardware.arch" in capsys.readouterr().out
+    del data["model"][0]
+    with pytest.raises(InputError, match=r"mine\.toml: schedule flash4: hardware\.arch"):
+        question(data).answer()
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
