@@ -3,9 +3,12 @@
 A table that times a framework's layer has these in its figure. Each is a launch of its own, before
 or after attention's. By the `beside` of a measured operation:
 
-    cache write    the new tokens' K and V are read and written to the cache: vLLM,
-                   csrc/cache_kernels.cu (reshape_and_cache_flash); SGLang,
-                   mem_cache/memory_pool.py (set_kv_buffer)
+    cache write    the new tokens' K and V are read and written to the cache, a CTA a token: vLLM,
+                   csrc/cache_kernels.cu (reshape_and_cache_flash: an element a thread, 512 at most;
+                   V is read when K has come, as warps issue in order)
+    cache write by warps
+                   the same, a warp a token: SGLang, mem_cache/memory_pool.py (set_kv_buffer) and
+                   jit_kernel's store_cache
     packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
                    to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
                    (mha_varlen_fwd, seqlenq_ngroups_swapped)
@@ -37,11 +40,12 @@ from typing import Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
-from sim.machine import machine_of
+from sim.machine import LANES, machine_of
 
 Kind = Literal[
     "",
     "cache write",
+    "cache write by warps",
     "cache write and lengths",
     "packed heads",
     "fp8 queries",
@@ -56,6 +60,7 @@ TURNING_CYCLES = 6 * 4 + 8 * 16
 TURNING_BYTES = 512
 PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
 LOADS_IN_A_ROW = 2  # where a token goes, then what goes there: csrc/cache_kernels.cu of vLLM
+WRITING_THREADS = 512  # the most of a token's CTA there
 QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 
@@ -64,13 +69,16 @@ LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's an
 class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
-    `l1_cycles` are those of an SM's L1, of all SMs together.
+    `l1_cycles` are those of an SM's L1, of all SMs together. `threads` work on a token each CTA, or
+    warp, and take turns on the SMs; `last_loads` are those that a token waits for beyond the usual.
     """
 
     bytes: int = 0
     flops: int = 0
     launches: int = 0
     l1_cycles: int = 0
+    threads: int = 0
+    last_loads: int = 0
     host_s: float = 0.0
 
     def and_also(self, other: "Beside") -> "Beside":
@@ -95,8 +103,11 @@ class Beside:
         )
         l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
         latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
-        fixed_s = calibration.launch.gap + calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
-        taken_s = self.launches * fixed_s + max(memory_s, l1_s)
+        fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
+        token_s = fixed_s + self.last_loads * latency_s
+        waves = self.threads / (hw.sm.count * hw.sm.max_threads)
+        taken_s = self.launches * (calibration.launch.gap + fixed_s) + self.last_loads * latency_s
+        taken_s += max(memory_s, l1_s, (waves - 1) * token_s)
         taken_s += flops_s / calibration.tensor.native
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
@@ -106,10 +117,13 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     tokens, read_bytes, cached_bits = w.batch * w.seq_q, DTYPE_BYTES[dtype], KV_BITS[kv_dtype]
     kv, q = 2 * tokens * w.kv_heads * w.head_dim, tokens * w.heads * w.head_dim
     match kind:
-        case "cache write":
-            return Beside(kv * read_bytes + kv * cached_bits // 8, launches=1)
+        case "cache write" | "cache write by warps":
+            moved, by_cta = kv * read_bytes + kv * cached_bits // 8, kind == "cache write"
+            row = min(w.kv_heads * w.head_dim, WRITING_THREADS) if by_cta else LANES
+            return Beside(moved, launches=1, threads=tokens * row, last_loads=int(by_cta))
         case "cache write and lengths":
-            return beside("cache write", w, dtype, kv_dtype).and_also(Beside(launches=1))
+            written = beside("cache write by warps", w, dtype, kv_dtype)
+            return written.and_also(Beside(launches=1))
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2

@@ -672,7 +672,9 @@ def _beside(
     figure: Figure, operation: Operation, w: AttentionWorkload, schedule: Schedule
 ) -> Beside:
     """What the call does beside attention; the new tokens come as wide as the row says."""
-    kind: Kind = "cache write" if WRITES_CACHE.search(figure.extra) else ""
+    kind: Kind = ""
+    if WRITES_CACHE.search(figure.extra):
+        kind = "cache write by warps" if figure.kernel.startswith("sglang") else "cache write"
     kind = operation.beside or kind
     if kind == "packed heads" and not (isinstance(schedule, SplitKv) and schedule.packs(w)):
         kind = "cache write"

@@ -412,7 +412,7 @@ def test_sglang_quantises_the_queries_of_fp8_by_their_own_maximum(tmp_path):
     )
     w = measured_of(figure(tmp_path, **row)).case.workload
     q, kv = (w.batch * w.seq_q * heads * w.head_dim for heads in (w.heads, 2 * w.kv_heads))
-    assert plain == Beside(bytes=4 * kv, launches=1)
+    assert plain == Beside(bytes=4 * kv, launches=1, threads=32 * w.batch * w.seq_q)
     assert fp8 == Beside(bytes=(2 + 2 + 1) * q + (2 + 1) * kv, launches=6)
 
 
@@ -478,6 +478,25 @@ def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
     assert small.times(w, hw)[0] == pytest.approx(fixed_s + l2_s)
     assert large.times(w, hw)[0] == pytest.approx(fixed_s + hbm_s)
     assert Beside().times(w, hw) == (0.0, 0.0)
+
+
+def test_vllm_writes_the_cache_a_cta_a_token_and_sglang_a_warp(tmp_path):
+    """65,536 tokens of 2 heads of 128: 62 waves of CTAs on an H100, each three loads in a row."""
+    row = {"gpu": "H100", "kv_heads": "2", "batch": "64", "extra": "KV write included, warm L2"}
+    row |= {"seq_q": "1024", "seq_kv": "1024", "head_dim": "128", "pass": "fwd"}
+    vllm, sglang = (
+        measured_of(figure(tmp_path, kernel=kernel, **row))
+        for kernel in ("vllm vllm_flash_attn_fa3", "sglang triton")
+    )
+    w, hw = vllm.case.workload, vllm.case.hardware
+    assert vllm.beside.threads == 65536 * 256
+    assert sglang.beside.threads == 65536 * 32
+    token_s = hw.calibration.sm.cta_start + 3 * hw.calibration.hbm.latency
+    waves = 65536 / (132 * 8)
+    assert vllm.beside.times(w, hw)[0] == pytest.approx(
+        waves * token_s + hw.calibration.launch.gap, rel=0.01
+    )
+    assert sglang.beside.times(w, hw)[0] < vllm.beside.times(w, hw)[0] / 2
 
 
 @pytest.mark.parametrize(
