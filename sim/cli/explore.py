@@ -8,12 +8,14 @@ import typer
 from sim.cli import complete
 from sim.cli.options import (
     AllowCodeOption,
+    CacheOption,
     FormatOption,
     JsonOption,
     ScenarioArgument,
     SettingsOption,
     SizeOption,
     folder,
+    replays_folder,
 )
 from sim.cli.output import a_bar, give, make_folder, sheet_for
 
@@ -31,12 +33,15 @@ def sensitivity(
     size: SizeOption = None,
     json: JsonOption = False,
     allow_code: AllowCodeOption = False,
+    cache: CacheOption = True,
 ) -> None:
     """How much 1% more of each figure of the device changes time, energy and HBM bytes."""
     from sim.cli.kinds import WHOLE_MODEL, refuse
+    from sim.device.run import keep_replays
     from sim.explore.sensitivity import sensitivity as sensitivity_of
     from sim.runs.scenario import read_scenario
 
+    keep_replays(replays_folder(cache))
     text = read_scenario(scenario, tuple(settings or ()), allow_code)
     refuse(text, WHOLE_MODEL, "schedule: sensitivity is of [[schedule]] tables")
     question = text.scenario()
@@ -56,9 +61,11 @@ def serve(
             metavar="FOLDER", parser=folder, help="Where the page's button makes its folders."
         ),
     ] = Path(),
+    cache: CacheOption = True,
 ) -> None:
     """Serve a page on this computer whose sliders change the device and the workload."""
     from sim.cli.kinds import WHOLE_MODEL, refuse
+    from sim.device.run import keep_replays
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
@@ -69,6 +76,7 @@ def serve(
         raise InputError(
             f"the page needs {error.name}, which is not installed: pip install 'attnsim[explore]'"
         ) from None
+    keep_replays(replays_folder(cache))
     text = read_scenario(scenario, tuple(settings or ()))
     refuse(text, (*WHOLE_MODEL, "search"), "schedule: the explorer is of [[schedule]] tables")
     explorer = Explorer(text, out)
@@ -107,11 +115,14 @@ def search(
     size: SizeOption = None,
     json: JsonOption = False,
     allow_code: AllowCodeOption = False,
+    cache: CacheOption = True,
 ) -> None:
     """Search devices and tiles for the best: what no other beats in everything."""
+    from sim.device.run import keep_replays
     from sim.explore.search import Search
     from sim.runs.scenario import read_scenario
 
+    keep_replays(replays_folder(cache))
     question = Search(read_scenario(file, tuple(settings or ()), allow_code))
     sheet = sheet_for(out, format, size)
     if out is not None:

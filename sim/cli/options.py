@@ -76,3 +76,10 @@ CacheOption = Annotated[
     bool,
     typer.Option(help="Keep what kernels' replays came to in the user's cache, and look there."),
 ]
+
+
+def replays_folder(cache: bool) -> Path | None:
+    """Where replays are kept: in the user's cache, or not at all."""
+    from sim.inputs.files import user_cache
+
+    return user_cache() if cache else None

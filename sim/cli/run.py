@@ -20,6 +20,7 @@ from sim.cli.options import (
     SettingsOption,
     SizeOption,
     WideOption,
+    replays_folder,
 )
 from sim.cli.output import a_bar, check_writable, give, sheet_for
 
@@ -56,12 +57,11 @@ def run(
 ) -> None:
     """Run a scenario: what each schedule moves, how long it takes, what holds it back."""
     from sim.cli.kinds import kind_of, question_of, refuse
-    from sim.device.run import REMEMBERED
-    from sim.engine.kept import Disk
-    from sim.inputs.files import InputError, user_cache
+    from sim.device.run import keep_replays
+    from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario
 
-    REMEMBERED.disk = Disk(user_cache() / "replays.sqlite") if cache else None
+    keep_replays(replays_folder(cache))
     whole = ["limits.exact=true"] if exact else []
     text = read_scenario(scenario, (*(settings or ()), *whole), allow_code)
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
@@ -164,6 +164,7 @@ def sweep(
     engine: EngineOption = "replay",
     wide: WideOption = False,
     allow_code: AllowCodeOption = False,
+    cache: CacheOption = True,
 ) -> None:
     """Run many points of a scenario side by side; one that was stopped goes on where it was."""
     from sim.cli.kinds import WHOLE_MODEL, refuse
@@ -187,7 +188,9 @@ def sweep(
         check_writable("--export", export)
     if report is not None:
         check_writable("--report", report)
-    swept = sweep_file(text, store, cluster(dask) if dask else processes(workers), engine)
+    swept = sweep_file(
+        text, store, cluster(dask) if dask else processes(workers, replays_folder(cache)), engine
+    )
     if export is not None:
         export_frame(swept.records, export)
     print_sweep(text.title, swept.records, swept.replayed, wide)

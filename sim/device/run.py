@@ -8,6 +8,7 @@ counted.
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import simpy
@@ -17,6 +18,7 @@ from sim.device.memory import GpuPlan, Hbm, MemoryChange, plans_of
 from sim.device.replays import Replays
 from sim.device.side_by_side import SideBySide
 from sim.engine import reference
+from sim.engine.kept import Disk
 from sim.engine.kernel_run import KernelRun
 from sim.engine.protocol import Engine
 from sim.engine.remembered import Remembered, RememberedL2
@@ -30,6 +32,11 @@ _REPLAY: Engine[RememberedL2] = REMEMBERED
 _REFERENCE: Engine[reference.L2Cache] = reference
 # Any: by an engine's name alone it is not known in which form that keeps L2.
 ENGINES: dict[EngineName, Engine[Any]] = {"replay": _REPLAY, "reference": _REFERENCE}
+
+
+def keep_replays(folder: Path | None) -> None:
+    """From now on this process keeps replays in the folder, and looks there; or in none."""
+    REMEMBERED.disk = Disk(folder / "replays.sqlite") if folder else None
 
 
 @dataclass(frozen=True)

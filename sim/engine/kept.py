@@ -38,6 +38,8 @@ class Disk:
                     "CREATE TABLE IF NOT EXISTS replays"
                     " (key BLOB PRIMARY KEY, used_s REAL, size INTEGER, arrays BLOB)"
                 )
+                # So that making room reads no arrays.
+                self._db.execute("CREATE INDEX IF NOT EXISTS by_use ON replays (used_s, size)")
         except (OSError, sqlite3.Error):
             self._db = None
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+from sim.device.run import keep_replays
 from sim.engine.compiled.replay import advance
 from sim.inputs.files import InputError
 from sim.runs.job import run_scenario
@@ -31,9 +33,10 @@ class Workers:
 
 
 @contextmanager
-def processes(workers: int | None = None) -> Iterator[Workers]:
+def processes(workers: int | None = None, replays: Path | None = None) -> Iterator[Workers]:
     """So many worker processes here, as many as there are cores by default.
 
+    They keep `replays` in that folder, and look there (`keep_replays`); in none by default.
     They come from a fork server, which has no threads and imports attnsim once for all of them.
     They die with this process, however it ends. They import nothing from the current folder that
     this process would not: their interpreters start as `python -c`, which would look there first.
@@ -48,7 +51,7 @@ def processes(workers: int | None = None) -> Iterator[Workers]:
     lifeline, alive = context.Pipe(duplex=False)
     with _without_the_current_folder():
         told = _start_mute_fork_server() if method == "forkserver" else None
-        executor = ProcessPoolExecutor(count, context, _live_on, (lifeline, told))
+        executor = ProcessPoolExecutor(count, context, _live_on, (lifeline, told, replays))
         try:
             yield Workers(executor, lambda: count)
         except BaseException:
@@ -98,7 +101,7 @@ def compile_engine() -> None:
     list(run_scenario(make_scenario(tables, "compile", "compile")))
 
 
-def _live_on(lifeline: Connection, told: Connection | None) -> None:
+def _live_on(lifeline: Connection, told: Connection | None, replays: Path | None) -> None:
     """Of a worker: leave Ctrl-C to the main process, and end when its end of the pipe closes.
 
     What goes wrong from now on is `told`, where it was not till then.
@@ -109,6 +112,7 @@ def _live_on(lifeline: Connection, told: Connection | None) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_replays(replays)
     if told is not None:
         os.dup2(told.fileno(), 2)
     threading.Thread(target=watch, daemon=True).start()

@@ -35,8 +35,8 @@ TABLES = {
 SEQ = "workload.seq_len"
 
 
-def swept(tables, store, engine="replay"):
-    with processes(1) as workers:
+def swept(tables, store, engine="replay", replays=None):
+    with processes(1, replays) as workers:
         text = ScenarioText(tables, "mine", "mine.toml", None)
         return sweep_points(text, store, workers, engine)
 
@@ -58,6 +58,17 @@ def test_records_are_those_of_run_to_the_bit_and_asked_twice_are_free():
     assert {record.status for record in expected} == {"ok", "out of memory"}
     assert first.records == again.records == expected
     assert (first.replayed, again.replayed) == (12, 0)
+
+
+def test_workers_keep_replays_and_find_those_of_others(tmp_path):
+    first = swept(TABLES, Store(), replays=tmp_path)
+    kept = sqlite3.connect(tmp_path / "replays.sqlite")
+    with kept:
+        count = kept.execute("UPDATE replays SET used_s = 0").rowcount
+    assert count > 0
+    assert swept(TABLES, Store(), replays=tmp_path).records == first.records
+    used = kept.execute("SELECT used_s > 0 FROM replays").fetchall()
+    assert used == [(1,)] * count
 
 
 def test_a_record_says_what_its_own_scenario_asked_whoever_replayed_it():
