@@ -222,11 +222,12 @@ def print_schedules() -> None:
 def print_schedule(kind: type[Schedule]) -> None:
     """Its module's algorithm box, its options with their defaults, and its known errors."""
     print(inspect.cleandoc(sys.modules[kind.__module__].__doc__ or ""), end="\n\n")
-    print(f"Source: {kind.source}\nOptions of its [[schedule]] table, and their defaults:")
-    for key, option in kind.model_fields.items():
-        if key not in ("name", "label"):
-            default = "not set" if option.default is None else option.default
-            print(f"  {key} = {default}")
+    own = {key: one for key, one in kind.model_fields.items() if key not in ("name", "label")}
+    defaults = ", and their defaults:" if own else ": none"
+    print(f"Source: {kind.source}\nOptions of its [[schedule]] table{defaults}")
+    for key, option in own.items():
+        default = "not set" if option.default is None else option.default
+        print(f"  {key} = {'must be given' if option.is_required() else default}")
     known = known_errors({"name": kind.model_fields["name"].default}, "")
     for one in known:
         error = f"{one.mean_error:.0%} off in the mean of {one.points}"

@@ -39,8 +39,8 @@ costs nothing; trtllm-gen, which goes through the keys from the first on and sto
 registers, does neither here; matmuls of the kernel of head_dim 256 and the softmax beside them are
 one step, as long as the slower of both. That one block in ten rescales O is an estimate after fa4's
 authors' "avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of 32 rows has grown,
-beside the exponentials. Training (parts/flash4_backward.py) packs no heads in forward here;
-backward of head_dim 256, which is two kernels of its own, is left out, as is CUTLASS's fp8.
+beside the exponentials. Training (parts/flash4_backward.py, of head_dim 256
+parts/flash4_backward_256.py) packs no heads in forward here; CUTLASS's fp8 is left out.
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,7 @@ from sim.schedules.parts.dealing import (
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.flash2_backward import Saved
 from sim.schedules.parts.flash4_backward import Flash4Backward
+from sim.schedules.parts.flash4_backward_256 import Flash4Backward256
 from sim.schedules.parts.flash4_cta import DEDICATED, Flash4Cta, Implementation
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, directions
@@ -139,11 +140,8 @@ class Flash4(Schedule):
         where = 'schedule flash4: workload.phase = "training": '
         if self.implementation != "fa4":
             raise InputError(f'{where}implementation = "fa4" alone has a backward pass here')
-        if w.dtype == "fp8" or w.head_dim == DEDICATED:
-            raise InputError(
-                f"{where}dtype = {w.dtype}, head_dim = {w.head_dim}: 16 bits and a head_dim of up "
-                f"to {MOST_HEAD_DIM}, or 192 with value_dim = 128, were expected"
-            )
+        if w.dtype == "fp8":
+            raise InputError(f"{where}dtype = fp8: its backward pass has fp16 and bf16")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel; in training those of backward after it."""
@@ -164,8 +162,11 @@ class Flash4(Schedule):
         if w.phase != "training":
             return [forward]
         (q, k, v, o), lse = tensors
-        backward = Flash4Backward(w, Saved(q, k, v, o, lse), cta.head_dim, cta.value_dim)
-        return [forward, *backward.kernels()]
+        saved = Saved(q, k, v, o, lse)
+        if cta.dedicated:
+            every = np.arange(rows.down, dtype=np.int64)
+            return [forward, *Flash4Backward256(w, saved, rows.key_blocks(every)).kernels()]
+        return [forward, *Flash4Backward(w, saved, cta.head_dim, cta.value_dim).kernels()]
 
 
 @dataclass(frozen=True)

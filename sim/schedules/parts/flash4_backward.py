@@ -89,15 +89,15 @@ class Flash4Backward:
     def kernels(self) -> list[Kernel]:
         """Three, and where heads share K and V four more: two that set to 0, two that convert."""
         saved = self.saved
-        do = _like(saved.o, "dO", "input")
+        do = like_saved(saved.o, "dO", "input")
         of_rows = (saved.q.groups, saved.q.rows)
         sums = Tensor("D", *of_rows, 1, STATISTICS_BYTES, role="statistics")
         lse = Tensor("LSE in base 2", *of_rows, 1, STATISTICS_BYTES, role="statistics")
         dq = Tensor("dQ in fp32", *of_rows, self.cols, STATISTICS_BYTES)
         results = {
-            "dQ": _like(saved.q, "dQ", "output"),
-            "dK": _like(saved.k, "dK", "output"),
-            "dV": _like(saved.v, "dV", "output"),
+            "dQ": like_saved(saved.q, "dQ", "output"),
+            "dK": like_saved(saved.k, "dK", "output"),
+            "dV": like_saved(saved.v, "dV", "output"),
         }
         added = {
             name: Tensor(f"{name} in fp32", one.groups, one.rows, cols, STATISTICS_BYTES)
@@ -234,7 +234,8 @@ class Flash4Backward:
         )
 
 
-def _like(tensor: Tensor, name: str, lifetime: str) -> Tensor:
+def like_saved(tensor: Tensor, name: str, lifetime: str) -> Tensor:
+    """Room for what goes with something saved: its gradient, or that of O."""
     role = "query gradient" if name == "dQ" else "key gradient" if name == "dK" else "other"
     shape = (tensor.groups, tensor.rows, tensor.cols, tensor.element_bytes)
     return Tensor(name, *shape, lifetime, role)  # type: ignore[arg-type]
