@@ -122,8 +122,8 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             row = min(w.kv_heads * w.head_dim, WRITING_THREADS) if by_cta else LANES
             return Beside(moved, launches=1, threads=tokens * row, last_loads=int(by_cta))
         case "cache write and lengths":
-            written = beside("cache write by warps", w, dtype, kv_dtype)
-            return written.and_also(Beside(launches=1))
+            lengths = Beside(launches=1)
+            return beside("cache write by warps", w, dtype, kv_dtype).and_also(lengths)
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
