@@ -118,7 +118,7 @@ def a_bar(
 
     console = Console(stderr=True, highlight=False)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         RateColumn(),

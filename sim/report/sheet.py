@@ -17,6 +17,10 @@ PNG_DOTS_PER_INCH = 300  # of a given size, which is printed; else figures' own
 _SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*x\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm)?\s*")
 
 
+# Texts in a PDF that readers can search and publishers take; texts that are no formulas.
+_SETTINGS = {"pdf.fonttype": 42, "text.parse_math": False}
+
+
 @dataclass(frozen=True)
 class Sheet:
     """What figures are saved as: a format and, of one panel, width and height [inches].
@@ -49,20 +53,22 @@ AS_DRAWN = Sheet()
 def save_figure(figure: "Figure", out: Path, name: str, sheet: Sheet = AS_DRAWN) -> None:
     """Draw the figure into a file of the folder `out`; raises InputError where that cannot be.
 
-    The same figure gives the same bytes.
+    The same figure gives the same bytes. Titles and labels are people's own words: $ is a dollar.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     from sim.report.plots import sized, uncrowd  # they take their time to load
 
-    if sheet.size is not None:
-        sized(figure, *sheet.size)
-    uncrowd(figure)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(sheet.format)
-    # pdf.fonttype 42: text that readers can search and publishers take.
+    dots = "figure" if sheet.size is None else PNG_DOTS_PER_INCH
     with (
-        rc_context({"svg.hashsalt": name, "pdf.fonttype": 42}),
+        rc_context(_SETTINGS | {"svg.hashsalt": name}),
         whole_file(out / f"{name}.{sheet.format}") as partial,
     ):
-        dots = "figure" if sheet.size is None else PNG_DOTS_PER_INCH
+        if sheet.size is not None:
+            sized(figure, *sheet.size)
+        uncrowd(figure)
         figure.savefig(partial, metadata=undated, dpi=dots)

@@ -35,9 +35,14 @@ def new_table(title: str, *columns: str, numeric_from: int = 1) -> Table:
 
 
 def _console() -> Console:
-    """A terminal of its own width; a pipe or a file has none to keep to."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_UNLIMITED)
+    """A terminal of its own width; a pipe or a file has none to keep to.
+
+    Titles and labels are people's own words: what stands in brackets there is no style.
+    """
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _UNLIMITED
+    return console
 
 
 _UNLIMITED = 10_000  # columns
@@ -138,12 +143,12 @@ def print_profiles() -> None:
 def print_profile(hw: HardwareProfile) -> None:
     """Every figure of a profile with its section's source below."""
     console = _console()
-    console.print(f"[bold]{hw.name}[/bold]: {hw.title} ({hw.arch})")
+    console.print(Text.assemble((hw.name, "bold"), f": {hw.title} ({hw.arch})"))
     for section in sections_of(hw):
-        console.print(f"\n[bold]\\[{section.name}][/bold]")
+        console.print(f"\n[{section.name}]", style="bold")
         for key, text in section.figures.items():
             console.print(f"  {key} = {text}")
-        console.print(f"  [dim]{section.source}[/dim]")
+        console.print(f"  {section.source}", style="dim")
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,20 @@ def test_out_of_memory_is_a_result_that_names_the_tensor(tmp_path):
     assert record["reason"].startswith("S needs 1.1 TB")
 
 
+def test_words_of_ones_own_are_shown_as_they_are(tmp_path):
+    """What stands in brackets is no style, a pair of $ no formula."""
+    title, label = "What [bold] and [/red] cost: $5 to $6 :fire:", "$\\frac{ [x] one$"
+    path = scenario(tmp_path, schedule=f"name = 'flash2'\nlabel = '{label}'")
+    path.write_text(f"title = '{title}'\n{path.read_text()}")
+    done = called("run", path, "--out", "out", "--report", "page.html", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert title in done.stdout.splitlines()
+    assert done.stdout.count(label) >= 2
+    profile = tmp_path / "mine_too.toml"
+    profile.write_text(f"extends = 'h100-sxm'\ntitle = '{title}'\n")
+    assert f"mine_too: {title} (sm90)" in printed_by("profiles", "show", profile)
+
+
 TWO = 'name = "flash2"\n[[schedule]]\nname = "{}"\n{}'
 
 

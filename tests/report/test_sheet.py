@@ -91,6 +91,7 @@ def test_in_a_column_everything_is_on_the_page_and_nothing_on_something_else(
         assert not boxes[text].overlaps(boxes[other]), (text, other)
     assert min(text.get_fontsize() for text in drawn) >= plots.SMALLEST_TEXT
     assert not any("too long" in text.get_text() for text in drawn)  # a caption has it
+    assert not any("$" in text.get_text() for text in drawn)  # which is no formula here
 
 
 def test_names_that_run_into_each_other_are_turned_without_a_size_too(records, tmp_path):
