@@ -314,7 +314,7 @@ def config_of(tables: Mapping[str, Any], where: str) -> HubConfig:
     )
     stated = {key: value for key, value in {**tables, **inner}.items() if value is not None}
     family = stated.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"{where}: model_type = {shown(family)}: a family that is not understood; those that "
             f"are: {', '.join(FAMILIES)}"

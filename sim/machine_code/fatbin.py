@@ -8,6 +8,7 @@ PTX. A library holds any number of them in its section .nv_fatbin. Layout: `fat_
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -53,18 +54,28 @@ def _cubins_in(data: mmap.mmap, path: Path) -> list[bytes]:
     return cubins
 
 
+@contextmanager
+def whole(what: str) -> Iterator[None]:
+    """Within, what reading a damaged file raises is an InputError which says so."""
+    from elftools.common.exceptions import ELFError
+
+    # pyelftools follows offsets, links and names as they stand in the file.
+    damaged = (ELFError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+    try:
+        yield
+    except (*damaged, struct.error, MemoryError) as error:
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from None
+
+
 def _section(data: mmap.mmap, path: Path) -> tuple[int, int] | None:
     """From where to where a library has its fatbins; None where the file is itself a cubin."""
-    from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
-    try:
+    with whole(f"{path}: a broken ELF file"):
         elf = ELFFile(cast(BinaryIO, data))
         if elf["e_machine"] == "EM_CUDA":
             return None
         section = elf.get_section_by_name(SECTION)
-    except ELFError as error:
-        raise InputError(f"{path}: a broken ELF file: {error}") from None
     if section is None:
         raise InputError(f"{path}: a library without CUDA code (it has no section {SECTION})")
     return section["sh_offset"], section["sh_offset"] + section["sh_size"]
@@ -72,7 +83,9 @@ def _section(data: mmap.mmap, path: Path) -> tuple[int, int] | None:
 
 def _unpacked(data: mmap.mmap, start: int, end: int, path: Path) -> Iterator[bytes]:
     while (start := data.find(FATBIN_MAGIC, start, end)) >= 0:
-        _, _, header_bytes, entries_bytes = HEADER.unpack_from(data, start)
+        with whole(f"{path}: a broken fatbin"):
+            _, _, header_bytes, entries_bytes = HEADER.unpack_from(data, start)
+        _check(header_bytes, HEADER, path)
         at = start + header_bytes
         start = at + entries_bytes
         while at + ENTRY.size <= min(start, end):
@@ -82,7 +95,14 @@ def _unpacked(data: mmap.mmap, start: int, end: int, path: Path) -> Iterator[byt
                     f"{path}: its cubins are compressed, which is not read here; "
                     f"cuobjdump -xelf all {path.name} leaves them as files"
                 )
+            _check(header_bytes, ENTRY, path)
             at += header_bytes
             if kind == CUBIN_KIND:
                 yield data[at : at + payload_bytes]
             at += payload_bytes
+
+
+def _check(header_bytes: int, header: struct.Struct, path: Path) -> None:
+    """Raises InputError for a header shorter than itself, which leads nowhere."""
+    if header_bytes < header.size:
+        raise InputError(f"{path}: a broken fatbin: a header of {header_bytes} bytes")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.inputs.files import InputError
-from sim.machine_code.fatbin import cubins_of
+from sim.machine_code.fatbin import cubins_of, whole
 
 EXTRA = "pip install 'attnsim[machine-code]'"
 # Of a kernel's attributes (.nv.info): names and numbers of cuobjdump -elf, layout as in
@@ -95,23 +95,29 @@ def with_description(kernel: CompiledKernel, described: dict[str, Any]) -> Compi
     )
 
 
-def kernels_of_cubin(cubin: bytes, where: str) -> Iterator[CompiledKernel]:
+def kernels_of_cubin(cubin: bytes, where: str) -> list[CompiledKernel]:
     """The kernels of a cubin; raises InputError, naming `where`, for one that is broken."""
-    from elftools.common.exceptions import ELFError
+    with whole(f"{where}: a broken cubin"):
+        return list(_kernels_in(cubin))
+
+
+def _kernels_in(cubin: bytes) -> Iterator[CompiledKernel]:
     from elftools.elf.elffile import ELFFile
 
-    try:
-        elf = ELFFile(io.BytesIO(cubin))
-        sections: dict[str, Any] = {section.name: section for section in elf.iter_sections()}
-        symbols = enumerate(sections[".symtab"].iter_symbols())
-        number = {symbol.name: index for index, symbol in symbols}
-        registers = dict(
-            struct.unpack_from("<II", value)
-            for attribute, value in _attributes(sections[".nv.info"].data())
-            if attribute == REGISTERS
-        )
-    except (ELFError, AttributeError, KeyError, struct.error) as error:
-        raise InputError(f"{where}: a broken cubin: {error}") from None
+    elf = ELFFile(io.BytesIO(cubin))
+    sections: dict[str, Any] = {section.name: section for section in elf.iter_sections()}
+
+    def attributes(name: str) -> Iterator[tuple[int, bytes]]:
+        start, size = sections[name]["sh_offset"], sections[name]["sh_size"]
+        return _attributes(cubin[start : start + size])
+
+    symbols = enumerate(sections[".symtab"].iter_symbols())
+    number = {symbol.name: index for index, symbol in symbols}
+    registers = dict(
+        struct.unpack_from("<II", value)
+        for attribute, value in attributes(".nv.info")
+        if attribute == REGISTERS
+    )
     arch = _arch(cubin, elf["e_flags"])
     for name, symbol in number.items():
         if not name or f".nv.constant0.{name}" not in sections:  # where a kernel's parameters are
@@ -120,7 +126,7 @@ def kernels_of_cubin(cubin: bytes, where: str) -> Iterator[CompiledKernel]:
         sram_bytes = sram["sh_size"] if sram is not None else 0
         if int(arch[2:]) >= 90:
             sram_bytes = max(0, sram_bytes - RESERVED_IN_SECTION_BYTES)
-        info = dict(_attributes(sections[f".nv.info.{name}"].data()))
+        info = dict(attributes(f".nv.info.{name}"))
         threads = info.get(REQUIRED_THREADS, info.get(MAX_THREADS))
         yield CompiledKernel(
             name=name,
@@ -165,9 +171,11 @@ def tritons_description(path: Path) -> dict[str, Any] | None:
         return None
     try:
         described = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     keys = ("shared", "num_warps", "warp_size")
+    if not isinstance(described, dict):
+        return None
     return described if all(isinstance(described.get(key), int) for key in keys) else None
 
 

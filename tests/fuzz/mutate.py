@@ -11,18 +11,23 @@ VALUES = (
     "[]", "[1, 2]", "{}", "[" * 3000, "1_000_000", "1000000000000", "null",
 )  # fmt: skip
 _VALUE = re.compile(rb'"[^"\n]*"|-?\d[\d._e+-]*')
+_DIGIT = re.compile(rb"\d")
 _KEY = re.compile(rb"[A-Za-z_]{2,}")
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """The file with one to three things changed."""
     for _ in range(rng.randint(1, 3)):
-        data = rng.choice((_value, _value, _value, _key, _byte, _cut, _line))(data, rng)
+        data = rng.choice((_value, _value, _digit, _digit, _key, _byte, _cut, _line))(data, rng)
     return data
 
 
 def _value(data: bytes, rng: random.Random) -> bytes:
     return _replaced(data, _VALUE, rng.choice(VALUES).encode(), rng)
+
+
+def _digit(data: bytes, rng: random.Random) -> bytes:
+    return _replaced(data, _DIGIT, b"%d" % rng.randrange(10), rng)
 
 
 def _key(data: bytes, rng: random.Random) -> bytes:

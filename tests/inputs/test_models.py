@@ -206,6 +206,7 @@ def test_chatglms_keys_are_understood():
         ("[]", "a model's config.json was expected"),
         ('{"hidden_size": 3}', "model_type = null: a family that is not understood"),
         (json.dumps({**LLAMA, "model_type": "mamba"}), 'model_type = "mamba": a family that is'),
+        (json.dumps({**LLAMA, "model_type": {}}), "model_type = {}: a family that is"),
         (json.dumps({**LLAMA, "hidden_size": None}), "hidden_size: missing"),
         (json.dumps({**LLAMA, "hidden_size": "wide"}), 'hidden_size = "wide": a whole number'),
         (json.dumps({**LLAMA, "num_key_value_heads": 3}), "must be a multiple of num_key_value"),

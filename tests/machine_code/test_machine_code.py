@@ -334,6 +334,9 @@ def test_broken_cubins_and_libraries_are_one_line(folder, tmp_path):
         (library(fatbin(entry(b".version 8.7", 90, PTX))), "only PTX"),
         (library(fatbin(entry(good, 80, compressed_bytes=100))), "compressed"),
         (library(fatbin(entry(b"\x7fELF", 80))), "broken"),
+        (fatbin(entry(good, 80)).replace(b"\x10\0", b"\0\0", 1), "a header of 0 bytes"),
+        (fatbin(entry(good, 80)).replace(b"\x40\0", b"\0\0", 1), "a header of 0 bytes"),
+        (fatbin(entry(good, 80))[:8], "broken"),
     ):
         broken.write_bytes(content)
         assert_one_line(called("kernel", broken), str(broken), words)

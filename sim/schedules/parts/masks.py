@@ -10,11 +10,16 @@ What the workload's own mask hides is in no table. A mask file has the block ind
 in the CSR form of sparse matrices, and its tile.
 """
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from lzma import LZMAError
 from pathlib import Path
+from tokenize import TokenError
 from typing import Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +167,13 @@ def as_table(rows: list[IntArray]) -> KeyBlocks:
     )
 
 
+# What zipfile, its decompressors, NumPy's reader of headers and a member of another shape raise.
+_DAMAGED = (
+    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError),
+    *(ValueError, LZMAError, TokenError, BadZipFile, struct.error, zlib.error),
+)
+
+
 def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     """The tile and the key blocks of a mask file; raises InputError where it does not suit `w`."""
     try:
@@ -179,7 +191,7 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
         ) from None
     except (MemoryError, OverflowError):
         raise InputError(f"{path}: not a mask: its header states more than memory holds") from None
-    except Exception:  # of all that a damaged .npz makes zipfile, zlib and NumPy raise
+    except _DAMAGED:
         raise InputError(
             f"{path}: not a mask: an .npz with integer arrays indptr, indices and tile = [q, kv] "
             "(multiples of 16) was expected"
