@@ -83,14 +83,19 @@ def show_passes(answer: ModelAnswer) -> None:
     for number in range(len(answer.rows)):
         table.add_row(*(texts[column][number] for column in told))
     show_table(table)
+    reasons: dict[str, list[str]] = {}
     for row in answer.rows:
         if row.reason:
-            print(f"{row.label}: {row.status}: {row.reason}")
-        if row.time and row.time.attention_error:
-            error = row.time.attention_error
-            print(
-                f"{row.label}: attention is fast-forwarded, with an estimated error of {error:.1%}"
-            )
+            reasons.setdefault(f"{row.status}: {row.reason}", []).append(row.label)
+    for reason, labels in reasons.items():
+        print(f"{', '.join(labels)}: {reason}")
+    errors = {row.label: row.time.attention_error for row in answer.rows if row.time}
+    if skipped := [label for label, error in errors.items() if error]:
+        most = max(errors.values())
+        print(
+            f"{', '.join(skipped)}: attention is fast-forwarded, with an estimated error of "
+            f"{'at most ' if len(skipped) > 1 else ''}{most:.1%}"
+        )
 
 
 @present.save.register

@@ -2,11 +2,13 @@
 
 import inspect
 import sys
-from copy import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -46,7 +48,8 @@ def _console() -> Console:
 
 
 _UNLIMITED = 10_000  # columns
-_LEAST_NAMES = 12  # columns that rows' names have at least, in however narrow a terminal
+_SHORTEST_LINE = 8  # letters of a heading's line
+_BETWEEN, _EDGES = 3, 1  # columns of the terminal that a column has beside its own, and a table
 
 
 def show_table(table: Table) -> None:
@@ -57,13 +60,13 @@ def show_table(table: Table) -> None:
     console, title = _console(), table.title
     table.title = None
     if title:
-        console.print(title, style="italic")
-    for part in _parts(table, console):
+        console.print(title, style="italic", markup=False, highlight=False)
+    for part in [table] if fits(table) else _parts(table, console):
         console.print(part)
 
 
 def fits(table: Table) -> bool:
-    """Whether the terminal has room for the table."""
+    """Whether the terminal has room for the table, no line of which is broken."""
     console = _console()
     return _width(table, console) <= console.width
 
@@ -74,34 +77,68 @@ def _width(table: Table, console: Console) -> int:
 
 
 def _parts(table: Table, console: Console) -> list[Table]:
-    """The table, or as many as its columns need, each with those that name its rows."""
-    if fits(table):
-        return [table]
+    """As many tables as the columns need, each with those that name its rows.
+
+    Names and texts are broken between words, figures are not.
+    """
     columns = table.columns
-    names = next((n for n, one in enumerate(columns) if one.justify == "right"), len(columns)) or 1
-    named, rest = columns[:names], columns[names:]
-    _fold(named, table, console, [_width(_with(table, [one]), console) for one in rest])
-    parts: list[list[Column]] = []
-    for column in rest:
-        if parts and _width(_with(table, [*named, *parts[-1], column]), console) <= console.width:
+    names = next((n for n, one in enumerate(columns) if one.justify == "right"), 0) or 1
+    for number, column in enumerate(columns):
+        column.no_wrap, column.overflow = column.justify == "right", "fold"
+        if number >= names:
+            column.header = _in_lines(column)
+        whole = _longest(column, str.splitlines)
+        word = whole if column.no_wrap else min(_longest(column, str.split), console.width // 2)
+        column.min_width, column.max_width = word, whole
+    named, parts = columns[:names], list[list[Column]]()
+    for column in columns[names:]:
+        if parts and _spare([*named, *parts[-1], column], console) >= 0:
             parts[-1].append(column)
         else:
             parts.append([column])
-    return [_with(table, [*named, *part]) for part in parts or [[]]]
+    return [_part(table, [*named, *part], names, console) for part in parts]
 
 
-def _fold(named: list[Column], table: Table, console: Console, others: list[int]) -> None:
-    """Have rows' names take several lines where they are in the way of the widest of the others."""
-    *before, longest = sorted(named, key=lambda one: _width(_with(table, [one]), console))
-    taken = max(others, default=0) + sum(_width(_with(table, [one]), console) for one in before)
-    longest.no_wrap, longest.overflow = False, "fold"
-    longest.max_width = max(_LEAST_NAMES, console.width - taken - 4 * len(named))
+def _in_lines(column: Column) -> str:
+    """A heading in lines as long as the cells below it."""
+    longest = max((cell_len(str(cell)) for cell in column.cells), default=0)
+    width = max(longest, _SHORTEST_LINE)
+    return "\n".join(wrap(str(column.header), width, break_long_words=False))
 
 
-def _with(table: Table, columns: list[Column]) -> Table:
-    """The table with these of its columns."""
-    part = copy(table)
-    part.columns = columns
+def _longest(column: Column, pieces: Callable[[str], list[str]]) -> int:
+    """The longest of the pieces of what stands in a column."""
+    texts = map(str, (column.header, *column.cells))
+    return max((cell_len(piece) for text in texts for piece in pieces(text)), default=0)
+
+
+def _spare(columns: list[Column], console: Console) -> int:
+    """What a table of these columns, each as narrow as it can be, leaves of the terminal."""
+    return console.width - sum((one.min_width or 0) + _BETWEEN for one in columns) - _EDGES
+
+
+def _part(table: Table, columns: list[Column], names: int, console: Console) -> Table:
+    """The table with these of its columns, and the rows that have anything there but names.
+
+    Columns that want least come first to share what the narrowest leave.
+    """
+    part, spare = Table(box=table.box), max(0, _spare(columns, console))
+    wants = {id(one): (one.max_width or 0) - (one.min_width or 0) for one in columns}
+    widths = {}
+    for done, one in enumerate(sorted(columns, key=lambda one: wants[id(one)])):
+        more = min(wants[id(one)], spare // (len(columns) - done))
+        widths[id(one)], spare = (one.min_width or 0) + more, spare - more
+    for one in columns:
+        part.add_column(
+            one.header,
+            justify=one.justify,
+            no_wrap=one.no_wrap,
+            overflow=one.overflow,
+            width=widths[id(one)],
+        )
+    for row, *cells in zip(table.rows, *(one.cells for one in columns), strict=True):
+        if any(map(str, cells[names:])):
+            part.add_row(*cells, style=row.style)
     return part
 
 
