@@ -419,8 +419,8 @@ class CombineCta:
     ranges_at_once: int
 
 
-# csrc/flash_attn/src/flash_fwd_kernel.h, combine_attn_seqk_parallel: its loads do not depend on each
-# other, but in machine code (nvcc 13.0, sm_90) each goes to the registers of the one before.
+# csrc/flash_attn/src/flash_fwd_kernel.h, combine_attn_seqk_parallel: its loads do not depend on
+# each other, but in machine code (nvcc 13.0, sm_90) each goes to the registers of the one before.
 FLASH2_COMBINE = CombineCta(threads=128, ranges_at_once=1)
 # hopper/flash_fwd_combine_launch_template.h, flash_fwd_combine_kernel.h (kStages).
 FLASH3_COMBINE = CombineCta(threads=256, ranges_at_once=4)
