@@ -92,16 +92,15 @@ _ROWS = 40  # of a sweep that a reader would still look through
 
 
 def print_sweep(title: str, records: list[Record], replayed: int, wide: bool) -> None:
-    """The records if they are few, and how many came to what."""
+    """The records if they are few, else the answer, and how many came to what."""
     if len(records) <= _ROWS:
         print_records(title, records, wide)
     else:
-        print(title)
-    states = Counter(record.status for record in records)
-    problems = Counter(record.reason for record in records if record.status == "failed")
-    if len(records) > _ROWS:
+        print(f"{title}\n{answer(records)}")
+        problems = Counter(record.reason for record in records if record.status == "failed")
         for reason, times in problems.most_common(5):
             print(f"failed, {times:,} times: {reason}")
+    states = Counter(record.status for record in records)
     counts = ", ".join(f"{times:,} {status}" for status, times in states.most_common())
     print(f"{len(records):,} records: {counts}; {replayed:,} of them replayed now")
 

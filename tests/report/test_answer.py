@@ -10,6 +10,7 @@ from sim.report.answer import answer
 from sim.report.asked import workload_in_words
 from sim.report.causes import losses
 from sim.report.columns import causes_of, columns_of
+from sim.report.records import print_sweep
 
 PREFILL = {"heads": 10, "head_dim": 128, "seq_len": 512, "dtype": "bf16"}
 DECODE = {"heads": 8, "kv_heads": 1, "head_dim": 128, "phase": "decode", "batch": 8}
@@ -125,3 +126,12 @@ def test_a_workload_in_words(workload, words):
 def test_what_differs_among_records_is_left_out_of_their_workload():
     workloads = [{"heads": 4, "head_dim": 64, "dtype": dtype} for dtype in ("bf16", "fp8")]
     assert workload_in_words(workloads) == "4 heads of 64"
+
+
+def test_a_long_sweep_is_told_by_its_answer_alone(capsys):
+    (record,) = simulate(workload=PREFILL, hardware="h100-sxm", schedule="flash2")
+    records = [replace(record, point={"workload.batch": n}, time_s=n * 1e-6) for n in range(1, 60)]
+    print_sweep("a title", records, 3, wide=False)
+    title, said, counts = capsys.readouterr().out.splitlines()
+    assert (title, counts) == ("a title", "59 records: 59 ok; 3 of them replayed now")
+    assert said.startswith("flash2 takes from 1 µs to 59 µs over 59 points on h100-sxm")
