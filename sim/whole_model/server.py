@@ -24,6 +24,7 @@ Left out: the host's own time, prefixes that prompts share, swapping to the host
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class Request:
     arrival_s: float
     prompt: int
     output: int
-    made: int = 0  # tokens of the output so far
+    made: int = 0  # tokens of the output so far; while it runs, when it began to
     first_s: float = -1.0  # when the first of them was there
     done_s: float = -1.0
     preempted: int = 0
@@ -74,11 +75,6 @@ class Request:
     def tokens(self) -> int:
         """Tokens so far: a prefill takes them all, decoding caches the last of them."""
         return self.prompt + self.made
-
-    @property
-    def cached(self) -> int:
-        """Tokens in the cache while it runs, for which it has pages: all but the last."""
-        return self.prompt + self.made - 1
 
     @property
     def first_token_s(self) -> float:
@@ -107,7 +103,11 @@ class Iteration(NamedTuple):
 
 @dataclass
 class Service:
-    """A run of a server: requests in order of arrival, and the iterations that served them."""
+    """A run of a server: requests in order of arrival, and the iterations that served them.
+
+    Of those that run, in order of arrival: `cached`, the tokens in the cache, for which each has
+    pages (all but the last), and `left`, those that it is yet to make.
+    """
 
     server: Server
     requests: list[Request]
@@ -117,7 +117,9 @@ class Service:
         self.now_s = 0.0
         self.coming = deque(self.requests)
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []  # in order of arrival
+        self.running: list[Request] = []
+        self.cached: IntArray = np.empty(0, np.int64)
+        self.left: IntArray = np.empty(0, np.int64)
         self.free_pages = self.server.pages
 
     def run(self) -> None:
@@ -125,9 +127,7 @@ class Service:
         while self.coming or self.waiting or self.running:
             self._arrive()
             if admitted := self._admit():
-                seconds = self.server.prefill_s([request.tokens for request in admitted])
-                self._iterate(admitted, [self.now_s + seconds], [0], prefill=True)
-                self.running = sorted(self.running + admitted, key=lambda r: r.arrival_s)
+                self._prefill(admitted)
             elif self.running:
                 self._find_pages()
                 self._decode()
@@ -156,35 +156,53 @@ class Service:
             admitted.append(self.waiting.popleft())
         return admitted
 
+    def _prefill(self, admitted: list[Request]) -> None:
+        """One iteration that makes a token of each of them; they run from then on."""
+        seconds = self.server.prefill_s([request.tokens for request in admitted])
+        self._iterate(len(admitted), [self.now_s + seconds], [0], prefill=True)
+        for request in admitted:
+            if request.made == 0:
+                request.first_s = self.now_s
+            request.made += 1
+        running = self.running + admitted
+        cached = np.append(self.cached, [request.tokens - 1 for request in admitted])
+        left = np.append(self.left, [request.output - request.made for request in admitted])
+        order = np.argsort([request.arrival_s for request in running], kind="stable")
+        self.running = [running[number] for number in order]
+        self.cached, self.left = cached[order], left[order]
+
     def _find_pages(self) -> None:
         """Pages for the tokens that running requests are about to cache, as many as can go on."""
-        number = 0
-        while number < len(self.running):
-            if self.running[number].cached % self.server.page_tokens == 0:  # its last is full
-                if not self.free_pages:
-                    self._preempt()
-                    continue
-                self.free_pages -= 1
-            number += 1
+        while (wanted := self._full()) > self.free_pages:
+            self._preempt()
+        self.free_pages -= wanted
+
+    def _full(self) -> int:
+        """How many running requests have filled their last page."""
+        return int(np.count_nonzero(self.cached % self.server.page_tokens == 0))
 
     def _preempt(self) -> None:
         """The request that arrived last waits again, at the front."""
         request = self.running.pop()
-        self.free_pages += self.server.pages_of(request.cached)
+        self.free_pages += self.server.pages_of(int(self.cached[-1]))
+        request.made = request.output - int(self.left[-1])
         request.preempted += 1
+        self.cached, self.left = self.cached[:-1], self.left[:-1]
         self.waiting.appendleft(request)
 
     def _decode(self) -> None:
         """Iterations of those who run, up to the first after which others may."""
         pages = self._pages_to_come()
         batch = len(self.running)
-        mean_length = sum(request.tokens for request in self.running) / batch
+        mean_length = (int(self.cached.sum()) + batch) / batch
         mean_lengths = mean_length + np.arange(len(pages), dtype=np.float64)
         seconds = self.server.decode_s(batch, mean_lengths)
         ends_s = np.cumsum([self.now_s, *seconds])[1:]
         if self.coming and not self.waiting:
             ends_s = ends_s[: 1 + int(np.searchsorted(ends_s, self.coming[0].arrival_s))]
-        self._iterate(self.running, ends_s.tolist(), pages.tolist(), prefill=False)
+        self._iterate(batch, ends_s.tolist(), pages.tolist(), prefill=False)
+        self.cached = self.cached + len(ends_s)
+        self.left = self.left - len(ends_s)
 
     def _pages_to_come(self) -> IntArray:
         """Pages that those who run take beyond their present ones, iteration by iteration.
@@ -193,34 +211,27 @@ class Service:
         next page when it has filled the last, every `page_tokens` iterations.
         """
         size = self.server.page_tokens
-        filled = np.bincount([request.cached % size for request in self.running], minlength=size)
-        left = min(request.output - request.made for request in self.running)
-        pages: IntArray = np.cumsum(filled[-np.arange(left) % size]) - filled[0]
+        filled = np.bincount(self.cached % size, minlength=size)
+        pages: IntArray = np.cumsum(filled[-np.arange(self.left.min()) % size]) - filled[0]
         return pages[pages <= self.free_pages]
 
-    def _iterate(
-        self, batch: list[Request], ends_s: list[float], more: list[int], prefill: bool
-    ) -> None:
+    def _iterate(self, batch: int, ends_s: list[float], more: list[int], prefill: bool) -> None:
         """Iterations that end so, with so many pages more: each makes all of a batch a token."""
         used, running = self.server.pages - self.free_pages, len(self.running)
         starts_s = [self.now_s, *ends_s]
         for start_s, end_s, pages in zip(starts_s, ends_s, more, strict=False):
-            self.iterations.append(
-                Iteration(start_s, end_s, prefill, len(batch), running, used + pages)
-            )
-        for request in batch:
-            if request.made == 0:
-                request.first_s = ends_s[0]
-            request.made += len(ends_s)
+            self.iterations.append(Iteration(start_s, end_s, prefill, batch, running, used + pages))
         self.free_pages -= more[len(ends_s) - 1]
         self.now_s = ends_s[-1]
 
     def _leave(self) -> None:
         """Requests that are done leave."""
-        if all(request.made < request.output for request in self.running):
+        go_on = self.left > 0
+        if go_on.all():
             return
-        for request in self.running:
-            if request.made == request.output:
-                request.done_s = self.now_s
-                self.free_pages += self.server.pages_of(request.cached)
-        self.running = [request for request in self.running if request.made < request.output]
+        for number in np.flatnonzero(~go_on):
+            request = self.running[number]
+            request.made, request.done_s = request.output, self.now_s
+            self.free_pages += self.server.pages_of(int(self.cached[number]))
+        self.running = list(compress(self.running, go_on))
+        self.cached, self.left = self.cached[go_on], self.left[go_on]
