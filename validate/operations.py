@@ -7,7 +7,8 @@ Where a kernel runs that no schedule has, the table says the nearest one, or why
     XQA's decoding over one copy of the cache, and TensorRT-LLM's   `paged`, in FlashAttention-2's
     where XQA is not used (a CTA a query head, on CUDA cores)       split-KV kernels
     MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
-                                                                    FLOPs and bytes
+                                                                    bytes, a fifth more FLOPs, as
+                                                                    its kernel of 192 runs
 
 Where pages are not stated they have 64 tokens.
 """
