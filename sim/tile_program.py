@@ -108,6 +108,14 @@ class Stream:
         )
         return rows * cols * self.tensor.element_bytes
 
+    def tile_of(self, item: int, trip: int) -> int:
+        """The tile that a trip of an item touches."""
+        asked = np.array([item])
+        base = int(self.base(asked)[0])
+        if self.table is None:
+            return base + self.stride * trip
+        return base + int(self.table[int(self.start(asked)[0]) + trip])
+
 
 @dataclass(frozen=True, eq=False)
 class Load:

@@ -215,7 +215,11 @@ class RunningCta:
         self.stored = Buffer()
         self.parked: list[Worker] = []
         self.starved: list[Worker] = []
-        self.workers = [Worker(self, k) for k in range(replay.kernel.footprint.workers)]
+        self.workers = [self.new_worker(k) for k in range(replay.kernel.footprint.workers)]
+
+    def new_worker(self, number: int) -> "Worker":
+        """One of its workers."""
+        return Worker(self, number)
 
     def buffer(self, load: Load, trip: int) -> Buffer:
         """The buffer that the load's trip uses."""
@@ -475,11 +479,15 @@ class ReferenceReplay:
         return base + stream.stride * trip
 
     def run(self) -> None:
-        """Place the grid's first CTAs, one on every SM before a second one on any, and run."""
+        """Place the grid's first CTAs, and run."""
+        self.begin()
+        self.env.run()
+
+    def begin(self) -> None:
+        """Place the grid's first CTAs, one on every SM before a second one on any."""
         for level in range(self.ctas_per_sm):
             for sm in range(self.machine.sms):
                 self.place(sm, sm * self.ctas_per_sm + level)
-        self.env.run()
 
     def record(self, track: int, start_s: float, end_s: float, amount: float) -> None:
         """Spread `amount` over a stretch of the timeline."""
@@ -489,10 +497,14 @@ class ReferenceReplay:
         """Give a free slot the next CTA of its die, if there is one left."""
         die = sm % self.machine.dies
         if self.queues[die] < self.kernel.ctas:
-            cta = RunningCta(self, sm, slot, self.queues[die])
+            cta = self.new_cta(sm, slot, self.queues[die])
             self.queues[die] += self.machine.dies
             for worker in cta.workers:
                 self.env.process(worker.run())
+
+    def new_cta(self, sm: int, slot: int, number: int) -> RunningCta:
+        """A CTA on its SM."""
+        return RunningCta(self, sm, slot, number)
 
     def end_cta(self, cta: RunningCta, path: Path) -> None:
         """The CTA is over: its slot takes the next one."""

@@ -47,7 +47,8 @@ BELOW: dict[str, Any] = {  # a legend at the foot of its chart, in the order of 
 }
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis as all charts have it."""
     return {
         "title": {"text": title},
         "gridcolor": LIGHT,
@@ -58,9 +59,9 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _si_axis(title: str, unit: str, **more: Any) -> dict[str, Any]:
+def si_axis(title: str, unit: str, **more: Any) -> dict[str, Any]:
     """An axis whose ticks have decimal prefixes: 2 ms, 4 GB."""
-    return _axis(title, tickformat="~s", ticksuffix=unit, hoverformat=".4s", **more)
+    return axis(title, tickformat="~s", ticksuffix=unit, hoverformat=".4s", **more)
 
 
 def _log_axis(title: str, values: Iterable[float], unit: str = "") -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _log_axis(title: str, values: Iterable[float], unit: str = "") -> dict[str, 
     known = [value for value in values if value] or [1.0]
     low, high = min(known) / 1.5, max(known) * 1.5
     ticks = log_ticks(low, high)
-    return _axis(
+    return axis(
         f"{title}, log scale" if title else "log scale",
         type="log",
         tickvals=ticks,
@@ -87,7 +88,8 @@ def _lines_of(label: str, width: int = 24, most: int = 3) -> str:
     return "<br>".join(map(escape, lines))
 
 
-def _chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> Chart:
+def chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> Chart:
+    """A chart as all are, but for what `layout` says."""
     return {
         "data": traces,
         "layout": {
@@ -181,14 +183,14 @@ def _bars(
         "showlegend": False,
         "cliponaxis": False,
     }
-    return _chart(
+    return chart(
         title,
         [*traces, labels],
         height=190 + 34 * len(ran),
         barmode="stack",
         bargap=0.35,
-        xaxis=_si_axis("", unit, range=[0, 1.18 * max(ends, default=1.0)]),
-        yaxis=_axis("", autorange="reversed", type="category", showgrid=False),
+        xaxis=si_axis("", unit, range=[0, 1.18 * max(ends, default=1.0)]),
+        yaxis=axis("", autorange="reversed", type="category", showgrid=False),
     )
 
 
@@ -233,7 +235,7 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
         "hovertemplate": "%{y}FLOP/s at %{x} FLOPs a byte<extra></extra>",
         "line": {"color": GREY},
     }
-    return _chart(
+    return chart(
         "Roofline, a mark a kernel",
         [roof, *traces],
         xaxis=_log_axis("FLOPs a byte of HBM traffic", [low, high]),
@@ -260,13 +262,13 @@ def timeline(records: list[Record]) -> Chart:
     for row, record in enumerate(ran):
         number = str(row + 1) if row else ""
         traces += _tracks(record, number)
-        layout[f"xaxis{number}"] = _si_axis(
+        layout[f"xaxis{number}"] = si_axis(
             "time" if row == len(ran) - 1 else "",
             "s",
             range=[0, record.time_s],
             anchor=f"y{number}",
         )
-        layout[f"yaxis{number}"] = _axis(
+        layout[f"yaxis{number}"] = axis(
             _lines_of(record.schedule, 14, 2),
             range=[0, 1.2],
             tickvals=[0, 0.5, 1],
@@ -278,7 +280,7 @@ def timeline(records: list[Record]) -> Chart:
                 _name_kernel(layout, part.kernel, part.start_s, number)
     layout["grid"] = {"rows": max(len(ran), 1), "columns": 1, "pattern": "independent", "ygap": 0.3}
     height = 150 + 150 * max(len(ran), 1)
-    return _chart("In use over time, of the vendor's figure", traces, height, **layout)
+    return chart("In use over time, of the vendor's figure", traces, height, **layout)
 
 
 def _tracks(record: Record, number: str) -> list[Trace]:
@@ -376,10 +378,10 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
         "hoverinfo": "skip",
         "line": {"color": GREY, "dash": "dash"},
     }
-    return _chart(
+    return chart(
         "HBM allocated over time",
         [*traces, capacity],
-        xaxis=_si_axis("time", "s"),
+        xaxis=si_axis("time", "s"),
         yaxis=_log_axis("", [hw.hbm.capacity, *(y for t in traces for y in t["y"])], "B"),
     )
 
@@ -439,10 +441,10 @@ def _swept(
         for key in keys
     ]
     menus = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
-    return _chart(
+    return chart(
         title,
         traces,
-        xaxis=axes[keys[0]] if keys else _axis(""),
+        xaxis=axes[keys[0]] if keys else axis(""),
         yaxis=_log_axis("", [value(record) or 0 for record in ran], unit),
         updatemenus=[menus] if len(keys) > 1 else [],
     )
@@ -479,15 +481,15 @@ def _key_axis(key: str, records: list[Record]) -> dict[str, Any]:
     """
     of_value = {_coordinate(record.point.get(key)): record.point.get(key) for record in records}
     if not of_value or not all(isinstance(value, int | float) for value in of_value):
-        return _axis(key, type="category")
+        return axis(key, type="category")
     wide = min(of_value) > 0 and max(of_value) >= 8 * min(of_value)
     known = amount(records[0].point.get(key))
     unit = known[1] if known else ""
-    axis = _log_axis(key, of_value, unit) if wide else _si_axis(key, unit) if unit else _axis(key)
+    scale = _log_axis(key, of_value, unit) if wide else si_axis(key, unit) if unit else axis(key)
     if len(of_value) <= MOST_TICKS:
         few = sorted(of_value)
-        axis |= {"tickvals": few, "ticktext": [value_text(of_value[value]) for value in few]}
-    return axis
+        scale |= {"tickvals": few, "ticktext": [value_text(of_value[value]) for value in few]}
+    return scale
 
 
 def _heat_maps(title: str, grid: Grid, value: Callable[[Record], float | None], unit: str) -> Chart:
@@ -518,15 +520,15 @@ def _heat_maps(title: str, grid: Grid, value: Callable[[Record], float | None], 
             }
         )
         below = key_text(grid.keys[0]) if row == len(schedules) - 1 else ""
-        layout[f"xaxis{number}"] = _axis(below, type="category", showgrid=False)
-        layout[f"yaxis{number}"] = _axis(key_text(grid.keys[1]), type="category", showgrid=False)
+        layout[f"xaxis{number}"] = axis(below, type="category", showgrid=False)
+        layout[f"yaxis{number}"] = axis(key_text(grid.keys[1]), type="category", showgrid=False)
         layout["annotations"].append(
             {"text": _lines_of(schedule), "x": 0, "y": 1, "xref": f"x{number} domain",
              "yref": f"y{number} domain", "xanchor": "left", "yanchor": "bottom",
              "showarrow": False}
         )  # fmt: skip
     height = 140 + len(schedules) * (70 + 34 * len(grid.rows))
-    return _chart(title, traces, height, **layout)
+    return chart(title, traces, height, **layout)
 
 
 def _heat_map(

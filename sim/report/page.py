@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from sim.inputs.files import save_text
-from sim.report import charts
+from sim.report import charts, one_sm, tile_walk
 from sim.report.answer import answer
 from sim.report.columns import causes_of, columns_of, with_kernels
 from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
@@ -45,6 +45,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
             "swept_time": charts.swept_time(records),
             "swept_traffic": charts.swept_traffic(records),
         }
+    inside = next((_inside(one) for one in charted if one.inside), {})
     environment = Environment(
         loader=PackageLoader("sim.report", "."),
         autoescape=True,
@@ -61,9 +62,13 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         notes=[*rough(records), *notes(records), *reasons(records)],
         points=points,
         shown=[charts.point_words(one.values) for one in charted],
-        telling=_telling(charted),
+        telling=next((number for number, one in enumerate(charted) if one.inside), 0),
         swept=swept,
-        charts=_script({"swept": swept, "points": [_charts(one) for one in charted]}),
+        inside=list(inside),
+        fastest=_fastest(records),
+        charts=_script(
+            {"swept": swept, "points": [_charts(one) for one in charted], "inside": inside}
+        ),
         errors=_errors(records),
         measured=_measured(records),
         scenario=tomli_w.dumps(text.data),
@@ -112,10 +117,22 @@ def _measured(records: list[Record]) -> dict[str, list[MeasuredError]]:
     return {schedule: list(known) for schedule, known in found.items() if known}
 
 
-def _telling(charted: list[WholePoint]) -> int:
-    """The number of the last point where most schedules ran."""
-    ran = [sum(record.status == "ok" for record in one.records) for one in charted]
-    return max(range(len(ran)), key=lambda number: (ran[number], number), default=0)
+def _inside(point: WholePoint) -> dict[str, Any]:
+    """By schedule what was watched of one SM, in words and as charts."""
+    return {
+        title: {
+            "said": one_sm.said(seen),
+            "walked": tile_walk.said(seen),
+            "charts": {"sm": one_sm.one_sm(seen), **tile_walk.tile_walk(seen)},
+        }
+        for title, seen in point.inside.items()
+    }
+
+
+def _fastest(records: list[Record]) -> str:
+    """The schedule of the fastest record."""
+    ran = [record for record in records if record.time_s]
+    return min(ran, key=lambda record: record.time_s or 0.0).schedule if ran else ""
 
 
 def _script(value: Any) -> str:

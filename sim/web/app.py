@@ -17,10 +17,10 @@ from werkzeug.serving import make_server
 
 from sim.inputs.files import InputError
 from sim.web.controls import FIGURES, Controls, schedule_tables
-from sim.web.explorer import Explorer
+from sim.web.explorer import NO_LOOK, Explorer
 from sim.web.page import page_of, texts_of
 from sim.web.requests import MOST_BYTES, Requests
-from sim.web.results import CHARTS, beneath, drawn, said, table
+from sim.web.results import CHARTS, beneath, drawn, inside, said, table
 
 HOST = "127.0.0.1"
 WORKLOAD = ("model", "seq_len", "batch", "phase", "causal", "dtype", "heads", "kv_heads")
@@ -108,6 +108,24 @@ def _answer(app: Dash, explorer: Explorer) -> None:
         return _shown(explorer, page, explorer.controls(**controls))
 
     @app.callback(
+        Output("inside", "children"),
+        inputs={
+            "page": State("page", "data"),
+            "look": Input("look", "value"),
+            "controls": _controls(Input),
+        },
+    )
+    def _look(page: str, look: str, controls: dict[str, Any]) -> Any:
+        told = explorer.controls(**controls)
+        if look not in told.schedules:
+            return []
+        try:
+            seen = explorer.desk.look(page, told, look)
+        except InputError as error:
+            return str(error)
+        return no_update if seen is None else inside(seen)
+
+    @app.callback(
         Output("wrote", "children"),
         inputs={"clicks": Input("write", "n_clicks"), "controls": _controls(State)},
         prevent_initial_call=True,
@@ -134,6 +152,11 @@ def _keep_together(app: Dash, explorer: Explorer) -> None:
     app.callback(
         Output("schedules", "options"), Input("phase", "value"), Input("schedules", "value")
     )(explorer.schedules)
+
+    @app.callback(Output("look", "options"), Input("schedules", "value"))
+    def _looks(chosen: list[str] | None) -> list[str]:
+        """What one may look into."""
+        return [NO_LOOK, *(chosen or ())]
 
     @app.callback(
         Output({"figure": ALL}, "value"), Input("reset", "n_clicks"), Input("profile", "value")

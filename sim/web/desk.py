@@ -3,17 +3,19 @@
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sim.device.memory import OutOfMemoryError, check_memory
 from sim.device.program import kernels_of, replays_of
 from sim.engine.fast_forward.choice import Choice
+from sim.engine.watched import Watched
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
+from sim.runs.inside import inside_of
 from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import Limits, ScenarioText, make_scenario
@@ -27,8 +29,9 @@ REPLAYED = tuple(1 << n for n in range(20, 13, -1))  # tile steps of a long kern
 # schedule, 90 of a flash loop on a 2-core machine, and half again for one that is busy.
 STEP_S = 130e-9
 STALE_S = 0.02  # at most, that a question waits which is not the newest
-KEPT = 512  # answers
+KEPT, LOOKS = 512, 8  # answers, and looks inside, which are large
 WHERE = "explorer"
+Found = TypeVar("Found")
 
 
 class _TooLongError(Exception):
@@ -68,6 +71,7 @@ class Desk:
         self._one_at_a_time = threading.Lock()
         self._newest: dict[str, object] = {}
         self._replayed = lru_cache(KEPT)(self._replay)
+        self._looked = lru_cache(LOOKS)(self._look)
 
     def profile(self, name: str) -> HardwareProfile:
         """The profile of that name, as it is; raises InputError."""
@@ -79,12 +83,29 @@ class Desk:
 
     def ask(self, page: str, controls: Controls) -> Answer | None:
         """The answer, or None where `page` has asked another question before this one's turn."""
-        mine = self._newest[page] = object()
+        return self._in_turn(page, lambda: self.answer(controls))
+
+    def look(self, page: str, controls: Controls, title: str) -> Watched | str | None:
+        """What is watched of a schedule on the changed device, or why it cannot be; None as above.
+
+        Raises InputError where the device or the workload cannot be.
+        """
+        return self._in_turn(f"{page}, inside", lambda: self._looked(self._asked(controls, title)))
+
+    def _asked(self, controls: Controls, title: str) -> str:
+        """A schedule on the changed device, as a question."""
+        changed = changes(self.profile(controls.profile), controls.figures)
+        tables = tables_of(self.text.data, controls, changed)
+        return _of_schedule(tables, controls.schedules.index(title))
+
+    def _in_turn(self, asker: str, answer: Callable[[], Found]) -> Found | None:
+        """The answer, unless its asker has another question before this one's turn."""
+        mine = self._newest[asker] = object()
         while not self._one_at_a_time.acquire(timeout=STALE_S):
-            if self._newest[page] is not mine:  # else the browser has no connection for others
+            if self._newest[asker] is not mine:  # else the browser has no connection for others
                 return None
         try:
-            return self.answer(controls) if self._newest[page] is mine else None
+            return answer() if self._newest[asker] is mine else None
         finally:
             self._one_at_a_time.release()
 
@@ -113,6 +134,14 @@ class Desk:
             return self._replayed(question)
         except _TooLongError:
             return "takes longer to replay than a moment: attnsim run has time for it"
+
+    def _look(self, question: str) -> Watched | str:
+        """What is watched of a schedule, or why it does not run."""
+        answer = self._answered(question)
+        if isinstance(answer, str):
+            return answer
+        scenario = make_scenario(json.loads(question), "explored", WHERE, self.text.folder)
+        return inside_of(*scenario.points)
 
     def _replay(self, question: str) -> Record | str:
         """The same, unless it takes too long: that is not kept."""

@@ -18,6 +18,7 @@ TILES = {f"{q} × {kv}": {"q": q, "kv": kv} for q in (64, 128, 192) for kv in (3
 STAGES = {str(stages): stages for stages in (1, 2, 3, 4)}
 OWN_SHAPE = "as in the scenario"
 OWN_OPTION = "as it is"
+NO_LOOK = "into no schedule"
 
 
 class Explorer:

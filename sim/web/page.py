@@ -10,8 +10,8 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.models import MODELS
 from sim.report.table import figure_text
 from sim.web.controls import FIGURES, SPAN, STEP, Controls, Figure, changes
-from sim.web.explorer import HEADS, OWN_OPTION, OWN_SHAPE, STAGES, TILES, Explorer
-from sim.web.results import CHARTS
+from sim.web.explorer import HEADS, NO_LOOK, OWN_OPTION, OWN_SHAPE, STAGES, TILES, Explorer
+from sim.web.results import CHARTS, PLOT
 
 
 def page_of(explorer: Explorer) -> html.Div:
@@ -61,7 +61,6 @@ def _sidebar(explorer: Explorer) -> list[Any]:
 
 
 def _results(explorer: Explorer) -> list[Any]:
-    plot: Any = {"displaylogo": False, "responsive": True}
     return [
         html.Div(
             [
@@ -74,9 +73,15 @@ def _results(explorer: Explorer) -> list[Any]:
         html.P(id="answer"),
         html.Div(id="table"),
         html.Div(
-            [dcc.Graph(id=name, config=plot, className="chart") for name in CHARTS],
+            [dcc.Graph(id=name, config=PLOT, className="chart") for name in CHARTS],
             id="charts",
         ),
+        html.H2("Inside one SM"),
+        html.Div(
+            _labelled("look", _dropdown("look", [NO_LOOK, *explorer.titles], NO_LOOK)),
+            className="short",
+        ),
+        html.Div(id="inside"),
     ]
 
 

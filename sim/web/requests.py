@@ -12,6 +12,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from sim.inputs.files import InputError, shown
+from sim.web.explorer import NO_LOOK
 
 MOST_BYTES = 2**20  # of a request
 _LONGEST_ID = 64  # of a page
@@ -32,6 +33,7 @@ class Requests:
             if hasattr(part, "id"):
                 self._may_say[_name(part.id)] = _may_say(part)
         self._may_say["schedules"] = _some_of(titles)
+        self._may_say["look"] = lambda v: isinstance(v, str) and v in (NO_LOOK, *titles)
 
     def check(self, body: Any) -> None:
         """Raises InputError for a body that no page sends."""

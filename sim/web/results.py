@@ -1,16 +1,19 @@
 """What the page shows of an answer: a sentence, a table, charts."""
 
 from dataclasses import replace
+from typing import Any
 
-from dash import html
+from dash import dcc, html
 
+from sim.engine.watched import Watched
 from sim.inputs.units import show
-from sim.report import charts
+from sim.report import charts, one_sm, tile_walk
 from sim.report.answer import answer as sentence
 from sim.report.notes import notes, rough
 from sim.runs.record import Record
 from sim.web.desk import Answer, Row
 
+PLOT: Any = {"displaylogo": False, "responsive": True}
 CHARTS = ("time", "traffic", "timeline", "roofline", "memory")
 
 
@@ -76,3 +79,21 @@ def drawn(found: Answer, profile: str) -> list[charts.Chart]:
         charts.roofline(found.ran, found.hardware),
         charts.memory(found.ran, found.hardware),
     ]
+
+
+def inside(seen: Watched | str) -> list[Any]:
+    """What was watched of one SM: in words, over time, and the walk of its loads."""
+    if isinstance(seen, str):
+        return [html.P(seen)]
+    walks = tile_walk.tile_walk(seen)
+    return [
+        html.P(one_sm.said(seen)),
+        _graph("sm", one_sm.one_sm(seen)),
+        *([html.P(tile_walk.said(seen))] if walks else []),
+        html.Div([_graph(*walk) for walk in walks.items()], className="charts"),
+    ]
+
+
+def _graph(name: str, figure: charts.Chart) -> dcc.Graph:
+    height = {"height": figure["layout"]["height"]}
+    return dcc.Graph(id=name, figure=figure, config=PLOT, className="chart", style=height)

@@ -124,6 +124,24 @@ def test_charts_answer_the_mouse(written, opened):
     expect(lines).to_have_count(6)
 
 
+def test_one_can_look_into_each_schedule(written, opened):
+    path, (naive, flash) = written(QUESTION)
+    page = opened(path)
+    assert flash.time_s < naive.time_s
+    expect(page.locator("#schedule")).to_have_value("flash2")  # the fastest
+    expect(page.locator("#inside_said")).to_contain_text("flash2, replayed event by event")
+    expect(page.locator("#walked")).to_contain_text("loads of V")
+    assert len(bars(page, "sm")) > 50
+    hatched = "waits for issue slots in use by others"
+    assert hatched in page.locator("#inside_said").inner_text()
+    page.select_option("#schedule", "naive")
+    expect(page.locator("#inside_said")).to_contain_text("S = Q K^T, replayed event by event")
+    expect(page.locator("#walk_beside .gtitle")).to_have_text(re.compile("Loads of Q"))
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_the_device_is_shown_with_its_sources(written, opened):
     path, _ = written(QUESTION, "--set", "hardware.l2.capacity=12 MiB")
     page = opened(path)

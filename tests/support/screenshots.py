@@ -33,7 +33,11 @@ def report(browser: Browser) -> None:
         path = Path(folder) / "report.html"
         records = [outcome.record for outcome in run_scenario(scenario)]
         save_page(text, records, whole_points(text, records, most=CHARTED), path)
-        take(Visit(browser, offline=True).open_file(path), "report", 1240, 1260)
+        page = Visit(browser, offline=True).open_file(path)
+        take(page, "report", 1240, 1260)
+        page.select_option("#schedule", "flash2")
+        page.wait_for_timeout(1500)
+        page.locator("section:has(#sm)").screenshot(path=DOCS / "inside.png")
 
 
 def explorer(browser: Browser) -> None:

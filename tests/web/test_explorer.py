@@ -25,6 +25,7 @@ from playwright.sync_api import expect
 from sim.inputs.files import shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import show
+from sim.report import one_sm
 from sim.runs.job import LimitsError, run_scenario
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, load_scenario, make_scenario, read_scenario
@@ -39,7 +40,7 @@ from sim.web.controls import (
     write_files,
 )
 from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
-from sim.web.explorer import OWN_OPTION, OWN_SHAPE, Explorer
+from sim.web.explorer import NO_LOOK, OWN_OPTION, OWN_SHAPE, Explorer
 from tests.support.browser import Visit
 from tests.support.commands import assert_one_line, called
 from tests.support.waiting import GUARD_S, until
@@ -466,6 +467,27 @@ def test_a_tile_that_is_chosen_is_another_time(opened):
     expect(flash).not_to_have_text(before)
     choose(opened, "tile", OWN_OPTION)
     expect(flash).to_have_text(before)
+
+
+def test_one_can_look_into_a_schedule_as_the_sliders_move(opened, text):
+    assert opened.locator("#sm").count() == 0
+    choose(opened, "look", "flash")
+    said = opened.locator("#inside p").first
+    expect(said).to_contain_text("flash2, replayed event by event")
+    opened.locator("#walk .main-svg").first.wait_for()
+    slider(opened, "hbm.bandwidth").focus()
+    press(opened, "ArrowLeft", times=8)
+    asked = Controls("a100-sxm-80gb", {"hbm.bandwidth": -1.0}, {}, ("flash",))
+    slower = Desk(text).look("page", asked, "flash")
+    expect(said).to_have_text(one_sm.said(slower))
+    choose(opened, "look", NO_LOOK)
+    expect(opened.locator("#sm")).to_have_count(0)
+
+
+def test_what_does_not_run_is_not_looked_into(text):
+    asked = Controls("a100-sxm-80gb", {}, {"phase": "training"}, ("flash_decoding",))
+    why = Desk(text).look("page", asked, "flash_decoding")
+    assert 'the workload\'s phase is "training"' in why
 
 
 def test_another_profile_is_another_device(opened, text):
