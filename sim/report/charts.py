@@ -19,6 +19,9 @@ from sim.runs.record import KernelResult, Record
 Chart = dict[str, Any]  # {"data": [...], "layout": {...}}
 Trace = dict[str, Any]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+LEGEND_ROW = 19  # pixels
+LABEL = 16  # characters of a line beside a bar
+DASHES = ("solid", "dash")  # of two devices
 INK, LIGHT = "#222222", "#dddddd"
 
 # What time goes to, in words, and the causes that are told as one (`sim.machine.CAUSES`).
@@ -36,14 +39,17 @@ CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 MOST_TICKS = 12  # of a swept key
 VISIBLE = 0.003  # of a bar: less is not to be seen, and not told
-BELOW: dict[str, Any] = {  # a legend at the foot of its chart, in the order of the traces
+# A legend at the foot of its chart, in the order of the traces. On a telephone it has one column: a
+# chart is as much higher, so that what it shows stays to be seen.
+BELOW: dict[str, Any] = {
     "orientation": "h",
     "traceorder": "normal",
     "yref": "container",
     "y": 0,
     "yanchor": "bottom",
     "x": 0,
-    "xref": "paper",
+    "xref": "container",
+    "font": {"size": 12},
 }
 
 
@@ -93,7 +99,13 @@ def chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> 
     return {
         "data": traces,
         "layout": {
-            "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+            "title": {
+                "text": title,
+                "x": 0,
+                "xref": "container",
+                "pad": {"l": 10},
+                "font": {"size": 16},
+            },
             "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
             "height": height,
             "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
@@ -124,7 +136,7 @@ def colours_of(records: Iterable[Record]) -> dict[str, str]:
 def time_by_cause(records: list[Record]) -> Chart:
     """A bar a schedule, as long as its time, split by what held it back."""
     ran = [record for record in records if record.time_s]
-    names = [_lines_of(record.schedule) for record in ran]
+    names = [_lines_of(record.schedule, LABEL) for record in ran]
     traces = []
     for words, (colour, causes) in CAUSES.items():
         times_s = [
@@ -144,7 +156,7 @@ def time_by_cause(records: list[Record]) -> Chart:
 def hbm_traffic(records: list[Record]) -> Chart:
     """A bar a schedule, as long as its HBM bytes: read and written."""
     ran = [record for record in records if record.hbm_bytes is not None]
-    names = [_lines_of(record.schedule) for record in ran]
+    names = [_lines_of(record.schedule, LABEL) for record in ran]
     traces = [
         _bar("read", [r.hbm_read_bytes or 0 for r in ran], names, COLOURS[0]),
         _bar("written", [r.hbm_write_bytes or 0 for r in ran], names, COLOURS[4]),
@@ -170,7 +182,7 @@ def _bars(
     title: str, traces: list[Trace], ran: list[Record], totals: list[str], unit: str
 ) -> Chart:
     """Bars stacked to the right, the first schedule on top, each total at its end."""
-    names = [_lines_of(record.schedule) for record in ran]
+    names = [_lines_of(record.schedule, LABEL) for record in ran]
     ends = [sum(trace["x"][row] for trace in traces) for row in range(len(ran))]
     labels = {
         "type": "scatter",
@@ -186,16 +198,16 @@ def _bars(
     return chart(
         title,
         [*traces, labels],
-        height=190 + 34 * len(ran),
+        height=150 + 34 * len(ran) + LEGEND_ROW * len(traces),
         barmode="stack",
         bargap=0.35,
-        xaxis=si_axis("", unit, range=[0, 1.18 * max(ends, default=1.0)]),
+        xaxis=si_axis("", unit, range=[0, 1.35 * max(ends, default=1.0)], nticks=5),
         yaxis=axis("", autorange="reversed", type="category", showgrid=False),
     )
 
 
-def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
-    """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the device's roof."""
+def roofline(records: list[Record], *devices: HardwareProfile) -> Chart:
+    """Each kernel's FLOP/s against its FLOPs a byte of HBM, under the roof of each device."""
     colours = colours_of(records)
     traces: list[Trace] = []
     intensities: list[float] = []
@@ -222,24 +234,31 @@ def roofline(records: list[Record], hw: HardwareProfile) -> Chart:
                 }
             )
     dtype = str(next(r for r in records if r.time_s).workload["dtype"])
-    peak = hw.matmul_flops_per_s(dtype)
-    ridge = peak / hw.hbm.bandwidth
-    low, high = min([*intensities, ridge]) / 3, max([*intensities, ridge]) * 3
-    roof = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": f"roof of {hw.title}: {show(peak, 'FLOP/s')} {dtype}, "
-        f"HBM {show(hw.hbm.bandwidth, 'B/s')}",
-        "x": [low, ridge, high],
-        "y": [low * hw.hbm.bandwidth, peak, peak],
-        "hovertemplate": "%{y}FLOP/s at %{x} FLOPs a byte<extra></extra>",
-        "line": {"color": GREY},
-    }
+    peaks = [hw.matmul_flops_per_s(dtype) for hw in devices]
+    ridges = [peak / hw.hbm.bandwidth for peak, hw in zip(peaks, devices, strict=True)]
+    low, high = min([*intensities, *ridges]) / 3, max([*intensities, *ridges]) * 3
+    roofs = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": _lines_of(
+                f"roof of {hw.title}: {show(peak, 'FLOP/s')} {dtype}, "
+                f"HBM {show(hw.hbm.bandwidth, 'B/s')}",
+                width=48,
+            ),
+            "x": [low, ridge, high],
+            "y": [low * hw.hbm.bandwidth, peak, peak],
+            "hovertemplate": "%{y}FLOP/s at %{x} FLOPs a byte<extra></extra>",
+            "line": {"color": GREY, "dash": dash},
+        }
+        for hw, peak, ridge, dash in zip(devices, peaks, ridges, DASHES, strict=False)
+    ]
     return chart(
         "Roofline, a mark a kernel",
-        [roof, *traces],
+        [*roofs, *traces],
+        height=320 + LEGEND_ROW * len([*roofs, *traces]),
         xaxis=_log_axis("FLOPs a byte of HBM traffic", [low, high]),
-        yaxis=_log_axis("", [peak, *(y for t in traces for y in t["y"])], "FLOP/s"),
+        yaxis=_log_axis("", [*peaks, *(y for t in traces for y in t["y"])], "FLOP/s"),
     )
 
 
@@ -348,8 +367,8 @@ def _name_kernel(layout: dict[str, Any], kernel: str, start_s: float, number: st
     )
 
 
-def memory(records: list[Record], hw: HardwareProfile) -> Chart:
-    """HBM allocated over time, a line a schedule, against the device's capacity."""
+def memory(records: list[Record], *devices: HardwareProfile) -> Chart:
+    """HBM allocated over time, a line a schedule, against the capacity of each device."""
     ran = [record for record in records if record.memory]
     traces: list[Trace] = []
     for schedule, colour in colours_of(records).items():
@@ -369,20 +388,25 @@ def memory(records: list[Record], hw: HardwareProfile) -> Chart:
                 }
             )
     end_s = max((record.time_s or 0.0 for record in ran), default=1.0)
-    capacity = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": f"capacity, {show(hw.hbm.capacity, 'B')}",
-        "x": [0, end_s],
-        "y": [hw.hbm.capacity] * 2,
-        "hoverinfo": "skip",
-        "line": {"color": GREY, "dash": "dash"},
-    }
+    capacities = sorted({hw.hbm.capacity for hw in devices})
+    lines = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"capacity, {show(capacity, 'B')}",
+            "x": [0, end_s],
+            "y": [capacity] * 2,
+            "hoverinfo": "skip",
+            "line": {"color": GREY, "dash": dash},
+        }
+        for capacity, dash in zip(capacities, reversed(DASHES), strict=False)
+    ]
     return chart(
         "HBM allocated over time",
-        [*traces, capacity],
+        [*traces, *lines],
+        height=320 + LEGEND_ROW * len([*lines, *traces]),
         xaxis=si_axis("time", "s"),
-        yaxis=_log_axis("", [hw.hbm.capacity, *(y for t in traces for y in t["y"])], "B"),
+        yaxis=_log_axis("", [*capacities, *(y for t in traces for y in t["y"])], "B"),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sim.engine.watched import Span, Watched
 from sim.inputs.units import show
 from sim.machine import CAUSES as PIPES
-from sim.report.charts import BELOW, CAUSES, INK, Chart, Trace, axis, chart, si_axis
+from sim.report.charts import CAUSES, INK, LEGEND_ROW, Chart, Trace, axis, chart, si_axis
 from sim.report.notes import CAUSES_IN_WORDS
 
 WORKER_ROWS, BUFFER_ROWS = 6, 8  # at most: of the SM's first slots, of its first slot
@@ -66,12 +66,13 @@ def one_sm(seen: Watched) -> Chart:
         "y": 1,
         "yanchor": "bottom",
     }
+    traces = _traces(bars)
+    in_legend = sum(trace["showlegend"] for trace in traces)
     return chart(
         f"SM {seen.sm} over time",
-        _traces(bars),
-        height=230 + ROW_HEIGHT * len(rows),
+        traces,
+        height=190 + ROW_HEIGHT * len(rows) + LEGEND_ROW * in_legend,
         margin={"l": 60, "r": 20, "t": 90, "b": 50},
-        legend={**BELOW, "font": {"size": 11}},
         barmode="overlay",
         bargap=0.15,
         xaxis=si_axis("", "s", range=[first, last]),

@@ -45,7 +45,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
             "swept_time": charts.swept_time(records),
             "swept_traffic": charts.swept_traffic(records),
         }
-    inside = next((_inside(one) for one in charted if one.inside), {})
+    inside = next((_inside(one) for one in charted if one.inside), [])
     environment = Environment(
         loader=PackageLoader("sim.report", "."),
         autoescape=True,
@@ -64,7 +64,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         shown=[charts.point_words(one.values) for one in charted],
         telling=next((number for number, one in enumerate(charted) if one.inside), 0),
         swept=swept,
-        inside=list(inside),
+        inside=[one["schedule"] for one in inside],
         fastest=_fastest(records),
         charts=_script(
             {"swept": swept, "points": [_charts(one) for one in charted], "inside": inside}
@@ -117,16 +117,17 @@ def _measured(records: list[Record]) -> dict[str, list[MeasuredError]]:
     return {schedule: list(known) for schedule, known in found.items() if known}
 
 
-def _inside(point: WholePoint) -> dict[str, Any]:
-    """By schedule what was watched of one SM, in words and as charts."""
-    return {
-        title: {
+def _inside(point: WholePoint) -> list[dict[str, Any]]:
+    """What was watched of one SM, in words and as charts, schedule by schedule."""
+    return [
+        {
+            "schedule": title,
             "said": one_sm.said(seen),
             "walked": tile_walk.said(seen),
             "charts": {"sm": one_sm.one_sm(seen), **tile_walk.tile_walk(seen)},
         }
         for title, seen in point.inside.items()
-    }
+    ]
 
 
 def _fastest(records: list[Record]) -> str:

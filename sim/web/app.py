@@ -7,7 +7,6 @@ every control is an element that a browser test can find; it brings Flask and li
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from dash import ALL, Dash, Input, Output, State, no_update
@@ -18,7 +17,8 @@ from werkzeug.serving import make_server
 from sim.inputs.files import InputError
 from sim.web.controls import FIGURES, Controls, schedule_tables
 from sim.web.explorer import NO_LOOK, Explorer
-from sim.web.page import page_of, texts_of
+from sim.web.link import now, query_of
+from sim.web.page import opening, page_of, texts_of
 from sim.web.requests import MOST_BYTES, Requests
 from sim.web.results import CHARTS, beneath, drawn, inside, said, table
 
@@ -47,13 +47,43 @@ def serve(explorer: Explorer, port: int, ready: Callable[[str], None]) -> None:
 
 def app_of(explorer: Explorer) -> Dash:
     """The page and what its controls do."""
-    app = Dash(__name__, title="attnsim explorer", update_title="", assets_folder="assets")
-    app.layout = partial(page_of, explorer)
+    app = Dash(
+        __name__,
+        title="attnsim explorer",
+        update_title="",
+        assets_folder="assets",
+        suppress_callback_exceptions=True,  # the page is made by a callback
+    )
+    app.layout = opening()
     _refuse_others(app.server)
+    _open(app, explorer)
     _answer(app, explorer)
     _keep_together(app, explorer)
     _refuse_what_no_page_asks(app, explorer)
     return app
+
+
+def _open(app: Dash, explorer: Explorer) -> None:
+    """The page by its address's query, and the address by what the page's controls say."""
+    app.clientside_callback("() => location.search", Output("query", "data"), Input("whole", "id"))
+
+    @app.callback(Output("whole", "children"), Input("query", "data"), prevent_initial_call=True)
+    def _page(query: str) -> Any:
+        return page_of(explorer, query)
+
+    @app.callback(
+        Output("link", "data"),
+        inputs={"look": Input("look", "value"), "controls": _controls(Input)},
+        prevent_initial_call=True,
+    )
+    def _link(look: str, controls: dict[str, Any]) -> str:
+        return query_of(explorer, now(explorer, controls, look))
+
+    app.clientside_callback(
+        "query => { history.replaceState(null, '', location.pathname + query); }",
+        Input("link", "data"),
+        prevent_initial_call=True,
+    )
 
 
 def _refuse_others(server: Flask) -> None:
@@ -72,7 +102,7 @@ def _refuse_what_no_page_asks(app: Dash, explorer: Explorer) -> None:
     """One line, and 400, as where a profile's file is gone; 404 for a script that is not there."""
     app.server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
     titles = schedule_tables(explorer.text.data)
-    requests = Requests(page_of(explorer), app.callback_map, titles)
+    requests = Requests([opening(), page_of(explorer)], app.callback_map, titles)
 
     @app.server.before_request
     def _as_the_page_does() -> None:
@@ -159,7 +189,10 @@ def _keep_together(app: Dash, explorer: Explorer) -> None:
         return [NO_LOOK, *(chosen or ())]
 
     @app.callback(
-        Output({"figure": ALL}, "value"), Input("reset", "n_clicks"), Input("profile", "value")
+        Output({"figure": ALL}, "value"),
+        Input("reset", "n_clicks"),
+        Input("profile", "value"),
+        prevent_initial_call=True,  # the page has them where its address says
     )
     def _reset(_: int | None, profile: str) -> list[float]:
         """All sliders of the device to where they start for a profile."""
@@ -176,6 +209,7 @@ def _controls(of: type[Input] | type[State]) -> dict[str, Any]:
         "schedules": of("schedules", "value"),
         "tile": of("tile", "value"),
         "stages": of("stages", "value"),
+        "beside": of("beside", "value"),
     }
 
 
@@ -189,10 +223,10 @@ def _shown(explorer: Explorer, page: str, controls: Controls) -> dict[str, Any]:
         return shown | {"answer": str(error), "table": ""}
     if found is None:
         return shown
-    figures = drawn(found, controls.profile)
+    figures = drawn(found)
     return {
         "answer": said(found),
         "heights": [{"height": figure["layout"].get("height", 300)} for figure in figures],
-        "table": [table(found), *beneath(found, controls.profile)],
+        "table": [table(found), *beneath(found)],
         **dict(zip(CHARTS, figures, strict=True)),
     }

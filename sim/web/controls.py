@@ -65,13 +65,17 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Controls:
-    """Where everything on the page stands; `figures` has positions by key, if not at the start."""
+    """Where everything on the page stands; `figures` has positions by key, if not at the start.
+
+    `beside` is the profile to compare with: the same as it is, where there is none.
+    """
 
     profile: str
     figures: Mapping[str, float] = field(default_factory=dict)
     workload: Mapping[str, Any] = field(default_factory=dict)  # keys that replace the scenario's
     schedules: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of every schedule that has such
+    beside: str | None = None
 
 
 def changes(hw: HardwareProfile, figures: Mapping[str, float]) -> dict[str, float]:

@@ -40,20 +40,26 @@ class _TooLongError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A schedule's record on the changed device and on the profile's, or why there is none."""
+    """A schedule's record on the changed device and on the one beside, or why there is none."""
 
     title: str
     changed: Record | str
-    shipped: Record | str
+    beside: Record | str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows: `hardware` is the changed device."""
+    """What the page shows of the changed device and of the one beside, and what it calls these."""
 
     hardware: HardwareProfile
-    differs: bool
+    beside: HardwareProfile
+    names: tuple[str, str]
     rows: list[Row]
+
+    @property
+    def differs(self) -> bool:
+        """Whether they are two."""
+        return self.names[0] != self.names[1]
 
     @property
     def ran(self) -> list[Record]:
@@ -110,12 +116,13 @@ class Desk:
             self._one_at_a_time.release()
 
     def answer(self, controls: Controls) -> Answer:
-        """Every schedule on the changed device and, for comparison, on the profile as it is.
+        """Every schedule on the changed device and, for comparison, on the one beside.
 
         Raises InputError where the device or the workload cannot be.
         """
         changed = changes(self.profile(controls.profile), controls.figures)
-        sides = [tables_of(self.text.data, controls, side) for side in (changed, {})]
+        other = replace(controls, profile=controls.beside or controls.profile)
+        sides = [tables_of(self.text.data, *side) for side in ((controls, changed), (other, {}))]
         questions = [
             _of_schedule(side, n) for n in range(len(controls.schedules)) for side in sides
         ]
@@ -126,7 +133,8 @@ class Desk:
             Row(title, *both)
             for title, *both in zip(controls.schedules, records[::2], records[1::2], strict=True)
         ]
-        return Answer(self._load(sides[0]["hardware"]), bool(changed), rows)
+        own, beside = (self._load(side["hardware"]) for side in sides)
+        return Answer(own, beside, (_name(controls, bool(changed)), other.profile), rows)
 
     def _answered(self, question: str) -> Record | str:
         """One schedule's record, or why there is none; the question is a scenario as JSON."""
@@ -164,6 +172,13 @@ class Desk:
             return str(error).removeprefix(f"{WHERE}: ")
         record = outcome.record
         return record if record.time_s else f"{record.status}: {record.reason}"
+
+
+def _name(controls: Controls, changed: bool) -> str:
+    """What the changed device is called beside the other."""
+    if not changed:
+        return controls.profile
+    return "changed" if controls.beside is None else f"{controls.profile}, changed"
 
 
 def _of_schedule(tables: Mapping[str, Any], number: int) -> str:

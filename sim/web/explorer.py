@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, shipped_names
+from sim.inputs.models import MODELS
 from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText, make_scenario
 from sim.schedules import SCHEDULES
@@ -13,12 +14,14 @@ from sim.web.desk import Desk
 
 LENGTHS = [2**n for n in range(7, 21)]  # tokens
 BATCHES = [2**n for n in range(9)]
+PHASES = ["prefill", "decode", "training"]
 HEADS = [2**n for n in range(8)]
 TILES = {f"{q} × {kv}": {"q": q, "kv": kv} for q in (64, 128, 192) for kv in (32, 64, 128)}
 STAGES = {str(stages): stages for stages in (1, 2, 3, 4)}
 OWN_SHAPE = "as in the scenario"
 OWN_OPTION = "as it is"
 NO_LOOK = "into no schedule"
+ITSELF = "the profile as it is"
 
 
 class Explorer:
@@ -41,6 +44,26 @@ class Explorer:
         self.lengths = sorted({*LENGTHS, w.seq_kv})
         self.batches = sorted({*BATCHES, w.batch})
         self.titles = [schedule.title for schedule in self.point.schedules]
+        self.profiles = list(dict.fromkeys([self.own_profile, *shipped_names("hw_profiles")]))
+
+    def choices(self) -> dict[str, list[Any]]:
+        """What each control but sliders of the device and schedules offers; first its start."""
+        w = self.point.workload
+        return {
+            "profile": self.profiles,
+            "beside": [ITSELF, *self.profiles],
+            "model": [OWN_SHAPE, *MODELS],
+            "seq_len": _from(w.seq_kv, self.lengths),
+            "batch": _from(w.batch, self.batches),
+            "phase": _from(w.phase, PHASES),
+            "causal": _from(w.causal, [False, True]),
+            "dtype": _from(w.dtype, ["fp16", "bf16", "fp8", "fp32"]),
+            "heads": [OWN_SHAPE, *HEADS],
+            "kv_heads": [OWN_SHAPE, *HEADS],
+            "tile": [OWN_OPTION, *TILES],
+            "stages": [OWN_OPTION, *STAGES],
+            "look": [NO_LOOK, *schedule_tables(self.text.data)],
+        }
 
     def start(self) -> Controls:
         """Everything as the scenario has it."""
@@ -54,6 +77,7 @@ class Explorer:
         schedules: list[str] | None,
         tile: str = OWN_OPTION,
         stages: str = OWN_OPTION,
+        beside: str = ITSELF,
     ) -> Controls:
         """What the page's controls say; `positions` are those of FIGURES."""
         hw = self.desk.profile(profile)
@@ -64,7 +88,14 @@ class Explorer:
         }
         options = {"tile": TILES.get(tile), "stages": STAGES.get(stages)}
         chosen = {key: value for key, value in options.items() if value is not None}
-        return Controls(profile, figures, self._differs(workload), tuple(schedules or ()), chosen)
+        return Controls(
+            profile,
+            figures,
+            self._differs(workload),
+            tuple(schedules or ()),
+            chosen,
+            None if beside in (ITSELF, profile) else beside,
+        )
 
     def workload(
         self,
@@ -122,3 +153,8 @@ class Explorer:
         except InputError as error:
             return str(error)
         return f"attnsim run {made / 'scenario.toml'}"
+
+
+def _from(start: Any, values: list[Any]) -> list[Any]:
+    """The values, the first that it starts with."""
+    return [start, *(value for value in values if value != start)]

@@ -1,66 +1,82 @@
 """The explorer's page as it is opened: its controls on the left, room for answers on the right."""
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from dash import dcc, html
 
-from sim.inputs.files import shipped_names
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.models import MODELS
 from sim.report.table import figure_text
 from sim.web.controls import FIGURES, SPAN, STEP, Controls, Figure, changes
-from sim.web.explorer import HEADS, NO_LOOK, OWN_OPTION, OWN_SHAPE, STAGES, TILES, Explorer
+from sim.web.explorer import NO_LOOK, PHASES, Explorer
+from sim.web.link import Standing, standing_of
 from sim.web.results import CHARTS, PLOT
 
 
-def page_of(explorer: Explorer) -> html.Div:
-    """The page as it is when it is opened."""
+def opening() -> html.Div:
+    """What the browser gets first: the page is made once it has told its address's query."""
+    return html.Div([dcc.Store(id="query"), dcc.Store(id="link"), html.Div(id="whole")])
+
+
+def page_of(explorer: Explorer, query: str = "") -> html.Div:
+    """The page as it is when it is opened at an address with that query."""
+    standing, odd = standing_of(explorer, query)
     return html.Div(
         [
             dcc.Store(id="page", data=uuid.uuid4().hex),
-            html.Div(_sidebar(explorer), id="controls"),
-            html.Div(_results(explorer), id="results"),
+            html.Div(_sidebar(explorer, standing), id="controls"),
+            html.Div(_results(explorer, standing, odd), id="results"),
         ],
         id="explorer",
     )
 
 
-def _sidebar(explorer: Explorer) -> list[Any]:
-    hw = explorer.point.hardware
-    w = explorer.point.workload
-    profiles = list(dict.fromkeys([explorer.own_profile, *shipped_names("hw_profiles")]))
+def _sidebar(explorer: Explorer, standing: Standing) -> list[Any]:
+    hw = explorer.desk.profile(standing.choices["profile"])
     device = [figure for figure in FIGURES if not figure.key.startswith("calibration")]
     sustained = [figure for figure in FIGURES if figure.key.startswith("calibration")]
-    dtypes = ["fp16", "bf16", "fp8", "fp32"]
+    known, at = explorer.choices(), standing.choices
+
+    def choice(name: str) -> dcc.Dropdown:
+        return _dropdown(name, known[name], at[name])
+
+    def slider(figure: Figure) -> html.Div:
+        return _slider(figure, hw, standing.figures)
+
     return [
         html.H2("Device"),
-        _dropdown("profile", profiles, explorer.own_profile),
-        *(_slider(figure, hw) for figure in device),
+        choice("profile"),
+        _labelled("beside", choice("beside")),
+        *map(slider, device),
         html.P("The tensor rate follows SMs and clock.", className="hint"),
-        html.Details(
-            [html.Summary("What kernels reach"), *(_slider(one, hw) for one in sustained)]
-        ),
+        html.Details([html.Summary("What kernels reach"), *map(slider, sustained)]),
         html.Button("Back to the profile", id="reset"),
         html.H2("Workload"),
-        _dropdown("model", [OWN_SHAPE, *MODELS], OWN_SHAPE),
-        _choice("seq_len", "tokens", explorer.lengths, w.seq_kv),
-        _choice("batch", "batch", explorer.batches, w.batch),
-        dcc.RadioItems(["prefill", "decode", "training"], w.phase, id="phase", inline=True),
-        dcc.Checklist(["causal"], ["causal"] if w.causal else [], id="causal"),
-        _dropdown("dtype", dtypes, w.dtype),
-        _labelled("heads", _dropdown("heads", [OWN_SHAPE, *HEADS], OWN_SHAPE)),
-        _labelled("KV heads", _dropdown("kv_heads", [OWN_SHAPE, *HEADS], OWN_SHAPE)),
+        choice("model"),
+        _choice("seq_len", "tokens", explorer.lengths, at["seq_len"]),
+        _choice("batch", "batch", explorer.batches, at["batch"]),
+        dcc.RadioItems(PHASES, at["phase"], id="phase", inline=True),
+        dcc.Checklist(["causal"], ["causal"] if at["causal"] else [], id="causal"),
+        choice("dtype"),
+        _labelled("heads", choice("heads")),
+        _labelled("KV heads", choice("kv_heads")),
         html.H2("Schedules"),
         _dropdown(
-            "schedules", explorer.schedules(w.phase, explorer.titles), explorer.titles, multi=True
+            "schedules",
+            explorer.schedules(at["phase"], list(standing.schedules)),
+            list(standing.schedules),
+            multi=True,
         ),
-        _labelled("tile, queries × keys", _dropdown("tile", [OWN_OPTION, *TILES], OWN_OPTION)),
-        _labelled("stages", _dropdown("stages", [OWN_OPTION, *STAGES], OWN_OPTION)),
+        _labelled("tile, queries × keys", choice("tile")),
+        _labelled("stages", choice("stages")),
     ]
 
 
-def _results(explorer: Explorer) -> list[Any]:
+def _results(explorer: Explorer, standing: Standing, odd: list[str]) -> list[Any]:
+    look = standing.choices["look"]
+    looks = list(dict.fromkeys([NO_LOOK, *standing.schedules, look]))
+    lost = [html.P(f"Of the address this page has no {one}.", className="odd") for one in odd]
     return [
         html.Div(
             [
@@ -70,17 +86,16 @@ def _results(explorer: Explorer) -> list[Any]:
             ],
             id="head",
         ),
+        *lost,
         html.P(id="answer"),
         html.Div(id="table"),
+        html.P("The page's address holds all that is set here.", className="hint"),
         html.Div(
             [dcc.Graph(id=name, config=PLOT, className="chart") for name in CHARTS],
             id="charts",
         ),
         html.H2("Inside one SM"),
-        html.Div(
-            _labelled("look", _dropdown("look", [NO_LOOK, *explorer.titles], NO_LOOK)),
-            className="short",
-        ),
+        html.Div(_labelled("look", _dropdown("look", looks, look)), className="short"),
         html.Div(id="inside"),
     ]
 
@@ -93,19 +108,20 @@ def _dropdown(name: str, options: list[Any], value: Any, multi: bool = False) ->
     return dcc.Dropdown(options, value, id=name, clearable=False, multi=multi)
 
 
-def _slider(figure: Figure, hw: HardwareProfile) -> html.Div:
+def _slider(figure: Figure, hw: HardwareProfile, moved: Mapping[str, float]) -> html.Div:
     low, high, step = (0.01, 1.0, 0.01) if figure.share else (-SPAN, SPAN, STEP)
     slider = dcc.Slider(
         low,
         high,
         step,
-        value=figure.start(hw),
+        value=moved.get(figure.key, figure.start(hw)),
         marks=None,
         updatemode="drag",
         allow_direct_input=False,
         id={"figure": figure.key},
     )
-    text = html.Span(_figure_text(figure, hw, {}), id={"text": figure.key}, className="value")
+    told = _figure_text(figure, hw, changes(hw, moved))
+    text = html.Span(told, id={"text": figure.key}, className="value")
     return html.Div([html.Label([figure.label, text]), slider], className="slider")
 
 

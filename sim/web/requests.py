@@ -16,6 +16,7 @@ from sim.web.explorer import NO_LOOK
 
 MOST_BYTES = 2**20  # of a request
 _LONGEST_ID = 64  # of a page
+_LONGEST_QUERY = 2**13  # of an address
 MaySay = Callable[[Any], bool]
 Entry = Mapping[str, Any]  # of a request: a control's id and property, and what it says
 
@@ -24,7 +25,7 @@ class Requests:
     """Those that a page may send, by its components and what Dash is to answer."""
 
     def __init__(
-        self, page: Component, callbacks: Mapping[str, Mapping[str, Any]], titles: Collection[str]
+        self, page: list[Component], callbacks: Mapping[str, Mapping[str, Any]], titles: Collection[str]
     ) -> None:
         """`titles` are those of all schedules, of which the page shows some at a time."""
         self._callbacks = callbacks
@@ -33,6 +34,7 @@ class Requests:
             if hasattr(part, "id"):
                 self._may_say[_name(part.id)] = _may_say(part)
         self._may_say["schedules"] = _some_of(titles)
+        self._may_say["query"] = _a_text(_LONGEST_QUERY)
         self._may_say["look"] = lambda v: isinstance(v, str) and v in (NO_LOOK, *titles)
 
     def check(self, body: Any) -> None:
@@ -97,7 +99,11 @@ def _may_say(part: Component) -> MaySay:
         return lambda v: type(v) in (str, int) and v in options
     if isinstance(part, html.Button):
         return lambda v: v is None or (type(v) is int and v >= 0)
-    return lambda v: isinstance(v, str) and len(v) <= _LONGEST_ID
+    return _a_text(_LONGEST_ID)
+
+
+def _a_text(most: int) -> MaySay:
+    return lambda v: isinstance(v, str) and len(v) <= most
 
 
 def _some_of(options: Collection[str]) -> MaySay:

@@ -23,7 +23,19 @@ def said(found: Answer) -> str:
         return "Choose a schedule."
     if not found.ran:
         return "None of these schedules runs here."
-    return sentence(found.ran)
+    return " ".join([sentence(found.ran), *_against(found)])
+
+
+def _against(found: Answer) -> list[str]:
+    """How long each schedule takes on one device, of what it takes on the other."""
+    shares = [
+        f"{(row.changed.time_s or 0) / row.beside.time_s:.3g} for {row.title}"
+        for row in found.rows
+        if isinstance(row.changed, Record) and isinstance(row.beside, Record) and row.beside.time_s
+    ]
+    other = found.names[1]
+    told = f"Beside {other}, the time is times {', '.join(shares)}."
+    return [told] if found.differs and shares else []
 
 
 def table(found: Answer) -> html.Table:
@@ -34,9 +46,15 @@ def table(found: Answer) -> html.Table:
     return html.Table([html.Thead(rows), html.Tbody([_row(r, found.differs) for r in found.rows])])
 
 
-def beneath(found: Answer, profile: str) -> list[html.P]:
+def beneath(found: Answer) -> list[html.P]:
     """What the changes are beside, and what is to be said of the figures."""
-    lines = [f"Changes are beside {profile} as it is."] if found.differs else []
+    other = found.names[1]
+    lines = [f"Changes are beside {other} as it is."] if found.differs else []
+    lines += [
+        f"{row.title}, {other}: {row.beside}"
+        for row in found.rows
+        if isinstance(row.beside, str) and isinstance(row.changed, Record)
+    ]
     lines += [*rough(found.ran), *notes(found.ran)]
     return [html.P(line, className="hint") for line in lines]
 
@@ -45,12 +63,12 @@ def _row(row: Row, differs: bool) -> html.Tr:
     if isinstance(row.changed, str):
         return html.Tr([html.Td(row.title), html.Td(row.changed, colSpan=7)], className="failed")
     cells = [row.title]
-    shipped = row.shipped if isinstance(row.shipped, Record) else None
+    beside = row.beside if isinstance(row.beside, Record) else None
     for figure, unit in (("time_s", "s"), ("hbm_bytes", "B"), ("energy_j", "J")):
         value = getattr(row.changed, figure)
         cells.append("" if value is None else show(value, unit))
         if differs:
-            cells.append(_change(value, getattr(shipped, figure, None)))
+            cells.append(_change(value, getattr(beside, figure, None)))
     cause, share = next(iter(row.changed.bottleneck_shares.items()))
     return html.Tr([html.Td(cell) for cell in [*cells, f"{cause} {share:.0%}"]])
 
@@ -62,22 +80,24 @@ def _change(value: float | None, before: float | None) -> str:
     return "same" if abs(change) < 5e-4 else f"{change:+.1%}".replace("-", "−")
 
 
-def drawn(found: Answer, profile: str) -> list[charts.Chart]:
-    """The charts: bars of both devices where they differ, the rest of the changed one."""
-    beside: list[Record] = []
-    for row in found.rows:
-        sides = [(row.shipped, f", {profile}"), (row.changed, ", changed")]
-        for record, where in sides if found.differs else [(row.changed, "")]:
-            if isinstance(record, Record):
-                beside.append(replace(record, schedule=row.title + where))
+def drawn(found: Answer) -> list[charts.Chart]:
+    """The charts: of both devices where they differ."""
     if not found.ran:
         return [charts.EMPTY] * len(CHARTS)
+    own, other = found.names
+    records: list[Record] = []
+    for row in found.rows:
+        sides = [(row.beside, f", {other}"), (row.changed, f", {own}")]
+        for record, where in sides if found.differs else [(row.changed, "")]:
+            if isinstance(record, Record):
+                records.append(replace(record, schedule=row.title + where))
+    devices = [found.beside, found.hardware] if found.differs else [found.hardware]
     return [
-        charts.time_by_cause(beside),
-        charts.hbm_traffic(beside),
-        charts.timeline(found.ran),
-        charts.roofline(found.ran, found.hardware),
-        charts.memory(found.ran, found.hardware),
+        charts.time_by_cause(records),
+        charts.hbm_traffic(records),
+        charts.timeline(records),
+        charts.roofline(records, *devices),
+        charts.memory(records, *devices),
     ]
 
 

@@ -109,7 +109,7 @@ def test_a_part_is_told_as_such():
 
 
 def test_what_has_no_scores_has_no_walk():
-    told = seen("mamba2")
+    told = seen("mamba2", causal=True)
     assert tile_walk.tile_walk(told) == {}
     assert tile_walk.said(told) == ""
 

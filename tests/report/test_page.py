@@ -128,13 +128,13 @@ def test_one_can_look_into_each_schedule(written, opened):
     path, (naive, flash) = written(QUESTION)
     page = opened(path)
     assert flash.time_s < naive.time_s
-    expect(page.locator("#schedule")).to_have_value("flash2")  # the fastest
+    expect(page.locator("#schedule option:checked")).to_have_text("flash2")  # the fastest
     expect(page.locator("#inside_said")).to_contain_text("flash2, replayed event by event")
     expect(page.locator("#walked")).to_contain_text("loads of V")
     assert len(bars(page, "sm")) > 50
     hatched = "waits for issue slots in use by others"
     assert hatched in page.locator("#inside_said").inner_text()
-    page.select_option("#schedule", "naive")
+    page.select_option("#schedule", label="naive")
     expect(page.locator("#inside_said")).to_contain_text("S = Q K^T, replayed event by event")
     expect(page.locator("#walk_beside .gtitle")).to_have_text(re.compile("Loads of Q"))
     for width in (1440, 390):

@@ -25,7 +25,8 @@ def test_points_evenly_spread_have_their_devices_and_timelines_again():
     assert [record for point in points for record in point.records] == [
         record for record in whole if record.point["hardware.sm.count"] in (4, 16, 40)
     ]
-    assert set(told) == {"naive", "flash2"}
+    assert set(told) == {"naive", "flash2", "naive, one SM", "flash2, one SM"}
+    assert [list(point.inside) for point in points] == [[], [], ["naive", "flash2"]]
 
 
 def test_what_has_its_timeline_is_not_replayed_and_what_did_not_run_stands_as_it_is():
@@ -34,4 +35,4 @@ def test_what_has_its_timeline_is_not_replayed_and_what_did_not_run_stands_as_it
     told: list[str] = []
     points = whole_points(TEXT, records, 8, lambda what, *_: told.append(what))
     assert [record for point in points for record in point.records] == records
-    assert told == []
+    assert told == ["naive, one SM", "flash2, one SM"]  # at the last point where both ran

@@ -35,7 +35,7 @@ def report(browser: Browser) -> None:
         save_page(text, records, whole_points(text, records, most=CHARTED), path)
         page = Visit(browser, offline=True).open_file(path)
         take(page, "report", 1240, 1260)
-        page.select_option("#schedule", "flash2")
+        page.select_option("#schedule", label="flash2")
         page.wait_for_timeout(1500)
         page.locator("section:has(#sm)").screenshot(path=DOCS / "inside.png")
 

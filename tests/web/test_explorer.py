@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,8 @@ from sim.web.controls import (
 )
 from sim.web.desk import AIM_S, MOMENT_S, REPLAYED, Desk, affordable, replay_s
 from sim.web.explorer import NO_LOOK, OWN_OPTION, OWN_SHAPE, Explorer
+from sim.web.link import Standing, query_of, standing_of
+from sim.web.results import beneath, drawn
 from tests.support.browser import Visit
 from tests.support.commands import assert_one_line, called
 from tests.support.waiting import GUARD_S, until
@@ -293,7 +296,7 @@ def test_what_takes_long_is_told_at_once_or_left_to_run(text, monkeypatch):
     asked = replace(asked, figures={"hbm.bandwidth": 1.0})
     flash, _ = desk.answer(asked).rows
     assert flash.changed == "takes longer to replay than a moment: attnsim run has time for it"
-    assert isinstance(flash.shipped, Record)  # known from before
+    assert isinstance(flash.beside, Record)  # known from before
     monkeypatch.undo()
     assert isinstance(desk.answer(asked).rows[0].changed, Record)  # giving up is not kept
 
@@ -488,6 +491,121 @@ def test_what_does_not_run_is_not_looked_into(text):
     asked = Controls("a100-sxm-80gb", {}, {"phase": "training"}, ("flash_decoding",))
     why = Desk(text).look("page", asked, "flash_decoding")
     assert 'the workload\'s phase is "training"' in why
+
+
+def test_two_devices_stand_side_by_side(opened, text):
+    choose(opened, "beside", "h100-sxm")
+    wait_for_a_device(opened, changed=True)
+    asked = Controls("a100-sxm-80gb", {}, {}, ("naive", "flash"), beside="h100-sxm")
+    found = Desk(text).answer(asked)
+    assert found.names == ("a100-sxm-80gb", "h100-sxm")
+    times_s = [record.time_s for row in found.rows for record in (row.beside, row.changed)]
+    bars = opened.locator("#time .textpoint")
+    expect(bars).to_have_text([re.compile(show(time_s, "s")) for time_s in times_s])
+    expect(opened.locator("#roofline .legendtext")).to_contain_text(
+        ["roof of NVIDIA H100", "roof of NVIDIA A100"]
+    )
+    naive, _ = found.rows
+    times = naive.changed.time_s / naive.beside.time_s
+    expect(opened.locator("#answer")).to_contain_text(
+        f"Beside h100-sxm, the time is times {times:.3g} for naive, "
+    )
+    slider(opened, "hbm.bandwidth").focus()
+    press(opened, "ArrowRight")
+    expect(opened.locator("#time .ytick").first).to_have_text("flash,a100-sxm-80gb,changed")
+
+
+def test_what_does_not_run_on_the_other_device_says_so(text):
+    asked = Controls("h100-sxm", {}, {"dtype": "fp8"}, ("naive",), beside="a100-sxm-80gb")
+    found = Desk(text).answer(asked)
+    told = [line.children for line in beneath(found)]
+    assert any(line.startswith("naive, a100-sxm-80gb: ") for line in told)
+    assert len(drawn(found)[0]["data"][0]["y"]) == 1
+
+
+def settle(page):
+    """Until the address says what the controls do."""
+    wait_for_answers(page)
+    page.wait_for_timeout(50)
+
+
+def test_the_address_holds_all_that_is_set(browser, opened, explored):
+    slider(opened, "l2.capacity").focus()
+    press(opened, "ArrowLeft", times=2)
+    choose(opened, "profile", "h100-sxm")  # its sliders start anew
+    wait_for_answers(opened)
+    slider(opened, "hbm.bandwidth").focus()
+    press(opened, "ArrowRight", times=3)
+    choose(opened, "beside", "rtx-4090")
+    choose(opened, "tile", "64 × 32")
+    choose(opened, "look", "flash")
+    opened.get_by_label("causal").check()
+    opened.locator("#inside p").first.wait_for()
+    settle(opened)
+    told = parse_qs(urlsplit(opened.url).query)
+    assert told == {
+        "profile": ["h100-sxm"],
+        "beside": ["rtx-4090"],
+        "tile": ["64 × 32"],
+        "look": ["flash"],
+        "causal": ["True"],
+        "hbm.bandwidth": ["0.375"],
+    }
+    again = Visit(browser)
+    again.page.goto(opened.url)
+    again.page.locator("#inside p").first.wait_for()
+    settle(again.page)
+    assert again.page.url == opened.url
+    for part in ("#answer", "#table", "#inside", "#controls"):
+        expect(again.page.locator(part)).to_have_text(opened.locator(part).text_content())
+    assert again.complaints == []
+    again.context.close()
+
+
+def test_an_address_of_something_else_says_what_it_has_not(browser, explored):
+    address, _ = explored
+    visit = Visit(browser)
+    visit.page.goto(f"{address}?tile=7&hbm.bandwidth=99&batch=2&<b>=1")
+    odd = visit.page.locator(".odd")
+    expect(odd).to_have_text(
+        [
+            f"Of the address this page has no {one}."
+            for one in ("tile=7", "hbm.bandwidth=99", "<b>=1")
+        ]
+    )
+    expect(visit.page.locator("#batch_text")).to_have_text("2")
+    visit.page.wait_for_selector("#time .textpoint")
+    assert visit.complaints == []
+    visit.context.close()
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_whatever_stands_on_the_page_comes_back_by_its_address(text, data):
+    page = Explorer(text, text.folder)
+    choices = {
+        name: data.draw(st.sampled_from(values), name) for name, values in page.choices().items()
+    }
+    titles = page.choices()["look"][1:]
+    schedules = data.draw(st.lists(st.sampled_from(titles), unique=True, max_size=4))
+    hw = page.desk.profile(choices["profile"])
+    moved = data.draw(positions)
+    figures = {f.key: moved[f.key] for f in FIGURES if moved.get(f.key, f.start(hw)) != f.start(hw)}
+    standing = Standing(choices, tuple(schedules), figures)
+    assert standing_of(page, query_of(page, standing)) == (standing, [])
+
+
+def test_at_390_pixels_bars_are_to_be_seen_and_nothing_is_wider(opened):
+    opened.set_viewport_size({"width": 390, "height": 800})
+    choose(opened, "beside", "h100-sxm")
+    wait_for_a_device(opened, changed=True)
+    opened.wait_for_function(
+        """[...document.querySelectorAll('.chart')].every(
+            chart => chart.querySelector('.main-svg').clientWidth === chart.clientWidth)"""
+    )
+    bars = opened.locator("#time .barlayer .point path").all()
+    assert min(bar.bounding_box()["height"] for bar in bars) > 15
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_another_profile_is_another_device(opened, text):
