@@ -118,6 +118,12 @@ def chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> 
     }
 
 
+# What Plotly's bar above a chart has: nothing that sends the chart anywhere.
+CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtonsToRemove": ["sendChartToCloud"],
+}
 EMPTY: Chart = {
     "data": [],
     "layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}},

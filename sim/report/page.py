@@ -66,6 +66,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         swept=swept,
         inside=[one["schedule"] for one in inside],
         fastest=_fastest(records),
+        config=_script(charts.CONFIG),
         charts=_script(
             {"swept": swept, "points": [_charts(one) for one in charted], "inside": inside}
         ),

@@ -13,7 +13,6 @@ from sim.report.notes import notes, rough
 from sim.runs.record import Record
 from sim.web.desk import Answer, Row
 
-PLOT: Any = {"displaylogo": False, "responsive": True}
 CHARTS = ("time", "traffic", "timeline", "roofline", "memory")
 
 
@@ -116,4 +115,4 @@ def inside(seen: Watched | str) -> list[Any]:
 
 def _graph(name: str, figure: charts.Chart) -> dcc.Graph:
     height = {"height": figure["layout"]["height"]}
-    return dcc.Graph(id=name, figure=figure, config=PLOT, className="chart", style=height)
+    return dcc.Graph(id=name, figure=figure, config=charts.CONFIG, className="chart", style=height)

@@ -118,6 +118,8 @@ def test_charts_answer_the_mouse(written, opened):
     page.hover("#traffic .bars path >> nth=0", force=True)
     tip = page.locator("#traffic .hoverlayer .hovertext").first
     assert "naive" in tip.text_content()
+    assert page.locator(".modebar-btn[data-title*=Zoom]").count() > 1
+    assert page.locator(".modebar-btn[data-title*=Share]").count() == 0  # it would upload
     lines = page.locator("#timeline .scatterlayer .trace")
     expect(lines).to_have_count(4)
     page.locator("#timeline .legendtoggle").nth(2).click()

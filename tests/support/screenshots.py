@@ -54,7 +54,8 @@ def explorer(browser: Browser) -> None:
             page.keyboard.press(arrow)
     page.locator("h1").click()
     page.get_by_text("25 MiB (×0.5)").wait_for()
-    page.wait_for_function("!document.querySelector('[data-dash-is-loading=true]')")
+    page.get_by_text("Changes are beside").wait_for()
+    page.wait_for_function("!window.store.getState().isLoading")
     take(page, "explorer", 1440, 940)
 
 
