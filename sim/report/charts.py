@@ -119,7 +119,7 @@ def chart(title: str, traces: list[Trace], height: int = 380, **layout: Any) -> 
 
 
 # What Plotly's bar above a chart has: nothing that sends the chart anywhere.
-CONFIG: dict[str, Any] = {
+CONFIG: Any = {
     "displaylogo": False,
     "responsive": True,
     "modeBarButtonsToRemove": ["sendChartToCloud"],
