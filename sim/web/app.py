@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from dash import ALL, Dash, Input, Output, State, no_update
+from dash import ALL, Dash, Input, Output, State, html, no_update
 from dash.exceptions import DependencyException
 from flask import Flask, Response, abort, request
 from werkzeug.serving import make_server
@@ -102,7 +102,7 @@ def _refuse_what_no_page_asks(app: Dash, explorer: Explorer) -> None:
     """One line, and 400, as where a profile's file is gone; 404 for a script that is not there."""
     app.server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
     titles = schedule_tables(explorer.text.data)
-    requests = Requests([opening(), page_of(explorer)], app.callback_map, titles)
+    requests = Requests(html.Div([opening(), page_of(explorer)]), app.callback_map, titles)
 
     @app.server.before_request
     def _as_the_page_does() -> None:

@@ -25,7 +25,10 @@ class Requests:
     """Those that a page may send, by its components and what Dash is to answer."""
 
     def __init__(
-        self, page: list[Component], callbacks: Mapping[str, Mapping[str, Any]], titles: Collection[str]
+        self,
+        page: Component,
+        callbacks: Mapping[str, Mapping[str, Any]],
+        titles: Collection[str],
     ) -> None:
         """`titles` are those of all schedules, of which the page shows some at a time."""
         self._callbacks = callbacks
@@ -42,7 +45,7 @@ class Requests:
         if not isinstance(body, dict) or not isinstance(body.get("output"), str):
             raise InputError("output: what the page is to show was expected")
         callback = self._callbacks.get(body["output"])
-        if callback is None:
+        if callback is None or "callback" not in callback:  # without, the browser answers it itself
             raise InputError(f"output = {shown(body['output'])}: the page has none such")
         for key, declared in (("inputs", callback["inputs"]), ("state", callback["state"])):
             given = body.get(key, [])

@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from dash import Dash
+from dash import Dash, html
 
 from sim.web.explorer import Explorer
-from sim.web.page import page_of
+from sim.web.page import opening, page_of
 from sim.web.requests import Requests
 
 
 def bodies(app: Dash, explorer: Explorer) -> list[dict[str, Any]]:
     """A request of each kind, its controls as they are when the page is opened."""
-    page = page_of(explorer)
+    page = html.Div([opening(), page_of(explorer)])
     requests = Requests(page, app.callback_map, ())
     says = {str(part.id): part for part in page._traverse() if hasattr(part, "id")}
+    says["query"].data = ""  # of an address without one
 
     def sent(entry: Any, value: bool = True) -> Any:
         if isinstance(entry, list):
@@ -36,4 +37,4 @@ def bodies(app: Dash, explorer: Explorer) -> list[dict[str, Any]]:
             "state": state,
         }
 
-    return [body(*one) for one in app.callback_map.items()]
+    return [body(*one) for one in app.callback_map.items() if "callback" in one[1]]

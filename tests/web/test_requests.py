@@ -65,6 +65,7 @@ ABSURD = [
     *[("tile", value) for value in ("1 × 1", None, 64, [])],
     *[({"figure": "hbm.bandwidth"}, value) for value in (1e308, -1e308, float("inf"), "1", [])],
     *[({"figure": "calibration.hbm.read"}, value) for value in (0, -1, 2)],
+    *[("beside", value) for value in ("none.toml", None, 3)],
     *[("write", value) for value in (-1, 1.5, "1", [])],
 ]
 
@@ -76,6 +77,17 @@ def test_what_a_control_cannot_say_is_one_line_and_writes_nothing(asked, tmp_pat
     assert len(said.splitlines()) == 1
     assert "the page's control cannot say so" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [None, 1, [], "?" * 10_000])
+def test_an_address_of_any_form_is_no_query(asked, value):
+    body = with_value(asked.bodies["whole.children"], "query", value)
+    assert asked(body)[0] == 400
+
+
+def test_what_the_browser_answers_itself_is_not_asked(asked):
+    body = asked.bodies["whole.children"]
+    assert asked(body | {"output": "query.data"})[0] == 400
 
 
 @pytest.mark.parametrize("key", ["output", "outputs", "inputs", "state", "changedPropIds"])
