@@ -32,9 +32,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy.exc import SQLAlchemyError
 
 from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
 from sim.inputs.axes import Axis, Range, axis_of, values_of
@@ -134,6 +136,7 @@ class SearchAnswer:
 
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # interrupted trials are FAIL
+KEPT = "study.db"  # where trials are kept, in the folder that is given
 
 
 class _CannotBeError(Exception):
@@ -234,8 +237,16 @@ class Search:
     def run(self, out: Path | None = None, progress: Progress = lambda *_: None) -> SearchAnswer:
         """Try what is left to try; with a folder `out`, trials are kept there and resumed.
 
-        Raises InputError where `out` holds another search.
+        Raises InputError where `out` holds another search, or trials cannot be kept in it.
         """
+        try:
+            return self._run(out, progress)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+            reason = getattr(cause, "orig", None) or error
+            raise InputError(f"{out}/{KEPT}: cannot be read or written to: {reason}") from None
+
+    def _run(self, out: Path | None, progress: Progress) -> SearchAnswer:
         study = self._study(out)
         total = self.trials if self.designs is None else len(self.designs)
         tried = study.get_trials(deepcopy=False, states=ENDED)
@@ -269,7 +280,7 @@ class Search:
         """The study that is kept in `out`, or a new one."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=f"sqlite:///{out / 'study.db'}" if out else None,
+            storage=f"sqlite:///{out / KEPT}" if out else None,
             study_name="search",
             directions=["minimize"] * len(self.objectives),
             load_if_exists=True,

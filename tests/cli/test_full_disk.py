@@ -3,10 +3,14 @@
 import pytest
 
 from sim import simulate
+from sim.explore.search import Search
 from sim.inputs.files import InputError
 from sim.report.frame import export_frame
+from sim.runs.scenario import ScenarioText
+from sim.runs.store import Entry, Store
 from tests.support.commands import called, scenario
-from tests.support.full_disk import files_of_at_most
+from tests.support.full_disk import PAGE_BYTES, files_of_at_most
+from tests.support.tables_of_figures import write
 
 # What is asked, and the file that it leaves.
 WRITERS = {
@@ -44,3 +48,56 @@ def test_so_is_a_table_of_records(tmp_path, name):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
     export_frame(records, kept)
     assert kept.stat().st_size > 50
+
+
+def test_a_calibrated_profile_is_not_lost_to_its_next_calibration(tmp_path):
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "mine.toml").write_text("kept")
+    rows = write(tmp_path / "figures.csv", {"split": "fit"})
+    with files_of_at_most(50):
+        done = called("calibrate", rows, "--profile", "h100-sxm", "--out", folder / "mine.toml")
+    assert done.returncode == 2
+    assert "mine.toml: cannot be written: " in done.stderr
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"mine.toml": "kept"}
+
+
+@pytest.mark.parametrize("pages", range(50))
+def test_a_store_has_all_that_it_took_before_the_disk_was_full(tmp_path, pages):
+    path, took = tmp_path / "store", []
+    entries = [Entry(f"point {n}", str(n) * 3000) for n in range(25)]
+    with files_of_at_most(pages * PAGE_BYTES), pytest.raises(InputError) as refused:
+        store = Store(path)
+        for entry in entries:
+            store.put([entry])
+            took.append(entry)
+    assert len(str(refused.value).splitlines()) == 1
+    again = Store(path)
+    assert [again.get(entry.key, "") for entry in took] == [entry.record for entry in took]
+    again.put(entries)
+    assert [again.get(entry.key, "") for entry in entries] == [entry.record for entry in entries]
+    again.close()
+
+
+SEARCHED = {
+    "workload": {"heads": 1, "head_dim": 64, "seq_len": 64},
+    "hardware": {"profile": "t4"},
+    "schedule": [{"name": "flash2"}],
+    "search": {
+        "objectives": ["time"],
+        "trials": 3,
+        "space": {"hardware.l2.capacity": ["4 MiB", "5 MiB", "6 MiB"]},
+    },
+}
+
+
+@pytest.mark.parametrize("pages", range(0, 28, 3))
+def test_a_search_goes_on_when_the_disk_has_room_again(tmp_path, monkeypatch, pages):
+    monkeypatch.setattr(Search, "evaluate", lambda self, design: [float(len(str(design)))])
+    search = Search(ScenarioText(SEARCHED, "searched", "a test", tmp_path))
+    with (
+        files_of_at_most(pages * PAGE_BYTES),
+        pytest.raises(InputError, match=r"study\.db: cannot be read or written to: "),
+    ):
+        search.run(tmp_path)
+    assert len(search.run(tmp_path).trials) == 3

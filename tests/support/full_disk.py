@@ -4,6 +4,8 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+PAGE_BYTES = 4096  # of an SQLite file, which grows by them
+
 
 @contextmanager
 def files_of_at_most(size_bytes: int) -> Iterator[None]:
