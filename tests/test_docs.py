@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sim import simulate, sweep
-from tests.support.commands import called, printed_by
+from tests.support.commands import printed_by
 from tests.support.cubins import without_interpreter
 from tests.support.packages import importable, install
 
