@@ -123,6 +123,7 @@ def uncrowd(figure: "Figure") -> None:
     """Turn names below an axis, and raise those beside what is drawn, that run into each other."""
     figure.draw_without_rendering()
     for ax in figure.axes:
+        _hide_crowded(ax)
         _raise_overlapping(ax)
         named = [label for label in ax.get_xticklabels() if label.get_text()]
         boxes = sorted((label.get_window_extent() for label in named), key=lambda box: box.x0)
@@ -136,6 +137,19 @@ def uncrowd(figure: "Figure") -> None:
         for label in ax.get_xticklabels():
             label.set(rotation=angle, ha="right", rotation_mode="anchor")
         _work_out_margins(figure)
+
+
+def _hide_crowded(ax: "Axes") -> None:
+    """Figures of a heat map's cells go where they run into each other: colours tell them too."""
+    from matplotlib.text import Annotation
+
+    in_cells = [text for text in ax.texts if not isinstance(text, Annotation)]
+    boxes = sorted(
+        (text.get_window_extent() for text in in_cells), key=lambda box: (box.y0, box.x0)
+    )
+    if any(box.overlaps(after) for box, after in pairwise(boxes)):
+        for text in in_cells:
+            text.remove()
 
 
 def _raise_overlapping(ax: "Axes") -> None:

@@ -95,3 +95,14 @@ def test_memory_is_in_the_units_of_traffic_and_says_what_the_card_is_called():
     assert ax.get_ylabel() == "allocated [GB], log scale"
     assert np.allclose(ax.lines[0].get_ydata(), 2.0)
     assert "capacity 85.9 GB (80 GiB)" in [text.get_text() for text in ax.texts]
+
+
+def test_cells_that_are_too_narrow_for_their_figures_have_none():
+    points = [{"workload.batch": n, "workload.heads": heads} for n in range(20) for heads in (1, 2)]
+    figure = plots.time([ran(point, 1e-6 * (n + 1)) for n, point in enumerate(points)])
+    assert len(figure.axes[0].texts) == 40
+    plots.uncrowd(figure)
+    assert not figure.axes[0].texts
+    few = plots.time(grid())
+    plots.uncrowd(few)
+    assert len(few.axes[0].texts) == 6
