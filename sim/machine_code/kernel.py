@@ -40,6 +40,7 @@ class CompiledKernel:
     stages: int | None = None  # of the loops that are not told otherwise; only Triton tells
     cubin: bytes = field(repr=False, compare=False, default=b"")
     symbol: int = 0  # by which nvdisasm finds it in the cubin
+    code: bytes = field(repr=False, compare=False, default=b"")  # its instructions, encoded
 
     @property
     def sram_bytes(self) -> int:
@@ -136,6 +137,7 @@ def _kernels_in(cubin: bytes) -> Iterator[CompiledKernel]:
             threads=_product(struct.unpack("<III", threads)) if threads else None,
             cubin=cubin,
             symbol=symbol,
+            code=sections[f".text.{name}"].data(),
         )
 
 

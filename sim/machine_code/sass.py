@@ -14,6 +14,7 @@ What opcodes mean: CUDA Binary Utilities (NVIDIA), section "Instruction Set Refe
 
 import json
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -62,11 +63,15 @@ _MMA_DTYPES = {"BF16": "bf16", "F16": "fp16", "E4M3": "fp8", "E5M2": "fp8", "TF3
 
 @dataclass(frozen=True)
 class Instruction:
-    """A warp instruction, such as "@!P0", "HMMA.16816.F32.BF16", "R4,R8,R12,R4"."""
+    """A warp instruction, such as "@!P0", "HMMA.16816.F32.BF16", "R4,R8,R12,R4".
+
+    `control` is what the assembler has decided on its issue (sim/machine_code/played.py).
+    """
 
     predicate: str
     opcode: str
     operands: str
+    control: int = 0
 
     @cached_property
     def root(self) -> str:
@@ -176,9 +181,10 @@ def instructions_of(kernel: CompiledKernel) -> list[Instruction]:
     except (ValueError, IndexError, KeyError):
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise InputError(f"{kernel.name}: nvdisasm cannot read it; it says: {said}") from None
+    words = struct.iter_unpack("<QQ", kernel.code)
     return [
-        Instruction(one.get("predicate", ""), one["opcode"], one.get("operands", ""))
-        for one in found["sass-instructions"]
+        Instruction(one.get("predicate", ""), one["opcode"], one.get("operands", ""), word >> 41)
+        for one, (_, word) in zip(found["sass-instructions"], words, strict=True)
     ]
 
 

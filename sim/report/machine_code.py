@@ -10,7 +10,8 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show, show_binary
 from sim.machine_code.kernel import CompiledKernel, kernels_of_file
 from sim.machine_code.loops import Loop, MainLoop, loops_of, main_loop
-from sim.machine_code.sass import CLASSES, instructions_of
+from sim.machine_code.played import plays_through, trip_played
+from sim.machine_code.sass import CLASSES, WARP_LANES, instructions_of
 from sim.machine_code.trip import PIPES, TripOnDevice, on_device, profiles_of
 from sim.report import present
 from sim.report.notes import CAUSES_IN_WORDS
@@ -28,6 +29,7 @@ class TakenApart:
     loops: list[Loop]
     main: MainLoop | None
     devices: list[TripOnDevice]
+    played: tuple[float, float] | None  # cycles of a trip, of a CTA alone and beside another
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +83,18 @@ def take_apart(kernel: CompiledKernel, profiles: Sequence[HardwareProfile] = ())
     main = main_loop(loops)
     hardware = profiles or profiles_of(kernel.arch)
     devices = [on_device(kernel, main.loop, hw) for hw in hardware] if main else []
-    return TakenApart(kernel, len(code), loops, main, devices)
+    plays = main is not None and kernel.threads is not None and plays_through(main.loop)
+    warps = (kernel.threads or 0) // WARP_LANES
+    played = (
+        (trip_played(main.loop, warps, 1), trip_played(main.loop, warps, 2))
+        if main and plays
+        else None
+    )
+    return TakenApart(kernel, len(code), loops, main, devices, played)
 
 
 def _as_data(kernel: CompiledKernel) -> dict[str, Any]:
-    hidden = ("cubin", "symbol")
+    hidden = ("cubin", "symbol", "code")
     return {key: value for key, value in asdict(kernel).items() if key not in hidden}
 
 
@@ -104,6 +113,7 @@ def _loops_as_data(one: TakenApart) -> dict[str, Any]:
             for loop in one.loops
         ],
         "why_main": one.main.why if one.main else None,
+        "played_cycles": one.played,
         "devices": [asdict(device) for device in one.devices],
     }
 
@@ -145,6 +155,9 @@ def _show_one(one: TakenApart) -> None:
     barriers = meets.get(loop.barriers, f"{loop.barriers} CTA-wide barriers")
     matmuls = f"{loop.mix['mma']} of them matmuls{flops}"
     print(f"  A warp's trip: {len(loop.body)} instructions, {matmuls}; {barriers}")
+    if one.played:
+        alone, beside = one.played
+        print(f"  Played through: {alone:,.0f} cycles of a CTA alone, {beside:,.0f} beside another")
     table = new_table("Instructions of a warp's trip", *CLASSES, numeric_from=0)
     table.add_row(*(str(loop.mix[of]) for of in CLASSES))
     show_table(table)

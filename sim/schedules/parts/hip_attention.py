@@ -17,11 +17,12 @@ Sixteen keys that are read together here stand for eight of its chunks of two ke
 round and as many rounds, but eight places of the cache are taken for one.
 
 Work is what Triton 3.2 compiles these kernels to for sm_89 and sm_90 (fp16, head_dim 64 and 128,
-mask_k 256, 512 and 1024), straight through every loop, its cycles by playing the machine code
-through on an SM's pipes, for one CTA and for two. The search has 255 registers, and 64 KiB of SRAM
-at head_dim 128: one CTA an SM of an RTX 4090, two of an H100. It reads tables, and keys four or so
-at a time into the registers that are left, from L2 and waits for them: 65 times a round. Triton 3.0
-and 3.1 have 25% more instructions, and wait for every key's 16 bytes apart: 170 times.
+mask_k 256, 512 and 1024), straight through every loop and call, its cycles by playing the code
+through for one CTA and for two (as sim/machine_code/played.py). The search has 255 registers, and
+64 KiB of SRAM at head_dim 128: one CTA an SM of an RTX 4090, two of an H100. It reads tables, and
+keys four or so at a time into the registers that are left, from L2 and waits for them: 65 times a
+round. Triton 3.0 and 3.1 have 25% more instructions, and wait for every key's 16 bytes apart: 170
+times.
 """
 
 from collections.abc import Sequence

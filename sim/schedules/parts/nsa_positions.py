@@ -10,9 +10,9 @@ fla-org/native-sparse-attention, native_sparse_attention/ops/parallel.py.
 Warps share out the keys of the group's 16 rows, so that maxima, sums and P go through SRAM, with 9
 or 10 barriers a trip. A trip's counts are those of what Triton 3.0 (the former) and 3.2 (the
 latter) compile for sm_80 and sm_90 at head_dim 64 and 128, blocks of 32 to 128 and 2 to 8 warps,
-played through on an SM's pipes for one CTA and for two: by how many 16 bytes of K and V each thread
-copies, within some 15%. Shared memory is held for 1,300 cycles a trip of 8 warps at head_dim 128
-and blocks of 64, half of them by what is no operand of a matmul.
+played through for one CTA and for two (sim/machine_code/played.py): by how many 16 bytes of K and V
+each thread copies, within some 15%. Shared memory is held for 1,300 cycles a trip of 8 warps at
+head_dim 128 and blocks of 64, half of them by what is no operand of a matmul.
 """
 
 from dataclasses import dataclass, replace
