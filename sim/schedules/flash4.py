@@ -1,4 +1,4 @@
-"""FlashAttention-4, forward on Blackwell, and the kernels of others that are built alike.
+"""FlashAttention-4 on Blackwell, forward, and the kernels of others that are built alike.
 
     for two tiles of 128 query rows, side by side, each with a softmax warp group (a worker):
         load Q_i

@@ -17,6 +17,7 @@ from tests.support.formulas import ceil, run
 from tests.support.same_runs import assert_engines_agree
 
 HOPPER = ("h100-sxm",)
+H100 = load_profile("h100-sxm")
 DSA = make_schedule({"name": "dsa"}, "a test")
 
 
@@ -111,6 +112,24 @@ def test_decoding_reads_each_chosen_row_once_for_all_heads(batch, seq_q, heads, 
         assert whole + partial == batch * seq_q * heads * (1024 + 4)
     else:
         assert attention.hbm_write_bytes == batch * seq_q * heads * (1024 + 4)
+
+
+@pytest.mark.parametrize(("heads", "loads"), [(64, 32), (128, 16)])
+def test_a_pair_of_ctas_loads_each_chosen_key_once(heads, loads):
+    """All rows of a query's 64 heads, or of both blocks of 64 together, are those chosen."""
+    w = deepseek(batch=2, seq_q=2, seq_kv=5000, heads=heads, phase="decode", kv_dtype="fp8")
+    kernel = next(k for k in kernels_of(DSA.program(w, H100)) if k.name == "sparse mla")
+    streams = [s for s in kernel.loops[1].streams if s.tensor.role == "cache"]
+    assert len(streams) == loads
+    read: dict[int, list[int]] = {}
+    for stream in streams:
+        bases, starts = stream.base(kernel.items), stream.start(kernel.items)
+        for base, start, trips in zip(bases, starts, kernel.trips[1], strict=True):
+            own = base + stream.table[start : start + trips]
+            read.setdefault(int(base), []).extend(own.tolist())
+    chosen = DSA.chosen_pairs(seen_of(w))
+    for base, own in read.items():
+        assert sorted(own) == sorted((base + chosen).ravel().tolist())
 
 
 @given(cases("dsa"), devices(names=HOPPER))

@@ -101,8 +101,10 @@ class SparseLatents:
             Tensor("LSE", queries, w.heads, 1, STATISTICS_BYTES, "output", "statistics"),
         )
 
-    def _loads(self, query: OfItem, first: OfItem, shared_by: int) -> tuple[Load, ...]:
-        """Numbers and latents of the keys of a trip: all, or a CTA's share.
+    def _loads(
+        self, query: OfItem, first: OfItem, share: OfItem = np.zeros_like, shared_by: int = 1
+    ) -> tuple[Load, ...]:
+        """Numbers and latents of the keys of a trip: all, or a CTA's `share` of so many.
 
         `query` is of all sequences, `first` the first block of its keys.
         """
@@ -114,13 +116,15 @@ class SparseLatents:
             return query(items) // w.seq_q * a_sequence
 
         def start(items: IntArray) -> IntArray:
-            return query(items) % w.seq_q * steps + first(items)
+            own_steps: IntArray = query(items) % w.seq_q * steps + first(items)
+            return share(items) * len(by_step) + own_steps
 
         by_step = self.pairs.reshape(w.seq_q * steps, KEYS // TOGETHER)
-        own = range(KEYS // TOGETHER // shared_by)
+        # The table of a load has those of every share, one after the other.
+        tables = by_step.T.reshape(shared_by, -1, len(by_step)).swapaxes(0, 1)
         rows = (
-            Stream(self.cache, TOGETHER, self.cache.cols, base, 0, by_step[:, nth].copy(), start)
-            for nth in own
+            Stream(self.cache, TOGETHER, self.cache.cols, base, 0, table.ravel(), start)
+            for table in tables
         )
         return (Load(numbers, BUFFERS), *(Load(stream, BUFFERS) for stream in rows))
 
@@ -175,7 +179,7 @@ class SparseLatents:
 
         whole, load_q = self._whole(), Load(rows_of(self._query()))
         maxima = Tensor("maxima", *_shape(whole.lse), "output", "statistics")
-        loads = self._loads(query, np.zeros_like, 1)
+        loads = self._loads(query, np.zeros_like)
         copies = KEYS * self.width * WIDE // COPY_BYTES
         copying = Compute("copy", other_ops=COPY_OPS * copies)
         results = (rows_of(whole.o), rows_of(whole.lse), rows_of(maxima))
@@ -210,7 +214,11 @@ class SparseLatents:
             Tensor("LSE of splits", split, w.heads, 1, STATISTICS_BYTES, role="partial"),
         )
         load_q = Load(Stream(self._query(), ROWS, self.width, ctas.rows_of_sequence))
-        loads = self._loads(query, ctas.first, shared_by)
+
+        def share(items: IntArray) -> IntArray:
+            return ctas.row_block(items) % shared_by
+
+        loads = self._loads(query, ctas.first, share, shared_by)
         made_ready = KEYS // shared_by * self.latent_dim
         making_ready = Compute(
             "make ready",
