@@ -17,10 +17,6 @@ PNG_DOTS_PER_INCH = 300  # of a given size, which is printed; else figures' own
 _SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*x\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm)?\s*")
 
 
-# Texts in a PDF that readers can search and publishers take; texts that are no formulas.
-_SETTINGS = {"pdf.fonttype": 42, "text.parse_math": False}
-
-
 @dataclass(frozen=True)
 class Sheet:
     """What figures are saved as: a format and, of one panel, width and height [inches].
@@ -64,8 +60,9 @@ def save_figure(figure: "Figure", out: Path, name: str, sheet: Sheet = AS_DRAWN)
         text.set_parse_math(False)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(sheet.format)
     dots = "figure" if sheet.size is None else PNG_DOTS_PER_INCH
+    # A PDF's text can be searched, and publishers take it (42: TrueType).
     with (
-        rc_context(_SETTINGS | {"svg.hashsalt": name}),
+        rc_context({"svg.hashsalt": name, "pdf.fonttype": 42, "text.parse_math": False}),
         whole_file(out / f"{name}.{sheet.format}") as partial,
     ):
         if sheet.size is not None:
