@@ -32,16 +32,21 @@ class Case:
 
     def refused(self, why: InputError) -> "Refusal":
         """The same, which cannot be."""
-        return Refusal(self.asked, self.point.workload, str(why))
+        return Refusal(self.asked, self.point.workload, str(why), str(why))
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is asked that cannot be, and why; the workload is None where that is what is wrong."""
+    """What is asked that cannot be, and why: the `reason` in a row, the `message` of it alone.
+
+    The workload is None where tables are wrong; then the message names the file, as the row's need
+    not.
+    """
 
     asked: Asked
     workload: AttentionWorkload | None
     reason: str
+    message: str
 
     def record(self, engine: EngineName) -> Record:
         """What is said of it."""
@@ -58,7 +63,7 @@ def cases_of(text: ScenarioText) -> list[Case | Refusal]:
     ]
     refusals = [case for case in found if isinstance(case, Refusal)]
     if len(refusals) == len(found):
-        raise InputError(f"{text.where}: {refusals[0].reason}")
+        raise InputError(refusals[0].message)
     return found
 
 
@@ -80,8 +85,9 @@ def _cases_at(
             try:
                 alone = point_of([table])
             except InputError as error:
+                asked = _as_written(table, varied["hardware"], swept)
                 reason = str(error).removeprefix(f"{text.where}: ")
-                yield Refusal(_as_written(table, varied["hardware"], swept), None, reason)
+                yield Refusal(asked, None, reason, str(error))
             else:
                 yield Case(alone, *alone.schedules)
     else:

@@ -157,8 +157,9 @@ def run_cases(
     """
     found = [_job_or_refusal(case, limits, engine) for case in cases]
     refusals = [job for job in found if isinstance(job, Refusal)]
-    if len(refusals) == len(found):
-        raise InputError(f"{where}: {refusals[0].reason}")
+    if len(refusals) == len(found):  # of which tables are right
+        first = next(one for one in refusals if one.workload is not None)
+        raise InputError(f"{where}: {first.message}")
     jobs = [Outcome(job.record(engine), None) if isinstance(job, Refusal) else job for job in found]
     return _side_by_side(jobs, limits, progress)
 
