@@ -207,7 +207,7 @@ def _buffer_row(seen: Watched, load: Any, number: int) -> str:
     ]
     of_loop = f" ({same.index(load) + 1})" if len(same) > 1 else ""
     place = f" {number}" if load.buffers > 1 else ""
-    return f"buffer {load.stream.tensor.name}{place}{of_loop}"
+    return f"buffer {escape(load.stream.tensor.name)}{place}{of_loop}"
 
 
 def _buffers(seen: Watched) -> Iterator[_Bar]:

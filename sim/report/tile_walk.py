@@ -5,6 +5,7 @@ that were watched. What no load touches, the mask's or a pruned part, stays empt
 """
 
 from dataclasses import dataclass
+from html import escape
 from math import gcd
 from typing import Any
 
@@ -158,7 +159,7 @@ def _chart(seen: Watched, tensor: Tensor) -> Chart:
     walk = _Walk.of(cells, groups, down, across)
     height = 200 + min(420, max(120, 7 * len(walk.level)))
     return chart(
-        f"Loads of {tensor.name}, {_heads(seen, groups)}",
+        f"Loads of {escape(tensor.name)}, {_heads(seen, groups)}",
         [_heatmap(walk, across), _arrows(walk, across)],
         height=height,
         xaxis=axis("keys, tokens", showgrid=False, tickformat=",d"),

@@ -579,10 +579,14 @@ def test_an_address_of_something_else_says_what_it_has_not(browser, explored):
     visit.context.close()
 
 
+@pytest.fixture(scope="module")
+def page(text):
+    return Explorer(text, text.folder)
+
+
 @given(data=st.data())
 @settings(max_examples=40)
-def test_whatever_stands_on_the_page_comes_back_by_its_address(text, data):
-    page = Explorer(text, text.folder)
+def test_whatever_stands_on_the_page_comes_back_by_its_address(page, data):
     choices = {
         name: data.draw(st.sampled_from(values), name) for name, values in page.choices().items()
     }
@@ -592,6 +596,13 @@ def test_whatever_stands_on_the_page_comes_back_by_its_address(text, data):
     moved = data.draw(positions)
     figures = {f.key: moved[f.key] for f in FIGURES if moved.get(f.key, f.start(hw)) != f.start(hw)}
     standing = Standing(choices, tuple(schedules), figures)
+    assert standing_of(page, query_of(page, standing)) == (standing, [])
+
+
+@given(query=st.text() | st.text("?&=%._+-e0123456789abchtmls"))
+@settings(max_examples=200)
+def test_an_address_of_any_form_is_the_page_but_for_what_it_has_not(page, query):
+    standing, _ = standing_of(page, query)
     assert standing_of(page, query_of(page, standing)) == (standing, [])
 
 
