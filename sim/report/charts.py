@@ -263,7 +263,7 @@ def roofline(records: list[Record], *devices: HardwareProfile) -> Chart:
         "Roofline, a mark a kernel",
         [*roofs, *traces],
         height=320 + LEGEND_ROW * len([*roofs, *traces]),
-        xaxis=_log_axis("FLOPs a byte of HBM traffic", [low, high]),
+        xaxis=_log_axis("FLOPs a byte of HBM", [low, high]),
         yaxis=_log_axis("", [*peaks, *(y for t in traces for y in t["y"])], "FLOP/s"),
     )
 

@@ -25,7 +25,7 @@ WAITS: dict[str, tuple[str, str]] = {  # in the legend, by colour; drawn hatched
     "store": ("waits: its store", "#A6761D"),
 }
 LATENCY, STARTS = ("latency", "#888888"), ("CTA starts", "#444444")
-COMES, HELD = ("tile comes", "#0072B2"), ("tile held", "#009E73")
+COMES, HELD = ("tile comes", "#0072B2"), ("tile held", "#7A8CC4")
 ANY = ("any SM's use", "#cccccc")
 
 
