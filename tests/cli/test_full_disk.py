@@ -62,15 +62,20 @@ def test_a_calibrated_profile_is_not_lost_to_its_next_calibration(tmp_path):
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"mine.toml": "kept"}
 
 
+def filled(path, entries, took):
+    """Put them in a store one by one; those that it took are kept in `took`."""
+    store = Store(path)
+    for entry in entries:
+        store.put([entry])
+        took.append(entry)
+
+
 @pytest.mark.parametrize("pages", range(50))
 def test_a_store_has_all_that_it_took_before_the_disk_was_full(tmp_path, pages):
     path, took = tmp_path / "store", []
     entries = [Entry(f"point {n}", str(n) * 3000) for n in range(25)]
     with files_of_at_most(pages * PAGE_BYTES), pytest.raises(InputError) as refused:
-        store = Store(path)
-        for entry in entries:
-            store.put([entry])
-            took.append(entry)
+        filled(path, entries, took)
     assert len(str(refused.value).splitlines()) == 1
     again = Store(path)
     assert [again.get(entry.key, "") for entry in took] == [entry.record for entry in took]

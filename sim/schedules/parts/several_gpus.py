@@ -23,6 +23,7 @@ from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.workload import AttentionWorkload
 from sim.machine import peer_link
 from sim.schedules.base import STATISTICS_BYTES, blocks
 from sim.schedules.parts.elementwise import elementwise, rows_of
@@ -31,14 +32,29 @@ from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.results import Result
 from sim.tile_program import Command, IntArray, Kernel, Stream, Tensor
 
+MOST_GPUS = 256
+# Tokens x gpus^2, with which kernels and transfers grow: a ring's are 11 times as many, and take
+# 2 s to list.
+MOST_MEETINGS = MOST_GPUS**2
+
 
 class SeveralGpus(FlashSchedule):
     """A schedule over `gpus` GPUs; the other options are those of the kernels on each of them."""
 
-    gpus: Annotated[int, Field(ge=2)]
+    gpus: Annotated[int, Field(ge=2, le=MOST_GPUS)]
 
     on_several_gpus = True
     rotates = False
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload, or so many tokens."""
+        super().check(w)
+        meetings = w.tokens * self.gpus**2
+        if meetings > MOST_MEETINGS:
+            raise InputError(
+                f"schedule {self.name}: gpus = {self.gpus}, workload.tokens = {w.tokens}: tokens x "
+                f"gpus^2 is {meetings:,}: at most {MOST_MEETINGS:,} was expected"
+            )
 
     def share(self, key: str, count: int, ways: int | None = None) -> int:
         """One GPU's share of `count`; raises InputError where it does not come out even.
