@@ -117,6 +117,7 @@ def _work_out_margins(figure: "Figure") -> None:
 
 
 TURNED = 30.0  # degrees, at least
+LONGEST_NAME = 36  # letters of a name that is turned; it would leave no room for what is drawn
 
 
 def uncrowd(figure: "Figure") -> None:
@@ -131,12 +132,18 @@ def uncrowd(figure: "Figure") -> None:
         if all(box.x1 + line / 3 < after.x0 for box, after in pairwise(boxes)):
             continue
         apart = min(after.x1 - box.x1 + after.x0 - box.x0 for box, after in pairwise(boxes)) / 2
-        if any("\n" in label.get_text() for label in named):
-            ax.set_xticks(ax.get_xticks(), [t.get_text().replace("\n", " ") for t in named])
+        texts = [label.get_text() for label in named]
+        if any("\n" in text or len(text) > LONGEST_NAME for text in texts):
+            ax.set_xticks(ax.get_xticks(), [_on_a_line(text) for text in texts])
         angle = max(TURNED, math.degrees(math.asin(min(1.0, 1.2 * line / max(apart, 1.0)))))
         for label in ax.get_xticklabels():
             label.set(rotation=angle, ha="right", rotation_mode="anchor")
         _work_out_margins(figure)
+
+
+def _on_a_line(name: str) -> str:
+    name = name.replace("\n", " ")
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _hide_crowded(ax: "Axes") -> None:

@@ -34,7 +34,7 @@ def test_every_shipped_file_is_of_a_known_kind():
         (("run", "search_tiles"), "search: attnsim explore search search_tiles runs it"),
         (
             ("run", "serving", "--trace", "x.json"),
-            "--report, --trace, --export and --engine go with",
+            "--report, --trace, --export, --engine and --wide go with",
         ),
         (("sweep", "serving"), "a sweep takes a scenario that has [[schedule]] tables"),
         (("sweep", "search_tiles"), "search: unknown key; known: hardware"),
