@@ -267,9 +267,12 @@ def test_one_command_measures_calibrates_and_compares(tmp_path, monkeypatch, cap
     table = CAMPAIGN.replace('split = "test"', 'split = "train"', 1)
     (tmp_path / "c.toml").write_text(table)
     bench = SimulatedBench(HW)
-    monkeypatch.setattr(
-        cli, "measure_here", lambda c, out, _: run_campaign(c, out, bench, lambda _: None)
-    )
+
+    def measure_here(campaign, out, _):
+        out.parent.mkdir()
+        return run_campaign(campaign, out, bench, lambda _: None)
+
+    monkeypatch.setattr(cli, "measure_here", measure_here)
     cli.validate_run(tmp_path / "mine", str(tmp_path / "c.toml"))
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     assert names >= {"measurements.json", "profile.toml", "comparison.json"}
