@@ -95,7 +95,7 @@ def stored(store: Path) -> tuple[int, int]:
     """How many points a store has, and how many were ever written (one replaced counts twice)."""
     try:
         with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
-            query = "SELECT count(*), ifnull(max(rowid), 0) FROM points"
+            query = "SELECT count(*), ifnull(max(rowid), 0) FROM records"
             counts: tuple[int, int] = db.execute(query).fetchone()
             return counts
     except sqlite3.OperationalError:  # not there yet
@@ -106,7 +106,7 @@ def contents(store: Path) -> list[tuple[str, str]]:
     """Addresses and records, by address."""
     with sqlite3.connect(store) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return db.execute("SELECT key, record FROM points ORDER BY key").fetchall()
+        return db.execute("SELECT key, record FROM records ORDER BY key").fetchall()
 
 
 def killed(points: int, kills: int) -> dict[str, Any]:
