@@ -45,6 +45,7 @@ from sim.tile_program import (
     Kernel,
     Load,
     Loop,
+    Op,
     Store,
     Stream,
     Tensor,
@@ -138,53 +139,47 @@ class Flash4Backward:
             columns = WIDE_COLUMNS
         return SIDE * (blocks_of_rows * self.w.dtype_bytes + columns * STATISTICS_BYTES)
 
-    def _seen(self) -> tuple[IntArray, IntArray]:
-        """For each block of keys, the first and the end of the blocks of rows of its pair."""
-        pair = query_blocks(self.w, Tile(q=SIDE, kv=self.paired * SIDE))
-        first, end = (side.repeat(self.paired)[: self.across] for side in (pair.first, pair.end))
-        return first, end
-
     def _main(
         self, do: Tensor, sums: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
     ) -> Kernel:
-        w, saved, across, paired = self.w, self.saved, self.across, self.paired
-        grid = Grid(across, w.heads, w.batch)  # blocks of keys, heads, sequences
-        first, end = self._seen()
-        down = blocks(w.seq_q, SIDE)
+        w, saved, places = self.w, self.saved, _Places(self.w, self.across, self.paired)
+        load_k, load_v = Load(places.keys_of(saved.k)), Load(places.keys_of(saved.v))
+        again = [Load(places.keys_of(saved.k))] if self.paired > 1 else []
+        kv_elements = SIDE * (self.cols + self.v_cols)
+        scale = Compute(
+            "scale dK, dV", vector_ops=kv_elements, sram_bytes=2 * kv_elements * dk.element_bytes
+        )
+        results = tuple(Store(places.keys_of(one), atomic=self._grouped) for one in (dk, dv))
+        kv_bytes = kv_elements * w.dtype_bytes
+        return Kernel(
+            name="dQ, dK, dV",
+            ctas=places.grid.size,
+            loops=(
+                begin("K, V", load_k, load_v, *again, sram_bytes=kv_bytes, trips=once),
+                Loop(places.trips, self._trip(places, do, sums, lse, dq)),
+                Loop(once, (scale, *results)),
+            ),
+            footprint=Footprint(self._sram_bytes, THREADS, registers.FLASH4, THREADS - 128),
+            tensor_path="asynchronous",
+            periods=w.batch * w.heads,
+            sharing=w.heads // w.kv_heads,
+        )
 
-        def matrix(items: IntArray) -> IntArray:
-            _, head, sequence = grid.at(items)
-            return sequence * w.heads + head
-
-        def trips(items: IntArray) -> IntArray:
-            return (end - first)[grid.at(items)[0]]
-
-        def first_rows(items: IntArray) -> IntArray:
-            return matrix(items) * down + first[grid.at(items)[0]]
-
-        def kv_tile(items: IntArray) -> IntArray:
-            return kv_matrix(w, matrix(items)) * across + grid.at(items)[0]
-
-        def rows_of_trip(tensor: Tensor) -> Stream:
-            return Stream(tensor, SIDE, tensor.cols, first_rows, 1)
-
-        def keys_of(tensor: Tensor) -> Stream:
-            return Stream(tensor, SIDE, tensor.cols, kv_tile)
-
-        def half_of_dq(items: IntArray) -> IntArray:
-            return first_rows(items) * paired + grid.at(items)[0] % paired
-
-        load_k, load_v = Load(keys_of(saved.k)), Load(keys_of(saved.v))
-        again = [Load(keys_of(saved.k))] if paired > 1 else []
-        load_q, load_lse = (Load(rows_of_trip(one), 3 - paired) for one in (saved.q, lse))
-        load_do, load_sums = Load(rows_of_trip(do)), Load(rows_of_trip(sums))
-        scores, size = SIDE * SIDE, w.dtype_bytes
+    def _trip(
+        self, places: "_Places", do: Tensor, sums: Tensor, lse: Tensor, dq: Tensor
+    ) -> tuple[Op, ...]:
+        """What is done with a block of rows; the matmuls beside an elementwise part as one step."""
+        paired, size, stages = self.paired, self.w.dtype_bytes, 3 - self.paired
+        load_q = Load(places.rows_of(self.saved.q), stages)
+        load_lse = Load(places.rows_of(lse), stages)
+        load_do, load_sums = Load(places.rows_of(do)), Load(places.rows_of(sums))
+        scores = SIDE * SIDE
         q_bytes, do_bytes = SIDE * self.cols * size, SIDE * self.v_cols * size
         k_bytes, v_bytes = q_bytes, do_bytes
         p_bytes, dq_bytes = scores * size, SIDE * self.cols * STATISTICS_BYTES // paired
         of_qk, of_v = 2 * scores * self.cols, 2 * scores * self.v_cols
         converted = scores // SCORES_A_CONVERSION
-        trip = (
+        return (
             load_q,
             load_lse,
             load_do,
@@ -212,26 +207,52 @@ class Flash4Backward:
                 sram_bytes=do_bytes // paired + p_bytes * (paired + 1) // 2,  # half to the pair's
                 other_ops=converted,
             ),
-            Store(Stream(dq, SIDE, dq.cols // paired, half_of_dq, paired), atomic=True),
+            Store(places.half_of(dq), atomic=True),
         )
-        kv_elements = SIDE * (self.cols + self.v_cols)
-        scale = Compute(
-            "scale dK, dV", vector_ops=kv_elements, sram_bytes=2 * kv_elements * dk.element_bytes
-        )
-        results = tuple(Store(keys_of(one), atomic=self._grouped) for one in (dk, dv))
-        return Kernel(
-            name="dQ, dK, dV",
-            ctas=grid.size,
-            loops=(
-                begin("K, V", load_k, load_v, *again, sram_bytes=kv_elements * size, trips=once),
-                Loop(trips, trip),
-                Loop(once, (scale, *results)),
-            ),
-            footprint=Footprint(self._sram_bytes, THREADS, registers.FLASH4, THREADS - 128),
-            tensor_path="asynchronous",
-            periods=w.batch * w.heads,
-            sharing=w.heads // w.kv_heads,
-        )
+
+
+class _Places:
+    """Where a CTA's blocks lie: one of keys, of a head of a sequence, and the rows that see it."""
+
+    def __init__(self, w: AttentionWorkload, across: int, paired: int) -> None:
+        self.w, self.across, self.paired = w, across, paired
+        self.grid = Grid(across, w.heads, w.batch)  # blocks of keys, heads, sequences
+        self.down = blocks(w.seq_q, SIDE)
+        pair = query_blocks(w, Tile(q=SIDE, kv=paired * SIDE))
+        self.first, self.end = (side.repeat(paired)[:across] for side in (pair.first, pair.end))
+
+    def trips(self, items: IntArray) -> IntArray:
+        """Blocks of rows that see some of the pair's keys."""
+        seen: IntArray = (self.end - self.first)[self.grid.at(items)[0]]
+        return seen
+
+    def rows_of(self, tensor: Tensor) -> Stream:
+        """Those blocks of rows, one a trip."""
+        return Stream(tensor, SIDE, tensor.cols, self._first_rows, 1)
+
+    def half_of(self, dq: Tensor) -> Stream:
+        """The columns of those blocks that a CTA of a pair adds to; all of one alone."""
+
+        def half(items: IntArray) -> IntArray:
+            return self._first_rows(items) * self.paired + self.grid.at(items)[0] % self.paired
+
+        return Stream(dq, SIDE, dq.cols // self.paired, half, self.paired)
+
+    def keys_of(self, tensor: Tensor) -> Stream:
+        """The block of keys."""
+
+        def tile(items: IntArray) -> IntArray:
+            return kv_matrix(self.w, self._matrix(items)) * self.across + self.grid.at(items)[0]
+
+        return Stream(tensor, SIDE, tensor.cols, tile)
+
+    def _matrix(self, items: IntArray) -> IntArray:
+        _, head, sequence = self.grid.at(items)
+        return sequence * self.w.heads + head
+
+    def _first_rows(self, items: IntArray) -> IntArray:
+        first: IntArray = self._matrix(items) * self.down + self.first[self.grid.at(items)[0]]
+        return first
 
 
 def like_saved(tensor: Tensor, name: str, lifetime: str) -> Tensor:

@@ -141,73 +141,80 @@ class Flash4Backward256:
 
     def _key_gradients(self, do: Tensor, sums: Tensor, lse: Tensor) -> Kernel:
         w, saved, size = self.w, self.saved, self.w.dtype_bytes
-        across, down = blocks(w.seq_kv, FEW_KEYS), blocks(w.seq_q, ROWS)
         group, columns = w.heads // w.kv_heads, saved.q.cols
-        grid = Grid(across, saved.k.groups)  # blocks of keys, KV heads of all sequences
-        pair = query_blocks(w, Tile(q=ROWS, kv=PAIR * FEW_KEYS))
-        first, end = (side.repeat(PAIR)[:across] for side in (pair.first, pair.end))
-        flops, scores = 2 * ROWS * FEW_KEYS * columns, ROWS * FEW_KEYS
-        q_bytes, k_bytes = ROWS * columns * size, FEW_KEYS * columns * size
-        half, p_bytes, converted = q_bytes // PAIR, scores * size, scores // SCORES_A_CONVERSION
-
-        def trips(items: IntArray) -> IntArray:
-            return (end - first)[grid.at(items)[0]]
-
-        def of_head(number: int) -> Loop:
-            """The blocks of rows of one head of the group."""
-
-            def first_rows(items: IntArray) -> IntArray:
-                block, matrix = grid.at(items)
-                return (matrix * group + number) * down + first[block]
-
-            def rows_of(tensor: Tensor) -> Load:
-                return Load(Stream(tensor, ROWS, tensor.cols, first_rows, 1))
-
-            load_q, load_do, load_lse, load_sums = map(rows_of, (saved.q, do, lse, sums))
-            trip = (
-                load_q,
-                load_lse,
-                load_do,
-                load_sums,
-                Compute("S = K Q^T", (load_q,), flops, sram_bytes=q_bytes + k_bytes + half),
-                Compute(
-                    "P = exp(S - lse), dK += dS^T Q",
-                    (load_q, load_lse),
-                    flops,
-                    EXP_OPS * scores,
-                    scores,
-                    half + 2 * p_bytes,
-                    converted,
-                ),
-                Compute("dP = V dO^T", (load_do,), flops, sram_bytes=q_bytes + k_bytes + half),
-                Compute(
-                    "dS = P (dP - D), dV += P^T dO",
-                    (load_do, load_sums),
-                    flops,
-                    DS_OPS * scores,
-                    sram_bytes=half + 2 * p_bytes,
-                    other_ops=converted,
-                ),
-            )
-            return Loop(trips, trip)
-
+        # Blocks of keys, KV heads of all sequences.
+        grid = Grid(blocks(w.seq_kv, FEW_KEYS), saved.k.groups)
+        heads = [self._of_head(grid, number, do, sums, lse) for number in range(group)]
         load_k, load_v = (Load(in_order(one, FEW_KEYS)) for one in (saved.k, saved.v))
-        elements = 2 * FEW_KEYS * columns
-        scale = Compute("scale dK, dV", vector_ops=elements)
+        scale = Compute("scale dK, dV", vector_ops=2 * FEW_KEYS * columns)
         results = (
             Store(in_order(like_saved(one, name, "output"), FEW_KEYS))
             for one, name in ((saved.k, "dK"), (saved.v, "dV"))
         )
-        held = 2 * (k_bytes + q_bytes + p_bytes)
+        k_bytes, held_rows = FEW_KEYS * columns * size, FEW_KEYS + ROWS
         return Kernel(
             name="dK, dV",
             ctas=grid.size,
             loops=(
                 begin("K, V", load_k, load_v, sram_bytes=2 * k_bytes),
-                *map(of_head, range(group)),
+                *heads,
                 Loop(once, (scale, *results)),
             ),
-            footprint=Footprint(held, THREADS, registers.FLASH3[2], THREADS - 128),
+            footprint=Footprint(
+                2 * size * (held_rows * columns + ROWS * FEW_KEYS),
+                THREADS,
+                registers.FLASH3[2],
+                THREADS - 128,
+            ),
             tensor_path="asynchronous",
             periods=saved.k.groups,
         )
+
+    def _of_head(self, grid: Grid, number: int, do: Tensor, sums: Tensor, lse: Tensor) -> Loop:
+        """The blocks of rows of one head of those that share K and V, which see the pair's keys."""
+        w, saved, size = self.w, self.saved, self.w.dtype_bytes
+        group, down, columns = w.heads // w.kv_heads, blocks(w.seq_q, ROWS), saved.q.cols
+        pair = query_blocks(w, Tile(q=ROWS, kv=PAIR * FEW_KEYS))
+        across = blocks(w.seq_kv, FEW_KEYS)
+        first, end = (side.repeat(PAIR)[:across] for side in (pair.first, pair.end))
+
+        def trips(items: IntArray) -> IntArray:
+            return (end - first)[grid.at(items)[0]]
+
+        def first_rows(items: IntArray) -> IntArray:
+            block, matrix = grid.at(items)
+            return (matrix * group + number) * down + first[block]
+
+        def rows_of(tensor: Tensor) -> Load:
+            return Load(Stream(tensor, ROWS, tensor.cols, first_rows, 1))
+
+        load_q, load_do, load_lse, load_sums = map(rows_of, (saved.q, do, lse, sums))
+        flops, scores = 2 * ROWS * FEW_KEYS * columns, ROWS * FEW_KEYS
+        q_bytes, k_bytes = ROWS * columns * size, FEW_KEYS * columns * size
+        half, p_bytes, converted = q_bytes // PAIR, scores * size, scores // SCORES_A_CONVERSION
+        trip = (
+            load_q,
+            load_lse,
+            load_do,
+            load_sums,
+            Compute("S = K Q^T", (load_q,), flops, sram_bytes=q_bytes + k_bytes + half),
+            Compute(
+                "P = exp(S - lse), dK += dS^T Q",
+                (load_q, load_lse),
+                flops,
+                EXP_OPS * scores,
+                scores,
+                half + 2 * p_bytes,
+                converted,
+            ),
+            Compute("dP = V dO^T", (load_do,), flops, sram_bytes=q_bytes + k_bytes + half),
+            Compute(
+                "dS = P (dP - D), dV += P^T dO",
+                (load_do, load_sums),
+                flops,
+                DS_OPS * scores,
+                sram_bytes=half + 2 * p_bytes,
+                other_ops=converted,
+            ),
+        )
+        return Loop(trips, trip)
