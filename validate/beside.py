@@ -70,7 +70,7 @@ class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
     `l1_cycles` are those of an SM's L1, of all SMs together. `threads` work on a token each CTA, or
-    warp, and take turns on the SMs; `last_loads` are those that a token waits for beyond the usual.
+    warp, and take turns on the SMs; `further_loads` are those that a token waits for beyond the usual.
     """
 
     bytes: int = 0
@@ -78,7 +78,7 @@ class Beside:
     launches: int = 0
     l1_cycles: int = 0
     threads: int = 0
-    last_loads: int = 0
+    further_loads: int = 0
     host_s: float = 0.0
 
     def and_also(self, other: "Beside") -> "Beside":
@@ -104,9 +104,11 @@ class Beside:
         l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
         latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
         fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
-        token_s = fixed_s + self.last_loads * latency_s
+        token_s = fixed_s + self.further_loads * latency_s
         waves = self.threads / (hw.sm.count * hw.sm.max_threads)
-        taken_s = self.launches * (calibration.launch.gap + fixed_s) + self.last_loads * latency_s
+        taken_s = (
+            self.launches * (calibration.launch.gap + fixed_s) + self.further_loads * latency_s
+        )
         taken_s += max(memory_s, l1_s, (waves - 1) * token_s)
         taken_s += flops_s / calibration.tensor.native
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
@@ -120,7 +122,7 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
         case "cache write" | "cache write by warps":
             moved, by_cta = kv * read_bytes + kv * cached_bits // 8, kind == "cache write"
             row = min(w.kv_heads * w.head_dim, WRITING_THREADS) if by_cta else LANES
-            return Beside(moved, launches=1, threads=tokens * row, last_loads=int(by_cta))
+            return Beside(moved, launches=1, threads=tokens * row, further_loads=int(by_cta))
         case "cache write and lengths":
             lengths = Beside(launches=1)
             return beside("cache write by warps", w, dtype, kv_dtype).and_also(lengths)
