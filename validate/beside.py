@@ -70,7 +70,7 @@ class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
     `l1_cycles` are those of an SM's L1, of all SMs together. `threads` work on a token each CTA, or
-    warp, and take turns on the SMs; `further_loads` are those that a token waits for beyond the usual.
+    warp, and take turns on the SMs; it waits for `further_loads` beyond the usual ones.
     """
 
     bytes: int = 0
