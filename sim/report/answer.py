@@ -1,7 +1,7 @@
 """What a run came to, in a sentence or two."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import log
 from statistics import median
@@ -10,11 +10,12 @@ from typing import Any
 from sim.inputs.units import amount, show
 from sim.report.asked import where
 from sim.report.causes import losses, why
-from sim.report.notes import CAUSES_IN_WORDS
+from sim.report.notes import CAUSES_IN_WORDS, who
 from sim.runs.record import Record
 
 LEVEL = 1.02  # times nearer than this are told as the same
-STEEP = 1.1  # a step of a sweep that takes so many times as long is looked at
+STEEP = 1.1  # a step of a sweep that takes or moves so many times as much is looked at
+MISSES = 0.05  # of HBM reads, beyond the compulsory: so many more are told
 Points = dict[str, list[Record]]
 
 
@@ -29,10 +30,11 @@ def answer(records: list[Record]) -> str:
     if not ran:
         first = records[0]
         return f"Nothing ran: {first.schedule}: {first.status}: {first.reason}."
-    text = _of_point(ran[0]) if len(points) == 1 else _of_sweep(ran, len(points))
+    text = _of_point(ran[0]) if len(ran) == 1 else _of_sweep(ran, len(points))
     if left:
-        why_not = f"{left[0].schedule}: {left[0].status}"
-        text += f" {len(left):,} of {len(records):,} did not run (such as {why_not})."
+        such_as = "such as " if len(left) > 1 else ""
+        why_not = f"{such_as}{who(left[0])}: {left[0].status}"
+        text += f" {len(left):,} of {len(records):,} did not run ({why_not})."
     return text
 
 
@@ -85,24 +87,29 @@ def _of_sweep(ran: list[list[Record]], points: int) -> str:
 def _of_wins(
     ran: list[list[Record]], points: int, wins: Mapping[str, int], schedules: list[str]
 ) -> str:
-    """How often each schedule is fastest, and how far the first of them is ahead."""
-    (first, times), *others = wins.items()
+    """How often each schedule is fastest, how far the first is ahead, and why where it is most."""
+    (first, count), *others = wins.items()
     of = f"{len(ran):,} points" if len(ran) == points else f"the {len(ran):,} points where one ran"
-    text = f"{first} is fastest at {times:,} of {of}"
-    text += "".join(f", {schedule} at {count:,}" for schedule, count in others)
+    text = f"{first} is fastest at {count:,} of {of}"
+    text += "".join(f", {schedule} at {often:,}" for schedule, often in others)
     text += where([record for at_point in ran for record in at_point]) + "."
-    ratios = [
-        max(_time_s(rival) for rival in at_point if rival is not record) / _time_s(record)
+    pairs = [
+        (max((rival for rival in at_point if rival is not record), key=_time_s), record)
         for at_point in ran
         for record in at_point
         if record.schedule == first and len(at_point) > 1
     ]
-    if ratios and max(ratios) < LEVEL:
-        text += " It is within 2% of the others."
-    elif ratios:
-        rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest"
-        text += f" It is {min(ratios):.3g} to {max(ratios):.3g} times as fast as {rival}."
-    return text
+    if not pairs:
+        return text
+    least, most = (pick(pairs, key=lambda pair: _ratio(*pair)) for pick in (min, max))
+    if _ratio(*most) < LEVEL:
+        return f"{text} It is within 2% of the others."
+    rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest"
+    text += f" It is {_ratio(*least):.3g} to {_ratio(*most):.3g} times as fast as {rival}."
+    slow, fast = most
+    at = ", ".join(_name(key, value) for key, value in fast.point.items())
+    times = f"{_times_as_long(slow, fast)} as long{_because(slow, fast)}"
+    return f"{text} At {at} {slow.schedule} takes {times}."
 
 
 def _of_key(key: str, own: list[Record]) -> str:
@@ -124,9 +131,29 @@ def _of_key(key: str, own: list[Record]) -> str:
         names = " and ".join(_name(key, record.point[key]) for record in (fast, slow))
         return f"{names} are within 2% of one another{at}."
     text = _compared(key, slow, fast, at)
-    if (step := _steep_step(key, line)) and set(map(id, step)) != {id(slow), id(fast)}:
+    if (step := _steep_step(key, line, _time_s)) and set(map(id, step)) != {id(slow), id(fast)}:
         text += f" The steepest step: {_compared(key, *step, '')}"
-    return text
+    return text + _of_misses(key, line)
+
+
+def _of_misses(key: str, line: list[Record]) -> str:
+    """Between which neighbours an L2 no longer keeps what is read again; empty if it always does.
+
+    It is told of any line, as who waits for other things loses no time by it yet.
+    """
+    if not all(record.hbm_bytes for record in line):
+        return ""
+    step = _steep_step(key, line, lambda record: float(record.hbm_bytes or 0))
+    if step is None:
+        return ""
+    shares = [record.hbm_reread_share or 0.0 for record in step]
+    if shares[0] < shares[1] + MISSES:
+        return ""
+    more, fewer = _name(key, step[0].point[key]), _value(step[1].point[key])
+    times = f"{(step[0].hbm_bytes or 0) / (step[1].hbm_bytes or 1):.3g} times the HBM bytes"
+    share, before = (f"{share:.0%}" for share in shares)
+    of_reads = f"{share} of HBM reads are L2 misses beyond the compulsory instead of {before}"
+    return f" {more} moves {times} of {fewer}: {of_reads}."
 
 
 def _compared(key: str, slow: Record, fast: Record, at: str) -> str:
@@ -145,15 +172,17 @@ def _ratio(slow: Record, fast: Record) -> float:
     return _time_s(slow) / _time_s(fast)
 
 
-def _steep_step(key: str, line: list[Record]) -> tuple[Record, Record] | None:
-    """The neighbours (slow, fast) where time grows fastest with the key's number.
+def _steep_step(
+    key: str, line: list[Record], value: Callable[[Record], float]
+) -> tuple[Record, Record] | None:
+    """The neighbours (more, less) where the value, above 0, grows fastest with the key's number.
 
     None unless that is by more than one power of it beyond what is usual of the others.
     """
     known = [(_number(record.point[key]), record) for record in line]
     numbered = sorted(((n, r) for n, r in known if n and n > 0), key=lambda one: one[0] or 0)
     steps = [
-        (log(_ratio(after, before)) / log(n / m), after, before)
+        (log(value(after) / value(before)) / log(n / m), after, before)
         for (m, before), (n, after) in pairwise(numbered)
         if m and n and n > m
     ]
@@ -161,7 +190,7 @@ def _steep_step(key: str, line: list[Record]) -> tuple[Record, Record] | None:
         return None
     power, after, before = max(steps, key=lambda step: step[0])
     stands_out = power > median(step[0] for step in steps) + 1
-    return (after, before) if stands_out and _ratio(after, before) > STEEP else None
+    return (after, before) if stands_out and value(after) > STEEP * value(before) else None
 
 
 def _number(value: Any) -> float | None:

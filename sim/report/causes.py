@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from sim.inputs.units import show
+from sim.report.notes import CAUSES_IN_WORDS
 from sim.runs.record import KernelResult, Record
 
 MOVING = ("hbm", "hbm_latency")  # what a record waits for where HBM bytes matter
@@ -16,12 +17,15 @@ COMPUTING = ("tensor", "vector", "exp", "issue", "sram", "op_latency", "power")
 MATTERS = 0.2  # of the time, at least, goes to what a fact is told as a cause of
 NOTABLE = 1.05  # by how much times a fact must lengthen to be told
 MOST_TOLD = 3
+LEAST_WAVES = 0.01  # that two decimals tell
 
 
 def wave_text(kernel: KernelResult) -> str:
     """How often its grid fills the device: "1.03"."""
     if kernel.waves is None:
         return ""
+    if kernel.waves < LEAST_WAVES:
+        return f"{kernel.waves:.1g}"
     return f"{kernel.waves:.2f}" if kernel.waves < 10 else f"{kernel.waves:.1f}"
 
 
@@ -105,6 +109,7 @@ FACTS = (
         lambda _, kernel: f"{kernel.clock_share:.0%}",
         "{} of the clock left by the power limit",
         is_loss=True,
+        waits=COMPUTING,
     ),
     Fact(
         lambda record, _: record.hbm_bytes,
@@ -133,14 +138,14 @@ FACTS = (
     Fact(
         lambda _, kernel: 1 / kernel.ctas_per_sm,
         lambda _, kernel: str(kernel.ctas_per_sm),
-        "{} CTAs an SM",
+        "CTAs an SM: {}",
         more=lambda kernel: f", limited by {kernel.ctas_limited_by}",
         is_choice=True,
     ),
     Fact(
         lambda _, kernel: _over(kernel.splits),
         lambda _, kernel: str(kernel.splits),
-        "keys in {} ranges",
+        "ranges of keys: {}",
         is_choice=True,
     ),
 )
@@ -161,10 +166,14 @@ def losses(record: Record) -> list[str]:
 
 
 def why(slow: Record, fast: Record) -> list[str]:
-    """What the slower of two has that explains it: "3 splits instead of 12", most first."""
-    of_slow, of_fast = slow.longest_kernel, fast.longest_kernel
-    if of_slow is None or of_fast is None:
+    """What the slower of two has that explains it: "3 splits instead of 12", most first.
+
+    Where no fact does, what holds it back for longer: "exponentials for 1.3 ms instead of 0 s".
+    """
+    apart = _kernels_apart(slow, fast)
+    if apart is None:
         return []
+    of_slow, of_fast = apart
     same_work = 1 / NOTABLE < (slow.flops or 1) / (fast.flops or 1) < NOTABLE
     found = []
     for fact in FACTS:
@@ -175,7 +184,30 @@ def why(slow: Record, fast: Record) -> list[str]:
             words = fact.words.format(fact.figure(slow, of_slow))
             words += f"{more}," if (more := fact.more(of_slow)) else ""
             found.append((here / there, f"{words} instead of {fact.figure(fast, of_fast)}"))
-    return _most(found)
+    return _most(found) or [_held_back_for_longer(slow, fast)]
+
+
+def _kernels_apart(slow: Record, fast: Record) -> tuple[KernelResult, KernelResult] | None:
+    """The kernel by which they differ most; the longest of each if they have none in common."""
+    of_fast = {kernel.name: kernel for kernel in fast.kernels}
+    both = [(kernel, of_fast[kernel.name]) for kernel in slow.kernels if kernel.name in of_fast]
+    if both:
+        return max(both, key=lambda pair: pair[0].all_launches_s - pair[1].all_launches_s)
+    if (of_slow := slow.longest_kernel) and (longest := fast.longest_kernel):
+        return of_slow, longest
+    return None
+
+
+def _held_back_for_longer(slow: Record, fast: Record) -> str:
+    """Of all that holds the slower back, what accounts for most of the difference."""
+
+    def held_s(record: Record, cause: str) -> float:
+        return record.bottleneck_shares.get(cause, 0.0) * (record.time_s or 0.0)
+
+    causes = slow.bottleneck_shares
+    cause = max(causes, key=lambda one: held_s(slow, one) - held_s(fast, one))
+    times = f"{show(held_s(slow, cause), 's')} instead of {show(held_s(fast, cause), 's')}"
+    return f"held back by {CAUSES_IN_WORDS[cause]} for {times}"
 
 
 def _most(found: list[tuple[float, str]]) -> list[str]:

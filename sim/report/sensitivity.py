@@ -93,11 +93,11 @@ def _print_schedule(of: ScheduleSensitivity, answer: Sensitivity) -> None:
 
 def _held_back_by(record: Record) -> str:
     """Its largest causes in words, and what fills issue slots where they are among them."""
-    kernel = max(record.kernels, key=lambda k: k.launches * k.time_s)
     causes = [(c, share) for c, share in record.bottleneck_shares.items() if share >= LEAST_CAUSE]
+    kernel = record.longest_kernel
     return ", ".join(
         f"{CAUSES_IN_WORDS[cause]} {share:.0%}"
-        + (f" (filled by {filled_by(kernel)})" if cause == "issue" else "")
+        + (f" (filled by {filled_by(kernel)})" if cause == "issue" and kernel else "")
         for cause, share in causes
     )
 

@@ -71,6 +71,11 @@ class KernelResult:
     hbm_reread_bytes: int | None = None
 
     @property
+    def all_launches_s(self) -> float:
+        """The time of all its launches, one after the other."""
+        return self.launches * self.time_s
+
+    @property
     def bottleneck_share(self) -> float:
         """Share of the kernel's time that went to its bottleneck."""
         return self.critical_time_s[self.bottleneck] / self.time_s
@@ -252,7 +257,7 @@ class Record:
 
 
 def _longest(kernels: list[KernelResult]) -> KernelResult | None:
-    return max(kernels, key=lambda kernel: kernel.launches * kernel.time_s, default=None)
+    return max(kernels, key=lambda kernel: kernel.all_launches_s, default=None)
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

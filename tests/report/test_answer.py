@@ -1,5 +1,6 @@
 """The sentence that says what a run came to."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from sim import simulate
 from sim.report.answer import answer
 from sim.report.asked import workload_in_words
-from sim.report.causes import losses
+from sim.report.causes import losses, wave_text
 from sim.report.columns import causes_of, columns_of
 from sim.report.records import print_sweep
 
@@ -16,7 +17,7 @@ PREFILL = {"heads": 10, "head_dim": 128, "seq_len": 512, "dtype": "bf16"}
 DECODE = {"heads": 8, "kv_heads": 1, "head_dim": 128, "phase": "decode", "batch": 8}
 
 
-def said(schedule: Any, device: str, workload: dict[str, Any], **sweep: list[Any]) -> str:
+def said(schedule: Any, device: Any, workload: dict[str, Any], **sweep: list[Any]) -> str:
     tables = {"workload": workload, "hardware": device, "schedules": schedule, "sweep": sweep}
     return answer(simulate(**tables))
 
@@ -54,7 +55,7 @@ def test_a_bad_choice_of_splits_is_told_by_waves_and_ranges():
     few, enough = ({"name": "flash_decoding", "splits": n, "label": f"{n}"} for n in (2, 16))
     text = said([few, enough], "h100-sxm", DECODE | {"seq_kv": 32768})
     assert text.startswith("16 is fastest on h100-sxm (batch 8, decode, 8 heads of 128, 1 KV head")
-    assert "keys in 2 ranges instead of 16" in text
+    assert "ranges of keys: 2 instead of 16" in text
     assert "0.06 waves of CTAs instead of 0.48" in text
 
 
@@ -75,19 +76,76 @@ def test_padding_and_power_are_told_of_one_record():
     ]
 
 
+def test_where_no_fact_explains_it_is_told_what_holds_the_slower_one_back_for_longer():
+    triton = {"name": "flash2", "implementation": "triton", "label": "triton"}
+    workload = {"heads": 16, "head_dim": 64, "seq_len": 4096}
+    text = said(["flash2", triton], "h100-sxm", workload)
+    slower, _, cause = text.rpartition(" as long: ")
+    assert slower.endswith(" times")
+    assert re.fullmatch(r"held back by [a-z ]+ for \S+ µs instead of .*s\.", cause)
+
+
+def test_kernels_that_both_have_are_compared_with_one_another():
+    workload = DECODE | {"heads": 4, "batch": 1, "seq_kv": 65536}
+    few, many = ({"name": "flash_decoding", "splits": n, "label": f"{n}"} for n in (64, 128))
+    records = simulate(workload=workload, hardware="h200-sxm", schedules=[few, many])
+    assert [record.longest_kernel.name for record in records] == ["flash_decoding", "combine"]
+    assert " in 1 " not in answer(records)
+    assert answer(records).endswith(
+        "as long: held back by L2 latency for 19.2 µs instead of 9.6 µs."
+    )
+
+
+def test_a_sweep_of_several_schedules_is_told_why_the_others_are_behind_where_they_are_most():
+    text = said(["naive", "flash2"], "h100-sxm", PREFILL, **{"workload.seq_len": [512, 4096]})
+    assert "At seq_len 4,096 naive takes " in text
+    assert "through HBM instead of" in text
+
+
+def test_the_neighbours_between_which_the_l2_gets_too_small_are_told():
+    lengths, head = {"workload.seq_len": [8192, 16384, 32768, 65536]}, {"heads": 1, "head_dim": 64}
+    small = said("flash2", {"profile": "gb10", "l2.capacity": "16 MB"}, head, **lengths)
+    told = re.search(r"seq_len ([\d,]+) moves (\S+) times the HBM bytes of ([\d,]+): ", small)
+    assert told is not None
+    assert told.group(1, 3) == ("65,536", "32,768")  # K and V of 16.8 MB and of 8.4 MB
+    assert float(told[2]) > 4
+    assert "are L2 misses beyond the compulsory instead of 0%." in small
+    assert "moves" not in said("flash2", "gb10", head, **lengths)
+
+
+def test_the_one_point_of_a_sweep_that_ran_is_told_as_one_and_the_other_by_its_place():
+    text = said("flash2", "l20", PREFILL, **{"workload.dtype": ["fp16", "fp8"]})
+    assert text.startswith("flash2 takes ")
+    assert text.endswith("1 of 2 did not run (flash2 dtype fp8: failed).")
+
+
+def test_a_grid_of_a_few_ctas_has_waves_too():
+    (record,) = simulate(workload=PREFILL, hardware="a100-sxm-80gb", schedule="flash2")
+    (kernel,) = record.kernels
+    assert wave_text(replace(kernel, waves=0.00187)) == "0.002"
+
+
+def test_the_clock_is_no_cause_of_what_waits_for_hbm():
+    (record,) = simulate(workload=PREFILL, hardware="a100-sxm-80gb", schedule="flash2")
+    (kernel,) = record.kernels
+    slowed = replace(record, kernels=[replace(kernel, clock_share=0.5)])
+    assert "50% of the clock left by the power limit" in losses(slowed)
+    assert losses(replace(slowed, bottleneck_shares={"hbm": 1.0})) == ["0.19 waves of CTAs"]
+
+
 def test_values_that_change_nothing_are_told_as_that():
     text = said("flash2", "h100-sxm", PREFILL, **{"hardware.hbm.capacity": ["80 GB", "90 GB"]})
     assert "hbm.capacity 80 GB and hbm.capacity 90 GB are within 2% of one another." in text
 
 
-def test_records_of_earlier_versions_have_an_answer_without_causes():
+def test_records_of_earlier_versions_have_an_answer_without_facts_of_their_kernels():
     (record,) = simulate(workload=PREFILL, hardware="h100-sxm", schedule="flash2")
     (kernel,) = record.kernels
     old = replace(
         kernel, waves=None, splits=None, rows_used=None, ctas_limited_by=None, hbm_reread_bytes=None
     )
     sweep = [replace(record, kernels=[old], point={"workload.batch": n}, time_s=n) for n in (1, 2)]
-    assert "batch 2 takes 2 times as long as 1." in answer(sweep)
+    assert "batch 2 takes 2 times as long as 1: held back by issue slots for" in answer(sweep)
     assert all(column.of_record(sweep[0]) is not None for column in causes_of(sweep))
 
 

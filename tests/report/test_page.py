@@ -235,7 +235,7 @@ def test_what_does_not_run_is_said(written):
     path, _ = written(QUESTION.replace("1024", "262144"), "--set", "schedule.naive.label=eager")
     text = path.read_text()
     assert "out of memory: S needs" in text
-    assert "1 of 2 did not run (such as eager: out of memory)" in text
+    assert "1 of 2 did not run (eager: out of memory)" in text
 
 
 def test_a_run_of_which_nothing_fits_is_a_page_too(written, browser):
