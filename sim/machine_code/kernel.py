@@ -109,6 +109,8 @@ def _kernels_in(cubin: bytes) -> Iterator[CompiledKernel]:
     sections: dict[str, Any] = {section.name: section for section in elf.iter_sections()}
 
     def attributes(name: str) -> Iterator[tuple[int, bytes]]:
+        if name not in sections:  # of a cubin without kernels
+            return iter(())
         start, size = sections[name]["sh_offset"], sections[name]["sh_size"]
         return _attributes(cubin[start : start + size])
 

@@ -26,12 +26,12 @@ def rows_and_ctas(w, hw):
     return q.tile_rows, kernel.footprint.threads, kernel.ctas
 
 
-def test_the_tile_goes_by_head_dim_and_from_sm80_on_has_twice_the_rows_in_16_bits():
+def test_the_tile_goes_by_head_dim_and_from_sm80_on_has_twice_the_rows():
     wide = workload(head_dim=128)
     assert rows_and_ctas(workload(), T4) == (64, 128, 2 * 5)
     assert rows_and_ctas(wide, T4) == (32, 128, 2 * 10)
     assert rows_and_ctas(wide, H100) == (64, 256, 2 * 5)
-    assert rows_and_ctas(workload(head_dim=128, dtype="fp32"), H100) == (32, 128, 2 * 10)
+    assert rows_and_ctas(workload(head_dim=128, dtype="fp32"), H100) == (64, 256, 2 * 5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

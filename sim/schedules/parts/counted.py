@@ -22,7 +22,8 @@ class Counted:
     memory, shuffles, exponentials and barriers. `beside` are those that each further CTA on the SM
     adds, whose instructions come between. Of reads of L2 `l2_reads` are waited for one after the
     other, apart from those cycles. `sram_cycles` are what all warps hold shared memory for, one an
-    access and 128 bytes.
+    access and 128 bytes. Of the cycles so many are `multiplied` in: a warp's matmuls take the issue
+    slots of its sub-partition.
     """
 
     instructions: float
@@ -31,6 +32,7 @@ class Counted:
     beside: float = 0
     l2_reads: float = 0
     sram_cycles: float = 0
+    multiplied: float = 0
 
     def times(self, count: float) -> "Counted":
         """So many of it, or a part."""
@@ -41,6 +43,7 @@ class Counted:
             beside=count * self.beside,
             l2_reads=count * self.l2_reads,
             sram_cycles=count * self.sram_cycles,
+            multiplied=count * self.multiplied,
         )
 
     def compute(
@@ -54,7 +57,8 @@ class Counted:
         """It as a compute of a CTA of which so many share an SM, with matmuls of so many FLOPs."""
         sram_bytes = self.sram_cycles * hw.sram.bytes_per_clock
         slots = self.warps * self.instructions - sram_bytes / SRAM_BYTES_AN_INSTRUCTION
-        executed = max(self.warps * self.instructions / SUB_PARTITIONS, self.sram_cycles)
+        issued = self.warps * (self.instructions + self.multiplied) / SUB_PARTITIONS
+        executed = max(issued, self.sram_cycles)
         waited_s = (self.cycles + self.beside * (resident - 1) - executed) / hw.sm.clock
         waited_s += self.l2_reads * hw.calibration.l2.latency
         return Compute(

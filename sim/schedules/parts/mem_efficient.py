@@ -11,12 +11,12 @@ share rows and keys: each reads its part of both operands from SRAM. Q is not ke
 again with every key block. A slice is loaded while the one before is multiplied, and waited for
 after it; the first of a matmul by itself. Warps meet wherever a slice is loaded.
 
-Tiles, rows x keys, with O in registers: 64 x 64 up to head_dim 64, beyond 64 x 128 of 16 bits from
-sm80 on, else 32 x 128. Beyond head_dim 128 O is summed in HBM, which is left out.
+Tiles, rows x keys, with O in registers: 64 x 64 up to head_dim 64, beyond 64 x 128 from sm80 on,
+else 32 x 128. Beyond head_dim 128 O is summed in HBM, which is left out.
 
 Source: pytorch/pytorch, aten/src/ATen/native/transformers/cuda/mem_eff_attention/:
 kernel_forward.h (attention_kernel, iterative_softmax, getWarpsPerSmFw), gemm_kernel_utils.h
-(DefaultGemmType: ThreadK), kernels/cutlassF.h (which tiles are compiled).
+(DefaultGemmType: ThreadK), kernels/generate_kernels.py (which tiles are compiled).
 
 What differs: in fp32 on sm80 and later the kernel multiplies three times in TF32, here FMAs do it;
 from sm80 on 16-bit slices come three ahead, not one; V's slices are as large, but cut by columns.
@@ -24,14 +24,16 @@ Masks cost nothing.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import LANES
+from sim.machine import MATMUL_OPERAND_BYTES
 from sim.schedules.base import QKVO, Tile, blocks, visible_blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.counted import Counted, resident
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_loop import QueryBlocks, log_sum_exp
 from sim.schedules.parts.results import Attention, Result
@@ -52,27 +54,61 @@ from sim.tile_program import (
 
 MOST_HEAD_DIM = 128
 SLICE = 32  # ThreadK: columns of Q and K, keys of P and V
+LANES_SLICE = 8  # of matmuls without tensor cores, which take four for one of SLICE
 SLICE_BUFFERS = 2
 WARP_SIDE = 32  # rows and keys of a warp's scores
-# Instructions of a warp, of 32 x 32 scores, by the machine code in xformers 0.0.24's wheel
-# (_C.so, sm_75 and sm_80, head_dim 64 and 128, within a few of each other); what is skipped
-# without bias, dropout and masked keys is left out. Of a slice beside its HMMA and LDSM; of a key
-# block beside its slices.
-SLICE_OPS = 45
-SOFTMAX_FP32, SOFTMAX_EXPS, SOFTMAX_CONVERSIONS, SOFTMAX_OTHERS = 170, 33, 32, 480
-# Results that wait for each other. Of a slice: its way from registers to SRAM, from there to
-# registers, its matmul. Of a softmax four go round through SRAM, the maximum, what O is rescaled
-# by, the sum, P: each a write, a barrier and a read.
-SLICE_LATENCIES, SOFTMAX_LATENCIES = 3, 4 * 3
-BEFORE_SM80 = ("sm70", "sm75")  # P is converted by the unit of exponentials, an element at a time
+BEFORE_SM80 = ("sm70", "sm75")
+
+
+@dataclass(frozen=True)
+class Trip:
+    """What a CTA executes for a key block: a slice of either matmul, and all that is not one."""
+
+    slice: Counted
+    rest: Counted
+
+
+# By the machine code in xformers 0.0.24's wheel (_C.so, head_dim 32 to 128), played through for one
+# to three CTAs (sim/machine_code/played.py), without what is skipped where no bias, dropout and
+# mask is. Turing's shared memory takes 64 bytes a clock, what is loaded to registers among them.
+# By bytes of an element: on Turing; from sm80 on, where also by warps. There FMAs, which stand for
+# matmuls in TF32, take the slots of all that a slice executes.
+ON_TURING = {
+    2: Trip(
+        slice=Counted(58, 594, beside=470, sram_cycles=472, multiplied=256),
+        rest=Counted(730, 2230, beside=180, sram_cycles=600),
+    ),
+    4: Trip(
+        slice=Counted(410, 3000, beside=2110, sram_cycles=1970, multiplied=1024),
+        rest=Counted(510, 2140, beside=645, sram_cycles=750),
+    ),
+}
+FROM_SM80_ON = {
+    (2, 4): Trip(
+        slice=Counted(25, 228, beside=69, sram_cycles=128, multiplied=128),
+        rest=Counted(736, 2164, beside=535, sram_cycles=536),
+    ),
+    (2, 8): Trip(
+        slice=Counted(25, 304, 8, beside=279, sram_cycles=256, multiplied=128),
+        rest=Counted(772, 3244, 8, beside=1160, sram_cycles=1360),
+    ),
+    (4, 4): Trip(
+        slice=Counted(0, 1723, beside=409, sram_cycles=456, multiplied=1024),
+        rest=Counted(1073, 2499, beside=862, sram_cycles=772),
+    ),
+    (4, 8): Trip(
+        slice=Counted(0, 1817, 8, beside=1563, sram_cycles=776, multiplied=1024),
+        rest=Counted(940, 3370, 8, beside=90, sram_cycles=184),
+    ),
+}
+FP32_A_SCORE, EXPS_A_SCORE = 170 / 32, 33 / 32  # of rest's; on Turing as many conversions as exps
 
 
 def mem_efficient_tile(w: AttentionWorkload, hw: HardwareProfile) -> Tile:
     """The public kernel's rows and keys."""
     if w.head_dim <= 64:
         return Tile(q=64, kv=64)
-    wide = w.dtype_bytes == 2 and hw.arch not in BEFORE_SM80
-    return Tile(q=64 if wide else 32, kv=128)
+    return Tile(q=32 if hw.arch in BEFORE_SM80 else 64, kv=128)
 
 
 def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: QKVO) -> Attention:
@@ -111,13 +147,15 @@ def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: 
 
     bias = (Load(Stream(bias_tensor(w), tile.q, tile.kv, of_bias, 1), 0),) if w.bias else ()
     loads = [load for each in (*slices_of_s, bias, *slices_of_o) for load in each]
-    loop = Loop(trips, (*loads, *_trip(w, hw, tile, slices_of_s, slices_of_o, bias)))
+    footprint = _footprint(w, hw, tile)
+    on = _Sm(hw, resident(footprint, rows.ctas, hw), _code(w, hw, tile))
+    loop = Loop(trips, (*loads, *_trip(w, tile, on, slices_of_s, slices_of_o, bias)))
     o_bytes = 2 * tile.q * w.head_dim * w.dtype_bytes
     kernel = Kernel(
         name="mem_efficient",
         ctas=rows.ctas,
         loops=(loop, finish(tile.q * w.head_dim, rows.o, rows.lse, trips=once, sram_bytes=o_bytes)),
-        footprint=_footprint(w, hw, tile),
+        footprint=footprint,
         tensor_path="mma_sync",
         periods=rows.periods,
         sharing=rows.sharing,
@@ -125,62 +163,66 @@ def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: 
     return Attention([kernel], Result(o, lse))
 
 
+@dataclass(frozen=True)
+class _Sm:
+    """An SM that so many CTAs share, each of which executes `trip` for a key block."""
+
+    hw: HardwareProfile
+    resident: int
+    trip: Trip
+
+    def sliced(self, name: str, slices: Sequence[tuple[Load, ...]], mma_flops: int) -> Iterator[Op]:
+        """A matmul whose next slice is on its way while one is multiplied."""
+        yield Barrier(slices[0])
+        for number, loads in enumerate(slices):
+            yield Barrier(slices[number + 1] if number + 1 < len(slices) else ())
+            yield self.trip.slice.compute(name, loads, self.hw, self.resident, mma_flops)
+
+    def softmax(self, scores: int) -> Compute:
+        """All that is no matmul, with so many scores."""
+        counted = self.trip.rest.compute("softmax", (), self.hw, self.resident)
+        by_the_unit = 2 if self.hw.arch in BEFORE_SM80 else 1
+        vector_ops = round(FP32_A_SCORE * scores)
+        exps = round(by_the_unit * EXPS_A_SCORE * scores)
+        others = max(0, counted.other_ops - vector_ops - exps)
+        return replace(counted, vector_ops=vector_ops, exp_count=exps, other_ops=others)
+
+
+def _code(w: AttentionWorkload, hw: HardwareProfile, tile: Tile) -> Trip:
+    if hw.arch in BEFORE_SM80:
+        return ON_TURING[w.dtype_bytes]
+    return FROM_SM80_ON[w.dtype_bytes, _warps(tile)]
+
+
+def _warps(tile: Tile) -> int:
+    return tile.q * tile.kv // WARP_SIDE**2
+
+
 def _trip(
     w: AttentionWorkload,
-    hw: HardwareProfile,
     tile: Tile,
+    on: _Sm,
     slices_of_s: Sequence[tuple[Load, ...]],
     slices_of_o: Sequence[tuple[Load, ...]],
     bias: tuple[Load, ...],
 ) -> Iterator[Op]:
     """S slice after slice, its softmax, O slice after slice."""
-    element, scores = w.dtype_bytes, tile.q * tile.kv
-    down, across = tile.q // WARP_SIDE, tile.kv // WARP_SIDE  # warps
-    row_bytes, key_bytes = tile.q * SLICE * element, tile.kv * SLICE * element
-    # Slices of Q and K are written, then read by every warp of a row, and of a column.
-    s_bytes = (1 + across) * row_bytes + (1 + down) * key_bytes
-    lanes = LANES * down * across
-    yield from _sliced("S += Q K^T", slices_of_s, 2 * scores * SLICE, s_bytes, SLICE_OPS * lanes)
+    scores = tile.q * tile.kv
+    yield from on.sliced("S += Q K^T", slices_of_s, 2 * scores * SLICE)
     if bias:
         yield Barrier(bias)
-        yield Compute("S += bias", bias, vector_ops=scores, sram_bytes=2 * scores * element)
-    by_the_unit = SOFTMAX_CONVERSIONS * (hw.arch in BEFORE_SM80)
-    yield Compute(
-        "softmax",
-        vector_ops=SOFTMAX_FP32 * lanes,
-        exp_count=(SOFTMAX_EXPS + by_the_unit) * lanes,
-        sram_bytes=scores * element,
-        other_ops=(SOFTMAX_OTHERS + SOFTMAX_CONVERSIONS - by_the_unit) * lanes,
-        latencies=SOFTMAX_LATENCIES,
-    )
-    # O has as many columns as there are keys, P is read by every warp of a row.
-    whole, p_bytes = 2 * scores * tile.kv, across * scores * element
-    count = len(slices_of_o)
-    o_bytes = (1 + down) * key_bytes + p_bytes // count
-    yield from _sliced("O += P V", slices_of_o, whole // count, o_bytes, SLICE_OPS * lanes)
-
-
-def _sliced(
-    name: str, slices: Sequence[tuple[Load, ...]], mma_flops: int, sram_bytes: int, other_ops: int
-) -> Iterator[Op]:
-    """A matmul whose next slice is on its way while one is multiplied."""
-    yield Barrier(slices[0])
-    for number, loads in enumerate(slices):
-        yield Barrier(slices[number + 1] if number + 1 < len(slices) else ())
-        yield Compute(
-            name,
-            loads,
-            mma_flops,
-            sram_bytes=sram_bytes,
-            other_ops=other_ops,
-            latencies=SLICE_LATENCIES,
-        )
+        bias_bytes = 2 * scores * w.dtype_bytes
+        yield Compute("S += bias", bias, vector_ops=scores, sram_bytes=bias_bytes)
+    yield on.softmax(scores)
+    # O has as many columns as there are keys.
+    yield from on.sliced("O += P V", slices_of_o, 2 * scores * tile.kv // len(slices_of_o))
 
 
 def _footprint(w: AttentionWorkload, hw: HardwareProfile, tile: Tile) -> Footprint:
     """Slices of Q and K, then P and slices of V in the same place."""
-    warps = tile.q * tile.kv // WARP_SIDE**2
-    of_s = SLICE_BUFFERS * (tile.q + tile.kv) * SLICE
-    of_o = tile.q * tile.kv + SLICE_BUFFERS * SLICE * tile.kv
-    taken = registers.mem_efficient(w.dtype_bytes == 2 and hw.arch not in BEFORE_SM80)
-    return Footprint(max(of_s, of_o) * w.dtype_bytes, 32 * warps, taken)
+    by_lanes = w.dtype_bytes > MATMUL_OPERAND_BYTES and hw.arch in BEFORE_SM80
+    depth = LANES_SLICE if by_lanes else SLICE
+    of_s = SLICE_BUFFERS * (tile.q + tile.kv) * depth
+    of_o = tile.q * tile.kv + SLICE_BUFFERS * depth * tile.kv
+    taken = registers.mem_efficient(w.dtype_bytes, _warps(tile), hw.arch in BEFORE_SM80)
+    return Footprint(max(of_s, of_o) * w.dtype_bytes, 32 * _warps(tile), taken)
