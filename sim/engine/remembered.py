@@ -147,9 +147,15 @@ def address(history: bytes, arrays: Iterable[NDArray[Any]]) -> bytes:
     """A hash of the engine's code, what went before, and arrays with their shapes."""
     found = xxh3_128(_code() + history)
     for array in arrays:
-        found.update(repr((array.dtype.descr, array.shape)).encode())
+        found.update(_form(array.dtype) + repr(array.shape).encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
     return found.digest()
+
+
+@cache
+def _form(dtype: np.dtype[Any]) -> bytes:
+    """The fields of an array's records, as text."""
+    return repr(dtype.descr).encode()
 
 
 @cache

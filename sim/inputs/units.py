@@ -52,7 +52,7 @@ _QUANTITY = re.compile(
 _WRITTEN = r"^\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*[A-Za-zµ][A-Za-zµ/ ]*$"
 
 
-@lru_cache(4096)  # a sweep reads the same figures again for every point
+@lru_cache(4096)
 def _quantity(text: str) -> Any:
     """The quantity as one of pint's; raises ValueError, or one of pint's many errors."""
     found = _QUANTITY.fullmatch(text)
@@ -61,6 +61,7 @@ def _quantity(text: str) -> Any:
     return _registry().Quantity(float(found[1].replace(",", "")), found[2].strip())
 
 
+@lru_cache(4096)  # a sweep reads the same figures again for every point
 def _magnitude(text: str, unit: str) -> float:
     return float(_quantity(text).to(unit).magnitude)
 

@@ -1,6 +1,7 @@
 """What hypothesis draws: small workloads, tiny devices, any schedule."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any, get_args
 
 import numpy as np
@@ -48,13 +49,22 @@ def devices(
 ) -> HardwareProfile:
     """A few SMs of a real device, with any L2; where it is not given, on one die or several."""
     name = draw(st.sampled_from(names))
-    dies = {}
+    figures, die_capacity = {}, None
     if l2 is None and draw(st.booleans()):
-        dies = {"dies": draw(st.integers(2, 4)), "die_capacity": draw(st.sampled_from(L2_SIZES))}
+        figures["l2.dies"] = draw(st.integers(2, 4))
+        die_capacity = draw(st.sampled_from(L2_SIZES))
+    figures["sm.count"] = draw(st.integers(1, 5))
+    hw = with_l2(name, l2 or draw(st.sampled_from(L2_SIZES)), die_capacity)
+    return hw.with_figures(figures | {"calibration.l2.candidates": draw(st.integers(1, 16))})
+
+
+@cache
+def with_l2(name: str, capacity: str, die_capacity: str | None) -> HardwareProfile:
+    """A real device with another L2, all of which data see, on two dies if one's part is given."""
+    dies = {"dies": 2, "die_capacity": die_capacity} if die_capacity else {}
     overrides = {
-        "sm": {"count": draw(st.integers(1, 5))},
-        "l2": {"capacity": l2 or draw(st.sampled_from(L2_SIZES))} | dies,
-        "calibration": {"l2": {"effective_capacity": 1.0, "candidates": draw(st.integers(1, 16))}},
+        "l2": {"capacity": capacity} | dies,
+        "calibration": {"l2": {"effective_capacity": 1.0}},
     }
     return load_profile(name, overrides, "a test")
 

@@ -93,12 +93,15 @@ TOTAL = aligned(
 )
 
 
-def _record(dtype: np.dtype[np.void], **values: Any) -> NDArray[np.void]:
-    """An array of one record."""
-    record = np.zeros(1, dtype)
-    for name, value in values.items():
-        record[name] = value
-    return record
+Fields = tuple[Any, ...]
+
+
+def _record(dtype: np.dtype[np.void], **values: Any) -> Fields:
+    """A record's fields in their order; those that are not given are 0.
+
+    An array is made of many records at once: to join arrays of one takes NumPy ten times as long.
+    """
+    return tuple(values.get(name, 0) for name in dtype.names or ())
 
 
 class Replay(NamedTuple):
@@ -165,34 +168,27 @@ class _Program:
         self, kernel: Kernel, chunkings: dict[Tensor, Chunking], hw: HardwareProfile, dtype: str
     ) -> None:
         self.kernel, self.chunkings, self.hw, self.dtype = kernel, chunkings, hw, dtype
-        self.streams: list[NDArray[np.void]] = [np.empty(0, STREAM)]
+        self.streams: list[Fields] = []
         self.bases: list[NDArray[np.int64]] = []
         self.starts: list[NDArray[np.int64]] = []
         self.tables: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self.sizes: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
-        self.loads: list[NDArray[np.void]] = [np.empty(0, LOAD)]
-        self.ops: list[NDArray[np.void]] = []
-        self.loops: list[NDArray[np.void]] = []
+        self.loads: list[Fields] = []
+        self.ops: list[Fields] = []
+        self.loops: list[Fields] = []
         self.buffers = 0
         for loop in kernel.loops:
             self.add_loop(loop)
 
     def add_loop(self, loop: Loop) -> None:
         """Collect a loop."""
-        loads, ops = len(self.loads) - 1, len(self.ops)
+        loads, ops = len(self.loads), len(self.ops)
         trips = loop.trips(self.kernel.items)
         for load in loop.loads:
             self.add_load(load, trips)
         for position, frees in enumerate(frees_of(loop.loads, loop.actions)):
             self.add_op(loop, position, frees, trips)
-        self.loops.append(
-            _record(
-                LOOP,
-                load_at=loads,
-                load_end=len(self.loads) - 1,
-                op_at=ops,
-            )
-        )
+        self.loops.append(_record(LOOP, load_at=loads, load_end=len(self.loads), op_at=ops))
 
     def add_load(self, load: Load, trips: NDArray[np.int64]) -> None:
         """Collect a load, with its ring of buffers."""
@@ -210,29 +206,34 @@ class _Program:
 
     def add_op(self, loop: Loop, position: int, frees: int, trips: NDArray[np.int64]) -> None:
         """Collect an action of a loop."""
-        action, shared = loop.actions[position], before_shared(loop.actions, position)
+        action = loop.actions[position]
 
         def mask(loads: tuple[Load, ...]) -> int:
             return sum(1 << loop.loads.index(load) for load in loads)
 
+        fields = {
+            "stream": -1,
+            "shared": before_shared(loop.actions, position),
+            "last": position + 1 == len(loop.actions),
+        }
         if isinstance(action, Store):
-            kind = ATOMIC if action.atomic else STORE
-            op = _record(OP, kind=kind, stream=self.add_stream(action.stream, trips), shared=1)
+            fields |= {
+                "kind": ATOMIC if action.atomic else STORE,
+                "stream": self.add_stream(action.stream, trips),
+                "shared": True,
+            }
         elif isinstance(action, Barrier):
-            op = _record(OP, kind=BARRIER, stream=-1, reads=mask(action.issues), shared=shared)
+            fields |= {"kind": BARRIER, "reads": mask(action.issues)}
         else:
-            op = _record(
-                OP,
-                kind=COMPUTE,
-                stream=-1,
-                reads=mask(action.reads),
-                frees=frees,
-                shared=bool(frees) or shared,
-                service_s=service_times_s(action, self.kernel, self.hw, self.dtype),
-                latency_s=action.latencies * machine_of(self.hw).op_latency_s,
-            )
-        op["last"] = position + 1 == len(loop.actions)
-        self.ops.append(op)
+            fields |= {
+                "kind": COMPUTE,
+                "reads": mask(action.reads),
+                "frees": frees,
+                "shared": bool(frees) or fields["shared"],
+                "service_s": service_times_s(action, self.kernel, self.hw, self.dtype),
+                "latency_s": action.latencies * machine_of(self.hw).op_latency_s,
+            }
+        self.ops.append(_record(OP, **fields))
 
     def add_stream(self, stream: Stream, trips: NDArray[np.int64]) -> int:
         """Collect a stream of a loop of so many trips in each item; returns its number."""
@@ -296,7 +297,7 @@ def gone_through(
 def _limits_of(
     kernel: Kernel, buffers: int, hw: HardwareProfile, machine: Machine
 ) -> NDArray[np.void]:
-    return _record(
+    limits = _record(
         LIMITS,
         sms=machine.sms,
         ctas_per_sm=ctas_per_sm(kernel.footprint, hw),
@@ -316,6 +317,7 @@ def _limits_of(
         cta_start_s=cta_start_s(kernel, hw),
         item_setup_s=item_setup_s(kernel, hw),
     )
+    return np.array([limits], LIMITS)
 
 
 def _idle(slots: int, workers: int) -> NDArray[np.void]:
@@ -343,15 +345,15 @@ def new_replay(
     bins, bins_per_s = new_timeline()
     return Replay(
         limits=limits,
-        streams=np.concatenate(program.streams),
+        streams=np.array(program.streams, STREAM),
         base=np.array(program.bases, np.int64).reshape(-1, len(kernel.items)),
         start=np.array(program.starts, np.int64).reshape(-1, len(kernel.items)),
         table=np.concatenate(program.tables),
         sizes=np.concatenate(program.sizes),
         trips=kernel.trips,
-        loads=np.concatenate(program.loads),
-        loops=np.concatenate(program.loops),
-        ops=np.concatenate(program.ops),
+        loads=np.array(program.loads, LOAD),
+        loops=np.array(program.loops, LOOP),
+        ops=np.array(program.ops, OP),
         workers=_idle(slots, kernel.footprint.workers),
         slots=np.zeros(slots, SLOT),
         buffers=np.zeros(slots * int(limits["buffers"][0]), BUFFER),
