@@ -211,7 +211,7 @@ class _Program:
         def mask(loads: tuple[Load, ...]) -> int:
             return sum(1 << loop.loads.index(load) for load in loads)
 
-        fields = {
+        fields: dict[str, Any] = {
             "stream": -1,
             "shared": before_shared(loop.actions, position),
             "last": position + 1 == len(loop.actions),
