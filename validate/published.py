@@ -1,7 +1,8 @@
 """Tables that others published, as measurements: to judge predictions with no GPU at hand.
 
 `measurements/published/attention.csv` has a figure a row, with its source. Rates count 4 B H N^2 d
-FLOPs (half of it where causal), as FlashAttention's benchmarks do. Its column `l2` is what the
+FLOPs (half of it where causal; three and a half times as many with backward), as FlashAttention's
+benchmarks do. Its column `l2` is what the
 source's benchmark leaves in L2 before each repetition: "warm" where it repeats on the same inputs
 (FlashAttention's benchmark_forward, CUDA graphs), "cold" where it clears L2 (Triton's do_bench, a
 buffer of 256 MB). Rows of the split "train" may calibrate; what is reported as a prediction is
@@ -22,6 +23,9 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "eager": {"name": "naive", "framework": "pytorch"},
     "flash2": {"name": "flash2"},
     "flash3": {"name": "flash3"},
+    "flash4": {"name": "flash4"},
+    "flex": {"name": "flex"},
+    "flashmla": {"name": "mla"},
     "triton_flash2": {"name": "flash2", "implementation": "triton"},
     "flash_decoding": {"name": "flash_decoding"},
     "triton_flash_decoding": {"name": "flash_decoding", "implementation": "triton"},
@@ -32,6 +36,11 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "nsa_compressed_only": {"name": "nsa"},
     "triton_paged_gather": None,
 }
+# Of which fwd+bwd is a training step's attention. The FlashAttention paper's eager and flash1 had
+# dropout and padding masks besides.
+TRAINED = ("flash2", "flash4")
+# What a workload has besides a row's columns: DeepSeek's latents, of one or a few tokens.
+OF_LATENTS = {"phase": "decode", "latent_dim": 512, "rope_dim": 64}
 # Of a schedule with more kernels, those that the figure is of: functions of
 # native-sparse-attention-triton, topk_sparse_attention and compressed_attention.
 LAUNCHES = {
@@ -66,26 +75,24 @@ def published_profiles() -> list[str]:
 
 
 def _measurement(row: dict[str, str]) -> Measurement:
-    w = WorkloadTable(
-        batch=int(row["batch"]),
-        heads=int(row["heads"]),
-        kv_heads=int(row["kv_heads"]),
-        seq_q=int(row["seq_q"]),
-        seq_kv=int(row["seq_kv"]),
-        head_dim=int(row["head_dim"]),
-        dtype=row["dtype"],
-        causal=row["causal"] == "1",
-        phase="decode" if row["seq_q"] == "1" else "prefill",
-    )
-    forward = row["pass"] == "fwd"
-    family = row["algorithm"] if forward else f"{row['algorithm']} {row['pass']}"
+    algorithm, forward = row["algorithm"], row["pass"] == "fwd"
+    trained = algorithm in TRAINED and not forward
+    counts = ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim")
+    table = {
+        "dtype": row["dtype"],
+        "causal": row["causal"] == "1",
+        "phase": "training" if trained else "decode" if row["seq_q"] == "1" else "prefill",
+        **{count: int(row[count]) for count in counts},
+        **(OF_LATENTS if algorithm == "flashmla" else {}),
+    }
+    w = WorkloadTable.model_validate(table)
     return Measurement(
         runner="published",
-        family=family,
+        family=algorithm if forward else f"{algorithm} {row['pass']}",
         split=row["split"],
         workload=w,
-        schedule=SCHEDULES.get(row["algorithm"]) if forward else None,
-        launches=LAUNCHES.get(row["algorithm"]),
+        schedule=SCHEDULES.get(algorithm) if forward or trained else None,
+        launches=LAUNCHES.get(algorithm),
         source=row["source"],
         **_figure(row, w.workload()),
     )
@@ -99,5 +106,6 @@ def _figure(row: dict[str, str], w: AttentionWorkload) -> dict[str, Any]:
         return {"published_hbm_bytes": value}
     if row["metric"] == "rate":
         pairs = w.seq_q * w.seq_kv / (2 if w.causal else 1)
-        value = 4 * w.batch * w.heads * pairs * w.head_dim / value
+        passes = 1 if row["pass"] == "fwd" else 3.5
+        value = passes * 4 * w.batch * w.heads * pairs * w.head_dim / value
     return {f"{row['l2']}_s": [value]}

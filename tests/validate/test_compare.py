@@ -156,7 +156,11 @@ def test_what_cannot_be_predicted_says_why():
 
 
 def test_published_rates_are_times_by_the_benchmarks_count_of_flops():
-    flash = [p for p in published("h100-sxm").points if p.family == "flash2"]
+    paper = "arXiv 2407.08608"
+    flash = [
+        p for p in published("h100-sxm").points
+        if p.family == "flash2" and p.source.startswith(paper)
+    ]  # fmt: skip
     (point,) = [
         p for p in flash
         if p.workload.head_dim == 128 and p.workload.seq_kv == 8192 and not p.workload.causal
@@ -167,6 +171,12 @@ def test_published_rates_are_times_by_the_benchmarks_count_of_flops():
         if p.workload.head_dim == 128 and p.workload.seq_kv == 8192 and p.workload.causal
     ]  # fmt: skip
     assert causal.warm_s == pytest.approx([2 * 2 * 16 * 8192**2 * 128 / 333e12])
+    (trained,) = [
+        p for p in published("rtx-a5000").points
+        if p.family == "flash2 fwd+bwd" and p.workload.seq_kv == 8192
+    ]  # fmt: skip
+    assert trained.workload.phase == "training"
+    assert trained.warm_s == pytest.approx([3.5 * 4 * 2 * 32 * 8192**2 * 64 / 78.64e12])
 
 
 def test_published_times_are_judged_from_the_l2_that_the_benchmark_leaves():
