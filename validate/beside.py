@@ -26,13 +26,23 @@ or after attention's. By the `beside` of a measured operation:
                    unfusedAttentionKernels_2_template.h (applyBiasRopeUpdateKVCacheV2). A thread has
                    16 bytes of a token's query head, and reads as much of K and V, its partner of Q
                    and of K and eight pairs of cosine and sine, 64 bytes from its neighbour's
-    MLA expanded   the latents are multiplied up to K and V of every head, the keys' turned part is
-                   put beside each, V is filled up to K's width and the results are cut again:
-                   vllm/v1/attention/backends/mla/common.py (_forward_prefill, _pad_v)
+    MLA expanded   the new latents are written to the cache, all are multiplied up to K and V of
+                   every head and the keys' turned part is put beside each:
+                   vllm/v1/attention/backends/mla/common.py (_forward_prefill)
+    MLA filled     the same, and V is filled up to K's width and the results are cut again (_pad_v)
     MLA absorbed   the new latents are written to the cache, queries multiplied by each head's W_UK
                    and put beside their turned part, results by W_UV:
                    vllm/v1/attention/backends/mla/common.py (forward, _v_up_proj), cache_kernels.cu
                    (concat_and_cache_mla)
+    MLA written    the new latents are written to the cache, cast first, part by part, where that is
+                   narrower: SGLang, mem_cache/memory_pool.py (set_mla_kv_buffer)
+    MLA joined     the same, and queries are put beside their turned part; for a cache in 8 bits one
+                   kernel turns and quantises them in decoding, in prefill Q, K and V are cast:
+                   SGLang, layers/attention/trtllm_mla_backend.py
+    MLA turned     queries (of whole prompts keys too) are turned where they lie and the new latents
+                   written, once offsets are made from lengths; for a cache in 8 bits what attention
+                   reads is quantised: in decoding at once, in prefill by a kernel of its own.
+                   TensorRT-LLM, kernels/mlaKernels.cu, common/attentionOp.cpp
 """
 
 from dataclasses import astuple, dataclass
@@ -51,7 +61,11 @@ Kind = Literal[
     "fp8 queries",
     "packed QKV",
     "MLA expanded",
+    "MLA filled",
     "MLA absorbed",
+    "MLA written",
+    "MLA joined",
+    "MLA turned",
 ]
 # Of a warp of applyBiasRopeUpdateKVCacheV2: cycles of its SM's L1, one for 128 bytes in a row or
 # for a sector alone. Five loads and a store of 512 bytes, eight loads of 16 sectors (the halves of
@@ -69,12 +83,14 @@ LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's an
 class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
-    `l1_cycles` are those of an SM's L1, of all SMs together. `threads` work on a token each CTA, or
-    warp, and take turns on the SMs; it waits for `further_loads` beyond the usual ones.
+    `matmul_bytes` of the bytes move while matmuls run. `l1_cycles` are those of an SM's L1, of all
+    SMs together. `threads` work on a token each CTA, or warp, and take turns on the SMs; it waits
+    for `further_loads` beyond the usual ones.
     """
 
     bytes: int = 0
     flops: int = 0
+    matmul_bytes: int = 0
     launches: int = 0
     l1_cycles: int = 0
     threads: int = 0
@@ -96,11 +112,12 @@ class Beside:
         calibration = hw.calibration
         flops_s = self.flops / hw.matmul_flops_per_s(w.dtype)
         in_l2 = self.bytes < hw.l2.capacity * calibration.l2.effective_capacity
-        memory_s = (
-            self.bytes / (hw.l2.bandwidth * calibration.l2.sustained)
-            if in_l2
-            else machine_of(hw).hbm_s(self.bytes / 2, self.bytes / 2)
-        )
+
+        def memory_s(moved: int) -> float:
+            if in_l2:
+                return moved / (hw.l2.bandwidth * calibration.l2.sustained)
+            return machine_of(hw).hbm_s(moved / 2, moved / 2)
+
         l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
         latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
         fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
@@ -109,8 +126,9 @@ class Beside:
         taken_s = (
             self.launches * (calibration.launch.gap + fixed_s) + self.further_loads * latency_s
         )
-        taken_s += max(memory_s, l1_s, (waves - 1) * token_s)
-        taken_s += flops_s / calibration.tensor.native
+        passes_s = memory_s(self.bytes - self.matmul_bytes)
+        taken_s += max(passes_s, l1_s, (waves - 1) * token_s)
+        taken_s += max(flops_s / calibration.tensor.native, memory_s(self.matmul_bytes))
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
 
@@ -139,24 +157,76 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             made = q * w.dtype_bytes + kv * cached_bits // 8
             turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
             return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, l1_cycles=turning)
-        case "MLA expanded":
-            return _mla_expanded(tokens, w.heads, read_bytes)
+        case "MLA expanded" | "MLA filled":
+            expanded = _mla_expanded(tokens, w.heads, read_bytes, cached_bits)
+            return expanded.and_also(_mla_filled(tokens, w.heads, read_bytes, kind))
+        case "MLA written":
+            return _mla_written(tokens, read_bytes, cached_bits)
+        case "MLA joined":
+            joined = _mla_joined(w, read_bytes)
+            return joined.and_also(_mla_written(tokens, read_bytes, cached_bits))
+        case "MLA turned":
+            return _mla_turned(w, read_bytes, cached_bits)
         case "MLA absorbed":
             return _mla_absorbed(tokens, w.heads, read_bytes, cached_bits)
     return Beside()
 
 
-def _mla_expanded(tokens: int, heads: int, element_bytes: int) -> Beside:
-    """A matmul, K put together, V filled up, the result cut: four launches."""
-    k, rows = K_PLAIN + K_TURNED, tokens * heads
-    made = LATENT * tokens + (K_PLAIN + V) * rows
-    joined = (K_PLAIN + K_TURNED + k) * rows
-    filled, cut = (V + k) * rows, (k + V) * rows
+def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:
+    """The write, a matmul, K put together: three launches."""
+    latents, rows = tokens * (LATENT + K_TURNED), tokens * heads
+    written = latents * element_bytes + latents * cached_bits // 8
+    made = (LATENT * tokens + (K_PLAIN + V) * rows) * element_bytes
+    joined = (K_PLAIN + K_PLAIN + K_TURNED) * rows * element_bytes  # one turned part for all heads
     return Beside(
-        (made + joined + filled + cut) * element_bytes,
+        written + made + joined,
         flops=2 * LATENT * (K_PLAIN + V) * rows,
-        launches=4,
+        matmul_bytes=made,
+        launches=3,
     )
+
+
+def _mla_filled(tokens: int, heads: int, element_bytes: int, kind: Kind) -> Beside:
+    """V filled up, the result cut: two launches."""
+    if kind != "MLA filled":
+        return Beside()
+    filled, cut = V + K_PLAIN + K_TURNED, 2 * V
+    return Beside((filled + cut) * tokens * heads * element_bytes, launches=2)
+
+
+def _mla_written(tokens: int, element_bytes: int, cached_bits: int) -> Beside:
+    """The write, after two casts where the cache is narrower."""
+    latents, cached_bytes = tokens * (LATENT + K_TURNED), cached_bits // 8
+    if cached_bytes == element_bytes:
+        return Beside(2 * latents * element_bytes, launches=1)
+    return Beside(latents * (element_bytes + 3 * cached_bytes), launches=3)
+
+
+def _mla_joined(w: AttentionWorkload, element_bytes: int) -> Beside:
+    """Queries beside their turned part, and what is cast."""
+    tokens = w.batch * w.seq_q
+    q = tokens * w.heads * (w.head_dim if w.latent_dim is None else LATENT + K_TURNED)
+    cast = w.dtype_bytes < element_bytes
+    if w.latent_dim is not None:
+        return Beside(q * (element_bytes + w.dtype_bytes), launches=1)
+    k, v = (tokens * w.kv_heads * cols for cols in (w.head_dim, w.value_columns))
+    narrowed = (q + k + v) * (element_bytes + w.dtype_bytes) if cast else 0
+    return Beside(2 * (q + k) * element_bytes + narrowed, launches=2 + 3 * cast)
+
+
+def _mla_turned(w: AttentionWorkload, element_bytes: int, cached_bits: int) -> Beside:
+    """What is turned, the write, what is quantised."""
+    tokens, rows = w.batch * w.seq_q, w.batch * w.seq_q * w.heads
+    latents = tokens * (LATENT + K_TURNED)
+    written = latents * element_bytes + latents * cached_bits // 8
+    narrowed_bytes = element_bytes + w.dtype_bytes if w.dtype_bytes < element_bytes else 0
+    if w.latent_dim is not None:
+        turned = 2 * K_TURNED * rows * element_bytes
+        quantised = (LATENT + K_TURNED) * rows * narrowed_bytes
+        return Beside(written + (quantised or turned), launches=1)
+    turned = (2 + 1) * K_TURNED * rows * element_bytes  # the keys' one part becomes every head's
+    quantised = (2 * w.head_dim + w.value_columns) * rows * narrowed_bytes
+    return Beside(written + turned + quantised, launches=2 + (quantised > 0))
 
 
 def _mla_absorbed(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:
@@ -166,8 +236,10 @@ def _mla_absorbed(tokens: int, heads: int, element_bytes: int, cached_bits: int)
     weights = heads * LATENT * (K_PLAIN + V)
     absorbed, joined = (K_PLAIN + LATENT) * rows, 2 * (LATENT + K_TURNED) * rows
     expanded = (LATENT + V) * rows
+    multiplied = (weights + absorbed + expanded) * element_bytes
     return Beside(
-        written + (weights + absorbed + joined + expanded) * element_bytes,
+        written + multiplied + joined * element_bytes,
         flops=2 * LATENT * (K_PLAIN + V) * rows,
+        matmul_bytes=multiplied,
         launches=4,
     )

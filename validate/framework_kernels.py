@@ -1,10 +1,5 @@
-"""Kernels that serving frameworks bring themselves: which tile of which schedule they are.
+"""Kernels that serving frameworks bring themselves: which options of which schedule they are.
 
-TensorRT-LLM's fmha_v2      on Ampere and Ada FlashAttention-2's loop in tiles of its own, on
-                            Hopper of `flash3` the implementation "trtllm". cpp/kernels/fmha_v2/
-                            setup.py (enumerate_hmma_flash_kernels_base, tiled_params_q_kv_step)
-                            and which of them runs:
-                            contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling)
 TensorRT-LLM's decoding     XQA, but for as many KV heads as query heads: decoderXQAImplJIT/
 before Blackwell            kernelUtils.cpp (supportConfigCommon); then masked_multihead_attention
                             on CUDA cores, whose nearest here is FlashAttention-2's split-KV kernel
@@ -25,18 +20,6 @@ from sim.schedules.parts.split_kv import MOST_SPLITS
 
 LEAST_SPLIT_BLOCKS, MOST_SPLIT_BATCH = 4, 992
 TRTLLM_PAGE = 64  # tokens (aiconfigurator, collector/trtllm/collect_attn.py)
-
-
-def fmha_v2(w: AttentionWorkload, hw: HardwareProfile) -> Mapping[str, Any]:
-    """TensorRT-LLM's prefill before Blackwell."""
-    if hw.arch == "sm90":
-        return {"name": "flash3", "implementation": "trtllm"}
-    tiled = hw.arch == "sm80" and w.seq_kv > 64
-    if tiled or w.head_dim >= 256:
-        q, kv = (128, 128) if w.head_dim <= 64 else (64, 128)
-    else:
-        q, kv = 64, 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
-    return {"name": "flash2", "tile": {"q": q, "kv": kv}, "warps": 4}
 
 
 def trtllm_decode(w: AttentionWorkload, _: HardwareProfile) -> Mapping[str, Any]:

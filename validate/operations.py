@@ -6,9 +6,6 @@ Where a kernel runs that no schedule has, the table says the nearest one, or why
 
     XQA's decoding over one copy of the cache, and TensorRT-LLM's   `paged`, in FlashAttention-2's
     where XQA is not used (a CTA a query head, on CUDA cores)       split-KV kernels
-    MLA's prefill, K of 192 and V of 128 elements                   `flash2`, both of 160: the same
-                                                                    bytes, a fifth more FLOPs, as
-                                                                    its kernel of 192 runs
 
 Where pages are not stated they have 64 tokens.
 """
@@ -29,8 +26,8 @@ from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_decode_before_hopper, fmha_v2, trtllm_decode
-from validate.predict import NotPredictedError
+from validate.framework_kernels import flash3_decode_before_hopper, trtllm_decode
+from validate.predict import REGULATED_AFTER_S, NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
 DECODE: tuple[Pass, ...] = ("decode",)
@@ -45,6 +42,8 @@ FLASH3_SM8X = {"name": "flash2", "implementation": "fa3"}
 MEM_EFFICIENT = {"name": "flash2", "implementation": "mem-efficient"}
 TRITON = {"name": "flash2", "implementation": "triton"}
 SGLANG = {"name": "flash2", "implementation": "sglang"}
+FMHA_V2 = {"name": "flash2", "implementation": "trtllm"}  # TensorRT-LLM's prefill
+FMHA_V2_HOPPER = {"name": "flash3", "implementation": "trtllm"}
 FLASH3 = {"name": "flash3"}
 FLASH3_VARLEN = {"name": "flash3", "call": "varlen"}
 FLASH3_PAGED = {"name": "flash3", "call": "paged"}
@@ -110,7 +109,8 @@ class Operation:
     `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
     longer than usual, `host_us` of one that is timed without a graph: the GPU works beside the
     host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of fp8;
-    where a row says that K and V are written to the cache, at least that.
+    where a row says that K and V are written to the cache, at least that. So many `calls` in a row
+    are timed, if stated, the ones before included.
     """
 
     kernel: str
@@ -127,6 +127,7 @@ class Operation:
     cache_tokens: int | None = None
     floor_us: float | None = None
     host_us: float = 0.0
+    calls: int | None = None
     beside: Kind = ""
     fp8_beside: Kind = ""
     why: str = ""
@@ -145,8 +146,6 @@ def _refused(kernel: str, family: str, why: str, *passes: Pass) -> Operation:
     return Operation(kernel, family, passes or ("fwd", "bwd", "decode"), None, why=why)
 
 
-_ONE_HEAD_DIM = "K has 192 elements and V 128: its schedule has one head_dim"
-
 # The first that fits counts.
 OPERATIONS = (
     # --- multi-head latent attention ---------------------------------------------------------
@@ -159,16 +158,18 @@ OPERATIONS = (
         "MLA decode, Triton",
         DECODE,
         VLLM_MLA,
+        calls=9,
         floor_us=450,
         host_us=340,
         beside="MLA absorbed",
     ),
-    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, SGLANG_MLA),
+    Operation(r"sglang MLA triton", "MLA decode, Triton", DECODE, SGLANG_MLA, beside="MLA written"),
     Operation(
         r"vllm MLA vllm_flash_attn_mla",
         "MLA decode, FA3",
         DECODE,
         FA3_MLA,
+        calls=9,
         floor_us=220,
         host_us=169,
         beside="MLA absorbed",
@@ -178,12 +179,15 @@ OPERATIONS = (
         "MLA decode, FlashMLA",
         DECODE,
         MLA,
+        calls=9,
         in_cache_dtype=True,
         floor_us=270,
         host_us=190,
         beside="MLA absorbed",
     ),
-    Operation(r"sglang MLA flash_attention", "MLA decode, FA3", DECODE, FA3_MLA),
+    Operation(
+        r"sglang MLA flash_attention", "MLA decode, FA3", DECODE, FA3_MLA, beside="MLA written"
+    ),
     Operation(
         r"trtllm MLA .*",
         "MLA decode, TensorRT-LLM",
@@ -191,31 +195,104 @@ OPERATIONS = (
         TRTLLM_MLA,
         arch=AMPERE + HOPPER,
         in_cache_dtype=True,
+        beside="MLA turned",
     ),
     Operation(
-        r"(trtllm|sglang) MLA .*", "MLA decode, trtllm-gen", DECODE, TRTLLM_MLA, in_cache_dtype=True
+        r"trtllm MLA .*",
+        "MLA decode, trtllm-gen",
+        DECODE,
+        TRTLLM_MLA,
+        in_cache_dtype=True,
+        beside="MLA turned",
+    ),
+    Operation(
+        r"sglang MLA .*",
+        "MLA decode, trtllm-gen",
+        DECODE,
+        TRTLLM_MLA,
+        in_cache_dtype=True,
+        beside="MLA joined",
     ),
     Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
-    # vLLM fills V up with zeros to K's 192 (vllm/v1/attention/backends/mla/common.py, _pad_v).
+    # vLLM fills V up with zeros to K's 192 but for FlashAttention-3, and calls it call by call here
+    # too (vllm/v1/attention/backends/mla/common.py, _pad_v).
     Operation(
         r"vllm MLA vllm_triton_mla",
         "MLA prefill, FA2",
         PREFILL,
         FLASH2,
+        calls=9,
         head_dim=192,
+        beside="MLA filled",
+    ),
+    Operation(
+        r"vllm MLA .*",
+        "MLA prefill, FA3",
+        PREFILL,
+        FLASH3_VARLEN | {"implementation": "vllm"},
+        calls=9,
+        arch=HOPPER,
+        changes={"value_dim": 128},
+        floor_us=220,
+        host_us=169,
         beside="MLA expanded",
     ),
-    # Absorbed: K of 576 elements, V of 512 of them, one for all heads; both as of 512 here.
+    # SGLang's collector runs what its default is for each device: absorbed, K of 576 elements, V of
+    # 512 of them, one for all heads, but on Blackwell (aiconfigurator, collector/sglang/
+    # collect_mla.py, whose K and V have one head there too).
+    Operation(
+        r"sglang MLA flash_attention",
+        "MLA prefill, FA3 absorbed",
+        PREFILL,
+        FA3_MLA,
+        beside="MLA written",
+    ),
     Operation(
         r"sglang MLA triton",
         "MLA prefill, Triton",
         PREFILL,
         SGLANG,
-        head_dim=512,
-        changes={"kv_heads": 1},
+        head_dim=576,
+        changes={"kv_heads": 1, "value_dim": 512},
+        beside="MLA written",
     ),
-    Operation(r".* MLA .*", "MLA prefill, FA2", PREFILL, FLASH2, arch=AMPERE, head_dim=160),
-    _refused(r".* MLA .*", "MLA prefill", _ONE_HEAD_DIM, "fwd"),
+    Operation(
+        r"sglang MLA trtllm_mla",
+        "MLA prefill, trtllm-gen",
+        PREFILL,
+        TRTLLM_GEN,
+        in_cache_dtype=True,
+        changes={"kv_heads": 1, "value_dim": 128},
+        beside="MLA joined",
+    ),
+    Operation(
+        r"trtllm MLA .*",
+        "MLA prefill, TensorRT-LLM",
+        PREFILL,
+        FMHA_V2,
+        arch=AMPERE,
+        changes={"value_dim": 128},
+        beside="MLA turned",
+    ),
+    Operation(
+        r"trtllm MLA .*",
+        "MLA prefill, TensorRT-LLM",
+        PREFILL,
+        FMHA_V2_HOPPER,
+        arch=HOPPER,
+        in_cache_dtype=True,
+        changes={"value_dim": 128},
+        beside="MLA turned",
+    ),
+    Operation(
+        r"trtllm MLA .*",
+        "MLA prefill, trtllm-gen",
+        PREFILL,
+        TRTLLM_GEN,
+        in_cache_dtype=True,
+        changes={"value_dim": 128},
+        beside="MLA turned",
+    ),
     # --- serving frameworks and FlashInfer: prefill --------------------------------------------
     # vLLM gives FA2 the block table in prefill too: the split-KV kernel, unsplit, runs
     # (vllm/v1/attention/backends/flash_attn.py; flash_api.cpp, mha_varlen_fwd).
@@ -252,7 +329,7 @@ OPERATIONS = (
         r"trtllm torch_flow",
         "TensorRT-LLM prefill",
         PREFILL,
-        fmha_v2,
+        FMHA_V2,
         arch=AMPERE,
         beside="packed QKV",
     ),
@@ -260,7 +337,7 @@ OPERATIONS = (
         r"trtllm torch_flow",
         "TensorRT-LLM prefill",
         PREFILL,
-        fmha_v2,
+        FMHA_V2_HOPPER,
         arch=HOPPER,
         in_cache_dtype=True,
         beside="packed QKV",
@@ -552,7 +629,7 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
-    if NCU.search(figure.extra):  # one launch, then a pause: the power limit has no time to act
+    if _is_brief(figure, operation):
         hw = hw.model_copy(update={"power": None})
     dirty = WRITTEN_COLD.search(figure.extra) is not None
     case = Case(w, hw, schedule, operation.launches, _is_warm(figure), dirty)
@@ -565,6 +642,15 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         floor_us=_floor_us(figure, operation),
         host_s=operation.host_us * 1e-6,
     )
+
+
+def _is_brief(figure: Figure, operation: Operation) -> bool:
+    """Whether it was over before the power limit acts: one launch in a profiler, or few calls."""
+    if NCU.search(figure.extra):
+        return True
+    if operation.calls is None or figure.metric != "time_us":
+        return False
+    return operation.calls * figure.value * 1e-6 < REGULATED_AFTER_S
 
 
 def _floor_us(figure: Figure, operation: Operation) -> float:
@@ -620,8 +706,9 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
     if figure.causal is None and not decodes:
         raise NotPredictedError("whether it is causal is not stated")
     latent = isinstance(operation.schedule, Mapping) and operation.schedule["name"] == "mla"
+    of_cache = decodes or latent  # absorbed prefill reads the cache as decoding does
     dtype = figure.dtype.split("/")[0]
-    kv_dtype = figure.kv_dtype.split("/")[0] if decodes or operation.in_cache_dtype else dtype
+    kv_dtype = figure.kv_dtype.split("/")[0] if of_cache or operation.in_cache_dtype else dtype
     if dtype not in DTYPE_BYTES or kv_dtype not in KV_BITS:
         raise NotPredictedError(f"{figure.dtype} (cache: {figure.kv_dtype}) is no dtype here")
     if operation.in_cache_dtype:
@@ -638,7 +725,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
         "kv_dtype": kv_dtype,
         "causal": bool(figure.causal) or window is not None,
         "window": window,
-        "phase": "decode" if decodes else "prefill",
+        "phase": "decode" if of_cache else "prefill",
     }
     if latent:
         table |= {"head_dim": 128, "latent_dim": 512, "rope_dim": 64}

@@ -266,16 +266,21 @@ class QKVO(NamedTuple):
 
 
 def qkvo(w: AttentionWorkload) -> QKVO:
-    """Q, K, V and O: a matrix of tokens x head_dim for each head of each sequence."""
-    queries = (w.batch * w.heads, w.seq_q, w.head_dim, w.dtype_bytes)
-    keys = (w.batch * w.kv_heads, w.seq_kv, w.head_dim, w.dtype_bytes)
-    q_sizes = matrix_sizes(w.queries, w.head_dim, w.heads)
-    kv_sizes = matrix_sizes(w.keys, w.head_dim, w.kv_heads)
+    """Q, K, V and O: a matrix of tokens x columns for each head of each sequence."""
+    d, d_v, size = w.head_dim, w.value_columns, w.dtype_bytes
+    of_q, of_kv = (w.batch * w.heads, w.seq_q), (w.batch * w.kv_heads, w.seq_kv)
+
+    def q_sizes(cols: int) -> IntArray | None:
+        return matrix_sizes(w.queries, cols, w.heads)
+
+    def kv_sizes(cols: int) -> IntArray | None:
+        return matrix_sizes(w.keys, cols, w.kv_heads)
+
     return QKVO(
-        Tensor("Q", *queries, "input", "query", q_sizes),
-        Tensor("K", *keys, "input", "key", kv_sizes),
-        Tensor("V", *keys, "input", "value", kv_sizes),
-        Tensor("O", *queries, "output", "result", q_sizes),
+        Tensor("Q", *of_q, d, size, "input", "query", q_sizes(d)),
+        Tensor("K", *of_kv, d, size, "input", "key", kv_sizes(d)),
+        Tensor("V", *of_kv, d_v, size, "input", "value", kv_sizes(d_v)),
+        Tensor("O", *of_q, d_v, size, "output", "result", q_sizes(d_v)),
     )
 
 

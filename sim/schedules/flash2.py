@@ -38,6 +38,7 @@ from sim.schedules.parts.flash_loop import (
     query_blocks,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
+from sim.schedules.parts.fmha_v2 import WIDTHS, sliced_attention
 from sim.schedules.parts.mem_efficient import MOST_HEAD_DIM, mem_efficient_attention
 from sim.schedules.parts.public_tiles import (
     cta_until_2_7_3,
@@ -63,7 +64,9 @@ class Flash2(FlashSchedule):
     `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
     "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "fa3" FlashAttention-3's
     library before Hopper (flash3_sm8x.py), "mem-efficient" PyTorch's memory-efficient kernel
-    (mem_efficient.py): their tile, warps and order of traversal are their own. `release` "2.7.3"
+    (mem_efficient.py): their tile, warps and order of traversal are their own. "trtllm" is
+    TensorRT-LLM's fmha_v2 before Hopper (fmha_v2.py). V has columns of its own in "sglang" and, 128
+    beside 192, in "trtllm"; FlashAttention-2's caller fills it up. `release` "2.7.3"
     is the last that has kernels of head_dim 160 and 224 too.
     """
 
@@ -76,7 +79,9 @@ class Flash2(FlashSchedule):
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout", "append", "lengths", "query lengths", "softcap", "alibi", "bias"})
+    takes = frozenset(
+        {"dropout", "append", "lengths", "query lengths", "softcap", "alibi", "bias", "value_dim"}
+    )
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -93,11 +98,29 @@ class Flash2(FlashSchedule):
             )
         if self.implementation in ("fa3", "mem-efficient"):
             self._check_of_its_own(w)
+        if w.value_dim is not None:
+            self._check_value_dim(w)
+        if self.implementation == "trtllm" and (w.dropout or w.phase == "training"):
+            key = "dropout = true" if w.dropout else 'phase = "training"'
+            raise InputError(
+                f'schedule flash2: implementation = "trtllm": workload.{key}: "cuda" was expected'
+            )
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
                 f'schedule flash2: implementation = "{self.implementation}": workload.{key}: '
                 '"cuda" was expected'
+            )
+
+    def _check_value_dim(self, w: AttentionWorkload) -> None:
+        sides = (w.head_dim, w.value_dim)
+        sliced = self.implementation == "trtllm" and sides == WIDTHS and w.lengths is None
+        given = self.tile or self.warps or self.stages or self.rope or self.machine_code
+        if not (sliced or self.implementation == "sglang") or given:
+            raise InputError(
+                f'schedule flash2: implementation = "{self.implementation}": workload.value_dim = '
+                f"{w.value_dim}: V as wide as K was expected, filled up by the caller; "
+                'implementation = "sglang" takes others, "trtllm" 128 beside 192, by its own tile'
             )
 
     def _check_of_its_own(self, w: AttentionWorkload) -> None:
@@ -143,6 +166,8 @@ class Flash2(FlashSchedule):
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         if self.implementation == "mem-efficient":
             return mem_efficient_attention(w, hw, tensors)
+        if self.implementation == "trtllm" and w.value_dim is not None:
+            return sliced_attention(w, tensors)
         public = cta_until_2_7_3(w, hw) if self.release else public_cta(w, hw, self.implementation)
         cta = self.cta(public, w, hw)
         grid = query_blocks(w, cta.tile, self.grid_order, hw)
@@ -184,7 +209,7 @@ def flash_attention(
         begin = way.first_visited(first, end)
 
         def keys(tensor: Tensor) -> Operand:
-            return Operand((Stream(tensor, cta.tile.kv, w.head_dim, base, way.stride),))
+            return Operand((Stream(tensor, cta.tile.kv, tensor.cols, base, way.stride),))
 
         def of_bias(items: IntArray) -> IntArray:
             row, across = grid.row(items), blocks(w.seq_kv, cta.tile.kv)

@@ -27,6 +27,7 @@ sglang   SGLang's fork: up to 64 rows of 16 bits have one warp group
 trtllm   TensorRT-LLM's fmha_v2 takes any lengths, and pages by TMA, in tiles of its own; a warp
          group waits for each matmul, its softmax runs beside the other group's alone; heads are
          not packed, keys not split, causal tiles of all heads and sequences come longest first
+         where K and V of all query heads fit L2, else those of a head one after the other
 
 Such sequences have splits of their own, and those with most key blocks a range are dealt first; the
 results of one that is not split are stored at once.
@@ -62,6 +63,7 @@ from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import Tile, TiledSchedule, check_arch
 from sim.schedules.parts.flash3_cta import (
     HEAD_DIMS,
+    OWN_VALUE_DIMS,
     Q_SIDES,
     Call,
     Flash3Cta,
@@ -100,7 +102,7 @@ class Flash3(TiledSchedule):
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = frozenset({"append", "lengths", "query lengths", "softcap"})
+    takes = frozenset({"append", "lengths", "query lengths", "softcap", "value_dim"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or such a tile."""
@@ -121,6 +123,12 @@ class Flash3(TiledSchedule):
         if w.head_dim > HEAD_DIMS[-1]:
             raise InputError(
                 f"schedule flash3: workload.head_dim = {w.head_dim}: it takes up to {HEAD_DIMS[-1]}"
+            )
+        sides = (w.head_dim, w.value_dim)
+        if w.value_dim is not None and sides not in OWN_VALUE_DIMS.items():
+            raise InputError(
+                f"schedule flash3: workload.head_dim = {w.head_dim}, value_dim = {w.value_dim}: V "
+                "as wide as K was expected, or 128 beside 192"
             )
         if self.tile and self.tile.q not in Q_SIDES:
             raise InputError(

@@ -75,7 +75,12 @@ from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, direct
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
 
 MOST_HEAD_DIM = 128
-LARGER = ((192, 128), (256, 256))  # columns of K and of V (interface.py, _validate_head_dims)
+# Columns of K and of V beyond it (interface.py, _validate_head_dims; ...HQk192HV128...).
+LARGER: dict[Implementation, tuple[tuple[int, int], ...]] = {
+    "fa4": ((192, 128), (256, 256)),
+    "trtllm-gen": ((192, 128),),
+    "cutlass": (),
+}
 DTYPES: dict[Implementation, tuple[str, ...]] = {
     "fa4": ("fp16", "bf16", "fp8"),
     "trtllm-gen": ("fp16", "bf16", "fp8"),
@@ -122,9 +127,9 @@ class Flash4(Schedule):
             self._check_training(w)
 
     def _check_head_dims(self, w: AttentionWorkload) -> None:
-        sides, of_authors = (w.head_dim, w.value_columns), self.implementation == "fa4"
-        if max(sides) > MOST_HEAD_DIM and not (of_authors and sides in LARGER):
-            larger = "; fa4 192 with value_dim = 128, and 256"
+        sides = (w.head_dim, w.value_columns)
+        if max(sides) > MOST_HEAD_DIM and sides not in LARGER[self.implementation]:
+            larger = "; fa4 and trtllm-gen 192 with value_dim = 128, fa4 256"
             raise InputError(
                 f"schedule flash4: workload.head_dim = {w.head_dim}, V's {w.value_columns}: "
                 f'implementation = "{self.implementation}" takes up to {MOST_HEAD_DIM}{larger}'

@@ -58,7 +58,7 @@ from sim.schedules.parts.latent_parts import (
     cut_in_parts,
     parts_of,
 )
-from sim.schedules.parts.latent_slices import SlicedCta, sliced_kernel
+from sim.schedules.parts.latent_slices import TILE, sliced_kernel
 from sim.schedules.parts.latent_splits import (
     Piece,
     even_pieces,
@@ -68,6 +68,7 @@ from sim.schedules.parts.latent_splits import (
     triton_splits,
 )
 from sim.schedules.parts.results import Result
+from sim.schedules.parts.sliced_loop import SlicedCta
 from sim.schedules.parts.split_kv import Splits
 from sim.tile_program import (
     Barrier,
@@ -135,7 +136,7 @@ class Mla(TiledSchedule):
             )
         self._check_options()
         if self.implementation == "trtllm" and not hw.matmul_by_warp_group:
-            sliced = SlicedCta.of(w)
+            sliced = SlicedCta.of(w, TILE, w.latent_dim)
             tile = self.fit_tile(sliced.tile, sliced.sram_bytes, w, hw)
             return [sliced_kernel(w, replace(sliced, tile=tile), PAGES_SEED)]
         cta = public_latent_cta(self.implementation, w, hw)

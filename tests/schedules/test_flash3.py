@@ -362,16 +362,24 @@ def test_tensorrt_llm_s_warp_groups_wait_for_every_matmul(dtype, head_dim, keys)
 
 
 def test_tensorrt_llm_s_causal_tiles_come_longest_first_over_all_sequences():
-    """dma.h, balanced dynamic scheduling; with a window in the order of their numbers."""
+    """dma.h, balanced dynamic scheduling; with a window in the order of their numbers.
+
+    So too where K and V of all query heads are more than the 50 MiB that a Hopper states as its L2
+    (fused_multihead_attention_v2.cpp, use_balanced_scheduling).
+    """
     trtllm = make_schedule({"name": "flash3", "implementation": "trtllm"}, "a test")
-    shape = {"batch": 2, "heads": 4, "head_dim": 128, "seq_len": 1024, "causal": True}
-    first = {}
-    for window in (None, 100):
-        (kernel,) = kernels_of(trtllm.program(workload(window=window, **shape), H100))
+    shape = {"batch": 2, "head_dim": 128, "seq_len": 1024, "causal": True}
+
+    def first(**given):
+        (kernel,) = kernels_of(trtllm.program(workload(**shape, **given), H100))
         q = next(stream for stream in kernel.streams if stream.tensor.name == "Q")
-        first[window] = q.base(np.arange(kernel.ctas) * kernel.items_per_cta)[:8]
-    np.testing.assert_array_equal(first[None], 8 * np.arange(8) + 7)
-    np.testing.assert_array_equal(first[100], np.arange(8))
+        return q.base(np.arange(kernel.ctas) * kernel.items_per_cta)[:8]
+
+    np.testing.assert_array_equal(first(heads=4), 8 * np.arange(8) + 7)
+    np.testing.assert_array_equal(first(heads=4, window=100), np.arange(8))
+    # 2 x 50 heads x 1024 keys x 128 x 2 tensors x 2 bytes are 50 MiB
+    np.testing.assert_array_equal(first(heads=50, kv_heads=1), 8 * np.arange(8) + 7)
+    np.testing.assert_array_equal(first(heads=51, kv_heads=1), np.arange(8))
 
 
 @pytest.mark.parametrize(("call", "sets_up"), [("batch", False), ("varlen", True), ("paged", True)])

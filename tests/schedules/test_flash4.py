@@ -386,7 +386,7 @@ def test_in_fp8_k_and_v_have_twice_the_buffers_and_o_is_bf16():
             "dtype = fp8: its backward",
         ),
         ({"head_dim": 192}, "b200", {}, "head_dim = 192, V's 192: implementation"),
-        ({"head_dim": 192}, "b200", {}, "fa4 192 with value_dim = 128, and 256"),
+        ({"head_dim": 192}, "b200", {}, "fa4 and trtllm-gen 192 with value_dim = 128"),
         ({"head_dim": 256, "dtype": "fp8"}, "b200", {}, "16 bits and no window"),
         (
             {"head_dim": 256, "causal": True, "window": 100},

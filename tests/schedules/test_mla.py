@@ -336,7 +336,7 @@ def test_tensorrt_llm_before_hopper_reads_q_with_every_block_and_splits_nothing(
     visits = 2 * w.batch * blocks  # both halves of O
     q_bytes = visits * w.heads * 576 * 2
     k_bytes, v_bytes = visits * down * 64 * 576 * 2, visits * down * 64 * 256 * 2
-    numbers = visits * down * 9 * 32  # with every slice
+    numbers = visits * down * 32  # with every page
     assert ran.hbm_read_bytes == q_bytes + k_bytes + v_bytes + numbers
     assert ran.hbm_write_bytes == w.batch * w.heads * 512 * 2
     assert ran.executed("mma_flops") == visits * down * 2 * 64 * 64 * (576 + 256)

@@ -90,11 +90,11 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ({"kernel": "FlashAttention-3 (varlen)"}, {"name": "flash3", "call": "varlen"}),
         (
             {"kernel": "trtllm torch_flow", "gpu": "A100", "head_dim": "128"},
-            {"name": "flash2", "tile": {"q": 64, "kv": 128}, "warps": 4},
+            {"name": "flash2", "implementation": "trtllm"},
         ),
         (
             {"kernel": "trtllm torch_flow", "gpu": "L40S"},
-            {"name": "flash2", "tile": {"q": 64, "kv": 32}, "warps": 4},
+            {"name": "flash2", "implementation": "trtllm"},
         ),
         (
             {"kernel": "trtllm torch_flow", "gpu": "H200"},
@@ -206,13 +206,45 @@ def test_an_fp8_cache_is_multiplied_in_fp8_where_the_kernel_does(tmp_path):
     assert (decode.dtype, decode.kv_dtype) == ("bf16", "fp8")
 
 
-def test_latent_attention_decodes_from_one_cache_and_its_prefill_has_one_head_dim(tmp_path):
+def test_latent_attention_decodes_from_one_cache(tmp_path):
     row = {"kernel": "vllm MLA vllm_flashmla", "pass_": "decode", "seq_q": "1", "head_dim": "576"}
     w = case(tmp_path, **row, kv_heads="1").workload
     assert (w.latent_dim, w.rope_dim, w.kv_heads) == (512, 64, 8)
-    prefill = {"kernel": "trtllm MLA default", "head_dim": "192"}
-    assert case(tmp_path, **prefill, gpu="A100").workload.head_dim == 160
-    assert "its schedule has one head_dim" in why(tmp_path, **prefill, gpu="H100")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "gpu", "schedule", "sides", "dtype"),
+    [
+        # K and V of every head, by whose kernel; V filled up only for FlashAttention-2
+        ("vllm MLA vllm_triton_mla", "A100", ("flash2", "cuda"), (192, 192, 8), "bf16"),
+        ("vllm MLA vllm_flash_attn_mla", "H200", ("flash3", "vllm"), (192, 128, 8), "bf16"),
+        ("vllm MLA vllm_flashmla", "H200", ("flash3", "vllm"), (192, 128, 8), "bf16"),
+        ("trtllm MLA default", "L40S", ("flash2", "trtllm"), (192, 128, 8), "bf16"),
+        ("trtllm MLA default", "H200", ("flash3", "trtllm"), (192, 128, 8), "fp8"),
+        ("trtllm MLA default", "B200", ("flash4", "trtllm-gen"), (192, 128, 8), "fp8"),
+        # what SGLang's collector calls: latents as they lie, on Blackwell K and V of one head
+        ("sglang MLA triton", "L40S", ("flash2", "sglang"), (576, 512, 1), "bf16"),
+        ("sglang MLA trtllm_mla", "B200", ("flash4", "trtllm-gen"), (192, 128, 1), "fp8"),
+        ("sglang MLA flash_attention", "H200", ("mla", "fa3"), (128, 128, 8), "bf16"),
+    ],
+)
+def test_each_framework_prefills_latents_by_its_own_kernel(
+    tmp_path, kernel, gpu, schedule, sides, dtype
+):
+    """aiconfigurator, collector/{vllm,sglang,trtllm}/collect_mla.py."""
+    own = case(tmp_path, kernel=kernel, gpu=gpu, head_dim="192", kv_heads="8", kv_dtype="fp8")
+    w = own.workload
+    assert (own.schedule.name, own.schedule.implementation) == schedule
+    assert (w.head_dim, w.value_columns, w.kv_heads) == sides
+    assert (w.dtype, w.latent_dim is not None) == (dtype, schedule[0] == "mla")
+
+
+def test_few_calls_are_over_before_the_power_limit_acts(tmp_path):
+    """collect_mla.py of vLLM: 3 calls and 6; the limit acts after 0.1 s."""
+    row = {"kernel": "vllm MLA vllm_triton_mla", "head_dim": "192", "gpu": "A100"}
+    for value, limited in (("11000", False), ("11200", True)):
+        hw = case(tmp_path, **row, metric="time_us", value=value).hardware
+        assert (hw.power is not None) == limited
 
 
 @pytest.mark.parametrize(
@@ -435,7 +467,37 @@ def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
     row = {"kernel": "vllm MLA vllm_triton_mla", "head_dim": "192", "gpu": "A100"}
     measured = measured_of(figure(tmp_path, **row))
     w = measured.case.workload
-    assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.seq_q * w.heads
+    rows = w.batch * w.seq_q * w.heads
+    assert measured.beside.flops == 2 * 512 * 256 * rows
+    written = 2 * w.batch * w.seq_q * 576
+    multiplied, joined = w.batch * w.seq_q * 512 + 256 * rows, (128 + 192) * rows
+    filled, cut = (128 + 192) * rows, 2 * 128 * rows
+    assert measured.beside.bytes == 2 * (written + multiplied + joined + filled + cut)
+    assert measured.beside.launches == 5
+    hopper = measured_of(
+        figure(tmp_path, **row | {"kernel": "vllm MLA vllm_flashmla", "gpu": "H100"})
+    )
+    assert hopper.beside.bytes == 2 * (written + multiplied + joined)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "gpu", "elements", "launches"),
+    [
+        # latents read and written; 8 bits in two casts first
+        ("sglang MLA flash_attention", "H100", (2, 1 + 1 + 1, 0, 0), 3),
+        # and a query's 576 elements, turned and quantised in one
+        ("sglang MLA trtllm_mla", "B200", (2, 1 + 1 + 1, 2, 1), 4),
+        ("trtllm MLA default", "H100", (2, 1, 2, 1), 1),
+    ],
+)
+def test_decoding_holds_the_write_of_the_new_latents_and_what_is_done_to_queries(
+    tmp_path, kernel, gpu, elements, launches
+):
+    row = {"kernel": kernel, "gpu": gpu, "pass_": "decode", "seq_q": "1", "head_dim": "576"}
+    own = measured_of(figure(tmp_path, **row, kv_heads="1", kv_dtype="fp8"))
+    w, (read, written, q_read, q_written) = own.case.workload, elements
+    expected = (read + written) * w.batch * 576 + (q_read + q_written) * w.batch * w.heads * 576
+    assert (own.beside.bytes, own.beside.launches) == (expected, launches)
 
 
 def test_latents_stay_as_they_are_and_queries_are_multiplied_within_vllms_decoding(tmp_path):

@@ -17,7 +17,15 @@ from sim.inputs.workload import AttentionWorkload, Mask
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import fewest_filling
-from sim.schedules.parts.public_tiles import FLASH3, FLASH3_PAGED, FLASH3_TWO_LEVEL, FMHA_V2
+from sim.schedules.parts.public_tiles import (
+    FLASH3,
+    FLASH3_192_128,
+    FLASH3_192_128_PAGED,
+    FLASH3_PAGED,
+    FLASH3_TWO_LEVEL,
+    FMHA_V2,
+    FMHA_V2_192_128,
+)
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES
 from sim.tile_program import Footprint
 
@@ -25,6 +33,7 @@ WORKER_ROWS = 64  # of a warp group: wgmma is of 64 rows
 MOST_WORKERS = 3
 Q_SIDES = tuple(WORKER_ROWS * n for n in range(1, MOST_WORKERS + 1))
 HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in FLASH3}))
+OWN_VALUE_DIMS = {192: 128}  # columns of V beside such a K's (flash_api.cpp, mha_fwd)
 STAGES = 2
 PRODUCER_THREADS = 128
 # Of vLLM's fork and SGLang's, by head_dim and bytes of an element, where they are not those of two
@@ -83,6 +92,11 @@ class Flash3Cta:
         return kernel_head_dim(self.w)
 
     @property
+    def value_dim(self) -> int:
+        """Of V and O: of its own where that is compiled, else as of K."""
+        return value_dim(self.w)
+
+    @property
     def workers(self) -> int:
         """Consumer warp groups."""
         return self.tile.q // WORKER_ROWS
@@ -110,12 +124,12 @@ class Flash3Cta:
     @property
     def sram_bytes(self) -> int:
         """Q, the stages of K and V (V twice where it is transposed), P; O takes V's place."""
-        element, d, tile = self.w.dtype_bytes, self.head_dim, self.tile
-        v = STAGES * tile.kv * d * element
+        element, d, d_v, tile = self.w.dtype_bytes, self.head_dim, self.value_dim, self.tile
+        k, v = (STAGES * tile.kv * cols * element for cols in (d, d_v))
         transposed = v if element == 1 else 0
         p = tile.q * tile.kv * element if self.p_in_sram else 0
-        beyond_v = max(0, tile.q * d * O_ELEMENT_BYTES - v)
-        return tile.q * d * element + 2 * v + transposed + p + beyond_v
+        beyond_v = max(0, tile.q * d_v * O_ELEMENT_BYTES - v)
+        return tile.q * d * element + k + v + transposed + p + beyond_v
 
     @property
     def footprint(self) -> Footprint:
@@ -129,6 +143,11 @@ def kernel_head_dim(w: AttentionWorkload) -> int:
     return next(d for d in HEAD_DIMS if w.head_dim <= d)
 
 
+def value_dim(w: AttentionWorkload) -> int:
+    """V's columns in the kernel that runs (flash_api.cpp, round_up_headdimv)."""
+    return kernel_head_dim(w) if w.value_dim is None else OWN_VALUE_DIMS[kernel_head_dim(w)]
+
+
 def public_tile(
     w: AttentionWorkload, call: Call, packs: bool = False, implementation: Implementation = "fa3"
 ) -> tuple[Tile, int]:
@@ -138,11 +157,13 @@ def public_tile(
     """
     head_dim = kernel_head_dim(w)
     if implementation == "trtllm":
-        q, kv = FMHA_V2[head_dim, w.dtype_bytes]
+        q, kv = FMHA_V2_192_128 if w.value_dim is not None else FMHA_V2[head_dim, w.dtype_bytes]
         return Tile(q=q, kv=kv), 1
     by_mask = (FLASH3_PAGED if call == "paged" else FLASH3)[head_dim, w.dtype_bytes]
     if implementation == "vllm" and w.dtype_bytes == 1:
         by_mask = FLASH3_TWO_LEVEL[head_dim]
+    if w.value_dim is not None and w.dtype_bytes == 2:
+        by_mask = FLASH3_192_128_PAGED if call == "paged" else FLASH3_192_128
     q, kv = by_mask[w.mask]
     packs |= call != "batch"
     packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
@@ -194,7 +215,7 @@ def most_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
     key_blocks = blocks(loaded, tile.kv)
     tiles = w.batch * w.kv_heads * down
     if tiles >= 0.8 * sms:
-        head_bytes = 2 * w.seq_kv * w.head_dim * w.dtype_bytes
+        head_bytes = w.seq_kv * (w.head_dim + w.value_columns) * w.dtype_bytes
         reread = head_bytes > SPLIT_L2_BYTES and down >= 2 * sms and w.mask == "full"
         return min(blocks(head_bytes, SPLIT_L2_BYTES), MOST_SPLITS) if reread else 1
     if key_blocks <= UNSPLIT_BLOCKS:

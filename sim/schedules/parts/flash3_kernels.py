@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sim.inputs.workload import AttentionWorkload
 from sim.schedules.parts.dealing import (
     Dealt,
     by_sequence,
@@ -26,6 +27,7 @@ from sim.schedules.parts.split_kv import FLASH3_COMBINE, combine_of_splits
 from sim.schedules.parts.traversal import GridOrder, KeyOrder, directions
 from sim.tile_program import IntArray, Kernel
 
+FMHA_V2_L2_BYTES = 50 * 2**20  # that a Hopper states as its L2's
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
 
 
@@ -62,10 +64,22 @@ def forward_kernel(
 def _own_order(cta: Flash3Cta, rows: QueryRows) -> tuple[IntArray, int]:
     """All tiles as the kernel's scheduler takes them, and the like parts that they fall into."""
     section, among = _section(cta, rows), rows.matrices
+    if cta.implementation == "trtllm" and not _is_balanced(cta.w):
+        return ordered(rows, "head_slow", section), among
     order = ordered(rows, "swizzled" if cta.w.mask in cta.sorted_masks else "head_slow", section)
     if not cta.of_one_length and cta.implementation != "trtllm":
         order, among = by_sequence(rows), rows.of_a_sequence
     return order, like_sections(rows, section, among)
+
+
+def _is_balanced(w: AttentionWorkload) -> bool:
+    """Whether TensorRT-LLM's causal tiles come longest first: where K and V fit L2.
+
+    They count as a copy for every query head, as wide as K (fused_multihead_attention_v2.cpp,
+    use_balanced_scheduling).
+    """
+    held = 2 * w.batch * w.heads * w.seq_kv * w.head_dim * w.dtype_bytes
+    return w.mask == "causal" and held <= FMHA_V2_L2_BYTES
 
 
 def _section(cta: Flash3Cta, rows: QueryRows) -> int:

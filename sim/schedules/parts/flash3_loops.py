@@ -47,25 +47,27 @@ class Work:
 
     def __init__(self, cta: Flash3Cta, rows: QueryRows, dealt: Dealt) -> None:
         self.cta, self.rows, self.dealt, self.way = cta, rows, dealt, LAST_TO_FIRST
-        w, tile, d = cta.w, cta.tile, cta.head_dim
+        w, tile, d, d_v = cta.w, cta.tile, cta.head_dim, cta.value_dim
         self.tensors, self.lse = rows.tensors()
         self.partial = rows.partial()
-        self.q_elements, self.scores = tile.q * d, tile.q * tile.kv
-        q_bytes, kv_bytes = self.q_elements * w.dtype_bytes, tile.kv * d * w.dtype_bytes
-        self.flops = 2 * self.scores * d
+        self.o_elements, self.scores = tile.q * d_v, tile.q * tile.kv
+        k_bytes, v_bytes = (tile.kv * cols * w.dtype_bytes for cols in (d, d_v))
+        self.s_flops, self.pv_flops = 2 * self.scores * d, 2 * self.scores * d_v
         # Written once by TMA, then read whole by every warp group; Q's rows are read again each
         # time.
-        kv_sram_bytes = (1 + cta.workers) * kv_bytes
+        read = 1 + cta.workers
         p_bytes = self.scores * w.dtype_bytes if cta.p_in_sram else 0
-        self.qk_sram_bytes = q_bytes + kv_sram_bytes
-        self.pv_sram_bytes = kv_sram_bytes + 2 * p_bytes
+        self.qk_sram_bytes = tile.q * d * w.dtype_bytes + read * k_bytes
+        self.pv_sram_bytes = read * v_bytes + 2 * p_bytes
         self.transpose_ops = 0
-        self.copy_ops = COPY_OPS * kv_bytes // COPY_BYTES if cta.copies else 0
+        self.k_copy_ops, self.v_copy_ops = (
+            COPY_OPS * copied // COPY_BYTES if cta.copies else 0 for copied in (k_bytes, v_bytes)
+        )
         if w.dtype_bytes == 1:
             # The producer transposes V, by LDSM.T and STSM with a permutation of bytes for every 4.
             # Its amounts are taken with those of the matmul that it works ahead of.
-            self.transpose_ops = tile.kv * d // 4
-            self.pv_sram_bytes += 2 * kv_bytes
+            self.transpose_ops = tile.kv * d_v // 4
+            self.pv_sram_bytes += 2 * v_bytes
 
     def going(self, way: Direction) -> "Work":
         """The same of the items that go this way through their keys."""
@@ -109,10 +111,10 @@ class Work:
         return Compute(
             "S = Q K^T",
             reads,
-            self.flops,
+            self.s_flops,
             vector_ops,
             sram_bytes=self.qk_sram_bytes,
-            other_ops=self.copy_ops,
+            other_ops=self.k_copy_ops,
         )
 
     def accumulated(self, load_v: Load, softmax: Softmax = NO_SOFTMAX) -> Compute:
@@ -120,16 +122,16 @@ class Work:
         return Compute(
             "O += P V",
             (load_v,),
-            self.flops,
+            self.pv_flops,
             softmax.fp32_ops,
             softmax.exps,
             self.pv_sram_bytes,
-            softmax.other_ops + self.transpose_ops + self.copy_ops,
+            softmax.other_ops + self.transpose_ops + self.v_copy_ops,
         )
 
     def added(self, load_v: Load) -> tuple[Compute, Compute]:
         """P V summed from zeros, then added to O."""
-        of_o = self.q_elements
+        of_o = self.o_elements
         added = Compute("O += sum, sum = 0", vector_ops=of_o, other_ops=of_o)
         return self.accumulated(load_v), added
 
@@ -145,9 +147,9 @@ class Work:
             ends.append((self._is_whole, self._rows_of(self.tensors.o), self._rows_of(self.lse)))
         if self.rows.splits > 1:
             ends.append((self._is_split, self._rows_of(self.partial.o), lse_of_range))
-        sram_bytes = 2 * self.q_elements * O_ELEMENT_BYTES
+        sram_bytes = 2 * self.o_elements * O_ELEMENT_BYTES
         return [
-            finish(self.q_elements, o, lse, trips=trips, sram_bytes=sram_bytes)
+            finish(self.o_elements, o, lse, trips=trips, sram_bytes=sram_bytes)
             for trips, o, lse in ends
         ]
 
@@ -190,10 +192,10 @@ class _Softmax:
     """
 
     def __init__(self, work: Work) -> None:
-        cta, scores, of_o = work.cta, work.scores, work.q_elements
+        cta, scores, of_o = work.cta, work.scores, work.o_elements
         warps, mask_ops = WARPS_A_GROUP * cta.workers, MASK_OPS[cta.w.mask] * scores
         a_score = PLAIN + changes(cta.w, by_column=True)
-        whole = online_softmax(cta.tile.q, cta.tile.kv, cta.head_dim, warps, FLASH3_FIXED, a_score)
+        whole = online_softmax(cta.tile.q, cta.tile.kv, cta.value_dim, warps, FLASH3_FIXED, a_score)
         self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
         first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, whole.exps - cta.tile.q)

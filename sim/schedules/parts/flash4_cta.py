@@ -7,7 +7,8 @@ fa4          FlashAttention-4: query heads of a KV head packed as rows, pairs of
              interface.py (pack_gqa). Of head_dim 256 it is another kernel, whose CTAs have a tile
              each and are always pairs: sm100_hd256_2cta_fmha_forward.py
 trtllm-gen   TensorRT-LLM's, which vLLM, SGLang and FlashInfer launch too: a head's rows by
-             themselves, three buffers of keys or values, fp8 too. Published as machine code:
+             themselves, three buffers of keys or values (two beside Q of 192 columns: its
+             199,296 bytes of shared memory), fp8 too. Published as machine code:
              flashinfer-cubin 0.6.13, fmhaSm100fKernel_...PersistentContext, its metadata
              (tile 128 x 128, 256 rows a step, 512 threads, bytes of shared memory) and
              flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh
@@ -32,7 +33,7 @@ THREADS = 512  # 16 warps: 4 of softmax a tile, 4 that rescale O, others that is
 DEDICATED, DEDICATED_THREADS = 256, 384  # the head_dim that has a kernel of its own
 SRAM_BUDGET_BYTES = 224 * 2**10  # fa4's, for Q, O and the ring of K and V
 BUFFERS = 3  # of trtllm-gen and CUTLASS, each a block of K or of V
-COMPILED_HEAD_DIMS = (64, 128)  # of trtllm-gen and CUTLASS
+COMPILED_HEAD_DIMS = (64, 128, 192)  # of trtllm-gen and CUTLASS; 192 of trtllm-gen's K
 FRAGMENT = 32  # scores of a row (apply_exp2_convert: frg_tile)
 
 
@@ -185,7 +186,9 @@ class Flash4Cta:
         return 3 if whole == 2 and self._ring_bytes(3) <= room else whole
 
     def _ring_bytes(self, buffers: int) -> int:
-        """Of that many, every other of K."""
+        """Of that many: fa4's, every other of K; others' as large as K's."""
+        if not self.of_authors:
+            return buffers * self.k_bytes
         return -(-buffers // 2) * self.k_bytes + buffers // 2 * self.v_bytes
 
     @property

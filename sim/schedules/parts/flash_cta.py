@@ -43,6 +43,16 @@ def power_of_two(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
+# Columns of K that SGLang's Triton kernel has in two blocks, the rotated ones in one of their own
+# (extend_attention.py, BLOCK_DPE).
+SGLANG_LATENTS = (192, 288, 576)
+
+
+def sglang_columns(cols: int) -> int:
+    """Columns of K, or of V, in SGLang's Triton kernels."""
+    return cols if cols in SGLANG_LATENTS else power_of_two(cols)
+
+
 @dataclass(frozen=True)
 class FlashCta:
     """How a CTA of a flash kernel works."""
@@ -100,8 +110,9 @@ class FlashCta:
         return self.fixed_instructions + self.shares_keys * self.sharing_instructions
 
     def filled(self, w: AttentionWorkload) -> AttentionWorkload:
-        """The workload with the kernel's head_dim, as it fills SRAM and matmuls."""
-        return replace(w, head_dim=self.head_dim_of(w.head_dim))
+        """The workload with the kernel's columns, as they fill SRAM and matmuls."""
+        value_dim = w.value_dim and self.head_dim_of(w.value_dim)
+        return replace(w, head_dim=self.head_dim_of(w.head_dim), value_dim=value_dim)
 
     def sram_bytes(self, w: AttentionWorkload) -> int:
         """Q's tile and the buffers of K and V."""
@@ -117,8 +128,10 @@ class FlashCta:
 
 def flash_sram_bytes(w: AttentionWorkload, stages: int) -> SramBytes:
     """Q's tile and `stages` buffers of K and of V, or one for both, as wide as in the cache."""
-    q_row_bytes, kv_row_bytes = w.head_dim * w.dtype_bytes, row_bytes(w)
-    return lambda tile: q_row_bytes * tile.q + max(1, 2 * stages) * kv_row_bytes * tile.kv
+    q_row_bytes, k_row_bytes = w.head_dim * w.dtype_bytes, row_bytes(w)
+    v_row_bytes = row_bytes(w, w.value_columns)
+    kv_row_bytes = stages * (k_row_bytes + v_row_bytes) or max(k_row_bytes, v_row_bytes)
+    return lambda tile: q_row_bytes * tile.q + kv_row_bytes * tile.kv
 
 
 def triton_buffers(stages: int, by_group: bool) -> int:

@@ -148,7 +148,7 @@ class QueryBlocks:
         return QueryTiles(
             ctas=self.size,
             q=Stream(q, rows, w.head_dim, self.tile_of),
-            o=Stream(o, rows, w.head_dim, self.tile_of),
+            o=Stream(o, rows, w.value_columns, self.tile_of),
             lse=Stream(lse, rows, 1, self.tile_of),
             periods=periods,
             sharing=sharing,
@@ -204,8 +204,9 @@ def flash_kernel(
 ) -> Kernel:
     """A flash kernel of those loops over key blocks: loads Q before, stores O after them."""
     filled = cta.filled(w)
-    load_q, q_elements = Load(rows.q), cta.tile.q * filled.head_dim
+    load_q, o_elements = Load(rows.q), cta.tile.q * filled.value_columns
     q_bytes = rows.q.tile_bytes * filled.head_dim // w.head_dim
+    o_bytes = q_bytes * filled.value_columns // filled.head_dim
     prologue = begin("Q", load_q, trips=rows.has_rows, sram_bytes=q_bytes)
     if cta.angles:
         loads = (load_q, Load(cta.angles.beside_q(rows.q)))
@@ -218,7 +219,7 @@ def flash_kernel(
         loops=(
             prologue,
             *key_loops,
-            finish(q_elements, rows.o, rows.lse, trips=rows.has_rows, sram_bytes=2 * q_bytes),
+            finish(o_elements, rows.o, rows.lse, trips=rows.has_rows, sram_bytes=2 * o_bytes),
         ),
         footprint=cta.footprint(w),
         tensor_path=cta.tensor_path,
@@ -250,16 +251,18 @@ def key_loop(
     added = (Load(of_scores, 0),) if of_scores else ()
     if cta.own:
         return Loop(trips, _own_ops(cta, cta.own, loads_k, loads_v, added))
-    matmul_flops = 2 * tile.q * tile.kv * filled.head_dim
+    scores = tile.q * tile.kv
+    s_flops, pv_flops = 2 * scores * filled.head_dim, 2 * scores * filled.value_columns
     if cta.counted:
         loads = (*loads_k, *loads_v, *added)
         issued = (Barrier(loads),) if not cta.stages else _issued(added)
-        return Loop(trips, (*loads, *issued, cta.counted.compute(loads, 2 * matmul_flops)))
-    kv_bytes = tile.kv * row_bytes(filled)
-    scores = tile.q * tile.kv
+        return Loop(trips, (*loads, *issued, cta.counted.compute(loads, s_flops + pv_flops)))
+    k_bytes, v_bytes = (
+        tile.kv * row_bytes(filled, cols) for cols in (filled.head_dim, filled.value_columns)
+    )
     before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
     # Written once by the copy, then read whole by every reader, each for its own query rows.
-    kv_sram_bytes = (1 + cta.kv_readers) * kv_bytes
+    k_sram_bytes, v_sram_bytes = ((1 + cta.kv_readers) * part for part in (k_bytes, v_bytes))
     q_sram_bytes = cta.sharers * q_bytes * filled.head_dim // w.head_dim
     # P stays in registers, but goes to all warps that share keys, and O, by way of SRAM.
     p_is_shared = cta.shares_keys and not cta.sums_apart
@@ -273,22 +276,22 @@ def key_loop(
             *before_s,
             *_addressing(cta, k),
             *_issued(added),
-            *k.made_ready("K", loads_k, kv_bytes, cta.kv_readers),
+            *k.made_ready("K", loads_k, k_bytes, cta.kv_readers),
             Compute(
                 "S = Q K^T",
                 loads_k,
-                mma_flops=matmul_flops * cta.scored_keys // tile.kv,
-                sram_bytes=q_sram_bytes + kv_sram_bytes,
+                mma_flops=s_flops * cta.scored_keys // tile.kv,
+                sram_bytes=q_sram_bytes + k_sram_bytes,
             ),
             *after_s,
             _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added)),
             *after_softmax,
-            *v.made_ready("V", loads_v, kv_bytes, cta.kv_readers),
+            *v.made_ready("V", loads_v, v_bytes, cta.kv_readers),
             Compute(
                 "O += P V",
                 loads_v,
-                mma_flops=matmul_flops,
-                sram_bytes=kv_sram_bytes + p_sram_bytes,
+                mma_flops=pv_flops,
+                sram_bytes=v_sram_bytes + p_sram_bytes,
             ),
         ),
     )
@@ -307,7 +310,7 @@ def _softmax(w: AttentionWorkload, cta: FlashCta, reads: Loads) -> Compute:
     """The online softmax of a tile of scores, with dropout where there is any."""
     tile, filled = cta.tile, cta.filled(w)
     counts = online_softmax(
-        tile.q, tile.kv, filled.head_dim, cta.warps, cta.instructions, cta.a_score
+        tile.q, tile.kv, filled.value_columns, cta.warps, cta.instructions, cta.a_score
     )
     dropout = DROPOUT_OPS_PER_SCORE * tile.q * tile.kv if w.dropout else 0
     return Compute(

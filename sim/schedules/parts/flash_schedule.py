@@ -25,13 +25,15 @@ from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.schedules.parts.scores import changes, masked
 from sim.tile_program import Command, in_order
 
-Implementation = Literal["cuda", "triton", "sglang", "fa3", "mem-efficient"]
+Implementation = Literal["cuda", "triton", "sglang", "fa3", "mem-efficient", "trtllm"]
+BY_CUDA = ("cuda", "trtllm")  # whose loop is FlashAttention-2's
 # How a kernel of each can change scores before the softmax.
 CHANGES: dict[str, tuple[Taken, ...]] = {
     "cuda": ("softcap", "alibi"),
     "triton": ("softcap", "alibi", "bias"),
     "flashinfer": ("softcap", "alibi"),
     "fa3": ("softcap",),
+    "trtllm": ("softcap", "alibi"),
     "mem-efficient": ("bias",),
 }
 Like = TypeVar("Like", bound="FlashSchedule")
@@ -161,14 +163,14 @@ class FlashSchedule(TiledSchedule):
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
         taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
         if self.compiled_by_triton:
-            taken = registers.triton_flash(tile, filled.head_dim, warps)
+            taken = registers.triton_flash(tile, filled.value_columns, warps)
             # of those that widen the literal; decoding has one loop, as other kernels of Triton's
             if str(self.implementation) == "sglang" and w.phase != "decode":
                 taken = registers.sglang_flash(warps)
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
-        by_cuda = self.implementation == "cuda"
+        by_cuda = self.implementation in BY_CUDA
         a_score = public.a_score + changes(w, by_column=by_cuda)
         return replace(
             public,

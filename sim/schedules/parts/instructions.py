@@ -68,12 +68,12 @@ class Softmax:
 
 
 def online_softmax(
-    rows: int, keys: int, head_dim: int, warps: int, fixed: int, a_score: OpsAScore = PLAIN
+    rows: int, keys: int, columns: int, warps: int, fixed: int, a_score: OpsAScore = PLAIN
 ) -> Softmax:
-    """Of `rows` x `keys` scores and an O of `head_dim` columns, `fixed` instructions a warp."""
+    """Of `rows` x `keys` scores and an O of so many columns, `fixed` instructions a warp."""
     scores = rows * keys
     return Softmax(
-        fp32_ops=int(a_score.fp32 * scores) + rows * head_dim + FP32_OPS_A_ROW * rows,
+        fp32_ops=int(a_score.fp32 * scores) + rows * columns + FP32_OPS_A_ROW * rows,
         other_ops=int(a_score.other * scores) + OTHER_OPS_A_ROW * rows + fixed * LANES * warps,
         exps=int(a_score.exps * scores) + EXPS_A_ROW * rows,
     )

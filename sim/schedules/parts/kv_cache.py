@@ -57,11 +57,12 @@ QUANTISATIONS = {
 }
 
 
-def row_bytes(w: AttentionWorkload) -> int:
-    """Bytes of K, or of V, of one token of one KV head."""
+def row_bytes(w: AttentionWorkload, cols: int | None = None) -> int:
+    """Bytes of K, or of V, of one token of one KV head: `cols` elements, head_dim unless given."""
+    cols = cols or w.head_dim
     if w.kv_dtype is None:
-        return w.head_dim * w.dtype_bytes
-    return -(-w.head_dim * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
+        return cols * w.dtype_bytes
+    return -(-cols * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
 
 
 def cache_tensors(w: AttentionWorkload, rows: Sequence[int], each: int) -> tuple[Tensor, Tensor]:

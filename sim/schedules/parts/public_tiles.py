@@ -13,8 +13,14 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Mask
 from sim.schedules.base import Tile
 from sim.schedules.parts.flash2_backward import BackwardCta
-from sim.schedules.parts.flash_cta import FlashCta, power_of_two, triton_buffers
+from sim.schedules.parts.flash_cta import (
+    FlashCta,
+    power_of_two,
+    sglang_columns,
+    triton_buffers,
+)
 from sim.schedules.parts.flash_schedule import Implementation
+from sim.schedules.parts.fmha_v2 import fmha_v2_cta
 from sim.schedules.parts.instructions import (
     SGLANG,
     SGLANG_FIXED,
@@ -79,7 +85,13 @@ def _sglang(q: int, kv: int, warps: int) -> FlashCta:
     """As Triton 3.9 compiles it: 72 HMMA a warp for S of 32 rows in 8 warps (head_dim 576), be it
     of 32 or of 64 keys."""
     like = _triton(q, kv, warps, stages=1)
-    return replace(like, fixed_instructions=SGLANG_FIXED, a_score=SGLANG, shared_keys=16)
+    return replace(
+        like,
+        fixed_instructions=SGLANG_FIXED,
+        a_score=SGLANG,
+        shared_keys=16,
+        head_dim_of=sglang_columns,
+    )
 
 
 # FlashAttention-2: flash_fwd_launch_template.h, run_mha_fwd_hdim*; the last two by SRAM, as
@@ -238,6 +250,13 @@ FLASH3_PAGED: dict[tuple[int, int], dict[Mask, tuple[int, int]]] = FLASH3 | {
     (192, 1): {"full": (128, 160), "causal": (128, 160), "window": (128, 128)},
 }
 
+# Of K of 192 columns and V of 128, in 16 bits; in 8 bits as of 192.
+FLASH3_192_128: dict[Mask, tuple[int, int]] = {
+    "full": (128, 128),
+    "causal": (128, 128),
+    "window": (128, 96),
+}
+FLASH3_192_128_PAGED: dict[Mask, tuple[int, int]] = dict.fromkeys(FLASH3_192_128, (128, 96))
 # vLLM's fork, of fp8 summed on two levels (vllm-project/flash-attention, hopper/tile_size.h).
 FLASH3_TWO_LEVEL: dict[int, dict[Mask, tuple[int, int]]] = {
     64: dict.fromkeys(("full", "causal", "window"), (192, 128)),
@@ -260,6 +279,7 @@ FMHA_V2: dict[tuple[int, int], tuple[int, int]] = {
     (192, 1): (128, 128),
     (256, 1): (128, 128),
 }
+FMHA_V2_192_128 = (128, 128)  # setup.py, enumerate_hgmma_flash_warpspec_kernels, head_size_v
 
 
 def _suiting(table: Table[Cta], w: AttentionWorkload, hw: HardwareProfile) -> Iterator[Cta]:
@@ -270,6 +290,8 @@ def public_cta(
     w: AttentionWorkload, hw: HardwareProfile, implementation: Implementation
 ) -> FlashCta:
     """What the implementation's forward kernel uses unless told otherwise."""
+    if implementation == "trtllm":
+        return fmha_v2_cta(w, hw)
     cta = next(_suiting(FORWARD[implementation], w, hw))
     return cta if implementation == "cuda" else _buffered(cta, hw)
 

@@ -196,7 +196,8 @@ class QueryRows:
 
     def partial(self) -> Result:
         """Room for the partial results of sequences in several ranges."""
-        o = (self.splits * self.matrices, self.rows, self.w.head_dim)
+        cols = self.w.value_columns
+        o = (self.splits * self.matrices, self.rows, cols)
         lse = (self.matrices, self.splits, self.rows)
         if self.are_alike:
             sizes = lse_sizes = None
@@ -206,7 +207,7 @@ class QueryRows:
             splits = np.where(each > 1, each, 0)
             rows, splits = (side.repeat(self.of_a_sequence) for side in (rows, splits))
             in_range = rows * (np.arange(self.splits)[:, None] < splits)
-            sizes = np.stack([in_range.ravel(), np.full(o[0], self.w.head_dim)], axis=1)
+            sizes = np.stack([in_range.ravel(), np.full(o[0], cols)], axis=1)
             lse_sizes = np.stack([splits, rows], axis=1)
         return Result(
             Tensor("O of splits", *o, STATISTICS_BYTES, role="partial", sizes=sizes),

@@ -79,7 +79,8 @@ def kv_heads_in(w: AttentionWorkload, l2_bytes: float, seq_kv: int | None = None
 
     Of so many keys; of the longest sequence's unless given.
     """
-    fitting = int(l2_bytes // (2 * (seq_kv or w.seq_kv) * w.head_dim * w.dtype_bytes))
+    row = (w.head_dim + w.value_columns) * w.dtype_bytes
+    fitting = int(l2_bytes // ((seq_kv or w.seq_kv) * row))
     return 1 << (fitting.bit_length() - 1) if fitting else 1
 
 

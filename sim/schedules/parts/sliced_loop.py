@@ -1,0 +1,104 @@
+"""The loop of TensorRT-LLM's kernels that come in slices (fmha_v2, granular tiling).
+
+    for each block of keys (a trip):
+        for each 64 columns of Q and K:  load both slices;  S += Q K^T of the slice
+        m, P = online softmax of S;  O = rescale(O)
+        for each few keys:               load their part of V;  O += P V of the part
+
+Q comes anew for each block of keys, as its slices are not kept. Of two buffers one is filled while
+the other is multiplied; the next trip's first slice comes beside the last part of V. Warps have 16
+rows each and all of K and V, and meet before a slice is multiplied and after it.
+
+Source: NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/src/: fmha/traits.h (Traits_tile_size: slices of
+64 columns; V in parts of 64 keys, of 32 beyond 128 columns, of 16 beyond 256, where a CTA has 256
+of them: the columns of O of several CTAs), fused_multihead_flash_attention_kernel_noloop_tiled.h.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sim.inputs.workload import AttentionWorkload
+from sim.schedules.base import Tile
+from sim.schedules.parts import registers
+from sim.schedules.parts.instructions import online_softmax
+from sim.tile_program import Barrier, Compute, Footprint, Load, Op
+
+SLICE = 64  # columns of Q and K
+MOST_COLUMNS = 256  # of O
+BUFFERS = 2
+WARPS = 4
+MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
+
+
+@dataclass(frozen=True)
+class SlicedCta:
+    """How a CTA works: its tile, columns of O and keys of a part of V."""
+
+    tile: Tile
+    columns: int
+    keys: int
+    element_bytes: int
+
+    @staticmethod
+    def of(w: AttentionWorkload, tile: Tile, value_columns: int) -> "SlicedCta":
+        """Of so many columns of V."""
+        keys = 64 if value_columns <= 128 else 32 if value_columns <= MOST_COLUMNS else 16
+        return SlicedCta(tile, min(value_columns, MOST_COLUMNS), keys, w.dtype_bytes)
+
+    @property
+    def parts(self) -> int:
+        """Of a block of V."""
+        return max(1, self.tile.kv // self.keys)
+
+    def sram_bytes(self, tile: Tile) -> int:
+        """Two buffers of a slice each of Q, K and V."""
+        elements = (tile.q + tile.kv) * SLICE + min(self.keys, tile.kv) * self.columns
+        return BUFFERS * elements * self.element_bytes
+
+    @property
+    def footprint(self) -> Footprint:
+        """What a CTA takes of its SM."""
+        return Footprint(self.sram_bytes(self.tile), 32 * WARPS, registers.FLASH_CUDA)
+
+    def trip(
+        self, slices: Sequence[tuple[Load, ...]], parts: Sequence[tuple[Load, ...]], width: int
+    ) -> Iterator[Op]:
+        """S of `width` columns slice after slice, its softmax, O part after part.
+
+        The first slices have a buffer, the other loads are issued here.
+        """
+        tile, element = self.tile, self.element_bytes
+        scores = tile.q * tile.kv
+        q_bytes, k_bytes = (rows * SLICE * element for rows in (tile.q, tile.kv))
+        v_bytes = min(self.keys, tile.kv) * self.columns * element
+        s_flops, o_flops = 2 * scores * min(SLICE, width), 2 * scores * self.columns
+        softmax = online_softmax(tile.q, tile.kv, self.columns, WARPS, 0)
+        following = [*slices[1:], *parts, ()]
+        for number, (reads, issued) in enumerate(zip((*slices, *parts), following, strict=True)):
+            yield Barrier(issued)
+            if number < len(slices):
+                read, written = q_bytes + WARPS * k_bytes, q_bytes + k_bytes
+                yield from _multiplied("S += Q K^T", reads, s_flops, read, written, SLICE)
+            else:
+                read, flops = WARPS * v_bytes, o_flops // len(parts)
+                yield from _multiplied("O += P V", reads, flops, read, v_bytes, self.keys)
+            if number + 1 == len(slices):
+                yield Compute(
+                    "softmax",
+                    vector_ops=softmax.fp32_ops,
+                    exp_count=softmax.exps,
+                    other_ops=softmax.other_ops,
+                )
+
+
+def _multiplied(
+    name: str, reads: tuple[Load, ...], flops: int, read: int, written: int, summed: int
+) -> Iterator[Op]:
+    """A slice: operands of the first mma.sync are waited for, the rest come while others run.
+
+    `read` bytes go to registers, by the warp that has the rows or by all; what the next slice
+    brings is `written` meanwhile. An mma.sync sums over 16 of the `summed` elements.
+    """
+    first = read * MMA_DEPTH // summed
+    yield Compute(f"{name}: first operands", reads, sram_bytes=first)
+    yield Compute(name, reads, flops, sram_bytes=read - first + written)
