@@ -241,7 +241,7 @@ def why(one: Judged) -> str:
     """What the prediction rests on: the first place to look where it is wrong."""
     p = one.prediction
     parts = [f"{cause} {share:.0%}" for cause, share in list(p.shares.items())[:2]]
-    text = f"predicted to be held back by {', '.join(parts)}; {p.waves:.2g} waves"
+    text = f"predicted to be held back by {', '.join(parts)}; {p.waves:.3g} waves"
     hits = f"; {p.l2_hit_rate:.0%} L2 hits" if one.quantity in (HBM, HITS) else ""
     return text + hits
 

@@ -1,9 +1,11 @@
 """The command line as a process: what it may meet from outside, and the codes that it ends with."""
 
+import os
 import sys
 from typing import Any
 
 from sim.cli import interrupt, streams
+from sim.cli.output import is_compiling
 
 REFUSED = 2  # what was asked cannot be
 
@@ -16,6 +18,10 @@ def main() -> None:
     """
     with streams.guarded() as printed:
         code = _code() or printed.code()
+        if is_compiling():  # in C++, which Python's own end would cut off in a crash
+            printed.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 

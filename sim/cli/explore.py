@@ -39,15 +39,16 @@ def sensitivity(
     from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.device.run import keep_replays
     from sim.explore.sensitivity import sensitivity as sensitivity_of
-    from sim.runs.scenario import read_scenario
+    from sim.runs.cases import cases_of
+    from sim.runs.scenario import check_tables, read_scenario
 
     keep_replays(replays_folder(cache))
     text = read_scenario(scenario, tuple(settings or ()), allow_code)
     refuse(text, WHOLE_MODEL, "schedule: sensitivity is of [[schedule]] tables")
-    question = text.scenario()
+    cases, limits = cases_of(text), check_tables(text.data, text.where).limits
     sheet = sheet_for(out, format, size)
     with a_bar() as update:
-        answer = sensitivity_of(question, update)
+        answer = sensitivity_of(cases, text.title, text.where, limits, update)
     give(answer, out, json, sheet=sheet)
 
 

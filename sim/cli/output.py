@@ -1,5 +1,6 @@
 """Where a command's answer goes: the terminal, a folder, a progress bar."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from sim.report.present import Answer
     from sim.report.sheet import Format, Sheet
     from sim.runs.job import Progress
+
+COMPILING = "compiling the engine"  # the thread's name
 
 
 def give(
@@ -140,8 +143,6 @@ def a_bar(
 
 def _compile_beside(tell: "Callable[[str], None]") -> None:
     """Have the engine compiled, if it is not, while the question is read and lowered."""
-    from threading import Thread
-
     from sim.engine.compiled.replay import advance
 
     if advance.is_kept:
@@ -152,4 +153,9 @@ def _compile_beside(tell: "Callable[[str], None]") -> None:
     if advance.folder is None:
         kept = "in each run: its folder cannot be written to; XDG_CACHE_HOME names another"
     tell(f"Compiling the replay engine ({kept}) ...")
-    Thread(target=compile_engine, daemon=True).start()
+    threading.Thread(target=compile_engine, name=COMPILING, daemon=True).start()
+
+
+def is_compiling() -> bool:
+    """Whether the engine is still compiled beside a command that ends without it."""
+    return any(thread.name == COMPILING for thread in threading.enumerate())

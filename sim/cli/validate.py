@@ -8,16 +8,18 @@ import typer
 
 from sim.cli import complete
 from sim.cli.interrupt import keeping
-from sim.cli.options import folder
-from sim.cli.output import a_bar, check_folder, check_writable, give, make_folder
+from sim.cli.options import FormatOption, SizeOption, folder
+from sim.cli.output import a_bar, check_folder, check_writable, give, make_folder, sheet_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from validate.campaign import Campaign
+    from validate.compare import Comparison
     from validate.figures import FigureSplit
     from validate.measurement import Measurements, Micro, Split
     from validate.samples import Sample
+    from validate.stick import Stick
 
 PathsArgument = Annotated[
     list[str],
@@ -150,29 +152,25 @@ def compare(
             help="A folder for comparison.json, tables and figures.",
         ),
     ] = None,
+    format: FormatOption = None,
+    size: SizeOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
 ) -> None:
     """Predicted against measured, beside what a plain roofline would have said."""
     from sim.inputs.files import InputError
     from validate.figures import is_table
 
+    sheet = sheet_for(out, format, size)
     tables = [Path(path) for path in paths if is_table(Path(path))]
-    if out is not None:
-        check_folder(out)
     if tables:
         if len(tables) < len(paths):
             other = next(path for path in paths if Path(path) not in tables)
             raise InputError(f"{other}: no table of figures; give tables and others one at a time")
         chosen = "fit" if split == "train" else split
-        _compare_tables(
-            tables,
-            profile,
-            None if chosen == "all" else chosen,
-            kernel or "",
-            device or "",
-            out,
-            json,
+        stick = _of_tables(
+            tables, profile, None if chosen == "all" else chosen, kernel or "", device or ""
         )
+        give(stick, out, json, file="comparison.json, tables.md, regimes.md", sheet=sheet)
         return
     if kernel or device or split == "fit" or split == "transfer":
         raise InputError(
@@ -180,12 +178,12 @@ def compare(
         )
     for name in paths:
         its_out = out if out is None or len(paths) == 1 else out / Path(name).stem
-        _compare_file(name, profile, split or "test", its_out, json)
+        comparison = _of_file(name, profile, split or "test")
+        give(comparison, its_out, json, file="comparison.json", sheet=sheet)
 
 
-def _compare_file(
-    name: str, profile: str | None, split: "Split | Literal['all']", out: Path | None, json: bool
-) -> None:
+def _of_file(name: str, profile: str | None, split: "Split | Literal['all']") -> "Comparison":
+    """A measurement file, or what was published, held against predictions."""
     import validate.report  # noqa: F401  it registers what draws the comparison
     from sim.inputs.hardware import load_profile
     from validate.compare import compare as compared
@@ -194,19 +192,13 @@ def _compare_file(
     measured = find_measurements(name, hw.name if hw else None)
     hw = hw or load_profile(measured.device.profile)
     with a_bar() as update:
-        comparison = compared(measured, hw, None if split == "all" else split, update)
-    give(comparison, out, json, file="comparison.json")
+        return compared(measured, hw, None if split == "all" else split, update)
 
 
-def _compare_tables(
-    paths: list[Path],
-    profile: str | None,
-    split: "FigureSplit | None",
-    kernel: str,
-    device: str,
-    out: Path | None,
-    json: bool,
-) -> None:
+def _of_tables(
+    paths: list[Path], profile: str | None, split: "FigureSplit | None", kernel: str, device: str
+) -> "Stick":
+    """The rows of tables whose kernel and device have these in their names, held against it."""
     import validate.stick_report  # noqa: F401  it registers what draws the stick
     from sim.inputs.files import InputError
     from validate.figures import read_figures
@@ -220,8 +212,7 @@ def _compare_tables(
     if not figures:
         raise InputError(f"{paths[0]}: no row has such a kernel on such a device")
     with a_bar(kept="what was simulated is kept: run again to go on") as update:
-        stick = measure_up(figures, split, profile, user_store(), update)
-    give(stick, out, json, file="comparison.json, tables.md, regimes.md")
+        return measure_up(figures, split, profile, user_store(), update)
 
 
 def import_set(

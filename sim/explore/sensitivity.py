@@ -14,7 +14,7 @@ cores too, is more with more SMs and a higher clock, while L2, HBM and the power
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
@@ -23,11 +23,11 @@ from pydantic import BaseModel
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.runs.job import Outcome, Progress, run_scenario
+from sim.runs.cases import Case, Refusal
+from sim.runs.job import Outcome, Progress, run_case
 from sim.runs.record import Record, versions
 from sim.runs.recorded import record_of
-from sim.runs.scenario import Point, Scenario
-from sim.schedules.base import Schedule
+from sim.runs.scenario import Limits, Point
 
 SHIFT = 0.05  # up by it, and down by as much in logarithm
 # What no result of a run depends on (whether a schedule fits is `attnsim fit`'s question), and how
@@ -78,7 +78,7 @@ class Effect:
 class ScheduleSensitivity:
     """A schedule's record as the profile is, and the effects, that on time largest first.
 
-    There are none where it does not fit the device.
+    There are none where it cannot be or does not fit the device.
     """
 
     record: Record
@@ -122,42 +122,56 @@ class Sensitivity:
 
 
 def sensitivity(
-    scenario: Scenario, progress: Progress = lambda *_: None, shift: float = SHIFT
+    cases: Sequence[Case | Refusal],
+    title: str,
+    where: str,
+    limits: Limits,
+    progress: Progress = lambda *_: None,
+    shift: float = SHIFT,
 ) -> Sensitivity:
     """Every schedule's sensitivity to every figure of the profile that can have an effect.
 
-    Raises InputError for a scenario of several points, and for what cannot run as it stands.
+    What cannot be has a record with its reason. Raises InputError, naming the file `where`, for
+    cases of several points, and where nothing can be.
     """
-    if len(scenario.points) != 1:
+    points = {str(case.asked.point) for case in cases}
+    if len(points) > 1:
         raise InputError(
-            f"{scenario.where}: sweep: sensitivity is of one point, and here are "
-            f"{len(scenario.points)}: --set sweep={{}} takes the sweep away, another --set chooses "
-            "the point"
+            f"{where}: sweep: sensitivity is of one point, and here are {len(points)}: --set "
+            "sweep={} takes the sweep away, another --set chooses the point"
         )
-    (point,) = scenario.points
-    of_schedules = [
-        _of_schedule(scenario, schedule, progress, shift) for schedule in point.schedules
-    ]
-    return Sensitivity(scenario.title, point.hardware, shift, of_schedules)
+    found = [_of_case(case, limits, progress, shift) for case in cases]
+    if all(of.record.status == "failed" for of in found):
+        raise InputError(f"{where}: {found[0].record.reason}")
+    hardware = next(case.point.hardware for case in cases if isinstance(case, Case))
+    return Sensitivity(title, hardware, shift, found)
 
 
-def _of_schedule(
-    scenario: Scenario, schedule: Schedule, progress: Progress, shift: float
+def _of_case(
+    case: Case | Refusal, limits: Limits, progress: Progress, shift: float
 ) -> ScheduleSensitivity:
-    (point,) = scenario.points
-    progress(schedule.title, 0, 0)
-    base = _run(scenario, schedule, point.hardware)
+    """One schedule's; without effects where it cannot be."""
+    if isinstance(case, Refusal):
+        return ScheduleSensitivity(case.record("replay"), [])
+    title = case.schedule.title
+    progress(title, 0, 0)
+    try:
+        base = run_case(case, limits, "replay")
+    except InputError as error:
+        return ScheduleSensitivity(case.refused(error).record("replay"), [])
     if base.run is None:
         return ScheduleSensitivity(base.record, [])
     varied = [
-        p for p in parameters(point.hardware, shift) if _can_matter(p.key, point, base.record)
+        p
+        for p in parameters(case.point.hardware, shift)
+        if _can_matter(p.key, case.point, base.record)
     ]
     sides = [(p.key, value) for p in varied for value in (p.down, p.up)]
     records: list[Record | None] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:  # the engine holds no GIL
-        for record in cores.map(lambda side: _shifted(scenario, schedule, base, *side), sides):
+        for record in cores.map(lambda side: _shifted(case, limits, base, *side), sides):
             records.append(record)
-            progress(schedule.title, len(records), len(sides))
+            progress(title, len(records), len(sides))
     effects = [
         effect(parameter, base.record, down, up)
         for parameter, down, up in zip(varied, records[::2], records[1::2], strict=True)
@@ -166,28 +180,19 @@ def _of_schedule(
     return ScheduleSensitivity(base.record, effects)
 
 
-def _run(scenario: Scenario, schedule: Schedule, hw: HardwareProfile) -> Outcome:
-    """One schedule of the scenario's point on a device; raises InputError."""
-    (point,) = scenario.points
-    varied = replace(point, hardware=hw, schedules=(schedule,))
-    (outcome,) = run_scenario(replace(scenario, points=(varied,)))
-    return outcome
-
-
 def _shifted(
-    scenario: Scenario, schedule: Schedule, base: Outcome, key: str, value: float | None
+    case: Case, limits: Limits, base: Outcome, key: str, value: float | None
 ) -> Record | None:
     """The record with one figure at `value`; None where it cannot be, or not run there."""
     if value is None:
         return None
-    (point,) = scenario.points
+    point = case.point
     hw = point.hardware.with_figures({key: value})
     if key.startswith(OF_THE_SAME_REPLAY) and hw.power is None:  # of which no time depends either
         assert base.run is not None
-        asked, engine = point.asked(schedule), base.record.engine
-        return record_of(asked, point.workload, hw, base.run, engine)
+        return record_of(case.asked, point.workload, hw, base.run, base.record.engine)
     try:
-        record = _run(scenario, schedule, hw).record
+        record = run_case(replace(case, point=replace(point, hardware=hw)), limits, "replay").record
     except InputError:  # a tile that no longer fits, say
         return None
     return record if record.status == "ok" else None

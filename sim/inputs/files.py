@@ -53,7 +53,7 @@ def find_toml(name: str, package: str, kind: str, beside: Path | None = None) ->
 
 
 def meant(name: str, names: Collection[str], kind: str) -> str:
-    """The one of `names` that is meant: "RTX 4090", "4090" and "rtx-4090" are the same.
+    """The one of `names` that is meant: "RTX 4090", "RTX4090", "4090" and "rtx-4090" are the same.
 
     That is `name` itself, or the only one with all of its words. Raises ValueError, which lists
     those that have them.
@@ -61,6 +61,7 @@ def meant(name: str, names: Collection[str], kind: str) -> str:
     spelt = _spelt(name)
     words = set(spelt.split("-"))
     alike = [one for one in names if _spelt(one) == spelt]
+    alike = alike or [one for one in names if _joined(one) == _joined(name)]
     alike = alike or [one for one in names if words <= set(_spelt(one).split("-"))]
     if len(alike) == 1:
         return alike[0]
@@ -78,6 +79,10 @@ def file_of(name: str, folder: Path | None) -> Path:
 def _spelt(name: str) -> str:
     """The name in small letters, a hyphen between its words."""
     return re.sub(r"[\s_-]+", "-", name.strip().casefold())
+
+
+def _joined(name: str) -> str:
+    return _spelt(name).replace("-", "")
 
 
 def shipped_names(package: str) -> list[str]:
@@ -154,7 +159,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError, prefix: str) 
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
         return f"{key}: {expected}" if key else expected
     if keys := problem["type"] == "model_type" and _keys_at(model, location):
-        expected += f" of {', '.join(keys)}"
+        expected += f": {{ {', '.join(f'{key} = ...' for key in keys)} }}"
     return f"{key} = {shown(problem['input'])}: {expected}"
 
 

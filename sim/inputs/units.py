@@ -48,6 +48,8 @@ _QUANTITY = re.compile(
     rf"\s*([-+]?(?:{_WHOLE})(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([A-Za-zµ][A-Za-zµ/ ]*)"
 )
 
+_ROUNDED_BYTES = re.compile(r"\d\s*KB?\b")  # of which the field means one thing or another, too
+
 # The same for an editor, which knows no groups of thousands.
 _WRITTEN = r"^\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*[A-Za-zµ][A-Za-zµ/ ]*$"
 
@@ -79,7 +81,8 @@ def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
     try:
         amount = _magnitude(value, unit)
     except Exception:  # pint raises tokenizer, syntax and attribute errors of many types
-        raise ValueError(expected) from None
+        which = "kB (1,000 B) or KiB (1,024 B)? " if _ROUNDED_BYTES.search(value) else ""
+        raise ValueError(which + expected) from None
     if not math.isfinite(amount):
         raise ValueError(f"it must be finite; {expected}")
     if amount < 0:
@@ -200,7 +203,7 @@ def show(value: float, unit: str, digits: int = 3) -> str:
     for scale, prefix in prefixes:
         if abs(value) >= scale * 0.9995:
             return f"{value / scale:.{digits}g} {prefix}{unit}"
-    return f"{value:.{digits}g} {unit}"
+    return f"{value / scale:.{digits}g} {prefix}{unit}"  # below the least of them
 
 
 def show_binary(value_bytes: float, digits: int = 4) -> str:

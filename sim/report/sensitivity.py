@@ -68,7 +68,7 @@ def _print_schedule(of: ScheduleSensitivity, answer: Sensitivity) -> None:
         values = (parameter.value, parameter.down, parameter.up)
         table.add_row(
             parameter.key,
-            *("" if value is None else figure_text(_last(effect), value) for value in values),
+            *("" if v is None else figure_text(_last(effect), _rounded(v)) for v in values),
             *(
                 "" if elasticity is None else _text(elasticity)
                 for elasticity in (effect.time, effect.energy, effect.hbm_bytes)
@@ -100,6 +100,11 @@ def _held_back_by(record: Record) -> str:
         + (f" (filled by {filled_by(kernel)})" if cause == "issue" and kernel else "")
         for cause, share in causes
     )
+
+
+def _rounded(value: float) -> float:
+    """A figure as it is looked at; whole numbers are counts, and stay as they are."""
+    return value if isinstance(value, int) else float(f"{value:.4g}")
 
 
 def _last(effect: Effect) -> str:

@@ -159,7 +159,15 @@ def _named(value: Any) -> Any:
 
 
 def _check_places(data: Mapping[str, Any], where: str) -> None:
-    """Raises InputError where a table's key stands outside it: "l2" is one of `[hardware]`."""
+    """Raises InputError where a table's key stands outside it: "l2" is one of `[hardware]`.
+
+    Where no table of a question is there, the file is a profile.
+    """
+    if {"extends", "arch", *HardwareProfile.model_fields} >= data.keys() - {"title"} != set():
+        raise InputError(
+            f"{where}: a scenario was expected, and this is a profile of a device: in a scenario "
+            f'hardware.profile = "{where}" names it'
+        )
     tables: dict[str, type[BaseModel]] = {
         "hardware": HardwareProfile,
         "workload": WorkloadTable,

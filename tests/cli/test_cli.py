@@ -239,3 +239,27 @@ def test_it_is_a_module_too():
         [sys.executable, "-m", "attnsim", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == printed_by("--version")
+
+
+def test_a_command_that_ends_while_the_engine_compiles_keeps_its_code(tmp_path):
+    """Python's own end would cut a compiler in C++ off, which aborts the process at times."""
+    refused = """
+import atexit, sys, time
+from unittest.mock import patch
+from sim.cli.app import main
+from sim.code.jit import Entry
+atexit.register(print, "ended as Python ends")
+sys.argv = ["attnsim", "run", "mine.toml"]
+with (
+    patch.object(Entry, "is_kept", False),
+    patch("sim.runs.workers.compile_engine", lambda: time.sleep(1000)),
+):
+    main()
+"""
+    scenario(tmp_path, workload="heads = 1")
+    command = [sys.executable, "-c", refused]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = "Compiling the replay engine (once; later runs read it from disk) ...\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{told}attnsim: mine.toml: workload")
+    assert done.stderr.count("\n") == 2

@@ -17,6 +17,7 @@ import sim.explore.sensitivity as module
 from sim.explore.sensitivity import (
     Effect,
     ScheduleSensitivity,
+    Sensitivity,
     effect,
     parameters,
     sensitivity,
@@ -26,6 +27,7 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.units import Count
 from sim.report.present import show
 from sim.report.sensitivity import jumps, tornado
+from sim.runs.cases import Case
 from sim.runs.job import run_scenario
 from sim.runs.scenario import Limits, Scenario, make_scenario
 from tests.support.commands import assert_one_line, called
@@ -76,8 +78,14 @@ def without(section: str, of: Scenario) -> Scenario:
     return replace(of, points=(replace(point, hardware=hw),))
 
 
+def asked(of: Scenario, shift: float = 0.05) -> Sensitivity:
+    """The sensitivity of a scenario's schedules."""
+    cases = [Case(point, schedule) for point in of.points for schedule in point.schedules]
+    return sensitivity(cases, of.title, of.where, of.limits, shift=shift)
+
+
 def effects(of: Scenario, shift: float = 0.05) -> dict[str, Effect]:
-    (schedule,) = sensitivity(of, shift=shift).schedules
+    (schedule,) = asked(of, shift).schedules
     return {effect.parameter.key: effect for effect in schedule.effects}
 
 
@@ -195,7 +203,7 @@ def test_all_cores_say_what_one_says(monkeypatch):
     """Side by side: of the first two shifts neither goes on before the other has begun."""
     of = scenario("naive", "flash2", "ring")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    alone = sensitivity(of).json()
+    alone = asked(of).json()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     first_two = [Barrier(2)] * 2
 
@@ -206,7 +214,7 @@ def test_all_cores_say_what_one_says(monkeypatch):
 
     shifted = module._shifted
     monkeypatch.setattr(module, "_shifted", side_by_side)
-    assert sensitivity(of).json() == alone
+    assert asked(of).json() == alone
     assert not first_two
 
 
@@ -275,7 +283,7 @@ def fast_forwarded(record, error: float):
 
 
 def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
-    answer = sensitivity(scenario("flash2"))
+    answer = asked(scenario("flash2"))
     (of,) = answer.schedules
     bandwidth = next(e.parameter for e in of.effects if e.parameter.key == "hbm.bandwidth")
     base = of.record
@@ -302,8 +310,8 @@ def test_slopes_say_what_fast_forwarding_may_have_made_of_them(capsys):
 
 def test_the_error_of_energy_is_that_of_its_parts(monkeypatch):
     monkeypatch.setattr("sim.engine.fast_forward.choice.LONG", 1.1)
-    asked = scenario("flash2", heads=1536, seq_len=2048, causal=True)
-    (outcome,) = run_scenario(replace(asked, limits=Limits(replayed_steps=9_000)))
+    long = scenario("flash2", heads=1536, seq_len=2048, causal=True)
+    (outcome,) = run_scenario(replace(long, limits=Limits(replayed_steps=9_000)))
     record, figures = outcome.record, H100.energy
     errors = record.fast_forward
     hbm_j = record.hbm_bytes * figures.hbm_per_byte
@@ -321,7 +329,7 @@ def test_figures_without_effect_by_nature_are_left_out():
 
 
 def test_effects_and_bars_are_in_order():
-    answer = sensitivity(scenario("naive", "flash2"))
+    answer = asked(scenario("naive", "flash2"))
     for of in answer.schedules:
         sizes = [abs(effect.time.central or 0) for effect in of.effects]
         assert all(a >= b for a, b in pairwise(sizes))
@@ -375,13 +383,23 @@ def test_a_swept_scenario_is_refused_in_one_line_unless_one_point_remains(tmp_pa
     assert json.loads(done.stdout)["schedules"][0]["effects"]
 
 
+def test_what_can_be_asked_is_answered_beside_what_cannot(tmp_path):
+    (tmp_path / "mine.toml").write_text(FILE + '[[schedule]]\nname = "flash4"\n')
+    done = called("explore", "sensitivity", tmp_path / "mine.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    flash2, flash4 = json.loads(done.stdout)["schedules"]
+    assert flash2["effects"]
+    assert (flash4["status"], flash4["effects"]) == ("failed", [])
+    assert "flash4" in flash4["reason"]
+
+
 def test_another_question_is_refused_in_one_line():
     done = called("explore", "sensitivity", "consumer_24gb")
     assert_one_line(done, "schedule: sensitivity is of [[schedule]] tables\n")
 
 
 def test_what_does_not_fit_has_no_effects(capsys):
-    answer = sensitivity(scenario("naive", seq_len=262144))
+    answer = asked(scenario("naive", seq_len=262144))
     (of,) = answer.schedules
     assert of.effects == []
     show(answer)
@@ -390,4 +408,4 @@ def test_what_does_not_fit_has_no_effects(capsys):
 
 def test_what_cannot_be_asked_raises():
     with pytest.raises(InputError, match="flash3"):
-        sensitivity(scenario("flash3", hardware={"profile": "t4"}))
+        asked(scenario("flash3", hardware={"profile": "t4"}))

@@ -1,11 +1,14 @@
 """What people write is understood, or a line says what to write."""
 
+from dataclasses import replace
+
 import pytest
 
 from sim.inputs.files import LONGEST_SHOWN, InputError, shown
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import parse_quantity
-from sim.runs.scenario import make_scenario
+from sim.runs.cases import cases_of
+from sim.runs.scenario import ScenarioText, make_scenario
 
 
 def made(**changes):
@@ -30,6 +33,8 @@ def made(**changes):
     [
         ("RTX 4090", "rtx-4090"),
         ("4090", "rtx-4090"),
+        ("RTX4090", "rtx-4090"),
+        ("A100SXM80GB", "a100-sxm-80gb"),
         ("rtx_4090", "rtx-4090"),
         ("H200", "h200-sxm"),
         ("V100", "v100-sxm-32gb"),
@@ -103,7 +108,15 @@ WRONG = {
     ),
     "no table": (
         {"schedule": {"tile": 64}},
-        "schedule.flash2.tile = 64: a table was expected of q, kv",
+        "schedule.flash2.tile = 64: a table was expected: { q = ..., kv = ... }",
+    ),
+    "a table's keys alone": (
+        {"schedule": {"tile": "{q, k}"}},
+        'schedule.flash2.tile = "{q, k}": a table was expected: { q = ..., kv = ... }',
+    ),
+    "a kilobyte that means two things": (
+        {"hardware": {"sram": {"capacity": "256KB"}}},
+        'hardware.sram.capacity = "256KB": kB (1,000 B) or KiB (1,024 B)? a number of bytes was',
     ),
     "another key": (
         {"schedule": {"tile": {"q": 64, "k": 128}}},
@@ -143,6 +156,15 @@ def test_what_is_not_understood_is_told_in_words_of_the_file(wrong):
 )
 def test_values_are_shown_cut_to_what_is_readable(value):
     assert len(shown(value)) < LONGEST_SHOWN + 40
+
+
+def test_a_profile_in_place_of_a_scenario_is_told_as_one():
+    text = ScenarioText({"title": "An L2", "l2": {"capacity": "1 MB"}}, "mine", "mine.toml", None)
+    for data in (text.data, text.data | {"extends": "h100-sxm"}):
+        with pytest.raises(InputError, match="a scenario was expected, and this is a profile"):
+            cases_of(replace(text, data=data))
+    with pytest.raises(InputError, match="workload: missing"):
+        cases_of(replace(text, data={"title": "nothing else"}))
 
 
 def test_a_profile_that_lacks_its_architecture_is_told_of_extends(tmp_path):

@@ -32,6 +32,7 @@ def called(*arguments: object, cwd: Path = Path()) -> Done:
     with (
         chdir(cwd),
         patch("sys.argv", command),
+        patch("sim.cli.app.is_compiling", return_value=False),  # this process goes on
         redirect_stdout(out),
         redirect_stderr(err),
         pytest.raises(SystemExit) as ended,

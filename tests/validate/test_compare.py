@@ -244,14 +244,15 @@ def test_the_command_prints_writes_and_draws(measured, tmp_path):
     (tmp_path / "m.json").write_text(measured.model_dump_json(exclude_defaults=True))
     done = attnsim(
         "validate", "compare", "m.json", "--profile", "a100-sxm-80gb", "--out", "o", "--json",
-        cwd=tmp_path,
+        "--format", "svg", "--size", "3.3x2.4in", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said == json.loads((tmp_path / "o/comparison.json").read_text())
     assert said["hardware"] == "a100-sxm-80gb"
     assert {s["family"] for s in said["scores"]} == {"flash2", "naive"}
-    drawn = {path.stem for path in (tmp_path / "o").glob("*.png")}
+    drawn = {path.stem for path in (tmp_path / "o").glob("*.svg")}
+    assert 'width="237.6pt"' in (tmp_path / "o/error_hbm_bytes.svg").read_text()
     assert drawn == {
         "error_time_cold_l2", "error_time_warm_l2", "error_hbm_bytes", "error_l2_hit_rate",
         "scatter_time_cold_l2", "scatter_time_warm_l2", "scatter_hbm_bytes",
