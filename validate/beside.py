@@ -173,7 +173,7 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
 
 
 def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:
-    """The write, a matmul, K put together: three launches."""
+    """The write, a matmul, K put together in two copies: four launches."""
     latents, rows = tokens * (LATENT + K_TURNED), tokens * heads
     written = latents * element_bytes + latents * cached_bits // 8
     made = (LATENT * tokens + (K_PLAIN + V) * rows) * element_bytes
@@ -182,16 +182,16 @@ def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int)
         written + made + joined,
         flops=2 * LATENT * (K_PLAIN + V) * rows,
         matmul_bytes=made,
-        launches=3,
+        launches=4,
     )
 
 
 def _mla_filled(tokens: int, heads: int, element_bytes: int, kind: Kind) -> Beside:
-    """V filled up, the result cut: two launches."""
+    """V filled up, zeros first (ATen/native/PadNd.cpp), the result cut: three launches."""
     if kind != "MLA filled":
         return Beside()
-    filled, cut = V + K_PLAIN + K_TURNED, 2 * V
-    return Beside((filled + cut) * tokens * heads * element_bytes, launches=2)
+    filled, cut = K_PLAIN + K_TURNED + 2 * V, 2 * V
+    return Beside((filled + cut) * tokens * heads * element_bytes, launches=3)
 
 
 def _mla_written(tokens: int, element_bytes: int, cached_bits: int) -> Beside:

@@ -136,7 +136,7 @@ class Mla(TiledSchedule):
             )
         self._check_options()
         if self.implementation == "trtllm" and not hw.matmul_by_warp_group:
-            sliced = SlicedCta.of(w, TILE, w.latent_dim)
+            sliced = SlicedCta.of(w, TILE, w.latent_dim, paged=True)
             tile = self.fit_tile(sliced.tile, sliced.sram_bytes, w, hw)
             return [sliced_kernel(w, replace(sliced, tile=tile), PAGES_SEED)]
         cta = public_latent_cta(self.implementation, w, hw)

@@ -471,9 +471,9 @@ def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
     assert measured.beside.flops == 2 * 512 * 256 * rows
     written = 2 * w.batch * w.seq_q * 576
     multiplied, joined = w.batch * w.seq_q * 512 + 256 * rows, (128 + 192) * rows
-    filled, cut = (128 + 192) * rows, 2 * 128 * rows
+    filled, cut = (192 + 2 * 128) * rows, 2 * 128 * rows
     assert measured.beside.bytes == 2 * (written + multiplied + joined + filled + cut)
-    assert measured.beside.launches == 5
+    assert measured.beside.launches == 7
     hopper = measured_of(
         figure(tmp_path, **row | {"kernel": "vllm MLA vllm_flashmla", "gpu": "H100"})
     )

@@ -38,7 +38,7 @@ def fmha_v2_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
 def sliced_attention(w: AttentionWorkload, tensors: QKVO) -> Attention:
     """The kernel in slices on Q, K, V and O; it makes the log-sum-exp."""
     q, k, v, o = tensors
-    cta = SlicedCta.of(w, SLICED_TILE, w.value_columns)
+    cta = SlicedCta.of(w, SLICED_TILE, w.value_columns, paged=False)
     tile, lse = cta.tile, log_sum_exp(q)
     grid = QueryBlocks(w, tile)
     rows = grid.tiles(q, o, lse)

@@ -7,7 +7,9 @@
 
 Q comes anew for each block of keys, as its slices are not kept. Of two buffers one is filled while
 the other is multiplied; the next trip's first slice comes beside the last part of V. Warps have 16
-rows each and all of K and V, and meet before a slice is multiplied and after it.
+rows each and all of K and V, and meet before a slice is multiplied and after it. That the softmax
+takes some 5 lane operations a score more than FlashAttention-2's (it scales apart, and takes exp,
+not exp2) is left out: with them prefill on an A100 and an L40S is further off.
 
 Source: NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/src/: fmha/traits.h (Traits_tile_size: slices of
 64 columns; V in parts of 64 keys, of 32 beyond 128 columns, of 16 beyond 256, where a CTA has 256
@@ -20,13 +22,17 @@ from dataclasses import dataclass
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile
 from sim.schedules.parts import registers
-from sim.schedules.parts.instructions import online_softmax
+from sim.schedules.parts.instructions import LANES, online_softmax
 from sim.tile_program import Barrier, Compute, Footprint, Load, Op
 
 SLICE = 64  # columns of Q and K
 MOST_COLUMNS = 256  # of O
 BUFFERS = 2
 WARPS = 4
+# A warp's instructions of a slice of S and of a part of O beside HMMA and LDSM: addresses, copies,
+# barriers. By machine code (FlashInfer's copy of these kernels as nvcc 13.0 compiles it for sm_80;
+# sm_89's differs by a few), 576 x 512 with keys in pages and 192 x 128 with keys in rows.
+PAGED_OPS, ROWS_OPS = (221, 108), (105, 60)
 MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 
 
@@ -38,12 +44,13 @@ class SlicedCta:
     columns: int
     keys: int
     element_bytes: int
+    paged: bool
 
     @staticmethod
-    def of(w: AttentionWorkload, tile: Tile, value_columns: int) -> "SlicedCta":
+    def of(w: AttentionWorkload, tile: Tile, value_columns: int, *, paged: bool) -> "SlicedCta":
         """Of so many columns of V."""
         keys = 64 if value_columns <= 128 else 32 if value_columns <= MOST_COLUMNS else 16
-        return SlicedCta(tile, min(value_columns, MOST_COLUMNS), keys, w.dtype_bytes)
+        return SlicedCta(tile, min(value_columns, MOST_COLUMNS), keys, w.dtype_bytes, paged)
 
     @property
     def parts(self) -> int:
@@ -73,26 +80,30 @@ class SlicedCta:
         v_bytes = min(self.keys, tile.kv) * self.columns * element
         s_flops, o_flops = 2 * scores * min(SLICE, width), 2 * scores * self.columns
         softmax = online_softmax(tile.q, tile.kv, self.columns, WARPS, 0)
-        following = [*slices[1:], *parts, ()]
-        for number, (reads, issued) in enumerate(zip((*slices, *parts), following, strict=True)):
-            yield Barrier(issued)
-            if number < len(slices):
-                read, written = q_bytes + WARPS * k_bytes, q_bytes + k_bytes
-                yield from _multiplied("S += Q K^T", reads, s_flops, read, written, SLICE)
-            else:
-                read, flops = WARPS * v_bytes, o_flops // len(parts)
-                yield from _multiplied("O += P V", reads, flops, read, v_bytes, self.keys)
-            if number + 1 == len(slices):
-                yield Compute(
-                    "softmax",
-                    vector_ops=softmax.fp32_ops,
-                    exp_count=softmax.exps,
-                    other_ops=softmax.other_ops,
-                )
+        of_slice, of_part = PAGED_OPS if self.paged else ROWS_OPS
+        of_q_and_k, written = q_bytes + WARPS * k_bytes, q_bytes + k_bytes
+        following = iter([*slices[1:], *parts, ()])
+        for reads in slices:
+            yield Barrier(next(following))
+            yield from _multiplied(
+                "S += Q K^T", reads, s_flops, of_q_and_k, written, SLICE, of_slice
+            )
+        yield Compute(
+            "softmax",
+            vector_ops=softmax.fp32_ops,
+            exp_count=softmax.exps,
+            other_ops=softmax.other_ops,
+        )
+        flops = o_flops // len(parts)
+        for reads in parts:
+            yield Barrier(next(following))
+            yield from _multiplied(
+                "O += P V", reads, flops, WARPS * v_bytes, v_bytes, self.keys, of_part
+            )
 
 
 def _multiplied(
-    name: str, reads: tuple[Load, ...], flops: int, read: int, written: int, summed: int
+    name: str, reads: tuple[Load, ...], flops: int, read: int, written: int, summed: int, ops: int
 ) -> Iterator[Op]:
     """A slice: operands of the first mma.sync are waited for, the rest come while others run.
 
@@ -101,4 +112,5 @@ def _multiplied(
     """
     first = read * MMA_DEPTH // summed
     yield Compute(f"{name}: first operands", reads, sram_bytes=first)
-    yield Compute(name, reads, flops, sram_bytes=read - first + written)
+    others = ops * LANES * WARPS
+    yield Compute(name, reads, flops, sram_bytes=read - first + written, other_ops=others)
