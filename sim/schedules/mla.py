@@ -14,10 +14,11 @@ latent_dim elements, so that one load serves both.
 Source: deepseek-ai/FlashMLA, csrc/sm90/kernels: tile 64 x 64 and a page the same, two buffers of C
 and two warp groups (traits.h), as many parts as SMs for each 64 rows, cut so that each has equally
 many blocks with 5 for starting a sequence (get_mla_metadata.cu, flash_api.cpp), the combine kernel
-(mla_combine.cu). A page is read whole, with the 32-byte sector that has its number. FlashMLA runs
-on Hopper; elsewhere its loop runs with the tile that fits. The heads of several query tokens (of
-drafts to verify) are rows one token after the other, and share what is loaded of the cache; rows
-that a causal mask shows less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len). All of
+(mla_combine.cu), launched where no sequence is in several parts, too (csrc/api/dense_decode.h). A
+page is read whole, with the 32-byte sector that has its number. FlashMLA runs on Hopper; elsewhere
+its loop runs with the tile that fits. The heads of several query tokens (of drafts to verify) are
+rows one token after the other, and share what is loaded of the cache; rows that a causal mask shows
+less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len). All of
 these rules take sequences of any lengths.
 
 Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
@@ -144,7 +145,8 @@ class Mla(TiledSchedule):
         cta = replace(cta, tile=tile)
         latents = _Latents(w, w.latent_dim, cta, self._parts(w, cta, hw))
         casting = [latents.cast_kernel()] if w.kv_dtype else []
-        combining = [latents.combine_kernel()] if latents.parts.combined.any() else []
+        combines = cta.launches_combine or latents.parts.combined.any()
+        combining = [latents.combine_kernel()] if combines else []
         return [*casting, *self._plan(latents.parts, hw), latents.split_kernel(), *combining]
 
     def _check_options(self) -> None:
@@ -303,13 +305,15 @@ class _Latents:
         """The matmuls and the softmax of one block of the cache.
 
         S is summed in as many steps as the CTA has it. A trip's buffers are free when O is summed
-        or, where V has one of its own, all at once then.
+        or, where V has one of its own, all at once then. Of several buffers one is written while
+        another is multiplied, in S and in O: half each.
         """
         tile, cta, element_bytes = self.tile, self.cta, self.w.dtype_bytes
         q_bytes = tile.q * self.width * element_bytes
         own_rows = tile.kv // cta.shared_by  # of its keys: a matmul reads the other CTAs' there
         c_bytes = own_rows * self.width * element_bytes
         v_bytes = own_rows * self.latent_dim * element_bytes
+        arrives_late = c_bytes // 2 if cta.buffers > 1 else 0
         scores, outputs = tile.q * tile.kv * cta.scored_by, tile.q * self.latent_dim
         padding = max(1, cta.padded_rows // tile.q)
         steps = cta.sum_steps
@@ -317,7 +321,8 @@ class _Latents:
             "S = Q C^T",
             (load_numbers, load_c),
             mma_flops=2 * padding * scores * self.width // steps,
-            sram_bytes=(cta.q_readers * q_bytes + (1 + cta.k_readers) * c_bytes) // steps,
+            sram_bytes=(cta.q_readers * q_bytes + (1 + cta.k_readers) * c_bytes - arrives_late)
+            // steps,
         )
         return (
             *self._addressed(load_numbers, load_c, *load_v),
@@ -334,7 +339,7 @@ class _Latents:
                 "O += P C",
                 (load_c, *load_v),
                 mma_flops=2 * padding * tile.q * tile.kv * self.latent_dim,
-                sram_bytes=(len(load_v) + cta.v_readers) * v_bytes,
+                sram_bytes=(len(load_v) + cta.v_readers) * v_bytes + arrives_late,
             ),
         )
 

@@ -213,10 +213,18 @@ def test_tritons_copies_wait_for_the_numbers_of_their_pages():
     assert run([kernel], A100, deepseek())[0].time_s > trips * waits_s
 
 
-def test_triton_combines_even_one_range_and_flash_mla_does_not():
+def test_triton_combines_even_one_range_and_flash_mla_launches_a_kernel_that_does_nothing():
+    """csrc/api/dense_decode.h launches it with every call, combine.cu returns of one split."""
     w = deepseek(batch=132, heads=16, kv_heads=16, seq_kv=64)
-    assert [k.name for k in program("triton", w, H100, splits=1)] == ["mla", "combine"]
-    assert [k.name for k in program("flashmla", w, H100)] == ["mla"]
+    moved = {}
+    for implementation, options in {"triton": {"splits": 1}, "flashmla": {}, "fa3": {}}.items():
+        kernels = program(implementation, w, H100, **options)
+        moved[implementation] = {
+            k.name: r.l2_read_bytes for k, r in zip(kernels, run(kernels, H100, w), strict=True)
+        }
+    assert moved["triton"]["combine"] == 132 * 16 * (512 + 1) * 4
+    assert moved["flashmla"]["combine"] == 0
+    assert "combine" not in moved["fa3"]
 
 
 def test_who_decides_with_every_call_has_a_kernel_for_it_first():

@@ -103,6 +103,7 @@ class LatentCta:
     statistics_in_sram: int = 0  # for each row
     partial_bytes: int = STATISTICS_BYTES
     always_combines: bool = False
+    launches_combine: bool = False  # where nothing is to be made one, too
     padded_rows: int = 0  # that a matmul takes the time of, where more than the tile's
     shared_by: int = 1  # CTAs of a cluster, each of which loads its part of the keys for all
     combined_rows: int = 8
@@ -168,7 +169,7 @@ def public_latent_cta(
     if implementation == "flashinfer":
         return replace(cta, tensor_path="native", p_in_sram=False, partial_bytes=2)
     path: TensorPath = "asynchronous" if hw.matmul_by_warp_group else "mma_sync"
-    return replace(cta, chains=2, tensor_path=path)
+    return replace(cta, chains=2, tensor_path=path, launches_combine=True)
 
 
 def _trtllm_gen(w: AttentionWorkload, hw: HardwareProfile) -> LatentCta:
