@@ -2,6 +2,7 @@
 
 import os
 import signal
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_engine():
-    """So that no test depends on whether another has compiled the engine, which commands tell."""
+def _compiled_engine(tmp_path_factory):
+    """So that no test depends on whether another has compiled the engine, which commands tell.
+
+    Of the processes that run tests one compiles it, and the others wait.
+    """
     from sim.runs.workers import compile_engine
 
-    compile_engine()
+    with open(tmp_path_factory.getbasetemp().parent / "compiling", "w") as lock:
+        flock(lock, LOCK_EX)
+        compile_engine()
 
 
 @pytest.fixture(autouse=True)

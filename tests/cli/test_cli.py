@@ -133,8 +133,8 @@ def test_same_input_gives_the_same_bytes_of_output(tmp_path):
 
 def test_set_changes_the_hardware(tmp_path):
     path = scenario(tmp_path)
-    slow = attnsim("run", path, "--json", "--set", "hardware.sm.count=4", cwd=tmp_path)
-    fast = attnsim("run", path, "--json", cwd=tmp_path)
+    slow = called("run", path, "--json", "--set", "hardware.sm.count=4", cwd=tmp_path)
+    fast = called("run", path, "--json", cwd=tmp_path)
     assert json.loads(slow.stdout)[0]["time_s"] > 4 * json.loads(fast.stdout)[0]["time_s"]
 
 
@@ -144,7 +144,7 @@ def test_out_of_memory_is_a_result_that_names_the_tensor(tmp_path):
         workload="heads = 32\nhead_dim = 128\nseq_len = 131072",
         schedule='name = "naive"',
     )
-    done = attnsim("run", path, "--json", cwd=tmp_path)
+    done = called("run", path, "--json", cwd=tmp_path)
     (record,) = json.loads(done.stdout)
     assert record["status"] == "out of memory"
     assert record["reason"].startswith("S needs 1.1 TB")
@@ -222,7 +222,7 @@ def test_wrong_options_are_one_line(tmp_path, arguments, complaint):
 
 
 def test_without_a_command_help_is_shown(tmp_path):
-    done = attnsim("explore", cwd=tmp_path)
+    done = called("explore", cwd=tmp_path)
     assert "sensitivity" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

@@ -4,7 +4,7 @@ import pytest
 
 from sim.cli.kinds import kind_of
 from sim.inputs.files import find_toml, read_toml, shipped_names
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 
 KINDS = {
     "flash_vs_naive": "scenario",
@@ -45,4 +45,4 @@ def test_every_shipped_file_is_of_a_known_kind():
     ],
 )
 def test_a_file_of_another_kind_is_refused_in_one_line(arguments, message, tmp_path):
-    assert_one_line(attnsim(*arguments, cwd=tmp_path), message)
+    assert_one_line(called(*arguments, cwd=tmp_path), message)

@@ -18,7 +18,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.report.search import pareto
 from sim.runs.scenario import load_scenario, read_scenario
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 
 DEVICE = """
 title = "a device"
@@ -138,14 +138,14 @@ def test_front_profiles_are_sound_and_run_to_the_time_of_their_trial(tmp_path):
         'title = "p"\nextends = "h100-sxm"\n[l2]\ncapacity = "20 MiB"\nsource = "x"\n'
     )
     path, out = search_file(tmp_path, text), tmp_path / "out"
-    done = attnsim("explore", "search", path, "--out", out, cwd=tmp_path)
+    done = called("explore", "search", path, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "only ratios mean something" in done.stdout
     assert (out / "pareto.png").stat().st_size > 10_000
     front = json.loads((out / "results.json").read_text())["front"]
     files = sorted((out / "front").iterdir())
     assert {file.name for file in files} == {f"trial_{t['number']}.toml" for t in front}
-    assert attnsim("profiles", "check", files[0], cwd=tmp_path).returncode == 0
+    assert called("profiles", "check", files[0], cwd=tmp_path).returncode == 0
     for trial in front:
         file = out / "front" / f"trial_{trial['number']}.toml"
         hw = load_profile(str(file))
@@ -159,7 +159,7 @@ def test_front_profiles_are_sound_and_run_to_the_time_of_their_trial(tmp_path):
         )
         assert run.points[0].hardware.sm.count == trial["design"]["hardware.sm.count"]
     scenario = search_file(tmp_path / "sub", plain.replace("sub/parent", "parent"))
-    ran = attnsim("run", scenario, "--json", "--set", f"hardware.profile={file}", cwd=tmp_path)
+    ran = called("run", scenario, "--json", "--set", f"hardware.profile={file}", cwd=tmp_path)
     assert json.loads(ran.stdout)[0]["time_s"] == front[-1]["values"][0]
 
 
@@ -283,9 +283,9 @@ def test_bad_search_is_one_line(case, tmp_path):
 
 def test_bad_search_leaves_no_folder_and_run_names_the_command(tmp_path):
     path = search_file(tmp_path, BAD["no values"][0])
-    assert_one_line(attnsim("explore", "search", path, "--out", "out", cwd=tmp_path), "one value")
+    assert_one_line(called("explore", "search", path, "--out", "out", cwd=tmp_path), "one value")
     assert list(tmp_path.iterdir()) == [path]
-    assert_one_line(attnsim("run", path, cwd=tmp_path), "attnsim explore search")
+    assert_one_line(called("run", path, cwd=tmp_path), "attnsim explore search")
 
 
 @pytest.mark.parametrize(("profile", "area_mm2"), [("h100-sxm", 814), ("a100-sxm-80gb", 826)])

@@ -9,7 +9,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hub_config import config_of, read_config
 from sim.inputs.models import MODELS, model_of
 from sim.runs.scenario import load_scenario
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 
 # Parameters as published: Qwen3's and Gemma 3's by keras-team/keras-hub (qwen3_presets.py and
 # gemma3_presets.py, where Gemma's vocabulary has 262,144 tokens), Mixtral's 46.7 billion in arXiv
@@ -244,18 +244,18 @@ def test_a_config_is_found_beside_the_file_that_names_it(asked, monkeypatch, tmp
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     workload = load_scenario(str(asked / "layer.toml")).points[0].workload
     assert (workload.heads, workload.kv_heads, workload.seq_kv) == (8, 2, 4096)
-    done = attnsim("run", asked / "fit.toml", cwd=tmp_path_factory.mktemp("there"))
+    done = called("run", asked / "fit.toml", cwd=tmp_path_factory.mktemp("there"))
     assert done.returncode == 0, done.stderr
     assert "my-model" in done.stdout
 
 
 def test_a_config_that_is_not_there_is_one_line(tmp_path):
     arguments = ["fit", "--model", "./config.json", "--hardware", "l4"]
-    assert_one_line(attnsim(*arguments, cwd=tmp_path), "attnsim: ", "No such file")
+    assert_one_line(called(*arguments, cwd=tmp_path), "attnsim: ", "No such file")
 
 
 def test_the_list_has_every_model(tmp_path):
-    printed = attnsim("models", cwd=tmp_path).stdout
+    printed = called("models", cwd=tmp_path).stdout
     assert all(shape.name in printed for shape in MODELS.values())
     assert all(shape.source.split()[0] in printed for shape in MODELS.values())
     assert "117 G parameters (5.71 G a token), 36 layers of 2,880, 64 heads of 64" in printed

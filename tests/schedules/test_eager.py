@@ -19,7 +19,7 @@ from sim.schedules.naive import Naive
 from sim.schedules.parts.eager import repeated
 from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
 from sim.tile_program import Load, Store, in_order
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 from tests.support.drawn import devices
 from tests.support.same_runs import assert_engines_agree
 
@@ -245,7 +245,7 @@ name = "naive"
 framework = "transformers"
 """
     )
-    done = attnsim("run", "s.toml", cwd=tmp_path)
+    done = called("run", "s.toml", cwd=tmp_path)
     assert_one_line(done, 'schedule naive: framework = "transformers": prefill or decode was')
 
 
@@ -329,5 +329,5 @@ name = "naive"
 framework = "pytorch"
 """
     )
-    done = attnsim("run", "s.toml", cwd=tmp_path)
+    done = called("run", "s.toml", cwd=tmp_path)
     assert_one_line(done, 'schedule naive: framework = "pytorch": prefill with as many')

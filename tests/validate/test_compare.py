@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sim.inputs.hardware import load_profile
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 from tests.support.simulated_bench import SimulatedBench
 from validate.campaign import load_campaign
 from validate.compare import COLD, HBM, HITS, WARM, compare, pairs, why, worst
@@ -242,7 +242,7 @@ def test_flash_attention_3_on_h100_is_named_faster_than_2_wherever_both_were_pub
 
 def test_the_command_prints_writes_and_draws(measured, tmp_path):
     (tmp_path / "m.json").write_text(measured.model_dump_json(exclude_defaults=True))
-    done = attnsim(
+    done = called(
         "validate", "compare", "m.json", "--profile", "a100-sxm-80gb", "--out", "o", "--json",
         "--format", "svg", "--size", "3.3x2.4in", cwd=tmp_path,
     )  # fmt: skip
@@ -257,16 +257,16 @@ def test_the_command_prints_writes_and_draws(measured, tmp_path):
         "error_time_cold_l2", "error_time_warm_l2", "error_hbm_bytes", "error_l2_hit_rate",
         "scatter_time_cold_l2", "scatter_time_warm_l2", "scatter_hbm_bytes",
     }  # fmt: skip
-    table = attnsim("validate", "compare", "m.json", "--profile", "h100-sxm", cwd=tmp_path)
+    table = called("validate", "compare", "m.json", "--profile", "h100-sxm", cwd=tmp_path)
     assert "Worst points:" in table.stdout
 
 
 def test_unknown_published_gpu_and_missing_file_are_one_line(tmp_path):
-    done = attnsim("validate", "compare", "published", "--profile", "mi300x", cwd=tmp_path)
+    done = called("validate", "compare", "published", "--profile", "mi300x", cwd=tmp_path)
     assert_one_line(done, "no published figures of mi300x", "h100-sxm")
-    done = attnsim("validate", "compare", "none.json", "--profile", "h100-sxm", cwd=tmp_path)
+    done = called("validate", "compare", "none.json", "--profile", "h100-sxm", cwd=tmp_path)
     assert_one_line(done, "none.json: no such file")
-    done = attnsim(
+    done = called(
         "calibrate", "published", "--profile", "h100-sxm", "--out", "no/where.toml", cwd=tmp_path
     )
     assert_one_line(done, "--out no/where.toml")

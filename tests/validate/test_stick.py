@@ -9,7 +9,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import machine_of
 from sim.runs.store import Store
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 from tests.support.tables_of_figures import DECODE, figure, write
 from validate.figures import read_figures
 from validate.operations import measured_of
@@ -266,7 +266,7 @@ def table(tmp_path, monkeypatch):
 
 
 def test_a_table_of_ones_own_is_compared_with_one_command(table, tmp_path):
-    done = attnsim("validate", "compare", table, "--out", tmp_path / "out", cwd=tmp_path)
+    done = called("validate", "compare", table, "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "transfer: devices that nothing is fitted to" in done.stdout
     assert "Not judged: 1 of mine: no schedule stands for its kernel" in done.stdout
@@ -276,25 +276,25 @@ def test_a_table_of_ones_own_is_compared_with_one_command(table, tmp_path):
     }  # fmt: skip
     told = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [one["device"] for one in told["figures"]] == ["h100-sxm", "h200-sxm"]
-    again = attnsim("validate", "compare", table, "--device", "h200", cwd=tmp_path)
+    again = called("validate", "compare", table, "--device", "h200", cwd=tmp_path)
     assert "1 figures, 1 judged by 1 predictions, of which 0 were not kept" in again.stdout
 
 
 def test_what_compare_cannot_do_is_one_line(table, tmp_path):
     compare = ("validate", "compare")
     assert_one_line(
-        attnsim(*compare, table, "--kernel", "flash9", cwd=tmp_path), "no row has such a kernel"
+        called(*compare, table, "--kernel", "flash9", cwd=tmp_path), "no row has such a kernel"
     )
-    assert_one_line(attnsim(*compare, table, "published", cwd=tmp_path), "published: no table")
+    assert_one_line(called(*compare, table, "published", cwd=tmp_path), "published: no table")
     assert_one_line(
-        attnsim(*compare, "published", "--split", "transfer", cwd=tmp_path), "are of tables"
+        called(*compare, "published", "--split", "transfer", cwd=tmp_path), "are of tables"
     )
-    assert_one_line(attnsim(*compare, "published", cwd=tmp_path), "Give --profile")
+    assert_one_line(called(*compare, "published", cwd=tmp_path), "Give --profile")
 
 
 def test_calibrating_has_nothing_of_a_table_without_rows_to_fit_to(table, tmp_path):
     profile = tmp_path / "p.toml"
-    done = attnsim("calibrate", table, "--profile", "h100-sxm", "--out", profile, cwd=tmp_path)
+    done = called("calibrate", table, "--profile", "h100-sxm", "--out", profile, cwd=tmp_path)
     assert_one_line(done, "nothing to calibrate on", 'of the split "fit"')
     assert not profile.exists()
 

@@ -26,7 +26,7 @@ from sim.whole_model.setting import (
     parameter_bytes,
 )
 from sim.whole_model.training import kept_bytes_per_token, trained_layer
-from tests.support.commands import assert_one_line, attnsim
+from tests.support.commands import assert_one_line, called
 
 H100 = load_profile("h100-sxm")
 
@@ -584,12 +584,12 @@ LLAMA = ["fit", "--model", "llama-3-8b", "--hardware", "rtx-4090"]
 
 
 def test_fit_answers_on_the_terminal_and_in_files(tmp_path):
-    done = attnsim(*LLAMA, "--context", 50_000, "--out", "out", cwd=tmp_path)
+    done = called(*LLAMA, "--context", 50_000, "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("64,000", "parameters", "14.96 GiB", "does not fit"):
         assert part in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "memory.png"}
-    printed = attnsim(*LLAMA, "--context", 50_000, "--json", cwd=tmp_path).stdout
+    printed = called(*LLAMA, "--context", 50_000, "--json", cwd=tmp_path).stdout
     assert printed == (tmp_path / "out/results.json").read_text()
     (row,) = json.loads(printed)["rows"]
     prefill = row["uses"]["prefill"]
@@ -602,7 +602,7 @@ def test_several_cards_stand_side_by_side(tmp_path):
     """200,000 tokens take 40.6 GiB, which 0.9 of an L40S holds and of an RTX 4090 not."""
     cards = ["fit", "--model", "llama-3-8b", "--hardware", "b200,rtx-4090,l40s"]
     asked = [*cards, "--context", 200_000, "--utilisation", 0.9]
-    done = attnsim(*asked, "--uses", "prefill,decode", "--out", "out", cwd=tmp_path)
+    done = called(*asked, "--uses", "prefill,decode", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0.9 of 48 GiB" in done.stdout
     told = "200,000 tokens in prefill, decode: the smallest is llama-3-8b, l40s\n"
@@ -616,7 +616,7 @@ def test_several_cards_stand_side_by_side(tmp_path):
     assert [row["asked"]["hardware"] for row in rows] == ["b200", "rtx-4090", "l40s"]
     assert [row["uses"]["decode"]["at_context"]["fits"] for row in rows] == [True, False, True]
     assert len({row["label"] for row in rows}) == 3
-    done = attnsim(*asked, cwd=tmp_path)
+    done = called(*asked, cwd=tmp_path)
     assert f"{told}200,000 tokens in training, training with checkpointing: none" in done.stdout
 
 
@@ -669,7 +669,7 @@ def test_bad_input_is_one_line(changes, parts):
     [(["--gpus", "many"], 'gpus = "many"'), (["--out", "/proc/nowhere"], "--out /proc/nowhere")],
 )
 def test_bad_input_on_the_command_line_is_one_line_and_exit_code_2(arguments, part, tmp_path):
-    assert_one_line(attnsim(*LLAMA, *arguments, cwd=tmp_path), "attnsim: ", part)
+    assert_one_line(called(*LLAMA, *arguments, cwd=tmp_path), "attnsim: ", part)
 
 
 def test_a_files_rows_are_named_where_they_are_wrong():
