@@ -16,8 +16,9 @@ Ranges are those of a sweep (sim/inputs/axes.py); without `steps` or `step` they
 between their ends. A space of no more designs than trials is tried whole. In a larger one the
 tree-structured Parzen estimator for several objectives (Ozaki et al., GECCO 2020;
 optuna.samplers.TPESampler) chooses from what the trials before came to. It starts each trial from a
-seed of that trial's own, so that a search that was interrupted goes on as if it had not been. What
-cannot be built or does not fit its memory is counted with the reason, and has no values.
+seed of that trial's own, so that a search that was interrupted goes on as if it had not been: the
+study is in memory, and each trial that has ended in a store. What cannot be built or does not fit
+its memory is counted with the reason, and has no values.
 """
 
 import itertools
@@ -32,11 +33,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy.exc import SQLAlchemyError
 
 from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
 from sim.inputs.axes import Axis, Range, axis_of, values_of
@@ -45,6 +50,7 @@ from sim.inputs.hardware import variation_toml
 from sim.inputs.units import Count
 from sim.runs.job import Progress, run_scenario
 from sim.runs.scenario import Scenario, ScenarioText, make_scenario
+from sim.runs.store import Entry, Store
 from sim.schedules.own import stamp_of_own
 
 Objective = Literal["time", "energy", "area", "price", "hbm_bytes"]
@@ -84,14 +90,20 @@ def _axis(key: str, given: Any, where: str) -> Axis:
     return axis
 
 
-def _suggested(trial: optuna.Trial, key: str, axis: Axis) -> Choice:
-    """A value of the trial's, as it is written in a file."""
+def _distribution(axis: Axis) -> BaseDistribution:
+    """Of what the sampler draws: values of a list, numbers of steps, or a share of a range."""
     if isinstance(axis, list):
-        return cast(Choice, trial.suggest_categorical(key, axis))
-    values = axis.values
-    if values is None:
-        return cast(Choice, axis.at(trial.suggest_float(key, 0.0, 1.0)))
-    return cast(Choice, values[trial.suggest_int(key, 0, len(values) - 1)])
+        return CategoricalDistribution(axis)
+    if axis.values is None:
+        return FloatDistribution(0.0, 1.0)
+    return IntDistribution(0, len(axis.values) - 1)
+
+
+def _chosen(axis: Axis, drawn: Any) -> Choice:
+    """The value that was drawn, as it is written in a file."""
+    if isinstance(axis, list):
+        return cast(Choice, drawn)
+    return cast(Choice, axis.at(drawn) if axis.values is None else axis.values[drawn])
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,7 @@ class SearchAnswer:
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # interrupted trials are FAIL
-KEPT = "study.db"  # where trials are kept, in the folder that is given
+KEPT = "trials.sqlite"  # where trials are kept, in the folder that is given
 
 
 class _CannotBeError(Exception):
@@ -239,22 +250,24 @@ class Search:
 
         Raises InputError where `out` holds another search, or trials cannot be kept in it.
         """
+        store = Store(out / KEPT if out else None)
         try:
-            return self._run(out, progress)
-        except (SQLAlchemyError, StorageInternalError) as error:
-            cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
-            reason = getattr(cause, "orig", None) or error
-            raise InputError(f"{out}/{KEPT}: cannot be read or written to: {reason}") from None
+            self._check_kept(store)
+            study = self._study(store)
+            self._go_on(study, store, progress)
+        finally:
+            store.close()
+        return self._answer(study, out)
 
-    def _run(self, out: Path | None, progress: Progress) -> SearchAnswer:
-        study = self._study(out)
-        total = self.trials if self.designs is None else len(self.designs)
-        tried = study.get_trials(deepcopy=False, states=ENDED)
+    def _go_on(self, study: optuna.Study, store: Store, progress: Progress) -> None:
+        """Try what is left to try."""
+        tried = study.get_trials(deepcopy=False)
         known = {_key(trial): trial for trial in tried}
+        total = self.trials if self.designs is None else len(self.designs)
         for number in range(len(tried), total):
             progress(f"trial {number}", number, total)
             study.sampler = _sampler(self.seed, number)
-            trial = study.ask()
+            trial = study.ask(self._distributions)
             design = self._design(trial, number)
             trial.set_user_attr("design", design)
             before = known.get(json.dumps(design))
@@ -267,24 +280,24 @@ class Search:
                 ended = study.tell(trial, state=TrialState.PRUNED)
             else:
                 ended = study.tell(trial, values)
+            store.put([Entry(str(number), _text(ended))])
             known.setdefault(_key(ended), ended)
-        return self._answer(study, out)
+
+    @cached_property
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        """What the sampler draws for each trial: nothing where all designs are tried."""
+        if self.designs is not None:
+            return {}
+        return {key: _distribution(axis) for key, axis in self.axes.items()}
 
     def _design(self, trial: optuna.Trial, number: int) -> Design:
         """What the trial is to try."""
         if self.designs is not None:
             return self.designs[number]
-        return {key: _suggested(trial, key, axis) for key, axis in self.axes.items()}
+        return {key: _chosen(axis, trial.params[key]) for key, axis in self.axes.items()}
 
-    def _study(self, out: Path | None) -> optuna.Study:
-        """The study that is kept in `out`, or a new one."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            storage=f"sqlite:///{out / KEPT}" if out else None,
-            study_name="search",
-            directions=["minimize"] * len(self.objectives),
-            load_if_exists=True,
-        )
+    def _check_kept(self, store: Store) -> None:
+        """Raises InputError where the store is that of another search."""
         asked = {
             "tables": self.data,
             "objectives": self.objectives,
@@ -298,12 +311,26 @@ class Search:
         if self.own_code:
             asked["code"] = self.own_code
         text = json.dumps(asked, sort_keys=True, default=str)
-        if study.user_attrs.setdefault("asked", text) != text:
-            raise InputError(f"--out {out}: holds another search: choose another folder")
-        study.set_user_attr("asked", text)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
+        kept = store.get("search", "")
+        if kept is None:
+            store.put([Entry("search", text)])
+        elif kept != text:
+            raise InputError(f"{store.where}: holds another search: choose another folder")
+
+    def _study(self, store: Store) -> optuna.Study:
+        """A study of the trials that have ended."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(directions=["minimize"] * len(self.objectives))
+        number = 0
+        while (kept := store.get(str(number), "")) is not None:
+            study.add_trial(self._ended(json.loads(kept)))
+            number += 1
         return study
+
+    def _ended(self, kept: dict[str, Any]) -> FrozenTrial:
+        """A trial as `_text` has it."""
+        state = TrialState.PRUNED if kept["values"] is None else TrialState.COMPLETE
+        return create_trial(state=state, distributions=self._distributions, **kept)
 
     def _answer(self, study: optuna.Study, out: Path | None) -> SearchAnswer:
         reasons: dict[str, list[str]] = {}
@@ -360,6 +387,12 @@ def _sampler(seed: int, number: int) -> TPESampler:
 
 def _key(trial: FrozenTrial) -> str:
     return json.dumps(trial.user_attrs["design"])
+
+
+def _text(trial: FrozenTrial) -> str:
+    """What is kept of a trial that has ended."""
+    kept = {"params": trial.params, "values": trial.values, "user_attrs": trial.user_attrs}
+    return json.dumps(kept)
 
 
 def _trial(trial: FrozenTrial) -> Trial:
