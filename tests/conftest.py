@@ -11,9 +11,12 @@ from hypothesis import HealthCheck, settings
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
-# Files of few tests that take long. They go first: a process that began one of them last would be
+# Files that take long. They go first: a process that began one of them last would be
 # at it when the other has nothing left to do.
-LONG = ("test_calibrate.py", "test_known_errors.py", "test_engines.py", "test_sweep.py")
+LONG = (
+    *("test_calibrate.py", "test_explorer.py", "test_page.py"),
+    *("test_known_errors.py", "test_engines.py", "test_sweep.py"),
+)
 
 # A shell that starts the tests in the background has all that they start ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

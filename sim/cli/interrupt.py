@@ -1,9 +1,9 @@
-"""Ctrl-C: a command ends at once, whatever it is in the middle of, and says what is kept.
+"""Ctrl-C and SIGTERM: a command ends at once, in the middle of whatever, and says what is kept.
 
-Python's own KeyboardInterrupt comes first, so that workers end and files are closed. It may come
-late, as compiled code and threads are waited for, or be lost in a library's callback: a thread that
-the signal wakes ends the process then. What is kept is as after a kill: stores are transactions,
-and files are written whole or not at all.
+A KeyboardInterrupt comes first, so that workers end, files are closed, and what is written in part
+is removed. It may come late, as compiled code and threads are waited for, or be lost in a library's
+callback: a thread that the signal wakes ends the process then. What is kept is as after a kill:
+stores are transactions, and files are written whole or not at all.
 """
 
 import os
@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-CODE = 130  # what shells take for ended by Ctrl-C: 128 + SIGINT
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as shells tell who is ended by a signal
+CODE = CODES[signal.SIGINT]
+AT_FIRST = (signal.default_int_handler, signal.SIG_DFL)  # what Python does on them
 GRACE_S = 1.0  # for the command to end by itself
 _kept: list[str] = []
+_by: list[int] = [signal.SIGINT]  # the signal that came, last
 _ending = threading.Lock()
 
 
@@ -31,13 +34,14 @@ def keeping(what: str) -> Iterator[None]:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within, Ctrl-C ends the process in GRACE_S at the latest."""
+    """Within, Ctrl-C or SIGTERM ends the process in GRACE_S at the latest."""
     _kept.clear()
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else a shell's job in the background: it stays so
-        signal.signal(signal.SIGINT, _once)
+    before = {number: signal.getsignal(number) for number in CODES}
+    for number, handler in before.items():
+        if handler in AT_FIRST:  # else a shell's job in the background: it stays so
+            signal.signal(number, _once)
     wakes = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     threading.Thread(target=_end_when_interrupted, args=(read_end,), daemon=True).start()
     try:
@@ -46,19 +50,23 @@ def watched() -> Iterator[None]:
         _end()
     finally:
         signal.set_wakeup_fd(wakes)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.close(write_end)
 
 
-def _once(*_: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it ends nothing sooner
+def _once(number: int, _: Any) -> None:
+    for each in CODES:
+        signal.signal(each, signal.SIG_IGN)  # pressed again, it ends nothing sooner
+    _by.append(number)
     raise KeyboardInterrupt
 
 
 def _end_when_interrupted(read_end: int) -> None:
-    while (number := os.read(read_end, 1)) and number[0] != signal.SIGINT:
+    while (number := os.read(read_end, 1)) and number[0] not in CODES:
         pass
     if number:
+        _by.append(number[0])
         time.sleep(GRACE_S)
         _end()
     os.close(read_end)
@@ -80,4 +88,4 @@ def _end() -> None:
     console.control(Control(*bar_left))  # which hides the cursor, and may not have ended its line
     console.print("; ".join(["attnsim: interrupted", *_kept[-1:]]))
     sys.stderr.flush()
-    os._exit(CODE)
+    os._exit(CODES[signal.Signals(_by[-1])])

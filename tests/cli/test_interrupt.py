@@ -101,6 +101,32 @@ def test_pressed_twice_it_says_so_once(tmp_path, monkeypatch):
     assert "Traceback" not in terminal.shown, terminal.shown
 
 
+def test_a_terminated_command_leaves_nothing_of_a_file_that_it_was_writing(tmp_path):
+    kept = tmp_path / "kept.json"
+    kept.write_text("whole")
+    code = f"""
+        import os, signal, sys, threading
+        from pathlib import Path
+        from sim.cli.app import main
+        from sim.cli.commands import app
+        from sim.inputs.files import whole_file
+
+        def command():
+            with whole_file(Path({str(kept)!r})) as partial:
+                partial.write_text("a part")
+                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Event().wait()
+
+        app.command("wait")(command)
+        main()
+    """
+    asked = [sys.executable, "-c", textwrap.dedent(code), "wait"]
+    ended = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr == "attnsim: interrupted\n"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
 def test_a_job_in_the_background_hears_no_ctrl_c():
     """Shells start it with the signal ignored."""
     code = """
