@@ -27,7 +27,7 @@ from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
 from validate.framework_kernels import flash3_decode_before_hopper, trtllm_decode
-from validate.predict import REGULATED_AFTER_S, NotPredictedError
+from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
 DECODE: tuple[Pass, ...] = ("decode",)
@@ -109,8 +109,7 @@ class Operation:
     `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
     longer than usual, `host_us` of one that is timed without a graph: the GPU works beside the
     host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of fp8;
-    where a row says that K and V are written to the cache, at least that. So many `calls` in a row
-    are timed, if stated, the ones before included.
+    where a row says that K and V are written to the cache, at least that.
     """
 
     kernel: str
@@ -127,7 +126,6 @@ class Operation:
     cache_tokens: int | None = None
     floor_us: float | None = None
     host_us: float = 0.0
-    calls: int | None = None
     beside: Kind = ""
     fp8_beside: Kind = ""
     why: str = ""
@@ -158,7 +156,6 @@ OPERATIONS = (
         "MLA decode, Triton",
         DECODE,
         VLLM_MLA,
-        calls=9,
         floor_us=450,
         host_us=340,
         beside="MLA absorbed",
@@ -169,7 +166,6 @@ OPERATIONS = (
         "MLA decode, FA3",
         DECODE,
         FA3_MLA,
-        calls=9,
         floor_us=220,
         host_us=169,
         beside="MLA absorbed",
@@ -179,7 +175,6 @@ OPERATIONS = (
         "MLA decode, FlashMLA",
         DECODE,
         MLA,
-        calls=9,
         in_cache_dtype=True,
         floor_us=270,
         host_us=190,
@@ -221,7 +216,6 @@ OPERATIONS = (
         "MLA prefill, FA2",
         PREFILL,
         FLASH2,
-        calls=9,
         head_dim=192,
         beside="MLA filled",
     ),
@@ -230,7 +224,6 @@ OPERATIONS = (
         "MLA prefill, FA3",
         PREFILL,
         FLASH3_VARLEN | {"implementation": "vllm"},
-        calls=9,
         arch=HOPPER,
         changes={"value_dim": 128},
         floor_us=220,
@@ -543,6 +536,9 @@ SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
 WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
 # Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
+# Calls of ai-dynamo/aiconfigurator, collector/*/collect_attn.py: those before timing, half of them
+# before a graph is captured (helper.py, benchmark_with_power), and all.
+COLLECTED = {"trtllm": (20, 26), "vllm": (6, 12), "sglang": (6, 26)}
 WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
 # Between the events of a call run with --disable-blocking-kernel stands its host part too
 # (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
@@ -595,7 +591,8 @@ class Measured:
 
     `beside` is what its call does within its time beside attention. Between `launches` stand gaps
     unless a profiler timed the kernels alone. Below `floor_us` a time is the host's; none is
-    below `host_s`, what the host takes to ask for it.
+    below `host_s`, what the host takes to ask for it. It was timed from one to another of the
+    `calls` in a row, None if they went on.
     """
 
     figure: Figure
@@ -604,6 +601,7 @@ class Measured:
     beside: Beside
     has_gaps: bool
     floor_us: float
+    calls: tuple[int, int] | None
     host_s: float = 0.0
 
 
@@ -629,8 +627,6 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
-    if _is_brief(figure, operation):
-        hw = hw.model_copy(update={"power": None})
     dirty = WRITTEN_COLD.search(figure.extra) is not None
     case = Case(w, hw, schedule, operation.launches, _is_warm(figure), dirty)
     return Measured(
@@ -640,17 +636,17 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         beside=_beside(figure, operation, w, schedule),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         floor_us=_floor_us(figure, operation),
+        calls=_calls(figure),
         host_s=operation.host_us * 1e-6,
     )
 
 
-def _is_brief(figure: Figure, operation: Operation) -> bool:
-    """Whether it was over before the power limit acts: one launch in a profiler, or few calls."""
+def _calls(figure: Figure) -> tuple[int, int] | None:
+    """After which of a load's calls timing began and ended; None of a load that lasts."""
     if NCU.search(figure.extra):
-        return True
-    if operation.calls is None or figure.metric != "time_us":
-        return False
-    return operation.calls * figure.value * 1e-6 < REGULATED_AFTER_S
+        return (0, 1)  # then a pause
+    collected = "aiconfigurator" in figure.source
+    return COLLECTED.get(figure.kernel.split()[0]) if collected else None
 
 
 def _floor_us(figure: Figure, operation: Operation) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sim.device.memory import OutOfMemoryError, check_memory
 from sim.device.program import launches_of
 from sim.device.run import Launched, run_on_device
+from sim.engine.power import acted
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
@@ -16,9 +17,8 @@ from validate.measurement import Shape
 
 # Repetitions of a benchmark: 30 in Dao-AILab/flash-attention,
 # benchmarks/benchmark_flash_attention.py; in hopper/benchmark_attn.py 30 ms of them, and a second's
-# sleep between kernels. A load that is over before a power regulator acts (sim.engine.power) keeps
-# the nominal clock.
-REPEATS, REGULATED_AFTER_S = 30, 0.1
+# sleep between kernels.
+REPEATS = 30
 WARM_BELOW = 4  # times the L2's capacity: of larger tensors a second run finds next to nothing
 
 
@@ -80,11 +80,11 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
 
 
 def _stream_s(kernels: list[Launched], hw: HardwareProfile) -> float:
-    """Their time back to back, at the nominal clock where all repetitions are soon over."""
-    gaps_s = len(kernels) * hw.calibration.launch.gap
-    held_s = sum(k.run.time_s for k in kernels) + gaps_s
-    free_s = held_s - sum(k.run.power_s for k in kernels)
-    return free_s if REPEATS * free_s < REGULATED_AFTER_S else held_s
+    """Their time back to back, in the mean of all repetitions."""
+    limited_s = sum(k.run.power_s for k in kernels)
+    free_s = sum(k.run.time_s for k in kernels) - limited_s
+    free_s += len(kernels) * hw.calibration.launch.gap
+    return free_s + limited_s * acted(0.0, REPEATS * free_s)
 
 
 def _shares(kernels: list[Launched], hw: HardwareProfile) -> dict[str, float]:

@@ -35,11 +35,12 @@ MOST_STEPS = 1_000_000  # of a kernel's tile steps; a few tenths of a second
 class KernelFigures:
     """One kernel: what it took and moved, and what a roofline of the datasheet gives it.
 
-    DRAM bytes are those that a profiler counts.
+    DRAM bytes are those that a profiler counts. Of its time the power limit adds `power_s`.
     """
 
     name: str
     time_s: float
+    power_s: float
     dram_read_bytes: int
     dram_write_bytes: int
     l2_read_bytes: int
@@ -127,6 +128,7 @@ def _of(case: Case, kernel: Kernel, run: KernelRun | None) -> KernelFigures:
     return KernelFigures(
         name=kernel.name,
         time_s=float(run.time_s) if run else 0.0,
+        power_s=float(run.power_s) if run else 0.0,
         dram_read_bytes=dram_read_bytes,
         dram_write_bytes=dram_write_bytes,
         l2_read_bytes=int(run.l2_read_bytes) if run else 0,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.engine.power import acted
 from sim.inputs.files import InputError, user_cache
 from sim.report.known_errors import regime_of
 from sim.runs.job import Progress
@@ -292,7 +293,13 @@ def times(measured: Measured, simulated: Simulated) -> tuple[float, float]:
         seconds += len(kernels) * hw.calibration.launch.gap
     roofline_s = sum(kernel.roofline_s for kernel in kernels)
     beside_s, beside_roofline_s = measured.beside.times(measured.case.workload, hw)
-    return max(seconds + beside_s, measured.host_s), roofline_s + beside_roofline_s
+    seconds += beside_s
+    if measured.calls:
+        limited_s = sum(kernel.power_s for kernel in kernels)
+        seconds -= limited_s
+        begin_s, end_s = (calls * seconds for calls in measured.calls)
+        seconds += limited_s * acted(begin_s, end_s)
+    return max(seconds, measured.host_s), roofline_s + beside_roofline_s
 
 
 def quantity_of(figure: Figure) -> tuple[str, float]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.kernel_run import KernelRun
-from sim.engine.power import joules, large_matmul_flops_per_s
+from sim.engine.power import REGULATOR_S, acted, joules, large_matmul_flops_per_s
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import make_schedule
@@ -146,3 +146,12 @@ def test_an_h20_has_the_power_for_its_slower_tensor_cores():
     hw = load_profile("h20")
     unheld = hw.tensor_flops_per_s("bf16") * hw.calibration.tensor.native
     assert large_matmul_flops_per_s(hw, "bf16") == pytest.approx(unheld)
+
+
+def test_a_regulator_comes_down_to_the_limit_and_stays_there():
+    early, late = acted(0.0, 0.01), acted(0.05, 0.06)
+    assert 0 < early < late < 1
+    assert acted(0.0, 1e-6) == pytest.approx(1e-6 / (2 * REGULATOR_S), rel=1e-3)
+    assert acted(0.0, 100.0) == pytest.approx(1.0, abs=1e-3)
+    halves = (acted(0.0, 0.02) + acted(0.02, 0.04)) / 2
+    assert acted(0.0, 0.04) == pytest.approx(halves)

@@ -123,7 +123,7 @@ def test_the_roofline_is_bytes_or_flops_of_the_tensors_whichever_takes_longer():
     assert predict(shape, HW).roofline_s == pytest.approx(moved / HW.hbm.bandwidth)
 
 
-def test_a_benchmark_that_is_soon_over_is_not_held_back_by_power():
+def test_a_benchmark_that_is_soon_over_is_little_held_back_by_power():
     hot = HW.with_figures({"power.tdp": 250.0})
 
     def slower(seq_len: int) -> float:
@@ -133,8 +133,9 @@ def test_a_benchmark_that_is_soon_over_is_not_held_back_by_power():
         )
         return predict(shape, hot).cold_s / predict(shape, HW).cold_s
 
-    assert slower(4096) == 1  # 30 times a quarter of a millisecond
-    assert slower(16384) > 1.3  # 30 times four
+    short, long = slower(4096), slower(16384)  # 30 times a quarter of a millisecond, and four
+    assert 1 < short < 1.1
+    assert long > 1.25
 
 
 def test_what_cannot_be_predicted_says_why():

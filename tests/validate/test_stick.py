@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from sim.engine.power import acted
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import machine_of
@@ -35,6 +36,7 @@ from validate.stick_report import REGIMES, markdown, regime_rows, save_stick
 KERNEL = KernelFigures(
     name="a kernel",
     time_s=80e-6,
+    power_s=0.0,
     dram_read_bytes=600,
     dram_write_bytes=200,
     l2_read_bytes=1000,
@@ -61,6 +63,21 @@ def test_a_stream_of_kernels_has_a_gap_each_and_a_profiler_sees_none(tmp_path):
     gap_s = stream.case.hardware.calibration.launch.gap
     assert times(stream, TWO) == (pytest.approx(160e-6 + 2 * gap_s), pytest.approx(100e-6))
     assert times(profiled, TWO) == (pytest.approx(160e-6), pytest.approx(100e-6))
+
+
+def test_the_power_limit_has_acted_as_long_as_the_calls_that_were_timed(tmp_path):
+    """A kernel of 10 ms at the nominal clock, to which the limit adds 5."""
+    limited = Simulated((replace(KERNEL, time_s=15e-3, power_s=5e-3),))
+    row = {"kernel": "vllm vllm_flash_attn", "gpu": "A100", "extra": "warm"}
+    ours, lasts, once = (
+        times(measured_of(figure(tmp_path, **row | change)), limited)[0]
+        for change in ({"source": "ai-dynamo/aiconfigurator"}, {}, {"extra": "ncu, warm"})
+    )
+    gap_s = lasts - 15e-3
+    assert 0 < gap_s < 10e-6
+    assert ours == pytest.approx(lasts - 5e-3 * (1 - acted(60e-3, 120e-3)), rel=1e-4)
+    assert once == pytest.approx(10e-3 + 5e-3 * acted(0.0, 10e-3), rel=1e-4)
+    assert once < ours < lasts
 
 
 def test_what_the_call_does_beside_attention_is_in_its_time(tmp_path):
