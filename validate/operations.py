@@ -537,8 +537,9 @@ WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
 # Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
 # Calls of ai-dynamo/aiconfigurator, collector/*/collect_attn.py: those before timing, half of them
-# before a graph is captured (helper.py, benchmark_with_power), and all.
-COLLECTED = {"trtllm": (20, 26), "vllm": (6, 12), "sglang": (6, 26)}
+# before a graph is captured (helper.py, benchmark_with_power), and all; collect_mla.py of vLLM has
+# no graph. The first name that a kernel's begins with counts.
+COLLECTED = {"vllm MLA": (3, 9), "trtllm": (20, 26), "vllm": (6, 12), "sglang": (6, 26)}
 WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
 # Between the events of a call run with --disable-blocking-kernel stands its host part too
 # (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
@@ -646,7 +647,8 @@ def _calls(figure: Figure) -> tuple[int, int] | None:
     if NCU.search(figure.extra):
         return (0, 1)  # then a pause
     collected = "aiconfigurator" in figure.source
-    return COLLECTED.get(figure.kernel.split()[0]) if collected else None
+    named = (calls for name, calls in COLLECTED.items() if figure.kernel.startswith(f"{name} "))
+    return next(named, None) if collected else None
 
 
 def _floor_us(figure: Figure, operation: Operation) -> float:

@@ -243,7 +243,11 @@ def test_when_a_collector_begins_to_time_and_how_long_is_known(tmp_path):
     """helper.py, benchmark_with_power: twice the calls to warm up, then those that are timed."""
     source = "ai-dynamo/aiconfigurator systems/data/a100_sxm/attention"
     row = {"gpu": "A100", "source": source}
-    for kernel, calls in (("vllm vllm_flash_attn", (6, 12)), ("sglang flash_attention", (6, 26))):
+    for kernel, calls in (
+        ("vllm vllm_flash_attn", (6, 12)),
+        ("vllm MLA vllm_flashmla", (3, 9)),
+        ("sglang flash_attention", (6, 26)),
+    ):
         assert measured_of(figure(tmp_path, kernel=kernel, **row)).calls == calls
     assert measured_of(figure(tmp_path, kernel="vllm vllm_flash_attn", gpu="A100")).calls is None
     assert measured_of(figure(tmp_path, extra="ncu, cold")).calls == (0, 1)

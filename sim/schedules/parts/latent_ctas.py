@@ -10,7 +10,8 @@
                  overlap within a block)
     trtllm       NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/flashMLA/flash_fwd_mla_kernel.h on
                  Hopper: FlashMLA as it was first, with one warp group for S, both for V, no overlap
-                 within a block; before Hopper `latent_slices`. On Blackwell trtllm-gen: 16 heads a
+                 within a block, and a CTA a row to combine; before Hopper `latent_slices`. On
+                 Blackwell trtllm-gen: 16 heads a
                  CTA where they are up to 32 or a CTA has few keys, their matmuls turned round; 64
                  of 64 to 96, whose tcgen05 takes as long as of 128 rows; of 128 heads 64 each of a
                  pair of CTAs, which load half the keys each. flashinfer-ai/flashinfer,
@@ -165,6 +166,7 @@ def public_latent_cta(
         threads, taken = 3 * WARP_GROUP, registers.FLASH3[2]
         return replace(cta, threads=threads, registers_per_thread=taken, tensor_path="native")
     if implementation == "trtllm" or cta.turns_v:
+        cta = replace(cta, launches_combine=True, combined_rows=1, combining_threads=128)
         return replace(cta, tensor_path="native")
     if implementation == "flashinfer":
         return replace(cta, tensor_path="native", p_in_sram=False, partial_bytes=2)

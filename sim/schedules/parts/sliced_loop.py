@@ -7,9 +7,7 @@
 
 Q comes anew for each block of keys, as its slices are not kept. Of two buffers one is filled while
 the other is multiplied; the next trip's first slice comes beside the last part of V. Warps have 16
-rows each and all of K and V, and meet before a slice is multiplied and after it. That the softmax
-takes some 5 lane operations a score more than FlashAttention-2's (it scales apart, and takes exp,
-not exp2) is left out: with them prefill on an A100 and an L40S is further off.
+rows each and all of K and V, and meet before a slice is multiplied and after it.
 
 Source: NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/src/: fmha/traits.h (Traits_tile_size: slices of
 64 columns; V in parts of 64 keys, of 32 beyond 128 columns, of 16 beyond 256, where a CTA has 256
@@ -22,7 +20,7 @@ from dataclasses import dataclass
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile
 from sim.schedules.parts import registers
-from sim.schedules.parts.instructions import LANES, online_softmax
+from sim.schedules.parts.instructions import LANES, OpsAScore, online_softmax
 from sim.tile_program import Barrier, Compute, Footprint, Load, Op
 
 SLICE = 64  # columns of Q and K
@@ -33,6 +31,8 @@ WARPS = 4
 # barriers. By machine code (FlashInfer's copy of these kernels as nvcc 13.0 compiles it for sm_80;
 # sm_89's differs by a few), 576 x 512 with keys in pages and 192 x 128 with keys in rows.
 PAGED_OPS, ROWS_OPS = (221, 108), (105, 60)
+# Of a score there, where no mask is: it is scaled apart, and exp is not exp2.
+FMHA_V2 = OpsAScore(fp32=7, other=2.5)
 MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 
 
@@ -79,7 +79,7 @@ class SlicedCta:
         q_bytes, k_bytes = (rows * SLICE * element for rows in (tile.q, tile.kv))
         v_bytes = min(self.keys, tile.kv) * self.columns * element
         s_flops, o_flops = 2 * scores * min(SLICE, width), 2 * scores * self.columns
-        softmax = online_softmax(tile.q, tile.kv, self.columns, WARPS, 0)
+        softmax = online_softmax(tile.q, tile.kv, self.columns, WARPS, 0, FMHA_V2)
         of_slice, of_part = PAGED_OPS if self.paged else ROWS_OPS
         of_q_and_k, written = q_bytes + WARPS * k_bytes, q_bytes + k_bytes
         following = iter([*slices[1:], *parts, ()])
