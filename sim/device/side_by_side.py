@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Condition
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -33,11 +34,28 @@ class SideBySide:
     def __init__(self, threads: int, tell: Callable[[], None]) -> None:
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.tell, self.stopped = tell, False
+        self.most, self.busy, self.turn = threads, 0, Condition()
+
+    def narrow(self, most: int) -> None:
+        """From now on a chain begins only where fewer than so many are under way."""
+        with self.turn:
+            self.most = min(self.most, most)
 
     def start(self, chain: Iterator[None]) -> None:
         """Let a thread do the whole chain as soon as one is free."""
         if self.pool is not None:
-            self.pool.submit(deque, chain, 0)
+            self.pool.submit(self._do, chain)
+
+    def _do(self, chain: Iterator[None]) -> None:
+        with self.turn:
+            self.turn.wait_for(lambda: self.busy < self.most)
+            self.busy += 1
+        try:
+            deque(chain, 0)
+        finally:
+            with self.turn:
+                self.busy -= 1
+                self.turn.notify_all()
 
     def go_on(self) -> None:
         """Called by the work itself now and then; raises where it is to end."""

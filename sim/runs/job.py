@@ -1,6 +1,6 @@
 """One schedule on one point: lowered, checked against memory and limits, run, recorded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -118,11 +118,14 @@ def run_scenario(
     progress: Progress = lambda *_: None,
     threads: int | None = None,
 ) -> Iterator[Outcome]:
-    """Outcomes in order; bad input raises InputError before the first one runs."""
+    """Outcomes in order; bad input raises InputError before the first one."""
     cases = [Case(point, schedule) for point in scenario.points for schedule in point.schedules]
-    with naming(scenario.where):
-        jobs = [job_of(case, scenario.limits, engine) for case in cases]
-    return _side_by_side(jobs, scenario.limits, progress, threads)
+
+    def jobs() -> Iterator[Job | Outcome]:
+        with naming(scenario.where):
+            yield from (job_of(case, scenario.limits, engine) for case in cases)
+
+    return _side_by_side(jobs(), scenario.limits, progress, threads)
 
 
 @contextmanager
@@ -153,15 +156,23 @@ def run_cases(
 ) -> Iterator[Outcome]:
     """Outcomes in order; what cannot be has a record with its reason, and does not stop the others.
 
-    Raises InputError, naming the file `where`, before the first one runs where nothing can be.
+    Raises InputError, naming the file `where`, where nothing can be.
     """
-    found = [_job_or_refusal(case, limits, engine) for case in cases]
-    refusals = [job for job in found if isinstance(job, Refusal)]
-    if len(refusals) == len(found):  # of which tables are right
-        first = next(one for one in refusals if one.workload is not None)
-        raise InputError(f"{where}: {first.message}")
-    jobs = [Outcome(job.record(engine), None) if isinstance(job, Refusal) else job for job in found]
-    return _side_by_side(jobs, limits, progress)
+
+    def jobs() -> Iterator[Job | Outcome]:
+        refusals = []
+        for case in cases:
+            job = _job_or_refusal(case, limits, engine)
+            if isinstance(job, Refusal):
+                refusals.append(job)
+                yield Outcome(job.record(engine), None)
+            else:
+                yield job
+        if len(refusals) == len(cases):  # of which tables are right
+            first = next(one for one in refusals if one.workload is not None)
+            raise InputError(f"{where}: {first.message}")
+
+    return _side_by_side(jobs(), limits, progress)
 
 
 def _job_or_refusal(
@@ -182,24 +193,34 @@ def run_case(case: Case, limits: Limits, engine: EngineName) -> Outcome:
 
 
 def _side_by_side(
-    jobs: Sequence[Job | Outcome], limits: Limits, progress: Progress, threads: int | None = None
+    lowered: Iterable[Job | Outcome],
+    limits: Limits,
+    progress: Progress,
+    threads: int | None = None,
 ) -> Iterator[Outcome]:
     """All are replayed on so many threads, as many as there are cores by default.
 
-    Fewer where their arrays would take more than limits.memory. Of one thread it is the caller's.
+    Each from when it is lowered on, while the next ones are; the first outcome comes when all are.
+    Fewer threads where their arrays would take more than limits.memory. Of one thread it is the
+    caller's.
     """
-    of_jobs = [job for job in jobs if isinstance(job, Job)]
-    total, done, title = sum(job.tile_steps for job in of_jobs), 0, ""
+    jobs: list[Job | Outcome] = []
     replays: list[Replays[Any] | None] = []
+    total, done, title = 0, 0, ""
 
     def tell() -> None:
         begun = sum(one.cost_done for one in replays if one is not None)
         progress(title, min(done + begun, total), total)
 
-    largest = max((job.memory for job in of_jobs), default=0)
-    fit = int(limits.memory) // max(largest, 1)
-    with SideBySide(max(1, min(threads or cores(), fit)), tell) as beside:
-        replays += [job.start(beside) if isinstance(job, Job) else None for job in jobs]
+    with SideBySide(threads or cores(), tell) as beside:
+        for job in lowered:
+            jobs.append(job)
+            if isinstance(job, Outcome):
+                replays.append(None)
+                continue
+            total += job.tile_steps
+            beside.narrow(int(limits.memory) // max(job.memory, 1))
+            replays.append(job.start(beside))
         for number, job in enumerate(jobs):
             if isinstance(job, Outcome):
                 yield job
