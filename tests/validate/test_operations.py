@@ -245,7 +245,7 @@ def test_when_a_collector_begins_to_time_and_how_long_is_known(tmp_path):
     row = {"gpu": "A100", "source": source}
     for kernel, calls in (
         ("vllm vllm_flash_attn", (6, 12)),
-        ("vllm MLA vllm_flashmla", (3, 9)),
+        ("vllm MLA vllm_triton_mla", (3, 9)),
         ("sglang flash_attention", (6, 26)),
     ):
         assert measured_of(figure(tmp_path, kernel=kernel, **row)).calls == calls
