@@ -447,7 +447,7 @@ def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"model": "gpt-2"}, ["mine.toml: model.0.model", "did you mean 'gpt2'?"]),
+        ({"model": "gpt22"}, ["mine.toml: model.0.model", "did you mean 'gpt2'?"]),
         ({"tokens": 3}, ["model.0.tokens: unknown key"]),
         ({"phase": "train"}, ['model.0.phase = "train"', "'training'"]),
         ({"phase": "training", "schedule": "flash3"}, ["schedule flash3: the workload's phase"]),
