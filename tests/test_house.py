@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGURED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
 
 
+@cache
 def trees(folder: str) -> dict[Path, ast.Module]:
     """The folder's modules, parsed."""
     files = sorted((ROOT / folder).rglob("*.py"))

@@ -519,7 +519,7 @@ def test_parts_are_those_of_flash_mla_s_scheduler(lengths, num_sm_parts):
 
 
 @given(of_one_query("mla"), devices(l2="0 B"))
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_mla_reads_the_latent_cache_once_for_each_block_of_heads(case, hw):
     w, schedule = case
     kernels = lowered(SCHEDULES["mla"](tile=schedule.tile), w, hw)
