@@ -37,9 +37,10 @@ RENEW = (
     "predictions are no longer as far from measurements as is shipped: if that is meant, run "
     "`python benchmarks/validation.py --write` (a minute), and read docs/validation.md's text again"
 )
-# They take most of the time. Triton's prefill is told by an A100 and an RTX 3090 too.
+# They take most of the time. Triton's prefill is told by an A100 and an RTX 3090 too, and an A100
+# is an A800.
 LONG = ("eager", "nsa_selected", "nsa_compressed", "nsa_compressed_only")
-LONG_ON = (("h100-sxm", "triton_flash2"),)
+LONG_ON = (("h100-sxm", "triton_flash2"), ("a800-sxm-80gb", "flash2"))
 
 
 def is_long(profile: str, family: str) -> bool:
