@@ -650,7 +650,7 @@ def test_a_card_that_has_no_answer_leaves_the_others_theirs():
         ({"schedule": "mla"}, ["schedule mla", "latent_dim is missing"]),
         ({"reserve": 2}, ["reserve = 2", "no unit"]),
         ({"model": "llama-3"}, ["there are llama-3-8b, llama-3-70b"]),
-        ({"hardware": "rtx4090"}, ["did you mean 'rtx-4090'?"]),
+        ({"hardware": "rtx-409"}, ["did you mean 'rtx-4090'?"]),
     ],
 )
 def test_bad_input_is_one_line(changes, parts):
