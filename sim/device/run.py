@@ -146,8 +146,7 @@ class _Run:
             if number:
                 yield env.timeout(self.hw.calibration.launch.gap)
             ready_s = env.now
-            if command.after:
-                yield self.after(command)
+            yield from self.after(command)
             run = self.replays.run(command)
             self.launched.append(Launched(env.now, run, command.gpu, env.now - ready_s))
             yield env.timeout(run.time_s)
@@ -156,10 +155,11 @@ class _Run:
 
     def sender(self, command: Command, transfer: Transfer) -> Events:
         """Makes a transfer as soon as what it waits for is done."""
-        yield self.after(command)
+        yield from self.after(command)
         self.sent.append((yield from self.links.send(command.gpu, transfer)))
         self.done[command].succeed()
 
-    def after(self, command: Command) -> simpy.Event:
-        """All that the command waits for is done."""
-        return self.env.all_of([self.done[earlier] for earlier in command.after])
+    def after(self, command: Command) -> Events:
+        """Waits until all that the command waits for is done."""
+        for earlier in command.after:
+            yield self.done[earlier]
