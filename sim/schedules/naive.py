@@ -45,7 +45,6 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
-    VECTOR_OPS_PER_SCORE,
     SramBytes,
     Tile,
     TiledSchedule,
@@ -56,7 +55,15 @@ from sim.schedules.base import (
 )
 from sim.schedules.parts import registers
 from sim.schedules.parts.backward import gradients, of_backward, sums_over_groups
-from sim.schedules.parts.eager import copy, eager_pass, repeated, transposed_copy, with_mask
+from sim.schedules.parts.eager import (
+    copy,
+    eager_pass,
+    filled_where,
+    repeated,
+    transposed_copy,
+    with_mask,
+)
+from sim.schedules.parts.eager_softmax import softmax_kernel
 from sim.schedules.parts.elementwise import in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.rope import with_passes
@@ -79,10 +86,9 @@ from sim.tile_program import (
 # cores, of which the names tell the tile alone: two slices of eight as in CUTLASS's SIMT matmuls
 # (NVIDIA/cutlass, include/cutlass/gemm/device/default_gemm_configuration.h).
 GEMM_SLICES, SLICES_BEFORE_SM80, SIMT_SLICES = (64, 3), (32, 2), (8, 2)
-# SoftMax.cu, host_softmax: up to so many columns and bytes one warp a row, 4 rows a block of 128
-# threads (PersistentSoftmax.cuh), its row in fp32 registers; above, a block of 1024 threads a row.
-SOFTMAX_WARP = (2048, 8192)
-SOFTMAX_BACKWARD_WARP = (1024, 4096)  # the same of host_softmax_backward
+# SoftMax.cu, host_softmax_backward: up to so many columns and bytes one warp a row, 4 rows a block
+# of 128 threads, its row in fp32 registers; above, a block of 1024 threads a row.
+SOFTMAX_BACKWARD_WARP = (1024, 4096)
 LONG_ROW_COLS = 4096  # of a pass over a row that does not fit a CTA: an estimate
 
 
@@ -96,11 +102,12 @@ class GemmTile(Tile):
 class Naive(TiledSchedule):
     """Standard attention.
 
-    `mask` adds the pass that masks the scores (by default where the workload is masked), `scale` a
-    pass that scales them, `rope` those that rotate Q and K, as eager frameworks do. `framework`
-    adds those around the algorithm that copy Q, K and V and make the mask. All of S is
-    computed whatever the mask. `tile` is the block of S that one CTA of the first matmul makes,
-    `depth` how many elements of a row of its operands it has at once, in each of `stages` buffers.
+    `mask` adds the pass that masks the scores (by default where the workload is masked), those of
+    Tensor.masked_fill where it is "fill"; `scale` a pass that scales them, `rope` those that rotate
+    Q and K, as eager frameworks do. `framework` adds those around the algorithm that copy Q, K and
+    V and make the mask. All of S is computed whatever the mask. `tile` is the block of S that one
+    CTA of the first matmul makes, `depth` how many elements of a row of its operands it has at
+    once, in each of `stages` buffers.
     "sdpa" is PyTorch's own call by its math backend, which by `upcast` has 16 bits in fp32.
     With `sweeps = 3` softmax reads each row three times: for its maximum, its sum and its result.
     """
@@ -108,7 +115,7 @@ class Naive(TiledSchedule):
     name: Literal["naive"] = "naive"
     tile: GemmTile | None = None
     scale: bool = False
-    mask: bool | None = None
+    mask: bool | Literal["fill"] | None = None
     rope: Literal["pass"] | None = None
     framework: Literal["pytorch", "transformers", "sdpa"] | None = None
     upcast: bool = False
@@ -169,7 +176,7 @@ class Naive(TiledSchedule):
         kernels = []
         copies = self.framework is not None and min(w.batch, w.heads) > 1
         if copies:
-            (copy_q, q), (copy_k, k) = copy(w, q), transposed_copy(w, k)
+            (copy_q, q), (copy_k, k) = copy(w, q), transposed_copy(k)
             kernels += [copy_q, copy_k]
         kernels.append(replace(_scores_kernel("S = Q K^T", w, gemm, q, k, scores), kind="scores"))
         if self.scale:
@@ -180,6 +187,8 @@ class Naive(TiledSchedule):
                 masked = _matrix(w, "S + mask")
                 kernels += with_mask(w, scores, masked)
                 scores = masked
+            elif self.mask == "fill":
+                kernels += filled_where(w, scores)
             else:
                 mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
                 kernels.append(eager_pass("mask", [scores, mask], [scores]))
@@ -315,7 +324,7 @@ def _for_matmuls(w: AttentionWorkload) -> _Matrices:
         before.append(copy_k)
         after.append(copy_v)
     elif strided and w.heads == w.kv_heads:
-        (copy_k, k), (copy_v, v) = transposed_copy(w, k), copy(w, v)
+        (copy_k, k), (copy_v, v) = transposed_copy(k), copy(w, v)
         before.append(copy_k)
         after.append(copy_v)
     return _Matrices((q, k, v), before, after)
@@ -532,22 +541,22 @@ class _ByRows:
 
 
 def _softmax_kernel(scores: Tensor, p: Tensor, hw: HardwareProfile, sweeps: int) -> Kernel:
-    """Rows that fit a warp's registers or a block's SRAM are read once, others three times.
+    """PyTorch's; of long rows, which are read three times, a block of 1024 threads has one.
 
     Where `sweeps` says three times of all, a block of 256 threads has a row.
     """
-    of, read = _ByRows.of(scores, hw, SOFTMAX_WARP), (scores,)
-    if sweeps > 1:
-        of = _ByRows(scores, 1, False, Footprint(0, 256, registers.LONG_ROWS))
-    if of.whole:
-        loops = [of.sweep("softmax", read, VECTOR_OPS_PER_SCORE, 1, p)]
-    else:
-        loops = [
+    kernel = softmax_kernel(scores, p, hw) if sweeps == 1 else None
+    if kernel is None:
+        of, read = _ByRows.of(scores, hw, (0, 0)), (scores,)
+        if sweeps > 1:
+            of = _ByRows(scores, 1, False, Footprint(0, 256, registers.LONG_ROWS))
+        kernel = of.kernel(
+            "P = softmax(S)",
             of.sweep("row maximum", read, 1, 0),
             of.sweep("row sum", read, 2, 1),
             of.sweep("normalise", read, 2, 1, p),
-        ]
-    return replace(of.kernel("P = softmax(S)", *loops), kind="softmax")
+        )
+    return replace(kernel, kind="softmax")
 
 
 def _softmax_backward_kernel(p: Tensor, product: Tensor, ds: Tensor, hw: HardwareProfile) -> Kernel:

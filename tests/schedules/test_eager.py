@@ -21,6 +21,7 @@ from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
 from sim.tile_program import Load, Store, in_order
 from tests.support.commands import assert_one_line, called
 from tests.support.drawn import devices
+from tests.support.formulas import run
 from tests.support.same_runs import assert_engines_agree
 
 EAGER = Naive(framework="pytorch")
@@ -303,6 +304,34 @@ def test_a_mask_that_stays_in_l2_is_not_read_again_for_each_head():
     read, _ = moved(w, HW)["mask"]
     scores, mask = 32 * 1024 * 1024 * 2, 1024 * 1024 * 2
     assert read < scores + mask
+
+
+def test_masked_fill_copies_the_scores_and_reads_a_byte_of_mask_for_each():
+    w = self_attention(batch=1, heads=32, seq_len=1024, causal=True)
+    hw = HW.with_figures({"l2.capacity": 0.0})
+    kernels = kernels_of(Naive(mask="fill").program(w, hw))
+    runs = {one.kernel.name: one for one in run(kernels, hw, w)}
+    s_bytes = 32 * 1024 * 1024 * 2
+    assert runs["clone"].hbm_read_bytes == runs["clone"].hbm_write_bytes == s_bytes
+    assert runs["masked_fill"].hbm_read_bytes == s_bytes * 3 / 2
+    assert runs["masked_fill"].hbm_write_bytes == s_bytes
+
+
+def test_softmax_is_slower_than_hbm_and_slowest_where_a_block_has_just_taken_the_rows_over():
+    """1,823 rows in fp32 on a B200 move 2.51, 1.61 and 2.42 TB/s (a public series, PyTorch 2.13).
+
+    Of 2,048 columns a warp has a row, of more a block.
+    """
+    hw = load_profile("b200")
+    tb_per_s = {}
+    for cols in (2048, 2176, 4096):
+        shape = {"batch": 1, "heads": 1, "head_dim": 64, "dtype": "fp32"}
+        w = WorkloadTable(**shape, seq_q=1823, seq_kv=cols).workload()
+        kernels = kernels_of(Naive(mask=False).program(w, hw))
+        (softmax,) = run([one for one in kernels if one.kind == "softmax"], hw, w)
+        tb_per_s[cols] = 2 * 1823 * cols * 4 / softmax.time_s / 1e12
+    assert tb_per_s[2176] < tb_per_s[4096] < tb_per_s[2048]
+    assert tb_per_s == pytest.approx({2048: 2.51, 2176: 1.61, 4096: 2.42}, rel=0.35)
 
 
 @pytest.mark.parametrize(

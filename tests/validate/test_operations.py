@@ -139,7 +139,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
         ({"kernel": "SDPA math"}, {"name": "naive", "framework": "sdpa"}),
         (
             {"kernel": "SDPA math fp32 (upcast)"},
-            {"name": "naive", "framework": "sdpa", "upcast": True},
+            {"name": "naive", "framework": "sdpa"},
         ),
         (
             {"kernel": "SDPA efficient (mem-efficient)"},

@@ -46,6 +46,18 @@ class Counted:
             multiplied=count * self.multiplied,
         )
 
+    def __add__(self, more: "Counted") -> "Counted":
+        """Both one after the other, by the same warps."""
+        return Counted(
+            self.instructions + more.instructions,
+            self.cycles + more.cycles,
+            self.warps,
+            self.beside + more.beside,
+            self.l2_reads + more.l2_reads,
+            self.sram_cycles + more.sram_cycles,
+            self.multiplied + more.multiplied,
+        )
+
     def compute(
         self,
         name: str,

@@ -48,6 +48,12 @@ from sim.schedules.parts.kv_cache import SECTOR_BYTES
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, OfItem, Stream, Tensor
 
 OPS_PER_ELEMENT = 2
+# Where operands are not contiguous, each element's places are found by divisions, a dimension after
+# the other: counted in elementwise_kernel of PyTorch 2.13's headers as nvcc 13.0 compiles them for
+# sm_90. Dimensions are those that PyTorch does not join: a broadcast matrix and its heads; head
+# dimension, tokens, heads and sequences.
+INSTRUCTIONS_A_DIM, INSTRUCTIONS_ALONE = 14, 12
+OF_BROADCAST, OF_TOKENS = 2, 4
 # What a call of PyTorch that launches or allocates takes of the host, with the Python and the views
 # around it, in launches (launch.latency): the nine calls of update_out_and_lse take 125 to 164 us,
 # 141 in the mean of four (zhuzilin/ring-flash-attention, issue 60), where a launch takes some 3.
@@ -58,14 +64,17 @@ def eager_pass(
     name: str,
     reads: Sequence[Tensor],
     writes: Sequence[Tensor],
-    elements: int = ELEMENTS_A_CTA,
     beside: OfItem = np.zeros_like,
+    dims: int = 0,
 ) -> Kernel:
-    """An elementwise kernel over matrices, `elements` a CTA, whole rows where they fit.
+    """An elementwise kernel over matrices; a CTA has whole rows where they fit.
 
-    Of a tensor of fewer groups `beside` says which goes with each of the others: one with all.
+    Of a tensor of fewer groups `beside` says which goes with each of the others: one with all. Such
+    are not contiguous, nor where `dims` says over how many dimensions they go.
     """
-    rows, cols = _shape(writes[0], elements)
+    if any(tensor.groups < writes[0].groups for tensor in reads):
+        dims = max(dims, OF_BROADCAST)
+    rows, cols = _shape(writes[0], _strided(writes[0]) if dims else ELEMENTS_A_CTA)
     tiles = in_order(writes[0], rows, cols)
     a_matrix = tiles.tiles_down * tiles.tiles_across
 
@@ -79,8 +88,13 @@ def eager_pass(
             )
         return in_order(tensor, rows, cols)
 
-    work = OPS_PER_ELEMENT * rows * cols
-    return elementwise(name, [*map(of, reads)], [*map(of, writes)], vector_ops=work)
+    return elementwise(
+        name,
+        [*map(of, reads)],
+        [*map(of, writes)],
+        vector_ops=OPS_PER_ELEMENT * rows * cols,
+        other_ops=_placing(dims) * rows * cols,
+    )
 
 
 def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kernel]:
@@ -92,7 +106,14 @@ def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kern
     if w.dtype_bytes != upper.element_bytes:
         mask = Tensor("mask", *shape, w.dtype_bytes, role="mask")
         kernels.append(eager_pass("mask to dtype", [upper], [mask]))
-    return [*kernels, eager_pass("mask", [scores, mask], [masked], _strided(w))]
+    return [*kernels, eager_pass("mask", [scores, mask], [masked])]
+
+
+def filled_where(w: AttentionWorkload, scores: Tensor) -> list[Kernel]:
+    """Tensor.masked_fill: a copy, then a pass that reads a byte of mask an element."""
+    mask = Tensor("mask", 1, w.seq_q, w.seq_kv, 1, "input", "mask")
+    clone = eager_pass("clone", [scores], [scores])
+    return [clone, eager_pass("masked_fill", [scores, mask], [scores])]
 
 
 def _upper(matrix: Tensor, upper: Tensor) -> Kernel:
@@ -116,13 +137,13 @@ def _upper(matrix: Tensor, upper: Tensor) -> Kernel:
 def copy(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
     """The kernel that copies the rows of each head to a matrix of their own, and its result."""
     copied = _copy_of(source)
-    return eager_pass(f"copy {source.name}", [source], [copied], _strided(w)), copied
+    return eager_pass(f"copy {source.name}", [source], [copied], dims=OF_TOKENS), copied
 
 
 def repeated(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
     """The kernel that copies K or V once for every query head, and its result."""
     copied = replace(_copy_of(source), groups=w.batch * w.heads)
-    rows, cols = _shape(copied, _strided(w))
+    rows, cols = _shape(copied, _strided(copied))
     written = in_order(copied, rows, cols)
     a_matrix = written.tiles_down * written.tiles_across
 
@@ -131,18 +152,18 @@ def repeated(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
 
     read = Stream(source, rows, cols, shared)
     name = f"repeat {source.name}"
-    kernel = elementwise(name, [read], [written], OPS_PER_ELEMENT * rows * cols)
+    kernel = _copying(name, read, written)
     return replace(kernel, sharing=w.heads // w.kv_heads), copied
 
 
-def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:
+def transposed_copy(k: Tensor) -> tuple[Kernel, Tensor]:
     """The same with a matrix's columns one after the other in memory.
 
     A CTA writes a piece of a column, and reads the sectors that have its elements. The result is
     numbered as K is: a matmul reads the same elements of it.
     """
     copied = _copy_of(k)
-    rows = min(k.rows, _strided(w))
+    rows = min(k.rows, _strided(k))
     width = SECTOR_BYTES // k.element_bytes  # columns in a sector
     down, across = blocks(k.rows, rows), blocks(k.cols, width)
     grid = Grid(down, k.cols, k.groups)  # pieces of a column, columns, matrices
@@ -156,7 +177,18 @@ def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:
         return (matrix * down + number) * across + column // width
 
     read, written = Stream(k, rows, width, sectors), Stream(copied, rows, 1, piece)
-    return elementwise("copy K", [read], [written], OPS_PER_ELEMENT * rows), copied
+    return _copying("copy K", read, written), copied
+
+
+def _copying(name: str, read: Stream, written: Stream) -> Kernel:
+    elements = written.tile_rows * written.tile_cols
+    ops = OPS_PER_ELEMENT * elements
+    return elementwise(name, [read], [written], ops, other_ops=_placing(OF_TOKENS) * elements)
+
+
+def _placing(dims: int) -> int:
+    """Instructions that find an element's places over so many dimensions, and handle it alone."""
+    return INSTRUCTIONS_A_DIM * dims + INSTRUCTIONS_ALONE if dims else 0
 
 
 def _copy_of(tensor: Tensor) -> Tensor:
@@ -169,6 +201,6 @@ def _shape(matrix: Tensor, elements: int) -> tuple[int, int]:
     return rows_of(matrix, elements), min(matrix.cols, elements)
 
 
-def _strided(w: AttentionWorkload) -> int:
-    """Elements a CTA takes of operands that are not contiguous."""
-    return THREADS * (2 if w.dtype_bytes >= 4 else 4)
+def _strided(result: Tensor) -> int:
+    """Elements that a CTA takes of operands that are not contiguous."""
+    return THREADS * (2 if result.element_bytes >= 4 else 4)

@@ -21,13 +21,14 @@ def elementwise(
     vector_ops: int,
     exp_count: int = 0,
     *,
+    other_ops: int = 0,
     sram_bytes: int = 0,
     footprint: Footprint = FOOTPRINT,
 ) -> Kernel:
     """A CTA for each tile of the first result, with so much work; operands arrive in order."""
     result = writes[0]
     loads = tuple(map(Load, reads))
-    work = Compute(name, loads, 0, vector_ops, exp_count, sram_bytes)
+    work = Compute(name, loads, 0, vector_ops, exp_count, sram_bytes, other_ops)
     return Kernel(
         name=name,
         ctas=result.tensor.groups * result.tiles_down * result.tiles_across,

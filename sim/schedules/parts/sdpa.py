@@ -16,7 +16,7 @@ elementwise kernel.
 
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import QKVO
-from sim.schedules.parts.eager import OPS_PER_ELEMENT, eager_pass
+from sim.schedules.parts.eager import OF_BROADCAST, OPS_PER_ELEMENT, eager_pass
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.tile_program import Kernel, Tensor
 
@@ -62,7 +62,7 @@ def rows_without_keys(scores: Tensor, p: Tensor) -> tuple[list[Kernel], Tensor]:
     return [
         eager_pass("S = -inf", [scores], [lost]),
         reduced,
-        eager_pass("0 where R", [p], [safe]),
+        eager_pass("0 where R", [p], [safe], dims=OF_BROADCAST),
     ], safe
 
 
