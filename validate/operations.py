@@ -549,6 +549,9 @@ WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
 # Between the events of a call run with --disable-blocking-kernel stands its host part too
 # (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
 HOST_IN_IT, CALL_HOST_S = re.compile(r"\bnvbench cold\b"), 10e-6
+# Ten calls between two waits for the GPU, which stands idle until the first has been asked for
+# (alibaba/InferSim, kernel_benchmark, benchmark_forward; torch.utils.benchmark, timeit).
+TIMED_TOGETHER, CALLS_TOGETHER = re.compile(r"\btorch Timer\b"), 10
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
 NCU = re.compile(r"\bncu\b|\bNsight Compute\b", re.IGNORECASE)
@@ -771,9 +774,17 @@ def _beside(
         kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
     kind = operation.fp8_beside if w.dtype == "fp8" and operation.fp8_beside else kind
-    has_host = figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra)
-    host_s = CALL_HOST_S if has_host else 0.0
+    host_s = _host_s(figure, operation)
     return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
+
+
+def _host_s(figure: Figure, operation: Operation) -> float:
+    """What of the host's part no kernel runs beside."""
+    if figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra):
+        return CALL_HOST_S
+    if TIMED_TOGETHER.search(figure.extra):
+        return _floor_us(figure, operation) * 1e-6 / CALLS_TOGETHER
+    return 0.0
 
 
 def _first_line(error: Exception, figure: Figure) -> str:

@@ -581,3 +581,12 @@ def test_short_caches_take_a_launch_and_what_the_flush_before_them_left_dirty(
     times_s = [one.time_s for one in simulate(asked).kernels]
     launch = asked.hardware.calibration.launch
     assert sum(times_s) + launch.latency == pytest.approx(measured_us * 1e-6, rel=0.1)
+
+
+def test_of_ten_calls_timed_together_the_gpu_waits_for_the_first_to_be_asked_for(tmp_path):
+    """InferSim's benchmark: the host's part of one call in ten stands before the kernels."""
+    row = {"kernel": "FlashInfer paged decode", "gpu": "H20", "pass_": "decode", "seq_q": "1"}
+    apart, together = (
+        measured_of(figure(tmp_path, **row, extra=extra)) for extra in ("warm", "torch Timer; warm")
+    )
+    assert together.beside.host_s - apart.beside.host_s == pytest.approx(apart.floor_us * 1e-7)
