@@ -330,8 +330,8 @@ def test_softmax_is_slower_than_hbm_and_slowest_where_a_block_has_just_taken_the
         kernels = kernels_of(Naive(mask=False).program(w, hw))
         (softmax,) = run([one for one in kernels if one.kind == "softmax"], hw, w)
         tb_per_s[cols] = 2 * 1823 * cols * 4 / softmax.time_s / 1e12
-    assert tb_per_s[2176] < tb_per_s[4096] < tb_per_s[2048]
-    assert tb_per_s == pytest.approx({2048: 2.51, 2176: 1.61, 4096: 2.42}, rel=0.35)
+    assert tb_per_s[2176] < min(tb_per_s[2048], tb_per_s[4096])
+    assert tb_per_s == pytest.approx({2048: 2.51, 2176: 1.61, 4096: 2.42}, rel=0.1)
 
 
 @pytest.mark.parametrize(
