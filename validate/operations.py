@@ -583,7 +583,8 @@ class Case:
 
     `launches` is a pattern of the kernels that count, None of all. From a cold L2 each of those
     that it names starts from an empty one, as a profiler has it. `dirty` is a cold L2 that holds
-    what a flush has written to it.
+    what a flush has written to it. `whole` is of figures of bytes: none of its kernels is told by
+    a part, whose caches are as much smaller.
     """
 
     workload: AttentionWorkload
@@ -592,6 +593,7 @@ class Case:
     launches: str | None
     warm: bool
     dirty: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -637,7 +639,9 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
     dirty = WRITTEN_COLD.search(figure.extra) is not None
-    case = Case(w, hw, schedule, operation.launches, _is_warm(figure), dirty)
+    case = Case(
+        w, hw, schedule, operation.launches, _is_warm(figure), dirty, figure.metric not in TIMES
+    )
     return Measured(
         figure,
         operation.family,

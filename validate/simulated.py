@@ -29,6 +29,7 @@ from validate.predict import WARM_BELOW, NotPredictedError, least_hbm_bytes, roo
 
 FLUSHED_BYTES = 16 * 1024  # of the flush a CTA
 MOST_STEPS = 1_000_000  # of a kernel's tile steps; a few tenths of a second
+WHOLE_STEPS = 100_000_000  # where bytes are asked for
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _figures(case: Case, only_roofline: bool) -> list[KernelFigures]:
         return [_of(case, kernel, _run(case, [kernel])[0]) for kernel in counted]
     tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
     is_small = sum(tensor.bytes for tensor in tensors) < WARM_BELOW * case.hardware.l2.capacity
-    again = case.warm and is_small and not Choice.of(kernels, case.hardware, MOST_STEPS).in_part
+    again = (
+        case.warm and is_small and not Choice.of(kernels, case.hardware, _most_steps(case)).in_part
+    )
     before = kernels if again else [_flush(case.hardware)] if case.dirty else []
     runs = _run(case, [*before, *kernels])[-len(kernels) :]
     return [
@@ -116,9 +119,18 @@ def _flush(hw: HardwareProfile) -> Kernel:
 def _run(case: Case, kernels: list[Kernel]) -> list[KernelRun]:
     dtype = case.workload.dtype
     run = run_on_device(
-        in_order(kernels), case.hardware, dtype, "replay", lambda _: None, most_steps=MOST_STEPS
+        in_order(kernels),
+        case.hardware,
+        dtype,
+        "replay",
+        lambda _: None,
+        most_steps=_most_steps(case),
     )
     return [launched.run for launched in run.kernels]
+
+
+def _most_steps(case: Case) -> int:
+    return WHOLE_STEPS if case.whole else MOST_STEPS
 
 
 def _of(case: Case, kernel: Kernel, run: KernelRun | None) -> KernelFigures:
@@ -143,7 +155,7 @@ def _of(case: Case, kernel: Kernel, run: KernelRun | None) -> KernelFigures:
 def address_of(case: Case, only_roofline: bool = False) -> str:
     """Where a store keeps it: a hash of the case, of the simulator's code and of this module's."""
     point = Point({}, case.workload, case.hardware, (case.schedule,), {})
-    whole = address(point, case.schedule, "replay", Limits(replayed_steps=MOST_STEPS))
+    whole = address(point, case.schedule, "replay", Limits(replayed_steps=_most_steps(case)))
     rest = f"{whole} {case.launches} {case.warm} {case.dirty} {only_roofline} {_own_code()}"
     return sha256(rest.encode()).hexdigest()
 
