@@ -124,11 +124,14 @@ def errors_of(comparison: Comparison) -> Iterator[KnownError]:
 
 
 def _kernel(points: Iterable[Measurement]) -> dict[str, Any]:
-    """The one kernel that a family's points were predicted by."""
-    (kernel,) = {
-        tuple((key, table[key]) for key in KERNEL if key in table)
-        for table in (point.schedule or {} for point in points)
-    }
+    """The one kernel that a family's points were predicted by, and whether they are of training."""
+    kernels = set()
+    for point in points:
+        table = point.schedule or {}
+        told = tuple((key, table[key]) for key in KERNEL if key in table)
+        trains = point.workload.phase == "training"
+        kernels.add((*told, ("phase", "training")) if trains else told)
+    (kernel,) = kernels
     return dict(kernel)
 
 

@@ -59,9 +59,13 @@ def known_errors(schedule: Mapping[str, Any], profile: str) -> list[KnownError]:
 
     The kernel is the schedule's name, implementation and framework: other options, such as a tile
     that is not the public one, may make predictions worse. Empty where no measurement was predicted
-    by it.
+    by it. Of training it is not.
     """
-    known = [one for one in all_known_errors() if _kernel(one.schedule) == _kernel(schedule)]
+    known = [
+        one
+        for one in all_known_errors()
+        if _kernel(one.schedule) == _kernel(schedule) and "phase" not in one.schedule
+    ]
     return sorted(known, key=lambda one: one.profile != profile)
 
 
