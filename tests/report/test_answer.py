@@ -60,7 +60,7 @@ def test_a_bad_choice_of_splits_is_told_by_waves_and_ranges():
 
 
 def test_reads_beyond_the_compulsory_are_told_of_who_waits_for_hbm():
-    text = said(["naive", "flash2"], "h100-sxm", PREFILL | {"seq_len": 4096})
+    text = said(["naive", "flash2"], "l4", PREFILL | {"seq_len": 4096})
     assert "naive takes" in text
     assert "of HBM reads are L2 misses beyond the compulsory instead of 0%" in text
 
@@ -97,7 +97,7 @@ def test_kernels_that_both_have_are_compared_with_one_another():
 
 
 def test_a_sweep_of_several_schedules_is_told_why_the_others_are_behind_where_they_are_most():
-    text = said(["naive", "flash2"], "h100-sxm", PREFILL, **{"workload.seq_len": [512, 4096]})
+    text = said(["naive", "flash2"], "l4", PREFILL, **{"workload.seq_len": [512, 4096]})
     assert "At seq_len 4,096 naive takes " in text
     assert "through HBM instead of" in text
 

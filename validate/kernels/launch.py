@@ -205,9 +205,9 @@ def _softmax(attention: Placed, kernel: Kernel) -> None:
         rows=w.seq_q,
         cols=w.seq_kv,
         first_position=w.seq_kv - w.seq_q,
-        SWEEP=len(kernel.loops) > 1,
-        TILE_ROWS=scores.stream.tile_rows,
-        TILE_COLS=scores.stream.tile_cols,
+        SWEEP=len(loads_of(kernel)) > 1,
+        TILE_ROWS=probabilities.tile_rows,
+        TILE_COLS=probabilities.tile_cols,
         CAUSAL=w.causal,
         WINDOW=w.window or 0,
     )

@@ -40,7 +40,7 @@ WARP_COLS, WARP_BYTES = 2048, 8192
 ROWS = 4  # of a block of 128 threads
 BLOCK, MOST_A_THREAD = 1024, 9
 # Of a warp's row, by bytes an element: 5 to 10 waits for 1,024 to 2,048 columns, and 1 to 2.
-COLS_IN_FLIGHT = {2: 256, 4: 1024}
+COLS_IN_FLIGHT = {1: 256, 2: 256, 4: 1024}
 # Of each element of a lane; of a block beside that what finding two sums and their maximum takes.
 OF_WARP = Counted(40, 165)
 OF_BLOCK = Counted(69, 738, 32)
