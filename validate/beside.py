@@ -26,6 +26,9 @@ or after attention's. By the `beside` of a measured operation:
                    unfusedAttentionKernels_2_template.h (applyBiasRopeUpdateKVCacheV2). A thread has
                    16 bytes of a token's query head, and reads as much of K and V, its partner of Q
                    and of K and eight pairs of cosine and sine, 64 bytes from its neighbour's
+    packed QKV in place
+                   the same, and K is written back beside Q as well, where attention reads the
+                   matrix and not the cache (STORE_QKV)
     MLA expanded   the new latents are written to the cache, all are multiplied up to K and V of
                    every head and the keys' turned part is put beside each:
                    vllm/v1/attention/backends/mla/common.py (_forward_prefill)
@@ -60,6 +63,7 @@ Kind = Literal[
     "packed heads",
     "fp8 queries",
     "packed QKV",
+    "packed QKV in place",
     "MLA expanded",
     "MLA filled",
     "MLA absorbed",
@@ -157,6 +161,9 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             made = q * w.dtype_bytes + kv * cached_bits // 8
             turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
             return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, l1_cycles=turning)
+        case "packed QKV in place":
+            k_again = Beside(kv // 2 * w.dtype_bytes)
+            return beside("packed QKV", w, dtype, kv_dtype).and_also(k_again)
         case "MLA expanded" | "MLA filled":
             expanded = _mla_expanded(tokens, w.heads, read_bytes, cached_bits)
             return expanded.and_also(_mla_filled(tokens, w.heads, read_bytes, kind))

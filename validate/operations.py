@@ -107,13 +107,13 @@ class Operation:
     """Kernels of a name, and what predicts them; `why` says why nothing does.
 
     `launches` is a pattern of those of the schedule's kernels that were measured, all unless given.
-    `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. Of an
-    `own_loop` the schedule has the tensors and their order, not the instructions: bytes and hit
-    rates are judged, times are not. All sequences' page tables have room for
-    `cache_tokens`, if stated. `floor_us` is of a call whose host part takes
-    longer than usual, `host_us` of one that is timed without a graph: the GPU works beside the
-    host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of fp8;
-    where a row says that K and V are written to the cache, at least that.
+    `in_cache_dtype` multiplies in the cache's dtype, `head_dim` stands in for the row's. A prefill
+    `from_cache` reads K and V as they lie there. Of an `own_loop` the schedule has the tensors and
+    their order, not the instructions: bytes and hit rates are judged, times are not. All sequences'
+    page tables have room for `cache_tokens`, if stated. `floor_us` is of a call whose host part
+    takes longer than usual, `host_us` of one that is timed without a graph: the GPU works beside
+    the host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of
+    fp8; where a row says that K and V are written to the cache, at least that.
     """
 
     kernel: str
@@ -125,6 +125,7 @@ class Operation:
     launches: str | None = None
     in_cache_dtype: bool = False
     head_dim: int | None = None
+    from_cache: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the workload
     own_loop: bool = False
     cache_tokens: int | None = None
@@ -319,7 +320,9 @@ OPERATIONS = (
     ),
     # CUTLASS's kernel: sglang/srt/layers/attention/flashinfer_backend.py (fmha_backend).
     Operation(r"sglang.*flashinfer.*", "CUTLASS prefill", PREFILL, CUTLASS, arch=BLACKWELL),
-    Operation(r"(vllm|sglang).*flashinfer.*", "FlashInfer prefill", PREFILL, FLASH2),
+    Operation(r"vllm.*flashinfer.*", "FlashInfer prefill", PREFILL, FLASHINFER, from_cache=True),
+    # Of whole prompts SGLang gives it K and V as they come (flashinfer_backend.py, forward_extend).
+    Operation(r"sglang.*flashinfer.*", "FlashInfer prefill", PREFILL, FLASHINFER),
     Operation(r"flashinfer paged prefill", "FlashInfer prefill", PREFILL, FLASHINFER),
     Operation(r"flashinfer .*Prefill.* fa2", "FlashInfer prefill", PREFILL, FLASH2),
     Operation(
@@ -328,7 +331,7 @@ OPERATIONS = (
         PREFILL,
         FMHA_V2,
         arch=AMPERE,
-        beside="packed QKV",
+        beside="packed QKV in place",
     ),
     Operation(
         r"trtllm torch_flow",
@@ -716,7 +719,8 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
     if figure.causal is None and not decodes:
         raise NotPredictedError("whether it is causal is not stated")
     latent = isinstance(operation.schedule, Mapping) and operation.schedule["name"] == "mla"
-    of_cache = decodes or latent  # absorbed prefill reads the cache as decoding does
+    reads_cache = decodes or latent  # absorbed prefill reads the cache as decoding does
+    of_cache = reads_cache or operation.from_cache
     dtype = figure.dtype.split("/")[0]
     kv_dtype = figure.kv_dtype.split("/")[0] if of_cache or operation.in_cache_dtype else dtype
     if dtype not in DTYPE_BYTES or kv_dtype not in KV_BITS:
@@ -735,7 +739,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
         "kv_dtype": kv_dtype,
         "causal": bool(figure.causal) or window is not None,
         "window": window,
-        "phase": "decode" if of_cache else "prefill",
+        "phase": "decode" if reads_cache else "prefill",
     }
     if latent:
         table |= {"head_dim": 128, "latent_dim": 512, "rope_dim": 64}

@@ -38,7 +38,7 @@ from sim.schedules.parts.flash_loop import (
     query_blocks,
 )
 from sim.schedules.parts.flash_schedule import FlashSchedule, Implementation
-from sim.schedules.parts.fmha_v2 import WIDTHS, sliced_attention
+from sim.schedules.parts.fmha_v2 import WIDTHS, comes_in_slices, sliced_attention
 from sim.schedules.parts.mem_efficient import MOST_HEAD_DIM, mem_efficient_attention
 from sim.schedules.parts.public_tiles import (
     cta_until_2_7_3,
@@ -64,10 +64,10 @@ class Flash2(FlashSchedule):
     `grid_order` and `key_order` are the forward kernel's order of traversal (traversal.py).
     "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "fa3" FlashAttention-3's
     library before Hopper (flash3_sm8x.py), "mem-efficient" PyTorch's memory-efficient kernel
-    (mem_efficient.py): their tile, warps and order of traversal are their own. "trtllm" is
-    TensorRT-LLM's fmha_v2 before Hopper (fmha_v2.py). V has columns of its own in "sglang" and, 128
-    beside 192, in "trtllm"; FlashAttention-2's caller fills it up. `release` "2.7.3"
-    is the last that has kernels of head_dim 160 and 224 too.
+    (mem_efficient.py), "trtllm" TensorRT-LLM's fmha_v2 before Hopper (fmha_v2.py): their tile,
+    warps and order of traversal are their own. V has columns of its own in "sglang" and, 128 beside
+    192, in "trtllm"; FlashAttention-2's caller fills it up. `release` "2.7.3" is the last that has
+    kernels of head_dim 160 and 224 too.
     """
 
     name: Literal["flash2"] = "flash2"
@@ -96,15 +96,10 @@ class Flash2(FlashSchedule):
                 f'schedule flash2: release = "{self.release}": it is of the forward kernel of '
                 'implementation = "cuda": none was expected'
             )
-        if self.implementation in ("fa3", "mem-efficient"):
+        if self.implementation in ("fa3", "mem-efficient", "trtllm"):
             self._check_of_its_own(w)
         if w.value_dim is not None:
             self._check_value_dim(w)
-        if self.implementation == "trtllm" and (w.dropout or w.phase == "training"):
-            key = "dropout = true" if w.dropout else 'phase = "training"'
-            raise InputError(
-                f'schedule flash2: implementation = "trtllm": workload.{key}: "cuda" was expected'
-            )
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
@@ -131,7 +126,7 @@ class Flash2(FlashSchedule):
             own.append("machine_code, grid_order and key_order")
         if own:
             raise InputError(f"{where}it has its own {', '.join(own)}: none was expected")
-        any_of = self.implementation == "fa3"
+        any_of = self.implementation != "mem-efficient"
         for key, given_one, is_taken, expected in (
             ("dropout", w.dropout, not w.dropout, "none"),
             ("phase", w.phase, w.phase != "training", "prefill or decode"),
@@ -145,7 +140,8 @@ class Flash2(FlashSchedule):
             ("lengths", "several", any_of or w.lengths is None, "sequences of one length"),
         ):
             if not is_taken:
-                raise InputError(f"{where}workload.{key} = {given_one}: {expected} was expected")
+                shown = f'"{given_one}"' if key == "phase" else given_one
+                raise InputError(f"{where}workload.{key} = {shown}: {expected} was expected")
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """One kernel, a CTA a block of query rows; in training those of backward after it."""
@@ -166,7 +162,7 @@ class Flash2(FlashSchedule):
         """The forward kernel on Q, K, V and O; raises InputError as `lower` does."""
         if self.implementation == "mem-efficient":
             return mem_efficient_attention(w, hw, tensors)
-        if self.implementation == "trtllm" and w.value_dim is not None:
+        if self.implementation == "trtllm" and comes_in_slices(w, hw):
             return sliced_attention(w, tensors)
         public = cta_until_2_7_3(w, hw) if self.release else public_cta(w, hw, self.implementation)
         cta = self.cta(public, w, hw)
@@ -175,7 +171,8 @@ class Flash2(FlashSchedule):
         def wave(items: IntArray) -> IntArray:
             return items // (hw.sm.count * ctas_per_sm(cta.footprint(w), hw))
 
-        ways = directions(self.key_order, wave)
+        order = "ascending" if self.implementation == "trtllm" else self.key_order
+        ways = directions(order, wave)
         kind: Kind | None = "flash" if w.lengths is None else None
         return flash_attention("flash2", w, cta, tensors, kind, grid, ways)
 

@@ -221,7 +221,6 @@ def test_merging_has_four_loads_of_eight_ranges_on_their_way():
     [
         ({"dtype": "fp32"}, {}, 'workload.dtype = "fp32": fp16 or bf16 was expected'),
         ({"kv_dtype": "int8"}, {}, 'workload.kv_dtype = "int8": fp8, or workload.dtype, was'),
-        ({"seq_q": 4, "window": 100}, {}, "workload.window = 100: none was expected, as seq_q = 4"),
         ({}, {"tile": {"q": 16, "kv": 48}}, "tile.kv = 48: a power of two"),
     ],
 )
@@ -230,3 +229,14 @@ def test_what_it_has_no_kernel_for_is_said_in_one_line(workload, options, compla
     with pytest.raises(InputError, match=complaint) as caught:
         kernels(w, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_of_several_queries_behind_a_window_a_tile_visits_the_keys_that_any_of_its_sees():
+    """prefill.cuh, kv_start_idx; here from the beginning of a tile of keys."""
+    w = decoding(heads=8, kv_heads=1, seq_kv=1024, seq_q=1024, window=128)
+    (kernel,) = kernels(w)
+    trips = kernel.trips[1].tolist()
+    queries = 128 // 8
+    for row, visited in enumerate(trips):
+        low, high = w.visible_keys(row * queries, row * queries + queries - 1)
+        assert visited == -(-high // 64) - low // 64

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import pytest
 
+from sim.schedules.parts.fmha_v2 import FIXED
 from sim.schedules.parts.instructions import (
     FLASH2_FIXED,
     FLASH3_FIXED,
+    FMHA_V2,
     LANES,
     SGLANG,
     SGLANG_FIXED,
@@ -126,3 +128,22 @@ def test_what_else_sglangs_trip_executes_is_the_mean_of_its_loops():
     shared_keys = fmean(loop.beyond_the_rule() for loop in SHARED_KEYS)
     assert own_rows == pytest.approx(SGLANG_FIXED, rel=0.05)
     assert shared_keys == pytest.approx(SGLANG_FIXED + TRITON_SHARING, rel=0.02)
+
+
+# A warp's unmasked trip of TensorRT-LLM's fmha_v2 (FlashInfer's copy of its source, nvcc 13.0 with
+# -use_fast_math, the branches of the mask and of the first trip left out): head_dim, tile, LDSM,
+# fp32; MUFU, minima, conversions and shuffles; the rest but for matmuls.
+WHOLE = ((64, 64, 32, 16, 104, 54, 65), (128, 64, 32, 32, 136, 54, 117))  # sm_89
+IN_SLICES = (128, 64, 128, 136, 328, 174, 306)  # sm_80
+
+
+@pytest.mark.parametrize("loop", [*WHOLE, IN_SLICES], ids=str)
+def test_tensorrt_llms_arithmetic_follows_from_the_tile(loop):
+    head_dim, tile_q, tile_kv, _, fp32, others, _ = loop
+    rule = online_softmax(tile_q, tile_kv, head_dim, 4, 0, FMHA_V2)
+    assert rule.fp32_ops / LANES / 4 == pytest.approx(fp32, rel=0.03)
+    assert (rule.exps + rule.other_ops) / LANES / 4 == pytest.approx(others, rel=0.03)
+
+
+def test_what_else_tensorrt_llms_whole_trip_executes():
+    assert {head_dim: rest for head_dim, *_, rest in WHOLE} == FIXED

@@ -48,6 +48,19 @@ def test_a_name_means_a_profile_at_the_clock_that_the_row_states(
     assert hw.sm.clock == pytest.approx(expected)
 
 
+def test_a_device_that_begins_slowly_by_its_collections_own_matmuls_runs_at_that_clock(tmp_path):
+    """The L40S of aiconfigurator's later collections; its HBM is as fast as ever."""
+    nominal, collected = load_profile("l40s"), "ai-dynamo/aiconfigurator@1 systems/data/l40s"
+    for source, slower in (
+        (f"{collected}/attention/vllm/0.24.0/context_attention_perf.parquet", 1.12),
+        (f"{collected}/mla/vllm/0.14.0/context_mla_perf.parquet", 1.0),
+        ("my own table", 1.0),
+    ):
+        hw = device_of(figure(tmp_path, gpu="L40S", source=source))
+        assert nominal.sm.clock / hw.sm.clock == pytest.approx(slower, rel=0.01)
+        assert hw.hbm == nominal.hbm
+
+
 def test_at_half_the_clock_what_takes_cycles_takes_twice_as_long_and_hbm_does_not():
     hw = load_profile("t4")
     slow = at_clock(hw, hw.sm.clock / 2)
@@ -417,7 +430,9 @@ def test_tensorrt_llms_pass_over_packed_qkv_reads_and_writes_all_three(tmp_path)
     measured = measured_of(figure(tmp_path, **row, kv_dtype="fp8", gpu="A100"))
     w = measured.case.workload
     q, kv = 2 * w.seq_q * w.heads * 128, 2 * 2 * w.seq_q * 4 * 128
-    assert measured.beside.bytes == 2 * (q + kv) + 2 * q + kv
+    assert measured.beside.bytes == 2 * (q + kv) + 2 * q + kv + kv  # K again, where it was
+    hopper = measured_of(figure(tmp_path, **row, kv_dtype="bf16", gpu="H100"))
+    assert hopper.beside.bytes == 2 * (q + kv) + 2 * q + 2 * kv
 
 
 def test_a_turned_query_head_reads_cosines_a_sector_at_a_time(tmp_path):

@@ -267,12 +267,18 @@ def key_loop(
     # P stays in registers, but goes to all warps that share keys, and O, by way of SRAM.
     p_is_shared = cta.shares_keys and not cta.sums_apart
     p_sram_bytes = (1 + cta.sharers) * scores * w.dtype_bytes if p_is_shared else 0
+    both: Loads = (*loads_k, *loads_v)
+    operands: tuple[Op, ...] = ()
+    if cta.operands_first:
+        operands = (Compute("K and V", both, sram_bytes=k_sram_bytes + v_sram_bytes),)
+        loads_k = loads_v = ()
+        k_sram_bytes = v_sram_bytes = q_sram_bytes = 0
     return Loop(
         trips,
         (
-            *loads_k,
-            *loads_v,
+            *both,
             *added,
+            *operands,
             *before_s,
             *_addressing(cta, k),
             *_issued(added),

@@ -161,7 +161,8 @@ class FlashSchedule(TiledSchedule):
         filled = public.filled(w)
         tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
-        taken, readers, meetings = registers.FLASH_CUDA, min(warps, tile.q // 16), public.meetings
+        taken, meetings = public.registers_per_thread, public.meetings
+        readers = min(warps, tile.q // 16)
         if self.compiled_by_triton:
             taken = registers.triton_flash(tile, filled.value_columns, warps)
             # of those that widen the literal; decoding has one loop, as other kernels of Triton's

@@ -125,9 +125,12 @@ def range_tokens(
     """Tokens of a range of keys: whole pages, and as many as `splits` ranges need, if given.
 
     Else the fewest, from LEAST_RANGE_TOKENS on, with which CTAS_AN_SM are enough for all. A
-    sequence has one range where none are few enough.
+    sequence has one range where none are few enough, and where several queries have a window, whose
+    ranges begin where each tile's window does.
     """
     low, high = keys_shown(w)
+    if w.window is not None and w.seq_q > 1:
+        return blocks(int((high - low).max()), page_size) * page_size
     held = high if w.window is None else np.minimum(high, w.window - 1 + tile_q)
     pages = -(-held // page_size)
     if splits is not None:
@@ -155,12 +158,9 @@ def check_flashinfer(where: str, w: AttentionWorkload) -> None:
     for key, given, is_taken, expected in (
         ("dtype", w.dtype, w.dtype in ("fp16", "bf16"), "fp16 or bf16 was"),
         ("kv_dtype", w.kv_dtype, w.kv_dtype in (None, "fp8"), "fp8, or workload.dtype, was"),
-        ("window", w.window, w.window is None or w.seq_q == 1, "none was"),
     ):
         if not is_taken:
-            why = f", as seq_q = {w.seq_q}" if key == "window" else ""
-            shown = f'"{given}"' if isinstance(given, str) else given
-            raise InputError(f"{where}: workload.{key} = {shown}: {expected} expected{why}")
+            raise InputError(f'{where}: workload.{key} = "{given}": {expected} expected')
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,8 +296,18 @@ class PackedAttention:
             lambda items: self._matrix(items) * self.down + self._place(items)[1],
         )
 
+    def _hidden_tiles(self, items: IntArray) -> IntArray:
+        """Tiles of keys at the beginning of its range that the window hides from all of a CTA."""
+        if self.w.window is None or self.w.seq_q == 1:
+            return np.zeros_like(items)
+        sequence, row, _ = self._place(items)
+        before = np.array(self.w.keys) - np.array(self.w.queries)
+        shown = before[sequence] + row * self.cta.tile.q // self.group + 1 - self.w.window
+        tiles: IntArray = np.maximum(shown, 0) // self.cta.tile.kv
+        return tiles
+
     def _tiles(self, items: IntArray) -> IntArray:
-        """Tiles of keys that each CTA's mask shows of its range."""
+        """Tiles of keys of each CTA's range up to the last that its mask shows."""
         sequence, row, number = self._place(items)
         last = np.minimum((row + 1) * self.cta.tile.q, self.rows[sequence]) - 1
         low, high = self.shown
@@ -320,7 +330,7 @@ class PackedAttention:
             self.range_tokens,
             number=lambda items: self._place(items)[2],
             matrix=self._matrix,
-            first=np.zeros_like,
+            first=self._hidden_tiles,
             end=self._tiles,
         )
         tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)

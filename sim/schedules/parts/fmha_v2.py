@@ -1,44 +1,70 @@
-"""TensorRT-LLM's prefill before Hopper, fmha_v2: which tiles, and the kernel that comes in slices.
+"""TensorRT-LLM's prefill before Hopper, fmha_v2: two kernels, and which of them runs.
 
-Of one head_dim it is FlashAttention-2's loop in tiles of its own, on sm80 in tiles of slices; of
-DeepSeek's K of 192 columns and V of 128 the loop in slices (sliced_loop.py) on all: a CTA has 64
-query rows of a head, blocks of a head go one after the other, keys from the first one on.
+    in slices    (sliced_loop.py): on sm80, elsewhere of a head_dim of 256 and of DeepSeek's K of
+                 192 columns and V of 128; a CTA has 64 query rows of a head
+    whole        a trip has all of a block of K and V in registers before it multiplies, and their
+                 place in SRAM fills up again meanwhile: 64 query rows, 32 keys up to head_dim 128
+
+Blocks of a head go one after the other, keys from the first one on.
 
 Source: NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/setup.py (enumerate_hmma_flash_kernels_base,
-tiled_params_q_kv_step) and which of them runs: cpp/tensorrt_llm/kernels/
-contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling).
+tiled_params_q_kv_step), src/fused_multihead_flash_attention_kernel_noloop.h and _noloop_tiled.h;
+which of them runs: cpp/tensorrt_llm/kernels/contextFusedMultiHeadAttention/fmhaRunner.cpp
+(granular_tiling).
 """
+
+from dataclasses import replace
 
 import numpy as np
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import QKVO, Tile, blocks, visible_blocks
+from sim.schedules.parts import registers
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import QueryBlocks, log_sum_exp
+from sim.schedules.parts.instructions import FMHA_V2
 from sim.schedules.parts.results import Attention, Result
+from sim.schedules.parts.scores import changes
 from sim.schedules.parts.sliced_loop import SLICE, SlicedCta
 from sim.tile_program import IntArray, Kernel, Load, Loop, Stream
 
 WIDTHS = (192, 128)  # columns of K and V that differ
 SLICED_TILE = Tile(q=64, kv=128)
+TILED_FROM = 64  # keys, on sm80
+# Of the kernel that is whole, beyond the rule, and its registers: machine code of 64 x 32 (nvcc
+# 13.0, sm_89) at head_dim 64 and 128.
+FIXED = {64: 65, 128: 117}
+
+
+def comes_in_slices(w: AttentionWorkload, hw: HardwareProfile) -> bool:
+    """Whether the kernel does; of few columns a tile of slices is one slice, with Q in SRAM."""
+    tiled = hw.arch == "sm80" and w.seq_kv > TILED_FROM
+    return w.value_dim is not None or w.head_dim >= 256 or (tiled and w.head_dim > SLICE)
 
 
 def fmha_v2_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
-    """Of one head_dim."""
-    tiled = hw.arch == "sm80" and w.seq_kv > 64
-    if tiled or w.head_dim >= 256:
-        q, kv = (128, 128) if w.head_dim <= 64 else (64, 128)
-    else:
-        q, kv = 64, 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
-    return FlashCta(Tile(q=q, kv=kv), warps=4)
+    """The kernel that does not."""
+    if hw.arch == "sm80" and w.seq_kv > TILED_FROM:
+        return FlashCta(Tile(q=128, kv=128), warps=4, a_score=FMHA_V2)
+    kv = 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
+    of_few = w.head_dim <= SLICE
+    return FlashCta(
+        Tile(q=64, kv=kv),
+        warps=4,
+        registers_per_thread=registers.FMHA_V2_NARROW if of_few else registers.FLASH_CUDA,
+        fixed_instructions=FIXED[64 if of_few else 128],
+        a_score=FMHA_V2,
+        operands_first=True,
+    )
 
 
 def sliced_attention(w: AttentionWorkload, tensors: QKVO) -> Attention:
     """The kernel in slices on Q, K, V and O; it makes the log-sum-exp."""
     q, k, v, o = tensors
     cta = SlicedCta.of(w, SLICED_TILE, w.value_columns, paged=False)
+    cta = replace(cta, a_score=cta.a_score + changes(w, by_column=True))
     tile, lse = cta.tile, log_sum_exp(q)
     grid = QueryBlocks(w, tile)
     rows = grid.tiles(q, o, lse)
@@ -79,11 +105,18 @@ def sliced_attention(w: AttentionWorkload, tensors: QKVO) -> Attention:
         ctas=rows.ctas,
         loops=(
             Loop(trips, (*loads, *cta.trip(slices, parts, w.head_dim))),
-            finish(o_elements, rows.o, rows.lse, sram_bytes=2 * o_elements * w.dtype_bytes),
+            finish(
+                o_elements,
+                rows.o,
+                rows.lse,
+                trips=rows.has_rows,
+                sram_bytes=2 * o_elements * w.dtype_bytes,
+            ),
         ),
         footprint=cta.footprint,
         tensor_path="mma_sync",
-        periods=rows.periods,
-        sharing=rows.sharing,
+        periods=rows.periods if w.lengths is None else 1,
+        sharing=rows.sharing if w.lengths is None else 1,
+        irregular=w.lengths is not None,
     )
     return Attention([kernel], Result(o, lse))

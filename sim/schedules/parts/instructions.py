@@ -53,6 +53,9 @@ class OpsAScore:
 
 PLAIN = OpsAScore(fp32=2, other=1.5)
 SGLANG = OpsAScore(fp32=6, other=8)
+# TensorRT-LLM's fmha_v2, compiled with -use_fast_math as its Makefile does (nvcc 13.0, FlashInfer's
+# copy of its source): scaled apart, the maximum subtracted, to base 2, and summed.
+FMHA_V2 = OpsAScore(fp32=4, other=1.5)
 # FlexAttention's: scaled apart before what is done to them, and to base 2 after it (PRESCALE_QK is
 # off), then the maximum subtracted, and summed.
 FLEX = OpsAScore(fp32=4, other=1.5)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile
 from sim.schedules.parts import registers
-from sim.schedules.parts.instructions import LANES, OpsAScore, online_softmax
+from sim.schedules.parts.instructions import FMHA_V2, LANES, OpsAScore, online_softmax
 from sim.tile_program import Barrier, Compute, Footprint, Load, Op
 
 SLICE = 64  # columns of Q and K
@@ -31,20 +31,19 @@ WARPS = 4
 # barriers. By machine code (FlashInfer's copy of these kernels as nvcc 13.0 compiles it for sm_80;
 # sm_89's differs by a few), 576 x 512 with keys in pages and 192 x 128 with keys in rows.
 PAGED_OPS, ROWS_OPS = (221, 108), (105, 60)
-# Of a score there, where no mask is: it is scaled apart, and exp is not exp2.
-FMHA_V2 = OpsAScore(fp32=7, other=2.5)
 MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 
 
 @dataclass(frozen=True)
 class SlicedCta:
-    """How a CTA works: its tile, columns of O and keys of a part of V."""
+    """How a CTA works: its tile, columns of O, keys of a part of V, and operations of a score."""
 
     tile: Tile
     columns: int
     keys: int
     element_bytes: int
     paged: bool
+    a_score: OpsAScore = FMHA_V2
 
     @staticmethod
     def of(w: AttentionWorkload, tile: Tile, value_columns: int, *, paged: bool) -> "SlicedCta":
@@ -79,7 +78,7 @@ class SlicedCta:
         q_bytes, k_bytes = (rows * SLICE * element for rows in (tile.q, tile.kv))
         v_bytes = min(self.keys, tile.kv) * self.columns * element
         s_flops, o_flops = 2 * scores * min(SLICE, width), 2 * scores * self.columns
-        softmax = online_softmax(tile.q, tile.kv, self.columns, WARPS, 0, FMHA_V2)
+        softmax = online_softmax(tile.q, tile.kv, self.columns, WARPS, 0, self.a_score)
         of_slice, of_part = PAGED_OPS if self.paged else ROWS_OPS
         of_q_and_k, written = q_bytes + WARPS * k_bytes, q_bytes + k_bytes
         following = iter([*slices[1:], *parts, ()])
