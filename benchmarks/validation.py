@@ -56,6 +56,7 @@ KERNELS = (
     "triton_flash2",
     "flex",
     "eager",
+    "eager_2_3",
     "flash_decoding",
     "triton_flash_decoding",
     "paged_decode",

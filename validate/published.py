@@ -17,10 +17,12 @@ from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from validate.measurement import FORMAT, Device, Measurement, Measurements
 
 # What the simulator predicts each algorithm by; None where it has no such schedule (yet). All that
-# is "eager" in the table ran FlashAttention's attention_pytorch. "triton_paged_gather" is a program
-# a query head that multiplies without tensor cores (Wenyueh/MinivLLM, benchmark_decoding.py).
+# is "eager" in the table, in PyTorch before 2.4 (July 2024) "eager_2_3", ran FlashAttention's
+# attention_pytorch. "triton_paged_gather" is a program a query head that multiplies without tensor
+# cores (Wenyueh/MinivLLM, benchmark_decoding.py).
 SCHEDULES: dict[str, dict[str, Any] | None] = {
     "eager": {"name": "naive", "framework": "pytorch"},
+    "eager_2_3": {"name": "naive", "framework": "pytorch", "release": "2.3"},
     "flash2": {"name": "flash2"},
     "flash3": {"name": "flash3"},
     "flash4": {"name": "flash4"},

@@ -110,6 +110,7 @@ class Naive(TiledSchedule):
     once, in each of `stages` buffers.
     "sdpa" is PyTorch's own call by its math backend, which by `upcast` has 16 bits in fp32.
     With `sweeps = 3` softmax reads each row three times: for its maximum, its sum and its result.
+    `release` "2.3" is PyTorch until then, whose softmax of long rows had smaller blocks.
     """
 
     name: Literal["naive"] = "naive"
@@ -122,6 +123,7 @@ class Naive(TiledSchedule):
     depth: Annotated[int, Field(ge=8, le=128, multiple_of=8)] | None = None
     stages: Annotated[int, Field(ge=1, le=8)] | None = None
     sweeps: Literal[1, 3] = 1
+    release: Literal["2.3"] | None = None
 
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
     source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
@@ -150,6 +152,11 @@ class Naive(TiledSchedule):
             raise InputError(
                 f'schedule {self.name}: upcast = true: framework = "sdpa" and workload.dtype = '
                 '"fp32", in which it multiplies, were expected'
+            )
+        if self.release and self.sweeps > 1:
+            raise InputError(
+                f'schedule {self.name}: release = "{self.release}": sweeps = 1, as in PyTorch\'s '
+                "softmax, was expected"
             )
         if self.framework == "pytorch" and not (
             w.phase == "prefill"
@@ -192,7 +199,7 @@ class Naive(TiledSchedule):
             else:
                 mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
                 kernels.append(eager_pass("mask", [scores, mask], [scores]))
-        kernels.append(_softmax_kernel(scores, probabilities, hw, self.sweeps))
+        kernels.append(self._softmax_kernel(scores, probabilities, hw))
         dropped, kept = probabilities, _matrix(w, "dropout mask", element_bytes=1)
         if w.dropout:
             dropped = _matrix(w, "P'")
@@ -214,7 +221,7 @@ class Naive(TiledSchedule):
         kernels.append(replace(product, kind="scores"))
         if w.mask != "full":
             kernels += causal_mask(w, scores)
-        kernels.append(_softmax_kernel(scores, p, hw, self.sweeps))
+        kernels.append(self._softmax_kernel(scores, p, hw))
         checks, safe = rows_without_keys(scores, p)
         output = replace(_output_kernel("O = P V", w, gemm, safe, v, o), kind="output")
         if self.upcast:
@@ -237,10 +244,10 @@ class Naive(TiledSchedule):
             mask = Tensor("mask", 1, w.seq_q, w.seq_kv, w.dtype_bytes, "input", "mask")
             kernels.append(eager_pass("mask", [scores, mask], [scores]))
         if w.dtype == "fp32":
-            kernels.append(_softmax_kernel(scores, p, hw, self.sweeps))
+            kernels.append(self._softmax_kernel(scores, p, hw))
         else:
             wide = _matrix(w, "P in fp32", element_bytes=4)
-            kernels.append(_softmax_kernel(scores, wide, hw, self.sweeps))
+            kernels.append(self._softmax_kernel(scores, wide, hw))
             kernels.append(eager_pass("P to dtype", [wide], [p]))
         if w.dropout:
             kept, dropped = _matrix(w, "dropout mask", element_bytes=1), _matrix(w, "P'")
@@ -253,6 +260,24 @@ class Naive(TiledSchedule):
         output = replace(_output_kernel("O = P V", alone, gemm, p, v, made), kind="output")
         last = [] if by_tokens else [eager_pass("copy O", [by_head], [o])]
         return [*kernels, *inputs.before_output, output, *last]
+
+    def _softmax_kernel(self, scores: Tensor, p: Tensor, hw: HardwareProfile) -> Kernel:
+        """PyTorch's; of long rows, which are read three times, a block of 1024 threads has one.
+
+        Where `sweeps` says three times of all, a block of 256 threads has a row.
+        """
+        kernel = softmax_kernel(scores, p, hw, self.release) if self.sweeps == 1 else None
+        if kernel is None:
+            of, read = _ByRows.of(scores, hw, (0, 0)), (scores,)
+            if self.sweeps > 1:
+                of = _ByRows(scores, 1, False, Footprint(0, 256, registers.LONG_ROWS))
+            kernel = of.kernel(
+                "P = softmax(S)",
+                of.sweep("row maximum", read, 1, 0),
+                of.sweep("row sum", read, 2, 1),
+                of.sweep("normalise", read, 2, 1, p),
+            )
+        return replace(kernel, kind="softmax")
 
     def _backward(
         self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm", saved: "_Saved"
@@ -538,25 +563,6 @@ class _ByRows:
             footprint=self.footprint,
             periods=self.matrix.groups,
         )
-
-
-def _softmax_kernel(scores: Tensor, p: Tensor, hw: HardwareProfile, sweeps: int) -> Kernel:
-    """PyTorch's; of long rows, which are read three times, a block of 1024 threads has one.
-
-    Where `sweeps` says three times of all, a block of 256 threads has a row.
-    """
-    kernel = softmax_kernel(scores, p, hw) if sweeps == 1 else None
-    if kernel is None:
-        of, read = _ByRows.of(scores, hw, (0, 0)), (scores,)
-        if sweeps > 1:
-            of = _ByRows(scores, 1, False, Footprint(0, 256, registers.LONG_ROWS))
-        kernel = of.kernel(
-            "P = softmax(S)",
-            of.sweep("row maximum", read, 1, 0),
-            of.sweep("row sum", read, 2, 1),
-            of.sweep("normalise", read, 2, 1, p),
-        )
-    return replace(kernel, kind="softmax")
 
 
 def _softmax_backward_kernel(p: Tensor, product: Tensor, ds: Tensor, hw: HardwareProfile) -> Kernel:

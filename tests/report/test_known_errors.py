@@ -39,7 +39,7 @@ RENEW = (
 )
 # They take most of the time. Triton's prefill is told by an A100 and an RTX 3090 too, and an A100
 # is an A800.
-LONG = ("eager", "nsa_selected", "nsa_compressed", "nsa_compressed_only")
+LONG = ("eager", "eager_2_3", "nsa_selected", "nsa_compressed", "nsa_compressed_only")
 LONG_ON = (("h100-sxm", "triton_flash2"), ("a800-sxm-80gb", "flash2"))
 
 

@@ -16,9 +16,10 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules.base import qkvo
 from sim.schedules.naive import Naive
-from sim.schedules.parts.eager import repeated
+from sim.schedules.parts.eager import eager_pass, repeated
+from sim.schedules.parts.eager_softmax import softmax_kernel
 from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
-from sim.tile_program import Load, Store, in_order
+from sim.tile_program import Load, Store, Tensor, in_order
 from tests.support.commands import assert_one_line, called
 from tests.support.drawn import devices
 from tests.support.formulas import run
@@ -332,6 +333,74 @@ def test_softmax_is_slower_than_hbm_and_slowest_where_a_block_has_just_taken_the
         tb_per_s[cols] = 2 * 1823 * cols * 4 / softmax.time_s / 1e12
     assert tb_per_s[2176] < min(tb_per_s[2048], tb_per_s[4096])
     assert tb_per_s == pytest.approx({2048: 2.51, 2176: 1.61, 4096: 2.42}, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("cols", "element_bytes", "threads"),
+    [
+        (1024, 2, 128),
+        (2048, 2, 128),
+        (4096, 2, 256),
+        (8192, 2, 512),
+        (24576, 2, 512),
+        (2048, 4, 256),
+    ],
+)
+def test_until_2_3_a_block_has_two_accesses_a_thread_up_to_512_of_them(
+    cols, element_bytes, threads
+):
+    scores = Tensor("S", 64, 64, cols, element_bytes)
+    kernel = softmax_kernel(scores, scores, HW, "2.3")
+    assert kernel.footprint.threads == threads
+    assert kernel.ctas == (64 * 64 if cols > 1024 else 64 * 64 // 4)
+
+
+def test_until_2_3_softmax_of_long_rows_was_the_faster_one():
+    scores = Tensor("S", 64, 64, 8192, 2)
+    w = self_attention()
+    now, then = (
+        run([softmax_kernel(scores, scores, HW, release)], HW, w)[0] for release in (None, "2.3")
+    )
+    assert then.time_s < 0.8 * now.time_s
+    assert then.hbm_read_bytes == now.hbm_read_bytes
+
+
+def test_rows_that_l1_does_not_hold_are_read_three_times_until_2_3():
+    scores = Tensor("S", 64, 64, 2**15, 4)
+    assert softmax_kernel(scores, scores, HW, "2.3") is None
+
+
+def test_a_pass_over_what_is_not_contiguous_waits_for_one_element_after_the_other():
+    """Of a mask that is added to each head: a thread's 4 elements are 4 times HBM's latency."""
+    w = self_attention(batch=1, heads=2, seq_len=32, causal=True)
+    scores, mask = Tensor("S", 2, 32, 512, 2), Tensor("M", 1, 32, 512, 2)
+    alone, beside = (
+        run([eager_pass("mask", reads, [scores])], HW, w)[0]
+        for reads in ([scores, scores], [scores, mask])
+    )
+    waits_s = beside.cta_end_s.max() - beside.cta_start_s.min()
+    assert (
+        waits_s > 4 * HW.calibration.hbm.latency > alone.cta_end_s.max() - alone.cta_start_s.min()
+    )
+
+
+def test_a_release_with_a_softmax_of_ones_own_is_refused_in_one_line(tmp_path):
+    (tmp_path / "s.toml").write_text(
+        """
+[hardware]
+profile = "h100-sxm"
+[workload]
+heads = 4
+head_dim = 64
+seq_len = 64
+[[schedule]]
+name = "naive"
+release = "2.3"
+sweeps = 3
+"""
+    )
+    done = called("run", "s.toml", cwd=tmp_path)
+    assert_one_line(done, 'schedule naive: release = "2.3": sweeps = 1')
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,12 @@ share, and its softmax in fp32:
 
 Elementwise kernels have 128 threads. They take 8 elements each, of operands that are not
 contiguous 4, or 2 where these have 4 bytes (aten/src/ATen/native/cuda/CUDALoops.cuh,
-gpu_kernel_impl_nocast). A copy goes along the rows of its result (TensorIterator.cpp,
-reorder_dimensions), and those of K' are head dimensions: a thread reads an element from a sector of
-32 bytes for itself, and the blocks of the sector's other elements read it again. That L1 keeps none
-for them is an estimate: they run on other SMs. triu reads only what it keeps (TriangularOps.cu).
+gpu_kernel_impl_nocast), one after the other: each is loaded after the last is stored, as the result
+might be what is read (elementwise_kernel's machine code has it so). A copy goes along the rows of
+its result (TensorIterator.cpp, reorder_dimensions), and those of K' are head dimensions: a thread
+reads an element from a sector of 32 bytes for itself, and the blocks of the sector's other elements
+read it again. That L1 keeps none for them is an estimate: they run on other SMs. triu reads only
+what it keeps (TriangularOps.cu).
 """
 
 from collections.abc import Sequence
@@ -38,9 +40,11 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks, kv_matrix
 from sim.schedules.parts.elementwise import (
     ELEMENTS_A_CTA,
+    SIDE_BY_SIDE,
     THREADS,
     elementwise,
     in_order,
+    one_by_one,
     rows_of,
 )
 from sim.schedules.parts.grid import Grid
@@ -52,8 +56,9 @@ OPS_PER_ELEMENT = 2
 # the other: counted in elementwise_kernel of PyTorch 2.13's headers as nvcc 13.0 compiles them for
 # sm_90. Dimensions are those that PyTorch does not join: a broadcast matrix and its heads; head
 # dimension, tokens, heads and sequences.
-INSTRUCTIONS_A_DIM, INSTRUCTIONS_ALONE = 14, 12
+INSTRUCTIONS_A_DIM, INSTRUCTIONS_ALONE = 14, 22
 OF_BROADCAST, OF_TOKENS = 2, 4
+STRIDED = SIDE_BY_SIDE * THREADS
 # What a call of PyTorch that launches or allocates takes of the host, with the Python and the views
 # around it, in launches (launch.latency): the nine calls of update_out_and_lse take 125 to 164 us,
 # 141 in the mean of four (zhuzilin/ring-flash-attention, issue 60), where a launch takes some 3.
@@ -74,7 +79,7 @@ def eager_pass(
     """
     if any(tensor.groups < writes[0].groups for tensor in reads):
         dims = max(dims, OF_BROADCAST)
-    rows, cols = _shape(writes[0], _strided(writes[0]) if dims else ELEMENTS_A_CTA)
+    rows, cols = _shape(writes[0], STRIDED if dims else ELEMENTS_A_CTA)
     tiles = in_order(writes[0], rows, cols)
     a_matrix = tiles.tiles_down * tiles.tiles_across
 
@@ -88,13 +93,12 @@ def eager_pass(
             )
         return in_order(tensor, rows, cols)
 
-    return elementwise(
-        name,
-        [*map(of, reads)],
-        [*map(of, writes)],
-        vector_ops=OPS_PER_ELEMENT * rows * cols,
-        other_ops=_placing(dims) * rows * cols,
-    )
+    if dims:
+        (write,) = writes
+        streams = [replace(of(tensor), stride=1) for tensor in reads]
+        return _strided(name, streams, replace(of(write), stride=1), a_matrix, dims)
+    ops = OPS_PER_ELEMENT * rows * cols
+    return elementwise(name, [*map(of, reads)], [*map(of, writes)], vector_ops=ops)
 
 
 def with_mask(w: AttentionWorkload, scores: Tensor, masked: Tensor) -> list[Kernel]:
@@ -143,16 +147,15 @@ def copy(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
 def repeated(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
     """The kernel that copies K or V once for every query head, and its result."""
     copied = replace(_copy_of(source), groups=w.batch * w.heads)
-    rows, cols = _shape(copied, _strided(copied))
-    written = in_order(copied, rows, cols)
+    rows, cols = _shape(copied, STRIDED)
+    written = replace(in_order(copied, rows, cols), stride=1)
     a_matrix = written.tiles_down * written.tiles_across
 
     def shared(items: IntArray) -> IntArray:
         return kv_matrix(w, items // a_matrix) * a_matrix + items % a_matrix
 
-    read = Stream(source, rows, cols, shared)
-    name = f"repeat {source.name}"
-    kernel = _copying(name, read, written)
+    read = Stream(source, rows, cols, shared, stride=1)
+    kernel = _strided(f"repeat {source.name}", [read], written, a_matrix, OF_TOKENS)
     return replace(kernel, sharing=w.heads // w.kv_heads), copied
 
 
@@ -163,7 +166,7 @@ def transposed_copy(k: Tensor) -> tuple[Kernel, Tensor]:
     numbered as K is: a matmul reads the same elements of it.
     """
     copied = _copy_of(k)
-    rows = min(k.rows, _strided(k))
+    rows = min(k.rows, STRIDED)
     width = SECTOR_BYTES // k.element_bytes  # columns in a sector
     down, across = blocks(k.rows, rows), blocks(k.cols, width)
     grid = Grid(down, k.cols, k.groups)  # pieces of a column, columns, matrices
@@ -176,19 +179,22 @@ def transposed_copy(k: Tensor) -> tuple[Kernel, Tensor]:
         number, column, matrix = grid.at(items)
         return (matrix * down + number) * across + column // width
 
-    read, written = Stream(k, rows, width, sectors), Stream(copied, rows, 1, piece)
-    return _copying("copy K", read, written), copied
+    read, written = Stream(k, rows, width, sectors, across), Stream(copied, rows, 1, piece, k.cols)
+    return _strided("copy K", [read], written, down, OF_TOKENS), copied
 
 
-def _copying(name: str, read: Stream, written: Stream) -> Kernel:
-    elements = written.tile_rows * written.tile_cols
-    ops = OPS_PER_ELEMENT * elements
-    return elementwise(name, [read], [written], ops, other_ops=_placing(OF_TOKENS) * elements)
-
-
-def _placing(dims: int) -> int:
-    """Instructions that find an element's places over so many dimensions, and handle it alone."""
-    return INSTRUCTIONS_A_DIM * dims + INSTRUCTIONS_ALONE if dims else 0
+def _strided(name: str, reads: Sequence[Stream], write: Stream, line: int, dims: int) -> Kernel:
+    """A pass over operands that are not contiguous, by whose streams' strides a `line` goes."""
+    elements = write.tile_rows * write.tile_cols
+    return one_by_one(
+        name,
+        reads,
+        write,
+        2 if write.tensor.element_bytes >= 4 else 4,
+        line,
+        vector_ops=OPS_PER_ELEMENT * elements,
+        other_ops=(INSTRUCTIONS_A_DIM * dims + INSTRUCTIONS_ALONE) * elements,
+    )
 
 
 def _copy_of(tensor: Tensor) -> Tensor:
@@ -199,8 +205,3 @@ def _copy_of(tensor: Tensor) -> Tensor:
 def _shape(matrix: Tensor, elements: int) -> tuple[int, int]:
     """Rows and columns of so many elements of a matrix, whole rows if they fit."""
     return rows_of(matrix, elements), min(matrix.cols, elements)
-
-
-def _strided(result: Tensor) -> int:
-    """Elements that a CTA takes of operands that are not contiguous."""
-    return THREADS * (2 if result.element_bytes >= 4 else 4)

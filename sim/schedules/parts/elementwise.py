@@ -5,12 +5,26 @@ where a row is shorter.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from sim.schedules.base import blocks
 from sim.schedules.parts import registers
-from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Stream, Tensor, once
+from sim.tile_program import (
+    Compute,
+    Footprint,
+    IntArray,
+    Kernel,
+    Load,
+    Loop,
+    Store,
+    Stream,
+    Tensor,
+    once,
+)
 
 THREADS = 128
 ELEMENTS_A_CTA = 8 * THREADS
+SIDE_BY_SIDE = 4
 FOOTPRINT = Footprint(0, THREADS, registers.ELEMENTWISE)
 
 
@@ -35,6 +49,47 @@ def elementwise(
         loops=(Loop(once, (*loads, work, *map(Store, writes))),),
         footprint=footprint,
         periods=result.tensor.groups,
+    )
+
+
+def one_by_one(
+    name: str,
+    reads: Sequence[Stream],
+    write: Stream,
+    elements: int,
+    line: int,
+    *,
+    vector_ops: int,
+    other_ops: int,
+) -> Kernel:
+    """Threads of so many elements, the next loaded when the last is stored.
+
+    Streams number tiles; tiles of a CTA are in one `line` of so many, where a stream's next tile is
+    as far on as its stride says. CTAs of 128 threads do the same side by side: of as many as fill
+    a tile one stands for all.
+    """
+    a_line = blocks(line, elements)
+
+    def first(items: IntArray) -> IntArray:
+        tile: IntArray = items // a_line * line + items % a_line * elements
+        return tile
+
+    def trips(items: IntArray) -> IntArray:
+        left: IntArray = (line - items % a_line * elements).clip(max=elements)
+        return left
+
+    def of_cta(stream: Stream) -> Stream:
+        return replace(stream, base=lambda items: stream.base(first(items)))
+
+    loads = tuple(Load(of_cta(stream)) for stream in reads)
+    work = Compute(name, loads, 0, vector_ops, other_ops=other_ops)
+    tiles = write.tensor.groups * write.tiles_down * write.tiles_across
+    return Kernel(
+        name=name,
+        ctas=tiles // line * a_line,
+        loops=(Loop(trips, (*loads, work, Store(of_cta(write)))),),
+        footprint=Footprint(0, SIDE_BY_SIDE * THREADS, registers.ELEMENTWISE),
+        periods=write.tensor.groups,
     )
 
 
