@@ -5,6 +5,7 @@ measured it; whether it can be predicted all the same is decided later (`validat
 """
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,7 +104,7 @@ REQUIRED = tuple(
 
 def is_table(path: Path) -> bool:
     """Whether a path is read as tables of figures: a CSV file, or a folder."""
-    return path.is_dir() or path.suffix == ".csv"
+    return os.path.isdir(path) or path.suffix == ".csv"
 
 
 def read_figures(paths: Iterable[Path]) -> list[Figure]:
@@ -121,7 +122,7 @@ def must_be_fit(figure: Figure) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     files = sorted(path.glob("*.csv"))
     if not files:

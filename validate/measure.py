@@ -3,6 +3,7 @@
 What measures is a `Bench`: the GPU here (validate.gpu), anything that answers likewise in tests.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -74,7 +75,7 @@ def run_campaign(
 def _begin(campaign: Campaign, out: Path, bench: Bench) -> Measurements:
     """What was measured before, or an empty file's worth."""
     device, versions = bench.describe()
-    if not out.exists():
+    if not os.path.exists(out):
         return Measurements(
             format=FORMAT,
             title=campaign.title,

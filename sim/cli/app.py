@@ -39,16 +39,26 @@ def _code() -> int:
         except typer.Abort:  # what older ones make of Ctrl-C
             raise KeyboardInterrupt from None
         except usage_error as error:
-            if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
-                text = " ".join(error.format_message().split()).rstrip(".")
-                print(f"attnsim: {text}; --help says what is accepted", file=sys.stderr)
-            return REFUSED
+            if type(error).__name__ == "NoArgsIsHelpError":  # which has printed the help
+                return REFUSED
+            text = " ".join(error.format_message().split()).rstrip(".")
+            return _refused(InputError(f"{text}; --help says what is accepted"))
         except InputError as error:
-            print(f"attnsim: {error}", file=sys.stderr)
-            return REFUSED
+            return _refused(error)
+        except OSError as error:  # of this computer, such as a disk that fails
+            where = f"{error.filename}: " if error.filename else ""
+            return _refused(InputError(f"{where}{error.strerror or error}"))
+        except MemoryError as error:
+            reason = f": {error}" if str(error) else ""
+            return _refused(InputError(f"this computer's memory is full{reason}"))
         if code == interrupt.CODE:  # what typer makes of it
             raise KeyboardInterrupt
         return code
+
+
+def _refused(error: Exception) -> int:
+    print(f"attnsim: {error}", file=sys.stderr)
+    return REFUSED
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`attnsim explore`: what a device's figures matter, which to choose, and a page to try them on."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,9 @@ def serve(
         print()
 
 
+EARLIER = "study.db"  # where searches kept their trials once
+
+
 def search(
     file: Annotated[
         str,
@@ -120,7 +124,7 @@ def search(
 ) -> None:
     """Search devices and tiles for the best: what no other beats in everything."""
     from sim.device.run import keep_replays
-    from sim.explore.search import Search
+    from sim.explore.search import KEPT, Search
     from sim.runs.scenario import read_scenario
 
     keep_replays(replays_folder(cache))
@@ -128,6 +132,9 @@ def search(
     sheet = sheet_for(out, format, size)
     if out is not None:
         make_folder(out)
+        if (out / EARLIER).exists() and not (out / KEPT).exists():
+            left = "an earlier version's trials are not read: the search begins anew"
+            print(f"attnsim: {out / EARLIER}: {left}", file=sys.stderr)
     kept = f"its trials are in {out}: run again to go on" if out else "nothing was written"
     with a_bar(kept=kept) as update:
         answer = question.run(out, update)

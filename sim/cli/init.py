@@ -1,5 +1,6 @@
 """`attnsim init`: a scenario and a profile to begin with, which run as they are."""
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ def init(
     here = resources.files("sim.cli")
     texts = {name: here / "templates" / name for name in TEMPLATES}
     texts |= {name: here / name for name in SCHEMAS}
-    if there := [name for name in texts if (folder / name).exists()]:
+    if there := [name for name in texts if os.path.exists(folder / name)]:
         raise InputError(f"init {folder}: {there[0]} is there already; nothing was written")
     make_folder(folder / "schemas", "init")
     for name, text in texts.items():

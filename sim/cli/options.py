@@ -1,5 +1,6 @@
 """Arguments and options that several commands take."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ _FILES = (".csv", ".gz", ".html", ".json", ".parquet", ".pdf", ".png", ".svg", "
 def folder(name: str) -> Path:
     """The folder that an option names; raises BadParameter for the name of a file, or none."""
     path = Path(name)
-    if not name or (path.suffix in _FILES and not path.is_dir()):
+    if not name or (path.suffix in _FILES and not os.path.isdir(path)):
         raise typer.BadParameter(f"{name!r} is not the name of a folder for several files")
     return path
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING
@@ -26,11 +26,12 @@ def give(
 ) -> None:
     """Save an answer where asked to, with `file` in the folder, and print it as `how` says."""
     from sim.report.present import save, show
-    from sim.report.sheet import AS_DRAWN
+    from sim.report.sheet import AS_DRAWN, in_plain_style
 
     if out is not None:
         make_folder(out)
-        save(answer, out, sheet or AS_DRAWN)
+        with in_plain_style():
+            save(answer, out, sheet or AS_DRAWN)
     if json:
         print(answer.json(), end="")
         return
@@ -86,7 +87,9 @@ def check_writable(option: str, path: Path) -> None:
 
     from sim.inputs.files import InputError
 
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    folder = path.parent
+    other = os.path.exists(path) and not os.path.isfile(path)  # a pipe or device would be replaced
+    if other or path.name == "" or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise InputError(f"{option} {path}: a file in a writable folder was expected")
 
 
@@ -147,13 +150,18 @@ def _compile_beside(tell: "Callable[[str], None]") -> None:
 
     if advance.is_kept:
         return
+    from sim.inputs.files import InputError
     from sim.runs.workers import compile_engine
+
+    def compile_it() -> None:
+        with suppress(InputError):  # which who needs the engine meets too
+            compile_engine()
 
     kept = "once; later runs read it from disk"
     if advance.folder is None:
         kept = "in each run: its folder cannot be written to; XDG_CACHE_HOME names another"
     tell(f"Compiling the replay engine ({kept}) ...")
-    threading.Thread(target=compile_engine, name=COMPILING, daemon=True).start()
+    threading.Thread(target=compile_it, name=COMPILING, daemon=True).start()
 
 
 def is_compiling() -> bool:

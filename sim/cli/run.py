@@ -1,5 +1,6 @@
 """Commands that answer a question: run, sweep, fit and compare."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -175,7 +176,7 @@ def sweep(
     refuse(text, WHOLE_MODEL, "a sweep takes a scenario that has [[schedule]] tables")
     if dask is not None and workers is not None:
         raise InputError("--workers: a Dask cluster has its own; leave it out beside --dask")
-    if not store.is_file():  # one that cannot be written to can be read
+    if not os.path.isfile(store):  # one that cannot be written to can be read
         check_writable("--store", store)
 
     from sim.report.records import print_sweep
@@ -322,5 +323,5 @@ def compare_results(
     """Compare two runs: what changed from A to B, by how much, and what accounts for it."""
     from sim.runs.difference import compare
 
-    files = (path / "results.json" if path.is_dir() else path for path in (before, after))
+    files = (path / "results.json" if os.path.isdir(path) else path for path in (before, after))
     give(compare(*files), None, json)

@@ -10,6 +10,7 @@ allocate nothing, so they do without Numba's reference counts, and they raise no
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from sim.code.sources import folder_beside, stamp_of, write_whole
+from sim.inputs.files import InputError
 
 # Without wrappers a quarter less to compile; Python that called such a function would crash.
 _OPTIONS: dict[str, Any] = {
@@ -30,6 +32,7 @@ _OPTIONS: dict[str, Any] = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
+_SETTINGS = ".numba_config.yaml"
 _RETURNS = {"none": None, "bool": ctypes.c_bool}
 _RETURNED = (0, -2)  # statuses: a value, none
 
@@ -50,9 +53,7 @@ class Inner:
     @cached_property
     def dispatcher(self) -> Any:
         """Numba's own form of it, which lives as long as its type does."""
-        from numba import njit
-
-        return njit(**_OPTIONS, **self.options)(self.function)
+        return _numba().njit(**_OPTIONS, **self.options)(self.function)
 
     @property
     def _numba_type_(self) -> Any:
@@ -118,8 +119,7 @@ class Entry:
         return code
 
     def _compiled(self, arguments: tuple[Any, ...]) -> "_Code":
-        import numba
-
+        numba = _numba()
         typeof: Callable[[Any], Any] = numba.typeof
         types = tuple(typeof(argument) for argument in arguments)
         dispatcher = numba.njit(**_OPTIONS)(self.function)
@@ -127,6 +127,24 @@ class Entry:
         made = dispatcher.overloads[types]
         _, _, (code, _) = made.library.serialize_using_object_code()
         return _Code(made.fndesc.llvm_func_name, str(made.signature.return_type), code)
+
+
+def _numba() -> Any:
+    """Numba, where it compiles as it does by itself; raises InputError.
+
+    It would take its settings from a file of the current folder too.
+    """
+    if os.path.exists(_SETTINGS):
+        raise InputError(
+            f"{_SETTINGS}: Numba would compile the engine by this file of the current folder: "
+            "start in another"
+        )
+    import numba
+
+    settings: Any = numba.config
+    if settings.DISABLE_JIT:
+        raise InputError("NUMBA_DISABLE_JIT is set: the engine would not be compiled")
+    return numba
 
 
 @dataclass(frozen=True)

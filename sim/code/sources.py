@@ -10,13 +10,13 @@ import ast
 import json
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
-from sim.inputs.files import user_cache
+from sim.inputs.files import InputError, user_cache, whole_file
 
 _ROOT = Path(__file__).parents[2]  # where the package `sim` lies
 _MOST_KEPT = 1000  # sources: some versions of attnsim
@@ -107,13 +107,9 @@ def folder_beside(source: Path) -> Path | None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that who reads it meanwhile sees all of it or none; or not at all."""
-    part = file.with_name(f"{file.name}.{uuid4().hex}")
-    try:
+    """Write a file whole or, as on a full disk, not at all: it is made anew another time."""
+    with suppress(InputError), whole_file(file) as part:
         part.write_bytes(content)
-        part.replace(file)
-    except OSError:
-        pass  # such as a full disk: it is made anew another time
 
 
 def _packages(module: str) -> list[str]:

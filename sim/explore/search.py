@@ -311,10 +311,7 @@ class Search:
         if self.own_code:
             asked["code"] = self.own_code
         text = json.dumps(asked, sort_keys=True, default=str)
-        kept = store.get("search", "")
-        if kept is None:
-            store.put([Entry("search", text)])
-        elif kept != text:
+        if store.claim(Entry("search", text)) != text:
             raise InputError(f"{store.where}: holds another search: choose another folder")
 
     def _study(self, store: Store) -> optuna.Study:

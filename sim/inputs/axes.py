@@ -22,15 +22,18 @@ to 6 digits. Designs: scipy.stats.qmc, whose Sobol sequence is scrambled (Owen 1
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from sim.inputs.files import InputError, checked
-from sim.inputs.units import Count, CountOrNone
+from sim.inputs.units import LONGEST_QUANTITY, CountOrNone
 
+MOST_POINTS = 2**16  # of a scenario: lowered, they take some 15 kB each
+MOST_WHOLE = 2**53  # beyond, not every whole number is a float
 _QUANTITY = re.compile(r"\s*([-+]?[\d_.]+(?:[eE][-+]?\d+)?)\s*(\D.*?)\s*")  # "3.35 TB/s"
 
 
@@ -39,7 +42,8 @@ def _number(value: Any) -> tuple[float, str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number, unit = float(value), ""
     else:
-        found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+        short = isinstance(value, str) and len(value) <= LONGEST_QUANTITY
+        found = _QUANTITY.fullmatch(value) if short else None
         if found is None:
             raise ValueError('a number was expected, or one with a unit such as "3.35 TB/s"')
         number, unit = float(found[1]), found[2]
@@ -65,7 +69,7 @@ class Range(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     first: Amount = Field(alias="from")
     last: Amount = Field(alias="to")
-    steps: int | None = Field(default=None, ge=2)
+    steps: int | None = Field(default=None, ge=2, le=MOST_POINTS)
     step: Amount | None = None
     log: bool = False
 
@@ -84,12 +88,16 @@ class Range(BaseModel):
             raise ValueError(f"{shown} must have the same unit")
         if self.log and min(_number(self.first)[0], _number(self.last)[0]) <= 0:
             raise ValueError("a log range starts and ends above zero")
+        if self.whole and max(abs(_number(value)[0]) for value in given) > MOST_WHOLE:
+            raise ValueError(f"whole numbers of at most {MOST_WHOLE:,} were expected")
         if self.step is None:
             return self
         if self.log or self.steps is not None:
             raise ValueError("step goes neither with steps nor with log")
         if _number(self.step)[0] <= 0:
             raise ValueError("step must be above zero")
+        if self._steps_apart > MOST_POINTS:
+            raise ValueError(f"a range of at most {MOST_POINTS:,} values was expected")
         return self
 
     @property
@@ -108,9 +116,14 @@ class Range(BaseModel):
         if self.whole:
             ahead = 1 if first <= last else -1
             return range(int(first), int(last) + ahead, ahead * int(step))
-        length = abs(last - first)
-        count = int(length / step + 1e-9) + 1
+        length, count = abs(last - first), int(self._steps_apart) + 1
         return [self.at(min(n * step / (length or 1.0), 1.0)) for n in range(count)]
+
+    @property
+    def _steps_apart(self) -> float:
+        """How many whole steps lie between the ends."""
+        (first, _), (last, _), (step, _) = map(_number, (self.first, self.last, self.step or 1))
+        return abs(last - first) / step + 1e-9
 
     def at(self, share: float) -> Any:
         """The value at that share of the way: the ends as they were written at 0 and 1."""
@@ -161,7 +174,7 @@ class Sample(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     method: Literal["sobol", "latin_hypercube"]
-    points: Count
+    points: Annotated[PositiveInt, Field(le=MOST_POINTS)]
     seed: CountOrNone = 0
     bounds: dict[str, Any] = Field(min_length=1)
 
@@ -188,7 +201,7 @@ class Sample(BaseModel):
 
 def design_of(sweep: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     """The points of a `[sweep]` table, the last key varying fastest; raises InputError."""
-    axes: list[list[dict[str, Any]]] = []
+    axes: list[Sequence[dict[str, Any]]] = []
     for key, given in sweep.items():
         if key == "sample":
             if not isinstance(given, Mapping):
@@ -198,10 +211,12 @@ def design_of(sweep: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
         axis = axis_of(given, where, f"sweep.{key}")
         if isinstance(axis, Range) and axis.steps is None and axis.step is None:
             raise InputError(f"{where}: sweep.{key}: steps or step: missing")
-        axes.append([{key: value} for value in values_of(axis) or ()])
-    keys = [key for axis in axes for key in axis[0]]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"{where}: sweep.{key}: it is swept and sampled; keep one")
+        values = values_of(axis) or ()
+        if len(values) * math.prod(map(len, axes)) > MOST_POINTS:
+            raise InputError(f"{where}: sweep: at most {MOST_POINTS:,} points were expected")
+        axes.append([{key: value} for value in values])
+    keys = Counter(key for axis in axes for key in axis[0])
+    if twice := next((key for key, times in keys.items() if times > 1), None):
+        raise InputError(f"{where}: sweep.{twice}: it is swept and sampled; keep one")
     for parts in itertools.product(*axes):
         yield {key: value for part in parts for key, value in part.items()}

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,11 +27,19 @@ class InputError(Exception):
     """Something in what the user gave cannot be used; the message is one line for them."""
 
     def __str__(self) -> str:
-        """The message on one line, cut to what is readable."""
-        line = "\\n".join(super().__str__().splitlines())
+        """The message on one line, cut to what is readable; what no terminal shows is escaped."""
+        line = "".join(map(_readable, super().__str__()))
         if len(line) <= LONGEST_MESSAGE:
             return line
-        return f"{line[:LONGEST_MESSAGE]}... ({len(line):,} characters)"
+        head, tail = line[: LONGEST_MESSAGE - 500], line[-450:]  # a vast key, and why
+        return f"{head}... ({len(line):,} characters) ...{tail}"
+
+
+def _readable(character: str) -> str:
+    """A character as it is or, such as the end of a line or a terminal's commands, escaped."""
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def find_toml(name: str, package: str, kind: str, beside: Path | None = None) -> Path:
@@ -40,7 +49,7 @@ def find_toml(name: str, package: str, kind: str, beside: Path | None = None) ->
     """
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)
-        if beside is not None and not path.is_absolute() and (beside / path).exists():
+        if beside is not None and not path.is_absolute() and os.path.exists(beside / path):
             path = beside / path
         if not os.path.exists(path):
             raise InputError(f"{kind} {path}: no such file")
@@ -73,7 +82,7 @@ def meant(name: str, names: Collection[str], kind: str) -> str:
 def file_of(name: str, folder: Path | None) -> Path:
     """The file that `name` means: beside the scenario or, if none is there, from where one is."""
     here, beside = Path(name), (folder or Path()) / name
-    return here if here.exists() and not beside.exists() else beside
+    return here if os.path.exists(here) and not os.path.exists(beside) else beside
 
 
 def _spelt(name: str) -> str:
@@ -113,6 +122,7 @@ def _parsed(text: str) -> dict[str, Any]:
     tables = tomllib.loads(text)
     if _levels(tables) > DEEPEST:
         raise ValueError(f"tables nested deeper than {DEEPEST} levels")
+    check_texts(tables)
     return tables
 
 
@@ -128,6 +138,20 @@ def _levels(tables: dict[str, Any]) -> int:
             if isinstance(v, dict | list)
         ]
     return levels
+
+
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of terminals: all but tab and line feed
+
+
+def check_texts(value: Any) -> None:
+    """Raises ValueError where a text in a file's tables has commands for the terminal it meets."""
+    if isinstance(value, dict):
+        check_texts([*value.keys(), *value.values()])
+    elif isinstance(value, list):
+        for one in value:
+            check_texts(one)
+    elif isinstance(value, str) and (found := _COMMANDS.search(value)):
+        raise ValueError(f"a text has the control character {ord(found[0]):#04x}: {shown(value)}")
 
 
 def checked(model: type[Model], data: Mapping[str, Any], where: str, prefix: str = "") -> Model:
@@ -188,6 +212,7 @@ _EXPECTED = {
     "greater_than_equal": "it must be at least {ge}",
     "less_than": "it must be below {lt}",
     "less_than_equal": "it must be at most {le}",
+    "too_long": "at most {max_length} were expected",
     "multiple_of": "it must be a multiple of {multiple_of}",
     "literal_error": "{expected} was expected",
 }
@@ -232,9 +257,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to: it takes that place once written, else nothing is left.
 
-    Raises InputError where that cannot be, as on a full disk.
+    Whoever reads `path` meanwhile, or writes it too, sees all of one content. Raises InputError
+    where that cannot be, as on a full disk.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{uuid4().hex}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)

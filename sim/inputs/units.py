@@ -48,6 +48,7 @@ _QUANTITY = re.compile(
     rf"\s*([-+]?(?:{_WHOLE})(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([A-Za-zµ][A-Za-zµ/ ]*)"
 )
 
+LONGEST_QUANTITY = 80  # characters: pint takes a unit of thousands of letters apart for hours
 _ROUNDED_BYTES = re.compile(r"\d\s*KB?\b")  # of which the field means one thing or another, too
 
 # The same for an editor, which knows no groups of thousands.
@@ -57,7 +58,7 @@ _WRITTEN = r"^\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*[A-Za-zµ][A-Za-z
 @lru_cache(4096)
 def _quantity(text: str) -> Any:
     """The quantity as one of pint's; raises ValueError, or one of pint's many errors."""
-    found = _QUANTITY.fullmatch(text)
+    found = _QUANTITY.fullmatch(text) if len(text) <= LONGEST_QUANTITY else None
     if found is None:
         raise ValueError("not a number and a unit")
     return _registry().Quantity(float(found[1].replace(",", "")), found[2].strip())

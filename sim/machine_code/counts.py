@@ -4,6 +4,7 @@ A file, or a library of many kernels, is narrowed to one: whose name holds a reg
 of its builds for several architectures, the one that a device would be given.
 """
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -61,7 +62,7 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 
 def _digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256(path.read_bytes()).hexdigest() if os.path.isfile(path) else ""
 
 
 @lru_cache(64)  # a sweep asks for the same at every point

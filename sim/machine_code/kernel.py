@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -171,7 +172,7 @@ def _product(sizes: Iterable[int]) -> int:
 def tritons_description(path: Path) -> dict[str, Any] | None:
     """What stands beside a cubin in Triton's cache (FILE.json), if it does."""
     beside = path.with_suffix(".json")
-    if path.suffix != ".cubin" or not beside.exists():
+    if path.suffix != ".cubin" or not os.path.exists(beside):
         return None
     try:
         described = json.loads(beside.read_text(encoding="utf-8"))

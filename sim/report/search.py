@@ -82,7 +82,7 @@ def save_search(answer: SearchAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> Non
     front = out / "front"
     front.mkdir(exist_ok=True)
     for old in front.glob("trial_*.toml"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     for name, text in answer.profiles.items():
         save_text(text, front / name)
 

@@ -1,6 +1,8 @@
 """A figure as a file: its format and, for a paper, its size."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -44,6 +46,21 @@ class Sheet:
 
 
 AS_DRAWN = Sheet()
+
+
+@contextmanager
+def in_plain_style() -> Iterator[None]:
+    """Within, figures look alike everywhere: no matplotlibrc, as of the current folder, counts.
+
+    Raises InputError where Matplotlib cannot read one that it comes upon.
+    """
+    try:
+        import matplotlib
+    except UnicodeDecodeError:
+        raise InputError("matplotlibrc: not a text file, and Matplotlib reads it") from None
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def save_figure(figure: "Figure", out: Path, name: str, sheet: Sheet = AS_DRAWN) -> None:

@@ -1,6 +1,7 @@
 """Under which address a store keeps a record: a hash of all that its figures depend on."""
 
 import json
+import os
 from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
@@ -45,7 +46,7 @@ def _figures(hw: HardwareProfile) -> dict[str, Any]:
 
 def _file_content(option: Any) -> str:
     """A file that a schedule reads counts by what is in it."""
-    if isinstance(option, Path) and option.is_file():
+    if isinstance(option, Path) and os.path.isfile(option):
         return sha256(option.read_bytes()).hexdigest()
     return str(option)
 

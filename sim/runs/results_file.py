@@ -3,12 +3,14 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sim.inputs.files import InputError, expected_of, save_text
+from sim.inputs.files import InputError, check_texts, expected_of, save_text, shown
 from sim.runs.record import Record, versions
 
+LEAST, MOST = 1e-100, 1e100  # of any figure that is not zero
 # What every schedule that ran has.
 _MEASURED = ("time_s", "hbm_read_bytes", "hbm_write_bytes", "l2_hit_rate", "bottleneck")
 
@@ -39,10 +41,26 @@ def load(path: Path) -> list[Record]:
     if not records:
         raise InputError(f"{path}: it holds no records")
     for number, record in enumerate(records):
+        try:
+            check_texts(asdict(record))
+            _check_numbers(asdict(record))
+        except ValueError as error:
+            raise InputError(f"{path}: record {number}: {error}") from None
         missing = [key for key in _MEASURED if getattr(record, key) is None]
         if record.status == "ok" and missing:
             raise InputError(f"{path}: record {number}: {missing[0]}: missing")
     return records
+
+
+def _check_numbers(value: Any) -> None:
+    """Raises ValueError where products and ratios of a record's numbers may not be finite."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            _check_numbers(one)
+    elif isinstance(value, int | float) and value and not LEAST <= abs(value) <= MOST:
+        raise ValueError(f"{shown(value)}: a number of {LEAST:g} to {MOST:g} was expected")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,6 +1,7 @@
 """Scenario files: a workload, a device, schedules, and what to vary."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class ScenarioFile(BaseModel):
     title: str = ""
     workload: dict[str, Any]
     hardware: dict[str, Any]
-    schedule: list[dict[str, Any]] = Field(min_length=1)
+    schedule: list[dict[str, Any]] = Field(min_length=1, max_length=1000)
     sweep: dict[str, Any] = Field(default_factory=dict)
     limits: Limits = Limits()
 
@@ -254,6 +255,6 @@ def make_point(
 
 def _check_titles(titles: list[str], where: str) -> None:
     """Raises InputError where two schedules could not be told apart."""
-    for title in titles:
-        if titles.count(title) > 1:
+    for title, times in Counter(titles).items():
+        if times > 1:
             raise InputError(f"{where}: schedule: {title!r} stands there twice; give each a label")

@@ -46,7 +46,7 @@ class Store:
         self.where = str(path) if path else ":memory:"
         self.damaged: set[str] = set()  # addresses whose records are not what was written
         try:
-            if path and path.is_file() and not _writable(path):
+            if path and os.path.isfile(path) and not _writable(path):
                 # Its log cannot be made either: it is read as it lies.
                 name = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
                 self._db = sqlite3.connect(name, uri=True)
@@ -97,10 +97,24 @@ class Store:
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Keep the records, all or none of them; raises InputError where the disk is full."""
+        self._write("REPLACE", entries)
+
+    def claim(self, entry: Entry) -> str | None:
+        """The record at an address: this one, unless another process was there first.
+
+        Raises InputError.
+        """
+        found = self.get(entry.key, entry.limits)
+        if found is None:
+            self._write("REPLACE" if entry.key in self.damaged else "IGNORE", [entry])
+            found = self.get(entry.key, entry.limits)
+        return found
+
+    def _write(self, or_else: str, entries: Iterable[Entry]) -> None:
         try:
             with self._db:
                 self._db.executemany(
-                    "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)",
+                    f"INSERT OR {or_else} INTO records VALUES (?, ?, ?, ?)",
                     ((*entry, _checksum(*(part.encode() for part in entry))) for entry in entries),
                 )
         except _DAMAGED as error:

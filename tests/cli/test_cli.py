@@ -1,6 +1,7 @@
 """The command line as a person meets it."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -106,6 +107,38 @@ def test_what_is_refused_leaves_no_folder(tmp_path, command):
     done = called(*command, path, "--out", "out/in", cwd=tmp_path)
     assert_one_line(done)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("option", ["--trace", "--report", "--export"])
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path, option):
+    """As root, /dev/null would be."""
+    path, pipe = scenario(tmp_path), tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    assert_one_line(called("run", path, option, pipe), f"{option} {pipe}: a file")
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error", "results.json"), "results.json: Input/output error"),
+        (MemoryError(), "this computer's memory is full"),
+        (MemoryError("Unable to allocate 9 TiB"), "this computer's memory is full: Unable to"),
+    ],
+)
+def test_what_fails_of_this_computer_is_one_line(tmp_path, monkeypatch, error, said):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("sim.runs.difference.compare", fails)
+    assert_one_line(called("compare", tmp_path, tmp_path), f"attnsim: {said}")
+
+
+def test_a_name_longer_than_any_files_is_one_line(tmp_path):
+    long = "f" * 6000
+    for command in (("run",), ("run", "--out"), ("profiles", "check"), ("init",), ("fit", "--out")):
+        assert_one_line(called(*command, f"{long}/{long}.toml", cwd=tmp_path))
+    assert_one_line(called("compare", long, long, cwd=tmp_path), "File name too long")
 
 
 def test_run_leaves_figures_results_and_trace(tmp_path):

@@ -39,6 +39,21 @@ def test_no_module_of_the_current_folder_is_run(hostile, command):
     assert not [path.name for path in hostile.glob("*.ran")]
 
 
+def test_nor_does_a_file_of_settings_there_change_what_is_drawn(tmp_path):
+    pictures = []
+    for settings in ("", "figure.facecolor: red\nbackend: module://mine\n", "text.usetex: True\n"):
+        if settings:
+            (tmp_path / "matplotlibrc").write_text(settings)
+        done = attnsim("run", scenario(tmp_path), "--out", "out", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        pictures.append((tmp_path / "out/time.png").read_bytes())
+    assert pictures[0] == pictures[1] == pictures[2]
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff")
+    done = attnsim("run", scenario(tmp_path), "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("attnsim: matplotlibrc: not a text file")
+
+
 def test_the_environment_is_left_as_it_was(monkeypatch):
     for before in (None, "0"):
         if before is None:

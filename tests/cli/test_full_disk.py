@@ -5,8 +5,9 @@ from contextlib import suppress
 import pytest
 
 from sim import simulate
+from sim.code.sources import write_whole
 from sim.explore.search import Search
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, whole_file
 from sim.report.frame import export_frame
 from sim.runs.scenario import ScenarioText
 from sim.runs.store import Entry, Store
@@ -50,6 +51,20 @@ def test_so_is_a_table_of_records(tmp_path, name):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
     export_frame(records, kept)
     assert kept.stat().st_size > 50
+
+
+def test_of_what_is_compiled_no_part_is_left(tmp_path):
+    with files_of_at_most(50):
+        write_whole(tmp_path / "engine.o", b"x" * 51)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_two_who_write_a_file_at_once_leave_what_one_of_them_wrote(tmp_path):
+    path = tmp_path / "results.json"
+    with whole_file(path) as one, whole_file(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
 
 
 def test_a_calibrated_profile_is_not_lost_to_its_next_calibration(tmp_path):

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import pytest
 
 from sim.code import jit
 from sim.code.jit import Entry, Inner
+from sim.inputs.files import InputError
 
 RECORD = np.dtype([("count", "i8"), ("share", "f8")], align=True)
 
@@ -73,6 +75,19 @@ def test_an_entry_does_what_its_python_does_compiled_kept_and_damaged(folder, ta
     check(Entry(changed), table)
     assert len(compiled) == 2
     assert [*folder.iterdir()] == [file]
+
+
+def test_it_is_compiled_as_numba_does_by_itself_or_not_at_all(folder, table, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / ".numba_config.yaml").write_text("cpu_name: another")
+    with pytest.raises(InputError, match=r"\.numba_config\.yaml: .* start in another"):
+        check(Entry(changed), table)
+    (folder / ".numba_config.yaml").unlink()
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(InputError, match="NUMBA_DISABLE_JIT is set"):
+        check(Entry(changed), table)
+    monkeypatch.undo()
+    assert [*folder.iterdir()] == []
 
 
 def test_other_arguments_are_compiled_for_themselves(folder, table):

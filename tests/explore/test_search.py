@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -206,6 +207,25 @@ def test_a_folder_takes_more_trials_but_not_another_search(tmp_path):
     assert more.trials[: len(few.trials)] == few.trials
     with pytest.raises(InputError, match="holds another search"):
         searched(path, "workload.seq_len=512", out=out)
+
+
+def test_two_searches_at_once_in_a_folder_leave_what_one_does(tmp_path):
+    path, out = search_file(tmp_path), tmp_path / "out"
+    out.mkdir()
+    with ThreadPoolExecutor() as threads:
+        both = [threads.submit(searched, path, out=out) for _ in range(2)]
+    assert {one.result().json() for one in both} == {searched(path).json()}
+    assert tried_in(out) == 16
+
+
+def test_trials_of_an_earlier_version_are_said_not_to_be_read(tmp_path):
+    path, out = search_file(tmp_path, DEVICE.replace("trials = 16", "trials = 1")), tmp_path / "out"
+    out.mkdir()
+    (out / "study.db").touch()
+    done = called("explore", "search", path, "--out", out)
+    said = "study.db: an earlier version's trials are not read: the search begins anew\n"
+    assert (done.returncode, done.stderr.endswith(said)) == (0, True)
+    assert called("explore", "search", path, "--out", out).stderr == ""
 
 
 def test_a_schedule_in_a_file_is_searched_where_code_may_run_and_edited_another_search(tmp_path):

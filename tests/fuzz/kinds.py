@@ -25,6 +25,7 @@ from sim.schedules.parts.masks import read_mask
 from sim.web.app import app_of
 from sim.web.explorer import Explorer
 from tests.support.fat_library import entry, fatbin, library
+from tests.support.limits import progress_is_shown
 from tests.support.made_cubin import cubin
 from tests.support.page_requests import bodies
 from tests.support.tables_of_figures import write
@@ -59,6 +60,7 @@ def _scenario(path: Path) -> None:
         for point in text.scenario().points[:2]:
             for schedule in point.schedules:
                 schedule.program(point.workload, point.hardware)
+                progress_is_shown()
 
 
 def _results(path: Path) -> None:
@@ -122,6 +124,8 @@ def _profile(path: Path) -> None:
 def kinds(folder: Path) -> dict[str, Kind]:
     """Every kind; some of their files are made in `folder`."""
     made = simulate(workload=SMALL, hardware="h100-sxm", schedule="flash2")
+    # What these compile is no case's time.
+    simulate(workload=SMALL | {"causal": True}, hardware="h100-sxm", schedule=["hip", "flash3"])
     results_file.save(list(made), folder / "results.json")
     store = Store(folder / "kept.sqlite")
     store.put([Entry("one", "{}")])

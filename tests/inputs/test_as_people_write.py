@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from sim.inputs.files import LONGEST_SHOWN, InputError, shown
+from sim.inputs.files import LONGEST_MESSAGE, LONGEST_SHOWN, InputError, shown
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import parse_quantity
 from sim.runs.cases import cases_of
 from sim.runs.scenario import ScenarioText, make_scenario
+from tests.support.limits import seconds_of_at_most
 
 
-def made(**changes):
-    """A scenario with these tables laid over its own."""
+def made(folder=None, /, **changes):
+    """A scenario with these tables laid over its own, as of a file in that folder."""
     tables = {
         "workload": {"heads": 8, "head_dim": 128, "seq_len": 4096},
         "hardware": {"profile": "h100-sxm"},
@@ -25,7 +26,7 @@ def made(**changes):
             tables["schedule"][0] |= value
         else:
             tables[key] = value
-    return make_scenario(tables, "a test", "a.toml")
+    return make_scenario(tables, "a test", "a.toml", folder)
 
 
 @pytest.mark.parametrize(
@@ -185,3 +186,47 @@ def test_toml_that_cannot_be_parsed_is_one_line(tmp_path, text):
     with pytest.raises(InputError) as error:
         load_profile(str(mine))
     assert "\n" not in str(error.value)
+
+
+LONG = "f" * 6000  # more than a file's name may have
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workload": {"seq_len": LONG}},
+        {"hardware": {"profile": f"{LONG}/mine.toml"}},
+        {"hardware": {"profile": "a\0b/mine.toml"}},
+        {"schedule": {"name": f"{LONG}.py:Mine"}},
+    ],
+    ids=["lengths", "profile", "no name", "schedule"],
+)
+def test_names_that_no_file_can_have_are_one_line(tmp_path, changes):
+    with pytest.raises(InputError) as error:
+        made(tmp_path, **changes)
+    assert str(error.value).isprintable()
+
+
+def test_a_message_has_no_commands_for_the_terminal():
+    assert str(InputError("a \x1b[2J\x07 b\r\n\x9bc")) == r"a \x1b[2J\x07 b\r\n\x9bc"
+
+
+def test_a_long_message_has_its_beginning_and_its_end():
+    message = str(InputError(f"mine.toml: {LONG}: no such file"))
+    assert message.startswith("mine.toml: fff")
+    assert message.endswith("fff: no such file")
+    assert len(message) <= LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize("text", [r'title = "\u001b[2J"', r'a = [{ "\u0007" = 1 }]'])
+def test_nor_does_a_file(tmp_path, text):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    with pytest.raises(InputError, match="a text has the control character 0x"):
+        load_profile(str(mine))
+
+
+@pytest.mark.parametrize("unit", ["m" * 10**5 + "B", "B/" * 10**5 + "B", "B " * 10**5])
+def test_a_long_unit_is_refused_without_being_taken_apart(unit):
+    with seconds_of_at_most(2), pytest.raises(ValueError, match="a size was expected"):
+        parse_quantity(f"1 {unit}", "byte", "a size", "1 B")

@@ -97,7 +97,18 @@ def test_samples_choose_from_lists_and_go_with_a_grid():
     assert {(p["a.z"], p["a.x"]) for p in points} == {(1, "p"), (1, "q"), (2, "p"), (2, "q")}
 
 
+MANY = {"from": 1, "to": 300, "step": 1}
 BAD_SWEEPS = {
+    "many steps": ({"a.x": {"from": 1.0, "to": 2.0, "steps": 10**12}}, ["at most 65536"]),
+    "small steps": ({"a.x": {"from": 0.0, "to": 1e300, "step": 1e-3}}, ["at most 65,536 values"]),
+    "many points": ({"a.x": MANY, "a.y": MANY}, ["sweep: at most 65,536 points"]),
+    "many keys": ({f"a.{n}": [1, 2] for n in range(5000)}, ["sweep: at most 65,536 points"]),
+    "many samples": (
+        {"sample": {"method": "sobol", "points": 10**12, "bounds": {SEQ: [1]}}},
+        ["sweep.sample.points = 1000000000000: it must be at most 65536"],
+    ),
+    "vast ends": ({"a.x": {"from": 1, "to": 10**30, "steps": 9}}, ["whole numbers of at most"]),
+    "long text": ({"a.x": {"from": "1 a" + " " * 10**5, "to": "b", "steps": 2}}, ["a number was"]),
     "one step": ({SEQ: {"from": 1, "to": 2, "steps": 1}}, ["sweep.workload.seq_len.steps = 1"]),
     "log of zero": (
         {SEQ: {"from": 0, "to": 2, "steps": 3, "log": True}},

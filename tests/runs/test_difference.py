@@ -282,6 +282,9 @@ BAD = {
     "no time": (changed(0, "time_s"), ["record 0: time_s: missing"]),
     "time of nothing": (changed(0, "time_s", to=0), ["record 0: time_s: ", "must be above 0"]),
     "infinite": (changed(0, "time_s", to=float("inf")), ["record 0: time_s: ", "finite"]),
+    "vast": (changed(0, "hbm_read_bytes", to=10**4000), ["record 0: 1000", "1e+100 was expected"]),
+    "tiny": (changed(0, "time_s", to=5e-324), ["record 0: 5e-324: a number of 1e-100"]),
+    "of commands": (changed(0, "schedule", to="a\x1b[2J"), ["the control character 0x1b"]),
     "status": (changed(1, "status", to="fine"), ["record 1: status: "]),
     "another version": (
         changed(0, "gflops", to=3, version="7.0"),

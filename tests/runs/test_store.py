@@ -57,3 +57,13 @@ def test_a_store_that_cannot_be_written_to_can_be_read(tmp_path, monkeypatch):
     assert store.get("two", "") == RECORD
     with pytest.raises(InputError, match="cannot be written to"):
         store.put([Entry("three", RECORD)])
+
+
+def test_an_address_is_the_first_to_claim_it(tmp_path, monkeypatch):
+    one, other = Store(tmp_path / "store"), Store(tmp_path / "store")
+    assert one.claim(Entry("search", "mine")) == "mine"
+    too_early = [None]  # asked before the first had written
+    monkeypatch.setattr(
+        other, "get", lambda *key: too_early.pop() if too_early else Store.get(other, *key)
+    )
+    assert other.claim(Entry("search", "another's")) == "mine"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules import SCHEDULES, make_schedule
@@ -92,6 +93,16 @@ def test_a_mask_of_its_own_for_each_head_has_no_like_parts(tmp_path, rows, perio
     np.savez(path, indptr=np.arange(rows + 1), indices=np.zeros(rows, int), tile=[64, 64])
     (kernel,) = kernels_of("block_sparse", options={"mask_file": str(path)})
     assert kernel.periods == periods
+
+
+@pytest.mark.parametrize("vast", ["tile", "indptr", "indices"])
+def test_a_small_mask_file_that_holds_vast_arrays_is_refused_before_they_are_read(tmp_path, vast):
+    path, numbers = tmp_path / "mask.npz", np.zeros(2**22, np.int64)
+    arrays = {"indptr": np.arange(9), "indices": np.zeros(8, int), "tile": np.array([64, 64])}
+    np.savez_compressed(path, **{**arrays, vast: numbers})
+    assert path.stat().st_size < numbers.nbytes / 500
+    with pytest.raises(InputError, match=f"array '{vast}' has more numbers than"):
+        kernels_of("block_sparse", options={"mask_file": str(path)})
 
 
 def test_flash4_goes_through_masked_heads_section_by_section():

@@ -24,6 +24,12 @@ class TooLongError(BaseException):
     """A block took longer than it may; no handler of errors within catches it."""
 
 
+def progress_is_shown() -> None:
+    """The seconds of the block begin anew: whoever waits for a command sees that it goes on."""
+    _, seconds = signal.getitimer(signal.ITIMER_VIRTUAL)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
+
+
 @contextmanager
 def seconds_of_at_most(seconds: float) -> Iterator[None]:
     """Until the end of the block, of the main thread: raises TooLongError then.
@@ -35,7 +41,7 @@ def seconds_of_at_most(seconds: float) -> Iterator[None]:
         raise TooLongError(f"took more than {seconds:g} s")
 
     before = signal.signal(signal.SIGVTALRM, too_long)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
     try:
         yield
     finally:

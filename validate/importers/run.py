@@ -5,6 +5,7 @@ Nothing says which split an imported row has, so the table has no such column: a
 """
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def save_imported(
 
 def files_of(source: Source, path: Path) -> list[Path]:
     """The files that a source reads of what is at `path`; raises InputError if there are none."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder")
     found = sorted(path.rglob("*.*")) if path.is_dir() else [path]
     files = [

@@ -22,11 +22,12 @@ from typing import Self
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from sim.inputs.files import InputError
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO, Tile, blocks, check_table, visible_blocks
+from sim.schedules.base import MOST_ENTRIES, QKVO, Tile, blocks, check_table, visible_blocks
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import (
     Operand,
@@ -147,12 +148,14 @@ def pattern(
     rows: list[IntArray] = []
     ranges = visible_blocks(w, tile)
     check_table(name, int((ranges[1] - ranges[0]).sum()))
+    numbers = np.arange(int(ranges[1].max(initial=0)), dtype=np.int64)
     for number, (first, end) in enumerate(zip(*ranges, strict=True)):
-        shown = np.arange(first, max(end, first), dtype=np.int64)[::-1]
+        shown = numbers[first : max(end, first)][::-1]
         top, bottom = number * tile.q, min((number + 1) * tile.q, w.seq_q) - 1
         keep = kept(offset + top, offset + bottom, shown)
-        rest = np.flatnonzero(~keep)
-        keep[rng.choice(rest, min(random_blocks, len(rest)), replace=False)] = True
+        if random_blocks:
+            rest = np.flatnonzero(~keep)
+            keep[rng.choice(rest, min(random_blocks, len(rest)), replace=False)] = True
         rows.append(shown[keep])
     return as_table(rows)
 
@@ -167,6 +170,7 @@ def as_table(rows: list[IntArray]) -> KeyBlocks:
     )
 
 
+HEADER_BYTES = 2**16  # of an array, at most
 # What zipfile, its decompressors, NumPy's reader of headers and a member of another shape raise.
 _DAMAGED = (
     *(AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError),
@@ -174,20 +178,42 @@ _DAMAGED = (
 )
 
 
+class _TooManyError(Exception):
+    """An array has more numbers than the workload has use for."""
+
+
+def _numbers(arrays: NpzFile, key: str, most: int) -> IntArray:
+    """An array of at most so many; a small file may hold far more, and is told before it is read.
+
+    Raises _TooManyError, KeyError and any of _DAMAGED.
+    """
+    assert arrays.zip is not None  # it is open
+    if arrays.zip.getinfo(f"{key}.npy").file_size > most * np.int64().nbytes + HEADER_BYTES:
+        raise _TooManyError(key)
+    return np.asarray(arrays[key], np.int64)
+
+
 def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     """The tile and the key blocks of a mask file; raises InputError where it does not suit `w`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            indptr, indices = (np.asarray(arrays[key], np.int64) for key in ("indptr", "indices"))
+            q, kv = _numbers(arrays, "tile", 2).tolist()
+            tile = Tile(q=q, kv=kv)
+            down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
+            rows = down * w.batch * w.heads
+            indptr = _numbers(arrays, "indptr", rows + 1)
+            indices = _numbers(arrays, "indices", min(rows * across, MOST_ENTRIES))
             if indptr.ndim != 1 or indices.ndim != 1 or not len(indptr):
                 raise ValueError("lists were expected")
-            q, kv = (int(side) for side in arrays["tile"])
-            tile = Tile(q=q, kv=kv)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except KeyError as error:
         raise InputError(
             f"{path}: array {error} is missing; expected indptr, indices, tile"
+        ) from None
+    except _TooManyError as error:
+        raise InputError(
+            f"{path}: array '{error}' has more numbers than this workload has blocks"
         ) from None
     except (MemoryError, OverflowError):
         raise InputError(f"{path}: not a mask: its header states more than memory holds") from None
@@ -196,8 +222,7 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
             f"{path}: not a mask: an .npz with integer arrays indptr, indices and tile = [q, kv] "
             "(multiples of 16) was expected"
         ) from None
-    down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
-    accepted = (down, down * w.batch * w.heads)
+    accepted = (down, rows)
     if len(indptr) - 1 not in accepted:
         raise InputError(
             f"{path}: indptr has {len(indptr) - 1} rows; {accepted[0]} (one a block of query rows) "
@@ -213,5 +238,5 @@ def read_mask(path: Path, w: AttentionWorkload) -> tuple[Tile, KeyBlocks]:
     trips = np.diff(indptr)
     row = np.repeat(np.arange(len(trips)), trips)
     shown = (indices >= first[row]) & (indices < end[row])
-    rows = [indices[a:b][shown[a:b]] for a, b in pairwise(indptr)]
-    return tile, as_table(rows)
+    visited = [indices[a:b][shown[a:b]] for a, b in pairwise(indptr)]
+    return tile, as_table(visited)
