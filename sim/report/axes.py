@@ -1,4 +1,4 @@
-"""What axes of figures show: ticks of logarithmic ones, and the grid of two swept keys."""
+"""What axes of figures show: ticks of logarithmic ones, ends of time, a grid of swept keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 from sim.runs.record import Record
 
 FEWEST_TICKS, MOST_STEPS = 3, 6
+LEGIBLE = 0.08  # share of a time axis that is long enough to read what goes on in it
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -30,6 +31,18 @@ def log_ticks(low: float, high: float) -> list[float]:
     step = next(s for s in (1, 2, 5, 10) if (high - low) / MOST_STEPS <= s * 10.0**exponent)
     numbers = range(ceil(low / (step * 10.0**exponent)), floor(high / (step * 10.0**exponent)) + 1)
     return [float(f"{number * step}e{exponent}") for number in numbers]
+
+
+def time_ends_s(times_s: Sequence[float]) -> list[float]:
+    """Where the time axis of each run's panel ends [s]: all at one time, so that lengths compare.
+
+    Where the shortest run would be too small to read, each axis ends with its run.
+
+    >>> time_ends_s([4e-3, 1e-3]), time_ends_s([4e-3, 1e-6])
+    ([0.004, 0.004], [0.004, 1e-06])
+    """
+    longest_s = max(times_s)
+    return [longest_s if min(times_s) >= LEGIBLE * longest_s else time_s for time_s in times_s]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import amount, show
-from sim.report.axes import Grid, grid_of, key_text, log_ticks, value_text
-from sim.report.plots import COLOURS, GREY
+from sim.report.axes import Grid, grid_of, key_text, log_ticks, time_ends_s, value_text
+from sim.report.figure import COLOURS, GREY
 from sim.runs.record import KernelResult, Record
 
 Chart = dict[str, Any]  # {"data": [...], "layout": {...}}
@@ -284,13 +284,14 @@ def timeline(records: list[Record]) -> Chart:
     ran = [record for record in records if record.timeline]
     traces: list[Trace] = []
     layout: dict[str, Any] = {"shapes": [], "annotations": []}
-    for row, record in enumerate(ran):
+    ends_s = time_ends_s([record.time_s or 0.0 for record in ran] or [1.0])
+    for row, (record, end_s) in enumerate(zip(ran, ends_s, strict=False)):
         number = str(row + 1) if row else ""
         traces += _tracks(record, number)
         layout[f"xaxis{number}"] = si_axis(
             "time" if row == len(ran) - 1 else "",
             "s",
-            range=[0, record.time_s],
+            range=[0, end_s],
             anchor=f"y{number}",
         )
         layout[f"yaxis{number}"] = axis(

@@ -8,16 +8,7 @@ import numpy as np
 from sim.inputs.files import save_text
 from sim.inputs.units import show_binary
 from sim.report import present
-from sim.report.plots import (
-    ABOVE,
-    COLOURS,
-    GREY,
-    MARKERS,
-    WIDTH,
-    log_axis,
-    new_figure,
-    short,
-)
+from sim.report.figure import COLOURS, GREY, MARKERS, log_axis, new_figure, row_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.capacity import MOST_TOKENS, memory
@@ -40,8 +31,6 @@ PARTS: dict[Part, str] = {
     "logits": COLOURS[4],
     "framework reserve": GREY,
 }
-LABELS = 0.39  # the share of a figure's width that rows' labels take
-UNDER = 1.05  # inches below the rows, for the axis and the legend
 FIRST = 1024  # tokens from which a figure shows what grows with the context
 GROWING: tuple[Part, ...] = ("activations", "attention", "logits")
 TRAINING: tuple[Use, ...] = ("training", "training with checkpointing")
@@ -162,7 +151,7 @@ def parts(answer: FitAnswer) -> "Figure":
     bars = _bars(answer)
     contexts = {row.context for row in answer.rows}
     where = f" at {contexts.pop():,} tokens" if len(contexts) == 1 else ""
-    figure, ax = _row_figure(f"What lives in a GPU's HBM{where}\n{answer.title}", list(bars), 0.32)
+    figure, ax = row_figure(f"What lives in a GPU's HBM{where}\n{answer.title}", list(bars), 0.32)
     capacity_bytes = max(row.capacity_bytes for row in answer.rows)
     longest_bytes = max(capacity_bytes, *(needed.bytes for _, needed in bars.values()))
     most = min(2 * capacity_bytes, 1.1 * longest_bytes) / 2**30
@@ -210,7 +199,7 @@ def _bar(ax: "Axes", place: int, needed: Memory, capacity: float, most: float) -
     hides_line = end <= capacity < end + 0.1 * most
     beside = capacity if hides_line else min(end, most)
     ax.annotate(
-        short(end) if end <= capacity else f"{short(end)}: does not fit",
+        f"{end:.3g} GiB" if end <= capacity else f"{end:.3g} GiB: does not fit",
         (beside, place),
         (5 if end < 0.8 * most else -5, 0),
         textcoords="offset points",
@@ -224,7 +213,7 @@ def _bar(ax: "Axes", place: int, needed: Memory, capacity: float, most: float) -
 def longest(answer: FitAnswer) -> "Figure":
     """The longest context that fits, a line a setting and a marker a use."""
     labels = [row.title for row in answer.rows]
-    figure, ax = _row_figure(f"The longest context that fits\n{answer.title}", labels, 0.3)
+    figure, ax = row_figure(f"The longest context that fits\n{answer.title}", labels, 0.3)
     reached = [use.longest_tokens for row in answer.rows for use in row.uses.values()]
     bounded = [tokens for tokens in reached if tokens and tokens < MOST_TOKENS]
     bounded = bounded or [answer.rule or 1]
@@ -297,19 +286,6 @@ def training(answer: FitAnswer) -> "Figure":
 def _growing_bytes(row: RowAnswer, use: Use, context: int) -> int:
     needed = memory(row.setting, use, context).parts
     return sum(needed.get(part, 0) for part in GROWING)
-
-
-def _row_figure(title: str, labels: list[str], row_inches: float) -> "tuple[Figure, Axes]":
-    """A panel with a line of its own for each label, the first on top."""
-    figure, (ax,) = new_figure(title)
-    height = ABOVE + row_inches * len(labels) + UNDER
-    figure.set_size_inches(WIDTH, height)
-    figure.subplots_adjust(LABELS, UNDER / height, 0.95, 1 - ABOVE / height)
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
-    ax.set_yticks(range(len(labels)), labels, fontsize=8)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    return figure, ax
 
 
 def _legend(figure: "Figure", ax: "Axes") -> None:

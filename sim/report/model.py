@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sim.inputs.files import save_text
 from sim.inputs.units import show, show_binary
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, MARKERS, log_axis, new_figure
+from sim.report.figure import COLOURS, GREY, MARKERS, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.model import ModelAnswer, ModelRow

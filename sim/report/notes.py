@@ -214,6 +214,11 @@ def _name_of(record: Record) -> str:
     return str((record.options or {}).get("name"))
 
 
+def _round(count: float) -> int:
+    """A count in two digits."""
+    return int(float(f"{count:.2g}"))
+
+
 def _skipped(records: list[Record]) -> list[str]:
     """A line a schedule that was fast-forwarded."""
     return _most_of_each(
@@ -221,8 +226,8 @@ def _skipped(records: list[Record]) -> list[str]:
             _Told(
                 record,
                 errors["time_error"] + errors["hbm_error"],
-                f"fast-forwarded over {errors['steps_skipped']:.2g} tile steps; estimated error "
-                f"{errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
+                f"fast-forwarded over {_round(errors['steps_skipped']):,} tile steps; estimated "
+                f"error {errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
                 "(--exact replays all)",
             )
             for record in records

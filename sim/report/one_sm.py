@@ -102,8 +102,8 @@ def said(seen: Watched) -> str:
     most = sorted(time_s.items(), key=lambda entry: -entry[1])[:5]
     shares = ", ".join(f"{part_s / total_s:.0%} {what}" for what, part_s in most)
     return (
-        f"{seen.kernel.name}, replayed event by event from an empty L2 {much}. A worker of SM "
-        f"{seen.sm}: {shares}."
+        f"Kernel {seen.kernel.name}, replayed event by event from an empty L2 {much}. "
+        f"A worker of SM {seen.sm}: {shares}."
     )
 
 

@@ -8,21 +8,20 @@ records of a run, and a title to stand below what the figure is called; the figu
     >>> records = simulate("flash_vs_naive", **{"workload.seq_len": 512})
     >>> plots.roofline(records).axes[0].get_xlabel()
     'FLOPs a byte of HBM traffic, log scale'
-
-Colours are Okabe and Ito's, which people with colour-blindness can tell apart; each schedule also
-has its own marker.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sim.device.run import DeviceRun
-from sim.inputs.units import show_binary
-from sim.report.axes import Grid, grid_of, key_text, log_ticks, value_text
+from sim.inputs.units import show, show_binary
+from sim.report.axes import Grid, grid_of, key_text, time_ends_s, value_text
+from sim.report.figure import COLOURS, GREY, MARKERS, log_axis, new_figure, row_figure, si_axis
+from sim.report.figure import sized as sized
 from sim.runs.job import Outcome
 from sim.runs.record import Record
 
@@ -30,168 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
-    from matplotlib.text import Text
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 ABSENT = {"out of memory": "x", "failed": "+"}  # by a record's status, its mark
-GREY = "#999999"
 Edges = tuple[float, float]
 Value = Callable[[Record], float | None]
 CELL, DARK = 0.34, 0.6  # inches of a heat map's row; share of its colours that white stands on
-
-
-WIDTH, ABOVE, BELOW, BETWEEN = 7.5, 0.75, 0.65, 0.65  # inches
-PANEL = 3.0  # inches of one panel's height
-
-
-def new_figure(title: str, panels: int = 1, panel: float = PANEL) -> "tuple[Figure, list[Axes]]":
-    """Panels below one another. Margins are fixed: working them out takes longer than drawing."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to load, and few runs draw
-    from matplotlib.figure import Figure
-
-    height = ABOVE + panel * panels + BETWEEN * (panels - 1) + BELOW
-    figure = Figure(figsize=(WIDTH, height), dpi=100)
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
-    figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / panel)
-    figure.suptitle(title.rstrip(), fontsize=11, y=1 - 0.12 / height, va="top", wrap=True)
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="#dddddd", linewidth=0.6)
-        ax.set_axisbelow(True)
-    return figure, axes
-
-
-LEAST_SCALE, SMALLEST_TEXT = 0.75, 6.5  # of texts, lines and markers in a column; points
-
-
-def sized(figure: "Figure", width: float, height: float) -> None:
-    """Fit a figure onto a page: `width` inches wide, of one panel `height` inches high.
-
-    One of more panels or rows is as much taller as it was. Its title goes, as a caption says it;
-    texts, lines and markers get smaller, but stay legible; legends stand beside what is drawn.
-    """
-    from matplotlib.lines import Line2D
-    from matplotlib.text import Text
-
-    scale = min(1.0, max(LEAST_SCALE, width / WIDTH))
-    figure.set_size_inches(width, height * figure.get_figheight() / (ABOVE + PANEL + BELOW))
-    figure.suptitle("")
-    for text in figure.findobj(Text):
-        text.set_fontsize(max(SMALLEST_TEXT, scale * _points(text)))
-    for line in figure.findobj(Line2D):
-        line.set_markersize(scale * float(line.get_markersize()))
-        line.set_linewidth(scale * float(line.get_linewidth()))
-    for legend in figure.legends:
-        _in_columns(legend, figure, figure.bbox.width, loc="outside lower center")
-    for ax in figure.axes:
-        if (legend_of_panel := ax.get_legend()) is not None:
-            above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
-            _in_columns(legend_of_panel, ax, figure.bbox.width, **above)
-    _work_out_margins(figure)
-
-
-def _in_columns(legend: "Legend", of: "Figure | Axes", room: float, **where: Any) -> None:
-    """Replace a legend by one with as many columns as `room` [dots] is wide enough for."""
-    handles = [handle for handle in legend.legend_handles if handle is not None]
-    names = [text.get_text() for text in legend.get_texts()]
-    size = _points(legend.get_texts()[0])
-    legend.remove()
-    for columns in range(len(names), 0, -1):
-        fits = of.legend(
-            handles, names, ncols=columns, fontsize=size, frameon=False, handlelength=1.6,
-            columnspacing=1.2, borderaxespad=0.2, **where,
-        )  # fmt: skip
-        if fits.get_window_extent().width < room:
-            return
-        if columns > 1:
-            fits.remove()
-
-
-def _work_out_margins(figure: "Figure") -> None:
-    """Have margins as labels and legends need them."""
-    figure.suptitle(figure.get_suptitle(), fontsize=11, wrap=True)  # no longer where it was put
-    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
-
-
-TURNED = 30.0  # degrees, at least
-LONGEST_NAME = 36  # letters of a name that is turned; it would leave no room for what is drawn
-
-
-def uncrowd(figure: "Figure") -> None:
-    """Turn names below an axis, and raise those beside what is drawn, that run into each other."""
-    figure.draw_without_rendering()
-    for ax in figure.axes:
-        _hide_crowded(ax)
-        _raise_overlapping(ax)
-        named = [label for label in ax.get_xticklabels() if label.get_text()]
-        boxes = sorted((label.get_window_extent() for label in named), key=lambda box: box.x0)
-        line = _points(named[0]) * figure.dpi / 72 if named else 0.0
-        if all(box.x1 + line / 3 < after.x0 for box, after in pairwise(boxes)):
-            continue
-        apart = min(after.x1 - box.x1 + after.x0 - box.x0 for box, after in pairwise(boxes)) / 2
-        texts = [label.get_text() for label in named]
-        if any("\n" in text or len(text) > LONGEST_NAME for text in texts):
-            ax.set_xticks(ax.get_xticks(), [_on_a_line(text) for text in texts])
-        angle = max(TURNED, math.degrees(math.asin(min(1.0, 1.2 * line / max(apart, 1.0)))))
-        for label in ax.get_xticklabels():
-            label.set(rotation=angle, ha="right", rotation_mode="anchor")
-        _work_out_margins(figure)
-
-
-def _on_a_line(name: str) -> str:
-    name = name.replace("\n", " ")
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
-def _hide_crowded(ax: "Axes") -> None:
-    """Figures of a heat map's cells go where they run into each other: colours tell them too."""
-    from matplotlib.text import Annotation
-
-    in_cells = [text for text in ax.texts if not isinstance(text, Annotation)]
-    boxes = sorted(
-        (text.get_window_extent() for text in in_cells), key=lambda box: (box.y0, box.x0)
-    )
-    if any(box.overlaps(after) for box, after in pairwise(boxes)):
-        for text in in_cells:
-            text.remove()
-
-
-def _raise_overlapping(ax: "Axes") -> None:
-    """A name that stands on the one before it goes up a line."""
-    from matplotlib.text import Annotation
-
-    for before, name in pairwise(sorted(ax.texts, key=lambda text: text.get_window_extent().x0)):
-        on_it = name.get_window_extent().overlaps(before.get_window_extent())
-        if on_it and isinstance(name, Annotation):
-            x, y = name.xyann
-            name.xyann = x, y + 1.3 * _points(name)
-
-
-def _points(text: "Text") -> float:
-    """The size of a text's letters."""
-    return float(text.get_fontsize())
-
-
-def log_axis(axis: "Axis", label: str) -> None:
-    """Make an axis logarithmic, which its label says; its few ticks are plain numbers."""
-    from matplotlib.ticker import FuncFormatter, Locator, NullLocator
-
-    class Ticks(Locator):
-        def __call__(self) -> list[float]:
-            return self.tick_values(*sorted(axis.get_view_interval()))
-
-        def tick_values(self, vmin: float, vmax: float) -> list[float]:
-            return log_ticks(vmin, vmax)
-
-    ax = axis.axes
-    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
-    axis.set_label_text(f"{label}, log scale")
-    axis.set_major_locator(Ticks())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
-    axis.set_minor_locator(NullLocator())
+ROW = 0.4  # inches of a dot's row
 
 
 def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -211,126 +54,116 @@ def _swept(records: Sequence[Record]) -> tuple[str, list[Any]]:
     return ", ".join(keys), [", ".join(map(str, value)) for value in values]
 
 
-def _by_schedule(ax: "Axes", records: Sequence[Record], value: Value, label: str) -> None:
-    """`value` of every record: lines over a swept number, else dots, as a log axis has no zero."""
+def _lines(records: Sequence[Record], title: str, value: Value, label: str, unit: str) -> "Figure":
+    """`value` of every record over a swept number, a line a schedule."""
+    figure, (ax,) = new_figure(title)
     styles = _styles(records)
     name, values = _swept(records)
-    numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
-    places = [next(iter(r.point.values())) for r in records] if numeric else _dots(records)
-    drawn: dict[str, Any] = (
-        {"linewidth": 1.6} if numeric else {"linestyle": "none", "markersize": 9}
-    )
+    ax.set_xscale("log", base=2)
     for schedule, style in styles.items():
-        own = [(x, r) for x, r in zip(places, records, strict=True) if r.schedule == schedule]
-        heights = [value(r) or math.nan for _, r in own]
-        ax.plot([x for x, _ in own], heights, label=schedule, **drawn, **style)
-    heights = [height for record in records if (height := value(record))] or [1.0]
-    log_axis(ax.yaxis, label)
-    ax.set_ylim(min(heights) / 3, max(heights) * 3)
-    if numeric:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(values, [f"{v:,}" for v in values])
-        ax.set_xlabel(f"{name}, log scale")
-    else:
-        named = [str(v) for v in values] if name else list(styles)
-        ax.set_xticks(range(len(named)), named)
-        ax.set_xlim(-0.6, len(named) - 0.4)
-        ax.set_xlabel(name)
-    if not numeric and len(records) <= MOST_NUMBERS:
-        _number(ax, [(x, y) for x, r in zip(places, records, strict=True) if (y := value(r))])
-    _mark_absent(ax, records, places, styles)
-    if name or len(ax.get_legend_handles_labels()[0]) > len(styles):
-        ax.legend(frameon=False)
-
-
-MOST_NUMBERS = 8  # dots that have room for their figures
-
-
-def _dots(records: Sequence[Record]) -> list[float]:
-    """Where dots stand: in groups by point or, without a sweep, one a schedule."""
-    schedules = list(dict.fromkeys(record.schedule for record in records))
-    points = list(dict.fromkeys(tuple(record.point.values()) for record in records))
-    if not records[0].point:
-        return [float(schedules.index(record.schedule)) for record in records]
-    width = 0.8 / len(schedules)
-    return [
-        points.index(tuple(record.point.values()))
-        - 0.4
-        + (schedules.index(record.schedule) + 0.5) * width
-        for record in records
-    ]
-
-
-def _number(ax: "Axes", dots: list[tuple[float, float]]) -> None:
-    """Each dot's height above it."""
-    for x, y in dots:
-        ax.annotate(
-            short(y),
-            (x, y),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-        )
-
-
-def _mark_absent(
-    ax: "Axes",
-    records: Sequence[Record],
-    places: Sequence[float],
-    styles: dict[str, dict[str, Any]],
-) -> None:
-    """A mark at the foot, in its schedule's colour, for a record without figures: it says why."""
-    rows = {schedule: 0.03 + 0.04 * row for row, schedule in enumerate(styles)}
-    for why, mark in ABSENT.items():
-        absent = [(x, r) for x, r in zip(places, records, strict=True) if r.status == why]
-        for x, record in absent:
-            style = {"color": styles[record.schedule]["color"], "marker": mark}
-            at = ax.get_xaxis_transform()
-            ax.plot(x, rows[record.schedule], linestyle="none", transform=at, **style)
-        if absent:
-            ax.plot([], [], linestyle="none", color=GREY, marker=mark, label=why)
-
-
-def short(value: float) -> str:
-    """A figure beside a dot: three digits, or a whole number."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-
-
-def traffic(records: Sequence[Record], title: str = "") -> "Figure":
-    """HBM reads and writes together [GB], by schedule; lines over what is swept, else dots.
-
-    Of a sweep over two keys a heat map a schedule.
-    """
-
-    def gb(record: Record) -> float | None:
-        return record.hbm_bytes / 1e9 if record.hbm_bytes else None
-
-    return _figure(f"HBM traffic\n{title}", records, gb, "HBM bytes [GB]")
-
-
-def time(records: Sequence[Record], title: str = "") -> "Figure":
-    """Time [ms], by schedule; lines over what is swept, else dots.
-
-    Of a sweep over two keys a heat map a schedule.
-    """
-
-    def ms(record: Record) -> float | None:
-        return record.time_s * 1e3 if record.time_s else None
-
-    return _figure(f"Time\n{title}", records, ms, "time [ms]")
-
-
-def _figure(title: str, records: Sequence[Record], value: Value, label: str) -> "Figure":
-    if (grid := grid_of(records)) and any(map(value, records)):
-        return _heat_maps(title, grid, value, label)
-    figure, (ax,) = new_figure(title)
-    _by_schedule(ax, records, value, label)
+        own = [record for record in records if record.schedule == schedule]
+        heights = [value(record) or math.nan for record in own]
+        ax.plot([_first(record) for record in own], heights, label=schedule, linewidth=1.6, **style)
+        for record in own:
+            _mark_absent(ax, record, (_first(record), FOOT), ax.get_xaxis_transform(), style)
+    _value_axis(ax.yaxis, records, value, label, unit)
+    ax.set_xticks(values, [value_text(v) for v in values])
+    ax.set_xlabel(f"{name}, log scale")
+    ax.legend(frameon=False)
     return figure
 
 
-def _heat_maps(title: str, grid: Grid, value: Value, label: str) -> "Figure":
+FOOT = 0.03  # share of an axis at which what has no figure is marked
+
+
+def _dots(records: Sequence[Record], title: str, value: Value, label: str, unit: str) -> "Figure":
+    """`value` of every record, a dot a schedule on a row of its own, or on that of its point.
+
+    Dots, as a log axis has no zero that bars could start from.
+    """
+    styles = _styles(records)
+    name, values = _swept(records)
+    rows = [value_text(v) for v in values] if name else list(styles)
+    figure, ax = row_figure(title, rows, ROW * max(1.0, 0.6 * len(styles) if name else 1.0))
+    for record in records:
+        style = styles[record.schedule]
+        place = _row(record, records, list(styles))
+        if shown := value(record):
+            ax.plot(shown, place, linestyle="none", markersize=8, **style)
+            ax.annotate(show(shown, unit), (shown, place), (8, 0), va="center", fontsize=8,
+                        textcoords="offset points")  # fmt: skip
+        _mark_absent(ax, record, (FOOT, place), ax.get_yaxis_transform(), style)
+    _value_axis(ax.xaxis, records, value, label, unit)
+    ax.set_ylabel(name)
+    if name:
+        for schedule, style in styles.items():
+            ax.plot([], [], linestyle="none", label=schedule, **style)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False)
+    return figure
+
+
+def _row(record: Record, records: Sequence[Record], schedules: list[str]) -> float:
+    """The height of a record's dot: its schedule's row, or about its point's."""
+    number = schedules.index(record.schedule)
+    if not record.point:
+        return float(number)
+    points = list(dict.fromkeys(tuple(other.point.values()) for other in records))
+    beside = (number + 0.5) / len(schedules) - 0.5
+    return points.index(tuple(record.point.values())) + 0.7 * beside
+
+
+def _first(record: Record) -> Any:
+    """The only value of a record's point."""
+    return next(iter(record.point.values()))
+
+
+def _value_axis(
+    axis: "Axis", records: Sequence[Record], value: Value, label: str, unit: str
+) -> None:
+    """A log axis that has room for all values, and for what stands beside them."""
+    known = [shown for record in records if (shown := value(record))] or [1.0]
+    log_axis(axis, label, unit)
+    ax = axis.axes
+    (ax.set_xlim if axis is ax.xaxis else ax.set_ylim)(min(known) / 2, max(known) * 3)
+
+
+def _mark_absent(
+    ax: "Axes", record: Record, place: Edges, transform: Any, style: dict[str, Any]
+) -> None:
+    """A mark at the foot, in its schedule's colour, of a record without figures: it says why."""
+    if mark := ABSENT.get(record.status):
+        at = {"transform": transform, "linestyle": "none", "marker": mark}
+        ax.plot(*place, color=style["color"], **at)
+        if record.status not in ax.get_legend_handles_labels()[1]:
+            ax.plot([], [], linestyle="none", color=GREY, marker=mark, label=record.status)
+
+
+def traffic(records: Sequence[Record], title: str = "") -> "Figure":
+    """HBM reads and writes together, by schedule; lines over a swept number, else dots.
+
+    Of a sweep over two keys a heat map a schedule.
+    """
+    return _figure(f"HBM traffic\n{title}", records, lambda r: r.hbm_bytes, "HBM bytes", "B")
+
+
+def time(records: Sequence[Record], title: str = "") -> "Figure":
+    """Time, by schedule; lines over a swept number, else dots.
+
+    Of a sweep over two keys a heat map a schedule.
+    """
+    return _figure(f"Time\n{title}", records, lambda r: r.time_s, "time", "s")
+
+
+def _figure(title: str, records: Sequence[Record], value: Value, label: str, unit: str) -> "Figure":
+    if (grid := grid_of(records)) and any(map(value, records)):
+        return _heat_maps(title, grid, value, label, unit)
+    _, values = _swept(records)
+    numeric = len(values) > 2 and all(isinstance(v, int | float) for v in values)
+    return (_lines if numeric else _dots)(records, title, value, label, unit)
+
+
+def _heat_maps(title: str, grid: Grid, value: Value, label: str, unit: str) -> "Figure":
     """A panel a schedule, on one scale of colours; what did not run is blank, with the reason."""
     from matplotlib.colors import LogNorm
 
@@ -344,7 +177,7 @@ def _heat_maps(title: str, grid: Grid, value: Value, label: str) -> "Figure":
         cells = grid.of(schedule)
         values = [[(record and value(record)) or np.nan for record in row] for row in cells]
         image = ax.pcolormesh(values, norm=norm, cmap="viridis", edgecolor="white", linewidth=1)
-        _name_cells(ax, cells, values, norm)
+        _name_cells(ax, cells, values, norm, unit)
         ax.set_xticks(np.arange(len(grid.columns)) + 0.5, [*map(value_text, grid.columns)])
         ax.set_yticks(np.arange(len(grid.rows)) + 0.5, [*map(value_text, grid.rows)])
         ax.tick_params(length=0, labelsize=8)
@@ -353,19 +186,20 @@ def _heat_maps(title: str, grid: Grid, value: Value, label: str) -> "Figure":
         ax.set_ylabel(key_text(grid.keys[1]))
         ax.set_title(schedule, fontsize=9, loc="left", pad=4)
     axes[-1].set_xlabel(key_text(grid.keys[0]))
-    log_axis(figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03).ax.yaxis, label)
+    log_axis(figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03).ax.yaxis, label, unit)
     return figure
 
 
 def _name_cells(
-    ax: "Axes", cells: Sequence[Sequence[Record | None]], values: Any, norm: Any
+    ax: "Axes", cells: Sequence[Sequence[Record | None]], values: Any, norm: Any, unit: str
 ) -> None:
     """Each cell's figure, white on dark colours; of what did not run, why."""
     for row, of_row in enumerate(cells):
         for column, record in enumerate(of_row):
             shown = values[row][column]
             ran = not np.isnan(shown)
-            text = short(shown) if ran else record.status.replace(" of ", " of\n") if record else ""
+            why = record.status.replace(" of ", " of\n") if record else ""
+            text = show(shown, unit) if ran else why
             colour = "white" if ran and norm(shown) < DARK else "black"
             place = column + 0.5, row + 0.5
             ax.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
@@ -425,7 +259,7 @@ def roofline(records: Sequence[Record], title: str = "") -> "Figure":
     log_axis(ax.yaxis, "TFLOP/s")
     for schedule, style in styles.items():
         ax.plot([], [], linestyle="none", label=schedule, **style)
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False)
     return figure
 
 
@@ -461,42 +295,47 @@ def utilisation(records: Sequence[Record], title: str = "") -> "Figure":
     shown = _shown(records, "utilisation")
     what = f"In use over time{_at_point(shown[0])}, share of the vendor's figure"
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=1.7)
+    _time_axes(axes, shown)
     for ax, record in zip(axes, shown, strict=True):
         for timeline in record.timeline:
             bins = np.arange(len(timeline.hbm_utilisation) + 1)
-            edges_ms = (timeline.start_s + timeline.bin_width_s * bins) * 1e3
-            for line, (values, style) in enumerate(
-                ((timeline.hbm_utilisation, "-"), (timeline.tensor_utilisation, "--"))
+            edges_s = timeline.start_s + timeline.bin_width_s * bins
+            for values, style in zip(
+                (timeline.hbm_utilisation, timeline.tensor_utilisation), IN_USE, strict=True
             ):
-                ax.plot(
-                    edges_ms,
-                    [*values, 0.0],
-                    drawstyle="steps-post",
-                    color=COLOURS[line],
-                    linestyle=style,
-                    linewidth=1.3,
-                )
+                ax.plot(edges_s, [*values, 0.0], drawstyle="steps-post", linewidth=1.3, **style)
             if len(record.timeline) > 1:
-                ax.axvline(timeline.start_s * 1e3, color=GREY, linewidth=0.7)
-                ax.annotate(
-                    timeline.kernel,
-                    (timeline.start_s * 1e3, 1.02),
-                    (2, 0),
-                    textcoords="offset points",
-                    fontsize=8,
-                    va="bottom",
-                )
-        ax.set_ylim(0, 1.15)
+                _name_kernel(ax, timeline.kernel, timeline.start_s)
+        ax.set_ylim(0, 1.3)  # room for two lines of kernels' names
         ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
-        ax.set_xlim(left=0)
-        ax.set_ylabel(record.schedule)
-        ax.set_xlabel("time [ms]")
-    axes[0].plot([], [], color=COLOURS[0], label="HBM bandwidth")
-    axes[0].plot([], [], color=COLOURS[1], linestyle="--", label="tensor rate")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=2
-    )
+    for name, style in zip(("HBM bandwidth", "tensor rate"), IN_USE, strict=True):
+        axes[0].plot([], [], label=name, **style)
+    axes[0].legend(frameon=False)
     return figure
+
+
+IN_USE: tuple[dict[str, Any], ...] = (
+    {"color": COLOURS[0], "linestyle": "-"},
+    {"color": COLOURS[1], "linestyle": "--"},
+)
+
+
+def _time_axes(axes: "Sequence[Axes]", records: Sequence[Record]) -> None:
+    """Time to the right, on all panels to the same end; above each its schedule and its time."""
+    times_s = [record.time_s or 0.0 for record in records]
+    for ax, record, end_s in zip(axes, records, time_ends_s(times_s), strict=True):
+        ax.set_xlim(0, end_s * 1.02)
+        time = show(record.time_s or 0.0, "s")
+        ax.set_title(f"{record.schedule}: {time}", loc="left", fontsize=10)
+        si_axis(ax.xaxis, "", "s")
+    axes[-1].set_xlabel("time")
+
+
+def _name_kernel(ax: "Axes", kernel: str, start_s: float) -> None:
+    """A kernel's name behind a line at its start."""
+    ax.axvline(start_s, color=GREY, linewidth=0.7)
+    place = (start_s, 1.02)
+    ax.annotate(kernel, place, (2, 0), textcoords="offset points", fontsize=8, va="bottom")
 
 
 def gpus(shown: list[Outcome], title: str) -> "Figure":
@@ -505,27 +344,25 @@ def gpus(shown: list[Outcome], title: str) -> "Figure":
 
     what = f"What each GPU runs{_at_point(shown[0].record)}"
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=2.0)
+    _time_axes(axes, [outcome.record for outcome in shown])
     for ax, outcome in zip(axes, shown, strict=True):
         assert outcome.run is not None
         _launches(ax, outcome.run)
-        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=7, fontsize=8,
-                  handletextpad=0, columnspacing=1, borderpad=0)  # fmt: skip
+        ax.legend(frameon=False, fontsize=8)
         ax.set_ylim(outcome.run.gpus - 0.5, -0.5)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         ax.grid(visible=False)
-        ax.set_xlim(0, outcome.run.time_s * 1e3)
-        ax.set_ylabel(f"{outcome.record.schedule}: GPU")
-        ax.set_xlabel("time [ms]")
+        ax.set_ylabel("GPU")
     return figure
 
 
 def _launches(ax: "Axes", run: DeviceRun) -> None:
-    """A bar a launch on the line of its GPU, in its kernel's colour."""
+    """A bar a launch on the line of its GPU, in its kernel's colour; "merge: O" is a "merge"."""
     height = 0.9 if run.gpus <= 16 else 1.0  # gaps thinner than a pixel come and go
     bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
     for k in run.kernels:
-        row = bars.setdefault((k.run.kernel.name, k.gpu), [])
-        row.append((k.start_s * 1e3, k.run.time_s * 1e3))
+        row = bars.setdefault((k.run.kernel.name.partition(":")[0], k.gpu), [])
+        row.append((k.start_s, k.run.time_s))
     colours = dict(zip(dict.fromkeys(name for name, _ in bars), cycle(COLOURS), strict=False))
     for (name, gpu), row in bars.items():
         ax.broken_barh(row, (gpu - height / 2, height), color=colours[name], linewidth=0)
@@ -534,7 +371,7 @@ def _launches(ax: "Axes", run: DeviceRun) -> None:
 
 
 def memory(records: Sequence[Record], title: str = "") -> "Figure":
-    """HBM allocated over time [GB], by schedule, against the device's capacity.
+    """HBM allocated over time, by schedule, against the device's capacity.
 
     Of a sweep, at its last point where most schedules ran. Raises ValueError where nothing did.
     """
@@ -542,18 +379,18 @@ def memory(records: Sequence[Record], title: str = "") -> "Figure":
     figure, (ax,) = new_figure(f"Memory in HBM over time{_at_point(shown[0])}\n{title}")
     styles = _styles(shown)
     for record in shown:
-        times = [change["time_s"] * 1e3 for change in record.memory]
-        used = [change["in_use_bytes"] / 1e9 for change in record.memory]
-        times.append((record.time_s or 0.0) * 1e3)
+        times = [change["time_s"] for change in record.memory]
+        used = [change["in_use_bytes"] for change in record.memory]
+        times.append(record.time_s or 0.0)
         used.append(used[-1])
         colour = styles[record.schedule]["color"]
         ax.step(times, used, where="post", label=record.schedule, color=colour, linewidth=1.6)
         ax.plot(times[-1], used[-1], styles[record.schedule]["marker"], color=colour)
     if (capacity := shown[0].hbm_capacity_bytes) is not None:
-        ax.axhline(capacity / 1e9, color=GREY, linewidth=1)
+        ax.axhline(capacity, color=GREY, linewidth=1)
         ax.annotate(
             f"capacity {capacity / 1e9:.3g} GB ({show_binary(capacity)})",
-            (1, capacity / 1e9),
+            (1, capacity),
             (0, 2),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -561,7 +398,7 @@ def memory(records: Sequence[Record], title: str = "") -> "Figure":
             fontsize=8,
             color="#666666",
         )
-    log_axis(ax.yaxis, "allocated [GB]")
-    ax.set_xlabel("time [ms]")
+    log_axis(ax.yaxis, "allocated", "B")
+    si_axis(ax.xaxis, "time", "s")
     ax.legend(frameon=False)
     return figure

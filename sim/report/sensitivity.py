@@ -7,8 +7,8 @@ from sim.explore.sensitivity import Effect, Elasticity, ScheduleSensitivity, Sen
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
+from sim.report.figure import COLOURS, GREY, new_figure
 from sim.report.notes import CAUSES_IN_WORDS, filled_by
-from sim.report.plots import COLOURS, GREY, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import figure_text, new_table, show_table
 from sim.runs.record import Record

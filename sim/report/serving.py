@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sim.inputs.files import save_text
 from sim.inputs.units import show
 from sim.report import present
-from sim.report.plots import COLOURS, GREY, log_axis, new_figure
+from sim.report.figure import COLOURS, GREY, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
 from sim.whole_model.serving import ServingAnswer
@@ -91,7 +91,10 @@ def latency_figure(answer: ServingAnswer) -> "Figure":
     for ax, (_, median, p95), names_up in zip(axes, panels, (6, -13), strict=True):
         ax.plot(tokens, median, "o-", color=COLOURS[0], label="median")
         ax.plot(tokens, p95, "s--", color=COLOURS[1], label="95th percentile")
-        ax.axvline(answer.saturation_tokens_per_s, color=GREY, linewidth=1)
+        ax.axvline(
+            answer.saturation_tokens_per_s, color=GREY, linewidth=1, label="most tokens a second"
+        )
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         ax.set_xlim(left=0)
         for load, x, y in zip(answer.loads, tokens, median, strict=True):
             ax.annotate(

@@ -71,7 +71,7 @@ def save_figure(figure: "Figure", out: Path, name: str, sheet: Sheet = AS_DRAWN)
     from matplotlib import rc_context
     from matplotlib.text import Text
 
-    from sim.report.plots import sized, uncrowd  # they take their time to load
+    from sim.report.figure import sized, uncrowd  # they take their time to load
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)

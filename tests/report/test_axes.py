@@ -1,5 +1,6 @@
 """What figures show on their axes."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from sim import plots
 from sim.report import charts
 from sim.report.axes import grid_of, log_ticks
-from sim.runs.record import Record
+from sim.report.figure import uncrowd
+from sim.runs.record import Record, Timeline
 
 TOKENS, CAPACITIES = [512, 1024, 2048], ["10 MiB", "40 MiB"]
 
@@ -48,11 +50,11 @@ def test_a_sweep_over_two_keys_is_a_heat_map_a_schedule():
     figure = plots.time(grid())
     one, other, bar = figure.axes
     assert [ax.get_title(loc="left") for ax in (one, other)] == ["one", "other"]
-    assert [text.get_text() for text in one.texts] == ["0.512", "1.02", "2.05"] * 2
+    assert [text.get_text() for text in one.texts] == ["512 µs", "1.02 ms", "2.05 ms"] * 2
     assert other.texts[-1].get_text() == "out of\nmemory"
     assert (other.get_xlabel(), one.get_ylabel()) == ("seq_len", "l2.capacity")
     assert [tick.get_text() for tick in one.get_xticklabels()] == ["512", "1,024", "2,048"]
-    assert bar.get_ylabel() == "time [ms], log scale"
+    assert bar.get_ylabel() == "time, log scale"
 
 
 def test_the_pages_heat_map_has_a_colour_bar_with_units_and_what_did_not_run():
@@ -92,8 +94,9 @@ def test_memory_is_in_the_units_of_traffic_and_says_what_the_card_is_called():
     changes = [{"time_s": 0.0, "in_use_bytes": 2 * 10**9, "what": "+ Q"}]
     record = replace(ran({}, 1e-3), memory=changes, hbm_capacity_bytes=80 * 2.0**30)
     (ax,) = plots.memory([record]).axes
-    assert ax.get_ylabel() == "allocated [GB], log scale"
-    assert np.allclose(ax.lines[0].get_ydata(), 2.0)
+    assert ax.get_ylabel() == "allocated, log scale"
+    assert ax.yaxis.get_major_formatter()(2e9) == "2 GB"
+    assert np.allclose(ax.lines[0].get_ydata(), 2e9)
     assert "capacity 85.9 GB (80 GiB)" in [text.get_text() for text in ax.texts]
 
 
@@ -101,8 +104,62 @@ def test_cells_that_are_too_narrow_for_their_figures_have_none():
     points = [{"workload.batch": n, "workload.heads": heads} for n in range(20) for heads in (1, 2)]
     figure = plots.time([ran(point, 1e-6 * (n + 1)) for n, point in enumerate(points)])
     assert len(figure.axes[0].texts) == 40
-    plots.uncrowd(figure)
+    uncrowd(figure)
     assert not figure.axes[0].texts
     few = plots.time(grid())
-    plots.uncrowd(few)
+    uncrowd(few)
     assert len(few.axes[0].texts) == 6
+
+
+def many_schedules():
+    names = [f"schedule {number}" for number in range(12)]
+    return [replace(ran({}, 1e-5 * (n + 1)), schedule=name) for n, name in enumerate(names)]
+
+
+def test_a_legend_hides_nothing_however_many_the_schedules():
+    lengths = [replace(r, point={"workload.seq_len": n}) for r in many_schedules() for n in TOKENS]
+    figure = plots.time(lengths)
+    height = figure.get_figheight()
+    uncrowd(figure)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    legend = ax.get_legend().get_window_extent()
+    assert not legend.overlaps(ax.bbox)
+    assert not legend.overlaps(figure._suptitle.get_window_extent())
+    assert figure.get_figheight() > height
+    assert ax.bbox.height > 2 * figure.dpi
+
+
+def test_schedules_of_one_colour_have_markers_of_their_own():
+    lines = plots.time(many_schedules()).axes[0].lines
+    drawn = [(line.get_color(), line.get_marker()) for line in lines if len(line.get_xdata())]
+    assert len(set(drawn)) == 12
+
+
+def test_a_schedule_has_a_row_with_its_name_and_its_figure():
+    figure = plots.time(many_schedules())
+    uncrowd(figure)
+    (ax,) = figure.axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()][:2] == ["schedule 0", "schedule 1"]
+    assert [text.get_text() for text in ax.texts][:2] == ["10 µs", "20 µs"]
+    assert ax.get_xlabel() == "time, log scale"
+
+
+def test_kernels_names_do_not_run_into_each_other():
+    parts = [Timeline(f"kernel {n}", n * 1e-6, 1e-6, [0.5], [0.5], [], []) for n in range(40)]
+    figure = plots.utilisation([replace(ran({}, 4e-5), timeline=parts)])
+    uncrowd(figure)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) > 5
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize(("times_s", "same"), [((4e-4, 1e-4), True), ((4e-4, 1e-6), False)])
+def test_lengths_of_time_compare_where_the_shortest_can_be_read(times_s, same):
+    parts = [Timeline("kernel", 0.0, 1e-6, [0.5], [0.5], [], [])]
+    records = [replace(ran({}, time_s), schedule=str(time_s), timeline=parts) for time_s in times_s]
+    one, other = (ax.get_xlim()[1] for ax in plots.utilisation(records).axes)
+    assert bool(one == other) is same
+    layout = charts.timeline(records)["layout"]
+    assert (layout["xaxis"]["range"] == layout["xaxis2"]["range"]) is same

@@ -2,7 +2,6 @@
 
 import itertools
 import struct
-from dataclasses import replace
 
 import pytest
 from matplotlib.text import Text
@@ -10,6 +9,7 @@ from matplotlib.text import Text
 import sim
 from sim import plots
 from sim.inputs.files import InputError
+from sim.report.figure import SMALLEST_TEXT, WIDTH, new_figure
 from sim.report.sheet import PNG_DOTS_PER_INCH, Sheet, save_figure
 from tests.support.commands import assert_one_line, called, scenario
 
@@ -89,17 +89,18 @@ def test_in_a_column_everything_is_on_the_page_and_nothing_on_something_else(
     upright = [text for text in boxes if text.get_rotation() in (0, 90)]
     for text, other in itertools.combinations(upright, 2):
         assert not boxes[text].overlaps(boxes[other]), (text, other)
-    assert min(text.get_fontsize() for text in drawn) >= plots.SMALLEST_TEXT
+    assert min(text.get_fontsize() for text in drawn) >= SMALLEST_TEXT
     assert not any("too long" in text.get_text() for text in drawn)  # a caption has it
     assert not any("$" in text.get_text() for text in drawn)  # which is no formula here
 
 
 def test_names_that_run_into_each_other_are_turned_without_a_size_too(records, tmp_path):
-    named = [replace(record, point={"where": str(record.point)}) for record in records]
-    figure = plots.time(named, "A title")
-    save_figure(figure, tmp_path, "time")
-    assert all(label.get_rotation() for label in figure.axes[0].get_xticklabels())
-    assert figure.get_size_inches()[0] == plots.WIDTH
+    figure, (ax,) = new_figure("A title")
+    names = [str(record.point) for record in records]
+    ax.set_xticks(range(len(names)), names)
+    save_figure(figure, tmp_path, "names")
+    assert all(label.get_rotation() for label in ax.get_xticklabels())
+    assert figure.get_size_inches()[0] == WIDTH
 
 
 def test_a_run_saves_its_figures_so(tmp_path):
