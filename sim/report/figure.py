@@ -44,8 +44,15 @@ def new_figure(title: str, panels: int = 1, panel: float = PANEL) -> "tuple[Figu
     return figure, axes
 
 
+LONGEST_NAME = 36  # letters
 LABELS = 0.39  # the share of a figure's width that rows' labels take
 UNDER = 1.05  # inches below the rows, for the axis and the legend
+
+
+def on_a_line(name: str) -> str:
+    """A name without breaks, and cut where it would leave no room for what is drawn."""
+    name = name.replace("\n", " ")
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def row_figure(title: str, labels: list[str], row_inches: float) -> "tuple[Figure, Axes]":
@@ -56,7 +63,7 @@ def row_figure(title: str, labels: list[str], row_inches: float) -> "tuple[Figur
     figure.subplots_adjust(LABELS, UNDER / height, 0.95, 1 - ABOVE / height)
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
-    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.set_yticks(range(len(labels)), [*map(on_a_line, labels)], fontsize=8)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     return figure, ax
 
@@ -93,8 +100,9 @@ def _put_legend_above(ax: "Axes") -> float:
     legend = ax.get_legend()
     if legend is None:
         return 0.0
-    name = [child for child in ax.findobj(Text) if child.get_text() == ax.get_title(loc="left")]
-    room = ax.bbox.x1 - max((text.get_window_extent().x1 for text in name), default=0.0)
+    name = ax.get_title(loc="left")
+    beside = [text for text in ax.findobj(Text) if name and text.get_text() == name]
+    room = ax.bbox.x1 - max((text.get_window_extent().x1 for text in beside), default=0.0)
     line = legend.get_texts()[0].get_window_extent().height
     height = _in_columns(legend, ax, room, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return (height - 2 * line) / ax.figure.dpi if height > 2 * line else 0.0
@@ -103,7 +111,7 @@ def _put_legend_above(ax: "Axes") -> float:
 def _in_columns(legend: "Legend", of: "Figure | Axes", room: float, **where: Any) -> float:
     """Replace a legend by one of as many columns as have `room` [dots]; its height [dots]."""
     handles = [handle for handle in legend.legend_handles if handle is not None]
-    names = [text.get_text() for text in legend.get_texts()]
+    names = [on_a_line(text.get_text()) for text in legend.get_texts()]
     size = _points(legend.get_texts()[0])
     legend.remove()
     for columns in range(len(names), 0, -1):
@@ -125,7 +133,6 @@ def _work_out_margins(figure: "Figure") -> None:
 
 
 TURNED = 30.0  # degrees, at least
-LONGEST_NAME = 36  # letters of a name that is turned; it would leave no room for what is drawn
 
 
 def uncrowd(figure: "Figure") -> None:
@@ -152,16 +159,11 @@ def uncrowd(figure: "Figure") -> None:
         apart = min(after.x1 - box.x1 + after.x0 - box.x0 for box, after in pairwise(boxes)) / 2
         texts = [label.get_text() for label in named]
         if any("\n" in text or len(text) > LONGEST_NAME for text in texts):
-            ax.set_xticks(ax.get_xticks(), [_on_a_line(text) for text in texts])
+            ax.set_xticks(ax.get_xticks(), [on_a_line(text) for text in texts])
         angle = max(TURNED, math.degrees(math.asin(min(1.0, 1.2 * line / max(apart, 1.0)))))
         for label in ax.get_xticklabels():
             label.set(rotation=angle, ha="right", rotation_mode="anchor")
         _work_out_margins(figure)
-
-
-def _on_a_line(name: str) -> str:
-    name = name.replace("\n", " ")
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _hide_crowded(ax: "Axes") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from sim.engine.watched import Span, Watched
 from sim.inputs.units import show
 from sim.machine import CAUSES as PIPES
-from sim.report.charts import CAUSES, INK, LEGEND_ROW, Chart, Trace, axis, chart, si_axis
+from sim.report.chart import CAUSES, INK, LEGEND_ROW, Chart, Trace, axis, chart, si_axis
 from sim.report.notes import CAUSES_IN_WORDS
 
 WORKER_ROWS, BUFFER_ROWS = 6, 8  # at most: of the SM's first slots, of its first slot

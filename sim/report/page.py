@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from sim.inputs.files import save_text
-from sim.report import charts, one_sm, tile_walk
+from sim.report import charts, one_sm, swept_charts, tile_walk
 from sim.report.answer import answer
+from sim.report.chart import CONFIG, Chart
 from sim.report.columns import causes_of, columns_of, with_kernels
 from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
 from sim.report.notes import notes, reasons, rough
@@ -42,8 +43,8 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
     swept = {}
     if points > 1 and ran:
         swept = {
-            "swept_time": charts.swept_time(records),
-            "swept_traffic": charts.swept_traffic(records),
+            "swept_time": swept_charts.swept_time(records),
+            "swept_traffic": swept_charts.swept_traffic(records),
         }
     inside = next((_inside(one) for one in charted if one.inside), [])
     environment = Environment(
@@ -61,12 +62,12 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         with_kernels=with_kernels(records),
         notes=[*rough(records), *notes(records), *reasons(records)],
         points=points,
-        shown=[charts.point_words(one.values) for one in charted],
+        shown=[swept_charts.point_words(one.values) for one in charted],
         telling=next((number for number, one in enumerate(charted) if one.inside), 0),
         swept=swept,
         inside=[one["schedule"] for one in inside],
         fastest=_fastest(records),
-        config=_script(charts.CONFIG),
+        config=_script(CONFIG),
         charts=_script(
             {"swept": swept, "points": [_charts(one) for one in charted], "inside": inside}
         ),
@@ -80,7 +81,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
     )
 
 
-def _charts(point: WholePoint) -> dict[str, charts.Chart]:
+def _charts(point: WholePoint) -> dict[str, Chart]:
     """A point's charts, by the names that the page gives their places."""
     return {
         "time": charts.time_by_cause(point.records),
@@ -95,7 +96,7 @@ def _device(point: WholePoint) -> str:
     """The title of a point's device, and what is swept of it."""
     changes = {k: v for k, v in point.values.items() if k.startswith("hardware.")}
     changes.pop("hardware.profile", None)
-    with_changes = f", {charts.point_words(changes)}" if changes else ""
+    with_changes = f", {swept_charts.point_words(changes)}" if changes else ""
     return point.hardware.title + with_changes
 
 

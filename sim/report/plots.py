@@ -20,7 +20,16 @@ import numpy as np
 from sim.device.run import DeviceRun
 from sim.inputs.units import show, show_binary
 from sim.report.axes import Grid, grid_of, key_text, time_ends_s, value_text
-from sim.report.figure import COLOURS, GREY, MARKERS, log_axis, new_figure, row_figure, si_axis
+from sim.report.figure import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    log_axis,
+    new_figure,
+    on_a_line,
+    row_figure,
+    si_axis,
+)
 from sim.report.figure import sized as sized
 from sim.runs.job import Outcome
 from sim.runs.record import Record
@@ -326,7 +335,7 @@ def _time_axes(axes: "Sequence[Axes]", records: Sequence[Record]) -> None:
     for ax, record, end_s in zip(axes, records, time_ends_s(times_s), strict=True):
         ax.set_xlim(0, end_s * 1.02)
         time = show(record.time_s or 0.0, "s")
-        ax.set_title(f"{record.schedule}: {time}", loc="left", fontsize=10)
+        ax.set_title(f"{on_a_line(record.schedule)}: {time}", loc="left", fontsize=10)
         si_axis(ax.xaxis, "", "s")
     axes[-1].set_xlabel("time")
 

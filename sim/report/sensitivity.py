@@ -190,20 +190,13 @@ def tornado(answer: Sensitivity) -> "Figure":
     for ax, of, effects in zip(axes, shown, bars, strict=True):
         ax.set_xlim(low - margin, high + margin)
         _panel(ax, of, effects, (low, high))
-    axes[-1].set_xlabel(f"change in %\n(by steps of {answer.shift:.0%} both ways)")
+    axes[-1].set_xlabel(f"change in %, by steps of {answer.shift:.0%} both ways")
     handles = [
         Patch(color=COLOURS[0], label="time"),
         Line2D([], [], color="black", linewidth=1, marker="|", label="time, down and up apart"),
         Line2D([], [], label="HBM bytes", **HBM_BYTES),
     ]
-    figure.legend(
-        handles=handles,
-        frameon=False,
-        loc="outside lower center",
-        ncols=3,
-        fontsize=8,
-        borderaxespad=0.2,
-    )
+    axes[0].legend(handles=handles, frameon=False, fontsize=8)
     return figure
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engine.watched import Fetch, Served, Watched
-from sim.report.charts import INK, Chart, axis, chart
+from sim.report.chart import INK, Chart, axis, chart
 from sim.tile_program import Kernel, Load, Role, Stream, Tensor
 
 ROWS, COLUMNS = 64, 128  # about so many at most: of whole matrices, or of the first one a part

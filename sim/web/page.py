@@ -7,7 +7,7 @@ from typing import Any
 from dash import dcc, html
 
 from sim.inputs.hardware import HardwareProfile
-from sim.report import charts
+from sim.report.chart import CONFIG
 from sim.report.table import figure_text
 from sim.web.controls import FIGURES, SPAN, STEP, Controls, Figure, changes
 from sim.web.explorer import NO_LOOK, PHASES, Explorer
@@ -92,7 +92,7 @@ def _results(explorer: Explorer, standing: Standing, odd: list[str]) -> list[Any
         html.Div(id="table"),
         html.P("The page's address holds all that is set here.", className="hint"),
         html.Div(
-            [dcc.Graph(id=name, config=charts.CONFIG, className="chart") for name in CHARTS],
+            [dcc.Graph(id=name, config=CONFIG, className="chart") for name in CHARTS],
             id="charts",
         ),
         html.H2("Inside one SM"),

@@ -9,6 +9,7 @@ from sim.engine.watched import Watched
 from sim.inputs.units import show
 from sim.report import charts, one_sm, tile_walk
 from sim.report.answer import answer as sentence
+from sim.report.chart import CONFIG, EMPTY, Chart
 from sim.report.notes import notes, rough
 from sim.runs.record import Record
 from sim.web.desk import Answer, Row
@@ -79,10 +80,10 @@ def _change(value: float | None, before: float | None) -> str:
     return "same" if abs(change) < 5e-4 else f"{change:+.1%}".replace("-", "−")
 
 
-def drawn(found: Answer) -> list[charts.Chart]:
+def drawn(found: Answer) -> list[Chart]:
     """The charts: of both devices where they differ."""
     if not found.ran:
-        return [charts.EMPTY] * len(CHARTS)
+        return [EMPTY] * len(CHARTS)
     own, other = found.names
     records: list[Record] = []
     for row in found.rows:
@@ -113,6 +114,6 @@ def inside(seen: Watched | str) -> list[Any]:
     ]
 
 
-def _graph(name: str, figure: charts.Chart) -> dcc.Graph:
+def _graph(name: str, figure: Chart) -> dcc.Graph:
     height = {"height": figure["layout"]["height"]}
-    return dcc.Graph(id=name, figure=figure, config=charts.CONFIG, className="chart", style=height)
+    return dcc.Graph(id=name, figure=figure, config=CONFIG, className="chart", style=height)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sim import plots
-from sim.report import charts
+from sim.report import charts, swept_charts
 from sim.report.axes import grid_of, log_ticks
 from sim.report.figure import uncrowd
 from sim.runs.record import Record, Timeline
@@ -58,7 +58,7 @@ def test_a_sweep_over_two_keys_is_a_heat_map_a_schedule():
 
 
 def test_the_pages_heat_map_has_a_colour_bar_with_units_and_what_did_not_run():
-    chart = charts.swept_time(grid())
+    chart = swept_charts.swept_time(grid())
     one, other = chart["data"]
     assert one["text"] == [["512 µs", "1.02 ms", "2.05 ms"]] * 2
     assert other["text"][1] == ["512 µs", "1.02 ms", "out of memory"]
@@ -78,14 +78,14 @@ def test_a_sweep_that_is_no_grid_is_none():
 def test_devices_are_not_joined_by_a_line_and_lengths_are():
     devices = [ran({"hardware.profile": name}, 1e-3) for name in ("h100-sxm", "h200-sxm")]
     lengths = [ran({"workload.seq_len": n}, n * 1e-6) for n in TOKENS]
-    assert [trace["mode"] for trace in charts.swept_time(devices)["data"]] == ["markers"]
-    assert [trace["mode"] for trace in charts.swept_time(lengths)["data"]] == ["lines+markers"]
+    for records, mode in ((devices, "markers"), (lengths, "lines+markers")):
+        assert [trace["mode"] for trace in swept_charts.swept_time(records)["data"]] == [mode]
     assert {line.get_linestyle() for line in plots.time(devices).axes[0].lines} == {"None"}
 
 
 def test_swept_values_stand_on_the_axis_as_they_were_written():
     records = [ran({"hardware.l2.capacity": c}, 1e-3) for c in ("10 MiB", "25 MiB", "100 MiB")]
-    axis = charts.swept_time(records)["layout"]["xaxis"]
+    axis = swept_charts.swept_time(records)["layout"]["xaxis"]
     assert axis["ticktext"] == ["10 MiB", "25 MiB", "100 MiB"]
     assert axis["title"]["text"] == "hardware.l2.capacity, log scale"
 
@@ -130,6 +130,14 @@ def test_a_legend_hides_nothing_however_many_the_schedules():
     assert ax.bbox.height > 2 * figure.dpi
 
 
+def test_a_short_legend_is_one_line_above_the_panel():
+    lengths = [ran({"workload.seq_len": n}, 1e-6, name) for n in TOKENS for name in "abc"]
+    figure = plots.time(lengths)
+    uncrowd(figure)
+    tops = {text.get_window_extent().y0 for text in figure.axes[0].get_legend().get_texts()}
+    assert max(tops) - min(tops) < 3
+
+
 def test_schedules_of_one_colour_have_markers_of_their_own():
     lines = plots.time(many_schedules()).axes[0].lines
     drawn = [(line.get_color(), line.get_marker()) for line in lines if len(line.get_xdata())]
@@ -143,6 +151,14 @@ def test_a_schedule_has_a_row_with_its_name_and_its_figure():
     assert [tick.get_text() for tick in ax.get_yticklabels()][:2] == ["schedule 0", "schedule 1"]
     assert [text.get_text() for text in ax.texts][:2] == ["10 µs", "20 µs"]
     assert ax.get_xlabel() == "time, log scale"
+
+
+def test_a_name_as_long_as_a_line_leaves_room_for_what_is_drawn():
+    records = [replace(r, schedule=50 * "long ") for r in many_schedules()]
+    lengths = [replace(r, point={"workload.seq_len": n}) for r in records for n in TOKENS]
+    for figure in (plots.time(records), plots.time(lengths)):
+        uncrowd(figure)
+        assert figure.axes[0].bbox.width > 3 * figure.dpi
 
 
 def test_kernels_names_do_not_run_into_each_other():

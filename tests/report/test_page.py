@@ -12,8 +12,9 @@ from playwright.sync_api import expect
 
 from sim.inputs.units import show
 from sim.machine import CAUSES
-from sim.report import charts
+from sim.report import swept_charts
 from sim.report.answer import answer
+from sim.report.chart import CAUSES as CHARTED
 from sim.report.known_errors import known_errors
 from sim.report.notes import CAUSES_IN_WORDS
 from sim.runs.record import Record
@@ -311,7 +312,7 @@ def test_an_axis_has_ticks_with_units_however_narrow_its_span(span):
         Record("one", {"workload.seq_len": n}, {}, "h100-sxm", "ok", time_s=time_s)
         for n, time_s in enumerate(span)
     ]
-    ticks = charts.swept_time(records)["layout"]["yaxis"]["ticktext"]
+    ticks = swept_charts.swept_time(records)["layout"]["yaxis"]["ticktext"]
     assert 3 <= len(ticks) <= 14
     assert all(tick.endswith("s") for tick in ticks)
     assert len(set(ticks)) == len(ticks)
@@ -319,7 +320,7 @@ def test_an_axis_has_ticks_with_units_however_narrow_its_span(span):
 
 def test_every_cause_has_words_and_one_place_in_the_chart():
     causes = [*CAUSES, "power", "launch", "link", "idle"]
-    told = [cause for _, own in charts.CAUSES.values() for cause in own]
+    told = [cause for _, own in CHARTED.values() for cause in own]
     assert sorted(told) == sorted(causes) == sorted(CAUSES_IN_WORDS)
 
 
