@@ -312,8 +312,7 @@ OPERATIONS = (
         in_cache_dtype=True,
         beside="cache write and lengths",
     ),
-    # A window masks scores there; its loop visits all keys up to the query's block.
-    Operation(r"sglang triton", "Triton prefill", PREFILL, SGLANG, changes={"window": None}),
+    Operation(r"sglang triton", "Triton prefill", PREFILL, SGLANG),
     Operation(r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN),
     Operation(
         r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"

@@ -47,6 +47,7 @@ from sim.schedules.parts.public_tiles import (
 )
 from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.scores import bias_matrix, bias_tensor
+from sim.schedules.parts.sglang_extend import hidden_blocks, waiting
 from sim.schedules.parts.traversal import (
     LAST_TO_FIRST,
     Direction,
@@ -65,9 +66,9 @@ class Flash2(FlashSchedule):
     "sglang" is SGLang's prefill in Triton, which loads nothing ahead; "fa3" FlashAttention-3's
     library before Hopper (flash3_sm8x.py), "mem-efficient" PyTorch's memory-efficient kernel
     (mem_efficient.py), "trtllm" TensorRT-LLM's fmha_v2 before Hopper (fmha_v2.py): their tile,
-    warps and order of traversal are their own. V has columns of its own in "sglang" and, 128 beside
-    192, in "trtllm"; FlashAttention-2's caller fills it up. `release` "2.7.3" is the last that has
-    kernels of head_dim 160 and 224 too.
+    warps and order of traversal are their own, SGLang's order too. V has columns of its own in
+    "sglang" and, 128 beside 192, in "trtllm"; FlashAttention-2's caller fills it up. `release`
+    "2.7.3" is the last that has kernels of head_dim 160 and 224 too.
     """
 
     name: Literal["flash2"] = "flash2"
@@ -100,6 +101,11 @@ class Flash2(FlashSchedule):
             self._check_of_its_own(w)
         if w.value_dim is not None:
             self._check_value_dim(w)
+        if self.implementation == "sglang" and not self._is_usual:
+            raise InputError(
+                'schedule flash2: implementation = "sglang": it has its own grid_order and '
+                "key_order: none was expected"
+            )
         if self.compiled_by_triton and (w.dropout or w.phase == "training"):
             key = "dropout = true" if w.dropout else 'phase = "training"'
             raise InputError(
@@ -118,11 +124,16 @@ class Flash2(FlashSchedule):
                 'implementation = "sglang" takes others, "trtllm" 128 beside 192, by its own tile'
             )
 
+    @property
+    def _is_usual(self) -> bool:
+        """Whether no order of traversal is given, or FlashAttention-2's."""
+        return (self.grid_order, self.key_order) == ("head_slow", "descending")
+
     def _check_of_its_own(self, w: AttentionWorkload) -> None:
         where = f'schedule flash2: implementation = "{self.implementation}": '
         given = {key: getattr(self, key) for key in ("tile", "warps", "stages", "rope")}
         own = [key for key, value in given.items() if value is not None]
-        if self.machine_code or (self.grid_order, self.key_order) != ("head_slow", "descending"):
+        if self.machine_code or not self._is_usual:
             own.append("machine_code, grid_order and key_order")
         if own:
             raise InputError(f"{where}it has its own {', '.join(own)}: none was expected")
@@ -166,15 +177,27 @@ class Flash2(FlashSchedule):
             return sliced_attention(w, tensors)
         public = cta_until_2_7_3(w, hw) if self.release else public_cta(w, hw, self.implementation)
         cta = self.cta(public, w, hw)
-        grid = query_blocks(w, cta.tile, self.grid_order, hw)
+        order, keys = self._traversal(w)
+        hidden: tuple[Loop, ...] = ()
+        grid = query_blocks(w, cta.tile, order, hw)
+        if self.implementation == "sglang":
+            cta = waiting(cta, w, hw)
+            hidden = hidden_blocks(w, cta, grid, hw)
 
         def wave(items: IntArray) -> IntArray:
             return items // (hw.sm.count * ctas_per_sm(cta.footprint(w), hw))
 
-        order = "ascending" if self.implementation == "trtllm" else self.key_order
-        ways = directions(order, wave)
+        ways = directions(keys, wave)
         kind: Kind | None = "flash" if w.lengths is None else None
-        return flash_attention("flash2", w, cta, tensors, kind, grid, ways)
+        return flash_attention("flash2", w, cta, tensors, kind, grid, ways, hidden)
+
+    def _traversal(self, w: AttentionWorkload) -> tuple[GridOrder, KeyOrder]:
+        """The kernel's own where it has one: SGLang's grid has blocks of rows slowest."""
+        if self.implementation == "trtllm":
+            return "head_slow", "ascending"
+        if self.implementation == "sglang" and w.lengths is None:
+            return "head_fast", "ascending"
+        return self.grid_order, self.key_order
 
 
 def flash_attention(
@@ -185,10 +208,12 @@ def flash_attention(
     kind: Kind | None = None,
     grid: QueryBlocks | None = None,
     ways: Sequence[Direction] = (LAST_TO_FIRST,),
+    before: Sequence[Loop] = (),
 ) -> Attention:
     """The forward kernel on Q, K, V and O, by that name; it makes the log-sum-exp.
 
-    `grid` and `ways` are its order of traversal, FlashAttention-2's own unless given.
+    `grid` and `ways` are its order of traversal, FlashAttention-2's own unless given, `before` the
+    loops that it runs before those over keys.
     """
     q, k, v, o = tensors
     lse = log_sum_exp(q)
@@ -219,7 +244,7 @@ def flash_attention(
         bias = Stream(added, cta.tile.q, cta.tile.kv, of_bias, way.stride) if added else None
         return key_loop(w, cta, way.trips(trips), rows.q.tile_bytes, keys(k), keys(v), bias)
 
-    kernel = flash_kernel(name, w, cta, rows, *map(loop, ways))
+    kernel = flash_kernel(name, w, cta, rows, *before, *map(loop, ways))
     if len(ways) > 1:  # waves alternate, heads do not; and no launcher has such a kernel
         kernel, kind = replace(kernel, periods=1, sharing=1, in_waves=True), None
     return Attention([replace(kernel, kind=kind)], Result(o, lse))

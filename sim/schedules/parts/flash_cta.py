@@ -69,6 +69,7 @@ class FlashCta:
     fixed_instructions: int = FLASH2_FIXED  # of a warp and trip, beside the softmax's own
     meetings: int = 2  # a trip, of more than four warps: before S, after it, after the softmax
     sharing_latencies: int = 0  # in the softmax of warps that share keys
+    own_latencies: int = 0  # there, of results that each warp waits for one after the other
     address_instructions: int = 0  # of a warp, once the numbers of its pages are there
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
     shared_keys: int = 1  # that S is multiplied for, of a warp that shares them: so many or more
@@ -103,7 +104,7 @@ class FlashCta:
 
         Those it has by way of SRAM, in a write, a barrier and a read each.
         """
-        return 1 + self.shares_keys * self.sharing_latencies
+        return 1 + self.own_latencies + self.shares_keys * self.sharing_latencies
 
     @property
     def instructions(self) -> int:
