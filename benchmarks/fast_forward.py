@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, groupby
 from math import ceil
 from pathlib import Path
@@ -54,7 +54,10 @@ SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class Question:
-    """A schedule on a device, with heads over KV heads and so many thousands of tokens."""
+    """A schedule on a device, with heads over KV heads and so many thousands of tokens.
+
+    `more` is of the workload, `settings` of the schedule.
+    """
 
     hw: HardwareProfile
     schedule: str
@@ -62,9 +65,10 @@ class Question:
     heads: int
     kv_heads: int
     more: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        more = "".join(f", {key} {value}" for key, value in self.more.items())
+        more = "".join(f", {key} {value}" for key, value in (self.more | self.settings).items())
         heads = f"{self.heads} over {self.kv_heads} heads"
         return f"{self.schedule} on {self.hw.name}, {self.thousands}k tokens, {heads}{more}"
 
@@ -80,7 +84,8 @@ class Question:
                 **self.more,
             }
         ).workload()
-        return make_schedule({"name": self.schedule}, "a benchmark").program(w, self.hw), w.dtype
+        schedule = make_schedule({"name": self.schedule, **self.settings}, "a benchmark")
+        return schedule.program(w, self.hw), w.dtype
 
     def kernels(self) -> tuple[list[Kernel], str]:
         """The regular kernels that are neither short nor vast, a few of a name, and their dtype."""
@@ -98,6 +103,8 @@ class Question:
 def questions() -> Iterator[Question]:
     """All of them."""
     full, decode = {"causal": False}, {"phase": "decode"}
+    # A matmul as one writes it himself: the four or eight CTAs of a row of tiles share P.
+    narrow = {"tile": {"q": 32, "kv": 32}, "depth": 32, "stages": 1, "mask": False}
     for hw in (H100, A100, ADA):
         for asked in (
             (32, 32, 8, {}),
@@ -111,19 +118,31 @@ def questions() -> Iterator[Question]:
             (256, 2, 1, full),
         ):
             yield Question(hw, "flash2", *asked)
-        yield Question(hw, "flash2", 64, 16, 4, {"phase": "training"})
+        yield Question(hw, "flash2", 64, 8, 2, {"phase": "training"})
         yield Question(hw, "naive", 16, 2, 2, {})
         yield Question(hw, "naive", 32, 1, 1, full)
         yield Question(hw, "hip", 128, 32, 8, {})
         yield Question(hw, "block_sparse", 64, 32, 8, {})
         yield Question(hw, "minference", 64, 16, 4, {})
         yield Question(hw, "nsa", 32, 32, 8, {})
-        yield Question(hw, "paged", 512, 32, 32, {"batch": 16, **decode})
-    for asked in ((64, 32, 32, full), (128, 8, 2, {}), (128, 8, 1, full), (256, 2, 2, {})):
+        yield Question(hw, "paged", 64, 32, 32, {"batch": 128, **decode})
+    for asked in (
+        (64, 32, 32, full),
+        (64, 16, 4, full),
+        (128, 8, 2, {}),
+        (128, 8, 1, full),
+        (128, 4, 4, full),
+        (256, 2, 2, {}),
+    ):
         yield Question(H100, "flash3", *asked)
     yield Question(H100, "flash3", 512, 1, 1, {})
     yield Question(H100, "flash1", 64, 32, 32, {})
     yield Question(H100, "flash_decoding", 512, 32, 32, {"batch": 32, **decode})
+    yield Question(H100, "naive", 4, 32, 32, {"batch": 4, "dtype": "fp32"}, narrow)
+    for hw in (H100, A100, ADA):
+        yield Question(hw, "naive", 16, 4, 4, {"dtype": "fp32"}, narrow)
+    yield Question(A100, "naive", 8, 8, 2, {}, narrow)
+    yield Question(ADA, "naive", 8, 8, 8, {"head_dim": 256}, narrow)
     for asked in ((64, 8, 8, {}), (64, 8, 2, {}), (128, 4, 4, {}), (128, 2, 2, {})):
         yield Question(FEW_SMS, "flash2", *asked)
     for asked in ((128, 8, 8, {}), (256, 2, 2, {})):

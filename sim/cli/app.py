@@ -6,6 +6,7 @@ from typing import Any
 
 from sim.cli import interrupt, streams
 from sim.cli.output import is_compiling
+from sim.code.garbage import look_seldom
 
 REFUSED = 2  # what was asked cannot be
 
@@ -16,6 +17,7 @@ def main() -> None:
     Ctrl-C is one line too, and exit code 130 (`interrupt`). What cannot be printed keeps no file
     from being written (`streams`).
     """
+    look_seldom()
     with streams.guarded() as printed:
         code = _code() or printed.code()
         if is_compiling():  # in C++, which Python's own end would cut off in a crash

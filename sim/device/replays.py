@@ -74,13 +74,14 @@ class Replays(Generic[L2State]):
         kernel = command.work
         assert isinstance(kernel, Kernel)
         told_by = self.told.get(command, (command,))
-        run, *before = (self.beside.result(*self.of_command[one]) for one in told_by)
-        if not self.one_gpu:  # every launch of the kernel is the same
-            again = told_by[0], kernel
-            if again not in self.launched:
-                self.launched[again] = held_back(run.of_like(kernel), self.hw, self.dtype)
+        again = told_by[0], kernel
+        if again in self.launched:
             return self.launched[again]
+        run, *before = (self.beside.result(*self.of_command[one]) for one in told_by)
         run = run.of_like(kernel)
+        if not self.one_gpu:  # every launch of the kernel is the same
+            self.launched[again] = held_back(run, self.hw, self.dtype)
+            return self.launched[again]
         if before:
             run = fast_forward.repeated(run, before[0])
         run = self._with_what_was_dirty(run, in_part=kernel in self.choice.in_part)

@@ -99,6 +99,16 @@ def run_of(commands: list[Command], hw: HardwareProfile, replays: Replays[Any]) 
     )
 
 
+class _Later(simpy.Event):
+    """An event whose time becomes known after others wait for it."""
+
+    def happens_in(self, delay_s: float) -> "_Later":
+        """Itself, to wait for."""
+        self._ok, self._value = True, None
+        self.env.schedule(self, delay=delay_s)
+        return self
+
+
 class _Run:
     """A program under way: a process for each host, GPU and transfer.
 
@@ -112,13 +122,14 @@ class _Run:
         self.launched: list[Launched] = []
         self.sent: list[Sent] = []
         self.memories: list[Hbm] = []
-        self.done = {command: self.env.event() for command in commands}
+        self.asked = {command: _Later(self.env) for command in commands}
+        self.done = {command: _Later(self.env) for command in commands}
         processes = []
         for plan in plans_of(commands):
-            stream, hbm = simpy.Store(self.env), Hbm(hw.hbm.capacity)
+            hbm = Hbm(hw.hbm.capacity)
             self.memories.append(hbm)
-            self.env.process(self.host(plan, stream))
-            processes.append(self.env.process(self.gpu(plan, stream, hbm)))
+            self.env.process(self.host(plan))
+            processes.append(self.env.process(self.gpu(plan, hbm)))
         processes += [
             self.env.process(self.sender(command, command.work))
             for command in commands
@@ -126,38 +137,37 @@ class _Run:
         ]
         self.over = self.env.all_of(processes)
 
-    def host(self, plan: GpuPlan, stream: simpy.Store) -> Events:
+    def host(self, plan: GpuPlan) -> Events:
         """Launches one kernel after the other; it waits for the GPU only where it is told to."""
         last: Command | None = None
+        latency_s = self.hw.calibration.launch.latency
         for command in plan.commands:
             if command.host_waits and last:
                 yield self.done[last]
             last = command
-            yield self.env.timeout(command.host_s + self.hw.calibration.launch.latency)
-            stream.put(command)
+            yield self.asked[command].happens_in(command.host_s + latency_s)
 
-    def gpu(self, plan: GpuPlan, stream: simpy.Store, hbm: Hbm) -> Events:
+    def gpu(self, plan: GpuPlan, hbm: Hbm) -> Events:
         """Runs what was launched, each after the one before."""
-        env = self.env
+        env, gap_s = self.env, self.hw.calibration.launch.gap
         hbm.allocate(plan.resident, env.now)
-        for number, (allocated, freed) in enumerate(zip(plan.before, plan.after, strict=True)):
+        for command, allocated, freed in zip(plan.commands, plan.before, plan.after, strict=True):
             hbm.allocate(allocated, env.now)
-            command = yield stream.get()
-            if number:
-                yield env.timeout(self.hw.calibration.launch.gap)
+            yield self.asked[command]
+            if command is not plan.commands[0]:
+                yield env.timeout(gap_s)
             ready_s = env.now
             yield from self.after(command)
             run = self.replays.run(command)
             self.launched.append(Launched(env.now, run, command.gpu, env.now - ready_s))
-            yield env.timeout(run.time_s)
+            yield self.done[command].happens_in(run.time_s)
             hbm.free(freed, env.now)
-            self.done[command].succeed()
 
     def sender(self, command: Command, transfer: Transfer) -> Events:
         """Makes a transfer as soon as what it waits for is done."""
         yield from self.after(command)
         self.sent.append((yield from self.links.send(command.gpu, transfer)))
-        self.done[command].succeed()
+        self.done[command].happens_in(0.0)
 
     def after(self, command: Command) -> Events:
         """Waits until all that the command waits for is done."""

@@ -11,6 +11,7 @@ from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from sim.code.garbage import look_seldom
 from sim.device.run import keep_replays
 from sim.engine.compiled.replay import advance
 from sim.inputs.files import InputError
@@ -112,6 +113,7 @@ def _live_on(lifeline: Connection, told: Connection | None, replays: Path | None
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    look_seldom()
     keep_replays(replays)
     if told is not None:
         os.dup2(told.fileno(), 2)

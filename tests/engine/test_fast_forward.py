@@ -1,5 +1,7 @@
 """Fast-forward against the exact replay, and what must hold of it where that is too long."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from sim.engine.fast_forward.choice import (
     replay_cost,
 )
 from sim.engine.fast_forward.errors import errors_of
+from sim.engine.fast_forward.lanes import touched_bytes
 from sim.engine.fast_forward.plan import asked_bytes, scales_of
 from sim.engine.fast_forward.reduced import (
     Scale,
@@ -38,11 +41,15 @@ H100 = load_profile("h100-sxm")
 MOST_STEPS = Limits().replayed_steps
 
 
-def kernel_of(name: str, options: dict[str, str] | None = None, hw=H100, **workload):
-    """The longest kernel of a schedule, at head_dim 128 unless told."""
+def kernels_by(name: str, options: dict[str, Any] | None = None, hw=H100, **workload):
+    """The kernels of a schedule, at head_dim 128 and causal unless told."""
     w = WorkloadTable.model_validate({"head_dim": 128, "causal": True, **workload}).workload()
-    program = make_schedule({"name": name, **(options or {})}, "a test").program(w, hw)
-    return max(kernels_of(program), key=lambda kernel: kernel.tile_steps)
+    return kernels_of(make_schedule({"name": name, **(options or {})}, "a test").program(w, hw))
+
+
+def kernel_of(name: str, options: dict[str, Any] | None = None, hw=H100, **workload):
+    """The longest of them."""
+    return max(kernels_by(name, options, hw, **workload), key=lambda kernel: kernel.tile_steps)
 
 
 def exactly(kernel, hw=H100):
@@ -109,6 +116,58 @@ def test_every_matrix_keeps_its_share_of_the_ctas_of_a_smaller_form():
     q = form.loops[0].streams[0]
     heads = q.base(form.items) // q.tiles_down
     assert set(np.bincount(heads)) == {len(heads) // 4}
+
+
+NARROW = {"tile": {"q": 32, "kv": 32}, "depth": 32, "stages": 1}
+
+
+def matmul_of_p_and_v(seq_len: int, heads: int, **workload):
+    """O = P V in tiles of 32 columns: the CTAs of a row of tiles share what one brings of P."""
+    kernels = kernels_by("naive", NARROW, seq_len=seq_len, heads=heads, **workload)
+    return next(kernel for kernel in kernels if kernel.kind == "output")
+
+
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_ctas_that_share_a_row_of_p_are_left_out_together(head_dim):
+    """One CTA in two, whichever, would read all of P again: 1.9 times the bytes, 3.4 in a third."""
+    kernel = matmul_of_p_and_v(4096, 8, head_dim=head_dim)
+    whole = exactly(kernel)
+    for share in (3, 8):
+        ours = skipping(kernel, kernel.tile_steps // share)
+        assert ours.fast_forward.method == "scales"
+        assert ours.time_s == pytest.approx(whole.time_s, rel=0.03)
+        assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.04)
+        form = smaller(kernel, Scale(3.3, 40))
+        p = form.loops[0].streams[0]
+        of_a_row = np.unique(p.base(form.items), return_counts=True)[1]
+        assert set(of_a_row) == {head_dim // 32}
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernel_of("flash2", heads=2, seq_len=5000),
+        kernel_of("flash2", {"key_order": "descending"}, heads=4, kv_heads=2, seq_len=4096),
+        kernel_of("flash3", heads=2, seq_len=3000, causal=False),
+        matmul_of_p_and_v(2000, 2),
+    ],
+    ids=["ragged", "descending", "persistent", "matmul"],
+)
+def test_what_is_touched_is_what_hbm_brings_once(kernel):
+    """From an empty L2, edges of matrices included."""
+    run = exactly(kernel)
+    assert touched_bytes(kernel) == run.hbm_read_bytes - run.hbm_reread_bytes
+
+
+def test_what_is_added_to_in_l2_is_written_to_hbm_as_seldom_as_in_the_part():
+    """Backward adds to dQ block after block: of 55 bytes that it writes to L2, HBM sees one."""
+    kernels = kernels_by("flash2", phase="training", heads=8, seq_len=32768)
+    kernel = next(kernel for kernel in kernels if kernel.name == "dQ, dK, dV")
+    whole, ours = exactly(kernel), skipping(kernel, kernel.tile_steps // 4)
+    assert whole.l2_write_bytes > 20 * whole.hbm_write_bytes
+    assert ours.hbm_write_bytes == pytest.approx(whole.hbm_write_bytes, rel=0.05)
+    assert ours.hbm_read_bytes == pytest.approx(whole.hbm_read_bytes, rel=0.05)
+    assert 0 <= ours.l2_hit_bytes <= ours.l2_read_bytes
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -26,13 +26,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.fast_forward.reduced import Grid, Scale, can_be_coarse, matrix_of
+from sim.engine.fast_forward.lanes import units_of
+from sim.engine.fast_forward.reduced import Grid, Scale, can_be_coarse
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import IntArray, Kernel, Load, Loop, Store
 
 FEWEST_SMS, FEWEST_SHARE = 8, 6  # of the smaller of two forms: so many, or one in so many
 FEWEST_TRIPS = 16  # of its longest CTA
-FEWEST_CTAS = 2  # that go through a matrix
+FEWEST_UNITS = 2  # of CTAs that go through a matrix
 LEAST_TIMES = 2.0  # smaller is the larger one, or it takes long beside the whole
 BOTH = 1.25  # times the steps of the larger one, as the smaller has a quarter of them
 COARSE_TRIPS = 192  # of a CTA, or more
@@ -59,8 +60,8 @@ def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scal
     if not can_be_coarse(kernel):
         return []
     first = np.arange(_period(kernel)) * kernel.items_per_cta
-    of_a_matrix = np.unique(matrix_of(kernel, first), return_counts=True)[1]
-    return scales if of_a_matrix.min() >= FEWEST_CTAS * scales[1].times else []
+    of_a_matrix = np.unique(units_of(kernel, first)[1], return_counts=True)[1]
+    return scales if of_a_matrix.min() >= FEWEST_UNITS * scales[1].times else []
 
 
 def _period(kernel: Kernel) -> int:
@@ -130,6 +131,8 @@ def plan_of(grid: Grid, hw: HardwareProfile, most_steps: int) -> Plan:
     if together > 1:  # a part of those that go together tells nothing of what they share
         replayed = max(replayed, together + 1)
     if replayed >= (2 if grid.persistent else PERIODS):
+        if not grid.persistent:  # few long CTAs are hardly begun by a wave of them
+            replayed = max(replayed, -(-WAVES * grid.wide * periods // kernel.ctas))
         return _first_periods(grid, periods, min(replayed, periods), together)
     if is_pruned or kernel.in_waves:
         return _blocks(grid, most_steps)
@@ -146,14 +149,18 @@ def _first_waves(grid: Grid, most_steps: int) -> Plan:
     """The first waves, a multiple of four, and the last one, which may not be full."""
     kernel = grid.kernel
     a_wave = max(1, kernel.tile_steps // grid.waves)
-    affordable = most_steps // (a_wave * kernel.footprint.workers)  # each runs all steps
+    affordable = most_steps // a_wave
     waves = min(min(max(WAVES, affordable), MOST_WAVES) // 4 * 4, grid.waves)
     if grid.persistent:
         part = grid.part(np.append(np.arange(waves - 1), grid.waves - 1))
     else:
         lacking = min(kernel.ctas, waves * grid.wide + kernel.ctas % grid.wide)
         part = grid.of_ctas(np.arange(lacking))
-    return _beginning("waves", kernel, part, waves, max(2, waves // 2))
+    later, a_period = max(2.0, waves / 2), grid.waves / kernel.periods
+    if 0.0 < (whole := round(later / a_period) * a_period) <= waves - WAVES / 2:
+        later = whole  # a wave in which a period begins brings what the next ones find
+    stretch = a_period if later >= 2 * a_period else later / 2
+    return _beginning("waves", kernel, part, waves, later, stretch)
 
 
 def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Plan:
@@ -165,22 +172,25 @@ def _first_periods(grid: Grid, periods: int, replayed: int, together: int) -> Pl
         part = grid.part(np.arange(-(-grid.waves * replayed // periods)))
     else:
         part = grid.of_ctas(np.arange(kernel.ctas // periods * replayed))
-    later = max(replayed // 2, min(max(together, 2), replayed - 1))
+    later = max(1, replayed // 2, min(max(together, 2), replayed - 1))
     units = max(2, replayed)  # of a single one, its halves
-    return _beginning("periods", kernel, part, units, max(1, later))
+    stretch = together if 2 * together <= units else later / 2
+    return _beginning("periods", kernel, part, units, later, stretch)
 
 
-def _beginning(method: Method, kernel: Kernel, part: Kernel, units: int, later: int) -> Plan:
-    """So many waves or periods, of which the later ones stand, in two stretches, for the rest."""
+def _beginning(
+    method: Method, kernel: Kernel, part: Kernel, units: int, later: float, stretch: float
+) -> Plan:
+    """So many waves or periods, of which the later ones, in like stretches, stand for the rest.
+
+    A single one is set beside the stretch before, which stands for nothing.
+    """
     end = sum(asked_bytes(part))
     more = sum(asked_bytes(kernel)) - end
-    a_unit, last = end / units, max(1, later // 2)
-    before = max(1, later - last)
+    number, length = round(later / stretch), stretch * end / units
     measured = [
-        Measured(
-            end - (last + before) * a_unit, end - last * a_unit, more * (later - last) / later
-        ),
-        Measured(end - last * a_unit, end, more * last / later),
+        Measured(end - (k + 1) * length, end - k * length, more / number if k < number else 0.0)
+        for k in reversed(range(max(2, number)))
     ]
     return Plan(method, part, measured, counts=True)
 
@@ -201,7 +211,7 @@ def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
     second = numbers[numbers // run % apart == apart // 2]
     chosen = np.append(first, second + (a_period if periods > 1 else 0))
     part = grid.part(chosen) if grid.persistent else grid.of_ctas(chosen)
-    return _beginning("thinned", kernel, part, 2, 1)
+    return _beginning("thinned", kernel, part, 2, 1, 0.5)
 
 
 def _blocks(grid: Grid, most_steps: int) -> Plan:

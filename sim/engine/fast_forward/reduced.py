@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sim.engine.fast_forward.lanes import goes_down, long_loops_of, streams_of, units_of
 from sim.inputs.hardware import HardwareProfile
 from sim.machine import ctas_per_sm
 from sim.tile_program import (
-    COUNTED_ITEMS,
     Barrier,
     Compute,
     IntArray,
@@ -24,7 +24,6 @@ from sim.tile_program import (
     Store,
     Stream,
     Tensor,
-    spread_over,
 )
 
 
@@ -120,7 +119,7 @@ def can_be_coarse(kernel: Kernel) -> bool:
     """Whether the streams of the long loops go down or across their matrices, tile after tile."""
     return all(
         stream.table is None and abs(stream.stride) in (1, stream.tiles_across)
-        for stream in _streams_of(_long_loops(kernel))
+        for stream in streams_of(long_loops_of(kernel))
     )
 
 
@@ -128,8 +127,8 @@ def coarse(kernel: Kernel, grain: int) -> Kernel:
     """The kernel with `grain` trips of its long loops made one; rounded to the nearest."""
     if grain == 1:
         return kernel
-    long_loops = _long_loops(kernel)
-    by_rows = {stream.tensor: _by_rows(stream) for stream in _streams_of(long_loops)}
+    long_loops = long_loops_of(kernel)
+    by_rows = {stream.tensor: goes_down(stream) for stream in streams_of(long_loops)}
 
     def stream(fine: Stream) -> Stream:
         if fine.tensor not in by_rows:
@@ -185,17 +184,18 @@ def smaller(kernel: Kernel, scale: Scale) -> Kernel:
     """The kernel of a shorter sequence: of those of a matrix one CTA in so many, of as few trips.
 
     On a device that is smaller by as much it is the same, in so many times less time: a CTA's way
-    through K and V, the CTAs that are on it at a time and the L2 keep their proportions.
+    through K and V, the CTAs that are on it at a time and the L2 keep their proportions. CTAs that
+    share one of several lanes of a matrix go together, or what one brings would be no other's.
     """
     times, each = scale.times, kernel.items_per_cta
     periods = 1 if each > 1 else kernel.periods
     a_period = kernel.ctas // periods
-    chosen = _one_in(times, matrix_of(kernel, np.arange(a_period) * each))
+    chosen = _one_in(times, units_of(kernel, np.arange(a_period) * each)[0])
     ctas = (np.arange(periods)[:, None] * a_period + chosen).ravel()
     items = (ctas[:, None] * each + np.arange(each)).ravel()
     part = _of_items(kernel, items, len(ctas), each)
-    long_loops = _long_loops(part)
-    by_rows = {stream.tensor: _by_rows(stream) for stream in _streams_of(long_loops)}
+    long_loops = long_loops_of(part)
+    by_rows = {stream.tensor: goes_down(stream) for stream in streams_of(long_loops)}
     short = {tensor: _shortened(tensor, long_loops, times, by_rows[tensor]) for tensor in by_rows}
 
     def stream(whole: Stream) -> Stream:
@@ -211,26 +211,20 @@ def smaller(kernel: Kernel, scale: Scale) -> Kernel:
     return replace(part, loops=loops, periods=kernel.periods, sharing=kernel.sharing)
 
 
-def matrix_of(kernel: Kernel, items: IntArray) -> IntArray:
-    """Through which matrix these items go first."""
-    stream = _streams_of(_long_loops(kernel))[0]
-    return stream.base(items) // (stream.tiles_down * stream.tiles_across)
-
-
-def _one_in(times: float, matrix: IntArray) -> IntArray:
-    """Of the places of all matrices, each's in order, one in so many: as many as are on a device.
+def _one_in(times: float, unit: IntArray) -> IntArray:
+    """The places of one unit in so many, in order: as many as are on a device.
 
     Of CTAs that take items in turn, one more would wait for all of another's.
     """
-    by_matrix = np.argsort(matrix, kind="stable")
-    number = max(1, round(len(matrix) / times))
-    places = ((np.arange(number) + 0.5) * times).astype(np.int64)
-    return np.sort(by_matrix[places.clip(max=len(matrix) - 1)])
+    units = int(unit.max()) + 1
+    number = max(1, round(units / times))
+    chosen = ((np.arange(number) + 0.5) * times).astype(np.int64).clip(max=units - 1)
+    return np.flatnonzero(np.isin(unit, chosen))
 
 
 def _shortened(tensor: Tensor, long_loops: list[Loop], times: float, by_rows: bool) -> Tensor:
     """A tensor through which the long loops go, so many times shorter: and a tile, for rounding."""
-    through = [s for s in _streams_of(long_loops) if s.tensor is tensor]
+    through = [s for s in streams_of(long_loops) if s.tensor is tensor]
     tile = max(s.tile_rows if by_rows else s.tile_cols for s in through)
     whole = tensor.rows if by_rows else tensor.cols
     length = min(whole, (int(whole / times / tile) + 2) * tile)
@@ -246,21 +240,6 @@ def smaller_device(hw: HardwareProfile, scale: Scale) -> HardwareProfile:
     """The device with so many SMs, and as much less of all that they share."""
     figures = {key: hw.figure(key) / scale.times for key in (*_OF_THE_DEVICE, *_OF_A_CTA)}
     return hw.with_figures({**figures, "sm.count": scale.sms})
-
-
-def _long_loops(kernel: Kernel) -> list[Loop]:
-    """The loops of more than one trip."""
-    trips = kernel.trips_of(spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS))
-    return [loop for loop, own in zip(kernel.loops, trips, strict=True) if own.max() > 1]
-
-
-def _streams_of(loops: list[Loop]) -> list[Stream]:
-    return [stream for loop in loops for stream in loop.streams]
-
-
-def _by_rows(stream: Stream) -> bool:
-    """Whether its tiles follow each other down a matrix, not across."""
-    return abs(stream.stride) == stream.tiles_across
 
 
 def _remade(

@@ -44,14 +44,14 @@ def run_kernel(
         return completed(kernel, [run], whole, hw, dtype)
     wholes: list[Whole] = []
     runs: list[KernelRun] = []
-    for scale in scales:
+    forms = [smaller(kernel, scale) for scale in scales]
+    for scale, form in zip(scales, forms, strict=True):
         done = sum(run.kernel.tile_steps for run in runs)
         so_far = partial(_beyond, progress, done)
-        form, device = smaller(kernel, scale), smaller_device(hw, scale)
-        run, whole = _told(replay, form, device, most_steps, so_far)
+        run, whole = _told(replay, form, smaller_device(hw, scale), most_steps, so_far)
         runs.append(run)
         wholes.append(whole.of_a_larger(kernel.tile_steps / form.tile_steps / scale.times**2))
-    return completed(kernel, runs, grown(scales, wholes), hw, dtype)
+    return completed(kernel, runs, grown(kernel, scales, forms, wholes), hw, dtype)
 
 
 def repeated(run: KernelRun, before: KernelRun) -> KernelRun:

@@ -24,6 +24,7 @@ from sim.engine.compiled.timeline import (
     TRACKS,
 )
 from sim.engine.fast_forward.errors import errors_of
+from sim.engine.fast_forward.lanes import touched_bytes
 from sim.engine.fast_forward.plan import Method, Plan, asked_bytes
 from sim.engine.fast_forward.reduced import Scale
 from sim.engine.kernel_run import FastForward, KernelRun
@@ -51,30 +52,49 @@ class Whole:
         return replace(self, time_s=self.time_s * times, hbm_bytes=self.hbm_bytes * times)
 
 
-def grown(scales: list[Scale], wholes: list[Whole]) -> Whole:
+def grown(kernel: Kernel, scales: list[Scale], forms: list[Kernel], wholes: list[Whole]) -> Whole:
     """What two smaller forms tell of the kernel itself.
 
     Time grows by the scale but for what each CTA takes however short it is: a share that goes with
-    the scale, so the line through both is followed to 1. HBM bytes grow by the scale where CTAs
-    share what one of them brings, by its square where each brings its own: by the power between
-    that both show.
+    the scale, so the line through both is followed to 1. What HBM has to read once is counted. The
+    other bytes grow by the scale where CTAs share what one of them brings, by its square where each
+    brings its own, again along a line: in between both rules have their share, by the power that
+    the forms show.
     """
-    (larger, smaller), (of_larger, of_smaller) = scales, wholes
-    times_s = [whole.time_s * scale.times for whole, scale in zip(wholes, scales, strict=True)]
-    on = (larger.times - 1.0) / (smaller.times - larger.times)
-    time_s = times_s[0] + (times_s[0] - times_s[1]) * on
-    power = 1.0
-    if of_smaller.hbm_bytes:  # a kernel that only writes may leave all in L2
-        fewer = log(of_larger.hbm_bytes / of_smaller.hbm_bytes)
-        power = min(max(fewer / log(smaller.times / larger.times), 1.0), 2.0)
+    times = scales[0].times
+    time_s = _followed(scales, [whole.time_s for whole in wholes], 1)
+    touched = [touched_bytes(form) for form in forms]
+    more = [max(0.0, w.hbm_bytes - least) for w, least in zip(wholes, touched, strict=True)]
+    grown_bytes = np.array([more[0] * times, more[0] * times**2])
+    followed_bytes = np.array([_followed(scales, more, power) for power in (1, 2)])
+    followed_bytes = followed_bytes.clip(0.0, grown_bytes[1])  # loads ask for no more
+    own = _share_by_square(scales, more)
+    shares = np.array([1.0 - own, own])
+    hbm_bytes = touched_bytes(kernel) + float(shares @ followed_bytes)
+    hbm_moved = float(shares @ np.abs(followed_bytes - grown_bytes))
     return Whole(
         "scales",
         time_s,
-        of_larger.hbm_bytes * larger.times**power,
-        of_larger.time_scatter + abs(time_s / times_s[0] - 1.0),
-        of_larger.hbm_scatter + min(power - 1.0, 2.0 - power) * log(larger.times),
-        larger.times,
+        hbm_bytes,
+        wholes[0].time_scatter + abs(1.0 - wholes[0].time_s * times / time_s),
+        wholes[0].hbm_scatter + hbm_moved / hbm_bytes,
+        times,
     )
+
+
+def _followed(scales: list[Scale], of_forms: list[float], power: int) -> float:
+    """The line through what both forms come to at the kernel's size, followed to it."""
+    (larger, smaller), (first, second) = scales, of_forms
+    first, second = first * larger.times**power, second * smaller.times**power
+    return first + (first - second) * (larger.times - 1.0) / (smaller.times - larger.times)
+
+
+def _share_by_square(scales: list[Scale], of_forms: list[float]) -> float:
+    """What is more than 1 of the power with which it grows; of nothing, none."""
+    if min(of_forms) <= 0.0:
+        return 0.0
+    power = log(of_forms[0] / of_forms[1]) / log(scales[1].times / scales[0].times)
+    return min(max(power - 1.0, 0.0), 1.0)
 
 
 def whole_of(plan: Plan, run: KernelRun) -> Whole:
@@ -144,8 +164,10 @@ def completed(
     l2_read_bytes = int(run.l2_read_bytes * read / max(replayed_read, 1))
     l2_write_bytes = int(run.l2_write_bytes * write / max(replayed_write, 1))
     l2_dirty_bytes = int(run.l2_dirty_bytes * whole.times_smaller)
-    left_more = l2_dirty_bytes - run.l2_dirty_bytes + run.l2_write_bytes - run.hbm_write_bytes
-    hbm_write_bytes = max(0, l2_write_bytes - left_more)
+    if run.hbm_write_bytes + run.l2_dirty_bytes == run.l2_write_bytes:  # each byte once
+        hbm_write_bytes = max(0, l2_write_bytes - l2_dirty_bytes)
+    else:
+        hbm_write_bytes = int(whole.hbm_bytes * run.hbm_write_bytes / hbm_bytes_of(run))
     hbm_read_bytes = int(whole.hbm_bytes) - hbm_write_bytes
     for_loads = (run.l2_read_bytes - run.l2_hit_bytes) / max(run.hbm_read_bytes, 1)
     l2_hit_bytes = max(0, l2_read_bytes - int(hbm_read_bytes * for_loads))
