@@ -365,6 +365,26 @@ def test_until_2_3_softmax_of_long_rows_was_the_faster_one():
     assert then.hbm_read_bytes == now.hbm_read_bytes
 
 
+@pytest.mark.parametrize(
+    ("seq_len", "tflops"), [(512, 14.52), (1024, 16.72), (2048, 15.5), (4096, 18.56)]
+)
+def test_eager_attention_of_february_2024_on_an_rtx_a5000_is_as_published(seq_len, tflops):
+    """gpu-mode/ring-attention, issue 10: looked up when its kernels had been counted."""
+    hw = load_profile("rtx-a5000")
+    w = self_attention(batch=16384 // seq_len, heads=32, seq_len=seq_len)
+    kernels = kernels_of(Naive(framework="pytorch", release="2.3").program(w, hw))
+    time_s = sum(one.time_s for one in run(kernels, hw, w))
+    flops = 4 * w.batch * w.heads * w.seq_q * w.seq_kv * w.head_dim
+    assert flops / time_s / 1e12 == pytest.approx(tflops, rel=0.12)
+
+
+def test_rows_of_more_than_48_kib_are_read_three_times():
+    scores = Tensor("S", 64, 64, 24512, 2)
+    assert softmax_kernel(scores, scores, HW, None)
+    longer = replace(scores, cols=24513)
+    assert softmax_kernel(longer, longer, HW, None) is None
+
+
 def test_rows_that_l1_does_not_hold_are_read_three_times_until_2_3():
     scores = Tensor("S", 64, 64, 2**15, 4)
     assert softmax_kernel(scores, scores, HW, "2.3") is None

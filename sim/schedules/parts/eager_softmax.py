@@ -3,7 +3,7 @@
     up to WARP_COLS columns:   a warp a row, which it holds in registers (softmax_warp_forward)
         load it, so many elements a lane in flight;  maximum;  exponentials and sum;  divide, store
     as long as a block of 1024 threads holds it in 9 registers each (cunn_SoftMaxForwardReg), beyond
-    where it fits SRAM (cunn_SoftMaxForwardSmem): a block a row, the same
+where it fits 48 KiB of SRAM (cunn_SoftMaxForwardSmem): a block a row, the same
     longer:  the row is read three times
 
 Until release 2.3 only WARP_COLS_2_3 columns went to a warp. Every longer row had a block of as few
@@ -14,12 +14,15 @@ Few of its times are those of its bytes: a quotient takes a check and a branch, 
 for one element after the other, and a block takes each exponential twice, by some 70 instructions
 an element. 16-bit elements are converted as they come, for which a few loads wait at a time.
 
-Source: pytorch/pytorch, aten/src/ATen/native/cuda/SoftMax.cu (host_softmax, SoftMax_getBlockSize:
-of 2.6, and as they were before pull request 122970) and PersistentSoftmax.cuh. Counted in what nvcc
-13.0 compiles these loops to for sm_75 and sm_90, played through for one CTA
-(sim/machine_code/played.py); what CTAs on an SM take from each other is the pipes' affair. A public
-series on a B200, of 1,823 rows in fp32, moves 2.51 TB/s of 2,048 columns, 1.61 of 2,176 and 2.42 of
-4,096, of 8 that HBM has: here 2.42, 1.59 and 2.48.
+Source: pytorch/pytorch, aten/src/ATen/native/cuda/SoftMax.cu (host_softmax, SoftMax_getBlockSize)
+and PersistentSoftmax.cuh, after pull request 144679 of January 2025 (so 2.7) and before 122970 of
+April 2024 (2.4). Counted in what nvcc 13.0 compiles these loops to for sm_75 and sm_90, played
+through for one CTA (sim/machine_code/played.py); what CTAs on an SM take from each other is the
+pipes' affair. A public series on a B200, of 1,823 rows in fp32, moves 2.51 TB/s of 2,048 columns,
+1.61 of 2,176 and 2.42 of 4,096, of 8 that HBM has: here 2.42, 1.59 and 2.48. SRAM takes as much an
+element as registers by that series (3.3 TB/s of 12,160 columns; by its machine code, which has half
+of the instructions, it would be 4.8). Releases 2.4 to 2.6, which had it from 1,025 columns on, are
+not told.
 """
 
 from dataclasses import replace
@@ -47,6 +50,7 @@ WARP_COLS_2_3, WARP_BYTES_2_3 = 1024, 4096
 ACCESS_BYTES, MOST_THREADS_2_3 = 16, 512
 ROWS = 4  # of a block of 128 threads
 BLOCK, MOST_A_THREAD = 1024, 9
+SRAM_ROW_BYTES = 48 * 1024 - 128  # of what a kernel has unasked all but the sums of 32 warps
 # Of a warp's row, by bytes an element: 5 to 10 waits for 1,024 to 2,048 columns, and 1 to 2.
 COLS_IN_FLIGHT = {1: 256, 2: 256, 4: 1024}
 # Of each element of a lane; of a block beside that what finding two sums and their maximum takes.
@@ -71,7 +75,7 @@ def softmax_kernel(
         return _by_warps(scores, p, hw)
     if scores.cols <= MOST_A_THREAD * BLOCK:
         return _by_blocks(scores, p, hw, 0)
-    return _by_blocks(scores, p, hw, row_bytes) if row_bytes <= hw.sram.max_per_cta else None
+    return _by_blocks(scores, p, hw, row_bytes) if row_bytes <= SRAM_ROW_BYTES else None
 
 
 def _by_warps(scores: Tensor, p: Tensor, hw: HardwareProfile) -> Kernel:
