@@ -55,7 +55,7 @@ BELOW: dict[str, Any] = {
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis as all charts have it."""
     return {
-        "title": {"text": title},
+        "title": {"text": title, "standoff": 12},
         "gridcolor": LIGHT,
         "linecolor": GREY,
         "zeroline": False,

@@ -617,6 +617,8 @@ def test_at_390_pixels_bars_are_to_be_seen_and_nothing_is_wider(opened):
     )
     bars = opened.locator("#time .barlayer .point path").all()
     assert min(bar.bounding_box()["height"] for bar in bars) > 15
+    opened.evaluate("window.scrollTo(0, 0)")
+    assert opened.locator("#answer").bounding_box()["y"] < 800  # beside the controls, not after
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
 
 
