@@ -1,14 +1,19 @@
 """What the documents show is run as it stands there, and what they point to exists."""
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from sim import simulate, sweep
+from sim.cli.commands import app
+from sim.runs.scenario import read_scenario
 from tests.support.commands import printed_by
 from tests.support.cubins import without_interpreter
 from tests.support.packages import importable, install
@@ -168,10 +173,49 @@ def test_the_papers_figure_is_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "traffic.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_the_table_of_measurements_is_judged_row_by_row(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(block("csv", "flash_decoding", page("measurements")))
+    assert "3 figures, 3 judged by 3 predictions" in printed_by("validate", "compare", path)
+
+
+def test_the_million_tokens_page_asks_what_fits():
+    asked = [words for words in shown("docs/million_tokens.md") if words[0] == "fit"]
+    assert len(asked) == 2
+    for words in asked:
+        assert "the longest context that fits" in printed_by(*words).lower()
+
+
 def test_a_first_question_is_the_readmes():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for language, holding in (("toml", "[[schedule]]"), ("python", "simulate")):
         assert block(language, holding, page("first_question")) == block(language, holding, readme)
+
+
+# Commands that are shown
+
+
+def shown(page):
+    """The words of each command of attnsim that a page shows, without what stands for a path."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^ {4}attnsim (.*)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if shown(page)])
+def test_a_command_that_a_page_shows_is_one(page):
+    for words in shown(page):
+        command: Any = typer.main.get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        if hasattr(command, "commands"):  # a list, or an option that would be acted on
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert set(words) <= known, (page, words)
+            continue
+        command.make_context("attnsim", list(words))
+        name = words[0] if words and command.name in ("run", "sweep", "search") else "-"
+        if not name.startswith("-") and not name.endswith(".toml") and not name.isupper():
+            assert read_scenario(name), (page, name)
 
 
 # What the documents point to

@@ -120,7 +120,10 @@ def a_bar(
         """Of what is counted: tile steps of a run, points of a sweep, trials of a search."""
 
         def render(self, task: Task) -> Text:
-            return Text(show(task.speed, "") + "/s" if task.speed else "")
+            speed = task.speed or 0.0
+            return Text(
+                (show(speed, "") if speed >= 1 else f"{speed:.2g} ") + "/s" if speed else ""
+            )
 
     console = Console(stderr=True, highlight=False)
     bar = Progress(
