@@ -26,7 +26,7 @@ from sim.schedules.parts.split_kv import SplitKv
 from validate.beside import Beside, Kind, beside
 from validate.devices import UnknownDeviceError, device_of
 from validate.figures import Figure, Pass
-from validate.framework_kernels import flash3_decode_before_hopper, trtllm_decode
+from validate.framework_kernels import trtllm_decode
 from validate.predict import NotPredictedError
 
 PREFILL: tuple[Pass, ...] = ("fwd",)
@@ -39,6 +39,7 @@ FLASH2 = {"name": "flash2"}
 FLASH2_32 = {"name": "flash2", "tile": {"q": 32, "kv": 16}}
 FLASH2_64 = {"name": "flash2", "tile": {"q": 64, "kv": 64}}
 FLASH3_SM8X = {"name": "flash2", "implementation": "fa3"}
+FLASH3_SM8X_DECODE = {"name": "flash_decoding", "implementation": "fa3"}
 MEM_EFFICIENT = {"name": "flash2", "implementation": "mem-efficient"}
 TRITON = {"name": "flash2", "implementation": "triton"}
 SGLANG = {"name": "flash2", "implementation": "sglang"}
@@ -357,7 +358,7 @@ OPERATIONS = (
         r"sglang flash_attention",
         "FA2 paged decode",
         DECODE,
-        flash3_decode_before_hopper,
+        FLASH3_SM8X_DECODE,
         beside="cache write and lengths",
     ),
     Operation(

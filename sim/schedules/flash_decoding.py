@@ -35,11 +35,12 @@ class FlashDecoding(SplitKv):
     """Split-KV attention over a cache. `splits`: as the public heuristic unless given.
 
     `implementation` "sglang" is SGLang's decoding in Triton, of up to 16 query heads a KV head: 32
-    keys a trip, up to 8 ranges (srt/layers/attention/triton_ops/decode_attention.py).
+    keys a trip, up to 8 ranges (srt/layers/attention/triton_ops/decode_attention.py). "fa3" is
+    FlashAttention-3's library before Hopper (parts/flash3_sm8x.py).
     """
 
     name: Literal["flash_decoding"] = "flash_decoding"
-    implementation: Literal["cuda", "triton", "sglang"] = "cuda"  # type: ignore[assignment]
+    implementation: Literal["cuda", "triton", "sglang", "fa3"] = "cuda"  # type: ignore[assignment]
     splits: Splits | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     reads_by_xqa = True

@@ -20,6 +20,7 @@ Pages: 16 tokens as vLLM's block_size; upstream FlashAttention-2 takes multiples
 (flash_api.cpp), FlashInfer any, often 1 or 16 (arXiv 2309.06180 evaluates 8 to 128, section 7.2).
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from sim.schedules.parts.flashinfer import (
     flashinfer_cta,
     range_tokens,
 )
+from sim.schedules.parts.instructions import FLASH2_PAGED_FIXED
 from sim.schedules.parts.kv_cache import PageSize
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
 from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
@@ -85,6 +87,13 @@ class Paged(SplitKv):
         tile_kv = self._checked_tile_kv(keys.cta)
         loops = loops_over_pages(w, self.page_size, tile_kv, _ranges(keys), keys.loop)
         return split_attention("paged", keys, *loops).kernels
+
+    def public_cta(self, w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+        """FlashAttention-2's kernel reads its pages' numbers on every trip."""
+        cta = super().public_cta(w, hw)
+        if self.implementation != "cuda":
+            return cta
+        return replace(cta, fixed_instructions=FLASH2_PAGED_FIXED)
 
     def _may_split(self, w: AttentionWorkload) -> bool:
         """Whether the call leaves the number of splits to the heuristic."""

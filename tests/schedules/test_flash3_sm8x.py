@@ -7,6 +7,9 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.schedules.flash2 import Flash2
+from sim.schedules.flash_decoding import FlashDecoding
+from sim.schedules.parts.flash3_sm8x import decoding_sm8x
+from sim.tile_program import Compute
 from tests.support.formulas import run
 from tests.support.same_runs import assert_engines_agree
 
@@ -57,10 +60,51 @@ def test_both_engines_agree_on_it(given):
     ("given", "of_schedule", "hw", "named"),
     [
         ({}, {}, H100, "one of sm80, sm86, sm89"),
-        ({"phase": "training"}, {}, A100, "phase = training"),
+        ({"phase": "training"}, {}, A100, 'phase = "training"'),
         ({}, {"tile": {"q": 64, "kv": 64}}, A100, "its own tile"),
     ],
 )
 def test_what_it_has_no_kernel_for_is_refused(given, of_schedule, hw, named):
     with pytest.raises(InputError, match=named):
         Flash2(implementation="fa3", **of_schedule).program(workload(**given), hw)
+
+
+DECODING = FlashDecoding(implementation="fa3")
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_kv", "tile_kv", "warps", "splits"),
+    [
+        (1, 512, 112, 8, 5),  # 5 blocks a head: a range each
+        (1, 448, 64, 4, 1),  # of up to 4 blocks none
+        (8, 16384, 112, 8, 7),  # 147 blocks of 8 x 2 heads and a tenth more, 24 an SM: 7 ranges
+        (1000, 16384, 64, 4, 1),
+    ],
+)
+def test_decoding_cuts_keys_as_it_finds_all_sms_busy(batch, seq_kv, tile_kv, warps, splits):
+    w = workload(batch=batch, heads=16, kv_heads=2, seq_len=None, seq_kv=seq_kv, phase="decode")
+    cta, ranges = decoding_sm8x(w, A100)
+    assert (cta.tile.q, cta.tile.kv, cta.warps, ranges) == (128, tile_kv, warps, splits)
+    split, *combine = kernels_of(DECODING.program(w, A100))
+    assert split.ctas == batch * 2 * splits
+    assert len(combine) == (splits > 1)
+
+
+def test_eight_warps_keep_their_queries_in_registers():
+    """hopper/tile_size.h, Q_in_regs: a trip then reads K and V alone."""
+    read = {}
+    for seq_kv in (448, 512):
+        w = workload(batch=1, seq_len=None, seq_kv=seq_kv, phase="decode")
+        split = kernels_of(DECODING.program(w, A100))[0]
+        computes = [op for op in split.actions if isinstance(op, Compute)]
+        read[seq_kv] = sum(op.sram_bytes for op in computes if op.name.startswith("S = Q K^T"))
+    row = 128 * 2
+    assert read[448] == (1 + 4) * 64 * row + 6 * row  # of six heads
+    assert read[512] == (1 + 8) * 112 * row
+
+
+def test_decoding_takes_one_query_a_sequence():
+    with pytest.raises(InputError, match="one query a sequence was expected"):
+        DECODING.program(workload(seq_q=2, seq_len=None, seq_kv=64, phase="decode"), A100)
+    with pytest.raises(InputError, match="one of sm80, sm86, sm89"):
+        DECODING.program(workload(seq_len=None, seq_kv=64, phase="decode"), H100)

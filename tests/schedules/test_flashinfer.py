@@ -179,7 +179,8 @@ def test_a_trip_waits_for_page_numbers_first_and_holds_k_until_its_softmax_is_do
     assert [load.stream.tensor.name for load in numbers.issues] == ["page table"]
     assert addresses.reads == numbers.issues
     k = next(load for load in trip.loads if load.stream.tensor.name == "K")
-    assert [op.name for op in rest if k in op.reads] == ["S = Q K^T", "softmax"]
+    reading = [op.name for op in rest if k in op.reads]
+    assert reading == ["S = Q K^T: first operands", "S = Q K^T", "softmax"]
 
 
 def test_queries_after_a_cached_prefix_are_packed_and_see_no_later_key():

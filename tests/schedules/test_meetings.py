@@ -31,13 +31,23 @@ def trip_of(kernel: Kernel) -> list[str]:
 
 
 S, SOFTMAX, PV = "S = Q K^T", "softmax", "O += P V"
+# Of FlashAttention-2's warps, which bring operands themselves (operands.py).
+BY_WARP_S, BY_WARP_PV = ([f"{name}: first operands", name] for name in (S, PV))
 
 
 @pytest.mark.parametrize(
     ("hw", "head_dim", "options", "trip"),
     [
-        pytest.param(H100, 128, {}, [S, SOFTMAX, PV], id="four warps run together"),
-        pytest.param(A100, 192, {}, ["meet", S, "meet", SOFTMAX, PV], id="eight of FA2"),
+        pytest.param(
+            H100, 128, {}, [*BY_WARP_S, SOFTMAX, *BY_WARP_PV], id="four warps run together"
+        ),
+        pytest.param(
+            A100,
+            192,
+            {},
+            ["meet", *BY_WARP_S, "meet", SOFTMAX, *BY_WARP_PV],
+            id="eight of FA2",
+        ),
         pytest.param(
             H100,
             128,

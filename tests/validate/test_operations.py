@@ -8,7 +8,6 @@ from sim.machine import machine_of
 from tests.support.tables_of_figures import DECODE, figure
 from validate.beside import Beside
 from validate.devices import at_clock, device_of
-from validate.framework_kernels import flash3_decode_before_hopper
 from validate.operations import OPERATIONS, Case, measured_of, operation_of
 from validate.predict import NotPredictedError
 from validate.simulated import simulate
@@ -523,24 +522,6 @@ def test_latents_stay_as_they_are_and_queries_are_multiplied_within_vllms_decodi
     assert measured.beside.flops == 2 * 512 * 256 * w.batch * w.heads
     assert measured.beside.bytes > w.heads * 512 * 256 * 2  # W_UK and W_UV, whatever the batch
     assert measured.beside.launches == 4
-
-
-@pytest.mark.parametrize(
-    ("batch", "seq_kv", "tile_kv", "splits"),
-    [
-        (1, 512, 112, 5),  # 5 blocks a head: a range each
-        (1, 448, 64, 1),  # of up to 4 blocks none
-        (8, 16384, 112, 7),  # 147 blocks of 8 x 2 heads and a tenth more, 24 an SM: 7 ranges
-        (1000, 16384, 64, 1),
-    ],
-)
-def test_flash3_before_hopper_cuts_keys_as_it_finds_all_sms_busy(batch, seq_kv, tile_kv, splits):
-    hw = load_profile("a100-sxm-80gb")
-    w = WorkloadTable(
-        batch=batch, heads=16, kv_heads=2, head_dim=128, seq_kv=seq_kv, phase="decode"
-    ).workload()
-    options = flash3_decode_before_hopper(w, hw)
-    assert (options["tile"], options["splits"]) == ({"q": 128, "kv": tile_kv}, splits)
 
 
 def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():

@@ -63,6 +63,7 @@ class FlashCta:
     tensor_path: TensorPath = "mma_sync"
     registers_per_thread: int = registers.FLASH_CUDA
     k_until_softmax: bool = False  # is K held, instead of until S is there
+    q_in_registers: bool = False  # throughout, so that a trip reads none of it from SRAM
     operands_first: bool = False  # are K and V read to registers whole before S
     sums_apart: bool = False  # each warp that shares keys, so that P need not go to the others
     kv_readers: int = 4  # of each key block in SRAM: the warps, or the warp groups with wgmma

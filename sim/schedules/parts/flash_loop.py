@@ -33,6 +33,7 @@ from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import LANES, online_softmax
 from sim.schedules.parts.kv_cache import row_bytes
+from sim.schedules.parts.operands import multiplied
 from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import ROPE_OPS_PER_ELEMENT
 from sim.schedules.parts.traversal import GridOrder, kv_heads_in, swizzled
@@ -261,18 +262,20 @@ def key_loop(
         tile.kv * row_bytes(filled, cols) for cols in (filled.head_dim, filled.value_columns)
     )
     before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
-    # Written once by the copy, then read whole by every reader, each for its own query rows.
-    k_sram_bytes, v_sram_bytes = ((1 + cta.kv_readers) * part for part in (k_bytes, v_bytes))
-    q_sram_bytes = cta.sharers * q_bytes * filled.head_dim // w.head_dim
+    # Read whole by every reader, each for its own query rows.
+    k_read, v_read = (cta.kv_readers * part for part in (k_bytes, v_bytes))
+    q_read = 0 if cta.q_in_registers else cta.sharers * q_bytes * filled.head_dim // w.head_dim
     # P stays in registers, but goes to all warps that share keys, and O, by way of SRAM.
     p_is_shared = cta.shares_keys and not cta.sums_apart
     p_sram_bytes = (1 + cta.sharers) * scores * w.dtype_bytes if p_is_shared else 0
+    s_read, pv_read, k_written, v_written = q_read + k_read, v_read, k_bytes, v_bytes
     both: Loads = (*loads_k, *loads_v)
     operands: tuple[Op, ...] = ()
     if cta.operands_first:
-        operands = (Compute("K and V", both, sram_bytes=k_sram_bytes + v_sram_bytes),)
+        moved = k_read + v_read + k_bytes + v_bytes
+        operands = (Compute("K and V", both, sram_bytes=moved),)
         loads_k = loads_v = ()
-        k_sram_bytes = v_sram_bytes = q_sram_bytes = 0
+        s_read = pv_read = k_written = v_written = 0
     return Loop(
         trips,
         (
@@ -283,24 +286,45 @@ def key_loop(
             *_addressing(cta, k),
             *_issued(added),
             *k.made_ready("K", loads_k, k_bytes, cta.kv_readers),
-            Compute(
+            *_matmul(
+                cta,
                 "S = Q K^T",
                 loads_k,
-                mma_flops=s_flops * cta.scored_keys // tile.kv,
-                sram_bytes=q_sram_bytes + k_sram_bytes,
+                s_flops * cta.scored_keys // tile.kv,
+                s_read,
+                filled.head_dim,
+                k_written,
             ),
             *after_s,
             _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added)),
             *after_softmax,
             *v.made_ready("V", loads_v, v_bytes, cta.kv_readers),
-            Compute(
+            *_matmul(
+                cta,
                 "O += P V",
                 loads_v,
-                mma_flops=pv_flops,
-                sram_bytes=v_sram_bytes + p_sram_bytes,
+                pv_flops,
+                pv_read,
+                tile.kv // cta.sharers,
+                v_written + p_sram_bytes,
             ),
         ),
     )
+
+
+def _matmul(
+    cta: FlashCta,
+    name: str,
+    reads: Loads,
+    flops: int,
+    read_bytes: int,
+    summed: int,
+    written_bytes: int,
+) -> tuple[Compute, ...]:
+    """A matmul that reads so many bytes of SRAM, whose every sum is of `summed` products a warp."""
+    if cta.tensor_path == "mma_sync":
+        return multiplied(name, reads, flops, read_bytes, summed, written_bytes=written_bytes)
+    return (Compute(name, reads, flops, sram_bytes=read_bytes + written_bytes),)
 
 
 def _turned(w: AttentionWorkload, cta: FlashCta, k: Operand) -> Operand:

@@ -27,6 +27,7 @@ from sim.tile_program import Command, in_order
 
 Implementation = Literal["cuda", "triton", "sglang", "fa3", "mem-efficient", "trtllm"]
 BY_CUDA = ("cuda", "trtllm")  # whose loop is FlashAttention-2's
+MASKED_BY_DIAGONAL = (*BY_CUDA, "fa3")  # a score at a time, on the trips that it may cross
 # How a kernel of each can change scores before the softmax.
 CHANGES: dict[str, tuple[Taken, ...]] = {
     "cuda": ("softcap", "alibi"),
@@ -171,8 +172,9 @@ class FlashSchedule(TiledSchedule):
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = warps // 4
-        by_cuda = self.implementation in BY_CUDA
-        a_score = public.a_score + changes(w, by_column=by_cuda)
+        a_score = public.a_score + changes(w, by_column=self.implementation in BY_CUDA)
+        if self.implementation in MASKED_BY_DIAGONAL:
+            a_score += masked(w, tile)
         return replace(
             public,
             tile=tile,
@@ -181,7 +183,7 @@ class FlashSchedule(TiledSchedule):
             registers_per_thread=taken,
             kv_readers=readers,
             meetings=meetings,
-            a_score=a_score + masked(w, tile) if by_cuda else a_score,
+            a_score=a_score,
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 

@@ -25,6 +25,11 @@ OTHER_OPS_A_ROW = 27  # 8 of maxima, 16 of shuffles, the factor by three more la
 # Fixed warp instructions a trip: the mean over FlashAttention-2's dense kernels (27 to 121) and
 # -3's (95 to 120); Triton 3.9's for 128 x 128 x 128 in 8 warps on sm_90 beyond the rule.
 FLASH2_FIXED, FLASH3_FIXED, TRITON_FIXED = 48, 102, 280
+# FlashAttention-2's split-KV kernels from pages, whose numbers each thread reads and divides for on
+# every trip: 247, 196 and 184 at head_dim 64, 128 and 256 (vLLM's fork), 200 upstream at 128. Its
+# library before Hopper from FlashAttention-3's source: 163 of one split, 216 of several. As nvcc
+# 13.0 compiles them for sm_80, without what a trip jumps over.
+FLASH2_PAGED_FIXED, FLASH3_SM8X_FIXED = 207, 190
 # SGLang's beyond its own rule: the mean of 155 to 330 on sm_80, sm_89 and sm_90 where nothing is
 # spilled (head_dim 64 and 128).
 SGLANG_FIXED = 232

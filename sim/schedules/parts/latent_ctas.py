@@ -43,6 +43,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.operands import MMA_DEPTH
 from sim.tile_program import Footprint, TensorPath
 
 Implementation = Literal["flashmla", "fa3", "flashinfer", "trtllm", "triton"]
@@ -57,7 +58,6 @@ TRITON_OPS_A_COPY = 8
 TRITON_NUMBER_WAITS = 5 + 8
 TRITON_SHARING_LATENCIES = 3 * 3
 TURNED_AT_ONCE = 4
-MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 EIGHT_BITS = ("flashmla", "trtllm")
 # tcgen05 of 64 rows uses half of the tensor core (SemiAnalysis, Dissecting Nvidia Blackwell, 2026:
 # recalled, not re-read).

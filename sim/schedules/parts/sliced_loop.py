@@ -21,6 +21,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile
 from sim.schedules.parts import registers
 from sim.schedules.parts.instructions import FMHA_V2, LANES, OpsAScore, online_softmax
+from sim.schedules.parts.operands import multiplied
 from sim.tile_program import Barrier, Compute, Footprint, Load, Op
 
 SLICE = 64  # columns of Q and K
@@ -31,7 +32,6 @@ WARPS = 4
 # barriers. By machine code (FlashInfer's copy of these kernels as nvcc 13.0 compiles it for sm_80;
 # sm_89's differs by a few), 576 x 512 with keys in pages and 192 x 128 with keys in rows.
 PAGED_OPS, ROWS_OPS = (221, 108), (105, 60)
-MMA_DEPTH = 16  # elements that one 16-bit mma.sync sums over
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,14 @@ class SlicedCta:
         following = iter([*slices[1:], *parts, ()])
         for reads in slices:
             yield Barrier(next(following))
-            yield from _multiplied(
-                "S += Q K^T", reads, s_flops, of_q_and_k, written, SLICE, of_slice
+            yield from multiplied(
+                "S += Q K^T",
+                reads,
+                s_flops,
+                of_q_and_k,
+                SLICE,
+                written_bytes=written,
+                other_ops=of_slice * LANES * WARPS,
             )
         yield Compute(
             "softmax",
@@ -96,20 +102,12 @@ class SlicedCta:
         flops = o_flops // len(parts)
         for reads in parts:
             yield Barrier(next(following))
-            yield from _multiplied(
-                "O += P V", reads, flops, WARPS * v_bytes, v_bytes, self.keys, of_part
+            yield from multiplied(
+                "O += P V",
+                reads,
+                flops,
+                WARPS * v_bytes,
+                self.keys,
+                written_bytes=v_bytes,
+                other_ops=of_part * LANES * WARPS,
             )
-
-
-def _multiplied(
-    name: str, reads: tuple[Load, ...], flops: int, read: int, written: int, summed: int, ops: int
-) -> Iterator[Op]:
-    """A slice: operands of the first mma.sync are waited for, the rest come while others run.
-
-    `read` bytes go to registers, by the warp that has the rows or by all; what the next slice
-    brings is `written` meanwhile. An mma.sync sums over 16 of the `summed` elements.
-    """
-    first = read * MMA_DEPTH // summed
-    yield Compute(f"{name}: first operands", reads, sram_bytes=first)
-    others = ops * LANES * WARPS
-    yield Compute(name, reads, flops, sram_bytes=read - first + written, other_ops=others)

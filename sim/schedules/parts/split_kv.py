@@ -49,6 +49,7 @@ from sim.schedules.base import (
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import fewest_filling, reduction
 from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.flash3_sm8x import check_sm8x, decoding_sm8x
 from sim.schedules.parts.flash_cta import FlashCta, compiled_head_dim
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.flash_schedule import FlashSchedule
@@ -241,10 +242,10 @@ class SplitKv(FlashSchedule):
                 f"schedule {self.name}: room_tokens = {self.room_tokens}: room for the {w.seq_kv} "
                 "keys of a sequence (workload.seq_kv), or more, was expected"
             )
-        if self._is_sglang and w.seq_q > 1:
+        if (self._is_sglang or self._is_fa3) and w.seq_q > 1:
             raise InputError(
-                f'schedule {self.name}: implementation = "sglang": workload.seq_q = {w.seq_q}: one '
-                "query a sequence was expected; of several it is that of flash2"
+                f'schedule {self.name}: implementation = "{self.implementation}": workload.seq_q = '
+                f"{w.seq_q}: one query a sequence was expected; of several it is that of flash2"
             )
         packed = self.packs(w)
         rows = query_rows(w, packed)[1]
@@ -253,8 +254,12 @@ class SplitKv(FlashSchedule):
         xqa = xqa_of(w, hw) if is_xqa else None
         if xqa:
             cta, splits = xqa.cta, splits or xqa.splits
+        elif self._is_fa3:
+            check_sm8x(self.name, hw)
+            public, ranges = decoding_sm8x(w, hw)
+            cta, splits = self.cta(public, w, hw), splits or ranges
         else:
-            cta = self.cta(public_split_kv_cta(w, hw, self.implementation), w, hw)
+            cta = self.cta(self.public_cta(w, hw), w, hw)
         if w.seq_q == 1 and rows > cta.tile.q:
             raise InputError(
                 f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
@@ -280,12 +285,20 @@ class SplitKv(FlashSchedule):
         # FlashAttention-2's combine reckons where its rows lie before its first load: some thousand
         # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
         # as the split kernel's own setup.
-        sets_up = self.implementation == "cuda"
+        sets_up = self.implementation == "cuda" or self._is_fa3
         return SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
 
     @property
     def _is_sglang(self) -> bool:
         return str(self.implementation) == "sglang"  # of those that widen the literal
+
+    @property
+    def _is_fa3(self) -> bool:
+        return str(self.implementation) == "fa3"
+
+    def public_cta(self, w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+        """What the split kernel uses unless told otherwise."""
+        return public_split_kv_cta(w, hw, self.implementation)
 
     @property
     def _may_be_xqa(self) -> bool:
@@ -297,7 +310,7 @@ class SplitKv(FlashSchedule):
         """Whether the query heads of a KV head are rows of one tile."""
         if w.seq_q > 1:
             return False
-        usual = w.window is None or str(self.implementation) in ("triton", "sglang", "xqa")
+        usual = w.window is None or str(self.implementation) in ("triton", "sglang", "xqa", "fa3")
         return usual if self.pack_gqa is None else self.pack_gqa
 
 
