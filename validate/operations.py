@@ -68,8 +68,9 @@ MLA = {"name": "mla"}
 FA3_MLA = MLA | {"implementation": "fa3"}
 FLASHINFER_MLA = MLA | {"implementation": "flashinfer"}
 TRTLLM_MLA = MLA | {"implementation": "trtllm"}
-SGLANG_MLA = MLA | {"implementation": "triton"}
-VLLM_MLA = SGLANG_MLA | {"splits": 4}  # vllm/v1/attention/backends/mla/triton_mla.py
+SGLANG_MLA = MLA | {"implementation": "sglang"}
+# vllm/v1/attention/backends/mla/triton_mla.py
+VLLM_MLA = MLA | {"implementation": "triton", "splits": 4}
 # Own kernels, whose tile is not known: of a matmul of 64 columns in three slices.
 NAIVE = {"name": "naive", "mask": False, "depth": 64, "stages": 3}
 SDPA_MATH = {"name": "naive", "framework": "sdpa"}

@@ -22,7 +22,10 @@ less end earlier (dense_decode.h, splitkv_mla.cuh, get_mask_len). All of
 these rules take sequences of any lengths.
 
 Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
-TensorRT-LLM's and the Triton kernel of vLLM and SGLang. Their CTAs are told in
+TensorRT-LLM's and the Triton kernels of vLLM and of SGLang, which has V from K and up to as many
+ranges as SMs, rounded up to a power of two (srt/layers/attention/triton_backend.py,
+_mla_decode_kv_splits_cap; its grid has all of them, of which those without keys end at once and are
+left out here). Their CTAs are told in
 `parts.latent_ctas`, who works on what in `parts.latent_splits`; TensorRT-LLM's before Hopper has a
 loop of its own, in `parts.latent_slices`. FlashInfer combines at the end of its only launch, which
 here is a launch more. That a page cannot be loaded before its number is there is not modelled.
@@ -43,6 +46,7 @@ from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, TiledSchedule, blocks
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.schedules.parts.ends import begin
+from sim.schedules.parts.flash_cta import power_of_two
 from sim.schedules.parts.kv_cache import scattered
 from sim.schedules.parts.latent_ctas import (
     COPY_BYTES,
@@ -61,6 +65,7 @@ from sim.schedules.parts.latent_parts import (
 )
 from sim.schedules.parts.latent_slices import TILE, sliced_kernel
 from sim.schedules.parts.latent_splits import (
+    MOST_TRITON_SPLITS,
     Piece,
     even_pieces,
     fa3_splits,
@@ -82,6 +87,7 @@ from sim.tile_program import (
 )
 
 PAGES_SEED = 0
+BY_TRITON = ("triton", "sglang")
 # Who has a kernel that decides who works on what, and whether it runs with every call.
 PLAN_ON_DEVICE = {"flashmla": False, "fa3": True, "trtllm": True}
 # Whose rows are the heads of several queries, one query after the other.
@@ -150,7 +156,7 @@ class Mla(TiledSchedule):
         return [*casting, *self._plan(latents.parts, hw), latents.split_kernel(), *combining]
 
     def _check_options(self) -> None:
-        if self.splits is not None and self.implementation != "triton":
+        if self.splits is not None and self.implementation not in BY_TRITON:
             raise InputError(
                 f'schedule mla: splits = {self.splits}: implementation = "{self.implementation}" '
                 "has a rule of its own; triton's kernel takes them"
@@ -175,8 +181,10 @@ class Mla(TiledSchedule):
         tile, sms = cta.tile, hw.sm.count
         key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
         down = blocks(w.seq_q * w.heads, tile.q)
-        if self.implementation == "triton":
-            splits = triton_splits(w.keys, down, hw)
+        if self.implementation in BY_TRITON:
+            of_sglang = self.implementation == "sglang"
+            most = power_of_two(sms) if of_sglang else MOST_TRITON_SPLITS
+            splits = triton_splits(w.keys, down, hw, most)
             if self.splits:
                 splits = [self.splits] * w.batch
             return parts_of(

@@ -21,7 +21,7 @@ from sim.schedules.parts.latent_splits import (
     flashinfer_pieces,
     triton_splits,
 )
-from sim.tile_program import Barrier, Compute, Kernel
+from sim.tile_program import Barrier, Compute, Kernel, Load
 from tests.support.drawn import devices, lowered, of_one_query
 from tests.support.formulas import ceil, run
 
@@ -112,19 +112,29 @@ def lengths(longest: int):
     return alike | st.lists(own, min_size=1, max_size=30)
 
 
-@given(lengths(40_000), st.integers(1, 40), st.integers(1, 200))
+@given(lengths(40_000), st.integers(1, 40), st.integers(1, 200), st.sampled_from([8, 256]))
 @settings(max_examples=200)
-def test_sglangs_ranges_are_those_of_its_kernel(keys, head_blocks, sms):
+def test_sglangs_ranges_are_those_of_its_kernel(keys, head_blocks, sms, most):
     """get_num_kv_splits_triton."""
     longest, shortest = max(keys), min(keys)
     if longest * 8 < shortest * 10:
         shortest = longest
-    chunks = [up(longest / min(up(longest / shortest), 8))]
+    chunks = [up(longest / min(up(longest / shortest), most))]
     slots = int(sms * max(log2(longest / 64), 1.0))
-    chunks.append(up(longest / min(up(slots / (len(keys) * head_blocks)), 8)))
+    chunks.append(up(longest / min(up(slots / (len(keys) * head_blocks)), most)))
     device = load_profile("h100-sxm", {"sm": {"count": sms}}, "a test")
     published = [max(up(own / chunk) for chunk in chunks) for own in keys]
-    assert triton_splits(keys, head_blocks, device) == published
+    assert triton_splits(keys, head_blocks, device, most) == published
+
+
+def test_sglang_cuts_one_sequence_of_latents_in_as_many_ranges_as_blocks_of_keys_of_it_need():
+    """_mla_decode_kv_splits_cap: 256 on 142 SMs, each of two blocks of 32 keys; vLLM up to 4."""
+    kernel, _ = program("sglang", deepseek(batch=1, heads=64, seq_kv=16_384), L40S)
+    assert kernel.ctas == 4 * 256
+    assert set(kernel.trips[1].tolist()) == {2}
+    assert [tensor.name for tensor in kernel.tensors].count("C") == 1
+    loads = [op for loop in kernel.loops for op in loop.ops if isinstance(op, Load)]
+    assert sum(load.stream.tensor.name == "C" for load in loads) == 1
 
 
 def fa3_as_published(m_blocks: int, n_blocks: list[int], sms: int) -> list[int]:

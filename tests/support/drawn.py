@@ -153,7 +153,9 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "index_heads": st.sampled_from((32, 64)),
         "index_dim": st.sampled_from((32, 128)),
     },
-    "mla": {"implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton"))},
+    "mla": {
+        "implementation": st.sampled_from(("flashmla", "flashinfer", "trtllm", "triton", "sglang"))
+    },
     "paged": {
         "splits": SPLITS,
         "call": st.sampled_from(("varlen", "kvcache")),

@@ -272,7 +272,7 @@ def test_when_a_collector_begins_to_time_and_how_long_is_known(tmp_path):
         ("vllm MLA vllm_flash_attn_mla", "H100 80GB HBM3", "fa3", None),
         ("sglang MLA flash_attention", "H100 80GB HBM3", "fa3", None),
         ("vllm MLA vllm_triton_mla", "L40S", "triton", 4),
-        ("sglang MLA triton", "L40S", "triton", None),
+        ("sglang MLA triton", "L40S", "sglang", None),
         ("trtllm MLA default", "A100-SXM4-80GB", "trtllm", None),
         ("trtllm MLA default", "H100 80GB HBM3", "trtllm", None),
         ("trtllm MLA default", "B200", "trtllm", None),

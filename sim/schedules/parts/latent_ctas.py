@@ -46,7 +46,7 @@ from sim.schedules.parts import registers
 from sim.schedules.parts.operands import MMA_DEPTH
 from sim.tile_program import Footprint, TensorPath
 
-Implementation = Literal["flashmla", "fa3", "flashinfer", "trtllm", "triton"]
+Implementation = Literal["flashmla", "fa3", "flashinfer", "trtllm", "triton", "sglang"]
 WARP_GROUP = 128
 COPY_BYTES = 16  # of one cp.async
 # Lane operations of addresses for each: 284 LEA, LOP3, SHF, ISETP, IADD3 and PLOP3 in the loop of
@@ -54,8 +54,8 @@ COPY_BYTES = 16  # of one cp.async
 TRITON_OPS_A_COPY = 8
 # In that loop's SASS a thread reads a page's number again before each copy, 16 of K three at a time
 # and 16 of V two at a time: it waits so often for L1. Maxima, P and what O is rescaled by go to the
-# other warps through SRAM: a write, a barrier and a read each.
-TRITON_NUMBER_WAITS = 5 + 8
+# other warps through SRAM: a write, a barrier and a read each. SGLang's has V from K (tl.trans).
+TRITON_NUMBER_WAITS = {"triton": 5 + 8, "sglang": 5}
 TRITON_SHARING_LATENCIES = 3 * 3
 TURNED_AT_ONCE = 4
 EIGHT_BITS = ("flashmla", "trtllm")
@@ -145,17 +145,17 @@ def public_latent_cta(
         )
     if implementation == "trtllm" and hw.arch == "sm100":
         return _trtllm_gen(w, hw)
-    if implementation == "triton":
+    if implementation in TRITON_NUMBER_WAITS:
         width = (w.latent_dim or 0) + w.rope_dim
         return LatentCta(
             Tile(q=16, kv=32),
             WARP_GROUP,
             buffers=1,
             q_readers=4,
-            loads_v=True,
+            loads_v=implementation == "triton",
             sum_steps=blocks(width, MMA_DEPTH),
             ops_a_copy=TRITON_OPS_A_COPY,
-            number_waits=TRITON_NUMBER_WAITS,
+            number_waits=TRITON_NUMBER_WAITS[implementation],
             sharing_latencies=TRITON_SHARING_LATENCIES,
             always_combines=True,
             combined_rows=1,

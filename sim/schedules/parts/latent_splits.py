@@ -44,20 +44,23 @@ def even_pieces(key_blocks: Sequence[int], splits: Sequence[int]) -> list[list[P
     return pieces
 
 
-def triton_splits(keys: Sequence[int], head_blocks: int, hw: HardwareProfile) -> list[int]:
-    """Ranges of each sequence in SGLang, up to 8.
+def triton_splits(
+    keys: Sequence[int], head_blocks: int, hw: HardwareProfile, most: int = MOST_TRITON_SPLITS
+) -> list[int]:
+    """Ranges of each sequence in SGLang, at most so many.
 
     Source: sgl-project/sglang, srt/layers/attention/triton_backend.py, get_num_kv_splits_triton,
-    with triton_attention_num_kv_splits = 8; as many as SMs can hold, and more the longer they are,
-    or as many as the longest has of ranges as long as the shortest, if that is much shorter.
+    of keys and values with triton_attention_num_kv_splits = 8; as many as SMs can hold, and more
+    the longer they are, or as many as the longest has of ranges as long as the shortest, if that is
+    much shorter.
     """
     longest, shortest = max(keys), min(keys)
     if 8 * longest < 10 * shortest:
         shortest = longest
     slots = int(hw.sm.count * max(1.0, log2(longest / TOKENS_A_STEP)))
-    of_lengths = min(blocks(longest, shortest), MOST_TRITON_SPLITS)
-    of_slots = min(blocks(slots, len(keys) * head_blocks), MOST_TRITON_SPLITS)
-    sizes = [blocks(longest, most) for most in (of_lengths, of_slots)]
+    of_lengths = min(blocks(longest, shortest), most)
+    of_slots = min(blocks(slots, len(keys) * head_blocks), most)
+    sizes = [blocks(longest, count) for count in (of_lengths, of_slots)]
     return [max(blocks(own, size) for size in sizes) for own in keys]
 
 

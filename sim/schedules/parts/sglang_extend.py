@@ -2,14 +2,13 @@
 
     for each block of keys, from the first one on:
         with a window:  mask its scores, and go on to the next block if none is seen
-        wait for K;  S = Q K^T;  the softmax;  wait for V, a quarter after the other;  O += P V
+        wait for K;  S = Q K^T;  the softmax;  wait for V;  O += P V
 
 Nothing is loaded ahead, and a warp alone on its sub-partition has nobody to work while it waits for
 its own results. By machine code played through (sim/machine_code/played.py) of SGLang 0.5.14's
 kernel as its Triton, 3.6, compiles it for sm_89, of 64 x 128 x 64 in 4 warps, 255 registers: a trip
 of a CTA alone takes 7,032 cycles, of which matmuls are 2,048 and instructions, one a cycle, 1,391.
-V comes in several goes, as registers are full. Whether a block is seen at all is found through
-SRAM, in 8 barriers.
+Whether a block is seen at all is found through SRAM, in 8 barriers.
 
 Source: sgl-project/sglang, python/sglang/srt/layers/attention/triton_ops/extend_attention.py
 (_fwd_kernel, SKIP_TILE). Its grid has the blocks of rows in the slowest place.
@@ -30,30 +29,30 @@ from sim.tile_program import Compute, IntArray, Loop
 
 @dataclass(frozen=True)
 class Played:
-    """Cycles a score of a lane: those in which a warp holds its sub-partition, and those beside."""
+    """Cycles a score of a lane: those in which a warp holds its sub-partition, and waits."""
 
     held: float
     waited: float
 
     @staticmethod
-    def of(alone: int, two: int) -> "Played":
-        """Of a trip of a CTA alone, and of two together, which wait for the pipes alone."""
-        return Played(two / 2 / SCORES_A_LANE, (alone - two / 2) / SCORES_A_LANE)
+    def of(alone: int, two: int, told: int = 0) -> "Played":
+        """Of a trip of a CTA alone, and of two together, which wait for the pipes alone.
 
-    def latencies(self, cta: FlashCta, hw: HardwareProfile, l2_reads: float = 0) -> int:
-        """So many dependent results take as long as a trip of the CTA's waits, and reads of L2."""
+        So many cycles that it holds them are told by what it executes.
+        """
+        return Played((two / 2 - told) / SCORES_A_LANE, (alone - two / 2) / SCORES_A_LANE)
+
+    def latencies(self, cta: FlashCta, hw: HardwareProfile) -> int:
+        """So many dependent results take as long as a trip of the CTA's waits."""
         cycles = self.waited * cta.tile.q * cta.tile.kv / (LANES * cta.warps)
-        waited_s = cycles / hw.sm.clock + l2_reads * hw.calibration.l2.latency
-        return round(waited_s / hw.calibration.sm.op_latency)
+        return round(cycles / hw.sm.clock / hw.calibration.sm.op_latency)
 
 
 SCORES_A_LANE = 64
-# By bytes of an element: cycles in which a lane waits of a trip, matmuls (2,048 and 1,024) and
-# instructions, one a cycle (1,391 and 1,822), apart; reads of L2 that are waited for one after the
-# other, beyond one each for K and V.
+# By bytes of an element; its matmuls and its instructions, one a cycle, are told.
 TRIP = {
-    2: (Played(0, (7_032 - 2_048 - 1_391) / SCORES_A_LANE), 5.6),
-    1: (Played(0, (4_407 - 1_024 - 1_822) / SCORES_A_LANE), 2.0),
+    2: Played.of(7_032, 8_443, told=2_048 + 1_391),
+    1: Played.of(4_407, 6_079, told=1_024 + 1_822),
 }
 # Of a block that a window hides, and what a window adds to one that is seen.
 HIDDEN = Played.of(3_739, 5_708)
@@ -64,13 +63,10 @@ def waiting(cta: FlashCta, w: AttentionWorkload, hw: HardwareProfile) -> FlashCt
     """The CTA with what its warps wait for, where each has a sub-partition and rows of its own."""
     if cta.warps > WARPS_A_WORKER or cta.shares_keys or hw.matmul_by_warp_group:
         return cta
-    trip, l2_reads = TRIP[1 if w.dtype_bytes == 1 else 2]
-    waited = trip.latencies(cta, hw, l2_reads)
-    if w.window is None:
-        return replace(cta, own_latencies=waited)
-    added = OpsAScore(fp32=0, other=SEEN.held, exps=0)
-    waited += SEEN.latencies(cta, hw)
-    return replace(cta, own_latencies=waited, a_score=cta.a_score + added)
+    played = [TRIP[1 if w.dtype_bytes == 1 else 2], *([SEEN] if w.window else [])]
+    held = OpsAScore(fp32=0, other=sum(part.held for part in played), exps=0)
+    waited = sum(part.latencies(cta, hw) for part in played)
+    return replace(cta, own_latencies=waited, a_score=cta.a_score + held)
 
 
 def hidden_blocks(
