@@ -23,9 +23,9 @@ Left out: the host's own time, prefixes that prompts share, swapping to the host
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,23 +87,19 @@ class Request:
         return (self.done_s - self.first_s) / (self.output - 1) if self.output > 1 else None
 
 
-class Iteration(NamedTuple):
-    """One pass of the GPU: it ended at `end_s` and made a token of each of `batch` requests.
-
-    `running` requests had their first token before it; `pages` were in use during it.
-    """
-
-    start_s: float
-    end_s: float
-    prefill: bool
-    batch: int
-    running: int
-    pages: int
+# One pass of the GPU: it ended at `end_s` and made a token of each of `batch` requests. `running`
+# requests had their first token before it; `pages` were in use during it.
+ITERATION = np.dtype(
+    [
+        *(("start_s", np.float64), ("end_s", np.float64), ("prefill", np.bool_)),
+        *(("batch", np.int64), ("running", np.int64), ("pages", np.int64)),
+    ]
+)
 
 
 @dataclass
 class Service:
-    """A run of a server: requests in order of arrival, and the iterations that served them.
+    """A run of a server: requests in order of arrival, and the ITERATIONs that served them.
 
     Of those that run, in order of arrival: `cached`, the tokens in the cache, for which each has
     pages (all but the last), and `left`, those that it is yet to make.
@@ -111,9 +107,9 @@ class Service:
 
     server: Server
     requests: list[Request]
-    iterations: list[Iteration] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.told: list[NDArray[Any]] = []  # iterations, in blocks told at once
         self.now_s = 0.0
         self.coming = deque(self.requests)
         self.waiting: deque[Request] = deque()
@@ -121,6 +117,11 @@ class Service:
         self.cached: IntArray = np.empty(0, np.int64)
         self.left: IntArray = np.empty(0, np.int64)
         self.free_pages = self.server.pages
+
+    @property
+    def iterations(self) -> "np.recarray[Any, Any]":
+        """All so far, one after the other."""
+        return np.concatenate([np.empty(0, ITERATION), *self.told]).view(np.recarray)
 
     def run(self) -> None:
         """Serve all requests. Each must fit the cache alone, whole."""
@@ -159,7 +160,8 @@ class Service:
     def _prefill(self, admitted: list[Request]) -> None:
         """One iteration that makes a token of each of them; they run from then on."""
         seconds = self.server.prefill_s([request.tokens for request in admitted])
-        self._iterate(len(admitted), [self.now_s + seconds], [0], prefill=True)
+        ends_s, pages = np.array([self.now_s + seconds]), np.zeros(1, np.int64)
+        self._iterate(len(admitted), ends_s, pages, prefill=True)
         for request in admitted:
             if request.made == 0:
                 request.first_s = self.now_s
@@ -200,7 +202,7 @@ class Service:
         ends_s = np.cumsum([self.now_s, *seconds])[1:]
         if self.coming and not self.waiting:
             ends_s = ends_s[: 1 + int(np.searchsorted(ends_s, self.coming[0].arrival_s))]
-        self._iterate(batch, ends_s.tolist(), pages.tolist(), prefill=False)
+        self._iterate(batch, ends_s, pages[: len(ends_s)], prefill=False)
         self.cached = self.cached + len(ends_s)
         self.left = self.left - len(ends_s)
 
@@ -215,14 +217,17 @@ class Service:
         pages: IntArray = np.cumsum(filled[-np.arange(self.left.min()) % size]) - filled[0]
         return pages[pages <= self.free_pages]
 
-    def _iterate(self, batch: int, ends_s: list[float], more: list[int], prefill: bool) -> None:
+    def _iterate(
+        self, batch: int, ends_s: NDArray[np.float64], more: IntArray, prefill: bool
+    ) -> None:
         """Iterations that end so, with so many pages more: each makes all of a batch a token."""
-        used, running = self.server.pages - self.free_pages, len(self.running)
-        starts_s = [self.now_s, *ends_s]
-        for start_s, end_s, pages in zip(starts_s, ends_s, more, strict=False):
-            self.iterations.append(Iteration(start_s, end_s, prefill, batch, running, used + pages))
-        self.free_pages -= more[len(ends_s) - 1]
-        self.now_s = ends_s[-1]
+        block = np.empty(len(ends_s), ITERATION)
+        block["start_s"][0], block["start_s"][1:], block["end_s"] = self.now_s, ends_s[:-1], ends_s
+        block["prefill"], block["batch"], block["running"] = prefill, batch, len(self.running)
+        block["pages"] = self.server.pages - self.free_pages + more
+        self.told.append(block)
+        self.free_pages -= int(more[-1])
+        self.now_s = float(ends_s[-1])
 
     def _leave(self) -> None:
         """Requests that are done leave."""

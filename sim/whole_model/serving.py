@@ -49,7 +49,7 @@ from sim.whole_model.asked import (
 )
 from sim.whole_model.capacity import memory
 from sim.whole_model.iteration_times import IterationTimes, ServedModel, iteration_times
-from sim.whole_model.server import Iteration, Request, Server, Service
+from sim.whole_model.server import Request, Server, Service
 from sim.whole_model.setting import Setting, cache_bytes_per_token
 
 NORMAL_P90 = 1.2815515655446004  # the standard normal distribution's 90th percentile
@@ -285,12 +285,12 @@ class ServingQuestion:
 
 def load_of(requests_per_s: float, service: Service, hardware: Hardware) -> LoadResult:
     """What is said of one load."""
-    requests, measured = service.requests, middle_half(service.iterations)
-    decoding = [one for one in measured if not one.prefill]
-    seconds = np.array([one.end_s - one.start_s for one in measured])
-    pages = np.array([one.pages for one in measured])
-    elapsed_s = measured[-1].end_s - measured[0].start_s
-    tokens_per_s = sum(one.batch for one in measured) / elapsed_s
+    requests, iterations = service.requests, service.iterations
+    measured = middle_half(iterations)
+    decoding = measured[~measured["prefill"]]
+    seconds = measured["end_s"] - measured["start_s"]
+    elapsed_s = float(measured["end_s"][-1] - measured["start_s"][0])
+    tokens_per_s = int(measured["batch"].sum()) / elapsed_s
     first_s = [request.first_token_s for request in requests]
     per_token_s = [r.per_token_s for r in requests if r.per_token_s is not None] or [0.0]
     return LoadResult(
@@ -300,17 +300,18 @@ def load_of(requests_per_s: float, service: Service, hardware: Hardware) -> Load
         ttft_p95_s=float(np.percentile(first_s, 95)),
         tpot_median_s=float(np.median(per_token_s)),
         tpot_p95_s=float(np.percentile(per_token_s, 95)),
-        batch=float(np.mean([one.batch for one in decoding])) if decoding else 0.0,
-        cache_use=float(pages @ seconds) / elapsed_s / service.server.pages,
-        most_cache_use=max(one.pages for one in service.iterations) / service.server.pages,
+        batch=float(decoding["batch"].mean()) if len(decoding) else 0.0,
+        cache_use=float(measured["pages"] @ seconds) / elapsed_s / service.server.pages,
+        most_cache_use=int(iterations["pages"].max()) / service.server.pages,
         preemptions=sum(request.preempted for request in requests),
         price_per_million_tokens=hardware.price_of_million(1.0, tokens_per_s),
     )
 
 
-def middle_half(iterations: list[Iteration]) -> list[Iteration]:
+def middle_half(iterations: NDArray[Any]) -> NDArray[Any]:
     """Those that end in the middle half of the time; all, where none does."""
-    start_s, end_s = iterations[0].start_s, iterations[-1].end_s
+    ends_s = iterations["end_s"]
+    start_s, end_s = iterations["start_s"][0], ends_s[-1]
     quarter_s = (end_s - start_s) / 4
-    chosen = [one for one in iterations if start_s + quarter_s < one.end_s <= end_s - quarter_s]
-    return chosen or iterations
+    chosen = (start_s + quarter_s < ends_s) & (ends_s <= end_s - quarter_s)
+    return iterations[chosen] if chosen.any() else iterations
