@@ -45,8 +45,13 @@ def _readable(character: str) -> str:
 def find_toml(name: str, package: str, kind: str, beside: Path | None = None) -> Path:
     """The file that `name` means: a path if it looks like one, else a shipped name.
 
-    A relative path is looked up from the folder `beside` first. Raises InputError.
+    A relative path is looked up from the folder `beside` first. Raises InputError, also for a name
+    that is no text: what is called after it could be neither written nor drawn.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{kind} {name}: its name is no text (UTF-8)") from None
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)
         if beside is not None and not path.is_absolute() and os.path.exists(beside / path):
@@ -266,6 +271,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: cannot be written: a name in it is no text (UTF-8)") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -13,11 +13,12 @@ from typing import Annotated, Any, SupportsIndex
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from sim.inputs.files import InputError, file_of, shown
-from sim.inputs.units import LONGEST, spelt_count
+from sim.inputs.units import LONGEST, Count, spelt_count
 
 LENGTH_KEYS = ("seq_len", "seq_q", "seq_kv")
 LONGEST_NAME = 40  # characters of a list that is told as it is written
 MOST_SEQUENCES = 2**16  # of a batch: CUDA launches no more of them side by side (gridDim.z)
+Batch = Annotated[Count, Field(le=MOST_SEQUENCES)]
 EXPECTED = "a whole number above zero, or a list of them, one a sequence, was expected"
 
 

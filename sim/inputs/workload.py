@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.inputs.lengths import MOST_SEQUENCES, Lengths
+from sim.inputs.lengths import Batch, Lengths
 from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Count, CountOrNone
 
@@ -171,7 +171,7 @@ class WorkloadTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: ModelName | None = None
-    batch: Annotated[Count, Field(le=MOST_SEQUENCES)] | None = None
+    batch: Batch | None = None
     heads: Count | None = None
     kv_heads: Count | None = None
     head_dim: Count | None = None

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import load_profile
+from sim.inputs.lengths import Batch
 from sim.inputs.models import ModelName, model_of
 from sim.inputs.units import Bytes, Count, CountOrNone, Fraction, Length
 from sim.runs.job import Progress, naming
@@ -59,7 +60,7 @@ class FitRow(BaseModel):
     schedule: ScheduleTable | None = None
     weights: Weights = "bf16"
     kv_dtype: Stored = "bf16"
-    batch: Count = 1
+    batch: Batch = 1
     context: Length | None = None
     gpus: Count = 1
     parallel: Parallel = "tensor"

@@ -28,8 +28,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.files import checked
+from sim.inputs.lengths import Batch
 from sim.inputs.models import ModelName, model_of
-from sim.inputs.units import Count
+from sim.inputs.units import Count, Length
 from sim.inputs.workload import Phase
 from sim.runs.job import Progress, naming
 from sim.runs.record import Record
@@ -57,8 +58,8 @@ class ModelTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: ModelName
     phase: Phase = "prefill"
-    seq_len: Count | None = None
-    batch: Count = 1
+    seq_len: Length | None = None
+    batch: Batch = 1
     schedule: ScheduleTable | None = None
     weights: Weights = "bf16"
     kv_dtype: Stored = "bf16"

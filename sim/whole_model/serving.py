@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.inputs.files import InputError, checked
+from sim.inputs.lengths import Batch
 from sim.inputs.models import ModelName, model_of
-from sim.inputs.units import Count, Fraction
+from sim.inputs.units import Count, Fraction, Length
 from sim.runs.job import Progress, naming
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
@@ -55,6 +56,8 @@ from sim.whole_model.setting import Setting, cache_bytes_per_token
 NORMAL_P90 = 1.2815515655446004  # the standard normal distribution's 90th percentile
 DRAWS = 100  # of a pair of lengths, before the distribution counts as longer than the context
 SATURATED = 1.05  # a load that brings so much more than is served
+MOST_REQUESTS = 10**5  # at a load
+MOST_PREFILLED = 2**20  # tokens at a time: their tiles are told one by one
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -92,13 +95,13 @@ class ServingTable(BaseModel):
     requests_per_s: list[Rate] = Field(min_length=1)
     prompt: Lengths
     output: Lengths
-    context: Count | None = None
-    requests: Annotated[Count, Field(ge=20)] = 1000
+    context: Length | None = None
+    requests: Annotated[Count, Field(ge=20, le=MOST_REQUESTS)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     prefill: ScheduleTable = "flash2"
     decode: ScheduleTable = "flash_decoding"
-    max_batch: Count = 256  # vLLM's max_num_seqs
-    prefill_tokens: Count = 8192
+    max_batch: Batch = 256  # vLLM's max_num_seqs
+    prefill_tokens: Annotated[Count, Field(le=MOST_PREFILLED)] = 8192
     page_tokens: Count = 16  # vLLM's block_size
     utilisation: Fraction = 1.0
 

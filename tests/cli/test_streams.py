@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.support.commands import ATTNSIM, attnsim, scenario
+from tests.support.commands import ATTNSIM, assert_one_line, attnsim, scenario
 
 WRITING = ("run", "mine.toml", "--trace", "trace.json")
 
@@ -66,6 +66,14 @@ def test_a_terminal_is_told_in_its_own_characters(folder, monkeypatch, encoding,
     )
     assert time in done.stdout.decode(encoding)
     assert done.stderr == b""
+
+
+def test_an_input_whose_name_is_no_text_is_refused(folder):
+    name = os.fsdecode(b"mine\xff.toml")
+    (folder / name).write_text('extends = "h100-sxm"')
+    for command in (("run", name), ("run", "mine.toml", "--set", f"hardware.profile={name}")):
+        done = attnsim(*command, cwd=folder)
+        assert_one_line(done, "mine\\udcff.toml: its name is no text (UTF-8)")
 
 
 def test_a_name_that_is_no_text_is_shown_escaped(folder, monkeypatch):
