@@ -48,7 +48,8 @@ def run_kernel(
     for scale, form in zip(scales, forms, strict=True):
         done = sum(run.kernel.tile_steps for run in runs)
         so_far = partial(_beyond, progress, done)
-        run, whole = _told(replay, form, smaller_device(hw, scale), most_steps, so_far)
+        most = int(most_steps * (scales[0].times / scale.times) ** 2)  # its share of the steps
+        run, whole = _told(replay, form, smaller_device(hw, scale), most, so_far)
         runs.append(run)
         wholes.append(whole.of_a_larger(kernel.tile_steps / form.tile_steps / scale.times**2))
     return completed(kernel, runs, grown(kernel, scales, forms, wholes), hw, dtype)
