@@ -7,6 +7,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.machine import ctas_per_sm
 from sim.schedules import make_schedule
+from sim.schedules.parts.flash_cta import triton_kv_readers
 from sim.tile_program import Barrier, Compute, Kernel
 from tests.support.formulas import run, workload
 
@@ -125,3 +126,17 @@ def test_sglangs_kernel_is_of_prefill_alone():
     w = workload(heads=2, head_dim=64, seq_len=512, phase="training")
     with pytest.raises(InputError, match=r'"sglang": workload\.phase = "training"'):
         schedule.program(w, A100)
+
+
+@pytest.mark.parametrize(
+    ("device", "rows", "readers"), [("b200", 128, 1), ("b200", 256, 2), ("h100-sxm", 128, 2)]
+)
+def test_tcgen05_reads_keys_once_for_128_rows_and_wgmma_once_a_warp_group(device, rows, readers):
+    assert triton_kv_readers(load_profile(device), rows, warps=8) == readers
+
+
+def test_tritons_attention_on_a_b200_reads_as_much_sram_as_its_tcgen05():
+    """Q and K, K's copy, V and its copy: 5 blocks of 128 x 128 a trip, no second reading."""
+    kernel = kernel_of(load_profile("b200"), implementation="triton")
+    matmuls = [op for op in kernel.loops[1].ops if isinstance(op, Compute) and op.mma_flops]
+    assert sum(op.sram_bytes for op in matmuls) == 5 * 128 * 128 * 2

@@ -8,7 +8,7 @@ the workload's own head_dim is neither loaded nor stored (flash_fwd_kernel.h, Is
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sim.inputs.hardware import HardwareProfile
+from sim.inputs.hardware import NATIVE_MATMUL, HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import SramBytes, Tile, blocks
 from sim.schedules.parts import registers
@@ -26,6 +26,7 @@ from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import Angles
 from sim.tile_program import Footprint, TensorPath
 
+TCGEN05_ROWS = 128
 # FlashAttention-2's (csrc/flash_attn/src/static_switch.h, HEADDIM_SWITCH); 160 and 224 until 2.7.4.
 FLASH2_HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 
@@ -157,6 +158,17 @@ def triton_meetings(hw: HardwareProfile) -> int:
     return 3 if hw.matmul_by_warp_group else 1
 
 
+def triton_kv_readers(hw: HardwareProfile, rows: int, warps: int) -> int:
+    """How often a key block in SRAM is read by a trip of Triton's, of so many query rows.
+
+    By each warp group's wgmma, or once: tcgen05 takes up to 128 rows at a time (PTX ISA,
+    tcgen05.mma, shapes), and so does Triton's code for sm_100.
+    """
+    if NATIVE_MATMUL[hw.arch] == "tcgen05":
+        return blocks(rows, TCGEN05_ROWS)
+    return max(1, warps // 4)
+
+
 def triton_cta(
     w: AttentionWorkload, hw: HardwareProfile, tile: Tile, warps: int, stages: int
 ) -> FlashCta:
@@ -172,7 +184,7 @@ def triton_cta(
         tensor_path="native" if by_group else "mma_sync",
         registers_per_thread=registers.triton_flash(tile, power_of_two(w.head_dim), warps),
         meetings=triton_meetings(hw) if by_group else 1,
-        kv_readers=max(1, warps // 4) if by_group else min(warps, tile.q // 16),
+        kv_readers=triton_kv_readers(hw, tile.q, warps) if by_group else min(warps, tile.q // 16),
         fixed_instructions=TRITON_FIXED,
         sharing_latencies=SHARING_LATENCIES,
         sharing_instructions=TRITON_SHARING,

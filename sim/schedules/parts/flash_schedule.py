@@ -18,6 +18,7 @@ from sim.schedules.parts.flash_cta import (
     FlashCta,
     flash_sram_bytes,
     triton_buffers,
+    triton_kv_readers,
     triton_meetings,
 )
 from sim.schedules.parts.own_kernel import Asked, fits, own_trip
@@ -171,7 +172,7 @@ class FlashSchedule(TiledSchedule):
                 taken = registers.sglang_flash(warps)
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
-                readers = warps // 4
+                readers = triton_kv_readers(hw, tile.q, warps)
         a_score = public.a_score + changes(w, by_column=self.implementation in BY_CUDA)
         if self.implementation in MASKED_BY_DIAGONAL:
             a_score += masked(w, tile)
