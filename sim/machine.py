@@ -141,7 +141,8 @@ def _issue_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> di
     }
     # A warp's next exponential waits for the unit, and what follows it with it.
     cycles_a_second = SUB_PARTITIONS * hw.sm.clock
-    exp_cycles = op.exp_count / (hw.sm.exp_per_clock * hw.calibration.sm.exp) * SUB_PARTITIONS
+    exps_a_cycle = hw.sm.exp_per_clock * hw.calibration.sm.exp / SUB_PARTITIONS
+    exp_cycles = (op.exp_count - op.exps_beside) / exps_a_cycle
     others = sum(slots.values()) - slots["matmuls"]
     slots["waits for exp"] = max(0.0, exp_cycles - others)
     return {what: cycles / cycles_a_second for what, cycles in slots.items()}

@@ -141,7 +141,8 @@ class Compute:
     have to be issued (maxima, conversions, shuffles, addresses), `exp_count` exponentials and
     `sram_bytes` what is read from or written to shared memory. All amounts zero: only a wait for
     the loads it reads. Of its instructions so many `latencies` come one after the other, in which
-    the worker waits for a result: that of the last, and those of a chain within.
+    the worker waits for a result: that of the last, and those of a chain within. Of the
+    exponentials `exps_beside` run while the worker's own matmul does: for these nothing else waits.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Compute:
     sram_bytes: int = 0
     other_ops: int = 0
     latencies: int = 1
+    exps_beside: int = 0
 
 
 @dataclass(frozen=True, eq=False)

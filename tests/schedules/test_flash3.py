@@ -12,7 +12,7 @@ from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
-from sim.machine import EXP, TENSOR, ctas_per_sm
+from sim.machine import EXP, ISSUE, TENSOR, ctas_per_sm, service_times_s
 from sim.schedules import make_schedule
 from sim.schedules.base import Tile
 from sim.schedules.parts.instructions import FLASH3_FIXED, online_softmax
@@ -255,6 +255,45 @@ def test_softmax_hides_behind_matmuls_as_far_as_these_leave_issue_slots():
         kernels_of(make_schedule({"name": "flash2"}, "a test").program(w, h100)), h100, w
     )
     assert ran.time_s < 0.7 * flash2.time_s
+
+
+@pytest.mark.parametrize(
+    ("options", "table", "share"),
+    [
+        ({"call": "varlen"}, {"causal": True}, 0.25),
+        ({"call": "varlen"}, {}, 0.25),
+        ({"call": "batch"}, {}, 0),
+        ({"call": "paged"}, {}, 0),
+        ({"call": "varlen"}, {"head_dim": 64}, 0),  # P goes through SRAM
+        ({"call": "varlen", "implementation": "vllm"}, {"dtype": "fp8"}, 0),
+        ({"implementation": "trtllm"}, {}, 0),
+    ],
+)
+def test_as_compiled_a_trip_s_first_exponentials_run_beside_p_v_where_no_pages_are_copied(
+    options, table, share
+):
+    """Wheels of xformers 0.0.32.post2, sgl-kernel 0.3.21 and vLLM 0.33.0: MUFU before the wait."""
+    schedule = make_schedule({"name": "flash3", **options}, "a test")
+    w = workload(**{"heads": 4, "head_dim": 128, "seq_len": 2048} | table)
+    (kernel,) = kernels_of(schedule.program(w, H100))
+    trip = [op for op in kernel.loops[1].actions if isinstance(op, Compute)]
+    exps, beside = (sum(getattr(op, name) for op in trip) for name in ("exp_count", "exps_beside"))
+    assert beside == pytest.approx(share * exps, rel=1e-3)
+    assert all(op.mma_flops for op in trip if op.exps_beside)
+
+
+def test_exponentials_beside_a_matmul_take_their_unit_and_hold_up_nothing_else():
+    w = workload(heads=4, head_dim=128, seq_len=2048)
+    (kernel,) = kernels_of(FLASH3.program(w, H100))
+    op = Compute("O += P V", mma_flops=10**6, exp_count=10**5)
+    beside = replace(op, exps_beside=4 * 10**4)
+    alone, with_beside, fewer = (
+        service_times_s(one, kernel, H100, "bf16")
+        for one in (op, beside, replace(op, exp_count=6 * 10**4))
+    )
+    assert with_beside[EXP] == alone[EXP]
+    assert with_beside[ISSUE] == pytest.approx(fewer[ISSUE])
+    assert with_beside[ISSUE] < alone[ISSUE]
 
 
 @pytest.mark.parametrize(("implementation", "workers"), [("fa3", 2), ("vllm", 1)])

@@ -264,6 +264,7 @@ def _remade(
             op.sram_bytes * amounts,
             op.other_ops * amounts,
             op.latencies,
+            op.exps_beside * amounts,
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))

@@ -109,6 +109,16 @@ class Flash3Cta:
         return overlapped and (self.head_dim == 96 or full_64)
 
     @property
+    def begins_beside_pv(self) -> bool:
+        """Whether the first exponentials of a trip run beside P V: as compiled not from pages.
+
+        Not where all sequences have one length: `calibration.sm.async_issue_cycles` was fitted to
+        that kernel as it was released in July 2024.
+        """
+        overlapped = not (self.in_order or self.adds_apart or self.of_one_length)
+        return overlapped and not (self.copies or self.p_in_sram)
+
+    @property
     def rescales_first(self) -> bool:
         """Whether O is rescaled before P V is issued, while Q K^T runs (RescaleOBeforeGemm)."""
         return self.head_dim > 128 and self.w.dtype_bytes == 2 and not self.in_order
