@@ -158,6 +158,18 @@ def test_of_a_million_tokens_a_part_is_replayed_and_the_error_told():
     assert time.attention_s == pytest.approx(64**2 * short.attention_s, rel=0.1)
 
 
+def test_a_prompt_of_300k_tokens_takes_an_a100_what_was_measured_and_one_of_50k_less():
+    """Asked in public: 142 s, and 7.5 to 9.6; docs/schedules.md, "Asked in public, and off"."""
+    a100 = load_profile("a100-sxm-80gb")
+
+    def total_s(tokens: int) -> float:
+        asked = setting("llama-3-8b", schedule("flash2"), hardware=a100)
+        return time_of(model_pass(asked, "prefill", tokens)).time_s
+
+    assert total_s(300_000) == pytest.approx(142, rel=0.1)
+    assert total_s(50_000) / 8.55 == pytest.approx(0.68, abs=0.05)
+
+
 # Several GPUs ----------------------------------------------------------------------------------
 
 
