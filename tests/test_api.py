@@ -95,7 +95,7 @@ def test_figures_are_drawn_of_records_alone(swept, draw):
 
 
 def test_figures_over_time_are_of_the_last_point_where_most_ran(swept):
-    drawn = [ax.get_ylabel() for ax in plots.utilisation(swept).axes]
+    drawn = [ax.get_title(loc="left").split(":")[0] for ax in plots.utilisation(swept).axes]
     assert drawn == ["naive", "flash2"]
     assert "seq_len 512" in plots.memory(swept).get_suptitle()
 

@@ -53,7 +53,7 @@ def test_both_engines_agree_on_it():
     [
         ({"head_dim": 160}, {}, "head_dim = 160"),
         ({"window": 64, "causal": True}, {}, "window = 64"),
-        ({"phase": "training"}, {}, "phase = training"),
+        ({"phase": "training"}, {}, 'phase = "training"'),
         ({}, {"warps": 8}, "its own warps"),
     ],
 )

@@ -75,7 +75,8 @@ def softmax_kernel(
         return _by_warps(scores, p, hw)
     if scores.cols <= MOST_A_THREAD * BLOCK:
         return _by_blocks(scores, p, hw, 0)
-    return _by_blocks(scores, p, hw, row_bytes) if row_bytes <= SRAM_ROW_BYTES else None
+    fits = row_bytes <= min(SRAM_ROW_BYTES, hw.sram.max_per_cta)
+    return _by_blocks(scores, p, hw, row_bytes) if fits else None
 
 
 def _by_warps(scores: Tensor, p: Tensor, hw: HardwareProfile) -> Kernel:
