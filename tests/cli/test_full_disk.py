@@ -40,6 +40,35 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, writer):
     assert {path.name: path.read_text() for path in folder.iterdir()} == {left: "kept"}
 
 
+# Of a model, and of measurements; a table of one figure is beside the folder.
+OTHERS = {
+    "a fit": (
+        ("fit", "--model", "gpt-2", "--context", "512", "--hardware", "t4", "--out", "."),
+        "results.json",
+    ),
+    "a comparison": (
+        ("validate", "compare", "../figures.csv", "--profile", "h100-sxm", "--out", "."),
+        "comparison.json",
+    ),
+    "exported records": (("run", "../mine.toml", "--export", "all.csv"), "all.csv"),
+}
+
+
+@pytest.mark.parametrize("writer", OTHERS)
+def test_so_is_what_other_commands_leave(tmp_path, writer):
+    command, left = OTHERS[writer]
+    write(tmp_path / "figures.csv", {})
+    scenario(tmp_path)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / left).write_text("kept")
+    with files_of_at_most(50):
+        done = called(*command, cwd=folder)
+    assert done.returncode == 2
+    assert f"{left}: cannot be written: " in done.stderr.splitlines()[-1]
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {left: "kept"}
+
+
 @pytest.mark.parametrize("name", ["all.csv", "all.parquet"])
 def test_so_is_a_table_of_records(tmp_path, name):
     workload = {"heads": 1, "head_dim": 64, "seq_len": 64}
