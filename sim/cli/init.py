@@ -19,7 +19,7 @@ def init(
     ] = Path(),
 ) -> None:
     """Write a scenario and a profile of one's own to begin with: they say what one may say."""
-    from sim.inputs.files import InputError, save_text
+    from sim.inputs.files import InputError, save_texts
 
     here = resources.files("sim.cli")
     texts = {name: here / "templates" / name for name in TEMPLATES}
@@ -27,7 +27,6 @@ def init(
     if there := [name for name in texts if os.path.exists(folder / name)]:
         raise InputError(f"init {folder}: {there[0]} is there already; nothing was written")
     make_folder(folder / "schemas", "init")
-    for name, text in texts.items():
-        save_text(text.read_text(encoding="utf-8"), folder / name)
+    save_texts({name: text.read_text(encoding="utf-8") for name, text in texts.items()}, folder)
     print(f"{' and '.join(TEMPLATES)} are in {folder}; editors check them by schemas/ beside them")
     print(f"attnsim run {folder / TEMPLATES[0]}")

@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from importlib import resources
@@ -281,6 +281,14 @@ def save_text(text: str, path: Path) -> None:
     """Write the text, whole or not at all; raises InputError where that cannot be."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def save_texts(texts: Mapping[str, str], folder: Path) -> None:
+    """Write files of a folder, by their names: all of them or none. Raises InputError."""
+    with ExitStack() as files:
+        for name, text in texts.items():
+            partial = files.enter_context(whole_file(folder / name))
+            partial.write_text(text, encoding="utf-8")
 
 
 def user_cache() -> Path:

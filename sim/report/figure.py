@@ -35,7 +35,7 @@ def new_figure(title: str, panels: int = 1, panel: float = PANEL) -> "tuple[Figu
     figure = Figure(figsize=(WIDTH, height), dpi=100)
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
-    figure.subplots_adjust(0.11, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / panel)
+    figure.subplots_adjust(0.125, BELOW / height, 0.97, 1 - ABOVE / height, hspace=BETWEEN / panel)
     figure.suptitle(title.rstrip(), fontsize=11, y=1 - 0.12 / height, va="top", wrap=True)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

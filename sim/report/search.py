@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.explore.search import Objective, SearchAnswer, Trial
-from sim.inputs.files import save_text
+from sim.inputs.files import save_text, save_texts
 from sim.inputs.units import show
 from sim.report import present
 from sim.report.figure import COLOURS, GREY, new_figure
@@ -81,10 +81,10 @@ def save_search(answer: SearchAnswer, out: Path, sheet: Sheet = AS_DRAWN) -> Non
     save_figure(pareto(answer), out, "pareto", sheet)
     front = out / "front"
     front.mkdir(exist_ok=True)
+    save_texts(answer.profiles, front)
     for old in front.glob("trial_*.toml"):
-        old.unlink(missing_ok=True)
-    for name, text in answer.profiles.items():
-        save_text(text, front / name)
+        if old.name not in answer.profiles:
+            old.unlink(missing_ok=True)
 
 
 def pareto(answer: SearchAnswer) -> "Figure":

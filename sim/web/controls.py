@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from sim.inputs.files import InputError, file_of, find_toml, save_text
+from sim.inputs.files import InputError, file_of, find_toml, save_texts
 from sim.inputs.hardware import HardwareProfile, variation_toml
 from sim.inputs.lengths import LENGTH_KEYS
 from sim.inputs.models import MODELS
@@ -193,14 +193,17 @@ def write_files(
     scenario["schedule"] = [
         _with_paths(table, folder, ("mask_file", "machine_code")) for table in scenario["schedule"]
     ]
+    parent = find_toml(hardware.pop("profile"), "hw_profiles", "profile", folder)
     try:
         made = _new_folder(out)
-        parent = find_toml(hardware.pop("profile"), "hw_profiles", "profile", folder)
-        profile = variation_toml(f"{hw.title}, explored", parent, made, hardware, _source)
-        save_text(profile, made / "profile.toml")
-        save_text(tomli_w.dumps(scenario), made / "scenario.toml")
     except OSError as error:
         raise InputError(f"{out}: cannot be written to: {error.strerror}") from None
+    try:
+        profile = variation_toml(f"{hw.title}, explored", parent, made, hardware, _source)
+        save_texts({"profile.toml": profile, "scenario.toml": tomli_w.dumps(scenario)}, made)
+    except InputError:
+        made.rmdir()  # nothing is in it
+        raise
     return made
 
 

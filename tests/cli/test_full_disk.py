@@ -7,8 +7,9 @@ import pytest
 from sim import simulate
 from sim.code.sources import write_whole
 from sim.explore.search import Search
-from sim.inputs.files import InputError, whole_file
+from sim.inputs.files import InputError, save_texts, whole_file
 from sim.report.frame import export_frame
+from sim.report.search import save_search
 from sim.runs.scenario import ScenarioText
 from sim.runs.store import Entry, Store
 from tests.support.commands import called, scenario
@@ -67,6 +68,35 @@ def test_so_is_what_other_commands_leave(tmp_path, writer):
     assert done.returncode == 2
     assert f"{left}: cannot be written: " in done.stderr.splitlines()[-1]
     assert {path.name: path.read_text() for path in folder.iterdir()} == {left: "kept"}
+
+
+def test_of_several_files_those_that_had_room_are_whole(tmp_path):
+    asked, whole, full = scenario(tmp_path), tmp_path / "whole", tmp_path / "full"
+    assert called("run", asked, "--out", whole).returncode == 0
+    sizes = sorted(path.stat().st_size for path in whole.iterdir())
+    with files_of_at_most(sizes[len(sizes) // 2]):
+        done = called("run", asked, "--out", full)
+    assert done.returncode == 2
+    assert ": cannot be written: " in done.stderr.splitlines()[-1]
+    for path in full.iterdir():
+        assert path.read_bytes() == (whole / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("size", [50, 3000])
+def test_of_files_that_belong_together_all_are_written_or_none(tmp_path, size):
+    (tmp_path / "b.toml").write_text("kept")
+    with files_of_at_most(size), pytest.raises(InputError, match=r"c\.toml: cannot be written: "):
+        save_texts({"a.toml": "a", "b.toml": "b", "c.toml": 3001 * "c"}, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b.toml": "kept"}
+
+
+def test_a_beginning_can_be_made_again_when_the_disk_has_room(tmp_path):
+    with files_of_at_most(50):
+        done = called("init", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert ": cannot be written: " in done.stderr
+    assert not [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    assert called("init", "mine", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["all.csv", "all.parquet"])
@@ -149,3 +179,18 @@ def test_a_search_goes_on_when_the_disk_has_room_again(tmp_path, monkeypatch, pa
     with files_of_at_most(pages * PAGE_BYTES), suppress(InputError):
         search.run(tmp_path)
     assert len(search.run(tmp_path).trials) == 3
+
+
+def test_the_profiles_of_the_last_search_are_there_until_the_next_ones_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(Search, "evaluate", lambda self, design: [float(len(str(design)))])
+    answer = Search(ScenarioText(SEARCHED, "searched", "a test", tmp_path)).run(tmp_path)
+    monkeypatch.setattr("sim.report.search.save_figure", lambda *_: None)
+    monkeypatch.setattr("sim.report.search.save_text", lambda *_: None)
+    old = tmp_path / "front" / "trial_99.toml"
+    old.parent.mkdir()
+    old.write_text("kept")
+    with files_of_at_most(50), pytest.raises(InputError, match="cannot be written: "):
+        save_search(answer, tmp_path)
+    assert [path.read_text() for path in old.parent.iterdir()] == ["kept"]
+    save_search(answer, tmp_path)
+    assert {path.name for path in old.parent.iterdir()} == set(answer.profiles)

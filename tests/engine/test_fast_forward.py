@@ -35,7 +35,7 @@ from sim.inputs.workload import WorkloadTable
 from sim.machine import HBM, L2, TENSOR
 from sim.runs.scenario import Limits
 from sim.schedules import make_schedule
-from sim.tile_program import chunk_tensors
+from sim.tile_program import Kernel, chunk_tensors
 
 H100 = load_profile("h100-sxm")
 MOST_STEPS = Limits().replayed_steps
@@ -157,6 +157,21 @@ def test_what_is_touched_is_what_hbm_brings_once(kernel):
     """From an empty L2, edges of matrices included."""
     run = exactly(kernel)
     assert touched_bytes(kernel) == run.hbm_read_bytes - run.hbm_reread_bytes
+
+
+def test_of_a_kernel_of_very_many_items_nothing_is_counted_but_its_tensors(monkeypatch):
+    """A CTA a row: as many rows as a million tokens have, over 32 heads, would take gigabytes."""
+    few = [
+        k
+        for k in kernels_by("naive", heads=2, seq_len=20000, causal=False)
+        if k.kind in ("softmax", "output")
+    ]
+    exact = [touched_bytes(kernel) for kernel in few]
+    monkeypatch.setattr("sim.engine.fast_forward.lanes.MOST_ITEMS", 0)
+    assert [touched_bytes(kernel) for kernel in few] == exact
+    (many,) = (k for k in kernels_by("naive", heads=32, seq_len=2**20) if k.kind == "softmax")
+    monkeypatch.setattr(Kernel, "items", property(lambda _: pytest.fail("its items are listed")))
+    assert touched_bytes(many) == sum(t.bytes for t in many.tensors if t.name == "S")
 
 
 def test_what_is_added_to_in_l2_is_written_to_hbm_as_seldom_as_in_the_part():

@@ -20,7 +20,7 @@ from sim.schedules.parts.eager import eager_pass, repeated
 from sim.schedules.parts.eager_softmax import softmax_kernel
 from sim.schedules.parts.elementwise import ELEMENTS_A_CTA
 from sim.tile_program import Load, Store, Tensor, in_order
-from tests.support.commands import assert_one_line, called
+from tests.support.commands import assert_one_line, called, scenario
 from tests.support.drawn import devices
 from tests.support.formulas import run
 from tests.support.same_runs import assert_engines_agree
@@ -232,22 +232,14 @@ def test_both_engines_agree_on_transformers_eager_attention(w, hw):
     assert_engines_agree(kernels_of(TRANSFORMERS.program(w, hw)), hw, w.dtype)
 
 
+def refused(folder, schedule: str, workload: str = "seq_len = 64"):
+    """What comes of asking for naive with such options and workload."""
+    schedule, shape = f'name = "naive"\n{schedule}', f"heads = 4\nhead_dim = 64\n{workload}"
+    return called("run", scenario(folder, schedule=schedule, workload=shape), cwd=folder)
+
+
 def test_transformers_eager_attention_in_training_is_refused_in_one_line(tmp_path):
-    (tmp_path / "s.toml").write_text(
-        """
-[hardware]
-profile = "h100-sxm"
-[workload]
-heads = 4
-head_dim = 64
-seq_len = 64
-phase = "training"
-[[schedule]]
-name = "naive"
-framework = "transformers"
-"""
-    )
-    done = called("run", "s.toml", cwd=tmp_path)
+    done = refused(tmp_path, 'framework = "transformers"', 'seq_len = 64\nphase = "training"')
     assert_one_line(done, 'schedule naive: framework = "transformers": prefill or decode was')
 
 
@@ -405,21 +397,7 @@ def test_a_pass_over_what_is_not_contiguous_waits_for_one_element_after_the_othe
 
 
 def test_a_release_with_a_softmax_of_ones_own_is_refused_in_one_line(tmp_path):
-    (tmp_path / "s.toml").write_text(
-        """
-[hardware]
-profile = "h100-sxm"
-[workload]
-heads = 4
-head_dim = 64
-seq_len = 64
-[[schedule]]
-name = "naive"
-release = "2.3"
-sweeps = 3
-"""
-    )
-    done = called("run", "s.toml", cwd=tmp_path)
+    done = refused(tmp_path, 'release = "2.3"\nsweeps = 3')
     assert_one_line(done, 'schedule naive: release = "2.3": sweeps = 1')
 
 
@@ -434,18 +412,5 @@ sweeps = 3
     ],
 )
 def test_what_the_benchmark_cannot_run_is_refused_in_one_line(tmp_path, workload):
-    (tmp_path / "s.toml").write_text(
-        f"""
-[hardware]
-profile = "h100-sxm"
-[workload]
-heads = 4
-head_dim = 64
-{workload}
-[[schedule]]
-name = "naive"
-framework = "pytorch"
-"""
-    )
-    done = called("run", "s.toml", cwd=tmp_path)
+    done = refused(tmp_path, 'framework = "pytorch"', workload)
     assert_one_line(done, 'schedule naive: framework = "pytorch": prefill with as many')

@@ -10,6 +10,7 @@ import pytest
 
 from sim.inputs.files import InputError
 from tests.support.commands import assert_one_line, called
+from tests.support.full_disk import files_of_at_most
 from validate.figures import must_be_fit, read_figures
 from validate.importers.run import SOURCES, WRITTEN, save_imported
 from validate.operations import measured_of
@@ -244,6 +245,18 @@ def test_the_command_reads_a_clone_into_a_table(tmp_path):
 # --- what is wrong is one line ---------------------------------------------------------------
 
 VIDUR = "compute/a100/m/attention.csv"
+
+
+def test_on_a_full_disk_the_table_that_was_there_stays(tmp_path):
+    write_csv(tmp_path / "data/profiling/compute/a100/org/model/attention.csv", PHASES | DECODES)
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out/mine.csv"
+    out.write_text("kept")
+    with files_of_at_most(50), pytest.raises(InputError, match=r"mine\.csv: cannot be written: "):
+        save_imported(SOURCES["vidur"], tmp_path / "data", out)
+    assert [path.read_text() for path in out.parent.iterdir()] == ["kept"]
+    save_imported(SOURCES["vidur"], tmp_path / "data", out)
+    assert "A100" in out.read_text().upper()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ from sim.web.link import Standing, query_of, standing_of
 from sim.web.results import beneath, drawn
 from tests.support.browser import Visit
 from tests.support.commands import assert_one_line, called
+from tests.support.full_disk import files_of_at_most
 from tests.support.waiting import GUARD_S, until
 
 QUESTION = """
@@ -707,6 +708,14 @@ def test_what_cannot_run_is_not_written(explored, text):
     scenario = load_scenario(said.removeprefix("attnsim run "))
     assert [schedule.title for schedule in scenario.points[0].schedules] == ["flash"]
     assert page.write(replace(asked, schedules=("flash_decoding",))).startswith("nothing runs")
+
+
+def test_on_a_full_disk_nothing_is_left_of_what_it_writes(explored, text, tmp_path):
+    page = Explorer(text, tmp_path)
+    asked = Controls("a100-sxm-80gb", {}, {}, ("flash",))
+    with files_of_at_most(50):
+        assert ": cannot be written: " in page.write(asked)
+    assert not [*tmp_path.iterdir()]
 
 
 # The server.

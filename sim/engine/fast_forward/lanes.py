@@ -11,6 +11,8 @@ import numpy as np
 
 from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Loop, Stream, Tensor, spread_over
 
+MOST_ITEMS = 2**17  # whose tiles are counted
+
 
 def long_loops_of(kernel: Kernel) -> list[Loop]:
     """The loops of more than one trip."""
@@ -61,8 +63,12 @@ def _lane_of(stream: Stream, tiles: IntArray, down: bool) -> IntArray:
 def touched_bytes(kernel: Kernel) -> int:
     """Bytes that loads touch, each counted once: HBM reads no less from an empty L2.
 
-    Of a lane it is all from the first tile that an item touches to the last.
+    Of a lane it is all from the first tile that an item touches to the last; of more than
+    MOST_ITEMS, such as of a row each, the tensors are taken to be loaded whole.
     """
+    if kernel.ctas * kernel.items_per_cta > MOST_ITEMS:
+        tensors = {load.stream.tensor for loop in kernel.loops for load in loop.loads}
+        return sum(tensor.bytes for tensor in tensors)
     touches: dict[tuple[Tensor, int, int], list[_Touches]] = defaultdict(list)
     for loop, trips in zip(kernel.loops, kernel.trips, strict=True):
         for load in loop.loads:

@@ -154,11 +154,40 @@ def completed(
     dtype: str,
 ) -> KernelRun:
     """What was replayed, the largest part first, made to stand for the whole kernel."""
-    run = replayed[0]
     if whole.method == "whole":
-        return run
-    skipped = kernel.tile_steps - sum(part.kernel.tile_steps for part in replayed)
-    machine, errors = machine_of(hw), errors_of(whole.method)
+        return replayed[0]
+    run = _with_all_bytes(replayed[0], kernel, whole)
+    counts, machine = _counts_of(kernel), machine_of(hw)
+    sm_busy_s = _sm_busy_s(kernel, counts, hw, dtype)
+    l2_bytes = run.l2_read_bytes - run.die_hit_bytes + run.l2_write_bytes
+    l2_busy_s = l2_bytes / machine.l2_bytes_per_s
+    hbm_busy_s = machine.hbm_s(run.hbm_read_bytes, run.hbm_write_bytes)
+    roof_s = max(float(sm_busy_s.max()) / machine.sms, l2_busy_s, hbm_busy_s)
+    whole = replace(whole, time_s=max(whole.time_s, roof_s))
+    longer = whole.time_s / run.time_s
+    totals = {
+        HBM_BYTES: whole.hbm_bytes,
+        L2_BYTES: float(run.l2_read_bytes + run.l2_write_bytes),
+        L2_HIT_BYTES: float(run.l2_hit_bytes),
+        HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum()) * longer * whole.times_smaller,
+        TENSOR_BUSY: float(sm_busy_s[TENSOR]),
+    }
+    bins, bin_width_s = _timeline_of(run, whole.time_s, totals)
+    return replace(
+        run,
+        kernel=kernel,
+        time_s=whole.time_s,
+        counts=counts,
+        busy_s=np.array([*sm_busy_s, l2_busy_s, hbm_busy_s]),
+        path_s=run.path_s * longer,
+        bins=bins,
+        bin_width_s=bin_width_s,
+        fast_forward=_promise(kernel, replayed, whole),
+    )
+
+
+def _with_all_bytes(run: KernelRun, kernel: Kernel, whole: Whole) -> KernelRun:
+    """The part's run with what the whole kernel moves."""
     read, write = asked_bytes(kernel)
     replayed_read, replayed_write = asked_bytes(run.kernel)
     l2_read_bytes = int(run.l2_read_bytes * read / max(replayed_read, 1))
@@ -170,52 +199,31 @@ def completed(
         hbm_write_bytes = int(whole.hbm_bytes * run.hbm_write_bytes / hbm_bytes_of(run))
     hbm_read_bytes = int(whole.hbm_bytes) - hbm_write_bytes
     for_loads = (run.l2_read_bytes - run.l2_hit_bytes) / max(run.hbm_read_bytes, 1)
-    l2_hit_bytes = max(0, l2_read_bytes - int(hbm_read_bytes * for_loads))
-    counts = _counts_of(kernel)
-    sm_busy_s = _sm_busy_s(kernel, counts, hw, dtype)
-    die_hit_bytes = int(run.die_hit_bytes * l2_read_bytes / max(run.l2_read_bytes, 1))
-    l2_busy_s = (l2_read_bytes - die_hit_bytes + l2_write_bytes) / machine.l2_bytes_per_s
-    hbm_busy_s = machine.hbm_s(hbm_read_bytes, hbm_write_bytes)
-    roof_s = max(float(sm_busy_s.max()) / machine.sms, l2_busy_s, hbm_busy_s)
-    whole = replace(whole, time_s=max(whole.time_s, roof_s))
-    totals = {
-        HBM_BYTES: whole.hbm_bytes,
-        L2_BYTES: float(l2_read_bytes + l2_write_bytes),
-        L2_HIT_BYTES: float(l2_hit_bytes),
-        HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum())
-        * whole.time_s
-        / run.time_s
-        * whole.times_smaller,
-        TENSOR_BUSY: float(sm_busy_s[TENSOR]),
-    }
-    bins, bin_width_s = _timeline_of(run, whole.time_s, totals)
     return replace(
         run,
-        kernel=kernel,
-        time_s=whole.time_s,
-        counts=counts,
         hbm_read_bytes=hbm_read_bytes,
         hbm_write_bytes=hbm_write_bytes,
         l2_read_bytes=l2_read_bytes,
         l2_write_bytes=l2_write_bytes,
-        l2_hit_bytes=l2_hit_bytes,
+        l2_hit_bytes=max(0, l2_read_bytes - int(hbm_read_bytes * for_loads)),
         l2_dirty_bytes=l2_dirty_bytes,
-        die_hit_bytes=die_hit_bytes,
+        die_hit_bytes=int(run.die_hit_bytes * l2_read_bytes / max(run.l2_read_bytes, 1)),
         hbm_reread_bytes=int(run.hbm_reread_bytes * hbm_read_bytes / max(run.hbm_read_bytes, 1)),
-        busy_s=np.array([*sm_busy_s, l2_busy_s, hbm_busy_s]),
-        path_s=run.path_s * (whole.time_s / run.time_s),
-        bins=bins,
-        bin_width_s=bin_width_s,
-        fast_forward=FastForward(
-            steps_skipped=max(0, skipped),
-            time_error=errors.time.estimate(whole.time_scatter),
-            hbm_error=errors.hbm.estimate(whole.hbm_scatter),
-            replayed_s=run.time_s,
-            times_smaller=whole.times_smaller,
-            method=whole.method,
-            time_scatter=whole.time_scatter,
-            hbm_scatter=whole.hbm_scatter,
-        ),
+    )
+
+
+def _promise(kernel: Kernel, replayed: list[KernelRun], whole: Whole) -> FastForward:
+    """What was left out, and by how much the answer may be off."""
+    steps, errors = sum(part.kernel.tile_steps for part in replayed), errors_of(whole.method)
+    return FastForward(
+        steps_skipped=max(0, kernel.tile_steps - steps),
+        time_error=errors.time.estimate(whole.time_scatter),
+        hbm_error=errors.hbm.estimate(whole.hbm_scatter),
+        replayed_s=replayed[0].time_s,
+        times_smaller=whole.times_smaller,
+        method=whole.method,
+        time_scatter=whole.time_scatter,
+        hbm_scatter=whole.hbm_scatter,
     )
 
 

@@ -24,7 +24,7 @@ from sim.tile_program import (
 
 THREADS = 128
 ELEMENTS_A_CTA = 8 * THREADS
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 4  # so that such a pass cuts tensors no finer than others do
 FOOTPRINT = Footprint(0, THREADS, registers.ELEMENTWISE)
 
 
@@ -56,26 +56,26 @@ def one_by_one(
     name: str,
     reads: Sequence[Stream],
     write: Stream,
-    elements: int,
+    a_thread: int,
     line: int,
     *,
     vector_ops: int,
     other_ops: int,
 ) -> Kernel:
-    """Threads of so many elements, the next loaded when the last is stored.
+    """CTAs of THREADS, each thread with `a_thread` elements: the next is loaded after a store.
 
-    Streams number tiles; tiles of a CTA are in one `line` of so many, where a stream's next tile is
-    as far on as its stride says. CTAs of 128 threads do the same side by side: of as many as fill
-    a tile one stands for all.
+    Of SIDE_BY_SIDE such CTAs, which do the same, one stands for all, with their elements of a trip
+    as its tile. Streams number those tiles; the tiles of a CTA are in one `line` of so many, where
+    a stream's next tile is as far on as its stride says.
     """
-    a_line = blocks(line, elements)
+    a_line = blocks(line, a_thread)
 
     def first(items: IntArray) -> IntArray:
-        tile: IntArray = items // a_line * line + items % a_line * elements
+        tile: IntArray = items // a_line * line + items % a_line * a_thread
         return tile
 
     def trips(items: IntArray) -> IntArray:
-        left: IntArray = (line - items % a_line * elements).clip(max=elements)
+        left: IntArray = (line - items % a_line * a_thread).clip(max=a_thread)
         return left
 
     def of_cta(stream: Stream) -> Stream:

@@ -232,6 +232,53 @@ def flash_kernel(
     )
 
 
+@dataclass(frozen=True)
+class _Moved:
+    """Bytes of a trip: of K's and V's tiles, and those through SRAM for each matmul and beside it.
+
+    Tiles are read whole by every reader, each for its own query rows, and written as they come.
+    """
+
+    k_bytes: int
+    v_bytes: int
+    for_s: int
+    for_o: int
+    beside_s: int
+    beside_o: int
+
+    @staticmethod
+    def of(w: AttentionWorkload, cta: FlashCta, q_bytes: int) -> "_Moved":
+        """`q_bytes` are those of Q's tile."""
+        tile, filled = cta.tile, cta.filled(w)
+        k_bytes, v_bytes = (
+            tile.kv * row_bytes(filled, cols) for cols in (filled.head_dim, filled.value_columns)
+        )
+        q_read = 0 if cta.q_in_registers else cta.sharers * q_bytes * filled.head_dim // w.head_dim
+        return _Moved(
+            k_bytes,
+            v_bytes,
+            for_s=q_read + cta.kv_readers * k_bytes,
+            for_o=cta.kv_readers * v_bytes,
+            beside_s=k_bytes,
+            beside_o=v_bytes + _p_bytes(w, cta),
+        )
+
+    def of_k_and_v(self, cta: FlashCta) -> int:
+        """As they come, and read by all."""
+        return (cta.kv_readers + 1) * (self.k_bytes + self.v_bytes)
+
+    def without_k_and_v(self, w: AttentionWorkload, cta: FlashCta) -> "_Moved":
+        """What is left where all operands are in registers before a matmul."""
+        return replace(self, for_s=0, for_o=0, beside_s=0, beside_o=_p_bytes(w, cta))
+
+
+def _p_bytes(w: AttentionWorkload, cta: FlashCta) -> int:
+    """P stays in registers, but goes to all warps that share keys, and O, by way of SRAM."""
+    if not cta.shares_keys or cta.sums_apart:
+        return 0
+    return (1 + cta.sharers) * cta.tile.q * cta.tile.kv * w.dtype_bytes
+
+
 def key_loop(
     w: AttentionWorkload,
     cta: FlashCta,
@@ -245,37 +292,32 @@ def key_loop(
 
     `of_scores` is what is added to the scores, or masks them, which a trip loads as it begins.
     """
-    tile, filled = cta.tile, cta.filled(w)
     k = _turned(w, cta, k)
     loads_k = tuple(Load(stream, cta.stages) for stream in k.streams)
     loads_v = tuple(Load(stream, cta.stages) for stream in v.streams)
     added = (Load(of_scores, 0),) if of_scores else ()
+    both: Loads = (*loads_k, *loads_v)
     if cta.own:
         return Loop(trips, _own_ops(cta, cta.own, loads_k, loads_v, added))
-    scores = tile.q * tile.kv
-    s_flops, pv_flops = 2 * scores * filled.head_dim, 2 * scores * filled.value_columns
+    tile, filled = cta.tile, cta.filled(w)
+    s_flops, pv_flops = (
+        2 * tile.q * tile.kv * cols for cols in (filled.head_dim, filled.value_columns)
+    )
     if cta.counted:
-        loads = (*loads_k, *loads_v, *added)
+        loads = (*both, *added)
         issued = (Barrier(loads),) if not cta.stages else _issued(added)
         return Loop(trips, (*loads, *issued, cta.counted.compute(loads, s_flops + pv_flops)))
-    k_bytes, v_bytes = (
-        tile.kv * row_bytes(filled, cols) for cols in (filled.head_dim, filled.value_columns)
-    )
     before_s, after_s, after_softmax = _meetings(cta, loads_k, loads_v)
-    # Read whole by every reader, each for its own query rows.
-    k_read, v_read = (cta.kv_readers * part for part in (k_bytes, v_bytes))
-    q_read = 0 if cta.q_in_registers else cta.sharers * q_bytes * filled.head_dim // w.head_dim
-    # P stays in registers, but goes to all warps that share keys, and O, by way of SRAM.
-    p_is_shared = cta.shares_keys and not cta.sums_apart
-    p_sram_bytes = (1 + cta.sharers) * scores * w.dtype_bytes if p_is_shared else 0
-    s_read, pv_read, k_written, v_written = q_read + k_read, v_read, k_bytes, v_bytes
-    both: Loads = (*loads_k, *loads_v)
+    moved = _Moved.of(w, cta, q_bytes)
     operands: tuple[Op, ...] = ()
     if cta.operands_first:
-        moved = k_read + v_read + k_bytes + v_bytes
-        operands = (Compute("K and V", both, sram_bytes=moved),)
-        loads_k = loads_v = ()
-        s_read = pv_read = k_written = v_written = 0
+        operands = (Compute("K and V", both, sram_bytes=moved.of_k_and_v(cta)),)
+        moved, loads_k, loads_v = moved.without_k_and_v(w, cta), (), ()
+    s_flops = s_flops * cta.scored_keys // tile.kv
+    s = _matmul(cta, "S = Q K^T", loads_k, s_flops, moved.for_s, filled.head_dim, moved.beside_s)
+    keys = tile.kv // cta.sharers
+    o = _matmul(cta, "O += P V", loads_v, pv_flops, moved.for_o, keys, moved.beside_o)
+    softmax = _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added))
     return Loop(
         trips,
         (
@@ -285,29 +327,13 @@ def key_loop(
             *before_s,
             *_addressing(cta, k),
             *_issued(added),
-            *k.made_ready("K", loads_k, k_bytes, cta.kv_readers),
-            *_matmul(
-                cta,
-                "S = Q K^T",
-                loads_k,
-                s_flops * cta.scored_keys // tile.kv,
-                s_read,
-                filled.head_dim,
-                k_written,
-            ),
+            *k.made_ready("K", loads_k, moved.k_bytes, cta.kv_readers),
+            *s,
             *after_s,
-            _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added)),
+            softmax,
             *after_softmax,
-            *v.made_ready("V", loads_v, v_bytes, cta.kv_readers),
-            *_matmul(
-                cta,
-                "O += P V",
-                loads_v,
-                pv_flops,
-                pv_read,
-                tile.kv // cta.sharers,
-                v_written + p_sram_bytes,
-            ),
+            *v.made_ready("V", loads_v, moved.v_bytes, cta.kv_readers),
+            *o,
         ),
     )
 
