@@ -122,10 +122,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {error}") from None
 
 
+_NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+# Looked for where keys are: a parser takes the square of their names, minutes of 100 kB.
+_LONG_KEY = re.compile(
+    rf"(?:^|[\[{{,])[ \t]*+(?:{_NAME}[ \t]*+\.[ \t]*+){{{DEEPEST}}}", re.MULTILINE
+)
+
+
 @lru_cache(64)  # a sweep reads the same profile for every point
 def _parsed(text: str) -> dict[str, Any]:
-    tables = tomllib.loads(text)
-    if _levels(tables) > DEEPEST:
+    long_key = _LONG_KEY.search(text)
+    tables = {} if long_key else tomllib.loads(text)
+    if long_key or _levels(tables) > DEEPEST:
         raise ValueError(f"tables nested deeper than {DEEPEST} levels")
     check_texts(tables)
     return tables

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sim.inputs.files import LONGEST_MESSAGE, LONGEST_SHOWN, InputError, shown
+from sim.inputs.files import LONGEST_MESSAGE, LONGEST_SHOWN, InputError, read_toml, shown
 from sim.inputs.hardware import load_profile
 from sim.inputs.units import parse_quantity
 from sim.runs.cases import cases_of
@@ -186,6 +186,39 @@ def test_toml_that_cannot_be_parsed_is_one_line(tmp_path, text):
     with pytest.raises(InputError) as error:
         load_profile(str(mine))
     assert "\n" not in str(error.value)
+
+
+def dotted(names, of="a"):
+    return " . ".join([of] * names)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{dotted(20_000)} = 1",
+        f"x = 1\n  {dotted(33)} = 1",
+        f"[{dotted(33)}]",
+        f"[[{dotted(33)}]]",
+        f"x = {{ y = 1, {dotted(33)} = 1 }}",
+        f"""{dotted(33, "'a.b'")} = 1""",
+        f"""{dotted(33, '"a"')} = 1""",
+    ],
+)
+def test_a_key_of_very_many_names_is_refused_before_it_is_parsed(tmp_path, monkeypatch, text):
+    def parsed(text):
+        raise AssertionError("tomllib takes the square of the names")
+
+    monkeypatch.setattr("sim.inputs.files.tomllib.loads", parsed)
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    with pytest.raises(InputError, match="deeper than 32 levels"):
+        read_toml(mine)
+
+
+def test_dots_in_texts_and_numbers_are_no_key(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f"{dotted(31)} = 1\nb = '{dotted(50)}'\nc = [1.5, 2.5] # {dotted(50)}\n")
+    assert read_toml(mine)["b"] == dotted(50)
 
 
 LONG = "f" * 6000  # more than a file's name may have
