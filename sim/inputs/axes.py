@@ -202,17 +202,20 @@ class Sample(BaseModel):
 def design_of(sweep: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     """The points of a `[sweep]` table, the last key varying fastest; raises InputError."""
     axes: list[Sequence[dict[str, Any]]] = []
+    points = 1
     for key, given in sweep.items():
         if key == "sample":
             if not isinstance(given, Mapping):
                 raise InputError(f"{where}: sweep.sample = {given}: a table was expected")
             axes.append(checked(Sample, given, where, "sweep.sample").draw(where))
+            points *= len(axes[-1])
             continue
         axis = axis_of(given, where, f"sweep.{key}")
         if isinstance(axis, Range) and axis.steps is None and axis.step is None:
             raise InputError(f"{where}: sweep.{key}: steps or step: missing")
         values = values_of(axis) or ()
-        if len(values) * math.prod(map(len, axes)) > MOST_POINTS:
+        points *= len(values)
+        if points > MOST_POINTS:
             raise InputError(f"{where}: sweep: at most {MOST_POINTS:,} points were expected")
         axes.append([{key: value} for value in values])
     keys = Counter(key for axis in axes for key in axis[0])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sim.inputs.axes import design_of
 from sim.inputs.files import InputError
+from tests.support.limits import seconds_of_at_most
 
 SEQ = "workload.seq_len"
 
@@ -95,6 +96,12 @@ def test_samples_choose_from_lists_and_go_with_a_grid():
     points = values_of({"a.z": [1, 2], "sample": sample})
     assert len(points) == 12
     assert {(p["a.z"], p["a.x"]) for p in points} == {(1, "p"), (1, "q"), (2, "p"), (2, "q")}
+
+
+def test_very_many_keys_of_one_value_take_no_more_than_each_its_time():
+    with seconds_of_at_most(10):  # the square of their number took minutes
+        (point,) = values_of({f"a.{n}": [n] for n in range(10**5)})
+    assert len(point) == 10**5
 
 
 MANY = {"from": 1, "to": 300, "step": 1}
