@@ -9,6 +9,7 @@ bytes: to parse them all takes a quarter of a second.
 import ast
 import json
 import os
+import re
 import sys
 from contextlib import suppress
 from functools import cache
@@ -20,6 +21,7 @@ from sim.inputs.files import InputError, user_cache, whole_file
 
 _ROOT = Path(__file__).parents[2]  # where the package `sim` lies
 _MOST_KEPT = 1000  # sources: some versions of attnsim
+_LATER = re.compile(r"(sim(?:\.\w+)+):\w+")  # "sim.schedules.naive:Naive", imported when asked for
 
 
 @cache
@@ -143,6 +145,8 @@ def _read(source: bytes) -> _Said:
         elif isinstance(node, ast.ImportFrom) and node.module:
             # Each name may be a module too.
             imports += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        elif isinstance(node, ast.Constant) and (later := _LATER.fullmatch(str(node.value))):
+            imports.append(later[1])
     return _Said(sha256(ast.dump(tree).encode()).hexdigest(), imports)
 
 

@@ -26,7 +26,7 @@ STATISTICS_BYTES = 4  # l, m and log-sum-exp are fp32
 class Tile(BaseModel):
     """Query rows and keys that one step works on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     q: int = Field(ge=16, multiple_of=16)
     kv: int = Field(ge=16, multiple_of=16)
 
@@ -69,7 +69,7 @@ class Schedule(BaseModel):
     are for models with other parameters, or with a memory beside the KV cache.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     name: str
     label: str | None = None
 
