@@ -50,6 +50,7 @@ class Replays(Generic[L2State]):
     def _start(self, commands: list[Command]) -> None:
         sharing: list[tuple[Kernel, Ran]] = []
         shared = self._chain(sharing)
+        costs: dict[Iterator[None], int] = {}
         for command in commands:
             kernel = command.work
             if not isinstance(kernel, Kernel) or command in self.told:
@@ -57,11 +58,13 @@ class Replays(Generic[L2State]):
             ran = self._awaited()
             if self.one_gpu and kernel not in self.choice.in_part:
                 sharing.append((kernel, ran))
-                self.of_command[command] = ran, shared
+                chain = shared
             else:
-                self.of_command[command] = ran, self._chain([(kernel, ran)])
-        for chain in dict.fromkeys(chain for _, chain in self.of_command.values()):
-            self.beside.start(chain)
+                chain = self._chain([(kernel, ran)])
+            self.of_command[command] = ran, chain
+            costs[chain] = costs.get(chain, 0) + self.choice.cost[kernel]
+        for chain, cost in costs.items():
+            self.beside.start(chain, cost)
 
     def _awaited(self) -> Ran:
         """A replay to come, of whose cost nothing is done: threads add no key to `steps_done`."""

@@ -9,6 +9,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from heapq import heappop, heappush
+from itertools import count
 from threading import Condition
 from typing import TypeVar
 
@@ -35,21 +37,29 @@ class SideBySide:
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.tell, self.stopped = tell, False
         self.most, self.busy, self.turn = threads, 0, Condition()
+        self.waiting: list[tuple[int, int, Iterator[None]]] = []  # of the most cost first
+        self.order = count()
 
     def narrow(self, most: int) -> None:
         """From now on a chain begins only where fewer than so many are under way."""
         with self.turn:
             self.most = min(self.most, most)
 
-    def start(self, chain: Iterator[None]) -> None:
-        """Let a thread do the whole chain as soon as one is free."""
-        if self.pool is not None:
-            self.pool.submit(self._do, chain)
+    def start(self, chain: Iterator[None], cost: int) -> None:
+        """Let a thread do the whole chain as soon as one is free: those that cost most go first.
 
-    def _do(self, chain: Iterator[None]) -> None:
+        So all threads end at about the same time.
+        """
+        if self.pool is not None:
+            with self.turn:
+                heappush(self.waiting, (-cost, next(self.order), chain))
+            self.pool.submit(self._do)
+
+    def _do(self) -> None:
         with self.turn:
             self.turn.wait_for(lambda: self.busy < self.most)
             self.busy += 1
+            _, _, chain = heappop(self.waiting)
         try:
             deque(chain, 0)
         finally:

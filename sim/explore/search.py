@@ -15,10 +15,12 @@ A search file is a scenario with one schedule and a table more:
 Ranges are those of a sweep (sim/inputs/axes.py); without `steps` or `step` they hold whatever lies
 between their ends. A space of no more designs than trials is tried whole. In a larger one the
 tree-structured Parzen estimator for several objectives (Ozaki et al., GECCO 2020;
-optuna.samplers.TPESampler) chooses from what the trials before came to. It starts each trial from a
-seed of that trial's own, so that a search that was interrupted goes on as if it had not been: the
-study is in memory, and each trial that has ended in a store. What cannot be built or does not fit
-its memory is counted with the reason, and has no values.
+optuna.samplers.TPESampler) chooses from what the trials before came to: BATCH of them at a time,
+which are replayed side by side, each chosen away from those that have no values yet
+(`constant_liar`). It starts each trial from a seed of that trial's own, so that a search that was
+interrupted goes on as if it had not been, on however many cores: the study is in memory, and each
+trial that has ended in a store. What cannot be built or does not fit its memory is counted with the
+reason, and has no values.
 """
 
 import itertools
@@ -26,6 +28,7 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -48,14 +51,17 @@ from sim.inputs.axes import Axis, Range, axis_of, values_of
 from sim.inputs.files import InputError, checked, find_toml
 from sim.inputs.hardware import variation_toml
 from sim.inputs.units import Count
-from sim.runs.job import Progress, run_scenario
-from sim.runs.scenario import Scenario, ScenarioText, make_scenario
+from sim.runs.cases import Case
+from sim.runs.job import Progress, run_each
+from sim.runs.record import Record
+from sim.runs.scenario import Point, Scenario, ScenarioText, check_tables, make_scenario
 from sim.runs.store import Entry, Store
 from sim.schedules.own import stamp_of_own
 
 Objective = Literal["time", "energy", "area", "price", "hbm_bytes"]
 Choice = bool | int | float | str
 Design = dict[str, Choice]  # a value for every key of the space
+Values = tuple[float, ...] | str  # a design's objectives in the file's order, or why it has none
 
 
 class SearchTable(BaseModel):
@@ -134,7 +140,7 @@ class SearchAnswer:
     title: str
     hardware: str
     objectives: list[Objective]
-    base: tuple[float, ...] | str
+    base: Values
     trials: list[Trial]
     front: list[Trial]
     infeasible: list[Infeasible]
@@ -148,10 +154,7 @@ class SearchAnswer:
 
 
 KEPT = "trials.sqlite"  # where trials are kept, in the folder that is given
-
-
-class _CannotBeError(Exception):
-    """The design has no values; the message is why."""
+BATCH = 8  # trials that are chosen by the same ones before
 
 
 class Search:
@@ -215,26 +218,43 @@ class Search:
             data["sweep"] = {key: [value] for key, value in design.items()}
         return make_scenario(data, self.title, self.where, self.folder, self.allow_code)
 
-    def evaluate(self, design: Design) -> tuple[float, ...]:
-        """The objectives of a design. Raises _CannotBeError."""
+    def evaluate(self, designs: Sequence[Design]) -> Iterator[Values]:
+        """The objectives of each design, or why it has none, in order."""
+        cases = [self._case(design) for design in designs]
+        possible = [case for case in cases if isinstance(case, Case)]
+        outcomes = run_each(possible, check_tables(self.data, self.where).limits)
+        for case in cases:
+            yield case if isinstance(case, str) else self._values(case.point, next(outcomes).record)
+
+    def _case(self, design: Design) -> Case | str:
+        """The schedule on the design, or why it cannot be."""
         try:
-            scenario = self._scenario(design)
-            (point,), (outcome,) = scenario.points, run_scenario(scenario)
-            record, hw = outcome.record, point.hardware
-            if record.status != "ok":
-                raise _CannotBeError(f"{record.status}: {record.reason}")
-            dtype = point.workload.dtype
-            values: dict[Objective, float | None] = {
-                "time": record.time_s,
-                "energy": record.energy_j,
-                "hbm_bytes": record.hbm_bytes,
-            }
-            if {"area", "price"} & set(self.objectives):
-                values["area"] = die_area_mm2(hw, dtype)
-                values["price"] = price_dollars(hw, dtype)
+            (point,) = self._scenario(design).points
         except InputError as error:
-            raise _CannotBeError(str(error).removeprefix(f"{self.where}: ")) from None
+            return self._reason(error)
+        return Case(point, *point.schedules)
+
+    def _values(self, point: Point, record: Record) -> Values:
+        if record.status == "failed":
+            return self._reason(record.reason)
+        if record.status != "ok":
+            return f"{record.status}: {record.reason}"
+        values: dict[Objective, float | None] = {
+            "time": record.time_s,
+            "energy": record.energy_j,
+            "hbm_bytes": record.hbm_bytes,
+        }
+        if {"area", "price"} & set(self.objectives):
+            device = point.hardware, point.workload.dtype
+            try:
+                values |= {"area": die_area_mm2(*device), "price": price_dollars(*device)}
+            except InputError as error:
+                return self._reason(error)
         return tuple(float(values[objective] or 0.0) for objective in self.objectives)
+
+    def _reason(self, why: object) -> str:
+        """It without the file's name."""
+        return str(why).removeprefix(f"{self.where}: ")
 
     @cached_property
     def designs(self) -> list[dict[str, Choice]] | None:
@@ -253,35 +273,58 @@ class Search:
         store = Store(out / KEPT if out else None)
         try:
             self._check_kept(store)
-            study = self._study(store)
-            self._go_on(study, store, progress)
+            study = self._study(store, progress)
         finally:
             store.close()
         return self._answer(study, out)
 
-    def _go_on(self, study: optuna.Study, store: Store, progress: Progress) -> None:
-        """Try what is left to try."""
-        tried = study.get_trials(deepcopy=False)
-        known = {_key(trial): trial for trial in tried}
+    def _study(self, store: Store, progress: Progress) -> optuna.Study:
+        """A study of the trials that have ended, and those left to try.
+
+        What ended of a batch that did not is chosen again, but not replayed.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(directions=["minimize"] * len(self.objectives))
+        kept = self._kept(store)
+        known = {_key(trial): _values_of(trial) for trial in reversed(kept)}
         total = self.trials if self.designs is None else len(self.designs)
-        for number in range(len(tried), total):
-            progress(f"trial {number}", number, total)
+        ended = len(kept) if len(kept) >= total else len(kept) // BATCH * BATCH
+        study.add_trials(kept[:ended])
+        for first in range(ended, total, BATCH):
+            self._try(study, range(first, min(first + BATCH, total)), known, store, progress, total)
+        return study
+
+    def _try(
+        self,
+        study: optuna.Study,
+        numbers: range,
+        known: dict[str, Values],
+        store: Store,
+        progress: Progress,
+        total: int,
+    ) -> None:
+        """Try a batch, whose trials end in order; what is known of a design is not replayed."""
+        progress(f"trial {numbers[0]}", numbers[0], total)
+        trials = []
+        for number in numbers:
             study.sampler = _sampler(self.seed, number)
             trial = study.ask(self._distributions)
-            design = self._design(trial, number)
-            trial.set_user_attr("design", design)
-            before = known.get(json.dumps(design))
-            try:
-                if before is not None and before.state == TrialState.PRUNED:
-                    raise _CannotBeError(before.user_attrs["reason"])
-                values = before.values if before else self.evaluate(design)
-            except _CannotBeError as reason:
-                trial.set_user_attr("reason", str(reason))
+            trial.set_user_attr("design", self._design(trial, number))
+            trials.append(trial)
+        new = {_key(trial): trial.user_attrs["design"] for trial in trials}
+        new = {key: design for key, design in new.items() if key not in known}
+        evaluated = zip(new, self.evaluate(list(new.values())), strict=True)
+        for number, trial in zip(numbers, trials, strict=True):
+            progress(f"trial {number}", number, total)
+            while (key := _key(trial)) not in known:
+                known.update([next(evaluated)])
+            values = known[key]
+            if isinstance(values, str):
+                trial.set_user_attr("reason", values)
                 ended = study.tell(trial, state=TrialState.PRUNED)
             else:
                 ended = study.tell(trial, values)
             store.put([Entry(str(number), _text(ended))])
-            known.setdefault(_key(ended), ended)
 
     @cached_property
     def _distributions(self) -> dict[str, BaseDistribution]:
@@ -314,15 +357,12 @@ class Search:
         if store.claim(Entry("search", text)) != text:
             raise InputError(f"{store.where}: holds another search: choose another folder")
 
-    def _study(self, store: Store) -> optuna.Study:
-        """A study of the trials that have ended."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(directions=["minimize"] * len(self.objectives))
-        number = 0
-        while (kept := store.get(str(number), "")) is not None:
-            study.add_trial(self._ended(json.loads(kept)))
-            number += 1
-        return study
+    def _kept(self, store: Store) -> list[FrozenTrial]:
+        """The trials that have ended."""
+        kept: list[FrozenTrial] = []
+        while (one := store.get(str(len(kept)), "")) is not None:
+            kept.append(self._ended(json.loads(one)))
+        return kept
 
     def _ended(self, kept: dict[str, Any]) -> FrozenTrial:
         """A trial as `_text` has it."""
@@ -337,10 +377,7 @@ class Search:
         trials = [_trial(t) for t in study.get_trials(states=(TrialState.COMPLETE,))]
         best = {trial.values: trial for trial in map(_trial, reversed(study.best_trials))}
         front = sorted(best.values(), key=lambda trial: trial.values)
-        try:
-            base: tuple[float, ...] | str = self.evaluate({})
-        except _CannotBeError as reason:
-            base = str(reason)
+        (base,) = self.evaluate([{}])
         return SearchAnswer(
             title=self.title,
             hardware=self.hardware.name,
@@ -379,11 +416,18 @@ def _sampler(seed: int, number: int) -> TPESampler:
     """The sampler of one trial, of which it alone draws."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=hash((seed, number)) % 2**32, multivariate=True)
+        own_seed = hash((seed, number)) % 2**32
+        return TPESampler(seed=own_seed, multivariate=True, constant_liar=True)
 
 
-def _key(trial: FrozenTrial) -> str:
+def _key(trial: optuna.Trial | FrozenTrial) -> str:
     return json.dumps(trial.user_attrs["design"])
+
+
+def _values_of(trial: FrozenTrial) -> Values:
+    """What a trial that has ended came to."""
+    pruned = trial.state == TrialState.PRUNED
+    return str(trial.user_attrs["reason"]) if pruned else tuple(trial.values)
 
 
 def _text(trial: FrozenTrial) -> str:

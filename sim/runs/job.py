@@ -175,6 +175,19 @@ def run_cases(
     return _side_by_side(jobs(), limits, progress)
 
 
+def run_each(
+    cases: Sequence[Case], limits: Limits, engine: EngineName = "replay"
+) -> Iterator[Outcome]:
+    """Outcomes in order; what cannot be, were it all of them, has a record with its reason."""
+
+    def jobs() -> Iterator[Job | Outcome]:
+        for case in cases:
+            job = _job_or_refusal(case, limits, engine)
+            yield Outcome(job.record(engine), None) if isinstance(job, Refusal) else job
+
+    return _side_by_side(jobs(), limits, lambda *_: None)
+
+
 def _job_or_refusal(
     case: Case | Refusal, limits: Limits, engine: EngineName
 ) -> Job | Outcome | Refusal:

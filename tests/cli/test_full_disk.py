@@ -172,9 +172,13 @@ SEARCHED = {
 }
 
 
+def as_long_as_they_are(self, designs):
+    return [(float(len(str(design))),) for design in designs]
+
+
 @pytest.mark.parametrize("pages", range(0, 28, 3))
 def test_a_search_goes_on_when_the_disk_has_room_again(tmp_path, monkeypatch, pages):
-    monkeypatch.setattr(Search, "evaluate", lambda self, design: [float(len(str(design)))])
+    monkeypatch.setattr(Search, "evaluate", as_long_as_they_are)
     search = Search(ScenarioText(SEARCHED, "searched", "a test", tmp_path))
     with files_of_at_most(pages * PAGE_BYTES), suppress(InputError):
         search.run(tmp_path)
@@ -182,7 +186,7 @@ def test_a_search_goes_on_when_the_disk_has_room_again(tmp_path, monkeypatch, pa
 
 
 def test_the_profiles_of_the_last_search_are_there_until_the_next_ones_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(Search, "evaluate", lambda self, design: [float(len(str(design)))])
+    monkeypatch.setattr(Search, "evaluate", as_long_as_they_are)
     answer = Search(ScenarioText(SEARCHED, "searched", "a test", tmp_path)).run(tmp_path)
     monkeypatch.setattr("sim.report.search.save_figure", lambda *_: None)
     monkeypatch.setattr("sim.report.search.save_text", lambda *_: None)

@@ -51,9 +51,33 @@ def test_what_is_narrowed_begins_one_after_the_other():
         beside.narrow(1)
         chains = [chain(number) for number in range(4)]
         for one in chains:
-            beside.start(one)
+            beside.start(one, cost=1)
         for future, one in zip(ended, chains, strict=True):
             beside.result(future, one)
     of_each = [number for number, _ in order]
     assert of_each[::2] == of_each[1::2]
     assert sorted(of_each[::2]) == [0, 1, 2, 3]
+
+
+def test_of_those_that_wait_the_costliest_is_next():
+    order: list[int] = []
+    begun, all_wait = Event(), Event()
+    ended: Future[None] = Future()
+
+    def chain(cost: int) -> Iterator[None]:
+        begun.set()
+        assert all_wait.wait(60)
+        order.append(cost)
+        if len(order) == 5:
+            ended.set_result(None)
+        yield
+
+    with SideBySide(2, lambda: None) as beside:
+        beside.narrow(1)
+        beside.start(chain(1), 1)
+        assert begun.wait(60)
+        for cost in (2, 5, 3, 4):
+            beside.start(chain(cost), cost)
+        all_wait.set()
+        beside.result(ended, chain(0))
+    assert order == [1, 5, 4, 3, 2]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sim import simulate
+from sim.device.run import REMEMBERED
 from sim.explore.cost import COUNTED, DIES, die_area_mm2, dies_per_wafer, price_dollars
 from sim.explore.search import Search, SearchAnswer
 from sim.inputs.files import InputError
@@ -72,6 +73,28 @@ def test_same_file_and_seed_give_the_same_search_and_another_seed_another(tmp_pa
     first, second = searched(path), searched(path)
     assert first.json() == second.json()
     assert searched(path, "search.seed=4").trials != first.trials
+
+
+def test_it_is_the_same_on_one_core_as_on_several(tmp_path, monkeypatch):
+    path, found = search_file(tmp_path), []
+    for cores in (1, 4):
+        monkeypatch.setattr("sim.runs.job.cores", lambda cores=cores: cores)
+        REMEMBERED.forget()
+        found.append(searched(path).json())
+    assert found[0] == found[1]
+
+
+def test_trials_are_chosen_and_replayed_eight_at_a_time(tmp_path, monkeypatch):
+    chosen: list[int] = []
+    evaluate = Search.evaluate
+
+    def counting(search, designs):
+        chosen.append(len(designs))
+        return evaluate(search, designs)
+
+    monkeypatch.setattr(Search, "evaluate", counting)
+    searched(search_file(tmp_path), "search.trials=20")
+    assert chosen == [8, 8, 4, 1]  # the last is the device as it is
 
 
 def test_values_are_those_of_a_run_with_the_design_set(tmp_path):
@@ -169,16 +192,17 @@ import os, signal, sys
 from pathlib import Path
 from sim.explore.search import Search
 from sim.runs.scenario import read_scenario
+from sim.runs.store import Store
 
-evaluate, tried = Search.evaluate, []
+put, ended = Store.put, []
 
-def one_in_the_middle_of_which_it_is_killed(search, design):
-    if len(tried) == 12:
+def put_until_it_is_killed(store, entries):
+    put(store, entries)
+    ended.append(entries)
+    if len(ended) == 12:  # in the middle of a batch
         os.kill(os.getpid(), signal.SIGKILL)
-    tried.append(design)
-    return evaluate(search, design)
 
-Search.evaluate = one_in_the_middle_of_which_it_is_killed
+Store.put = put_until_it_is_killed
 Search(read_scenario(sys.argv[1], ())).run(Path(sys.argv[2]))
 """
 
@@ -189,7 +213,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
     out.mkdir()
     killed = subprocess.run([sys.executable, "-c", KILLED, path, out], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert 12 <= tried_in(out) < 30
+    assert tried_in(out) == 12
     resumed, whole = searched(path, out=out), searched(path)
     assert resumed.trials == whole.trials
 
