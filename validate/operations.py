@@ -528,7 +528,7 @@ OPERATIONS = (
     ),
     _refused(r".*cudnn.*", "cuDNN", "cuDNN's kernel is not public: no schedule stands for it"),
     _refused(
-        r"(TLX|CuTile|tvm\.tl|Gluon|Flex|Torch SDPA|FlashMLA|rocm|standard|NSA module|Self-).*",
+        r"(TLX|CuTile|tvm\.tl|Gluon|Flex |Torch SDPA|FlashMLA|rocm|standard|NSA module|Self-).*",
         "other kernels",
         "no schedule stands for its kernel",
     ),

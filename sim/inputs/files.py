@@ -11,7 +11,7 @@ from copy import deepcopy
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
@@ -244,12 +244,12 @@ def shown(value: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """The keys that `model` accepts in the table at `location`."""
-    for part in location:
+    """The keys that `model` accepts in the table at `location`; a number is a place in a list."""
+    for part in (name for name in location if not name.isdigit()):
         field = model.model_fields.get(part)
         if field is None:
             return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        candidates = [field.annotation, *get_args(field.annotation)]
         nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not nested:
             return []

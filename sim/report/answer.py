@@ -105,7 +105,8 @@ def _of_wins(
     if _ratio(*most) < LEVEL:
         return f"{text} It is within 2% of the others."
     rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest"
-    text += f" It is {_ratio(*least):.3g} to {_ratio(*most):.3g} times as fast as {rival}."
+    span = dict.fromkeys(f"{_ratio(*pair):.3g}" for pair in (least, most))
+    text += f" It is {' to '.join(span)} times as fast as {rival}."
     slow, fast = most
     at = ", ".join(_name(key, value) for key, value in fast.point.items())
     times = f"{_times_as_long(slow, fast)} as long{_because(slow, fast)}"

@@ -217,7 +217,8 @@ def _set_in(table: dict[str, Any], path: list[str], value: Any, key: str, where:
     for part in path[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise InputError(f"{where}: {key}: {part} is not a table")
+            rows = f"a row each of [[{part}]]: say it there" if isinstance(table, list) else ""
+            raise InputError(f"{where}: {key}: {part} is {rows or 'not a table'}")
     table[path[-1]] = value
 
 

@@ -151,7 +151,8 @@ class Schedule(BaseModel):
         for key, value in changes_asked(w).items():
             where = f"schedule {self.name}: workload.{key} = {value}"
             if key not in self.takes:
-                raise InputError(f"{where}: none was expected; {that_take(key)} take one")
+                instead = ', or bias = "head", which eager code adds' if key == "alibi" else ""
+                raise InputError(f"{where}: none was expected; {that_take(key)} take one{instead}")
             if w.phase == "training":
                 raise InputError(
                     f'{where}: workload.phase = "training": prefill or decode was expected'

@@ -26,7 +26,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from sim.inputs.files import InputError
+from sim.inputs.files import InputError, shown
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import CountOrNone
 from sim.inputs.workload import AttentionWorkload
@@ -72,17 +72,17 @@ class Dsa(Schedule):
         decoding = w.phase == "decode"
         cache = w.kv_dtype or w.dtype
         for key, given, is_taken, expected in (
-            ("latent_dim", w.latent_dim, w.latent_dim == LATENT_DIM, f"{LATENT_DIM}"),
+            ("latent_dim", w.latent_dim or 0, w.latent_dim == LATENT_DIM, f"{LATENT_DIM}"),
             ("rope_dim", w.rope_dim, w.rope_dim == ROPE_DIM, f"{ROPE_DIM}"),
             ("heads", w.heads, w.heads <= MOST_HEADS, f"up to {MOST_HEADS}"),
-            ("dtype", w.dtype, w.dtype == "bf16", "bf16"),
-            ("kv_dtype", cache, cache == "fp8" or (not decoding and not w.kv_dtype), "fp8"),
+            ("dtype", w.dtype, w.dtype == "bf16", '"bf16"'),
+            ("kv_dtype", cache, cache == "fp8" or (not decoding and not w.kv_dtype), '"fp8"'),
             ("seq_q", w.seq_q, not decoding or w.seq_q <= MOST_DECODED, f"up to {MOST_DECODED}"),
         ):
             if not is_taken:
                 raise InputError(
-                    f"schedule {self.name}: workload.{key} = {given}: {expected} was expected, as "
-                    "its public kernels have"
+                    f"schedule {self.name}: workload.{key} = {shown(given)}: {expected} was "
+                    "expected, as its public kernels have"
                 )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

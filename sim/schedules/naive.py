@@ -143,10 +143,9 @@ class Naive(TiledSchedule):
                 f'schedule {self.name}: framework = "sdpa": workload.softcap and workload.bias: '
                 "none was expected"
             )
-        if self.framework == "sdpa" and (w.dropout or w.heads != w.kv_heads or self.rope):
+        if self.framework == "sdpa" and (w.dropout or self.rope):
             raise InputError(
-                f'schedule {self.name}: framework = "sdpa": as many KV heads as heads, and neither '
-                "dropout nor rope, were expected"
+                f'schedule {self.name}: framework = "sdpa": neither dropout nor rope was expected'
             )
         if self.upcast and (self.framework != "sdpa" or w.dtype != "fp32"):
             raise InputError(
@@ -159,13 +158,11 @@ class Naive(TiledSchedule):
                 "softmax, was expected"
             )
         if self.framework == "pytorch" and not (
-            w.phase == "prefill"
-            and (w.heads, w.seq_q) == (w.kv_heads, w.seq_kv)
-            and w.window is None
+            w.phase == "prefill" and w.seq_q == w.seq_kv and w.window is None
         ):
             raise InputError(
                 f'schedule {self.name}: framework = "{self.framework}": prefill with as many '
-                "queries as keys, as many KV heads as heads and no window was expected"
+                "queries as keys and no window was expected"
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -181,11 +178,16 @@ class Naive(TiledSchedule):
         q, k, v, o = qkvo(w)
         scores, probabilities = _matrix(w, "S"), _matrix(w, "P")
         kernels = []
+        if self.framework is not None and w.heads > w.kv_heads > 1:
+            (repeat_k, k), (repeat_v, v) = repeated(w, k), repeated(w, v)
+            kernels += [repeat_k, repeat_v]
         copies = self.framework is not None and min(w.batch, w.heads) > 1
         if copies:
-            (copy_q, q), (copy_k, k) = copy(w, q), transposed_copy(k)
+            (copy_q, q), (copy_k, k) = copy(q), transposed_copy(w, k)
             kernels += [copy_q, copy_k]
-        kernels.append(replace(_scores_kernel("S = Q K^T", w, gemm, q, k, scores), kind="scores"))
+        alone = replace(w, kv_heads=k.groups // w.batch)
+        product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
+        kernels.append(replace(product, kind="scores"))
         if self.scale:
             kernels.append(eager_pass("scale", [scores], [scores]))
         kernels += _changes(w, scores)
@@ -205,9 +207,10 @@ class Naive(TiledSchedule):
             dropped = _matrix(w, "P'")
             kernels.append(eager_pass("dropout", [probabilities], [dropped, kept]))
         if copies:
-            copy_v, v = copy(w, v)
+            copy_v, v = copy(v) if v.groups == q.groups else repeated(w, v)
             kernels.append(copy_v)
-        kernels.append(replace(_output_kernel("O = P V", w, gemm, dropped, v, o), kind="output"))
+        output = _output_kernel("O = P V", alone, gemm, dropped, v, o)
+        kernels.append(replace(output, kind="output"))
         if w.phase == "training":
             saved = _Saved(q, k, v, probabilities, dropped, kept)
             kernels += of_backward(self._backward(w, hw, gemm, saved))
@@ -215,15 +218,16 @@ class Naive(TiledSchedule):
 
     def _of_sdpa(self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm") -> list[Kernel]:
         """Every kernel of PyTorch's math backend, in order."""
-        kernels, (q, k, v, o) = scaled_operands(qkvo(w), upcast=self.upcast)
+        kernels, (q, k, v, o) = scaled_operands(w, upcast=self.upcast)
         scores, p = _matrix(w, "S"), _matrix(w, "P")
-        product = _scores_kernel("S = Q K^T", w, gemm, q, k, scores)
+        alone = replace(w, kv_heads=w.heads)
+        product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
         kernels.append(replace(product, kind="scores"))
         if w.mask != "full":
             kernels += causal_mask(w, scores)
         kernels.append(self._softmax_kernel(scores, p, hw))
         checks, safe = rows_without_keys(scores, p)
-        output = replace(_output_kernel("O = P V", w, gemm, safe, v, o), kind="output")
+        output = replace(_output_kernel("O = P V", alone, gemm, safe, v, o), kind="output")
         if self.upcast:
             return [*kernels, *checks, narrowed(safe), output, narrowed(o)]
         return [*kernels, *checks, output]
@@ -342,14 +346,14 @@ def _for_matmuls(w: AttentionWorkload) -> _Matrices:
         (repeat_k, k), (repeat_v, v) = repeated(w, k), repeated(w, v)
         before += [repeat_k, repeat_v]
     if strided:
-        copy_q, q = copy(w, q)
+        copy_q, q = copy(q)
         before.append(copy_q)
     if w.heads > w.kv_heads == 1 < w.batch:
         (copy_k, k), (copy_v, v) = repeated(w, k), repeated(w, v)
         before.append(copy_k)
         after.append(copy_v)
     elif strided and w.heads == w.kv_heads:
-        (copy_k, k), (copy_v, v) = transposed_copy(k), copy(w, v)
+        (copy_k, k), (copy_v, v) = transposed_copy(w, k), copy(v)
         before.append(copy_k)
         after.append(copy_v)
     return _Matrices((q, k, v), before, after)

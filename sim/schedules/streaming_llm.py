@@ -24,6 +24,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.block_sparse import BlockSparse
+from sim.schedules.parts.rope import angles_of
 from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_attention
 from sim.tile_program import Kernel
 
@@ -41,6 +42,12 @@ class StreamingLlm(SplitKv):
     source = "arXiv 2309.17453; mit-han-lab/streaming-llm"
     phases = ("prefill", "decode")
     masks = ("full", "causal")
+
+    def check(self, w: AttentionWorkload) -> None:
+        """Raises InputError where the schedule does not take such a workload, or no `rope`."""
+        super().check(w)
+        if self.rope:
+            angles_of(w, self.name)
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """In prefill one kernel, in decode the split kernel and combine."""

@@ -30,6 +30,7 @@ class TensorParallel(SeveralGpus):
 
     summary = "several GPUs, each its heads; then an all-reduce of the projected result"
     source = "arXiv 1909.08053, Section 3; NVIDIA/nccl-tests, doc/PERFORMANCE.md"
+    takes = frozenset({"append"})
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """FlashAttention-2, or split-KV decoding, of a GPU's heads."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.runs.record import versions
-from sim.schedules import make_schedule
+from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
 
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -48,9 +48,14 @@ def hardware_of(table: Mapping[str, Any], where: str) -> Hardware:
 
 def schedule_of(table: ScheduleTable, where: str) -> Schedule:
     """The attention of such models on one GPU that a name or a table means; raises InputError."""
-    schedule = make_schedule({"name": table} if isinstance(table, str) else table, where)
-    if schedule.on_several_gpus:
-        raise InputError(f"{where}: schedule {schedule.name}: a schedule of one GPU was expected")
+    named = {"name": table} if isinstance(table, str) else table
+    kind = SCHEDULES.get(str(named.get("name")), Schedule)
+    if kind.on_several_gpus:
+        raise InputError(
+            f"{where}: schedule {named['name']}: a schedule of one GPU was expected, shared by "
+            "gpus and parallel"
+        )
+    schedule = make_schedule(named, where)
     if schedule.of_other_models:
         raise InputError(f"{where}: schedule {schedule.name}: it is of models of another kind")
     return schedule

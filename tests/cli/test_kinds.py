@@ -36,6 +36,10 @@ def test_every_shipped_file_is_of_a_known_kind():
             ("run", "serving", "--trace", "x.json"),
             "--report, --trace, --export, --engine and --wide go with",
         ),
+        (
+            ("run", "context_windows", "--set", "model.gpus=2"),
+            "--set: model.gpus: model is a row each of [[model]]: say it there",
+        ),
         (("sweep", "serving"), "a sweep takes a scenario that has [[schedule]] tables"),
         (("sweep", "search_tiles"), "search: unknown key; known: hardware"),
         (("explore", "sensitivity", "serving"), "sensitivity is of [[schedule]] tables"),

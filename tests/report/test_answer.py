@@ -102,6 +102,11 @@ def test_a_sweep_of_several_schedules_is_told_why_the_others_are_behind_where_th
     assert "through HBM instead of" in text
 
 
+def test_a_lead_that_is_the_same_at_all_points_is_told_once():
+    text = said(["flash2", "flash3"], "h100-sxm", PREFILL, **{"workload.softcap": [30, 50]})
+    assert re.search(r"It is [\d.]+ times as fast as flash2\.", text)
+
+
 def test_the_neighbours_between_which_the_l2_gets_too_small_are_told():
     lengths, head = {"workload.seq_len": [8192, 16384, 32768, 65536]}, {"heads": 1, "head_dim": 64}
     small = said("flash2", {"profile": "gb10", "l2.capacity": "16 MB"}, head, **lengths)

@@ -418,6 +418,12 @@ def test_streaming_llm_s_decoding_does_not_grow_with_length_and_rotates_keys():
     assert rotated == 3 * elements
 
 
+def test_streaming_llm_says_by_its_own_name_that_queries_are_the_last_tokens():
+    w = WorkloadTable(heads=8, head_dim=128, seq_q=2048, seq_kv=512).workload()
+    with pytest.raises(InputError, match=r"schedule streaming_llm: rope: workload\.seq_q = 2048"):
+        SCHEDULES["streaming_llm"]().program(w, H100)
+
+
 @given(cases("streaming_llm"), devices())
 @settings(max_examples=20)
 def test_streaming_llm_s_prefill_is_block_sparse_with_window_and_sinks(case, hw):

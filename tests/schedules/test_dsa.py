@@ -153,11 +153,12 @@ def test_a_query_is_given_different_keys_all_of_which_it_sees(seq_kv, queries):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"dtype": "fp16"}, "workload.dtype = fp16: bf16"),
+        ({"dtype": "fp16"}, 'workload.dtype = "fp16": "bf16"'),
         ({"latent_dim": 256}, "workload.latent_dim = 256: 512"),
+        ({"model": "llama-3-8b"}, "workload.latent_dim = 0: 512"),
         ({"heads": 256}, "workload.heads = 256: up to 128"),
-        ({"phase": "decode"}, "workload.kv_dtype = bf16: fp8"),
-        ({"kv_dtype": "int8"}, "workload.kv_dtype = int8: fp8"),
+        ({"phase": "decode"}, 'workload.kv_dtype = "bf16": "fp8"'),
+        ({"kv_dtype": "int8"}, 'workload.kv_dtype = "int8": "fp8"'),
         ({"phase": "decode", "kv_dtype": "fp8", "seq_q": 3}, "workload.seq_q = 3: up to 2"),
         ({"phase": "training"}, "it takes prefill, decode"),
     ],

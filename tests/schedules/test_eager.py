@@ -72,27 +72,41 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def benchmarked(qkv, causal):
+def of_every_query_head(x, dim, heads):
+    """K or V as einops.repeat and Transformers' repeat_kv make it: a view of a single KV head."""
+    shape = list(x.shape)
+    shape[dim : dim + 1] = [shape[dim], heads // shape[dim]]
+    return x.unsqueeze(dim + 1).expand(shape).flatten(dim, dim + 1)
+
+
+def benchmarked(q, k, v, causal):
     """What FlashAttention's benchmark asks of PyTorch, operation by operation."""
-    batch, tokens, _, heads, head_dim = qkv.shape
-    q, k, v = qkv.unbind(2)
+    batch, tokens, heads, head_dim = q.shape
+    k, v = of_every_query_head(k, 2, heads), of_every_query_head(v, 2, heads)
     q = q.permute(0, 2, 1, 3).reshape(batch * heads, tokens, head_dim)
     k = k.permute(0, 2, 3, 1).reshape(batch * heads, head_dim, tokens)
-    scores = torch.empty(batch * heads, tokens, tokens, dtype=qkv.dtype)
+    scores = torch.empty(batch * heads, tokens, tokens, dtype=q.dtype)
     scores = torch.baddbmm(scores, q, k, beta=0, alpha=1 / math.sqrt(head_dim))
     scores = scores.view(batch, heads, tokens, tokens)
     if causal:
-        scores = scores + torch.full((tokens, tokens), -1e4).triu(1).to(qkv.dtype)
+        scores = scores + torch.full((tokens, tokens), -1e4).triu(1).to(q.dtype)
     p = torch.nn.functional.dropout(scores.softmax(-1), 0.0)
     return torch.einsum("bhqk,bkhd->bqhd", p, v)
 
 
-@given(workloads())
+def by_tokens(w: AttentionWorkload):
+    """Q, K and V of zeros."""
+    numbers = (w.heads, w.kv_heads, w.kv_heads)
+    shapes = [(w.batch, w.seq_q, heads, w.head_dim) for heads in numbers]
+    return [torch.zeros(shape, dtype=DTYPES[w.dtype]) for shape in shapes]
+
+
+@given(workloads(), st.sampled_from((1, 2, 4)))
 @settings(max_examples=40)
-def test_the_kernels_are_the_operations_that_pytorch_launches_over_the_same_bytes(w):
-    qkv = torch.zeros(w.batch, w.seq_q, 3, w.heads, w.head_dim, dtype=DTYPES[w.dtype])
+def test_the_kernels_are_the_operations_that_pytorch_launches_over_the_same_bytes(w, groups):
+    w = replace(w, heads=w.heads * groups, kv_heads=w.heads)
     with Operations() as launched:
-        benchmarked(qkv, w.causal)
+        benchmarked(*by_tokens(w), w.causal)
     assert operands(EAGER, w) == launched.bytes
 
 
@@ -110,16 +124,7 @@ def operands(schedule: Naive, w: AttentionWorkload):
 def of_transformers(q, k, v, mask):
     """What eager_attention_forward of Transformers' Llama asks of PyTorch; Q, K, V by tokens."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    repeats = q.shape[1] // k.shape[1]
-
-    def repeat_kv(x):
-        batch, heads, tokens, size = x.shape
-        if repeats == 1:
-            return x
-        x = x[:, :, None].expand(batch, heads, repeats, tokens, size)
-        return x.reshape(batch, heads * repeats, tokens, size)
-
-    k, v = repeat_kv(k), repeat_kv(v)
+    k, v = of_every_query_head(k, 1, q.shape[1]), of_every_query_head(v, 1, q.shape[1])
     scores = torch.matmul(q, k.transpose(2, 3)) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores + mask
@@ -136,17 +141,14 @@ TRANSFORMERS = Naive(framework="transformers")
 def test_in_fp32_transformers_kernels_are_the_operations_that_its_eager_attention_launches(w, kv):
     """On a CPU a 16-bit softmax in fp32 converts first: there only fp32 is as on a GPU."""
     w = replace(w, heads=w.heads * kv, kv_heads=w.heads, dtype="fp32")
-    q, k, v = (
-        torch.zeros(w.batch, w.seq_q, heads, w.head_dim)
-        for heads in (w.heads, w.kv_heads, w.kv_heads)
-    )
+    q, k, v = by_tokens(w)
     mask = torch.zeros(1, 1, w.seq_q, w.seq_kv) if w.causal else None
     with Operations(("clone", "bmm", "mul", "add", "_softmax")) as launched:
         of_transformers(q, k, v, mask)
     assert operands(TRANSFORMERS, w) == launched.bytes
 
 
-SDPA_LAUNCHED = ("_to_copy", "mul", "ones", "tril", "where", "bmm", "add", "_safe_softmax")
+SDPA_LAUNCHED = ("_to_copy", "clone", "mul", "ones", "tril", "where", "bmm", "add", "_safe_softmax")
 
 
 def safe_softmax(launched):
@@ -177,15 +179,17 @@ class Sdpa(Operations):
 
 
 @pytest.mark.parametrize("upcast", [False, True])
-@given(workloads())
+@given(workloads(), st.sampled_from((1, 2, 4)))
 @settings(max_examples=20)
-def test_the_math_backends_kernels_are_the_operations_that_pytorch_launches(upcast, w):
+def test_the_math_backends_kernels_are_the_operations_that_pytorch_launches(upcast, w, groups):
     """On a CPU all_ and where are one operation below _safe_softmax: here by its source."""
-    w = replace(w, dtype="fp32")
+    w = replace(w, heads=w.heads * groups, kv_heads=w.heads, dtype="fp32")
     dtype = torch.float16 if upcast else torch.float32
-    q, k, v = (torch.zeros(w.batch, w.heads, w.seq_q, w.head_dim, dtype=dtype) for _ in range(3))
+    q, k, v = (tensor.transpose(1, 2).contiguous().to(dtype) for tensor in by_tokens(w))
     with Sdpa(SDPA_LAUNCHED) as launched:
-        torch.ops.aten._scaled_dot_product_attention_math(q, k, v, None, 0.0, w.causal)
+        torch.ops.aten._scaled_dot_product_attention_math(
+            q, k, v, None, 0.0, w.causal, enable_gqa=groups > 1
+        )
     theirs, ours = (
         list(safe_softmax(launched.bytes)),
         operands(Naive(framework="sdpa", upcast=upcast), w),
@@ -404,7 +408,6 @@ def test_a_release_with_a_softmax_of_ones_own_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     "workload",
     [
-        "kv_heads = 2\nseq_len = 64",
         "window = 16\ncausal = true\nseq_len = 64",
         "phase = 'training'\nseq_len = 64",
         "phase = 'decode'\nseq_kv = 64",

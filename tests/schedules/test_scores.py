@@ -100,6 +100,7 @@ def test_eager_attention_makes_three_passes_of_a_softcap():
         ({"name": "flash2"}, {"bias": "head"}, 'its kernel has softcap and alibi; "triton", "mem-'),
         (MEM_EFFICIENT, {"softcap": 50}, "workload.softcap = 50: its kernel has bias; "),
         ({"name": "flash3"}, {"alibi": True}, "workload.alibi = true: none was expected; "),
+        ({"name": "naive"}, {"alibi": True}, 'or bias = "head", which eager code adds'),
         ({"name": "ring", "gpus": 2}, {"bias": "all"}, 'workload.bias = "all": none was expected'),
         (
             {"name": "flash2"},

@@ -608,6 +608,15 @@ def test_an_all_reduce_passes_two_p_minus_one_parts(case):
     assert record.bottleneck_shares["link"] == pytest.approx(record.link_wait_s / record.time_s)
 
 
+def test_drafted_tokens_are_verified_by_heads_shared_out_at_the_cost_of_one():
+    schedule = SCHEDULES["tensor_parallel"].model_validate({"gpus": 4})
+    one = workload(seq_len=8192, seq_q=1, phase="decode", heads=8, kv_heads=4)
+    (_, alone), (_, drafted) = (ran(schedule, replace(one, seq_q=queries)) for queries in (1, 4))
+    assert drafted.link_bytes == 4 * alone.link_bytes
+    assert drafted.useful_flops == pytest.approx(4 * alone.useful_flops, rel=1e-3)
+    assert drafted.time_s < 1.5 * alone.time_s
+
+
 @pytest.mark.parametrize("name", ["ring", "tree_decoding", "tensor_parallel"])
 def test_tokens_are_decoded_one_after_the_other(name):
     schedule = SCHEDULES[name].model_validate({"gpus": 4})

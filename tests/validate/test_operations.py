@@ -158,6 +158,7 @@ def test_a_device_that_is_a_guess_is_not_predicted_unless_a_profile_is_given(tmp
             {"name": "flash2", "implementation": "mem-efficient"},
         ),
         ({"kernel": "flash2"}, {"name": "flash2"}),
+        ({"kernel": "flex"}, {"name": "flex"}),
     ],
 )
 def test_the_kernels_name_pass_and_architecture_say_which_schedule(tmp_path, row, options):

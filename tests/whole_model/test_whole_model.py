@@ -460,7 +460,8 @@ def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
     ("change", "parts"),
     [
         ({"model": "gpt22"}, ["mine.toml: model.0.model", "did you mean 'gpt2'?"]),
-        ({"tokens": 3}, ["model.0.tokens: unknown key"]),
+        ({"tokens": 3}, ["model.0.tokens: unknown key; known: batch, checkpointing, gpus"]),
+        ({"logit": "all"}, ["model.0.logit: unknown key; did you mean 'logits'?"]),
         ({"phase": "train"}, ['model.0.phase = "train"', "'training'"]),
         ({"phase": "training", "schedule": "flash3"}, ["schedule flash3: the workload's phase"]),
         ({"gpus": 5}, ["gpus = 5: gpt2 has 12 heads"]),
@@ -469,6 +470,10 @@ def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
         ({"seq_len": 0}, ["model.0.seq_len = 0"]),
         ({"schedule": "flash9"}, ["no such schedule", "did you mean"]),
         ({"schedule": {"name": "ring", "gpus": 2}}, ["a schedule of one GPU was expected"]),
+        (
+            {"schedule": "ring"},
+            ["schedule ring: a schedule of one GPU was expected, shared by gpus"],
+        ),
         ({"schedule": {"name": "mamba2"}}, ["models of another kind"]),
         ({"schedule": "decode"}, ["schedule decode: the workload's phase"]),
         ({"schedule": {"name": "flash2", "tile": {"q": 1024, "kv": 1024}}}, ["needs"]),

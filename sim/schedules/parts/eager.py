@@ -9,7 +9,9 @@ benchmarks/benchmark_flash_attention.py, attention_pytorch), whose Q, K and V ar
     V' = copy of V                                        (before P V)
 
 Of one sequence, or one head, the matrices are views that cuBLAS reads in place. `baddbmm` with
-beta = 0 copies nothing, and dropout of probability 0 launches nothing.
+beta = 0 copies nothing, and dropout of probability 0 launches nothing. The benchmark has as many KV
+heads as heads; where heads share some, K and V are repeated first, as the project's tests have it
+(tests/test_flash_attn.py, attention_ref): a copy, but of a single KV head, which is a view.
 
 Transformers' eager attention (huggingface/transformers, eager_attention_forward and repeat_kv in
 src/transformers/models/llama/modeling_llama.py) has its K and V in heads that several query heads
@@ -138,7 +140,7 @@ def _upper(matrix: Tensor, upper: Tensor) -> Kernel:
     return replace(written, loops=(read, *written.loops))
 
 
-def copy(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
+def copy(source: Tensor) -> tuple[Kernel, Tensor]:
     """The kernel that copies the rows of each head to a matrix of their own, and its result."""
     copied = _copy_of(source)
     return eager_pass(f"copy {source.name}", [source], [copied], dims=OF_TOKENS), copied
@@ -159,17 +161,18 @@ def repeated(w: AttentionWorkload, source: Tensor) -> tuple[Kernel, Tensor]:
     return replace(kernel, sharing=w.heads // w.kv_heads), copied
 
 
-def transposed_copy(k: Tensor) -> tuple[Kernel, Tensor]:
-    """The same with a matrix's columns one after the other in memory.
+def transposed_copy(w: AttentionWorkload, k: Tensor) -> tuple[Kernel, Tensor]:
+    """A matrix for every query head, its columns one after the other in memory.
 
     A CTA writes a piece of a column, and reads the sectors that have its elements. The result is
     numbered as K is: a matmul reads the same elements of it.
     """
-    copied = _copy_of(k)
+    copied = replace(_copy_of(k), groups=w.batch * w.heads)
+    heads = w.heads * w.batch // k.groups  # that share a matrix
     rows = min(k.rows, STRIDED)
     width = SECTOR_BYTES // k.element_bytes  # columns in a sector
     down, across = blocks(k.rows, rows), blocks(k.cols, width)
-    grid = Grid(down, k.cols, k.groups)  # pieces of a column, columns, matrices
+    grid = Grid(down, k.cols, copied.groups)  # pieces of a column, columns, matrices
 
     def piece(items: IntArray) -> IntArray:
         number, column, matrix = grid.at(items)
@@ -177,10 +180,11 @@ def transposed_copy(k: Tensor) -> tuple[Kernel, Tensor]:
 
     def sectors(items: IntArray) -> IntArray:
         number, column, matrix = grid.at(items)
-        return (matrix * down + number) * across + column // width
+        return (matrix // heads * down + number) * across + column // width
 
     read, written = Stream(k, rows, width, sectors, across), Stream(copied, rows, 1, piece, k.cols)
-    return _strided("copy K", [read], written, down, OF_TOKENS), copied
+    kernel = _strided("copy K", [read], written, down, OF_TOKENS)
+    return replace(kernel, sharing=heads), copied
 
 
 def _strided(name: str, reads: Sequence[Stream], write: Stream, line: int, dims: int) -> Kernel:

@@ -2,6 +2,7 @@
 
     Q, K, V in fp32                       (`upcast`: of 16 bits, unless told that these suffice)
     Q = Q c;  K = K c                     (c the root of the scale)
+    K, V for every query head             (where heads share them: enable_gqa)
     M = tril(ones);  M = 0 or -inf        (if causal, made on each call: a byte, then an element)
     S = Q K^T;  S = S + M
     P = softmax(S);  E = (S = -inf);  R = all of a row of E;  P = 0 where R, else P
@@ -9,28 +10,31 @@
     O = P V;  O in Q's dtype              (`upcast`)
 
 Source: pytorch/pytorch, aten/src/ATen/native/transformers/attention.cpp
-(_scaled_dot_product_attention_math, _safe_softmax, convert_boolean_attn_mask), PyTorch 2.5 and
-later; tests hold it against what PyTorch launches. The sum over a row that `all` is counts as an
-elementwise kernel.
+(_scaled_dot_product_attention_math, pre_process_group_query_attention_input, _safe_softmax,
+convert_boolean_attn_mask), PyTorch 2.5 and later; tests hold it against what PyTorch launches. The
+sum over a row that `all` is counts as an elementwise kernel.
 """
 
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO
-from sim.schedules.parts.eager import OF_BROADCAST, OPS_PER_ELEMENT, eager_pass
+from sim.schedules.base import QKVO, qkvo
+from sim.schedules.parts.eager import OF_BROADCAST, OPS_PER_ELEMENT, eager_pass, repeated
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.tile_program import Kernel, Tensor
 
 NARROW_BYTES = 2  # an element before `upcast`
 
 
-def scaled_operands(tensors: QKVO, *, upcast: bool) -> tuple[list[Kernel], QKVO]:
-    """Q, K and V in fp32, and Q and K times the root of the scale."""
-    q, k, v, o = tensors
+def scaled_operands(w: AttentionWorkload, *, upcast: bool) -> tuple[list[Kernel], QKVO]:
+    """Q, K and V in fp32, K and V for every query head, Q and K times the root of the scale."""
+    q, k, v, o = qkvo(w)
     kernels = []
     if upcast:
         for tensor in (q, k, v):
             narrow = _like(tensor, f"{tensor.name} of 16 bits", NARROW_BYTES)
             kernels.append(eager_pass(f"{tensor.name} to fp32", [narrow], [tensor]))
+    if w.heads > w.kv_heads:
+        (repeat_k, k), (repeat_v, v) = repeated(w, k), repeated(w, v)
+        kernels += [repeat_k, repeat_v]
     scaled_q, scaled_k = _like(q, "Q'"), _like(k, "K'")
     kernels += [eager_pass("scale Q", [q], [scaled_q]), eager_pass("scale K", [k], [scaled_k])]
     return kernels, QKVO(scaled_q, scaled_k, v, o)
