@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.inputs.files import save_text
+from sim.inputs.units import show
 from sim.report import present
+from sim.report.asked import workload_in_words
 from sim.report.figure import COLOURS, GREY, MARKERS, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
-from validate.stick import ANY, DRAM, L2, TIME, Judged, Left, Pairs, Score, Stick
+from validate.stick import ANY, DRAM, HITS, L2, RATE, TIME, Judged, Left, Pairs, Score, Stick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -31,9 +33,53 @@ REGIMES = tuple(
 )
 
 
+ROW_COLUMNS = (
+    "row", "kernel", "device", "workload", "quantity", "measured", "predicted", "error",
+    "roofline's error",
+)  # fmt: skip
+FEW_ROWS = 20  # that a terminal shows one by one
+
+
+def row_cells(one: Judged) -> tuple[str, ...]:
+    """A figure beside its prediction as the text of a table's row."""
+
+    def told(value: float) -> str:
+        return f"{value:.1%}" if one.quantity in (HITS, RATE) else show(value, _UNITS[one.quantity])
+
+    figure = one.measured.figure
+    return (
+        figure.where,
+        figure.kernel,
+        one.device,
+        workload_in_words([one.measured.case.workload.table()]),
+        one.quantity,
+        told(one.value),
+        told(one.predicted),
+        f"{one.error:+.0%}",
+        "" if one.roofline is None else f"{one.roofline / one.value - 1:+.0%}",
+    )
+
+
+_UNITS = {TIME: "s", DRAM: "B", L2: "B"}
+
+
+def in_short(stick: Stick) -> str:
+    """How near the times are in the mean, in a sentence."""
+    errors = [abs(one.error) for one in stick.judged if one.quantity == TIME and not one.is_host]
+    if not errors:
+        return f"{len(stick.judged)} figures are judged, no times among them."
+    mean, worst = sum(errors) / len(errors), max(errors)
+    return f"Predicted times are {mean:.0%} off in the mean of {len(errors)}, {worst:.0%} at most."
+
+
 @present.show.register
 def show_stick(stick: Stick) -> None:
-    """Two tables a split, what is left out, and which of two kernels is faster."""
+    """Few figures one by one; two tables a split, what is left out, which of two is faster."""
+    if 0 < len(stick.judged) <= FEW_ROWS:
+        table = new_table("Row by row", *ROW_COLUMNS, numeric_from=5)
+        for one in stick.judged:
+            table.add_row(*row_cells(one))
+        show_table(table)
     for split, about in SPLITS.items():
         for host in (False, True):
             chosen = chosen_scores(stick.scores, split, host)

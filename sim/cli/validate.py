@@ -152,6 +152,10 @@ def compare(
             help="A folder for comparison.json, tables and figures.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Of tables, an .html file: every row beside its prediction, charts."),
+    ] = None,
     format: FormatOption = None,
     size: SizeOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead.")] = False,
@@ -161,6 +165,8 @@ def compare(
     from validate.figures import is_table
 
     sheet = sheet_for(out, format, size)
+    if report is not None:
+        check_writable("--report", report)
     tables = [Path(path) for path in paths if is_table(Path(path))]
     if tables:
         if len(tables) < len(paths):
@@ -171,10 +177,17 @@ def compare(
             tables, profile, None if chosen == "all" else chosen, kernel or "", device or ""
         )
         give(stick, out, json, file="comparison.json, tables.md, regimes.md", sheet=sheet)
+        if report is not None:
+            from validate.stick_page import save_stick_page
+
+            save_stick_page(stick, ", ".join(table.name for table in tables), report)
+            if not json:
+                print(f"The report is {report}")
         return
-    if kernel or device or split == "fit" or split == "transfer":
+    if kernel or device or report or split == "fit" or split == "transfer":
         raise InputError(
-            f"{paths[0]}: --kernel, --device and the splits fit and transfer are of tables"
+            f"{paths[0]}: --kernel, --device, --report and the splits fit and transfer are of "
+            "tables"
         )
     for name in paths:
         its_out = out if out is None or len(paths) == 1 else out / Path(name).stem

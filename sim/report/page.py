@@ -67,8 +67,8 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         swept=swept,
         inside=[one["schedule"] for one in inside],
         fastest=_fastest(records),
-        config=_script(CONFIG),
-        charts=_script(
+        config=script(CONFIG),
+        charts=script(
             {"swept": swept, "points": [_charts(one) for one in charted], "inside": inside}
         ),
         errors=_errors(records),
@@ -138,6 +138,6 @@ def _fastest(records: list[Record]) -> str:
     return min(ran, key=lambda record: record.time_s or 0.0).schedule if ran else ""
 
 
-def _script(value: Any) -> str:
+def script(value: Any) -> str:
     """JSON that may stand in a page's script: nothing in it can end the script."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

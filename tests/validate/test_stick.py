@@ -1,6 +1,7 @@
 """The measuring stick: predictions, scores and pairs, against numbers worked out by hand."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -295,6 +296,24 @@ def test_a_table_of_ones_own_is_compared_with_one_command(table, tmp_path):
     assert [one["device"] for one in told["figures"]] == ["h100-sxm", "h200-sxm"]
     again = called("validate", "compare", table, "--device", "h200", cwd=tmp_path)
     assert "1 figures, 1 judged by 1 predictions, of which 0 were not kept" in again.stdout
+
+
+def test_few_figures_are_told_row_by_row_and_a_page_shows_them_beside_their_predictions(
+    table, tmp_path
+):
+    page = tmp_path / "page.html"
+    done = called("validate", "compare", table, "--report", page, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = (line.split("  ") for line in done.stdout.splitlines() if "mine.csv, line 2" in line)
+    _, _, time, measured, predicted, error, _ = [text for text in row if text.strip()][-7:]
+    assert (time.strip(), float(measured.split()[0])) == ("time", 100)
+    text = page.read_text(encoding="utf-8")
+    (rows,) = re.findall(r'<table id="rows">.*?</table>', text, re.DOTALL)
+    assert rows.count("<tr>") == 3
+    for cell in (measured, predicted, error):
+        assert f">{cell.strip()}</td>" in rows
+    assert "Not judged: 1 of mine: no schedule stands for its kernel" in text
+    assert re.search(r"Predicted times are \d+% off in the mean of 2, \d+% at most\.", text)
 
 
 def test_what_compare_cannot_do_is_one_line(table, tmp_path):
