@@ -1,107 +1,72 @@
-"""Quantities as people write them in files ("3.35 TB/s") to SI floats in code."""
+"""Quantities as people write them in files ("3.35 TB/s") to SI floats in code, by pint."""
 
 import math
 import re
-from collections import Counter
 from functools import cache, lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
+import pint
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-
-class Unit(NamedTuple):
-    """A unit: its symbol, how many of SI's it is, and the powers of these, such as {"s": -1}."""
-
-    symbol: str
-    scale: float
-    powers: dict[str, int]
-
-    def per(self, other: "Unit") -> "Unit":
-        """Of this a unit for each of the other."""
-        powers = Counter(self.powers)
-        powers.subtract(other.powers)
-        left = {base: power for base, power in powers.items() if power}
-        return Unit(f"{self.symbol}/{other.symbol}", self.scale * other.scale**-1, left)
-
-
-# Bytes, clocks and FLOPs have dimensions, so that "50" does not pass for "50 B".
-_UNITS = {
-    "second": Unit("s", 1.0, {"s": 1}),
-    "hertz": Unit("Hz", 1.0, {"s": -1}),
-    "clock": Unit("clock", 1.0, {"clock": 1}),
-    "byte": Unit("B", 1.0, {"B": 1}),
-    "flop": Unit("FLOP", 1.0, {"FLOP": 1}),
-    "FLOPS": Unit("FLOPS", 1.0, {"FLOP": 1, "s": -1}),
-    "joule": Unit("J", 1.0, {"J": 1}),
-    "watt": Unit("W", 1.0, {"J": 1, "s": -1}),
-}
-_PREFIXES = {
-    ("", ""): 1.0,
-    ("kilo", "k"): 1e3,
-    ("mega", "M"): 1e6,
-    ("giga", "G"): 1e9,
-    ("tera", "T"): 1e12,
-    ("peta", "P"): 1e15,
-    ("kibi", "Ki"): 2.0**10,
-    ("mebi", "Mi"): 2.0**20,
-    ("gibi", "Gi"): 2.0**30,
-    ("tebi", "Ti"): 2.0**40,
-    ("milli", "m"): 1e-3,
-    ("micro", "u", "µ"): 1e-6,
-    ("nano", "n"): 1e-9,
-    ("pico", "p"): 1e-12,
-}
+# A registry of its own: in pint's default one bytes and bits are dimensionless, so that "50" would
+# pass for "50 B", and K would be a kelvin.
+_DEFINITIONS = """
+kilo- = 1e3 = k-
+mega- = 1e6 = M-
+giga- = 1e9 = G-
+tera- = 1e12 = T-
+peta- = 1e15 = P-
+kibi- = 1024 = Ki-
+mebi- = 1048576 = Mi-
+gibi- = 1073741824 = Gi-
+tebi- = 1099511627776 = Ti-
+milli- = 1e-3 = m-
+micro- = 1e-6 = u- = µ-
+nano- = 1e-9 = n-
+pico- = 1e-12 = p-
+second = [time] = s
+hertz = 1 / second = Hz
+clock = [cycle]
+byte = [information] = B
+flop = [operation] = FLOP
+flop_rate = flop / second = FLOPS
+joule = [energy] = J
+watt = joule / second = W
+"""
 
 
 @cache
-def _units() -> dict[str, Unit]:
-    """Every unit by what it is called, with a prefix or without, one or many."""
-    found: dict[str, Unit] = {}
-    for plural in ("", "s"):
-        for prefixes, scale in _PREFIXES.items():
-            for name, unit in _UNITS.items():
-                scaled = unit._replace(scale=scale * unit.scale)
-                for prefix in prefixes:
-                    found.setdefault(f"{prefix}{name}{plural}", scaled)
-                    found.setdefault(f"{prefix}{unit.symbol}{plural}", scaled)
-    return found
+def _registry() -> pint.UnitRegistry[float]:
+    registry: pint.UnitRegistry[float] = pint.UnitRegistry(None, cache_folder=None)
+    registry.load_definitions(_DEFINITIONS.strip().splitlines())
+    return registry
 
 
-@cache
-def unit_of(text: str) -> Unit:
-    """The unit of a text such as "TB/s"; raises KeyError."""
-    of, *per = (_units()[name.strip()] for name in re.split(r"/| per ", text, maxsplit=1))
-    return of.per(*per) if per else of
-
-
-# A number and a unit.
+# A number and a unit: no more of what pint understands, as it would work out "9**9**9 B".
 _WHOLE = r"inf|nan|\d{1,3}(?:,\d{3})+|[\d_]*"  # "12,288" and "12_288", but not "1,5"
 _QUANTITY = re.compile(
     rf"\s*([-+]?(?:{_WHOLE})(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([A-Za-zµ][A-Za-zµ/ ]*)"
 )
 
-LONGEST_QUANTITY = 80  # characters
+LONGEST_QUANTITY = 80  # characters: pint takes a unit of thousands of letters apart for hours
 _ROUNDED_BYTES = re.compile(r"\d\s*KB?\b")  # of which the field means one thing or another, too
 
 # The same for an editor, which knows no groups of thousands.
 _WRITTEN = r"^\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*[A-Za-zµ][A-Za-zµ/ ]*$"
 
 
-@lru_cache(4096)  # a sweep reads the same figures again for every point
-def _quantity(text: str) -> tuple[float, Unit]:
-    """The number and the unit; raises ValueError or KeyError."""
+@lru_cache(4096)
+def _quantity(text: str) -> Any:
+    """The quantity as one of pint's; raises ValueError, or one of pint's many errors."""
     found = _QUANTITY.fullmatch(text) if len(text) <= LONGEST_QUANTITY else None
     if found is None:
         raise ValueError("not a number and a unit")
-    return float(found[1].replace(",", "")), unit_of(found[2].strip())
+    return _registry().Quantity(float(found[1].replace(",", "")), found[2].strip())
 
 
+@lru_cache(4096)  # a sweep reads the same figures again for every point
 def _magnitude(text: str, unit: str) -> float:
-    """How many of the unit a quantity is; raises ValueError or KeyError."""
-    (number, given), wanted = _quantity(text), unit_of(unit)
-    if given.powers != wanted.powers:
-        raise ValueError("of another kind")
-    return number * given.scale / wanted.scale
+    return float(_quantity(text).to(unit).magnitude)
 
 
 def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
@@ -116,7 +81,7 @@ def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
         raise ValueError(expected)
     try:
         amount = _magnitude(value, unit)
-    except (ValueError, KeyError):
+    except Exception:  # pint raises tokenizer, syntax and attribute errors of many types
         which = "kB (1,000 B) or KiB (1,024 B)? " if _ROUNDED_BYTES.search(value) else ""
         raise ValueError(which + expected) from None
     if not math.isfinite(amount):
@@ -134,7 +99,7 @@ def _between(
     def parse(value: Any) -> float:
         amount = parse_quantity(value, unit, meaning, example)
         if not least <= amount <= most and not (or_zero and amount == 0):
-            symbol = unit_of(unit).symbol
+            symbol = f"{_registry().Unit(unit):~}".replace(" ", "")
             low = "0" if or_zero else show(least, symbol)
             raise ValueError(
                 f"it must be between {low} and {show(most, symbol)}; {meaning} was expected, "
@@ -255,11 +220,8 @@ def amount(value: Any) -> tuple[float, str] | None:
     if not isinstance(value, str):
         return None
     try:
-        number, unit = _quantity(value)
-    except (ValueError, KeyError):
+        quantity = _quantity(value).to_base_units()
+    except Exception:  # as above
         return None
-    powers = Counter(unit.powers)
-    if not powers:
-        return None
-    si = "/".join(["*".join(powers.elements()) or "1", *(-powers).elements()])
-    return number * unit.scale, "Hz" if si == "1/s" else si
+    unit = f"{quantity.units:~}".replace(" ", "").replace("1/s", "Hz")
+    return (float(quantity.magnitude), unit) if unit else None
