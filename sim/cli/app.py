@@ -44,6 +44,7 @@ def _code() -> int:
             if type(error).__name__ == "NoArgsIsHelpError":  # which has printed the help
                 return REFUSED
             text = " ".join(error.format_message().split()).rstrip(".")
+            text = text.replace("Value error, ", "")  # pydantic's, by which typer tells choices
             return _refused(InputError(f"{text}; --help says what is accepted"))
         except InputError as error:
             return _refused(error)

@@ -44,14 +44,14 @@ def show_schedule(
     ],
 ) -> None:
     """Show a schedule: its algorithm, its options with their defaults, its known errors."""
-    from sim.inputs.files import InputError, meant
+    from sim.inputs.files import InputError, meant, shown
     from sim.report.table import print_schedule
     from sim.schedules import SCHEDULES
 
     try:
         kind = SCHEDULES[meant(name, list(SCHEDULES), "schedule")]
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"schedule {shown(name)}: {error}") from None
     print_schedule(kind)
 
 

@@ -91,7 +91,7 @@ def _defs() -> dict[str, Schema]:
         defs[name].pop("required", None)
     defs["Hardware"] = dict(defs["HardwareProfile"])
     defs["Hardware"]["properties"] = {
-        "profile": _ref("ProfileName"),
+        "profile": {"anyOf": [_ref("ProfileName"), {"type": "integer"}]},  # 4090
         **defs["PricedHardware"]["properties"],
         **defs["HardwareProfile"]["properties"],
     }
@@ -142,14 +142,36 @@ def _campaign(defs: dict[str, Schema]) -> Schema:
 
 
 def _swept(defs: dict[str, Schema]) -> Schema:
-    """A `[sweep]` table: an axis for any key of the file, and a sample."""
+    """A `[sweep]` table: an axis for any key of the file, in quotation marks or not; a sample."""
     tables = {"workload": defs["WorkloadTable"], "hardware": defs["Hardware"]}
     keys = [key for name, table in tables.items() for key in _keys(name, table, defs)]
+    unquoted: dict[str, Any] = {}
+    for key in keys:
+        *path, last = key.split(".")
+        here = unquoted
+        for part in path:
+            here = here.setdefault(part, {})
+        here[last] = _ref("Axis")
+    below = {name: _axes_below(inner) for name, inner in unquoted.items()}
+    below |= {name: {"type": "object", "minProperties": 1} for name in ("schedule", "limits")}
     return {
         "type": "object",
-        "properties": {"sample": _ref("Sample"), **{key: _ref("Axis") for key in keys}},
+        "properties": {"sample": _ref("Sample"), **{key: _ref("Axis") for key in keys}, **below},
         "patternProperties": {r"^(schedule|limits)\..": _ref("Axis")},
         "additionalProperties": False,
+    }
+
+
+def _axes_below(tree: Mapping[str, Any]) -> Schema:
+    """A table of axes and of such tables: what TOML makes of keys with dots."""
+    if "$ref" in tree:
+        return dict(tree)
+    inner = {key: _axes_below(below) for key, below in tree.items()}
+    return {
+        "type": "object",
+        "properties": inner,
+        "additionalProperties": False,
+        "minProperties": 1,
     }
 
 

@@ -138,6 +138,7 @@ class Range(BaseModel):
         return f"{value:.6g} {unit}" if unit else float(f"{value:.6g}")
 
 
+RANGE_KEYS = {field.alias or key for key, field in Range.model_fields.items()} | {"low", "high"}
 Axis = Range | list[Any]
 
 

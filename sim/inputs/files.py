@@ -70,18 +70,40 @@ def meant(name: str, names: Collection[str], kind: str) -> str:
     """The one of `names` that is meant: "RTX 4090", "RTX4090", "4090" and "rtx-4090" are the same.
 
     That is `name` itself, or the only one with all of its words. Raises ValueError, which lists
-    those that have them.
+    those that have them or begin so; else those that have its first words, as of
+    "NVIDIA A100-SXM4-80GB".
     """
     spelt = _spelt(name)
-    words = set(spelt.split("-"))
+    words = _words(name)
     alike = [one for one in names if _spelt(one) == spelt]
     alike = alike or [one for one in names if _joined(one) == _joined(name)]
-    alike = alike or [one for one in names if words <= set(_spelt(one).split("-"))]
+    alike = alike or [one for one in names if words <= _words(one)]
     if len(alike) == 1:
         return alike[0]
-    longer = alike or [one for one in names if spelt and _spelt(one).startswith(spelt)]
-    hint = f"there are {', '.join(longer)}" if len(longer) > 1 else nearest(name, longer or names)
-    raise ValueError(f"no such {kind}; {hint}")
+    near = [
+        one for one in names if one in alike or (spelt and _joined(one).startswith(_joined(name)))
+    ]
+    near = near or _spelt_nearly(name, names, 0.85) or _with_its_words(name, names)
+    raise ValueError(f"no such {kind}; {_hint(name, near, names)}")
+
+
+def _hint(name: str, near: Collection[str], names: Collection[str]) -> str:
+    """Those that are near, if there are any, else what is nearest in its letters."""
+    if len(near) == 1:
+        return f"did you mean {next(iter(near))!r}?"
+    return f"there are {', '.join(near)}" if near else nearest(name, names)
+
+
+def _with_its_words(name: str, names: Collection[str]) -> list[str]:
+    """The names that have its words with a digit, which tell devices apart: the first of them most.
+
+    A word may go on with letters: "3090Ti" has 3090.
+    """
+    apart = re.sub(r"\b(\d{2,})([A-Za-z]+)\b", r"\1\2 \1", name)
+    numbered = [word for word in _spelt(apart).split("-") if re.search(r"\d", word)]
+    shared = {one: [word in _words(one) for word in numbered] for one in names}
+    most = max(shared.values(), default=[])
+    return [one for one, has in shared.items() if any(has) and has == most]
 
 
 def file_of(name: str, folder: Path | None) -> Path:
@@ -93,6 +115,10 @@ def file_of(name: str, folder: Path | None) -> Path:
 def _spelt(name: str) -> str:
     """The name in small letters, a hyphen between its words."""
     return re.sub(r"[\s_-]+", "-", name.strip().casefold())
+
+
+def _words(name: str) -> set[str]:
+    return set(_spelt(name).split("-"))
 
 
 def _joined(name: str) -> str:
@@ -254,16 +280,21 @@ def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
         if not nested:
             return []
         model = nested[0]
-    return list(model.model_fields)
+    return [field.alias or key for key, field in model.model_fields.items()]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the known name most like `name`, or all of them if none is near."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = _spelt_nearly(name, names, 0.6)
     if close or not names:
         return f"did you mean {close[0]!r}?" if close else "none is known here"
     return f"known: {', '.join(names)}"
+
+
+def _spelt_nearly(name: str, names: Collection[str], share: float) -> list[str]:
+    """The name whose letters are most like those of `name`, if so great a share of them is."""
+    return difflib.get_close_matches(name, names, n=1, cutoff=share)
 
 
 @contextmanager

@@ -447,6 +447,11 @@ def _with_rates_a_clock(data: Mapping[str, Any]) -> dict[str, Any]:
 def _on_architecture(data: Mapping[str, Any], label: str) -> dict[str, Any]:
     """What a device states laid over what its architecture is known to do."""
     known = shipped_names(ARCHITECTURES)
+    if {"workload", "schedule"} & data.keys():
+        raise InputError(f"{label}: a profile of a device was expected, and this is a scenario")
+    fields = ["extends", *HardwareProfile.model_fields]
+    if unknown := sorted(data.keys() - set(fields)):
+        raise InputError(f"{label}: {unknown[0]}: unknown key; {nearest(unknown[0], fields)}")
     if "arch" not in data:
         raise InputError(
             f"{label}: arch: missing; known: {', '.join(known)}; or extends = the name of a "

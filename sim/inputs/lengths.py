@@ -4,6 +4,7 @@ A text or CSV file holds a whole number a line; blank lines are skipped, as is a
 no number (a column's name).
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from operator import index
@@ -81,7 +82,9 @@ def _read(name: str, key: str, folder: Path | None) -> list[int]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"{key} = {shown(name)}: cannot be read: {why}; {EXPECTED}") from None
+        is_file = name != "" and ("." in name or os.path.exists(path))  # else no file was meant
+        reason = f"cannot be read: {why}; " if is_file else ""
+        raise InputError(f"{key} = {shown(name)}: {reason}{EXPECTED}") from None
     told = [(number, text) for number, line in enumerate(lines, 1) if (text := line.strip())]
     if told and not told[0][1].isdecimal():
         told = told[1:]

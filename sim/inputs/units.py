@@ -112,7 +112,8 @@ def _between(
 
 
 _GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
-_ROUNDED = re.compile(r"(\d+)\s*([kKmM])")  # of which the field now means one thing, now another
+# Of which the field now means one thing, now another; "Ki" is one of them, and no count's either.
+_ROUNDED = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM])i?")
 _POWER = {"k": 1, "m": 2}
 
 
@@ -124,8 +125,8 @@ def spelt_count(text: str) -> int | None:
     if _GROUPED.fullmatch(text):
         return int(text.replace(",", ""))
     if rounded := _ROUNDED.fullmatch(text):
-        number, power = int(rounded[1]), _POWER[rounded[2].lower()]
-        raise ValueError(f"{number * 1024**power} or {number * 1000**power}?")
+        number, power = float(rounded[1]), _POWER[rounded[2].lower()]
+        raise ValueError(f"{number * 1024**power:.0f} or {number * 1000**power:.0f}?")
     return None
 
 

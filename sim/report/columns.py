@@ -1,7 +1,8 @@
 """The columns of the records' table, on a terminal, a page and in a notebook."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.inputs.units import show
 from sim.report.causes import last_wave, room_text, wave_text
@@ -114,6 +115,47 @@ def columns_of(records: list[Record]) -> list[Column]:
 def causes_of(records: list[Record]) -> list[Column]:
     """Of a second table: what people look for as causes; a record has its longest kernel's."""
     return [*_COLUMNS[: 2 if with_points(records) else 1], *_CAUSES]
+
+
+def kernels_of(record: Record) -> list[KernelResult]:
+    """The rows below a record: kernels of one name, as of each head or token, are one.
+
+    Its figures are of one launch, as a `KernelResult`'s are: the mean of all.
+    """
+    named: dict[str, list[KernelResult]] = {}
+    for kernel in record.kernels:
+        named.setdefault(kernel.name, []).append(kernel)
+    return [own[0] if len(own) == 1 else _mean(own) for own in named.values()]
+
+
+def _mean(kernels: list[KernelResult]) -> KernelResult:
+    """One for all: the mean launch, whose rates are those of all together."""
+    launches = sum(kernel.launches for kernel in kernels)
+    total_s = sum(kernel.all_launches_s for kernel in kernels)
+    loaded = sum(kernel.launches * kernel.l2_read_bytes for kernel in kernels)
+    causes_s: Counter[str] = Counter()
+    for kernel in kernels:
+        causes_s.update({c: kernel.launches * s for c, s in kernel.critical_time_s.items()})
+
+    def mean(value: Callable[[KernelResult], float]) -> float:
+        return sum(kernel.launches * value(kernel) for kernel in kernels) / launches
+
+    def over_time(value: Callable[[KernelResult], float]) -> float:
+        return sum(kernel.all_launches_s * value(kernel) for kernel in kernels) / total_s
+
+    return replace(
+        kernels[0],
+        launches=launches,
+        time_s=total_s / launches,
+        hbm_read_bytes=round(mean(lambda k: k.hbm_read_bytes)),
+        hbm_write_bytes=round(mean(lambda k: k.hbm_write_bytes)),
+        l2_hit_rate=mean(lambda k: k.l2_hit_rate * k.l2_read_bytes) * launches / max(loaded, 1),
+        tensor_utilisation=over_time(lambda k: k.tensor_utilisation),
+        hbm_utilisation=over_time(lambda k: k.hbm_utilisation),
+        hbm_reread_bytes=round(mean(lambda k: k.hbm_reread_bytes or 0)),
+        critical_time_s={cause: time_s / launches for cause, time_s in causes_s.items()},
+        bottleneck=max(causes_s, key=lambda cause: causes_s[cause]),
+    )
 
 
 def with_points(records: list[Record]) -> bool:

@@ -112,8 +112,9 @@ def _level(records: list[Record]) -> list[str]:
             points.setdefault(str(record.point), []).append(record)
     found: dict[tuple[str, str], list[Record]] = {}
     for at_point in points.values():
-        best, *others = sorted(at_point, key=lambda record: record.time_s or 0.0)
-        if level := [rival.schedule for rival in others if _cannot_be_told_apart(best, rival)]:
+        best = min(at_point, key=lambda record: record.time_s or 0.0)
+        rivals = (record for record in at_point if record is not best)
+        if level := [rival.schedule for rival in rivals if _cannot_be_told_apart(best, rival)]:
             found.setdefault((best.schedule, ", ".join(level)), []).append(best)
     return [
         f"{who(first)}{_more(more)}: level with {level}, as far as errors are known"

@@ -18,7 +18,7 @@ from sim.inputs.files import save_text
 from sim.report import charts, one_sm, swept_charts, tile_walk
 from sim.report.answer import answer
 from sim.report.chart import CONFIG, Chart
-from sim.report.columns import causes_of, columns_of, with_kernels
+from sim.report.columns import causes_of, columns_of, kernels_of, with_kernels
 from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
 from sim.report.notes import notes, reasons, rough
 from sim.report.table import sections_of
@@ -59,6 +59,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         answer=answer(records),
         tables={"results": columns_of(records), "causes": causes_of(records)},
         records=records,
+        kernels_of=kernels_of,
         with_kernels=with_kernels(records),
         notes=[*rough(records), *notes(records), *reasons(records)],
         points=points,

@@ -8,7 +8,7 @@ from rich.table import Table
 from sim.inputs.files import save_text
 from sim.report import plots, present
 from sim.report.answer import answer
-from sim.report.columns import Column, causes_of, columns_of, with_kernels
+from sim.report.columns import Column, causes_of, columns_of, kernels_of, with_kernels
 from sim.report.notes import known_off, notes, reasons, rough
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import fits, new_table, show_table
@@ -73,7 +73,7 @@ def _fitting(title: str, records: list[Record]) -> tuple[Table, list[str]]:
 
 
 def _table_of(title: str, records: list[Record], columns: list[Column]) -> Table:
-    """A row a record and, where nothing is swept, one a kernel below it."""
+    """A row a record and, where nothing is swept, one a kernel's name below it."""
     numeric_from = 1 if with_kernels(records) else 2
     table = new_table(title, *(c.heading for c in columns), numeric_from=numeric_from)
     for record in records:
@@ -83,7 +83,7 @@ def _table_of(title: str, records: list[Record], columns: list[Column]) -> Table
             continue
         table.add_row(*(column.of_record(record) for column in columns))
         if len(record.kernels) > 1 and with_kernels(records):
-            for kernel in record.kernels:
+            for kernel in kernels_of(record):
                 table.add_row(*(column.of_kernel(kernel) for column in columns), style="dim")
     return table
 

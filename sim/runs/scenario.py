@@ -2,7 +2,7 @@
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sim.inputs.axes import design_of
+from sim.inputs.axes import RANGE_KEYS, design_of
 from sim.inputs.files import DEEPEST, InputError, checked, find_toml, nearest, read_toml, shown
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.lengths import name_of, with_files_read
@@ -18,7 +18,7 @@ from sim.inputs.models import with_models_found
 from sim.inputs.units import Bytes, Count
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.runs.record import Asked, flat
-from sim.schedules import make_schedule, title_of
+from sim.schedules import SCHEDULES, make_schedule, title_of
 from sim.schedules.base import Schedule
 
 
@@ -147,11 +147,39 @@ def variations(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The swept keys with their values, and the tables with these laid over, point by point."""
     fixed = {key: table for key, table in data.items() if key != "sweep"}
-    for swept in design_of(data.get("sweep", {}), where):
+    for swept in design_of(_with_dots(data.get("sweep", {}), data, where), where):
         varied = deepcopy(fixed)
         for key, value in swept.items():
             lay_over(varied, key, value, f"{where}: sweep")
         yield {key: _named(value) for key, value in swept.items()}, varied
+
+
+def _with_dots(sweep: Mapping[str, Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The axes of a `[sweep]` table by their keys with dots, with or without quotation marks.
+
+    Raises InputError for a key without its table's name.
+    """
+    axes: dict[str, Any] = {}
+    for key, given in sweep.items():
+        first = key.split(".")[0]
+        if key != "sample" and first not in ScenarioFile.model_fields:
+            place = _place_of(first, data)
+            hint = f"did you mean {place + key.removeprefix(first)!r}?" if place else _A_KEY
+            raise InputError(f"{where}: sweep.{key}: unknown key; {hint}")
+        axes |= {key: given} if key == "sample" else _unfolded(key, given)
+    return axes
+
+
+_A_KEY = 'a key of this file was expected, such as "workload.seq_len"'
+
+
+def _unfolded(key: str, given: Any) -> dict[str, Any]:
+    """`workload.seq_len = [1, 2]` as the key with a dot that TOML makes tables of."""
+    if not isinstance(given, Mapping) or not given or set(given) & RANGE_KEYS:
+        return {key: given}
+    return {
+        k: v for part, below in given.items() for k, v in _unfolded(f"{key}.{part}", below).items()
+    }
 
 
 def _named(value: Any) -> Any:
@@ -169,15 +197,36 @@ def _check_places(data: Mapping[str, Any], where: str) -> None:
             f"{where}: a scenario was expected, and this is a profile of a device: in a scenario "
             f'hardware.profile = "{where}" names it'
         )
-    tables: dict[str, type[BaseModel]] = {
-        "hardware": HardwareProfile,
-        "workload": WorkloadTable,
-        "limits": Limits,
-    }
+    if isinstance(data.get("hardware"), str):
+        name = shown(data["hardware"])
+        raise InputError(
+            f"{where}: hardware = {name}: a table was expected: hardware.profile = {name}"
+        )
+    if isinstance(data.get("schedule"), Mapping):
+        raise InputError(
+            f"{where}: schedule: a list of tables was expected: [[schedule]], in two brackets, "
+            "begins each"
+        )
     for key in data.keys() - ScenarioFile.model_fields.keys():
-        for table, model in tables.items():
-            if key in model.model_fields:
-                raise InputError(f"{where}: {key}: unknown key; did you mean '{table}.{key}'?")
+        if place := _place_of(key, data):
+            raise InputError(f"{where}: {key}: unknown key; did you mean {place!r}?")
+
+
+def _place_of(key: str, data: Mapping[str, Any]) -> str | None:
+    """Where in a scenario a key without its table's name may have been meant to stand."""
+    tables: dict[str, Collection[str]] = {
+        "hardware": {"profile", *HardwareProfile.model_fields} - {"title"},
+        "workload": WorkloadTable.model_fields,
+        "limits": Limits.model_fields,
+    }
+    schedules = data.get("schedule")
+    for table in schedules if isinstance(schedules, list) else []:
+        name = table.get("name") if isinstance(table, Mapping) else None
+        if name == key:
+            return f"schedule.{name}"
+        if isinstance(name, str) and name in SCHEDULES:
+            tables[f"schedule.{name}"] = SCHEDULES[name].model_fields
+    return next((f"{table}.{key}" for table, keys in tables.items() if key in keys), None)
 
 
 def _split_setting(setting: str) -> tuple[str, Any]:
@@ -200,17 +249,26 @@ def lay_over(data: dict[str, Any], key: str, value: Any, where: str = "--set") -
     if len(rest) >= DEEPEST:
         raise InputError(f"{where}: {shown(key)}: a key of at most {DEEPEST} names was expected")
     if first == "schedule" and len(rest) >= 2:
-        names = [str(table.get("name")) for table in data.get("schedule", [])]
+        names = [str(table.get("name")) for table in _schedules(data)]
         # That of a schedule in a file has a dot.
         name = next((name for name in names if key.startswith(f"schedule.{name}.")), rest[0])
-        chosen = [table for table in data.get("schedule", []) if table.get("name") == name]
+        chosen = [table for table in _schedules(data) if table.get("name") == name]
         if not chosen:
             raise InputError(f"{where}: {key}: no such schedule here; {nearest(name, names)}")
         for table in chosen:
             path = key.removeprefix(f"schedule.{name}.").split(".")
             _set_in(table, path, value, key, where)
+    elif first == "schedule" and rest:
+        own = ", ".join(f"schedule.{table.get('name')}.{rest[0]}" for table in _schedules(data))
+        raise InputError(f"{where}: {key}: which schedule's? {own or 'there is none'}")
     else:
         _set_in(data, [first, *rest], value, key, where)
+
+
+def _schedules(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of schedules; what else may stand there is refused with the rest of the file."""
+    given = data.get("schedule")
+    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
 
 
 def _set_in(table: dict[str, Any], path: list[str], value: Any, key: str, where: str) -> None:
@@ -235,6 +293,8 @@ def make_point(
     workload = checked(WorkloadTable, table, where, "workload").workload()
     overrides = dict(tables.hardware)
     profile = overrides.pop("profile", None)
+    if type(profile) is int:  # --set hardware.profile=4090
+        profile = str(profile)
     if not isinstance(profile, str):
         raise InputError(f"{where}: hardware.profile: the name of a profile was expected")
     try:

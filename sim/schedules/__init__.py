@@ -97,8 +97,6 @@ def make_schedule(
     elif isinstance(name, str) and name in SCHEDULES:
         kind = SCHEDULES[name]
     else:
-        raise InputError(
-            f"{where}: schedule.name = {shown(name)}: no such schedule; "
-            f"{nearest(str(name), SCHEDULES)}"
-        )
+        wrong = f" = {shown(name)}: no such schedule" if "name" in table else ": missing"
+        raise InputError(f"{where}: schedule.name{wrong}; {nearest(str(name), SCHEDULES)}")
     return checked(kind, table, where, f"schedule.{name}").relative_to(folder)

@@ -23,6 +23,9 @@ VECTOR_OPS_PER_SCORE = 4
 STATISTICS_BYTES = 4  # l, m and log-sum-exp are fp32
 
 
+_AS_SHOWN = r"\s*(\d+)\s*[xX×]\s*(\d+)\s*"
+
+
 class Tile(BaseModel):
     """Query rows and keys that one step works on."""
 
@@ -34,14 +37,14 @@ class Tile(BaseModel):
     @classmethod
     def _as_it_is_shown(cls, given: Any) -> Any:
         """A tile may be written as tables show it: "64 x 128"."""
-        sides = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", given) if isinstance(given, str) else None
+        sides = re.fullmatch(_AS_SHOWN, given) if isinstance(given, str) else None
         return {"q": int(sides[1]), "kv": int(sides[2])} if sides else given
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"anyOf": [handler(core), {"type": "string", "pattern": r"^\s*\d+\s*x\s*\d+\s*$"}]}
+        return {"anyOf": [handler(core), {"type": "string", "pattern": f"^{_AS_SHOWN}$"}]}
 
     def __str__(self) -> str:
         return f"{self.q} x {self.kv}"

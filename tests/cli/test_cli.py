@@ -244,7 +244,12 @@ def test_listings_run_from_any_folder(command, tmp_path):
     ("arguments", "complaint"),
     [
         (("run", "--frobnicate"), "No such option: --frobnicate"),
-        (("run", "flash_vs_naive", "--engine", "fast"), "'replay', 'reference'"),
+        (
+            ("run", "flash_vs_naive", "--engine", "fast"),
+            "'--engine': 'fast' is not one of 'replay'",
+        ),
+        (("run", "flash_vs_naive", "--set", "schedule.tile=64x64"), "schedule.flash2.tile"),
+        (("schedules", "show", "flash22"), '"flash22": no such schedule; did you mean'),
         (("run",), "Missing argument"),
         (("sweep", "sweep_l2", "--workers", "0"), "--workers"),
         (("frob",), "frob"),

@@ -108,6 +108,10 @@ RIGHT = {
     "groups of thousands": {"hardware": 'profile = "t4"\nl2.capacity = "12,288 B"'},
     "a range": {"sweep": '"workload.batch" = { from = 1, to = 8, steps = 3, log = true }'},
     "schedules' options swept": {"sweep": '"schedule.flash2.stages" = [1, 2]'},
+    "keys swept without quotation marks": {
+        "sweep": 'workload.batch = [1, 2]\nhardware.l2.capacity = ["9 MB"]'
+    },
+    "a profile by its number": {"hardware": "profile = 4090"},
     "devices swept": {"hardware": "sm.count = 80", "sweep": '"hardware.profile" = ["t4", "l4"]'},
 }
 

@@ -54,6 +54,10 @@ def test_a_profile_is_found_by_its_words(written, meant):
         ("a100", "there are a100-sxm-40gb, a100-sxm-80gb"),
         ("H100", "there are h100-pcie, h100-sxm"),
         ("h10", "there are h100-pcie, h100-sxm"),
+        ("3090ti", "did you mean 'rtx-3090'?"),
+        ("NVIDIA A100-SXM4-80GB", "did you mean 'a100-sxm-80gb'?"),
+        ("NVIDIA H100 80GB HBM3", "there are h100-pcie, h100-sxm"),
+        ("NVIDIA GeForce RTX 4090", "did you mean 'rtx-4090'?"),
         ("rtx-4091", "did you mean 'rtx-4090'?"),
         ("TPU", "known: a100-sxm-40gb"),
         ("", "known: a100-sxm-40gb"),
@@ -83,12 +87,29 @@ def test_flops_a_second_have_a_short_name():
     assert parse_quantity("500 TFLOPS", "flop/second", "a rate", "") == 5e14
 
 
+def test_a_profile_may_be_a_number():
+    assert made(hardware={"profile": 4090}).points[0].hardware.name == "rtx-4090"
+
+
+def test_models_that_begin_so_are_told():
+    with pytest.raises(InputError, match=r"there are llama-3-8b, llama-3-70b, llama-3\.1"):
+        made(workload={"model": "llama3"})
+
+
+def test_swept_keys_need_no_quotation_marks():
+    unquoted = made(
+        sweep={"workload": {"seq_len": [64, 128]}, "hardware": {"l2": {"capacity": ["9 MB"]}}}
+    )
+    quoted = made(sweep={"workload.seq_len": [64, 128], "hardware.l2.capacity": ["9 MB"]})
+    assert [p.values for p in unquoted.points] == [p.values for p in quoted.points]
+
+
 def test_counts_may_be_grouped():
     workload = made(workload={"seq_len": "12,288", "batch": "1,000"}).points[0].workload
     assert (workload.seq_kv, workload.batch) == (12288, 1000)
 
 
-@pytest.mark.parametrize("written", ["64x128", "64 x 128"])
+@pytest.mark.parametrize("written", ["64x128", "64 x 128", "64X128", "64×128"])
 def test_a_tile_may_be_written_as_it_is_shown(written):
     tile = made(schedule={"tile": written}).points[0].schedules[0].tile
     assert (tile.q, tile.kv) == (64, 128)
@@ -139,6 +160,29 @@ WRONG = {
         {"heads": 8},
         "heads: unknown key; did you mean 'workload.heads'?",
     ),
+    "a length in powers of two": ({"workload": {"seq_len": "4ki"}}, '"4ki": 4096 or 4000?'),
+    "half of one": ({"workload": {"seq_len": "0.5k"}}, '"0.5k": 512 or 500?'),
+    "a length that is none": (
+        {"workload": {"seq_len": "many"}},
+        'workload.seq_len = "many": a whole number above zero',
+    ),
+    "a profile outside": (
+        {"profile": "h100"},
+        "a.toml: profile: unknown key; did you mean 'hardware.profile'?",
+    ),
+    "a schedule's key outside": (
+        {"stages": 2},
+        "a.toml: stages: unknown key; did you mean 'schedule.flash2.stages'?",
+    ),
+    "a swept key outside": (
+        {"sweep": {"seq_len": [64]}},
+        "a.toml: sweep.seq_len: unknown key; did you mean 'workload.seq_len'?",
+    ),
+    "a swept key that is none": ({"sweep": {"nonsense": [64]}}, "sweep.nonsense: unknown key"),
+    "a range's key": (
+        {"sweep": {"workload.batch": {"from": 1, "too": 2}}},
+        "sweep.workload.batch.too: unknown key; did you mean 'to'?",
+    ),
     "a line break": ({"workload": {"dtype": "fp\n16"}}, 'workload.dtype = "fp\\n16": '),
 }
 
@@ -150,6 +194,28 @@ def test_what_is_not_understood_is_told_in_words_of_the_file(wrong):
         made(**changes)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            {"hardware": "a100"},
+            'hardware = "a100": a table was expected: hardware.profile = "a100"',
+        ),
+        ({"schedule": {"name": "flash2"}}, "[[schedule]], in two brackets, begins each"),
+        ({"schedule": [{"tile": "64x64"}]}, "schedule.name: missing; known: bigbird"),
+    ],
+)
+def test_tables_that_are_none_are_told_by_what_to_write(wrong, says):
+    tables = {
+        "workload": {"heads": 8, "head_dim": 128, "seq_len": 4096},
+        "hardware": {"profile": "h100-sxm"},
+        "schedule": [{"name": "flash2"}],
+    }
+    with pytest.raises(InputError, match=r"^a\.toml: ") as error:
+        make_scenario(tables | wrong, "a test", "a.toml")
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +238,12 @@ def test_a_profile_that_lacks_its_architecture_is_told_of_extends(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text('[l2]\ncapacity = "1 MB"\n')
     with pytest.raises(InputError, match="or extends = the name of a profile"):
+        load_profile(str(mine))
+    mine.write_text('extend = "h100-sxm"\n')
+    with pytest.raises(InputError, match="extend: unknown key; did you mean 'extends'"):
+        load_profile(str(mine))
+    mine.write_text("[workload]\nheads = 2\n")
+    with pytest.raises(InputError, match="a profile of a device was expected, and this is a scen"):
         load_profile(str(mine))
 
 

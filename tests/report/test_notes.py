@@ -14,6 +14,23 @@ WORKLOAD = {"seq_len": 512, "batch": 1, "heads": 2, "head_dim": 64, "dtype": "fp
 MEASURED = MeasuredError("FA2", "h100-sxm", "few, batch 1", 9, 0.1, 0.2, 0.0, None, None)
 
 
+def test_schedules_that_are_level_are_told_in_one_line_of_all_points(monkeypatch):
+    """Whichever of them comes next."""
+    monkeypatch.setattr("sim.report.notes.known_time_error", lambda *_: MEASURED)
+    points = [[1.0, 1.01, 1.02], [1.0, 1.02, 1.01]]
+    (record,) = simulate(workload=WORKLOAD, hardware="t4", schedule="flash2")
+    told = notes(
+        [
+            replace(record, schedule=name, time_s=time_s, point={"workload.batch": number})
+            for number, times in enumerate(points)
+            for name, time_s in zip("abc", times, strict=True)
+        ]
+    )
+    assert [line for line in told if "level" in line] == [
+        "a batch 0 and 1 more: level with b, c, as far as errors are known"
+    ]
+
+
 def test_what_the_caches_of_dies_serve_is_said_where_there_are_any():
     apart, shared = (
         simulate(workload=WORKLOAD, hardware=device, schedule="flash2")

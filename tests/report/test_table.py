@@ -1,5 +1,6 @@
 """Tables keep to the terminal they are in, and lose nothing there."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from sim import simulate
 from sim.report import present
+from sim.report.columns import kernels_of
 from sim.report.records import print_records
 from sim.report.table import (
     new_table,
@@ -72,6 +74,22 @@ def test_a_narrow_terminal_has_every_word_of_a_table(show, monkeypatch, capsys, 
         kept = {word for line in printed[width] for word in line.split()}
         lost = {word for word in whole - kept if not word.startswith("─")}
         assert not {word for word in lost if len(word) <= width // 2}  # longer ones are broken
+
+
+def test_kernels_of_each_head_have_one_row_for_all(capsys):
+    """MInference's go head by head: hundreds of launches of a score of names."""
+    tables = {"workload": WORKLOAD | {"seq_len": 1024, "causal": True}, "hardware": "t4"}
+    (record,) = simulate(**tables, schedule="minference")
+    print_records("a title", [record])
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(" {4}\\S", line)]
+    assert len(rows) == len({kernel.name for kernel in record.kernels}) < len(record.kernels)
+    kernels = kernels_of(record)
+    assert sum(k.launches for k in kernels) == sum(k.launches for k in record.kernels)
+    for whole in ("all_launches_s", "hbm_read_bytes", "hbm_write_bytes"):
+        of_rows = sum(getattr(k, whole) * (1 if "_s" in whole else k.launches) for k in kernels)
+        of_all = sum(getattr(k, whole) for k in record.kernels)
+        assert of_rows == pytest.approx(of_all, rel=1e-3, abs=len(record.kernels))
+    assert all(0 <= k.l2_hit_rate <= 1 and 0 < k.bottleneck_share <= 1 + 1e-9 for k in kernels)
 
 
 def test_a_pipe_breaks_no_line(capsys):
