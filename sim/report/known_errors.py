@@ -64,7 +64,7 @@ def known_errors(schedule: Mapping[str, Any], profile: str) -> list[KnownError]:
     known = [
         one
         for one in all_known_errors()
-        if _kernel(one.schedule) == _kernel(schedule) and "phase" not in one.schedule
+        if kernel_of(one.schedule) == kernel_of(schedule) and "phase" not in one.schedule
     ]
     return sorted(known, key=lambda one: one.profile != profile)
 
@@ -117,8 +117,8 @@ def measured_errors(
     regime = regime_of(workload["batch"], tokens)
     groups: dict[tuple[bool, str], list[dict[str, Any]]] = {}
     for row in measured_times():
-        predicted_by = [(_kernel(one), one["phase"]) for one in row.get("schedules", ())]
-        if row["regime"] == regime and (_kernel(schedule), phase) in predicted_by:
+        predicted_by = [(kernel_of(one), one["phase"]) for one in row.get("schedules", ())]
+        if row["regime"] == regime and (kernel_of(schedule), phase) in predicted_by:
             groups.setdefault((row["device"] != profile, row["family"]), []).append(row)
     return [_together(groups[key], profile) for key in sorted(groups)]
 
@@ -239,7 +239,8 @@ def shipped() -> dict[str, Any]:
     return data
 
 
-def _kernel(schedule: Mapping[str, Any]) -> tuple[str, str, str | None]:
+def kernel_of(schedule: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Whose kernel a `[[schedule]]` table means: its name, implementation and framework."""
     name = schedule.get("name", "")
     implementation = schedule.get("implementation") or FIRST_IMPLEMENTATION.get(name, "cuda")
     return name, implementation, schedule.get("framework")

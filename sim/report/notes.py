@@ -7,6 +7,8 @@ from typing import cast
 
 from sim.inputs.hardware import NATIVE_MATMUL, Arch
 from sim.inputs.lengths import in_words
+from sim.inputs.units import show
+from sim.report.asked_in_public import missed_near
 from sim.report.known_errors import MeasuredError, known_time_error
 from sim.runs.record import KernelResult, Record
 from sim.schedules import SCHEDULES
@@ -50,6 +52,7 @@ def notes(records: list[Record]) -> list[str]:
     return [
         *_ragged(records),
         *_level(records),
+        *_missed(records),
         *_copies_of_a_prefix(records),
         *_skipped(records),
         *_compiled(records),
@@ -120,6 +123,21 @@ def _level(records: list[Record]) -> list[str]:
         f"{who(first)}{_more(more)}: level with {level}, as far as errors are known"
         for (_, level), (first, *more) in found.items()
     ]
+
+
+def _missed(records: list[Record]) -> list[str]:
+    """A line a schedule near which predictions miss a time that somebody measured."""
+    told = [
+        _Told(
+            record,
+            1 / one.share,
+            f"{show(one.measured_s, 's')} were measured in public of something near it, of which "
+            f"{one.share:.0%} are predicted: {one.cause}",
+        )
+        for record in records
+        if not _is_own(record) and (one := missed_near(record))
+    ]
+    return _most_of_each(told)
 
 
 def _more(others: list[Record]) -> str:
