@@ -22,7 +22,8 @@ Q is copied and O stored by threads.
 Other kernels of its kind, by `implementation`:
 
 vllm     vLLM's fork sums P V of fp8 apart, waits for it and adds it to O: no softmax runs beside it
-         within a warp group, and tiles are smaller; up to 64 rows have one warp group
+         within a warp group, which waits for each of its wgmma, and tiles are smaller; up to 64
+         rows have one warp group
 sglang   SGLang's fork: up to 64 rows of 16 bits have one warp group
 trtllm   TensorRT-LLM's fmha_v2 takes any lengths, and pages by TMA, in tiles of its own; a warp
          group waits for each matmul, its softmax runs beside the other group's alone; heads are

@@ -282,6 +282,27 @@ def test_as_compiled_a_trip_s_first_exponentials_run_beside_p_v_where_no_pages_a
     assert all(op.mma_flops for op in trip if op.exps_beside)
 
 
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "head_dim", "waits"),
+    [
+        ("vllm", "fp8", 128, 10),
+        ("vllm", "fp8", 64, 6),
+        ("vllm", "fp8", 96, 7),
+        ("vllm", "fp8", 256, 12),
+        ("vllm", "bf16", 128, 2),
+        ("sglang", "fp8", 128, 2),
+    ],
+)
+def test_sums_apart_are_waited_for_matmul_by_matmul(implementation, dtype, head_dim, waits):
+    """WARPGROUP.DEPBAR in the loops of vLLM 0.24.0's wheel, sm_90a: one for each QGMMA."""
+    options = {"name": "flash3", "call": "paged", "implementation": implementation}
+    schedule = make_schedule(options, "a test")
+    w = workload(heads=4, head_dim=head_dim, seq_len=2048, dtype=dtype, causal=True)
+    (kernel,) = kernels_of(schedule.program(w, H100))
+    trip = [op for op in kernel.loops[1].actions if isinstance(op, Compute)]
+    assert sum(op.latencies for op in trip if op.mma_flops) == waits
+
+
 def test_exponentials_beside_a_matmul_take_their_unit_and_hold_up_nothing_else():
     w = workload(heads=4, head_dim=128, seq_len=2048)
     (kernel,) = kernels_of(FLASH3.program(w, H100))

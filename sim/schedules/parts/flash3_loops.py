@@ -44,6 +44,10 @@ MAXIMUM_OPS_A_ROW = 16  # 8 of maxima, and of 16 shuffles half (see instructions
 # of 16 bits in the wheels of xformers 0.0.32.post2, sgl-kernel 0.3.21 and vLLM 0.33.0), and hardly
 # any where the producer copies pages or P goes through SRAM.
 EXPS_A_BESIDE = 4
+# Columns that a wgmma of 8-bit operands sums over. vLLM's fork, whose sums stand apart, is compiled
+# to wait for each, of S too (all 78 fp8 loops that were read of vLLM 0.24.0's wheel, head_dim 64 to
+# 256, from pages and not: as many waits, WARPGROUP.DEPBAR, as QGMMA).
+DEPTH_A_MATMUL = 32
 NO_SOFTMAX = Softmax(0, 0, 0)
 
 
@@ -120,6 +124,7 @@ class Work:
             vector_ops,
             sram_bytes=self.qk_sram_bytes,
             other_ops=self.k_copy_ops,
+            latencies=self._waits(self.cta.head_dim),
         )
 
     def accumulated(self, load_v: Load, softmax: Softmax = NO_SOFTMAX) -> Compute:
@@ -133,7 +138,12 @@ class Work:
             self.pv_sram_bytes,
             softmax.other_ops + self.transpose_ops + self.v_copy_ops,
             exps_beside=softmax.exps // EXPS_A_BESIDE if self.cta.begins_beside_pv else 0,
+            latencies=self._waits(self.cta.tile.kv),
         )
+
+    def _waits(self, depth: int) -> int:
+        """How often a warp group waits in a matmul that sums over so many columns."""
+        return depth // DEPTH_A_MATMUL if self.cta.adds_apart else 1
 
     def added(self, load_v: Load) -> tuple[Compute, Compute]:
         """P V summed from zeros, then added to O."""
