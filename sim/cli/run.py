@@ -95,6 +95,7 @@ def run_schedules(
     json: bool,
 ) -> None:
     """Run a scenario of schedules and say what came out."""
+    from sim.report.asked import layers_in_words
     from sim.runs.answer import ScenarioAnswer
     from sim.runs.job import run_what_can_be
 
@@ -111,6 +112,9 @@ def run_schedules(
         outcomes = list(run_what_can_be(text, engine, update))
     answer = ScenarioAnswer(text.title, outcomes)
     give(answer, out, json, sheet=sheet, wide=wide)
+    if not json:
+        for line in layers_in_words(text):
+            print(line)
     if export is not None:
         from sim.report.frame import export_frame
 

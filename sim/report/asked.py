@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.inputs.lengths import name_of
+from sim.inputs.models import model_of, with_models_found
 from sim.runs.record import Record
+from sim.runs.scenario import ScenarioText
 
 
 def where(records: list[Record]) -> str:
@@ -13,6 +15,23 @@ def where(records: list[Record]) -> str:
     device = f" on {next(iter(devices))}" if len(devices) == 1 else ""
     shared = workload_in_words([record.workload for record in records])
     return f"{device} ({shared})" if shared else device
+
+
+def layers_in_words(text: ScenarioText) -> list[str]:
+    """A line a model whose layers differ: which of them were simulated; none where a window says.
+
+    What `text` says has been run.
+    """
+    workload = with_models_found(text.data.get("workload", {}), text.folder)
+    swept = text.data.get("sweep", {}).get("workload.model", [workload.get("model")])
+    told = isinstance(swept, list) and "window" not in workload
+    names = [name for name in swept if told and isinstance(name, str)]
+    return [
+        f"{model.name}: one of its {model.layers - model.local_layers} layers that see all tokens; "
+        f"{model.local_layers} see {model.local_window:,} (workload.window); [[model]] has both"
+        for model in map(model_of, names)
+        if model.local_layers
+    ]
 
 
 def workload_in_words(workloads: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from sim.inputs.files import save_text
 from sim.report import charts, one_sm, swept_charts, tile_walk
 from sim.report.answer import answer
+from sim.report.asked import layers_in_words
 from sim.report.chart import CONFIG, Chart
 from sim.report.columns import causes_of, columns_of, kernels_of, with_kernels
 from sim.report.known_errors import KnownError, MeasuredError, known_errors, measured_errors
@@ -61,7 +62,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
         records=records,
         kernels_of=kernels_of,
         with_kernels=with_kernels(records),
-        notes=[*rough(records), *notes(records), *reasons(records)],
+        notes=[*rough(records), *layers_in_words(text), *notes(records), *reasons(records)],
         points=points,
         shown=[swept_charts.point_words(one.values) for one in charted],
         telling=next((number for number, one in enumerate(charted) if one.inside), 0),

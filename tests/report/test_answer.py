@@ -12,6 +12,7 @@ from sim.report.asked import workload_in_words
 from sim.report.causes import losses, wave_text
 from sim.report.columns import causes_of, columns_of
 from sim.report.records import print_sweep
+from tests.support.commands import printed_by
 
 PREFILL = {"heads": 10, "head_dim": 128, "seq_len": 512, "dtype": "bf16"}
 DECODE = {"heads": 8, "kv_heads": 1, "head_dim": 128, "phase": "decode", "batch": 8}
@@ -198,3 +199,22 @@ def test_a_long_sweep_is_told_by_its_answer_alone(capsys):
     title, said, counts = capsys.readouterr().out.splitlines()
     assert (title, counts) == ("a title", "59 records: 59 ok; 3 of them replayed now")
     assert said.startswith("flash2 takes from 1 µs to 59 µs over 59 points on h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ((), ["gemma-3-1b: one of its 4 layers that see all tokens; 22 see 512 (workload.window)"]),
+        (("workload.window=512",), []),
+        (('sweep={"workload.model"=["gpt2","gpt-oss-20b"]}',), ["gpt-oss-20b: one of its 12"]),
+    ],
+)
+def test_of_a_model_whose_layers_differ_it_is_told_which_was_simulated(tmp_path, changes, told):
+    path = tmp_path / "question.toml"
+    path.write_text(
+        'hardware.profile = "h100-sxm"\nworkload = { model = "gemma-3-1b", seq_len = 1024 }\n'
+        '[[schedule]]\nname = "flash2"\n'
+    )
+    printed = printed_by("run", path, *(word for one in changes for word in ("--set", one)))
+    lines = [line for line in printed.splitlines() if "layers that see all tokens" in line]
+    assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
