@@ -106,9 +106,12 @@ class Beside:
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Beside(*(ours + theirs for ours, theirs in pairs))
 
-    def times(self, w: AttentionWorkload, hw: HardwareProfile) -> tuple[float, float]:
+    def times(
+        self, w: AttentionWorkload, hw: HardwareProfile, apart_s: float = 0.0
+    ) -> tuple[float, float]:
         """Seconds that all takes, gaps included, and that a roofline of the datasheet gives.
 
+        Launches stand so much further apart than in a graph.
         What one writes the next finds in L2 where all of it fits there. As much is written as read.
         """
         if not self.launches:
@@ -127,9 +130,8 @@ class Beside:
         fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
         token_s = fixed_s + self.further_loads * latency_s
         waves = self.threads / (hw.sm.count * hw.sm.max_threads)
-        taken_s = (
-            self.launches * (calibration.launch.gap + fixed_s) + self.further_loads * latency_s
-        )
+        launch_s = calibration.launch.gap + apart_s + fixed_s
+        taken_s = self.launches * launch_s + self.further_loads * latency_s
         passes_s = memory_s(self.bytes - self.matmul_bytes)
         taken_s += max(passes_s, l1_s, (waves - 1) * token_s)
         taken_s += max(flops_s / calibration.tensor.native, memory_s(self.matmul_bytes))

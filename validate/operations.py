@@ -549,6 +549,16 @@ COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines
 # before a graph is captured (helper.py, benchmark_with_power), and all; collect_mla.py of vLLM has
 # no graph. The first name that a kernel's begins with counts.
 COLLECTED = {"vllm MLA": (3, 9), "trtllm": (20, 26), "vllm": (6, 12), "sglang": (6, 26)}
+# All others' calls are graphs of one call each, replayed one after the other (repeat_n = 1). What
+# stands between two such graphs beyond a gap: an nvfp4 linear layer of up to 512 elements takes a
+# B200 6.8 us in a graph of its own and 4.5 in one of six (systems/data/b200_sxm/gemm, vllm 0.24.0
+# and sglang 0.5.14: both FlashInfer's CuteDSL), a small bf16 matmul an H100 3.9 us alone (mla_bmm)
+# and 2.6 of six (gemm); less what the first waits for the host, that is 1.3 to 2.2 us.
+NO_GRAPH, BETWEEN_GRAPHS_S = "vllm MLA ", 1.6e-6
+# How much longer a gap is between kernels that are launched one by one: an estimate, below the 0.7
+# to 1.4 us by which RRZE-HPC/gpu-benches (gpu-small-kernels: l40, a40, h200, a100_80) has them
+# further apart than in a graph, of which some part is the host's.
+IN_A_STREAM_S = 0.6e-6
 WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
 # Between the events of a call run with --disable-blocking-kernel stands its host part too
 # (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
@@ -604,10 +614,10 @@ class Case:
 class Measured:
     """A figure, the case that predicts it, and what else is in it.
 
-    `beside` is what its call does within its time beside attention. Between `launches` stand gaps
-    unless a profiler timed the kernels alone. Below `floor_us` a time is the host's; none is
-    below `host_s`, what the host takes to ask for it. It was timed from one to another of the
-    `calls` in a row, None if they went on.
+    `beside` is what its call does within its time beside attention. Between launches stand gaps
+    unless a profiler timed the kernels alone, longer by `apart_s` where no graph launches them.
+    Below `floor_us` a time is the host's; none is below `host_s`, what the host takes to ask for
+    it. It was timed from one to another of the `calls` in a row, None if they went on.
     """
 
     figure: Figure
@@ -615,6 +625,7 @@ class Measured:
     case: Case
     beside: Beside
     has_gaps: bool
+    apart_s: float
     floor_us: float
     calls: tuple[int, int] | None
     host_s: float = 0.0
@@ -650,8 +661,9 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         figure,
         operation.family,
         case,
-        beside=_beside(figure, operation, w, schedule),
+        beside=_beside(figure, operation, w, schedule, hw),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
+        apart_s=0.0 if _in_graphs(figure) else IN_A_STREAM_S,
         floor_us=_floor_us(figure, operation),
         calls=_calls(figure),
         host_s=operation.host_us * 1e-6,
@@ -662,9 +674,19 @@ def _calls(figure: Figure) -> tuple[int, int] | None:
     """After which of a load's calls timing began and ended; None of a load that lasts."""
     if NCU.search(figure.extra):
         return (0, 1)  # then a pause
-    collected = "aiconfigurator" in figure.source
+    return _collected(figure)
+
+
+def _collected(figure: Figure) -> tuple[int, int] | None:
+    """Those of aiconfigurator's collectors; None of a figure of others."""
+    if "aiconfigurator" not in figure.source:
+        return None
     named = (calls for name, calls in COLLECTED.items() if figure.kernel.startswith(f"{name} "))
-    return next(named, None) if collected else None
+    return next(named, None)
+
+
+def _in_graphs(figure: Figure) -> bool:
+    return _collected(figure) is not None and not figure.kernel.startswith(NO_GRAPH)
 
 
 def _floor_us(figure: Figure, operation: Operation) -> float:
@@ -772,7 +794,11 @@ def _is_warm(figure: Figure) -> bool:
 
 
 def _beside(
-    figure: Figure, operation: Operation, w: AttentionWorkload, schedule: Schedule
+    figure: Figure,
+    operation: Operation,
+    w: AttentionWorkload,
+    schedule: Schedule,
+    hw: HardwareProfile,
 ) -> Beside:
     """What the call does beside attention; the new tokens come as wide as the row says."""
     kind: Kind = ""
@@ -783,12 +809,18 @@ def _beside(
         kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
     kind = operation.fp8_beside if w.dtype == "fp8" and operation.fp8_beside else kind
-    host_s = _host_s(figure, operation)
+    host_s = _host_s(figure, operation, hw)
     return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
 
 
-def _host_s(figure: Figure, operation: Operation) -> float:
-    """What of the host's part no kernel runs beside."""
+def _host_s(figure: Figure, operation: Operation, hw: HardwareProfile) -> float:
+    """What of the host's part no kernel runs beside.
+
+    Of calls that are timed together the first waits until it has been asked for.
+    """
+    collected = _collected(figure)
+    if collected and _in_graphs(figure):
+        return BETWEEN_GRAPHS_S + hw.calibration.launch.latency / (collected[1] - collected[0])
     if figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra):
         return CALL_HOST_S
     if TIMED_TOGETHER.search(figure.extra):

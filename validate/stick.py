@@ -290,9 +290,11 @@ def times(measured: Measured, simulated: Simulated) -> tuple[float, float]:
     kernels = simulated.kernels
     seconds = sum(kernel.time_s for kernel in kernels)
     if measured.has_gaps:
-        seconds += len(kernels) * hw.calibration.launch.gap
+        seconds += len(kernels) * (hw.calibration.launch.gap + measured.apart_s)
     roofline_s = sum(kernel.roofline_s for kernel in kernels)
-    beside_s, beside_roofline_s = measured.beside.times(measured.case.workload, hw)
+    beside_s, beside_roofline_s = measured.beside.times(
+        measured.case.workload, hw, measured.apart_s
+    )
     seconds += beside_s
     if measured.calls:
         limited_s = sum(kernel.power_s for kernel in kernels)

@@ -292,7 +292,7 @@ class Worker:
 
     def run(self) -> Events:
         """The whole life of the worker."""
-        cta, start_s = self.cta, self.replay.cta_start_s
+        cta, start_s = self.cta, self.replay.start_s(self.cta.number)
         self.path[mc.CTA_START] += start_s
         yield self.until(self.env.now + start_s)
         while True:
@@ -317,7 +317,7 @@ class Worker:
                 self.replay.end_cta(cta, self.path)
                 return
             cta.item += 1
-            setup_s = self.replay.item_setup_s
+            setup_s = self.replay.setup_s(cta.item)
             self.path[mc.CTA_START] += setup_s
             cta.wake_parked(self.path, setup_s)
             yield self.until(self.env.now + setup_s)
@@ -443,7 +443,7 @@ class ReferenceReplay:
     ) -> None:
         self.env = simpy.Environment()
         self.kernel, self.chunkings, self.machine, self.l2 = kernel, chunkings, machine, l2
-        self.cta_start_s = mc.cta_start_s(kernel, hw)
+        self.cta_start_s, self.idle_cta_s = mc.cta_start_s(kernel, hw), mc.idle_cta_s(hw)
         self.item_setup_s = mc.item_setup_s(kernel, hw)
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
@@ -466,6 +466,16 @@ class ReferenceReplay:
         self.ctas = [(0, 0.0, 0.0)] * kernel.ctas
         self.end_s = 0.0
         self.path: Path = np.zeros(mc.N_CAUSES)
+
+    def start_s(self, cta: int) -> float:
+        """From a free slot to the first load of a CTA, or to the end of one without trips."""
+        each = self.kernel.items_per_cta
+        works = self.kernel.trips[:, cta * each : (cta + 1) * each].any()
+        return self.cta_start_s if works else self.idle_cta_s
+
+    def setup_s(self, item: int) -> float:
+        """What an item of a CTA but its first begins with."""
+        return self.item_setup_s if self.kernel.trips[:, item].any() else 0.0
 
     def trips(self, loop: Loop, item: int) -> int:
         """How often the loop runs in the item."""

@@ -284,7 +284,7 @@ class _WatchedWorker(Worker):
     def run(self) -> Events:
         """As it is, from the start of its CTA on."""
         now_s = self.env.now
-        self.tell(now_s, now_s + self.replay.cta_start_s, "starts", "CTA")
+        self.tell(now_s, now_s + self.replay.start_s(self.cta.number), "starts", "CTA")
         yield from super().run()
 
     def wait_for_loads(self, reads: tuple[Load, ...]) -> Events:

@@ -36,6 +36,7 @@ results of one that is not split are stored at once.
 Queries behind a cached prefix are taken as flash_attn_with_kvcache does: where their blocks fill
 too few SMs, the keys of each are split in ranges, a CTA each, that write partial results in fp32,
 and a second kernel combines them, with O of four ranges on its way (FlashAttention-2's: of one).
+Of sequences of any lengths that kernel is launched wherever the longest alone might be split.
 
 Source: Shah et al. 2024 (arXiv 2407.08608), Algorithm 2; Dao-AILab/flash-attention, hopper/:
 tile_size.h (tile_size_fwd_sm90), mainloop_fwd_sm90_tma_gmma_ws.hpp (mma, RescaleOBeforeGemm),
@@ -69,10 +70,16 @@ from sim.schedules.parts.flash3_cta import (
     Call,
     Flash3Cta,
     Implementation,
+    most_of_any,
     public_splits,
     public_tile,
 )
-from sim.schedules.parts.flash3_kernels import forward_kernel, split_kernels
+from sim.schedules.parts.flash3_kernels import (
+    combine_of_none,
+    counter_set_to_zero,
+    forward_kernel,
+    split_kernels,
+)
 from sim.schedules.parts.query_rows import QueryRows
 from sim.schedules.parts.split_kv import Splits
 from sim.schedules.parts.traversal import (
@@ -150,13 +157,27 @@ class Flash3(TiledSchedule):
         chosen = self.cta(w, hw, max(splits))
         if chosen.splits == 1:
             rows = QueryRows(w, chosen.tile, chosen.packed)
-            return [forward_kernel(chosen, rows, hw.sm.count, self.grid_order, self.key_order)]
+            kernel = forward_kernel(chosen, rows, hw.sm.count, self.grid_order, self.key_order)
+            return [kernel, *self._behind(chosen, hw.sm.count, appends=appends)]
         if self.grid_order or self.key_order != "descending":
             raise InputError(
                 f"schedule flash3: splits = {chosen.splits}: a CTA a range has no order of "
                 "traversal: no grid_order and no key_order was expected"
             )
         return split_kernels(chosen, splits)
+
+    def _behind(self, cta: Flash3Cta, sms: int, *, appends: bool) -> list[Kernel]:
+        """What a call launches behind a kernel that splits nothing.
+
+        Combine, where the longest sequence alone would be split; else vLLM, which plans once for
+        all layers, sets the counter of tiles back that combine would (flash_api.cpp, mha_fwd).
+        """
+        if self.call == "batch" or self.implementation == "trtllm":
+            return []
+        if self.splits is None and appends and most_of_any(cta.w, self.call, sms) > 1:
+            return [combine_of_none(cta)]
+        plans = self.implementation == "vllm" and self.call == "paged"
+        return [counter_set_to_zero()] if plans else []
 
     def cta(self, w: AttentionWorkload, hw: HardwareProfile, splits: int = 1) -> Flash3Cta:
         """The CTA with the tile asked for, else the public one; raises InputError."""

@@ -187,8 +187,10 @@ class Mla(TiledSchedule):
             splits = triton_splits(w.keys, down, hw, most)
             if self.splits:
                 splits = [self.splits] * w.batch
+            # SGLang's grid has as many ranges as there may be, whatever its rule says.
+            grid_ranges = most if of_sglang and not self.splits else 1
             return parts_of(
-                _range_by_range(even_pieces(key_blocks, splits), w.batch),
+                _range_by_range(even_pieces(key_blocks, splits), w.batch, grid_ranges),
                 w.batch,
                 together=w.batch,
                 always=True,
@@ -203,16 +205,16 @@ class Mla(TiledSchedule):
         return cut_in_parts(key_blocks, max(1, sms // down))
 
 
-def _range_by_range(pieces: list[list[Piece]], sequences: int) -> list[list[Piece]]:
+def _range_by_range(pieces: list[list[Piece]], sequences: int, at_least: int) -> list[list[Piece]]:
     """The first range of each sequence, then the second, as Triton's grid has them.
 
     It is (sequences, blocks of heads, ranges), the first running fastest; a sequence without such a
-    range has a part that does nothing.
+    range has a part that does nothing. There are so many ranges `at_least`.
     """
     own: list[list[list[Piece]]] = [[] for _ in range(sequences)]
     for part in pieces:
         own[part[0][0]].append(part)
-    ranges = max(map(len, own))
+    ranges = max(at_least, max(map(len, own)))
     return [parts[n] if n < len(parts) else [] for n in range(ranges) for parts in own]
 
 
@@ -276,7 +278,7 @@ class _Latents:
             footprint=self.cta.footprint(w),
             tensor_path=self.cta.tensor_path,
             items_per_cta=self.parts.slots,
-            irregular=w.lengths is not None,
+            irregular=w.lengths is not None or self.parts.some_are_idle,
             splits=int(self.parts.splits.max()),
         )
 
@@ -373,5 +375,4 @@ class _Latents:
 
     def combine_kernel(self) -> Kernel:
         """A CTA for a few rows of a sequence; of one in a single part it ends at once."""
-        rows, threads = self.cta.combined_rows, self.cta.combining_threads
-        return combine_of_parts(self.parts, self.whole, self.partial, rows, threads)
+        return combine_of_parts(self.parts, self.whole, self.partial, self.cta.combining)

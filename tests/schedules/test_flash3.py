@@ -37,8 +37,8 @@ def kernel_head_dim(w) -> int:
 def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, head_dim, hw):
     w, schedule = case
     w = replace(w, head_dim=head_dim or w.head_dim)
-    (kernel,) = kernels = lowered(schedule, w, hw)
-    (ran,) = run(kernels, hw, w)
+    kernel, *_ = kernels = lowered(schedule, w, hw)
+    ran, *_ = run(kernels, hw, w)
     seen, tile, q = visits(w, kernel), tile_of(kernels), kernel.tensors[0]
     keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(seen.shape[1]))
     wide = kernel_head_dim(w) == 192 or (kernel_head_dim(w) >= 128 and w.dtype != "fp8")
@@ -54,8 +54,8 @@ def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, hea
 def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
     w, schedule = case
     w = replace(w, head_dim=head_dim or w.head_dim)
-    (kernel,) = kernels = lowered(schedule, w, hw)
-    (ran,) = run(kernels, hw, w)
+    kernel, *_ = kernels = lowered(schedule, w, hw)
+    ran, *_ = run(kernels, hw, w)
     seen, tile, matrices = visits(w, kernel), tile_of(kernels), kernel.tensors[0].groups
     steps = matrices * int(seen.sum())
     assert ran.executed("mma_flops") == 4 * kernel_head_dim(w) * steps * tile.q * tile.kv
@@ -70,7 +70,7 @@ def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
 @settings(max_examples=60)
 def test_every_block_of_query_rows_is_one_cta_s_item(case, hw):
     w, schedule = case
-    (kernel,) = lowered(schedule, w, hw)
+    kernel, *_ = lowered(schedule, w, hw)
     (has_tile,) = np.nonzero(kernel.trips[0])
     q = kernel.streams[0]
     dealt = np.sort(q.base(kernel.items[has_tile]))
@@ -170,8 +170,8 @@ def test_the_producer_s_copies_are_counted_where_no_tma_makes_them():
 def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     """mask.h: a comparison with each edge and a selection, of every score of such a block."""
     w, schedule = case
-    (kernel,) = kernels = lowered(schedule, w, hw)
-    (ran,) = run(kernels, hw, w)
+    kernel, *_ = kernels = lowered(schedule, w, hw)
+    ran, *_ = run(kernels, hw, w)
     tile, packed = tile_of(kernels), w.batch * w.heads // kernel.tensors[0].groups
     shown, seen = np.repeat(visible(w), packed, axis=0), visits(w, kernel)
     masked = 0
@@ -385,7 +385,7 @@ def test_sums_of_two_levels_are_waited_for_and_added():
     trips = []
     for implementation in ("fa3", "vllm"):
         schedule = make_schedule(table | {"implementation": implementation}, "a test")
-        (kernel,) = kernels_of(schedule.program(w, H100))
+        kernel, *_ = kernels_of(schedule.program(w, H100))
         trips.append([op for op in kernel.loops[1].actions if isinstance(op, Compute)])
     overlapped, apart = trips
     assert [bool(op.mma_flops and op.exp_count) for op in overlapped] == [False, True, False]
@@ -505,3 +505,27 @@ def test_its_combine_kernel_has_four_ranges_on_their_way_and_flash2s_one():
     assert took["flash3"].threads == 256
     assert took["flash3"].sram_bytes == 8 * 128 * 4 + 4 * 8 * 128 * 4
     assert took["flash_decoding"].threads == 128
+
+
+@pytest.mark.parametrize(
+    ("implementation", "changed", "behind"),
+    [
+        ("vllm", {}, ["combine"]),
+        ("sglang", {}, ["combine"]),
+        ("vllm", {"seq_kv": 512}, ["zero"]),  # 4 key blocks or fewer are never split
+        ("sglang", {"seq_kv": 512}, []),
+        ("vllm", {"batch": 1000}, ["zero"]),  # nor are more sequences than one CTA plans
+        ("trtllm", {}, []),
+    ],
+)
+def test_combine_is_launched_for_what_might_be_split(implementation, changed, behind):
+    """flash_api.cpp, mha_fwd: num_splits is the longest's alone; 64 sequences fill the SMs."""
+    schedule = make_schedule(
+        {"name": "flash3", "call": "paged", "implementation": implementation}, "a test"
+    )
+    usual = {"heads": 16, "kv_heads": 2, "head_dim": 128, "batch": 64, "seq_kv": 4096}
+    w = workload(**(usual | {"phase": "decode"} | changed))
+    _, *others = kernels = kernels_of(schedule.program(w, H100))
+    assert [kernel.name for kernel in others] == behind
+    for kernel, ran in zip(others, run(kernels, H100, w)[1:], strict=True):
+        assert ran.time_s < 1e-6, kernel.name

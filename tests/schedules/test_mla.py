@@ -12,7 +12,7 @@ from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
-from sim.machine import ctas_per_sm
+from sim.machine import ctas_per_sm, idle_cta_s
 from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Tile
 from sim.schedules.parts.latent_splits import (
@@ -421,3 +421,33 @@ def test_what_no_kernel_does_is_said_in_one_line(options, workload, device, comp
     with pytest.raises(InputError, match=complaint) as caught:
         make_schedule(table, "a test").program(w, device)
     assert "\n" not in str(caught.value)
+
+
+def test_sglang_s_grid_has_all_ranges_that_there_may_be_and_idle_ones_cost_a_start():
+    """triton_ops/decode_attention.py: grid (batch, blocks of heads, max_kv_splits)."""
+    w = deepseek(batch=64, seq_kv=1024)
+    kernel = split_kernel("sglang", w, L40S)
+    assert kernel.ctas == 64 * 8 * 256  # of 142 SMs
+    assert kernel.irregular
+    # Nearly all are idle, one an SM at a time.
+    ran = run([kernel], L40S, w)[0]
+    assert ran.time_s > 64 * 8 * 256 / 142 * idle_cta_s(L40S)
+    assert ran.time_s == pytest.approx(690e-6, rel=0.1)  # measured, `fit`, less what is beside it
+
+
+@pytest.mark.parametrize(
+    ("implementation", "hw", "ctas_a_row_block", "least_s", "most_s"),
+    [
+        ("fa3", H100, 4, 3e-6, 7e-6),  # 86 parts by fours, columns apart
+        ("flashmla", H100, 1, 10e-6, 20e-6),  # 52 one after the other
+        ("trtllm", B200, 1, 3e-6, 7e-6),  # 32 by fours
+    ],
+)
+def test_partial_results_are_on_their_way_as_many_at_a_time_as_a_kernel_asks_for(
+    implementation, hw, ctas_a_row_block, least_s, most_s
+):
+    w = deepseek(batch=1, heads=64, seq_kv=16384)
+    kernels = program(implementation, w, hw)
+    combine = kernels[-1]
+    assert combine.ctas == ctas_a_row_block * 64 // 8
+    assert least_s < run(kernels, hw, w)[-1].time_s < most_s

@@ -8,7 +8,14 @@ from sim.machine import machine_of
 from tests.support.tables_of_figures import DECODE, figure
 from validate.beside import Beside
 from validate.devices import at_clock, device_of
-from validate.operations import OPERATIONS, Case, measured_of, operation_of
+from validate.operations import (
+    BETWEEN_GRAPHS_S,
+    IN_A_STREAM_S,
+    OPERATIONS,
+    Case,
+    measured_of,
+    operation_of,
+)
 from validate.predict import NotPredictedError
 from validate.simulated import simulate
 
@@ -263,6 +270,29 @@ def test_when_a_collector_begins_to_time_and_how_long_is_known(tmp_path):
     ):
         assert measured_of(figure(tmp_path, kernel=kernel, **row)).calls == calls
     assert measured_of(figure(tmp_path, kernel="vllm vllm_flash_attn", gpu="A100")).calls is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "graphs"),
+    [("vllm vllm_flash_attn", 6), ("sglang flash_attention", 20), ("vllm MLA vllm_triton_mla", 0)],
+)
+def test_a_collector_s_call_is_a_graph_and_the_first_of_them_is_waited_for(
+    tmp_path, kernel, graphs
+):
+    """ai-dynamo/aiconfigurator: repeat_n = 1; vLLM's latents are called one by one."""
+    row = {"gpu": "A100", "kernel": kernel, "extra": "warm"}
+    source = "ai-dynamo/aiconfigurator systems/data/a100_sxm/attention"
+    collected, other = (
+        measured_of(figure(tmp_path, **row, **more)) for more in ({"source": source}, {})
+    )
+    launch = collected.case.hardware.calibration.launch
+    host_s = BETWEEN_GRAPHS_S + launch.latency / graphs if graphs else 0.0
+    assert collected.beside.host_s == pytest.approx(host_s)
+    assert collected.apart_s == (0 if graphs else IN_A_STREAM_S)
+    assert (other.beside.host_s, other.apart_s) == (0, IN_A_STREAM_S)
+
+
+def test_a_profiler_s_single_launch_is_one_call(tmp_path):
     assert measured_of(figure(tmp_path, extra="ncu, cold")).calls == (0, 1)
 
 

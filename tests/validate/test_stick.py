@@ -14,7 +14,7 @@ from sim.runs.store import Store
 from tests.support.commands import assert_one_line, called
 from tests.support.tables_of_figures import DECODE, figure, write
 from validate.figures import read_figures
-from validate.operations import measured_of
+from validate.operations import IN_A_STREAM_S, measured_of
 from validate.predict import NotPredictedError
 from validate.simulated import KernelFigures, Simulated, address_of, simulate
 from validate.stick import (
@@ -61,7 +61,7 @@ def test_a_stream_of_kernels_has_a_gap_each_and_a_profiler_sees_none(tmp_path):
     stream, profiled = (
         measured_of(figure(tmp_path, extra=extra)) for extra in ("warm", "ncu cold")
     )
-    gap_s = stream.case.hardware.calibration.launch.gap
+    gap_s = stream.case.hardware.calibration.launch.gap + IN_A_STREAM_S
     assert times(stream, TWO) == (pytest.approx(160e-6 + 2 * gap_s), pytest.approx(100e-6))
     assert times(profiled, TWO) == (pytest.approx(160e-6), pytest.approx(100e-6))
 
@@ -71,8 +71,9 @@ def test_the_power_limit_has_acted_as_long_as_the_calls_that_were_timed(tmp_path
     limited = Simulated((replace(KERNEL, time_s=15e-3, power_s=5e-3),))
     row = {"kernel": "vllm vllm_flash_attn", "gpu": "A100", "extra": "warm"}
     ours, lasts, once = (
-        times(measured_of(figure(tmp_path, **row | change)), limited)[0]
+        times(measured, limited)[0] - measured.beside.host_s
         for change in ({"source": "ai-dynamo/aiconfigurator"}, {}, {"extra": "ncu, warm"})
+        for measured in [measured_of(figure(tmp_path, **row | change))]
     )
     gap_s = lasts - 15e-3
     assert 0 < gap_s < 10e-6
@@ -85,7 +86,7 @@ def test_what_the_call_does_beside_attention_is_in_its_time(tmp_path):
     plain, writes = (
         measured_of(figure(tmp_path, extra=extra)) for extra in ("warm", "KV write included, warm")
     )
-    beside = writes.beside.times(writes.case.workload, writes.case.hardware)
+    beside = writes.beside.times(writes.case.workload, writes.case.hardware, writes.apart_s)
     seconds, roofline_s = (
         more - less for more, less in zip(times(writes, TWO), times(plain, TWO), strict=True)
     )
@@ -162,7 +163,8 @@ def test_the_regime_is_by_queries_in_prefill_and_by_keys_in_decoding(tmp_path, r
 def test_scores_are_by_family_device_split_and_regime_and_times_of_the_host_apart(tmp_path):
     values = ("200", "160", "100", "20")  # predicted: 160 and two gaps
     points = [judged(tmp_path, value=value) for value in values]
-    gaps = 2 * points[0].measured.case.hardware.calibration.launch.gap * 1e6
+    launch = points[0].measured.case.hardware.calibration.launch
+    gaps = 2 * (launch.gap + IN_A_STREAM_S) * 1e6
     whole, _, host, _ = scores(points, {})
     errors = [(160 + gaps) / value - 1 for value in (200, 160, 100)]
     assert (whole.family, whole.device, whole.regime) == ("flash2", "h100-sxm", ANY)

@@ -55,12 +55,23 @@ def begin_item(r, sm, slot, worker, now_s):
 
 
 @called
+def has_trips(r, first_item, last_item):
+    """Whether any of these items does anything."""
+    for item in range(first_item, last_item + 1):
+        for loop in range(r.limits[0].loops):
+            if r.trips[loop, item]:
+                return True
+    return False
+
+
+@called
 def place(r, sm, slot, now_s):
     """Give a free slot the next CTA of its die, if there is one left."""
     limits = r.limits[0]
     die = sm % limits.dies
     cta = r.queues[die]
     placed = cta < r.ctas.shape[0]
+    start_s = 0.0
     if placed:
         r.queues[die] += limits.dies
         record = at(r.slots, slot)
@@ -69,13 +80,15 @@ def place(r, sm, slot, now_s):
         record.last_item = record.item + limits.items_per_cta - 1
         at(r.buffers, (slot + 1) * limits.buffers - 1).arrival_s = 0.0
         at(r.ctas, cta).sm, at(r.ctas, cta).start_s = sm, now_s
+        works = has_trips(r, record.item, record.last_item)
+        start_s = limits.cta_start_s if works else limits.idle_cta_s
     for k in range(slot * limits.workers, (slot + 1) * limits.workers):
         worker = at(r.workers, k)
         worker.status, worker.time_s = IDLE, INF
         if placed:
             worker.status = START
-            worker.path_s[CTA_START] += limits.cta_start_s
-            set_time(worker, now_s, now_s + limits.cta_start_s)
+            worker.path_s[CTA_START] += start_s
+            set_time(worker, now_s, now_s + start_s)
 
 
 @called
@@ -103,7 +116,7 @@ def end_item(r, sm, slot, worker_number, now_s):
         r.total[0].steps_done += r.trips[loop, record.item]
     if record.item < record.last_item:
         record.item += 1
-        setup_s = r.limits[0].item_setup_s
+        setup_s = r.limits[0].item_setup_s if has_trips(r, record.item, record.item) else 0.0
         worker.path_s[CTA_START] += setup_s
         set_time(worker, now_s, now_s + setup_s)
         wake_others(r, slot, worker_number, worker.time_s, START)

@@ -15,6 +15,7 @@ from sim.machine import (
     Machine,
     cta_start_s,
     ctas_per_sm,
+    idle_cta_s,
     item_setup_s,
     machine_of,
     service_times_s,
@@ -75,7 +76,7 @@ OP = aligned(
 LIMITS = aligned(
     _int64("sms ctas_per_sm workers buffers loops items_per_cta leaves dies")
     + _float64("port_bytes_per_s l2_bytes_per_s hbm_read_bytes_per_s hbm_write_bytes_per_s")
-    + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s item_setup_s")
+    + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s idle_cta_s item_setup_s")
 )
 WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op"), PATH])
 SLOT = aligned(_int64("cta item last_item arrived"))
@@ -315,6 +316,7 @@ def _limits_of(
         hbm_latency_s=machine.hbm_latency_s,
         op_latency_s=machine.op_latency_s,
         cta_start_s=cta_start_s(kernel, hw),
+        idle_cta_s=idle_cta_s(hw),
         item_setup_s=item_setup_s(kernel, hw),
     )
     return np.array([limits], LIMITS)

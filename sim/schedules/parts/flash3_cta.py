@@ -192,11 +192,20 @@ def public_splits(w: AttentionWorkload, call: Call, sms: int) -> tuple[int, ...]
     """
     if call == "batch":
         return (most_splits(w, call, sms),) * w.batch
-    most = most_splits(replace(w, batch=1, lengths=None), call, sms)
+    most = most_of_any(w, call, sms)
     tile, packed = public_tile(w, call, packs=True)
     key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
     down = [blocks(queries * packed, tile.q) for queries in w.queries]
     return planned_splits(key_blocks, down, w.kv_heads, most, sms)
+
+
+def most_of_any(w: AttentionWorkload, call: Call, sms: int) -> int:
+    """Ranges that a call on sequences of any lengths has room for: as of the longest alone.
+
+    Of very many none is split (flash_prepare_scheduler.cu).
+    """
+    alone = replace(w, batch=1, lengths=None)
+    return most_splits(alone, call, sms) if w.batch <= MOST_PLANNED else 1
 
 
 def planned_splits(

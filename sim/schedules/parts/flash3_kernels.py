@@ -1,6 +1,7 @@
 """The kernels of FlashAttention-3's kind: the persistent one, and the one of ranges of the keys.
 
-Source: Dao-AILab/flash-attention, hopper/tile_scheduler.hpp, flash_prepare_scheduler.cu.
+Source: Dao-AILab/flash-attention, hopper/tile_scheduler.hpp, flash_prepare_scheduler.cu,
+flash_api.cpp (mha_fwd: combine, and the counter where metadata was made before the call).
 """
 
 from dataclasses import replace
@@ -19,14 +20,16 @@ from sim.schedules.parts.dealing import (
     section_of,
     varlen_section,
 )
+from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
 from sim.schedules.parts.flash3_loops import Work, loops
 from sim.schedules.parts.query_rows import QueryRows
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.split_kv import FLASH3_COMBINE, combine_of_splits
 from sim.schedules.parts.traversal import GridOrder, KeyOrder, directions
-from sim.tile_program import IntArray, Kernel
+from sim.tile_program import IntArray, Kernel, Tensor
 
+COUNTER_BYTES = 4
 FMHA_V2_L2_BYTES = 50 * 2**20  # that a Hopper states as its L2's
 L2_SECTION_BYTES = 32 * 2**20  # of K and V (tile_scheduler.hpp, DynamicPersistentTileScheduler)
 
@@ -100,6 +103,20 @@ def split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     each = None if rows.are_alike else np.array(splits).repeat(rows.of_a_sequence)
     kernel = _kernel([work], rows.matrices, rows.sharing)
     return [kernel, combine_of_splits(work.partial, whole, each, FLASH3_COMBINE)]
+
+
+def combine_of_none(cta: Flash3Cta) -> Kernel:
+    """Combine where no sequence is split: each of its CTAs ends at once."""
+    rows = QueryRows(cta.w, cta.tile, cta.packed)
+    tensors, lse = rows.tensors()
+    each = np.ones(rows.matrices, np.int64)
+    return combine_of_splits(rows.partial(), Result(tensors.o, lse), each, FLASH3_COMBINE)
+
+
+def counter_set_to_zero() -> Kernel:
+    """What PyTorch sets the scheduler's counter back with."""
+    counter = Tensor("tiles taken", 1, 1, 1, COUNTER_BYTES)
+    return elementwise("zero", (), (in_order(counter, 1),), vector_ops=0)
 
 
 def _kernel(works: list[Work], periods: int, sharing: int) -> Kernel:

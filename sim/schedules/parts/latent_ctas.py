@@ -43,6 +43,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.latent_parts import Combining
 from sim.schedules.parts.operands import MMA_DEPTH
 from sim.tile_program import Footprint, TensorPath
 
@@ -62,6 +63,12 @@ EIGHT_BITS = ("flashmla", "trtllm")
 # tcgen05 of 64 rows uses half of the tensor core (SemiAnalysis, Dissecting Nvidia Blackwell, 2026:
 # recalled, not re-read).
 FULL_RATE_ROWS = 128
+# csrc/smxx/decode/combine/combine.cu: a warp has a row, and the next part's O on its way.
+ALL_COLUMNS, ROW_BY_ROW = Combining(), Combining(rows=1, threads=128)
+# hopper/flash_api.cpp (run_mha_fwd_combine: kBlockK), flash_fwd_combine_kernel.h (kStages).
+FA3_COMBINING = Combining(cols=128, at_once=4)
+# flashinfer's csrc/fmhaReduction.cu: 512 threads of 16 bytes, by fours (UnrollSize).
+TRTLLM_GEN_COMBINING = Combining(rows=8, threads=512, at_once=4)
 TURNED_HEADS, MOST_TURNED_HEADS, FEW_KEYS = 16, 32, 1024  # of SwapsMmaAb
 TURNED_STEP, STEP = 256, 128  # keys of a trip (mStepKv)
 # mla.cuh, DISPATCH_SMEM_CONFIG: bytes that an SM has at least; keys of a block, stages, QK_SHARD.
@@ -81,7 +88,7 @@ class LatentCta:
     reads its pages' numbers first and waits `number_waits` times more; only then K and V are
     loaded. Partial results
     have `partial_bytes` an element, and are made one even where there is one if it
-    `always_combines`, by CTAs of `combined_rows` and `combining_threads`.
+    `always_combines`, by `combining` CTAs.
     """
 
     tile: Tile
@@ -107,8 +114,7 @@ class LatentCta:
     launches_combine: bool = False  # where nothing is to be made one, too
     padded_rows: int = 0  # that a matmul takes the time of, where more than the tile's
     shared_by: int = 1  # CTAs of a cluster, each of which loads its part of the keys for all
-    combined_rows: int = 8
-    combining_threads: int = 256
+    combining: Combining = ALL_COLUMNS
 
     def sram_bytes(self, w: AttentionWorkload, tile: Tile) -> int:
         """Q, the buffers of the cache (and of V), P and what the warps tell each other of rows."""
@@ -158,15 +164,15 @@ def public_latent_cta(
             number_waits=TRITON_NUMBER_WAITS[implementation],
             sharing_latencies=TRITON_SHARING_LATENCIES,
             always_combines=True,
-            combined_rows=1,
-            combining_threads=128,
+            combining=ROW_BY_ROW,
         )
     cta = LatentCta(Tile(q=64, kv=64), turns_v=hw.arch == "sm90" and w.dtype_bytes == 1)
     if implementation == "fa3":
         threads, taken = 3 * WARP_GROUP, registers.FLASH3[2]
-        return replace(cta, threads=threads, registers_per_thread=taken, tensor_path="native")
+        cta = replace(cta, threads=threads, registers_per_thread=taken, tensor_path="native")
+        return replace(cta, combining=FA3_COMBINING)
     if implementation == "trtllm" or cta.turns_v:
-        cta = replace(cta, launches_combine=True, combined_rows=1, combining_threads=128)
+        cta = replace(cta, launches_combine=True, combining=ROW_BY_ROW)
         return replace(cta, tensor_path="native")
     if implementation == "flashinfer":
         return replace(cta, tensor_path="native", p_in_sram=False, partial_bytes=2)
@@ -183,6 +189,8 @@ def _trtllm_gen(w: AttentionWorkload, hw: HardwareProfile) -> LatentCta:
         registers_per_thread=registers.FLASH3[2],
         tensor_path="asynchronous",
         p_in_sram=False,
+        partial_bytes=2,
+        combining=TRTLLM_GEN_COMBINING,
     )
     if turns_heads(w, hw.sm.count):
         return replace(cta, tile=Tile(q=TURNED_HEADS, kv=64))

@@ -27,7 +27,6 @@ from sim.tile_program import (
     Loop,
     OfItem,
     Stream,
-    Tensor,
 )
 
 OVERHEAD_BLOCKS = 5  # what starting on a sequence counts as (fixed_overhead_num_blocks)
@@ -52,6 +51,11 @@ class Parts:
     combined: IntArray
     first_split: IntArray
     together: int = 1
+
+    @property
+    def some_are_idle(self) -> bool:
+        """Whether there are parts without any key block."""
+        return not bool(self.count.reshape(-1, self.slots).any(axis=1).all())
 
 
 def cut_in_parts(key_blocks: Sequence[int], parts: int) -> Parts:
@@ -171,39 +175,54 @@ class Ctas:
         )
 
 
-def combine_of_parts(
-    parts: Parts, whole: Result, partial: Result, rows_a_cta: int, threads: int
-) -> Kernel:
+@dataclass(frozen=True)
+class Combining:
+    """A CTA that makes partial results one: its rows and columns of O (all unless given).
+
+    Results of so many parts `at_once` are on their way to it.
+    """
+
+    rows: int = 8
+    threads: int = 256
+    cols: int | None = None
+    at_once: int = 1
+
+
+def combine_of_parts(parts: Parts, whole: Result, partial: Result, cta: Combining) -> Kernel:
     """A CTA for a few rows of a sequence; of one in a single part it ends at once.
 
     A sequence has as many rows of O as of each of its partial results.
     """
-    sequences = len(parts.splits)
-    down = whole.o.groups // sequences * blocks(whole.o.rows, rows_a_cta)
-    grid = Grid(sequences, down)  # sequences, blocks of rows
+    sequences, cols = len(parts.splits), cta.cols or whole.o.cols
+    across = blocks(whole.o.cols, cols)
+    down = whole.o.groups // sequences * blocks(whole.o.rows, cta.rows)
+    grid = Grid(across, sequences, down)  # blocks of columns, sequences, blocks of rows
 
     def rows(items: IntArray) -> IntArray:
-        sequence, row = grid.at(items)
+        _, sequence, row = grid.at(items)
         return sequence * down + row
 
     def first(items: IntArray) -> IntArray:
-        sequence, row = grid.at(items)
+        _, sequence, row = grid.at(items)
         return parts.first_split[sequence] * down + row
 
-    def of_parts(tensor: Tensor, stages: int) -> Load:
-        return Load(Stream(tensor, rows_a_cta, tensor.cols, first, down), stages)
+    def with_cols(of_rows: OfItem) -> OfItem:
+        return lambda items: of_rows(items) * across + grid.at(items)[0]
 
     kernel = combine_kernel(
         "combine",
-        lambda items: parts.combined[grid.at(items)[0]],
-        (of_parts(partial.lse, 1), of_parts(partial.o, 2)),
+        lambda items: parts.combined[grid.at(items)[1]],
         (
-            Stream(whole.o, rows_a_cta, whole.o.cols, rows),
-            Stream(whole.lse, rows_a_cta, 1, rows),
+            Load(Stream(partial.lse, cta.rows, 1, first, down), cta.at_once),
+            Load(Stream(partial.o, cta.rows, cols, with_cols(first), down * across), cta.at_once),
+        ),
+        (
+            Stream(whole.o, cta.rows, cols, with_cols(rows)),
+            Stream(whole.lse, cta.rows, 1, rows),
         ),
         Footprint(
-            rows_a_cta * STATISTICS_BYTES * int(parts.splits.max()),
-            threads=threads,
+            cta.rows * STATISTICS_BYTES * int(parts.splits.max()),
+            threads=cta.threads,
             registers_per_thread=registers.COMBINE,
         ),
     )

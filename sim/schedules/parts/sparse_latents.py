@@ -34,7 +34,7 @@ from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.grid import Grid
-from sim.schedules.parts.latent_parts import Ctas, Parts, combine_of_parts
+from sim.schedules.parts.latent_parts import Combining, Ctas, Parts, combine_of_parts
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import (
@@ -59,7 +59,7 @@ COPY_OPS, COPY_BYTES = 3, 16  # the copy, its address and its row's; an estimate
 # Of an element in 8 bits: two conversions at half the rate of an FMA and half a product; one at the
 # exponentials' rate, whose unit it runs on.
 MADE_READY_OPS, MADE_READY_SLOW = 4.5, 1
-COMBINED_ROWS, COMBINING_THREADS = 8, 256
+COMBINING = Combining(rows=8, threads=256)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +239,7 @@ class SparseLatents:
         )
         if not parts.combined.any():
             return [kernel]
-        combine = combine_of_parts(parts, whole, partial, COMBINED_ROWS, COMBINING_THREADS)
+        combine = combine_of_parts(parts, whole, partial, COMBINING)
         return [kernel, combine]
 
 
