@@ -227,6 +227,14 @@ def room_on_sm(footprint: Footprint, hw: HardwareProfile) -> tuple[int, str]:
     return ctas, limit
 
 
+def fits_sm(footprint: Footprint, hw: HardwareProfile) -> bool:
+    """Whether one SM holds such a CTA."""
+    try:
+        return ctas_per_sm(footprint, hw) > 0
+    except InputError:
+        return False
+
+
 def waves(kernel: Kernel, hw: HardwareProfile) -> float:
     """How often the device is filled by the kernel's CTAs or, of a persistent one, by its tiles."""
     at_once = hw.sm.count * ctas_per_sm(kernel.footprint, hw)

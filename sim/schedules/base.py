@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -222,8 +222,13 @@ class TiledSchedule(Schedule):
         sram_bytes: SramBytes,
         w: AttentionWorkload,
         hw: HardwareProfile,
+        by_stages: Mapping[int, SramBytes] | None = None,
     ) -> Tile:
-        """The tile asked for, else the default if it fits SRAM, else the largest that does."""
+        """The tile asked for, else the default if it fits SRAM, else the largest that does.
+
+        Raises InputError, which tells with which other stages it would fit: `by_stages` has what a
+        CTA needs with so many.
+        """
         room = hw.sram.max_per_cta
         largest = largest_tile(sram_bytes, room)
         if self.tile is None:
@@ -235,6 +240,15 @@ class TiledSchedule(Schedule):
         raise InputError(
             f"schedule {self.name}: tile = {self.tile}: needs {show_binary(needed)} of SRAM, "
             f"{hw.name} has {show_binary(room)} a CTA; {most} (q x kv)"
+            + (self._stages_that_fit(self.tile, by_stages, room) if by_stages else "")
+        )
+
+    def _stages_that_fit(self, tile: Tile, by_stages: Mapping[int, SramBytes], room: float) -> str:
+        fitting = [str(n) for n, needed in by_stages.items() if needed(tile) <= room]
+        return (
+            f"; it fits with stages = {' or '.join(fitting)}"
+            if fitting
+            else "; no other stages help"
         )
 
     def _or_none_fits(self, tile: Tile | None, w: AttentionWorkload, hw: HardwareProfile) -> Tile:

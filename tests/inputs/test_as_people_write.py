@@ -335,3 +335,23 @@ def test_nor_does_a_file(tmp_path, text):
 def test_a_long_unit_is_refused_without_being_taken_apart(unit):
     with seconds_of_at_most(2), pytest.raises(ValueError, match="a size was expected"):
         parse_quantity(f"1 {unit}", "byte", "a size", "1 B")
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "says"),
+    [
+        ({"tile": "256x256", "stages": 3}, "h100-sxm", "it fits with stages = 1"),
+        ({"tile": "256x256"}, "a100-sxm-80gb", "512 x 64 (q x kv); no other stages help"),
+        (
+            {"tile": "128x128", "stages": 4, "implementation": "triton"},
+            "a100-sxm-80gb",
+            "it fits with stages = 1 or 2 or 3",
+        ),
+        ({"tile": "256x64", "warps": 16}, "h100-sxm", "it fits with warps = 4 or 8"),
+    ],
+)
+def test_a_tile_is_refused_with_the_stages_and_warps_that_would_fit(options, device, says):
+    point = made(schedule=options, hardware={"profile": device}).points[0]
+    with pytest.raises(InputError) as error:
+        point.schedules[0].program(point.workload, point.hardware)
+    assert says in str(error.value)

@@ -10,6 +10,7 @@ from sim.inputs.files import InputError, file_of
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import BytesOrNone
 from sim.inputs.workload import AttentionWorkload
+from sim.machine import fits_sm
 from sim.machine_code.counts import files_read, flash_loop_of
 from sim.schedules.base import Schedule, Taken, TiledSchedule, changes_asked
 from sim.schedules.parts import registers
@@ -38,6 +39,7 @@ CHANGES: dict[str, tuple[Taken, ...]] = {
     "trtllm": ("softcap", "alibi"),
     "mem-efficient": ("bias",),
 }
+WARPS, MOST_STAGES = (4, 8, 16), 8  # that a kernel may be asked to have
 Like = TypeVar("Like", bound="FlashSchedule")
 
 
@@ -57,7 +59,7 @@ class FlashSchedule(TiledSchedule):
 
     implementation: Literal["cuda", "triton"] = "cuda"
     warps: Literal[4, 8, 16] | None = None
-    stages: Annotated[int, Field(ge=1, le=8)] | None = None
+    stages: Annotated[int, Field(ge=1, le=MOST_STAGES)] | None = None
     rope: Literal["pass", "fused"] | None = None
     machine_code: Path | None = None
     function: str = ""
@@ -159,14 +161,36 @@ class FlashSchedule(TiledSchedule):
         """
         if self.machine_code is not None:
             return self._own_cta(self.machine_code, public, w, hw)
-        warps, stages = self.warps or public.warps, self._buffers(hw, public.stages)
-        filled = public.filled(w)
-        tile = self.fit_tile(public.tile, flash_sram_bytes(filled, stages), w, hw)
+        stages, filled = self._buffers(hw, self.stages, public.stages), public.filled(w)
+        by_stages = {
+            count: flash_sram_bytes(filled, self._buffers(hw, count, count))
+            for count in range(1, MOST_STAGES + 1)
+        }
+        needed = flash_sram_bytes(filled, stages)
+        tile = self.fit_tile(public.tile, needed, w, hw, by_stages)
+        changed = replace(public, tile=tile, stages=stages)
+        made = self._with_warps(changed, self.warps or public.warps, w, hw)
+        if self.warps is not None and not fits_sm(made.footprint(w), hw):
+            ctas = {n: self._with_warps(changed, n, w, hw) for n in WARPS}
+            fitting = [str(n) for n, cta in ctas.items() if fits_sm(cta.footprint(w), hw)]
+            raise InputError(
+                f"schedule {self.name}: warps = {self.warps}: of tile = {tile} they take "
+                f"{made.registers_per_thread} registers a thread, an SM of {hw.name} has "
+                f"{hw.sm.registers:,}; "
+                + (f"it fits with warps = {' or '.join(fitting)}" if fitting else "none would fit")
+            )
+        return made
+
+    def _with_warps(
+        self, public: FlashCta, warps: int, w: AttentionWorkload, hw: HardwareProfile
+    ) -> FlashCta:
+        """The public CTA, of the tile and stages asked for, with so many warps."""
+        tile = public.tile
         # A warp has 16 rows; warps beyond the tile's rows share out the keys.
         taken, meetings = public.registers_per_thread, public.meetings
         readers = min(warps, tile.q // 16)
         if self.compiled_by_triton:
-            taken = registers.triton_flash(tile, filled.value_columns, warps)
+            taken = registers.triton_flash(tile, public.filled(w).value_columns, warps)
             # of those that widen the literal; decoding has one loop, as other kernels of Triton's
             if str(self.implementation) == "sglang" and w.phase != "decode":
                 taken = registers.sglang_flash(warps)
@@ -178,9 +202,7 @@ class FlashSchedule(TiledSchedule):
             a_score += masked(w, tile)
         return replace(
             public,
-            tile=tile,
             warps=warps,
-            stages=stages,
             registers_per_thread=taken,
             kv_readers=readers,
             meetings=meetings,
@@ -188,12 +210,12 @@ class FlashSchedule(TiledSchedule):
             angles=angles_of(w, self.name) if self.rope == "fused" else None,
         )
 
-    def _buffers(self, hw: HardwareProfile, usual: int) -> int:
-        """Buffers of K and V of the stages that are asked for, else the usual ones."""
-        if self.stages is None:
+    def _buffers(self, hw: HardwareProfile, stages: int | None, usual: int) -> int:
+        """Buffers of K and V of so many stages or, where none are asked for, the usual ones."""
+        if stages is None:
             return usual
         by_triton = self.compiled_by_triton
-        return triton_buffers(self.stages, hw.matmul_by_warp_group) if by_triton else self.stages
+        return triton_buffers(stages, hw.matmul_by_warp_group) if by_triton else stages
 
     def _own_cta(
         self, path: Path, public: FlashCta, w: AttentionWorkload, hw: HardwareProfile
@@ -214,7 +236,7 @@ class FlashSchedule(TiledSchedule):
         head_dim, of_stage = filled.head_dim, flash_sram_bytes(filled, 1)(tile)
         of_q = filled.head_dim * filled.dtype_bytes * tile.q
         room = own.footprint.sram_bytes // (of_stage - of_q)
-        buffers = self._buffers(hw, min(room, code.kernel.stages or public.stages))
+        buffers = self._buffers(hw, self.stages, min(room, code.kernel.stages or public.stages))
         if self.stages is not None and buffers > room:
             raise InputError(
                 f"schedule {self.name}: machine_code: stages = {self.stages}: its shared memory "
