@@ -1,6 +1,7 @@
 """What Python is given: how a question is asked there, and how its answer shows itself."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -110,3 +111,23 @@ def test_a_roofline_has_the_roofs_of_its_records(swept):
 def test_figures_of_what_ran_say_so_where_nothing_did(swept, draw):
     with pytest.raises(ValueError, match="none of these records ran"):
         draw([swept[4]])
+
+
+def test_a_rate_that_devices_share_is_named_once(swept):
+    devices = ["h100-sxm", "h200-sxm", "a100-sxm-80gb"]
+    records = simulate(
+        workload={"heads": 2, "head_dim": 64, "seq_len": 256},
+        hardware="t4",
+        schedule="flash2",
+        sweep={"hardware.profile": devices},
+    )
+    (ax,) = plots.roofline(records).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert sorted(t for t in texts if "TFLOP" in t) == ["312 TFLOP/s fp16", "989 TFLOP/s fp16"]
+    assert sum("HBM" in text for text in texts) == len(devices)
+
+
+def test_short_names_of_rows_leave_their_room_to_the_figure(swept):
+    once = [record for record in swept if record.status == "ok"][:1]
+    (ax,) = plots.time([replace(one, point={}) for one in once]).axes
+    assert ax.get_position().x0 < 0.15

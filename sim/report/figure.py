@@ -45,8 +45,8 @@ def new_figure(title: str, panels: int = 1, panel: float = PANEL) -> "tuple[Figu
 
 
 LONGEST_NAME = 36  # letters
-LABELS = 0.39  # the share of a figure's width that rows' labels take
-UNDER = 1.05  # inches below the rows, for the axis and the legend
+BESIDE, LETTER, LABELS = 0.5, 0.07, 2.9  # inches left of rows: with none, a letter's, the most
+UNDER = 1.05  # inches below the rows, for the axis and a legend of the whole figure
 
 
 def on_a_line(name: str) -> str:
@@ -55,12 +55,15 @@ def on_a_line(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def row_figure(title: str, labels: list[str], row_inches: float) -> "tuple[Figure, Axes]":
-    """A panel with a line of its own for each label, the first on top."""
+def row_figure(
+    title: str, labels: list[str], row_inches: float, under: float = UNDER
+) -> "tuple[Figure, Axes]":
+    """A panel with a line of its own for each label, the first on top; inches `under` it."""
     figure, (ax,) = new_figure(title)
-    height = ABOVE + row_inches * len(labels) + UNDER
+    height = ABOVE + row_inches * len(labels) + under
     figure.set_size_inches(WIDTH, height)
-    figure.subplots_adjust(LABELS, UNDER / height, 0.95, 1 - ABOVE / height)
+    beside = min(LABELS, BESIDE + LETTER * max(map(len, labels), default=0))
+    figure.subplots_adjust(beside / WIDTH, under / height, 0.95, 1 - ABOVE / height)
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
     ax.set_yticks(range(len(labels)), [*map(on_a_line, labels)], fontsize=8)
@@ -105,6 +108,9 @@ def _put_legend_above(ax: "Axes") -> float:
     room = ax.bbox.x1 - max((text.get_window_extent().x1 for text in beside), default=0.0)
     line = legend.get_texts()[0].get_window_extent().height
     height = _in_columns(legend, ax, room, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    if beside and height > 2 * line:  # several lines stand above the name, not beside it
+        above = (1.0, 1.0 + 3 * line / ax.bbox.height)
+        ax.get_legend().set_bbox_to_anchor(above, ax.transAxes)  # type: ignore[union-attr]
     return (height - 2 * line) / ax.figure.dpi if height > 2 * line else 0.0
 
 

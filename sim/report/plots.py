@@ -11,7 +11,7 @@ records of a run, and a title to stand below what the figure is called; the figu
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sim.device.run import DeviceRun
 from sim.inputs.units import show, show_binary
 from sim.report.axes import Grid, grid_of, key_text, time_ends_s, value_text
 from sim.report.figure import (
+    BELOW,
     COLOURS,
     GREY,
     MARKERS,
@@ -93,7 +94,8 @@ def _dots(records: Sequence[Record], title: str, value: Value, label: str, unit:
     styles = _styles(records)
     name, values = _swept(records)
     rows = [value_text(v) for v in values] if name else list(styles)
-    figure, ax = row_figure(title, rows, ROW * max(1.0, 0.6 * len(styles) if name else 1.0))
+    row = ROW * max(1.0, 0.6 * len(styles) if name else 1.0)
+    figure, ax = row_figure(title, rows, row, under=BELOW)
     for record in records:
         style = styles[record.schedule]
         place = _row(record, records, list(styles))
@@ -229,16 +231,24 @@ def _kernels_below_roof(ax: "Axes", record: Record, style: dict[str, Any]) -> li
     return intensities
 
 
-def _roof(ax: "Axes", bytes_per_s: float, flops_per_s: float, dtype: str, edges: Edges) -> None:
-    """A device's roof between two intensities, with its two figures."""
+def _roofs(ax: "Axes", roofs: Collection[tuple[float, float, str]], edges: Edges) -> None:
+    """Devices' roofs between two intensities, each of their figures once.
+
+    A roof is HBM bytes a second, FLOPs a second and the dtype that these are of.
+    """
     low, high = edges
     x = np.geomspace(low, high, 200)
-    ax.plot(x, np.minimum(x * bytes_per_s, flops_per_s) / 1e12, color=GREY, linewidth=1.5)
+    for bytes_per_s, flops_per_s, _ in roofs:
+        ax.plot(x, np.minimum(x * bytes_per_s, flops_per_s) / 1e12, color=GREY, linewidth=1.5)
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#666666"}
-    peak = (high, flops_per_s / 1e12)
-    ax.annotate(f"{peak[1]:.0f} TFLOP/s {dtype}", peak, (0, 3), ha="right", **style)
-    foot = (low, low * bytes_per_s / 1e12)
-    ax.annotate(f"HBM {bytes_per_s / 1e12:.3g} TB/s", foot, (16, 2), **style)
+    for flops_per_s in dict.fromkeys(rate for _, rate, _ in roofs):
+        dtypes = ", ".join(dict.fromkeys(dtype for _, rate, dtype in roofs if rate == flops_per_s))
+        peak = (high, flops_per_s / 1e12)
+        ax.annotate(f"{peak[1]:.0f} TFLOP/s {dtypes}", peak, (0, 3), ha="right", **style)
+    for bytes_per_s in dict.fromkeys(rate for rate, *_ in roofs):
+        foot = (low, low * bytes_per_s / 1e12)
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # other roofs cross it
+        ax.annotate(f"HBM {bytes_per_s / 1e12:.3g} TB/s", foot, (16, 2), bbox=behind, **style)
 
 
 def roofline(records: Sequence[Record], title: str = "") -> "Figure":
@@ -262,8 +272,7 @@ def roofline(records: Sequence[Record], title: str = "") -> "Figure":
         roofs[bandwidth, peak, record.workload["dtype"]] = None
         intensities.append(peak / bandwidth)
         intensities += _kernels_below_roof(ax, record, styles[record.schedule])
-    for roof in roofs:
-        _roof(ax, *roof, (min(intensities) / 4, max(intensities) * 4))
+    _roofs(ax, roofs, (min(intensities) / 4, max(intensities) * 4))
     log_axis(ax.xaxis, "FLOPs a byte of HBM traffic")
     log_axis(ax.yaxis, "TFLOP/s")
     for schedule, style in styles.items():
@@ -354,9 +363,12 @@ def gpus(shown: list[Outcome], title: str) -> "Figure":
     what = f"What each GPU runs{_at_point(shown[0].record)}"
     figure, axes = new_figure(f"{what}\n{title}", len(shown), panel=2.0)
     _time_axes(axes, [outcome.record for outcome in shown])
+    runs = [outcome.run for outcome in shown if outcome.run is not None]
+    names = dict.fromkeys(_what(k.run.kernel.name) for run in runs for k in run.kernels)
+    colours = dict(zip(names, cycle(COLOURS), strict=False))
     for ax, outcome in zip(axes, shown, strict=True):
         assert outcome.run is not None
-        _launches(ax, outcome.run)
+        _launches(ax, outcome.run, colours)
         ax.legend(frameon=False, fontsize=8)
         ax.set_ylim(outcome.run.gpus - 0.5, -0.5)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -365,18 +377,22 @@ def gpus(shown: list[Outcome], title: str) -> "Figure":
     return figure
 
 
-def _launches(ax: "Axes", run: DeviceRun) -> None:
-    """A bar a launch on the line of its GPU, in its kernel's colour; "merge: O" is a "merge"."""
+def _what(kernel: str) -> str:
+    """What a kernel does: "merge: O" is a "merge"."""
+    return kernel.partition(":")[0]
+
+
+def _launches(ax: "Axes", run: DeviceRun, colours: Mapping[str, str]) -> None:
+    """A bar a launch on the line of its GPU, in the colour of what its kernel does."""
     height = 0.9 if run.gpus <= 16 else 1.0  # gaps thinner than a pixel come and go
     bars: dict[tuple[str, int], list[Edges]] = {}  # by kernel and GPU: starts and widths
     for k in run.kernels:
-        row = bars.setdefault((k.run.kernel.name.partition(":")[0], k.gpu), [])
+        row = bars.setdefault((_what(k.run.kernel.name), k.gpu), [])
         row.append((k.start_s, k.run.time_s))
-    colours = dict(zip(dict.fromkeys(name for name, _ in bars), cycle(COLOURS), strict=False))
     for (name, gpu), row in bars.items():
         ax.broken_barh(row, (gpu - height / 2, height), color=colours[name], linewidth=0)
-    for name, colour in colours.items():
-        ax.plot([], [], "s", color=colour, label=name)
+    for name in dict.fromkeys(name for name, _ in bars):
+        ax.plot([], [], "s", color=colours[name], label=name)
 
 
 def memory(records: Sequence[Record], title: str = "") -> "Figure":

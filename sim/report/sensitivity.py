@@ -190,7 +190,7 @@ def tornado(answer: Sensitivity) -> "Figure":
     for ax, of, effects in zip(axes, shown, bars, strict=True):
         ax.set_xlim(low - margin, high + margin)
         _panel(ax, of, effects, (low, high))
-    axes[-1].set_xlabel(f"change in %, by steps of {answer.shift:.0%} both ways")
+    axes[-1].set_xlabel(f"change in %, steps of {answer.shift:.0%}")
     handles = [
         Patch(color=COLOURS[0], label="time"),
         Line2D([], [], color="black", linewidth=1, marker="|", label="time, down and up apart"),

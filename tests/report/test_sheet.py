@@ -103,6 +103,19 @@ def test_names_that_run_into_each_other_are_turned_without_a_size_too(records, t
     assert figure.get_size_inches()[0] == WIDTH
 
 
+def test_a_legend_of_several_lines_stands_above_its_panels_name(tmp_path):
+    figure, (ax,) = new_figure("A title")
+    for name in ("time", "time, down and up apart", "HBM bytes"):
+        ax.plot([0, 1], label=name)
+    ax.set_yticks([0], ["calibration.sm.mma_issue_cycles"])
+    ax.set_title("naive: 467 µs", loc="left")
+    ax.legend()
+    save_figure(figure, tmp_path, "panel", Sheet("png", COLUMN))
+    figure.draw_without_rendering()
+    (name,) = [t for t in ax.findobj(Text) if t.get_text().startswith("naive")]
+    assert not name.get_window_extent().overlaps(ax.get_legend().get_window_extent())
+
+
 def test_a_run_saves_its_figures_so(tmp_path):
     path = scenario(tmp_path)
     done = called("run", path, "--out", "o", "--format", "svg", "--size", "8x6cm", cwd=tmp_path)
