@@ -2,9 +2,10 @@
 
 A set of questions is told by a part and replayed whole: all families of schedules, three devices
 and a small one, 16k to 512k tokens; and programs that go head by head, of which the first heads
-tell the others. Printed is each kernel's error against its estimate and, by
-method, how many errors lie below their estimates. With --derive the lines by which estimates are
-made (`sim/engine/fast_forward/errors.json`) are found anew. It takes some minutes of one core.
+tell the others. Printed is each kernel's error and, by method, how many errors lie below their
+estimates; then how many would where each schedule on a device is told by the lines of all others.
+With --derive the lines by which estimates are made (`sim/engine/fast_forward/errors.json`) are
+found anew. It takes some minutes of one core.
 --vast times questions that no one replays whole instead.
 """
 
@@ -13,6 +14,7 @@ import json
 import resource
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, groupby
@@ -26,7 +28,7 @@ from sim.device.program import kernels_of
 from sim.device.run import run_on_device
 from sim.engine.compiled import replay
 from sim.engine.fast_forward.choice import own_cost
-from sim.engine.fast_forward.errors import FILE, Line, errors_of, shipped
+from sim.engine.fast_forward.errors import FILE, Line, errors_of, kind_of, line_of, shipped
 from sim.engine.fast_forward.run import run_kernel
 from sim.engine.fast_forward.told import hbm_bytes_of
 from sim.inputs.files import save_text
@@ -48,8 +50,8 @@ LEAST_COST = 2_000_000  # of a kernel that is asked about
 MOST_COST = 60_000_000  # of one that is replayed whole
 ALIKE = 2  # kernels of a name, at most, of a question
 PROMISED = 0.9  # of errors lie below their estimates
-FEWEST = 4  # kernels by which a method has a line of its own
-SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+FEWEST = 4  # kernels by which a kind has a line of its own
+SLOPES = tuple(tenths / 10 for tenths in range(21))
 
 
 @dataclass(frozen=True)
@@ -251,17 +253,48 @@ def line_below(errors: list[float], scatters: list[float]) -> Line:
     return min(lines, key=lambda line: float(np.median(line.floor + line.slope * scatter)))
 
 
-def derived(found: list[Answer]) -> dict[str, dict[str, Any]]:
-    """The lines of each method that enough kernels were told by, and how many these are."""
+def derived(found: list[Answer], quantity: str) -> dict[str, tuple[int, Line]]:
+    """The lines of a quantity, "time" or "hbm", by kind, and of how many kernels each is."""
+    errors, scatters = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for answer in found:
+        kind = kind_of(answer.method, quantity)
+        errors[kind].append(getattr(answer, f"{quantity}_error"))
+        scatters[kind].append(getattr(answer, f"{quantity}_scatter"))
     return {
-        method: {
-            "kernels": len(own),
-            "time": asdict(line_below([a.time_error for a in own], [a.time_scatter for a in own])),
-            "hbm": asdict(line_below([a.hbm_error for a in own], [a.hbm_scatter for a in own])),
-        }
-        for method in sorted({answer.method for answer in found})
-        if len(own := [answer for answer in found if answer.method == method]) >= FEWEST
+        kind: (len(errors[kind]), line_below(errors[kind], scatters[kind]))
+        for kind in sorted(errors)
+        if len(errors[kind]) >= FEWEST
     }
+
+
+def left_out(found: list[Answer], quantity: str) -> float:
+    """Which share of the errors of each schedule on a device is below the lines of all others."""
+    within = []
+    for case, own in groupby(sorted(found, key=_case), key=_case):
+        others = derived([answer for answer in found if _case(answer) != case], quantity)
+        lines = {kind: line for kind, (_, line) in others.items()}
+        for answer in own:
+            line = line_of(lines, kind_of(answer.method, quantity))
+            estimate = line.estimate(getattr(answer, f"{quantity}_scatter"))
+            within.append(getattr(answer, f"{quantity}_error") <= estimate)
+    return float(np.mean(within))
+
+
+def _case(answer: Answer) -> str:
+    """Its schedule on its device."""
+    return answer.question.partition(",")[0]
+
+
+def save(found: list[Answer]) -> None:
+    """Leave the lines for the simulator to ship."""
+    lines = {
+        quantity: {
+            kind: {"kernels": kernels, **asdict(line)}
+            for kind, (kernels, line) in derived(found, quantity).items()
+        }
+        for quantity in ("time", "hbm")
+    }
+    save_text(json.dumps(lines, indent=1) + "\n", DATA)
 
 
 def show(answer: Answer) -> None:
@@ -343,10 +376,12 @@ def main() -> None:
         show(answer)
         found.append(answer)
     if asked.derive:
-        save_text(json.dumps({"methods": derived(found)}, indent=1) + "\n", DATA)
+        save(found)
         print(f"{DATA.name} is renewed", file=sys.stderr)
         shipped.cache_clear()
     summary(found)
+    shares = (left_out(found, "time"), left_out(found, "hbm"))
+    print("by the lines of all other schedules and devices within", *map("{:.0%}".format, shares))
 
 
 if __name__ == "__main__":
