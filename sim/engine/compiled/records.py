@@ -34,6 +34,7 @@ from sim.tile_program import (
 )
 
 INF = np.inf
+NEVER = int(np.float64(INF).view(np.int64))  # when that is due
 COMPUTE, STORE, ATOMIC, BARRIER = range(4)  # kinds of op
 # What a worker's next event is.
 START, WAITING, RUNNING, STORING, PASSED, DRAINING, IDLE = range(7)
@@ -82,7 +83,9 @@ WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op")
 SLOT = aligned(_int64("cta item last_item arrived"))
 BUFFER = aligned([*_float64("arrival_s"), *_int64("trip released"), PATH])
 PIPE = aligned([*_float64("free_at_s busy_s"), PATH])
-MATCH = aligned([*_float64("next_s"), *_int64("winner")])
+# `due` is when, as the whole number of the same bits: such numbers are in the order of the times,
+# and one comparison says who is earlier and who wins a tie.
+MATCH = aligned(_int64("due winner"))
 CTA = aligned([*_int64("sm"), *_float64("start_s end_s")])
 TOTAL = aligned(
     [
@@ -343,7 +346,7 @@ def new_replay(
     limits = _limits_of(kernel, program.buffers + 1, hw, machine)
     slots = machine.sms * int(limits["ctas_per_sm"][0])
     matches = np.zeros(2 * int(limits["leaves"][0]), MATCH)
-    matches["next_s"] = np.inf
+    matches["due"] = NEVER
     bins, bins_per_s = new_timeline()
     return Replay(
         limits=limits,

@@ -20,7 +20,7 @@ from sim.code.jit import entry
 from sim.engine.compiled.ctas import place
 from sim.engine.compiled.jit import at, inlined
 from sim.engine.compiled.l2 import SHARED, L2Lines, let_arrive, new_l2
-from sim.engine.compiled.records import INF, Replay, new_replay
+from sim.engine.compiled.records import INF, NEVER, Replay, new_replay
 from sim.engine.compiled.workers import happen, is_shared
 from sim.engine.kernel_run import KernelRun
 from sim.inputs.hardware import HardwareProfile
@@ -99,16 +99,14 @@ def run_sm(r, sm):
 @inlined
 def play_off(matches, leaves, sm, next_s):
     """Replay the tournament's matches of one SM; the lower SM wins a tie."""
-    node, winner = leaves + sm, sm
-    at(matches, node).next_s = next_s
+    node, winner, due = leaves + sm, sm, np.float64(next_s).view(np.int64)
+    at(matches, node).due = due
     while node > 1:
         rival = at(matches, node ^ 1)
-        # No branch: the winner is anyone's guess.
-        beaten = (rival.next_s < next_s) | ((rival.next_s == next_s) & (node & 1 == 1))
-        next_s = rival.next_s if beaten else next_s
-        winner = rival.winner if beaten else winner
+        if rival.due < due + (node & 1):
+            due, winner = rival.due, rival.winner
         node >>= 1
-        at(matches, node).next_s, at(matches, node).winner = next_s, winner
+        at(matches, node).due, at(matches, node).winner = due, winner
 
 
 @entry
@@ -131,7 +129,7 @@ def advance(r, events):
     """Run up to `events` shared events; return whether the kernel is over."""
     leaves = r.limits[0].leaves
     for _ in range(events):
-        if r.matches[1].next_s == INF:
+        if r.matches[1].due == NEVER:
             return True
         sm = r.matches[1].winner
         play_off(r.matches, leaves, sm, run_sm(r, sm))
