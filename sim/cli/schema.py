@@ -78,6 +78,10 @@ def _defs() -> dict[str, Schema]:
     for node in _nodes(defs):
         if node.get("type") == "string" and not isinstance(node.get("default", ""), str):
             del node["default"]  # a quantity's, which has lost its unit
+        for bound, limit in (("ge", "minimum"), ("le", "maximum")):
+            if bound in node:  # of a count that may be a text, too: pydantic leaves it as it is
+                whole = next(one for one in node["anyOf"] if one["type"] == "integer")
+                whole[limit] = node.pop(bound)
     kinds = [refs[kind, "validation"] for kind in SCHEDULES.values()]
     for kind in kinds:
         defs[_name(kind)]["required"] = ["name"]

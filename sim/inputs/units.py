@@ -142,13 +142,23 @@ def _as_count(value: Any) -> Any:
     return value if spelt is None else spelt
 
 
+# A count as a text, for an editor: "12,288", "12_288" or plain digits.
+_COUNT = r"^\s*(\d{1,3}(,\d{3})+|\d[\d_]*)\s*$"
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    """What may be a count between these; in a file a number, or one as people group it."""
+    number, text = Annotated[int, Field(ge=least, le=most)], Annotated[str, Field(pattern=_COUNT)]
+    return BeforeValidator(_as_count, json_schema_input_type=number | text)
+
+
 MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
-Count = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(_as_count)]
-CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), BeforeValidator(_as_count)]
+Count = Annotated[PositiveInt, Field(le=MOST), _whole(1, MOST)]
+CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), _whole(0, MOST)]
 LONGEST = 10**8  # tokens of a sequence: ten times the longest context of any model
-Length = Annotated[PositiveInt, Field(le=LONGEST), BeforeValidator(_as_count)]
+Length = Annotated[PositiveInt, Field(le=LONGEST), _whole(1, LONGEST)]
 # The largest wafer has some 10**6 cores.
-CountOfDevice = Annotated[PositiveInt, Field(le=10**6), BeforeValidator(_as_count)]
+CountOfDevice = Annotated[PositiveInt, Field(le=10**6), _whole(1, 10**6)]
 # A share below a thousandth is a device of another kind, and no calibration of this one.
 Fraction = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

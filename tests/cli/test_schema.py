@@ -101,6 +101,8 @@ def _refused(data: dict[str, Any]) -> bool:
 
 RIGHT = {
     "lengths in groups and lists": {"workload": 'model = "gpt2"\nseq_len = "1,024"'},
+    "counts in groups": {"workload": 'model = "gpt2"\nseq_len = 64\nbatch = "1,024"'},
+    "SMs in groups": {"hardware": 'profile = "t4"\nsm.count = "1,024"'},
     "a list of lengths": {"workload": 'model = "gpt2"\nphase = "decode"\nseq_kv = [100, 200]'},
     "a model as people write it": {"workload": 'model = "Llama 3 8B"\nbatch = 2'},
     "a tile as it is shown": {"schedule": 'name = "flash2"\ntile = "64 x 64"'},
@@ -128,6 +130,7 @@ WRONG = {
     "unknown key": {"workload": "sequence = 3"},
     "wrong dtype": {"workload": GOOD["workload"] + '\ndtype = "fp61"'},
     "zero": {"workload": GOOD["workload"] + "\nbatch = 0"},
+    "too many sequences": {"workload": GOOD["workload"] + "\nbatch = 70_000"},
     "true for a number": {"workload": 'model = "gpt2"\nbatch = true'},
     "text for a number": {"workload": 'heads = "many"\nhead_dim = 64\nseq_len = 1024'},
     "no unit": {"hardware": 'profile = "t4"\nhbm.bandwidth = 3e12'},
