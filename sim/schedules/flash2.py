@@ -58,6 +58,8 @@ from sim.schedules.parts.traversal import (
 )
 from sim.tile_program import IntArray, Kernel, Kind, Loop, Stream, Tensor
 
+OPTIONS_OF_A_LOOP = ("tile", "warps", "registers", "stages", "rope")
+
 
 class Flash2(FlashSchedule):
     """FlashAttention-2. A tile, or warps, that are given hold for backward too.
@@ -131,7 +133,7 @@ class Flash2(FlashSchedule):
 
     def _check_of_its_own(self, w: AttentionWorkload) -> None:
         where = f'schedule flash2: implementation = "{self.implementation}": '
-        given = {key: getattr(self, key) for key in ("tile", "warps", "stages", "rope")}
+        given = {key: getattr(self, key) for key in OPTIONS_OF_A_LOOP}
         own = [key for key, value in given.items() if value is not None]
         if self.machine_code or not self._is_usual:
             own.append("machine_code, grid_order and key_order")

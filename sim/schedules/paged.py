@@ -125,7 +125,7 @@ class Paged(SplitKv):
         where = 'schedule paged: implementation = "xqa": '
         if hw.arch not in ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120"):
             raise InputError(f"{where}{hw.name} is {hw.arch}: sm80 or newer was expected")
-        own = (self.tile, self.warps, self.stages, self.machine_code, self.rope)
+        own = (self.tile, self.warps, self.registers, self.stages, self.machine_code, self.rope)
         if own != (None,) * len(own) or self.pack_gqa is False:
             raise InputError(f"{where}it has one tile, and packs heads: leave these options out")
         why = why_not(w)

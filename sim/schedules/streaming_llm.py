@@ -62,6 +62,7 @@ class StreamingLlm(SplitKv):
             implementation=self.implementation,
             warps=self.warps,
             stages=self.stages,
+            registers=self.registers,
             rope=self.rope,
         )
         return masked.lower(replace(w, kv_dtype=None), hw)  # K and V are not the cache's yet

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from sim import simulate
 from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
@@ -142,3 +143,26 @@ def test_rotating_gradients_back_is_of_the_backward_pass():
         "rope dQ",
         "rope dK",
     }
+
+
+def with_registers(**options: object):
+    """The kernel of FlashAttention-2 at head_dim 64 on an A100."""
+    (record,) = simulate(
+        workload={"heads": 32, "head_dim": 64, "seq_len": 2048, "dtype": "bf16"},
+        hardware="a100-sxm-80gb",
+        schedule=[{"name": "flash2", **options}],
+    )
+    return record.kernels[0]
+
+
+def test_registers_of_a_thread_are_an_option_and_fewer_let_more_ctas_share_an_sm():
+    usual, fewer = with_registers(), with_registers(registers=128)
+    assert (usual.ctas_per_sm, usual.ctas_limited_by) == (2, "registers")
+    assert (fewer.ctas_per_sm, fewer.ctas_limited_by) == (3, "SRAM")
+    assert with_registers(registers=255) == usual
+
+
+@pytest.mark.parametrize("implementation", ["mem-efficient", "trtllm"])
+def test_registers_of_a_kernel_that_has_its_own_are_refused(implementation):
+    with pytest.raises(InputError, match="it has its own registers: none was expected"):
+        with_registers(implementation=implementation, registers=40)

@@ -13,7 +13,6 @@ from sim.inputs.workload import AttentionWorkload
 from sim.machine import fits_sm
 from sim.machine_code.counts import files_read, flash_loop_of
 from sim.schedules.base import Schedule, Taken, TiledSchedule, changes_asked
-from sim.schedules.parts import registers
 from sim.schedules.parts.flash_cta import (
     FLASH2_HEAD_DIMS,
     FlashCta,
@@ -23,6 +22,7 @@ from sim.schedules.parts.flash_cta import (
     triton_meetings,
 )
 from sim.schedules.parts.own_kernel import Asked, fits, own_trip
+from sim.schedules.parts.registers import MOST, sglang_flash, triton_flash
 from sim.schedules.parts.rope import angles_of, check_fused, with_passes
 from sim.schedules.parts.scores import changes, masked
 from sim.tile_program import Command, in_order
@@ -47,8 +47,8 @@ class FlashSchedule(TiledSchedule):
     """What all schedules built on the FlashAttention-2 loop take.
 
     `implementation` says whose kernel it is: FlashAttention's CUDA with its mma.sync, or Triton's
-    with the device's best matmuls. `warps`, and `stages` of K and V buffers, are that
-    kernel's unless given. `rope` rotates Q and K in kernels before (`pass`) or in the loop
+    with the device's best matmuls. `warps`, `registers` of a thread and `stages` of K and V buffers
+    are that kernel's unless given. `rope` rotates Q and K in kernels before (`pass`) or in the loop
     (`fused`), as rope.py tells; a schedule of which `rotates` is false takes them rotated.
 
     `machine_code` is a file with one's own kernel: its trip, registers, shared memory and threads
@@ -59,6 +59,7 @@ class FlashSchedule(TiledSchedule):
 
     implementation: Literal["cuda", "triton"] = "cuda"
     warps: Literal[4, 8, 16] | None = None
+    registers: Annotated[int, Field(ge=16, le=MOST)] | None = None
     stages: Annotated[int, Field(ge=1, le=MOST_STAGES)] | None = None
     rope: Literal["pass", "fused"] | None = None
     machine_code: Path | None = None
@@ -72,6 +73,8 @@ class FlashSchedule(TiledSchedule):
     def _of_machine_code(self) -> Self:
         if self.machine_code is None and (self.function or self.dynamic_sram is not None):
             raise ValueError("function and dynamic_sram are of a kernel in machine_code")
+        if self.machine_code is not None and self.registers is not None:
+            raise ValueError("registers are those of the kernel in machine_code")
         return self
 
     def relative_to(self, folder: Path | None) -> Self:
@@ -190,10 +193,10 @@ class FlashSchedule(TiledSchedule):
         taken, meetings = public.registers_per_thread, public.meetings
         readers = min(warps, tile.q // 16)
         if self.compiled_by_triton:
-            taken = registers.triton_flash(tile, public.filled(w).value_columns, warps)
+            taken = triton_flash(tile, public.filled(w).value_columns, warps)
             # of those that widen the literal; decoding has one loop, as other kernels of Triton's
             if str(self.implementation) == "sglang" and w.phase != "decode":
-                taken = registers.sglang_flash(warps)
+                taken = sglang_flash(warps)
             meetings = triton_meetings(hw)
             if hw.matmul_by_warp_group:
                 readers = triton_kv_readers(hw, tile.q, warps)
@@ -203,7 +206,7 @@ class FlashSchedule(TiledSchedule):
         return replace(
             public,
             warps=warps,
-            registers_per_thread=taken,
+            registers_per_thread=self.registers or taken,
             kv_readers=readers,
             meetings=meetings,
             a_score=a_score,

@@ -303,7 +303,7 @@ class SplitKv(FlashSchedule):
     @property
     def _may_be_xqa(self) -> bool:
         """Whether an fp8 cache is read by XQA where there is one: of no other tile, or kernel."""
-        own = (self.tile, self.warps, self.stages, self.machine_code, self.rope)
+        own = (self.tile, self.warps, self.registers, self.stages, self.machine_code, self.rope)
         return self.reads_by_xqa and self.implementation == "cuda" and own == (None,) * len(own)
 
     def packs(self, w: AttentionWorkload) -> bool:
