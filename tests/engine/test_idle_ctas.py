@@ -14,14 +14,14 @@ WHOLE_SM = Footprint(HW.sram.max_per_cta, 128, 128)
 WORK = Compute("S", mma_flops=2**20)
 
 
-def time_s(works, items_per_cta=1, *, sets_up_items=False) -> float:
+def time_s(works, items_per_cta=1, *, sets_up_items=False, footprint=WHOLE_SM) -> float:
     """Of the items that `works` names; both engines agree on it."""
     there = np.array(works, np.int64)
     kernel = Kernel(
         "k",
         len(works) // items_per_cta,
         (Loop(lambda items: there[items], (WORK,)),),
-        WHOLE_SM,
+        footprint,
         items_per_cta=items_per_cta,
         sets_up_items=sets_up_items,
     )
@@ -42,6 +42,14 @@ def test_a_cta_without_trips_ends_before_it_sets_anything_up():
     assert time_s([0] * sms) == pytest.approx(idle_cta_s(HW))
     kernel = Kernel("k", 1, (Loop(np.ones_like, (WORK,)),), WHOLE_SM)
     assert idle_cta_s(HW) < cta_start_s(kernel, HW) / 2
+
+
+def test_a_cta_that_ends_at_once_beside_one_that_works_gives_its_place_to_the_next():
+    """Two CTAs an SM, of which those placed second are idle, then a few of different lengths."""
+    sms = HW.sm.count
+    two_an_sm = Footprint(WHOLE_SM.sram_bytes // 2, 128, 128)
+    rest = [3, 1, 2, 5] * (sms // 8)
+    assert time_s([4] * sms + [0] * sms + rest, footprint=two_an_sm) > 0
 
 
 def test_an_item_without_trips_has_no_setup():

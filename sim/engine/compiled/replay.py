@@ -117,11 +117,13 @@ def begin(r):
         at(r.matches, limits.leaves + leaf).winner = leaf
     for level in range(limits.ctas_per_sm):
         for sm in range(limits.sms):
-            slot = sm * limits.ctas_per_sm + level
-            place(r, sm, slot, 0.0)
-            if level == 0:
-                next_s = at(r.workers, slot * limits.workers).time_s
-                play_off(r.matches, limits.leaves, sm, next_s)
+            place(r, sm, sm * limits.ctas_per_sm + level, 0.0)
+    per_sm = limits.ctas_per_sm * limits.workers
+    for sm in range(limits.sms):
+        next_s = INF
+        for k in range(sm * per_sm, (sm + 1) * per_sm):
+            next_s = min(next_s, at(r.workers, k).time_s)
+        play_off(r.matches, limits.leaves, sm, next_s)
 
 
 @entry
