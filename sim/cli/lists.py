@@ -42,9 +42,18 @@ def show_schedule(
     name: Annotated[
         str, typer.Argument(help="A schedule's name.", autocompletion=complete.schedules)
     ],
+    hardware: Annotated[
+        str,
+        typer.Option(
+            help="A profile's name or path: what the kernels are there by default.",
+            autocompletion=complete.profiles,
+        ),
+    ] = "h100-sxm",
 ) -> None:
     """Show a schedule: its algorithm, its options with their defaults, its known errors."""
     from sim.inputs.files import InputError, meant, shown
+    from sim.inputs.hardware import load_profile
+    from sim.report.schedule_kernels import print_kernels
     from sim.report.table import print_schedule
     from sim.schedules import SCHEDULES
 
@@ -52,7 +61,9 @@ def show_schedule(
         kind = SCHEDULES[meant(name, list(SCHEDULES), "schedule")]
     except ValueError as error:
         raise InputError(f"schedule {shown(name)}: {error}") from None
+    profile = load_profile(hardware)
     print_schedule(kind)
+    print_kernels(kind, profile)
 
 
 def models() -> None:

@@ -272,6 +272,22 @@ def test_a_scenario_shown_is_a_file_to_run_and_a_schedule_has_its_options():
     assert "  budget = " in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "hardware", "says"),
+    [
+        # hdim 128, causal, sm80: 128 x 64, four warps (flash_fwd_launch_template.h).
+        ("flash2", "a100-sxm-80gb", ["Q 128x128, K 64x128, V 64x128", "64 KiB", "registers"]),
+        ("ring", "h100-sxm", ["flash2, causal", "merge: O"]),
+        ("dsa", "h100-sxm", ["shape of deepseek-v3"]),
+        ("flash3", "a100-sxm-80gb", ['On a100-sxm-80gb: schedule flash3: hardware.arch = "sm80"']),
+    ],
+)
+def test_a_schedule_shows_what_its_kernels_are_on_a_device(name, hardware, says):
+    shown = printed_by("schedules", "show", name, "--hardware", hardware)
+    for part in says:
+        assert part in shown
+
+
 def test_it_is_a_module_too():
     done = subprocess.run(
         [sys.executable, "-m", "attnsim", "--version"], capture_output=True, text=True, check=True
