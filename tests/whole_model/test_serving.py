@@ -365,7 +365,7 @@ def test_an_answer_is_shown_and_saved(answer, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"model": "llama3"}, ["serving.model", "did you mean 'llama-3-8b'?"]),
+        ({"model": "llama3"}, ["serving.model", "there are llama-3-8b, llama-3-70b"]),
         ({"requests_per_s": []}, ["serving.requests_per_s"]),
         ({"requests_per_s": [0]}, ["serving.requests_per_s.0 = 0"]),
         ({"requests": 3}, ["serving.requests = 3"]),
