@@ -44,12 +44,15 @@ def test_a_cta_without_trips_ends_before_it_sets_anything_up():
     assert idle_cta_s(HW) < cta_start_s(kernel, HW) / 2
 
 
-def test_a_cta_that_ends_at_once_beside_one_that_works_gives_its_place_to_the_next():
-    """Two CTAs an SM, of which those placed second are idle, then a few of different lengths."""
-    sms = HW.sm.count
-    two_an_sm = Footprint(WHOLE_SM.sram_bytes // 2, 128, 128)
-    rest = [3, 1, 2, 5] * (sms // 8)
-    assert time_s([4] * sms + [0] * sms + rest, footprint=two_an_sm) > 0
+def test_a_cta_that_ends_at_once_gives_its_place_to_the_next_wherever_it_was_placed():
+    """Two CTAs an SM: of every other SM's the first is idle, of the others' the second."""
+    pairs = HW.sm.count // 2
+    two_an_sm = Footprint(WHOLE_SM.sram_bytes * 2 // 5, 128, 128)
+    first, second = [0, 1] * pairs, [8, 0] * pairs
+    # SMs take what is left in their order, so that the last even one has the most to do.
+    rest = [n + 1 for n in range(2 * pairs)]
+    alone_s = time_s([8 + 2 * pairs - 1], footprint=two_an_sm)
+    assert time_s([*first, *second, *rest], footprint=two_an_sm) > 0.9 * alone_s
 
 
 def test_an_item_without_trips_has_no_setup():
