@@ -4,13 +4,12 @@ from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from sim.inputs.files import save_text
 from sim.report.chart import CONFIG, SYMBOLS, Chart, chart, log_axis
 from sim.report.figure import COLOURS, GREY
-from sim.report.page import script
+from sim.report.page import script, template
 from validate.stick import DRAM, L2, TIME, Judged, Stick
 from validate.stick_report import (
     COLUMNS,
@@ -37,20 +36,13 @@ def stick_page(stick: Stick, title: str) -> str:
         judged = [one for one in stick.judged if one.quantity == quantity and one.predicted > 0]
         if judged:
             charts[quantity.replace(" ", "_").lower()] = scatter(judged, quantity, unit)
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("validate", "."), PackageLoader("sim.report", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scored = [
         (split, score)
         for split in SPLITS
         for host in (False, True)
         for score in chosen_scores(stick.scores, split, host)
     ]
-    return environment.get_template("stick_page.html").render(
+    return template("stick_page.html", "validate").render(
         title=title,
         answer=in_short(stick),
         charts=script(charts),

@@ -172,17 +172,11 @@ def compare(
         if len(tables) < len(paths):
             other = next(path for path in paths if Path(path) not in tables)
             raise InputError(f"{other}: no table of figures; give tables and others one at a time")
-        chosen = "fit" if split == "train" else split
-        stick = _of_tables(
-            tables, profile, None if chosen == "all" else chosen, kernel or "", device or ""
-        )
+        wanted = None if split == "all" else "fit" if split == "train" else split
+        stick = _of_tables(tables, profile, wanted, kernel or "", device or "")
         give(stick, out, json, file="comparison.json, tables.md, regimes.md", sheet=sheet)
         if report is not None:
-            from validate.stick_page import save_stick_page
-
-            save_stick_page(stick, ", ".join(table.name for table in tables), report)
-            if not json:
-                print(f"The report is {report}")
+            _save_report(stick, tables, report, quiet=json)
         return
     if kernel or device or report or split == "fit" or split == "transfer":
         raise InputError(
@@ -193,6 +187,14 @@ def compare(
         its_out = out if out is None or len(paths) == 1 else out / Path(name).stem
         comparison = _of_file(name, profile, split or "test")
         give(comparison, its_out, json, file="comparison.json", sheet=sheet)
+
+
+def _save_report(stick: "Stick", tables: list[Path], report: Path, *, quiet: bool) -> None:
+    from validate.stick_page import save_stick_page
+
+    save_stick_page(stick, ", ".join(table.name for table in tables), report)
+    if not quiet:
+        print(f"The report is {report}")
 
 
 def _of_file(name: str, profile: str | None, split: "Split | Literal['all']") -> "Comparison":

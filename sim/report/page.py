@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from sim.inputs.files import save_text
@@ -37,6 +37,19 @@ def save_page(
     save_text(page(text, records, charted), path)
 
 
+def template(name: str, package: str) -> Template:
+    """The template of that name that lies in a package; all stand in the frame that lies here."""
+    loaders = [PackageLoader(one, ".") for one in (package, "sim.report")]
+    environment = Environment(
+        loader=ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -> str:
     """The page as HTML, with all charts of the points that are `charted`."""
     ran = [record for record in records if record.time_s]
@@ -48,14 +61,7 @@ def page(text: ScenarioText, records: list[Record], charted: list[WholePoint]) -
             "swept_traffic": swept_charts.swept_traffic(records),
         }
     inside = next((_inside(one) for one in charted if one.inside), [])
-    environment = Environment(
-        loader=PackageLoader("sim.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    return template("page.html", "sim.report").render(
         title=text.title,
         answer=answer(records),
         tables={"results": columns_of(records), "causes": causes_of(records)},
