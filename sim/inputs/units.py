@@ -146,19 +146,25 @@ def _as_count(value: Any) -> Any:
 _COUNT = r"^\s*(\d{1,3}(,\d{3})+|\d[\d_]*)\s*$"
 
 
-def _whole(least: int, most: int) -> BeforeValidator:
-    """What may be a count between these; in a file a number, or one as people group it."""
-    number, text = Annotated[int, Field(ge=least, le=most)], Annotated[str, Field(pattern=_COUNT)]
+MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
+
+
+def whole(least: int, most: int = MOST, multiple_of: int | None = None) -> BeforeValidator:
+    """What may be a count between these; in a file a number, or one as people group it.
+
+    It refuses what is no whole number; the bounds are for editors, and a `Field` checks them.
+    """
+    number = Annotated[int, Field(ge=least, le=most, multiple_of=multiple_of)]
+    text = Annotated[str, Field(pattern=_COUNT)]
     return BeforeValidator(_as_count, json_schema_input_type=number | text)
 
 
-MOST = 10**12  # of anything that is counted: products of four stay far below a float's largest
-Count = Annotated[PositiveInt, Field(le=MOST), _whole(1, MOST)]
-CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), _whole(0, MOST)]
+Count = Annotated[PositiveInt, Field(le=MOST), whole(1, MOST)]
+CountOrNone = Annotated[NonNegativeInt, Field(le=MOST), whole(0, MOST)]
 LONGEST = 10**8  # tokens of a sequence: ten times the longest context of any model
-Length = Annotated[PositiveInt, Field(le=LONGEST), _whole(1, LONGEST)]
+Length = Annotated[PositiveInt, Field(le=LONGEST), whole(1, LONGEST)]
 # The largest wafer has some 10**6 cores.
-CountOfDevice = Annotated[PositiveInt, Field(le=10**6), _whole(1, 10**6)]
+CountOfDevice = Annotated[PositiveInt, Field(le=10**6), whole(1, 10**6)]
 # A share below a thousandth is a device of another kind, and no calibration of this one.
 Fraction = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 FractionOrNone = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

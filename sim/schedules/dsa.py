@@ -28,7 +28,7 @@ from pydantic import Field
 
 from sim.inputs.files import InputError, shown
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import CountOrNone
+from sim.inputs.units import CountOrNone, whole
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Schedule, check_arch, check_table
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
@@ -56,7 +56,7 @@ class Dsa(Schedule):
     """
 
     name: Literal["dsa"] = "dsa"
-    top: Annotated[int, Field(ge=128, multiple_of=128)] = 2048
+    top: Annotated[int, Field(ge=128, multiple_of=128), whole(128, multiple_of=128)] = 2048
     index_heads: Literal[32, 64] = 64
     index_dim: Literal[32, 64, 128] = 128
     seed: CountOrNone = 0

@@ -43,6 +43,7 @@ from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import whole
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
     SramBytes,
@@ -120,8 +121,8 @@ class Naive(TiledSchedule):
     rope: Literal["pass"] | None = None
     framework: Literal["pytorch", "transformers", "sdpa"] | None = None
     upcast: bool = False
-    depth: Annotated[int, Field(ge=8, le=128, multiple_of=8)] | None = None
-    stages: Annotated[int, Field(ge=1, le=8)] | None = None
+    depth: Annotated[int, Field(ge=8, le=128, multiple_of=8), whole(8, 128, 8)] | None = None
+    stages: Annotated[int, Field(ge=1, le=8), whole(1, 8)] | None = None
     sweeps: Literal[1, 3] = 1
     release: Literal["2.3"] | None = None
 

@@ -38,7 +38,7 @@ from pydantic import Field, model_validator
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import Count, CountOrNone
+from sim.inputs.units import Count, CountOrNone, whole
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import (
     Schedule,
@@ -104,8 +104,8 @@ class Nsa(Schedule):
     implementation: Literal["nsa_triton", "fla"] = "nsa_triton"
     compress_block: Count | None = None
     compress_stride: Count | None = None
-    block: Annotated[int, Field(ge=16, multiple_of=16)] = 64
-    top: Annotated[int, Field(ge=FORCED)] = 16
+    block: Annotated[int, Field(ge=16, multiple_of=16), whole(16, multiple_of=16)] = 64
+    top: Annotated[int, Field(ge=FORCED), whole(FORCED)] = 16
     fewest: Count | None = None
     drawn: Literal["before", "anywhere"] = "before"
     keep_window: Count = 512

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import Count
+from sim.inputs.units import Count, whole
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.block_sparse import BlockSparse
 from sim.schedules.parts.rope import angles_of
@@ -33,7 +33,7 @@ class StreamingLlm(SplitKv):
     """`sinks` first tokens and the latest `keep_window`, the query's own included."""
 
     name: Literal["streaming_llm"] = "streaming_llm"
-    sinks: Annotated[int, Field(ge=0)] = 4
+    sinks: Annotated[int, Field(ge=0), whole(0)] = 4
     keep_window: Count = 2000
     splits: Splits | None = None
     rope: Literal["fused"] | None = "fused"

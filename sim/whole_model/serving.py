@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sim.inputs.files import InputError, checked
 from sim.inputs.lengths import Batch
 from sim.inputs.models import ModelName, model_of
-from sim.inputs.units import Count, Fraction, Length
+from sim.inputs.units import Count, Fraction, Length, whole
 from sim.runs.job import Progress, naming
 from sim.runs.scenario import Limits
 from sim.whole_model.asked import (
@@ -97,7 +97,7 @@ class ServingTable(BaseModel):
     output: Lengths
     context: Length | None = None
     requests: Annotated[Count, Field(ge=20, le=MOST_REQUESTS)] = 1000
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0), whole(0)] = 0
     prefill: ScheduleTable = "flash2"
     decode: ScheduleTable = "flash_decoding"
     max_batch: Batch = 256  # vLLM's max_num_seqs

@@ -9,6 +9,7 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.units import parse_quantity
 from sim.runs.cases import cases_of
 from sim.runs.scenario import ScenarioText, make_scenario
+from sim.schedules import make_schedule
 from tests.support.limits import seconds_of_at_most
 
 
@@ -216,6 +217,25 @@ def test_tables_that_are_none_are_told_by_what_to_write(wrong, says):
     with pytest.raises(InputError, match=r"^a\.toml: ") as error:
         make_scenario(tables | wrong, "a test", "a.toml")
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("streaming_llm", "sinks"),
+        ("flash2", "registers"),
+        ("naive", "depth"),
+        ("paged", "page_size"),
+        ("nsa", "top"),
+        ("dsa", "top"),
+        ("ring", "gpus"),
+        ("flash_decoding", "splits"),
+    ],
+)
+def test_true_is_no_count_of_a_schedule_and_a_count_in_quotation_marks_is(name, option):
+    with pytest.raises(InputError, match="a whole number was expected"):
+        make_schedule({"name": name, option: True}, "mine.toml")
+    assert getattr(make_schedule({"name": name, option: "128"}, "mine.toml"), option) == 128
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sim.inputs.files import InputError, file_of
 from sim.inputs.hardware import HardwareProfile
-from sim.inputs.units import BytesOrNone
+from sim.inputs.units import BytesOrNone, whole
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import fits_sm
 from sim.machine_code.counts import files_read, flash_loop_of
@@ -59,8 +59,8 @@ class FlashSchedule(TiledSchedule):
 
     implementation: Literal["cuda", "triton"] = "cuda"
     warps: Literal[4, 8, 16] | None = None
-    registers: Annotated[int, Field(ge=16, le=MOST)] | None = None
-    stages: Annotated[int, Field(ge=1, le=MOST_STAGES)] | None = None
+    registers: Annotated[int, Field(ge=16, le=MOST), whole(16, MOST)] | None = None
+    stages: Annotated[int, Field(ge=1, le=MOST_STAGES), whole(1, MOST_STAGES)] | None = None
     rope: Literal["pass", "fused"] | None = None
     machine_code: Path | None = None
     function: str = ""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
+from sim.inputs.units import whole
 from sim.inputs.workload import KV_BITS, AttentionWorkload
 from sim.schedules.base import matrix_sizes
 from sim.tile_program import IntArray, Tensor
@@ -39,7 +40,9 @@ def _power_of_two(page_size: int) -> int:
     return page_size
 
 
-PageSize = Annotated[int, Field(ge=1, le=4096), AfterValidator(_power_of_two)]  # in tokens
+PageSize = Annotated[
+    int, Field(ge=1, le=4096), whole(1, 4096), AfterValidator(_power_of_two)
+]  # in tokens
 
 
 @dataclass(frozen=True)

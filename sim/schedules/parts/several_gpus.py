@@ -23,6 +23,7 @@ from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import whole
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import peer_link
 from sim.schedules.base import STATISTICS_BYTES, blocks
@@ -41,7 +42,7 @@ MOST_MEETINGS = MOST_GPUS**2
 class SeveralGpus(FlashSchedule):
     """A schedule over `gpus` GPUs; the other options are those of the kernels on each of them."""
 
-    gpus: Annotated[int, Field(ge=2, le=MOST_GPUS)]
+    gpus: Annotated[int, Field(ge=2, le=MOST_GPUS), whole(2, MOST_GPUS)]
 
     on_several_gpus = True
     rotates = False

@@ -38,6 +38,7 @@ from pydantic import Field
 
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
+from sim.inputs.units import whole
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import (
     STATISTICS_BYTES,
@@ -76,7 +77,7 @@ from sim.tile_program import (
 MOST_SPLITS = 128
 VECTOR_OPS_PER_WEIGHT = 4  # running maximum, difference, sum; difference from their log-sum-exp
 SPLIT_ROWS = 64  # of the public kernel's tile
-Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS)]
+Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS), whole(1, MOST_SPLITS)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +225,7 @@ class SplitKv(FlashSchedule):
     """
 
     pack_gqa: bool | None = None
-    room_tokens: Annotated[int, Field(ge=1)] | None = None
+    room_tokens: Annotated[int, Field(ge=1), whole(1)] | None = None
     phases: ClassVar[tuple[Phase, ...]] = ("decode",)
     takes = frozenset({"kv_dtype", "softcap", "alibi"})
     reads_by_xqa: ClassVar[bool] = False
