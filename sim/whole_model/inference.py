@@ -62,10 +62,9 @@ def inference(setting: Setting, share: GpuShare, use: Use, context: int) -> list
     model, ways = setting.model, share.ways
     w = attention_workload(setting, share, phase, context)
     layer = cached_layer(setting, share, phase, context)
-    held = cached_tokens_of_layers(setting, share, context)
     lasting: dict[Part, int] = {
         "parameters": parameter_bytes(setting, share),
-        "KV cache": held * layer.all_cached_bytes // cached_tokens(setting, share, context),
+        "KV cache": cached_bytes(setting, share, layer, context),
         "framework reserve": int(setting.reserve_bytes),
     }
     tokens, stream = w.batch * w.seq_q, 2 * model.hidden
@@ -86,6 +85,12 @@ def inference(setting: Setting, share: GpuShare, use: Use, context: int) -> list
         logits = setting.batch * model.vocab // ways * LOGIT_BYTES
         moments.append(Memory("logits", lasting | {"activations": activations, "logits": logits}))
     return moments
+
+
+def cached_bytes(setting: Setting, share: GpuShare, layer: CachedLayer, context: int) -> int:
+    """Bytes of the KV cache of all of a GPU's layers and all sequences."""
+    held = cached_tokens_of_layers(setting, share, context)
+    return held * layer.all_cached_bytes // cached_tokens(setting, share, context)
 
 
 def cached_layer(setting: Setting, share: GpuShare, phase: Phase, context: int) -> CachedLayer:

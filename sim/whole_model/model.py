@@ -38,6 +38,7 @@ from sim.runs.scenario import Limits
 from sim.whole_model.asked import Hardware, ScheduleTable, answer_json, hardware_of, schedule_of
 from sim.whole_model.capacity import memory
 from sim.whole_model.exchange import check_links
+from sim.whole_model.inference import cached_bytes, cached_layer
 from sim.whole_model.moments import Use
 from sim.whole_model.passes import Logits, ModelPass, PassTime, model_pass, replay
 from sim.whole_model.setting import (
@@ -45,9 +46,7 @@ from sim.whole_model.setting import (
     Setting,
     Stored,
     Weights,
-    cache_bytes_per_token,
     cache_dtype,
-    cached_tokens_of_layers,
     parameter_bytes,
 )
 
@@ -192,8 +191,10 @@ class ModelQuestion:
             use: Use = "training with checkpointing" if one.checkpointing else "training"
             cache, needed = 0, memory(alone, use, seq_len).bytes
         else:
-            cached = setting.batch * cached_tokens_of_layers(alone, whole, seq_len)
-            cache = cached * cache_bytes_per_token(alone)
+            cache = 0
+            if record.status != "failed":  # what cannot be allocates nothing
+                layer = cached_layer(alone, whole, one.workload.phase, seq_len)
+                cache = cached_bytes(alone, whole, layer, seq_len)
             needed = weights + cache
         gpus_s = time.time_s * setting.gpus if time else 0.0
         price = self.hardware.price_of_million(gpus_s, one.tokens) if time else None

@@ -412,8 +412,16 @@ def test_training_is_a_row_like_any_other(tmp_path, capsys):
 def test_latent_attention_decodes_by_its_own_schedule():
     (row,) = question(tables(model="kimi-k2", phase="decode", seq_len=4096)).answer().rows
     assert row.schedule == "mla"
-    assert row.kv_bytes == 61 * 4096 * 576 * 2
+    assert row.kv_bytes == 61 * (4096 * 576 * 2 + 64 * 4)  # latents, and the numbers of 64 pages
     assert row.time is not None
+
+
+def test_a_cache_is_what_its_schedule_keeps_of_the_tokens():
+    data = tables(model="deepseek-v3", phase="decode", seq_len=4096, kv_dtype="fp8")
+    data["model"][0]["schedule"] = {"name": "dsa"}
+    (row,) = question(data).answer().rows
+    # Latents of 512 in fp8 with four scales and 64 of RoPE in 16 bits; the indexer's K and scale.
+    assert row.kv_bytes == 61 * 4096 * (512 + 4 * 4 + 2 * 64 + 128 + 4)
 
 
 def test_the_longer_the_context_the_more_of_the_time_is_attention():
