@@ -6,7 +6,7 @@ from typing import Any
 
 from sim.cli import interrupt, streams
 from sim.cli.output import is_compiling
-from sim.code.garbage import look_seldom
+from sim.code.garbage import leave_all, look_seldom
 
 REFUSED = 2  # what was asked cannot be
 
@@ -24,6 +24,7 @@ def main() -> None:
             printed.flush()
             sys.stderr.flush()
             os._exit(code)
+    leave_all()
     sys.exit(code)
 
 

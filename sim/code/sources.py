@@ -7,17 +7,14 @@ bytes: to parse them all takes a quarter of a second.
 """
 
 import ast
-import json
-import os
 import re
 import sys
-from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from sim.inputs.files import InputError, user_cache, whole_file
+from sim.inputs.kept_table import KeptTable, folder_beside
 
 _ROOT = Path(__file__).parents[2]  # where the package `sim` lies
 _MOST_KEPT = 1000  # sources: some versions of attnsim
@@ -29,7 +26,7 @@ def stamp_of(module: str) -> str:
     """A hash of the module's code and of all that it imports of attnsim."""
     sources = _Sources()
     codes = [sources.said(name).code for name in sources.imported_by(module)]
-    sources.keep()
+    sources.table.keep()
     return sha256("\n".join(codes).encode()).hexdigest()
 
 
@@ -54,14 +51,8 @@ class _Sources:
     def __init__(self) -> None:
         folder = folder_beside(Path(__file__))
         tag = sys.implementation.cache_tag  # each Python has its own syntax tree
-        self.file = folder and folder / f"sources.{tag}.json"
-        self.known: dict[str, _Said] = {}
-        self.new = False
-        try:
-            if self.file:
-                self.known = {k: _Said(*v) for k, v in json.loads(self.file.read_bytes()).items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            pass  # not there, or damaged
+        file = folder and folder / f"sources.{tag}.json"
+        self.table = KeptTable(file, _MOST_KEPT, lambda said: _Said(*said))
 
     def said(self, module: str) -> _Said:
         """What a module's source says."""
@@ -69,9 +60,11 @@ class _Sources:
         assert file is not None
         source = file.read_bytes()
         key = sha256(source).hexdigest()
-        if key not in self.known:
-            self.known[key], self.new = _read(source), True
-        return self.known[key]
+        said = self.table.get(key)
+        if said is None:
+            said = _read(source)
+            self.table.add(key, said)
+        return said
 
     def imported_by(self, module: str) -> list[str]:
         """See the function of that name."""
@@ -85,33 +78,6 @@ class _Sources:
             waiting += _packages(name)
             waiting += self.said(name).imports
         return sorted(found)
-
-    def keep(self) -> None:
-        """Keep what was read anew for other times."""
-        if self.file and self.new:
-            kept = list(self.known.items())[-_MOST_KEPT:]
-            write_whole(self.file, json.dumps(dict(kept)).encode())
-
-
-def folder_beside(source: Path) -> Path | None:
-    """Where what is made of a source is kept: beside it, as Python does, or in the user's cache.
-
-    None where neither can be written to.
-    """
-    for folder in (source.parent / "__pycache__", user_cache() / "compiled"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    return None
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file whole or, as on a full disk, not at all: it is made anew another time."""
-    with suppress(InputError), whole_file(file) as part:
-        part.write_bytes(content)
 
 
 def _packages(module: str) -> list[str]:

@@ -30,7 +30,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from sim.inputs.files import InputError, checked
-from sim.inputs.units import LONGEST_QUANTITY, CountOrNone
+from sim.inputs.quantities import LONGEST_QUANTITY
+from sim.inputs.units import CountOrNone
 
 MOST_POINTS = 2**16  # of a scenario: lowered, they take some 15 kB each
 MOST_WHOLE = 2**53  # beyond, not every whole number is a float

@@ -1,72 +1,17 @@
-"""Quantities as people write them in files ("3.35 TB/s") to SI floats in code, by pint."""
+"""Quantities and counts as people write them in files ("3.35 TB/s"), to SI floats in code."""
 
 import math
 import re
-from functools import cache, lru_cache
 from typing import Annotated, Any
 
-import pint
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-# A registry of its own: in pint's default one bytes and bits are dimensionless, so that "50" would
-# pass for "50 B", and K would be a kelvin.
-_DEFINITIONS = """
-kilo- = 1e3 = k-
-mega- = 1e6 = M-
-giga- = 1e9 = G-
-tera- = 1e12 = T-
-peta- = 1e15 = P-
-kibi- = 1024 = Ki-
-mebi- = 1048576 = Mi-
-gibi- = 1073741824 = Gi-
-tebi- = 1099511627776 = Ti-
-milli- = 1e-3 = m-
-micro- = 1e-6 = u- = µ-
-nano- = 1e-9 = n-
-pico- = 1e-12 = p-
-second = [time] = s
-hertz = 1 / second = Hz
-clock = [cycle]
-byte = [information] = B
-flop = [operation] = FLOP
-flop_rate = flop / second = FLOPS
-joule = [energy] = J
-watt = joule / second = W
-"""
+from sim.inputs.quantities import in_base_units, symbol_of
 
-
-@cache
-def _registry() -> pint.UnitRegistry[float]:
-    registry: pint.UnitRegistry[float] = pint.UnitRegistry(None, cache_folder=None)
-    registry.load_definitions(_DEFINITIONS.strip().splitlines())
-    return registry
-
-
-# A number and a unit: no more of what pint understands, as it would work out "9**9**9 B".
-_WHOLE = r"inf|nan|\d{1,3}(?:,\d{3})+|[\d_]*"  # "12,288" and "12_288", but not "1,5"
-_QUANTITY = re.compile(
-    rf"\s*([-+]?(?:{_WHOLE})(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([A-Za-zµ][A-Za-zµ/ ]*)"
-)
-
-LONGEST_QUANTITY = 80  # characters: pint takes a unit of thousands of letters apart for hours
 _ROUNDED_BYTES = re.compile(r"\d\s*KB?\b")  # of which the field means one thing or another, too
 
 # The same for an editor, which knows no groups of thousands.
 _WRITTEN = r"^\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*[A-Za-zµ][A-Za-zµ/ ]*$"
-
-
-@lru_cache(4096)
-def _quantity(text: str) -> Any:
-    """The quantity as one of pint's; raises ValueError, or one of pint's many errors."""
-    found = _QUANTITY.fullmatch(text) if len(text) <= LONGEST_QUANTITY else None
-    if found is None:
-        raise ValueError("not a number and a unit")
-    return _registry().Quantity(float(found[1].replace(",", "")), found[2].strip())
-
-
-@lru_cache(4096)  # a sweep reads the same figures again for every point
-def _magnitude(text: str, unit: str) -> float:
-    return float(_quantity(text).to(unit).magnitude)
 
 
 def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
@@ -80,7 +25,9 @@ def parse_quantity(value: Any, unit: str, meaning: str, example: str) -> float:
     if not isinstance(value, str):
         raise ValueError(expected)
     try:
-        amount = _magnitude(value, unit)
+        amount, found = in_base_units(value)
+        if found != in_base_units(f"1 {unit}")[1]:
+            raise ValueError(found)
     except Exception:  # pint raises tokenizer, syntax and attribute errors of many types
         which = "kB (1,000 B) or KiB (1,024 B)? " if _ROUNDED_BYTES.search(value) else ""
         raise ValueError(which + expected) from None
@@ -99,7 +46,7 @@ def _between(
     def parse(value: Any) -> float:
         amount = parse_quantity(value, unit, meaning, example)
         if not least <= amount <= most and not (or_zero and amount == 0):
-            symbol = f"{_registry().Unit(unit):~}".replace(" ", "")
+            symbol = symbol_of(unit)
             low = "0" if or_zero else show(least, symbol)
             raise ValueError(
                 f"it must be between {low} and {show(most, symbol)}; {meaning} was expected, "
@@ -237,8 +184,7 @@ def amount(value: Any) -> tuple[float, str] | None:
     if not isinstance(value, str):
         return None
     try:
-        quantity = _quantity(value).to_base_units()
+        number, unit = in_base_units(value)
     except Exception:  # as above
         return None
-    unit = f"{quantity.units:~}".replace(" ", "").replace("1/s", "Hz")
-    return (float(quantity.magnitude), unit) if unit else None
+    return (number, unit.replace("1/s", "Hz")) if unit else None

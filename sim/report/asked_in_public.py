@@ -42,10 +42,11 @@ class Missed:
         Options that the run leaves open may be any.
         """
         given = record.options or {}
+        if self.hardware["profile"] != record.hardware:  # of most, so before all that takes long
+            return None
         own = WorkloadTable(**self.workload).workload().table()
         alike = [
             (kernel_of(self.schedule), kernel_of(given)),
-            (self.hardware["profile"], record.hardware),
             *((own[key], record.workload.get(key)) for key in ("phase", "causal", "head_dim")),
             *((value, given[key]) for key, value in self.schedule.items() if given.get(key)),
         ]
