@@ -40,9 +40,9 @@ KERNEL = KernelFigures(
     power_s=0.0,
     dram_read_bytes=600,
     dram_write_bytes=200,
-    l2_read_bytes=1000,
-    l2_write_bytes=200,
-    l2_hit_bytes=400,
+    l2_read_bytes=10_000_000,
+    l2_write_bytes=2_000_000,
+    l2_hit_bytes=4_000_000,
     roofline_s=50e-6,
     roofline_dram_bytes=700,
     time_error=0.0,
@@ -125,7 +125,7 @@ def test_every_metric_is_a_quantity_in_si_units(tmp_path, row, quantity, value):
         ("dram_read_bytes", 1200, None),
         ("dram_write_bytes", 400, None),
         ("dram_total_bytes", 1600, 1400),
-        ("l2_read_bytes", 2000, None),
+        ("l2_read_bytes", 20e6, None),
         ("l2_hit_pct", 1200 / 2400, None),
     ],
 )
@@ -138,6 +138,13 @@ def test_an_error_is_relative_and_of_hit_rates_a_difference(tmp_path):
     assert judged(tmp_path, value="200", extra="ncu").error == pytest.approx(-0.2)
     hits = judged(tmp_path, metric="l2_hit_pct", value="60", extra="ncu")
     assert hits.error == pytest.approx(-0.1)
+
+
+def test_a_hit_rate_of_few_bytes_is_of_other_units_and_not_judged(tmp_path):
+    few = Simulated((replace(KERNEL, l2_hit_bytes=0),))
+    with pytest.raises(NotPredictedError, match="not asked for by its SMs"):
+        judged(tmp_path, few, metric="l2_hit_pct", value="87.9", extra="ncu")
+    assert judged(tmp_path, few, metric="l2_read_bytes", value="9", extra="ncu").error > 0
 
 
 def test_of_no_bytes_there_is_no_relative_error(tmp_path):
@@ -258,6 +265,19 @@ def test_a_flushed_l2_full_of_dirty_lines_is_written_back_while_the_kernel_reads
     assert written == pytest.approx(dirty_bytes, rel=0.02)
     more_s = machine_of(hw).hbm_s(0, dirty_bytes)
     assert ours.time_s - theirs.time_s == pytest.approx(more_s, rel=0.3)
+
+
+def test_what_a_profiler_leaves_dirty_is_counted_where_the_kernel_pushes_it_out(tmp_path):
+    row = {"seq_q": "1", "head_dim": "128", "kernel": "flash_decoding", "pass_": "decode"}
+    counted, longer = row | {"metric": "dram_write_bytes"}, {"seq_kv": "32768", "batch": "4"}
+    short, long, timed = (
+        simulate(measured_of(figure(tmp_path, **one, extra="ncu")).case).kernels[0]
+        for one in (counted, counted | longer, row | longer)
+    )
+    assert short.dram_write_bytes == 0
+    more = long.dram_write_bytes - timed.dram_write_bytes
+    assert more == pytest.approx(2 * 1024**2, rel=0.01)
+    assert long.dram_read_bytes == timed.dram_read_bytes
 
 
 def test_an_address_is_of_all_that_a_prediction_rests_on(tmp_path):
