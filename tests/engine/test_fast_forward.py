@@ -20,7 +20,7 @@ from sim.engine.fast_forward.choice import (
 )
 from sim.engine.fast_forward.errors import errors_of
 from sim.engine.fast_forward.lanes import touched_bytes
-from sim.engine.fast_forward.plan import asked_bytes, scales_of
+from sim.engine.fast_forward.plan import asked_bytes, most_hbm_bytes, scales_of
 from sim.engine.fast_forward.reduced import (
     Scale,
     can_be_coarse,
@@ -29,7 +29,7 @@ from sim.engine.fast_forward.reduced import (
     smaller,
     smaller_device,
 )
-from sim.engine.fast_forward.run import run_kernel
+from sim.engine.fast_forward.run import FILLINGS, run_kernel
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.machine import HBM, L2, TENSOR
@@ -38,6 +38,7 @@ from sim.schedules import make_schedule
 from sim.tile_program import Kernel, chunk_tensors
 
 H100 = load_profile("h100-sxm")
+TINY_L2 = load_profile("h100-sxm", {"l2": {"capacity": "256 KiB"}}, "a test")
 MOST_STEPS = Limits().replayed_steps
 
 
@@ -183,6 +184,33 @@ def test_what_is_added_to_in_l2_is_written_to_hbm_as_seldom_as_in_the_part():
     assert ours.hbm_write_bytes == pytest.approx(whole.hbm_write_bytes, rel=0.05)
     assert ours.hbm_read_bytes == pytest.approx(whole.hbm_read_bytes, rel=0.05)
     assert 0 <= ours.l2_hit_bytes <= ours.l2_read_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "workload"),
+    [
+        ("flash2", {"phase": "training", "heads": 2, "seq_len": 4096}),
+        ("naive", {"heads": 2, "seq_len": 4096}),
+        ("nsa", {"heads": 16, "kv_heads": 1, "seq_len": 4096}),
+    ],
+)
+def test_hbm_moves_no_more_than_loads_and_stores_ask_for(name, workload):
+    for kernel in kernels_by(name, hw=TINY_L2, **workload):
+        assert hbm_bytes(exactly(kernel, TINY_L2)) <= most_hbm_bytes(kernel)
+
+
+def test_no_part_is_replayed_of_which_hbm_moves_too_little_to_tell(monkeypatch):
+    """A part of so few steps would have to be replayed anew, twice as long, and again."""
+    kernel = next(k for k in kernels_by("naive", heads=32, seq_len=8192) if k.name == "mask")
+    replayed = []
+    whole = replay.run_kernel
+    monkeypatch.setattr(
+        replay, "run_kernel", lambda part, *how: replayed.append(part) or whole(part, *how)
+    )
+    run = skipping(kernel, 20_000)
+    assert run.fast_forward is not None
+    (part,) = replayed
+    assert most_hbm_bytes(part) >= FILLINGS * H100.l2.capacity
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -268,6 +268,15 @@ def asked_bytes(kernel: Kernel) -> tuple[int, int]:
     return read, write
 
 
+def most_hbm_bytes(kernel: Kernel) -> int:
+    """What HBM reads and writes at most; an atomic store also reads what L2 lacks."""
+    atomic = [
+        trips * sum(op.stream.tile_bytes for op in loop.ops if isinstance(op, Store) and op.atomic)
+        for loop, trips in zip(kernel.loops, kernel.loop_trips, strict=True)
+    ]
+    return sum(asked_bytes(kernel)) + sum(atomic)
+
+
 def trip_bytes(loop: Loop) -> tuple[int, int]:
     """What a trip loads and stores."""
     loads = sum(load.stream.tile_bytes for load in loop.loads)

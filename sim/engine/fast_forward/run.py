@@ -6,7 +6,7 @@ from functools import partial
 
 from sim.engine.fast_forward.choice import own_cost
 from sim.engine.fast_forward.errors import errors_of
-from sim.engine.fast_forward.plan import grain_of, plan_of, scales_of
+from sim.engine.fast_forward.plan import grain_of, most_hbm_bytes, plan_of, scales_of
 from sim.engine.fast_forward.reduced import Grid, coarse, slower, smaller, smaller_device
 from sim.engine.fast_forward.told import Whole, completed, grown, hbm_bytes_of, whole_of
 from sim.engine.kernel_run import FastForward, KernelRun
@@ -87,7 +87,8 @@ def _told(
     """A part's run, and what it tells of the kernel: itself where a part would be no less.
 
     From an empty L2 hits and writes are steady once several times its capacity went through HBM:
-    a part in which that is not so is replayed anew, twice as long.
+    a part in which that is not so is replayed anew, twice as long, and one in which it cannot be so
+    is not replayed.
     """
     while most_steps < kernel.tile_steps:
         grain = grain_of(Grid.of(kernel, hw), most_steps)
@@ -100,9 +101,10 @@ def _told(
             run = replay(form, device, progress)
             whole = Whole("coarse", run.time_s, float(hbm_bytes_of(run)))
             return run, whole.of_a_larger(larger)
-        run = replay(plan.part, device, progress)
-        if hbm_bytes_of(run) >= FILLINGS * hw.l2.capacity:
-            return run, whole_of(plan, run).of_a_larger(larger)
+        if most_hbm_bytes(plan.part) >= FILLINGS * hw.l2.capacity:
+            run = replay(plan.part, device, progress)
+            if hbm_bytes_of(run) >= FILLINGS * hw.l2.capacity:
+                return run, whole_of(plan, run).of_a_larger(larger)
         most_steps = 2 * max(most_steps, plan.part.tile_steps)
     run = replay(kernel, hw, progress)
     return run, Whole("whole", run.time_s, float(hbm_bytes_of(run)))
