@@ -92,7 +92,8 @@ def machine_of(hw: HardwareProfile) -> Machine:
 
 def cta_start_s(kernel: Kernel, hw: HardwareProfile) -> float:
     """From a free slot to a CTA's first load [s]: of a kernel of matmuls with its setup."""
-    calibration, sets_up = hw.calibration.sm, kernel.multiplies or kernel.sets_up
+    calibration = hw.calibration.sm
+    sets_up = kernel.multiplies if kernel.sets_up is None else kernel.sets_up
     return calibration.cta_start + (calibration.cta_setup if sets_up else 0.0)
 
 

@@ -263,12 +263,12 @@ class Kernel:
     of it stand for others: left without some of its CTAs, a wave would find other things in L2.
     `kind` says which real kernel it is, for whoever launches those; `backward` that it is one of
     the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
-    A CTA of a kernel that multiplies begins with its setup, as does one that `sets_up`. With
-    `sets_up_items` every item does. `splits` is how many ranges the keys of a sequence are cut in,
-    the most of any; `dealt_tiles` how many tiles the CTAs of a persistent kernel take one after the
-    other (0: each CTA has its own). `matmul_dtype` is that of its matmuls where it is not the
-    workload's. `like` is the first of the kernels that do the same, each to
-    other matrices.
+    A CTA that `sets_up` begins with its architecture's setup, one of a kernel that multiplies
+    unless that says no: its loops then tell its own. With `sets_up_items` every item does. `splits`
+    is how many ranges the keys of a sequence are cut in, the most of any; `dealt_tiles` how many
+    tiles the CTAs of a persistent kernel take one after the other (0: each CTA has its own).
+    `matmul_dtype` is that of its matmuls where it is not the workload's. `like` is the first of the
+    kernels that do the same, each to other matrices.
     """
 
     name: str
@@ -284,7 +284,7 @@ class Kernel:
     kind: Kind | None = None
     backward: bool = False
     compiled_from: CompiledFrom | None = None
-    sets_up: bool = False
+    sets_up: bool | None = None
     sets_up_items: bool = False
     splits: int = 1
     dealt_tiles: int = 0

@@ -7,15 +7,16 @@ or after attention's. By the `beside` of a measured operation:
                    csrc/cache_kernels.cu (reshape_and_cache_flash: an element a thread, 512 at most;
                    V is read when K has come, as warps issue in order)
     cache write by warps
-                   the same, a warp a token: SGLang, mem_cache/memory_pool.py (set_kv_buffer) and
-                   jit_kernel's store_cache
+                   the same, a warp a token, K and V cast first where the cache is narrower: SGLang,
+                   mem_cache/memory_pool.py (set_kv_buffer) and jit_kernel's store_cache
     packed heads   the write, and where the heads of a KV head become rows of one tile, Q is copied
                    to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
                    (mha_varlen_fwd, seqlenq_ngroups_swapped)
     cache write and lengths
                    the write, and FlashAttention-3 counts each sequence's blocks before it begins,
                    where nobody did ahead of the call: SGLang; Dao-AILab/flash-attention,
-                   hopper/flash_api.cpp (prepare_varlen_num_blocks)
+                   hopper/flash_api.cpp (prepare_varlen_num_blocks). Casts to 8 bits, here of Q too,
+                   are left out: FlashAttention-3's short kernels are as much too slow
     fp8 queries    the write, and Q is quantised by its own largest element: read, read again and
                    written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
                    a scale)
@@ -143,13 +144,17 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     tokens, read_bytes, cached_bits = w.batch * w.seq_q, DTYPE_BYTES[dtype], KV_BITS[kv_dtype]
     kv, q = 2 * tokens * w.kv_heads * w.head_dim, tokens * w.heads * w.head_dim
     match kind:
-        case "cache write" | "cache write by warps":
-            moved, by_cta = kv * read_bytes + kv * cached_bits // 8, kind == "cache write"
-            row = min(w.kv_heads * w.head_dim, WRITING_THREADS) if by_cta else LANES
-            return Beside(moved, launches=1, threads=tokens * row, further_loads=int(by_cta))
+        case "cache write":
+            moved = kv * read_bytes + kv * cached_bits // 8
+            row = min(w.kv_heads * w.head_dim, WRITING_THREADS)
+            return Beside(moved, launches=1, threads=tokens * row, further_loads=1)
+        case "cache write by warps":
+            stored = kv * cached_bits // 8
+            copied = Beside(2 * stored, launches=1, threads=tokens * LANES)
+            return copied.and_also(_narrowed(kv, read_bytes, cached_bits // 8))
         case "cache write and lengths":
-            lengths = Beside(launches=1)
-            return beside("cache write by warps", w, dtype, kv_dtype).and_also(lengths)
+            moved = kv * read_bytes + kv * cached_bits // 8
+            return Beside(moved, launches=2, threads=tokens * LANES)
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
@@ -179,6 +184,13 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
         case "MLA absorbed":
             return _mla_absorbed(tokens, w.heads, read_bytes, cached_bits)
     return Beside()
+
+
+def _narrowed(elements: int, from_bytes: int, to_bytes: int) -> Beside:
+    """So many elements of K and V cast, a launch each, where they are to be narrower."""
+    if from_bytes == to_bytes:
+        return Beside()
+    return Beside(elements * (from_bytes + to_bytes), launches=2)
 
 
 def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:

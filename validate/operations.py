@@ -724,7 +724,8 @@ def _options(
         options["tile"] = {"q": int(q_rows[1]), "kv": THEIR_KEYS}
     if operation.cache_tokens:
         options["room_tokens"] = operation.cache_tokens // w.batch
-    if options["name"] in ("paged", "flash_decoding") and _states_window(figure):
+    by_flash2 = options["name"] in ("paged", "flash_decoding") and "implementation" not in options
+    if by_flash2 and _states_window(figure):
         options.setdefault("pack_gqa", False)  # a wide one too (flash_api.cpp, mha_fwd_kvcache)
     return options
 

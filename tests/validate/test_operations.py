@@ -420,6 +420,8 @@ def test_a_cache_with_room_for_more_is_cut_by_its_room_and_a_window_keeps_heads_
     assert (wide.workload.window, wide.schedule.pack_gqa) == (None, False)
     xqa = {"kernel": "trtllm torch_flow", "extra": "window 128", "gpu": "L40S"}
     assert case(tmp_path, **row | xqa).schedule.pack_gqa is True
+    triton = {"kernel": "sglang triton", "extra": "window 128", "gpu": "L40S"}
+    assert case(tmp_path, **row | triton).schedule.pack_gqa is None
 
 
 @pytest.mark.parametrize(("kv_heads", "implementation"), [("2", "xqa"), ("16", "cuda")])
@@ -568,6 +570,19 @@ def test_what_stays_in_l2_between_launches_is_not_fetched_from_hbm():
     assert small.times(w, hw)[0] == pytest.approx(fixed_s + l2_s)
     assert large.times(w, hw)[0] == pytest.approx(fixed_s + hbm_s)
     assert Beside().times(w, hw) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("kernel", ["sglang triton", "sglang flashinfer"])
+def test_sglang_casts_k_and_v_for_a_narrower_cache(tmp_path, kernel):
+    """mem_cache/memory_pool.py, MHATokenToKVPool.set_kv_buffer: a launch each."""
+    row = {"kernel": kernel, "gpu": "L40S", "extra": "KV write included, warm L2"}
+    same, narrower = (
+        measured_of(figure(tmp_path, **row, kv_dtype=kv_dtype)).beside
+        for kv_dtype in ("bf16", "fp8")
+    )
+    assert (same.launches, narrower.launches) == (1, 1 + 2)
+    # Of bf16 two bytes are read and two written; cast, two and one, then one and one.
+    assert narrower.bytes == same.bytes // 4 * (2 + 1 + 1 + 1)
 
 
 def test_vllm_writes_the_cache_a_cta_a_token_and_sglang_a_warp(tmp_path):

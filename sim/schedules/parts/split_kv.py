@@ -59,6 +59,7 @@ from sim.schedules.parts.kv_cache import QUANTISATIONS, cache_tensors, ops_of_ma
 from sim.schedules.parts.latent_splits import triton_splits
 from sim.schedules.parts.public_tiles import public_split_kv_cta
 from sim.schedules.parts.results import Attention, Result
+from sim.schedules.parts.sglang_decode import begun_by, own_setup
 from sim.schedules.parts.xqa import Xqa, merged_by_last, xqa_of
 from sim.schedules.parts.xqa import suits as xqa_suits
 from sim.tile_program import (
@@ -95,6 +96,7 @@ class SplitKeys:
     packed: bool = True  # the heads of a KV head, if they have one query each
     combine_sets_up: bool = False
     xqa: Xqa | None = None
+    setup: Compute | None = None  # of a CTA, in place of the architecture's
 
     @property
     def rows(self) -> int:
@@ -287,7 +289,11 @@ class SplitKv(FlashSchedule):
         # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
         # as the split kernel's own setup.
         sets_up = self.implementation == "cuda" or self._is_fa3
-        return SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
+        split = SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
+        if not self._is_sglang:
+            return split
+        setup = own_setup(w.head_dim, hw, cta.footprint(w), split.grid.size)
+        return replace(split, setup=setup)
 
     @property
     def _is_sglang(self) -> bool:
@@ -381,6 +387,8 @@ def split_attention(
         tiles = replace(tiles, has_rows=keys.has_rows)
     title = f"{name}, {w.kv_dtype} cache" if w.kv_dtype else name
     split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
+    if keys.setup:
+        split = begun_by(keys.setup, split)
     if keys.splits == 1:
         return Attention([split], result)
     if keys.xqa:
