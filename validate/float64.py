@@ -59,6 +59,8 @@ def visible(w: AttentionWorkload, rows: slice, device: torch.device) -> torch.Te
         shown &= key <= position
     if w.window is not None:
         shown &= key > position - w.window
+        if not w.causal:
+            shown &= key < position + w.window
     return shown
 
 

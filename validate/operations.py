@@ -751,7 +751,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
         raise NotPredictedError(f"{figure.dtype} (cache: {figure.kv_dtype}) is no dtype here")
     if operation.in_cache_dtype:
         dtype = kv_dtype
-    window = _window(figure)
+    window, causal = _mask(figure)
     table: dict[str, Any] = {
         "batch": figure.batch,
         "heads": figure.heads,
@@ -761,7 +761,7 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
         "head_dim": operation.head_dim or figure.head_dim,
         "dtype": dtype,
         "kv_dtype": kv_dtype,
-        "causal": bool(figure.causal) or window is not None,
+        "causal": causal,
         "window": window,
         "phase": "decode" if reads_cache else "prefill",
     }
@@ -770,21 +770,25 @@ def _workload(figure: Figure, operation: Operation) -> AttentionWorkload:
     return WorkloadTable(**(table | dict(operation.changes))).workload()
 
 
-def _window(figure: Figure) -> int | None:
-    """Keys that a query sees, itself included; None for all. Raises NotPredictedError."""
-    keys = figure.seq_kv or 0
+def _mask(figure: Figure) -> tuple[int | None, bool]:
+    """Keys that a query sees to a side, itself included (None: all), and whether no later ones.
+
+    Raises NotPredictedError.
+    """
+    keys, causal = figure.seq_kv or 0, bool(figure.causal)
     plain, sides = WINDOW.search(figure.extra), SIDES.search(figure.extra)
     if plain:
-        return int(plain[1]) if int(plain[1]) < keys else None
+        return (int(plain[1]), True) if int(plain[1]) < keys else (None, causal)
     if sides is None:
-        return None
+        return None, causal
     left, right = (int(side) if int(side) >= 0 else keys for side in sides.groups())
-    right = 0 if figure.causal or figure.seq_q == 1 else right
-    if right and (left < keys - 1 or right < keys - 1):
-        raise NotPredictedError(
-            "its window reaches to both sides: a workload's has the latest keys"
-        )
-    return left + 1 if left + 1 < keys else None
+    right = 0 if causal or figure.seq_q == 1 else right
+    if min(left, right) >= keys - 1:
+        return None, causal
+    if right not in (0, left):
+        raise NotPredictedError("its window reaches farther to one side than to the other")
+    window = left + 1 if left + 1 < keys else None
+    return window, causal or (window is not None and right == 0)
 
 
 def _is_warm(figure: Figure) -> bool:

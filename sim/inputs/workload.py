@@ -30,7 +30,9 @@ TRAINING_FLOPS = 3.5
 class AttentionWorkload:
     """Attention of one layer: shapes, dtype and mask.
 
-    `window` is how many of the latest keys a query sees, itself included (it implies `causal`).
+    `window` is how many of the latest keys a query sees, itself included; where the mask is not
+    `causal`, as many to its other side too, as FlashAttention has it with window_size = (n, n) of
+    n = window - 1.
     Query i stands at position seq_kv - seq_q + i, as in decoding with a cache. `training` is a pass
     forward and one backward; `tokens` are decoded one after the other, each with a cache of seq_kv.
     `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
@@ -118,6 +120,11 @@ class AttentionWorkload:
         return DTYPE_BYTES[self.dtype]
 
     @property
+    def has_two_sides(self) -> bool:
+        """Whether a query sees keys within a window, later ones as well."""
+        return self.window is not None and not self.causal
+
+    @property
     def mask(self) -> Mask:
         """Which keys a query may see."""
         return "window" if self.window is not None else "causal" if self.causal else "full"
@@ -132,10 +139,15 @@ class AttentionWorkload:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The same of many blocks of query rows: the ends of each one's range."""
         offset = self.seq_kv - self.seq_q
-        high = offset + last_rows + 1 if self.causal else np.full_like(last_rows, self.seq_kv)
-        high = high.clip(0, self.seq_kv)
-        low = offset + first_rows + 1 - (self.window or self.seq_q + self.seq_kv)
-        return low.clip(0, high), high
+        behind, ahead = self._reach
+        high = (offset + last_rows + ahead).clip(0, self.seq_kv)
+        return (offset + first_rows + 1 - behind).clip(0, high), high
+
+    @property
+    def _reach(self) -> tuple[int, int]:
+        """Keys that a query may see on each side, itself counted on both."""
+        all_keys = self.seq_q + self.seq_kv
+        return self.window or all_keys, 1 if self.causal else self.window or all_keys
 
     @property
     def visible_pairs(self) -> int:
@@ -146,14 +158,14 @@ class AttentionWorkload:
 
     @property
     def _pairs_of_a_sequence(self) -> int:
-        if not self.causal:
-            return self.seq_q * self.seq_kv
-        first = self.seq_kv - self.seq_q + 1  # keys that the first query sees
-        most = self.seq_kv if self.window is None else min(self.window, self.seq_kv)
-        if first >= most:
-            return self.seq_q * most
-        growing = most - first
-        return (first + most - 1) * growing // 2 + (self.seq_q - growing) * most
+        def up_to(position: int) -> int:  # the sum of 0, ..., position - 1, each at most seq_kv
+            within = min(max(position, 0), self.seq_kv)
+            return within * (within - 1) // 2 + (max(position, 0) - within) * self.seq_kv
+
+        (behind, ahead), first = self._reach, self.seq_kv - self.seq_q
+        ends, starts = first + ahead, first + 1 - behind  # of the first query's keys
+        to_the_end = up_to(ends + self.seq_q) - up_to(ends)
+        return to_the_end - (up_to(starts + self.seq_q) - up_to(starts))
 
     @property
     def useful_flops(self) -> int:
@@ -212,11 +224,9 @@ class WorkloadTable(BaseModel):
         lengths = self._lengths(shape.context if shape else None)
         window = self.window or (shape.window if shape else None)
         causal = self.causal if self.causal is not None else bool(shape or window or self.tree)
-        if window is not None and not causal:
-            raise ValueError("window goes with causal = true: a query sees its latest keys")
         if self.tokens > 1 and self.phase != "decode":
             raise ValueError(f'tokens = {self.tokens} goes with phase = "decode"')
-        self._check_lengths(lengths, causal)
+        self._check_lengths(lengths, "causal" if causal else "window" if window else None)
         if self.tree and not (causal and self.phase == "decode" and max(lengths)[0] > 1):
             raise ValueError(
                 'tree = true: drafted tokens, each of which follows others: phase = "decode", '
@@ -269,11 +279,11 @@ class WorkloadTable(BaseModel):
         sequences = next(iter(numbers.values()), self.batch or 1)
         return tuple(zip(_of_each(seq_q, sequences), _of_each(seq_kv, sequences), strict=True))
 
-    def _check_lengths(self, lengths: Sequence[tuple[int, int]], causal: bool) -> None:
+    def _check_lengths(self, lengths: Sequence[tuple[int, int]], mask: str | None) -> None:
         """Raises ValueError unless queries are the last of their sequence where they must be."""
         seq_q, seq_kv = next((pair for pair in lengths if pair[0] > pair[1]), (0, 0))
-        if seq_q and causal:
-            raise ValueError(f"causal needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
+        if seq_q and mask:
+            raise ValueError(f"{mask} needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
         if seq_q and self.phase == "decode":
             raise ValueError(f"decode needs seq_q = {seq_q} not above seq_kv = {seq_kv}")
         if len(set(lengths)) > 1 and self.phase == "training":

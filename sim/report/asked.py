@@ -41,7 +41,8 @@ def workload_in_words(workloads: list[dict[str, Any]]) -> str:
     parts = [f"batch {w['batch']:,}"] if w.get("batch", 1) > 1 else []
     parts += [*_phase(w), *_heads(w), *_length(w)]
     parts += ["causal"] if w.get("causal") and not w.get("window") else []
-    parts += [f"window {w['window']:,}"] if w.get("window") else []
+    sides = "" if w.get("causal", True) else " to both sides"
+    parts += [f"window {w['window']:,}{sides}"] if w.get("window") else []
     parts += [f"{w['latent_dim']} + {w['rope_dim']} cached"] if w.get("latent_dim") else []
     parts += [str(w["dtype"])] if "dtype" in w else []
     parts += [f"{w['kv_dtype']} cache"] if w.get("kv_dtype") else []

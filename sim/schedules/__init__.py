@@ -54,6 +54,11 @@ def _shipped(name: str) -> type[Schedule]:
     return getattr(import_module(module), kind)  # type: ignore[no-any-return]  # of `Schedule`
 
 
+def shipped() -> dict[str, type[Schedule]]:
+    """attnsim's own, all loaded, by name."""
+    return {name: _shipped(name) for name in _SHIPPED}
+
+
 class _Registry(Mapping[str, type[Schedule]]):
     """attnsim's schedules by name, then those of installed packages; each loaded when asked for."""
 

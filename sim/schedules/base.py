@@ -54,7 +54,7 @@ MOST_ENTRIES = 2**27  # of a schedule's table of what it visits: half a GiB of i
 
 Taken = Literal[
     "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix", "tree",
-    "softcap", "alibi", "bias", "value_dim",
+    "softcap", "alibi", "bias", "value_dim", "two sides",
 ]  # fmt: skip
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
@@ -68,8 +68,9 @@ class Schedule(BaseModel):
     "append" that several queries a sequence stand behind a cached prefix, "lengths" that sequences
     have keys of their own number, "query lengths" queries too, "shared prefix" that it reads
     the one copy of what they share, where others read a copy of each, "value_dim" that V and O may
-    have other columns than Q and K). Schedules `of_other_models`
-    are for models with other parameters, or with a memory beside the KV cache.
+    have other columns than Q and K, "two sides" that windows reach to both sides of a query).
+    Schedules `of_other_models` are for models with other parameters, or with a memory beside the
+    KV cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -134,6 +135,12 @@ class Schedule(BaseModel):
             raise InputError(
                 f"schedule {self.name}: workload.tree = true: it has no mask of a tree; "
                 f"{that_take('tree')} takes one"
+            )
+        if w.has_two_sides and "two sides" not in self.takes:
+            raise InputError(
+                f"schedule {self.name}: workload.window = {w.window} of causal = false: a window "
+                f"of the latest keys was expected (causal = true); {that_take('two sides')} take "
+                "those to both sides"
             )
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
@@ -201,14 +208,9 @@ def changes_asked(w: AttentionWorkload) -> dict[Taken, str]:
 
 def that_take(what: Taken) -> str:
     """The schedules that take what not every schedule does, by name."""
+    from sim.schedules import shipped  # loads them all, which only a refusal needs
 
-    def below(kind: type[Schedule]) -> set[type[Schedule]]:
-        return {kind}.union(*map(below, kind.__subclasses__()))
-
-    taking = (kind for one in Schedule.__subclasses__() for kind in below(one))
-    ours = (kind for kind in taking if kind.__module__.startswith(__package__ or ""))
-    names = (kind.model_fields["name"].default for kind in ours if what in kind.takes)
-    return ", ".join(sorted(name for name in names if isinstance(name, str)))  # none: abstract
+    return ", ".join(sorted(name for name, kind in shipped().items() if what in kind.takes))
 
 
 class TiledSchedule(Schedule):

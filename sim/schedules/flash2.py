@@ -82,9 +82,10 @@ class Flash2(FlashSchedule):
     summary = "a CTA a block of query rows; O stays in registers"
     source = "arXiv 2307.08691; Dao-AILab/flash-attention, csrc/flash_attn"
     phases = ("prefill", "decode", "training")
-    takes = frozenset(
-        {"dropout", "append", "lengths", "query lengths", "softcap", "alibi", "bias", "value_dim"}
-    )
+    takes = frozenset({
+        "dropout", "append", "lengths", "query lengths", "softcap", "alibi", "bias", "value_dim",
+        "two sides",
+    })  # fmt: skip
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -101,6 +102,12 @@ class Flash2(FlashSchedule):
             )
         if self.implementation in ("fa3", "mem-efficient", "trtllm"):
             self._check_of_its_own(w)
+        if w.has_two_sides and self.implementation not in ("cuda", "triton"):
+            raise InputError(
+                f'schedule flash2: implementation = "{self.implementation}": workload.window = '
+                f'{w.window}: one of the latest keys was expected (causal = true); "cuda" and '
+                '"triton" have those to both sides'
+            )
         if w.value_dim is not None:
             self._check_value_dim(w)
         if self.implementation == "sglang" and not self._is_usual:

@@ -110,7 +110,7 @@ class Flash3(TiledSchedule):
     summary = "Hopper: warp groups that take turns at softmax and matmul, fed by TMA"
     source = "arXiv 2407.08608; Dao-AILab/flash-attention, hopper/"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
-    takes = frozenset({"append", "lengths", "query lengths", "softcap", "value_dim"})
+    takes = frozenset({"append", "lengths", "query lengths", "softcap", "value_dim", "two sides"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload, or such a tile."""
@@ -127,6 +127,11 @@ class Flash3(TiledSchedule):
             raise InputError(
                 f"schedule flash3: {key}: it is of sequences of one length; lists of lengths go "
                 'with call = "varlen" or "paged" of the other implementations'
+            )
+        if w.has_two_sides and self.implementation == "trtllm":
+            raise InputError(
+                f"schedule flash3: workload.window = {w.window}: TensorRT-LLM's has windows of the "
+                "latest keys (causal = true)"
             )
         if w.head_dim > HEAD_DIMS[-1]:
             raise InputError(

@@ -111,7 +111,7 @@ class Flash4(Schedule):
     summary = "Blackwell: two tiles in turn, S and O in tensor memory, some exps emulated"
     source = "arXiv 2603.05451; Dao-AILab/flash-attention, flash_attn/cute/flash_fwd_sm100.py"
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode", "training")
-    takes = frozenset({"append", "value_dim"})
+    takes = frozenset({"append", "value_dim", "two sides"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -121,6 +121,11 @@ class Flash4(Schedule):
             raise InputError(
                 f'schedule flash4: workload.dtype = "{w.dtype}": implementation = '
                 f'"{self.implementation}" takes {", ".join(taken)}'
+            )
+        if w.has_two_sides and self.implementation != "fa4":
+            raise InputError(
+                f'schedule flash4: implementation = "{self.implementation}": workload.window = '
+                f"{w.window}: one of the latest keys was expected (causal = true)"
             )
         self._check_head_dims(w)
         if w.phase == "training":

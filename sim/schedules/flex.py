@@ -62,7 +62,7 @@ class Flex(FlashSchedule):
     summary = "PyTorch's FlexAttention: a block mask, and a score_mod in Triton's loop"
     source = "arXiv 2412.05496; pytorch/pytorch, torch/_inductor/kernel/flex"
     phases = ("prefill",)
-    takes = frozenset({"append", "softcap", "alibi", "bias"})
+    takes = frozenset({"append", "softcap", "alibi", "bias", "two sides"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
@@ -125,6 +125,7 @@ def block_mask(w: AttentionWorkload, documents: int = 1) -> tuple[list[IntArray]
         high = np.clip(row + 1, 0, high)
     if w.window is not None:
         low = np.maximum(low, row + 1 - w.window)
+        high = np.clip(row + w.window, 0, high)
     first_key = BLOCK * np.arange(blocks(w.seq_kv, BLOCK), dtype=np.int64)
     partial, full = [], []
     for top in range(0, w.seq_q, BLOCK):

@@ -129,7 +129,7 @@ class Naive(TiledSchedule):
     summary = "S and P as whole matrices in HBM, as eager frameworks do"
     source = "arXiv 2205.14135, Algorithms 0 and 3; PyTorch aten/src/ATen/native/cuda"
     phases = ("prefill", "decode", "training")
-    takes = frozenset({"dropout", "append", "softcap", "bias"})
+    takes = frozenset({"dropout", "append", "softcap", "bias", "two sides"})
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where Q, K and V of one tensor are asked for but cannot be."""

@@ -16,7 +16,7 @@ from sim.schedules.base import Tile
 from sim.schedules.naive import Naive
 from sim.schedules.parts.hip_search import search, search_rounds
 from sim.tile_program import Compute, Kernel, Store
-from tests.support.drawn import cases, devices, lowered, schedules, workloads
+from tests.support.drawn import cases, devices, lowered, of_any_mask, schedules, workloads
 from tests.support.formulas import (
     blocks_with_any,
     compulsory_bytes,
@@ -29,12 +29,12 @@ from tests.support.formulas import (
 )
 
 
-@given(workloads())
+@given(of_any_mask())
 def test_visible_pairs_are_those_of_the_mask(w):
     assert w.visible_pairs == w.batch * visible(w).sum()
 
 
-@given(workloads(), devices(l2="0 B"), schedules("flash2"))
+@given(of_any_mask(), devices(l2="0 B"), schedules("flash2"))
 @settings(max_examples=60)
 def test_flash2_without_l2_reads_k_and_v_once_a_visited_block(w, hw, schedule):
     kernels = lowered(schedule, w, hw)
@@ -67,7 +67,7 @@ def test_flash1_without_l2_moves_what_algorithm_1_says(w, hw, schedule):
     assert ran.hbm_write_bytes == matrices * visits * (row_bytes + statistics)
 
 
-@given(workloads(), devices(l2="0 B"), schedules("naive"))
+@given(of_any_mask(), devices(l2="0 B"), schedules("naive"))
 @settings(max_examples=60)
 def test_naive_without_l2_moves_what_algorithm_0_says(w, hw, schedule):
     kernels = lowered(schedule, w, hw)
@@ -157,7 +157,7 @@ def test_block_sparse_keeps_window_sinks_and_so_many_random_blocks(w, hw, schedu
     np.testing.assert_array_equal(over_key_blocks, expected)
 
 
-@given(workloads(), devices(l2="64 MiB"), schedules("flash2", "naive"))
+@given(of_any_mask(), devices(l2="64 MiB"), schedules("flash2", "naive"))
 @settings(max_examples=60)
 def test_infinite_l2_moves_each_input_once_and_writes_each_tensor_once(w, hw, schedule):
     kernels = lowered(schedule, w, hw)

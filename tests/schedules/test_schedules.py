@@ -1,5 +1,8 @@
 """What holds for every schedule: what it says of itself, and which workloads it refuses."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from sim.device.run import run_on_device
 from sim.inputs.files import InputError, shipped_names
 from sim.inputs.hardware import load_profile
 from sim.inputs.models import MODELS
+from sim.inputs.workload import WorkloadTable
 from sim.runs.scenario import make_scenario
 from sim.schedules import SCHEDULES, make_schedule
 from sim.tile_program import Kernel
@@ -95,6 +99,7 @@ def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
         ("hip", {"causal": True, "phase": "training"}, 'phase is "training"'),
         ("block_sparse", {"dropout": True}, "workload.dropout = true"),
         ("flash2", {"kv_dtype": "int4", "phase": "decode"}, 'workload.kv_dtype = "int4"'),
+        ("flash1", {"window": 64, "causal": False}, "flash2, flash3, flash4, flex, naive take"),
     ],
 )
 def test_a_workload_that_makes_no_sense_is_one_line(schedule, workload, complaint):
@@ -105,6 +110,25 @@ def test_a_workload_that_makes_no_sense_is_one_line(schedule, workload, complain
     }
     with pytest.raises(InputError, match=f"schedule {schedule}: .*{complaint}"):
         lowered_of(tables)
+
+
+def test_a_refusal_names_schedules_that_nothing_has_loaded_yet():
+    asked = """
+from sim.inputs.workload import WorkloadTable
+from sim.schedules import SCHEDULES
+w = WorkloadTable(heads=2, head_dim=64, seq_len=64, causal=True, alibi=True).workload()
+SCHEDULES["flash3"](name="flash3").check(w)
+"""
+    ran = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    assert "decode, flash2, flash_decoding, flex, " in ran.stderr
+
+
+@pytest.mark.parametrize("options", [{"implementation": "sglang"}, {"implementation": "fa3"}])
+def test_kernels_with_windows_of_the_latest_keys_alone_say_so(options):
+    w = WorkloadTable(heads=4, head_dim=64, seq_len=256, causal=False, window=64).workload()
+    schedule = make_schedule({"name": "flash2", **options}, "a test")
+    with pytest.raises(InputError, match="window = 64: one of the latest keys was expected"):
+        schedule.program(w, load_profile("l40s"))
 
 
 def test_decoding_so_many_tokens_runs_the_kernels_so_many_times():

@@ -42,6 +42,13 @@ def workloads(draw: Any) -> AttentionWorkload:
 
 
 @st.composite
+def of_any_mask(draw: Any) -> AttentionWorkload:
+    """The same, with windows to both sides too."""
+    w = draw(workloads())
+    return replace(w, causal=False) if w.window is not None and draw(st.booleans()) else w
+
+
+@st.composite
 def devices(
     draw: Any,
     l2: str | None = None,
@@ -243,6 +250,8 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
         mask = draw(st.sampled_from(schedule.masks))
         window = draw(st.integers(1, 300)) if mask == "window" else None
         w = replace(w, causal=mask != "full", window=window, seq_q=min(w.seq_q, w.seq_kv))
+    if w.window is not None and _takes_two_sides(schedule):
+        w = replace(w, causal=draw(st.booleans()))
     if schedule.name in DTYPES:
         w = replace(w, dtype=draw(st.sampled_from(DTYPES[schedule.name])))
     phase = draw(st.sampled_from(schedule.phases))
@@ -286,6 +295,11 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     if schedule.name == "dsa":
         kv_dtype = "fp8" if phase == "decode" or kv_dtype else None
     return replace(w, phase=phase, dropout=dropout, kv_dtype=kv_dtype)
+
+
+def _takes_two_sides(schedule: Schedule) -> bool:
+    own = getattr(schedule, "implementation", "cuda")
+    return "two sides" in schedule.takes and own in ("cuda", "triton", "fa3", "vllm", "fa4")
 
 
 @st.composite

@@ -35,6 +35,8 @@ def visible(w: AttentionWorkload) -> np.ndarray:
         shown &= j <= i
     if w.window is not None:
         shown &= j > i - w.window
+        if not w.causal:
+            shown &= j < i + w.window
     return shown
 
 

@@ -41,6 +41,14 @@ SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "flash2", **TRITON},
         {"seq_len": 130, "causal": True, "window": 50},
     ),
+    "flash2, window to both sides": (
+        {"name": "flash2", **TRITON},
+        {"seq_q": 90, "seq_kv": 130, "causal": False, "window": 30},
+    ),
+    "naive, window to both sides": (
+        {**NAIVE, "tile": TILE},
+        {"seq_len": 90, "causal": False, "window": 20},
+    ),
     "flash2, whole tiles": ({"name": "flash2", **TRITON}, {"seq_len": 128, "causal": True}),
     "naive, causal": ({**NAIVE, "tile": TILE}, {"seq_len": 100, "causal": True}),
     "naive, grouped heads": (
@@ -153,6 +161,8 @@ def small_cases(draw):
     )
     if name == "flash_decoding":
         w = replace(w, seq_q=1, phase="decode")
+    if w.window is not None and name in ("naive", "flash2"):
+        w = replace(w, causal=draw(st.booleans()))
     return make_schedule(table, "a test"), w
 
 

@@ -345,8 +345,10 @@ def test_a_window_is_the_latest_keys_and_one_that_covers_all_is_none(
     assert case(tmp_path, extra=extra, causal=causal).workload.window == window
 
 
-def test_a_window_to_both_sides_is_refused(tmp_path):
-    assert "both sides" in why(tmp_path, extra="window left 128 right 128")
+def test_a_window_may_reach_to_both_sides_as_far_to_each(tmp_path):
+    w = case(tmp_path, extra="window left 128 right 128", causal="0").workload
+    assert (w.window, w.causal) == (129, False)
+    assert "farther to one side" in why(tmp_path, extra="window left 128 right 64", causal="0")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def key_loop(
                 shown = shown & (key <= position)
             if WINDOW > 0:
                 shown = shown & (key > position - WINDOW)
+            if WINDOW > 0 and not CAUSAL:
+                shown = shown & (key < position + WINDOW)
             s = tl.where(shown, s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, 1))
         above = tl.where(highest == float("-inf"), 0.0, highest)  # a row that sees no key yet

@@ -71,6 +71,8 @@ def masked_scores(
         shown = shown & (key <= position)
     if WINDOW > 0:
         shown = shown & (key > position - WINDOW)
+    if WINDOW > 0 and not CAUSAL:
+        shown = shown & (key < position + WINDOW)
     return tl.where(shown, s, float("-inf"))
 
 

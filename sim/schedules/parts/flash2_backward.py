@@ -107,8 +107,9 @@ def query_blocks(w: AttentionWorkload, tile: Tile) -> Seen:
     end_key = np.minimum(first_key + tile.kv, w.seq_kv)
     offset = w.seq_kv - w.seq_q
     first, end = np.zeros_like(first_key), np.full_like(first_key, down)
-    if w.causal:
-        first = np.maximum(0, first_key - offset) // tile.q
+    if w.causal or w.has_two_sides:
+        ahead = 0 if w.causal or w.window is None else w.window - 1
+        first = np.maximum(0, first_key - ahead - offset) // tile.q
     if w.window is not None:
         end_row = end_key - 1 + w.window - offset
         end = np.clip(-(-end_row // tile.q), first, down)

@@ -37,8 +37,8 @@ class Row:
     """Whom a row of a table is for.
 
     Head dimensions up to `head_dim`; devices of `archs` (of any, if there are none) whose CTAs can
-    have so much SRAM and whose SMs have less than so much; workloads that are causal, or have
-    dropout, or not (None: either).
+    have so much SRAM and whose SMs have less than so much; workloads that are causal without a
+    window (flash_api.cpp, set_params_fprop), or have dropout, or not (None: either).
     """
 
     head_dim: float
@@ -55,7 +55,7 @@ class Row:
             and (not self.archs or hw.arch in self.archs)
             and hw.sram.max_per_cta >= self.least_cta_kib * 1024
             and hw.sram.capacity < self.below_sm_kib * 1024
-            and self.causal in (None, w.causal)
+            and self.causal in (None, w.mask == "causal")
             and self.dropout in (None, w.dropout)
         )
 
