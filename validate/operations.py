@@ -404,6 +404,14 @@ OPERATIONS = (
     Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
     # SGLang's pages have one token (aiconfigurator, collector/sglang/collect_attn.py).
     Operation(r"sglang flashinfer", "FlashInfer decode", DECODE, FLASHINFER | {"page_size": 1}),
+    # vLLM plans decoding for a captured graph (vllm/v1/attention/backends/flashinfer.py,
+    # enable_cuda_graph), which its collector's configuration leaves on.
+    Operation(
+        r"vllm vllm_flashinfer_fidecode",
+        "FlashInfer decode",
+        DECODE,
+        FLASHINFER | {"captured": True},
+    ),
     Operation(r"(?!.*cudnn).*flashinfer.*", "FlashInfer decode", DECODE, FLASHINFER),
     # --- FlashAttention and PyTorch ------------------------------------------------------------
     _refused(r".*softmax removed", "FA2 without softmax", "no schedule leaves softmax out"),

@@ -11,7 +11,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import CAUSES
-from sim.tile_program import Compute, Kernel, in_order
+from sim.tile_program import Compute, Kernel, Tensor, in_order
 from validate.inline_ecc import counted_dram_bytes
 from validate.measurement import Shape
 
@@ -19,7 +19,7 @@ from validate.measurement import Shape
 # benchmarks/benchmark_flash_attention.py; in hopper/benchmark_attn.py 30 ms of them, and a second's
 # sleep between kernels.
 REPEATS = 30
-WARM_BELOW = 4  # times the L2's capacity: of larger tensors a second run finds next to nothing
+WARM_BELOW = 4  # times the L2's capacity: of more bytes a second run finds next to nothing
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
         raise NotPredictedError(f"out of memory: {error.tensor.name} does not fit") from None
     if shape.launches:
         kernels = [one for one in kernels if re.fullmatch(shape.launches, one.name)]
-    tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
-    runs = 2 if sum(t.bytes for t in tensors) < WARM_BELOW * hw.l2.capacity else 1
+    runs = 2 if least_hbm_bytes(*kernels) < WARM_BELOW * hw.l2.capacity else 1
     run = run_on_device(in_order(kernels * runs), hw, w.dtype, "replay", lambda _: None)
     cold, last = run.kernels[: len(kernels)], run.kernels[-len(kernels) :]
     read_bytes = sum(k.run.l2_read_bytes for k in cold)
@@ -99,13 +98,14 @@ def _shares(kernels: list[Launched], hw: HardwareProfile) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda entry: -entry[1]))
 
 
-def least_hbm_bytes(kernel: Kernel) -> int:
-    """Bytes of a kernel's tensors once each, or of the tiles it touches where they are fewer."""
-    touched: dict[object, int] = {}
-    for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True):
-        for stream in loop.streams:
-            touched[stream.tensor] = touched.get(stream.tensor, 0) + trips * stream.tile_bytes
-    return sum(min(tensor.bytes, touched[tensor]) for tensor in kernel.tensors)
+def least_hbm_bytes(*kernels: Kernel) -> int:
+    """Bytes of the kernels' tensors once each, or of the tiles they touch where those are fewer."""
+    touched: dict[Tensor, int] = {}
+    for kernel in kernels:
+        for loop, trips in zip(kernel.loops, kernel.trips.sum(axis=1).tolist(), strict=True):
+            for stream in loop.streams:
+                touched[stream.tensor] = touched.get(stream.tensor, 0) + trips * stream.tile_bytes
+    return sum(min(tensor.bytes, moved) for tensor, moved in touched.items())
 
 
 def roofline_s(kernel: Kernel, w: AttentionWorkload, hw: HardwareProfile) -> float:

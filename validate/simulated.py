@@ -1,7 +1,7 @@
 """What the simulator says of a case: its kernels' times and bytes, as plain numbers to be kept.
 
 Of a kernel longer than a few times MOST_STEPS a part is replayed, as in a scenario. A case from a
-warm L2 is run twice where its tensors are small enough to be found again.
+warm L2 is run twice where what it touches is little enough to be found again.
 """
 
 import json
@@ -100,8 +100,7 @@ def _figures(case: Case, only_roofline: bool) -> list[KernelFigures]:
     before = _left_dirty(case)
     if case.launches is not None and not case.warm:
         return [_of(case, kernel, _run(case, [*before, kernel])[-1]) for kernel in counted]
-    tensors = {tensor for kernel in kernels for tensor in kernel.tensors}
-    is_small = sum(tensor.bytes for tensor in tensors) < WARM_BELOW * case.hardware.l2.capacity
+    is_small = least_hbm_bytes(*kernels) < WARM_BELOW * case.hardware.l2.capacity
     again = (
         case.warm and is_small and not Choice.of(kernels, case.hardware, _most_steps(case)).in_part
     )

@@ -10,7 +10,8 @@ where it packs the query heads of a KV head as rows: of one query, of several he
 without a window (seqlenq_ngroups_swapped). Upstream's (`kvcache`: mha_fwd_kvcache) always may.
 
 With `implementation` "flashinfer" it is FlashInfer's kernel (parts/flashinfer.py), which fits its
-tile to the rows that the query heads of a KV head have, and splits the keys of any queries; with
+tile to the rows that the query heads of a KV head have, and splits the keys of any queries; where
+its plan is for a `captured` graph, as frameworks decode by, all results are merged; with
 "trtllm-gen" TensorRT-LLM's on Blackwell (parts/trtllm_gen.py), which does so too; with "xqa" it is
 TensorRT-LLM's of one query elsewhere, one of two kernels (parts/xqa.py).
 
@@ -52,6 +53,7 @@ class Paged(SplitKv):
     implementation: Literal["cuda", "triton", "flashinfer", "trtllm-gen", "xqa"] = "cuda"  # type: ignore[assignment]
     call: Literal["varlen", "kvcache"] = "varlen"
     splits: Splits | None = None
+    captured: bool = False
     phases: ClassVar[tuple[Phase, ...]] = ("prefill", "decode")
     reads_by_xqa = True
     takes = SplitKv.takes | {"append", "lengths", "query lengths", "tree"}
@@ -67,6 +69,11 @@ class Paged(SplitKv):
             raise InputError(
                 f'schedule paged: implementation = "{self.implementation}": workload.tree = true: '
                 'its kernel has no mask of a tree; "flashinfer" has one'
+            )
+        if self.captured and self.implementation != "flashinfer":
+            raise InputError(
+                f'schedule paged: implementation = "{self.implementation}": captured = true: a '
+                'captured graph changes the plan of "flashinfer" alone; leave it out'
             )
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -106,7 +113,7 @@ class Paged(SplitKv):
         cta = self.cta(flashinfer_cta(w, hw), w, hw)
         self._checked_tile_kv(cta)
         tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)
-        return PackedAttention(w, cta, self.page_size, tokens).kernels()
+        return PackedAttention(w, cta, self.page_size, tokens, captured=self.captured).kernels()
 
     def _trtllm_gen(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         check_arch(f'{self.name}: implementation = "trtllm-gen"', hw, "sm100")

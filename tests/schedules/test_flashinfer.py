@@ -102,6 +102,26 @@ def test_a_plan_has_as_many_ctas_as_two_an_sm_and_whole_pages():
     assert len(kernels(decoding(heads=32, kv_heads=8, seq_kv=32768, batch=40))) == 1
 
 
+def test_behind_a_window_the_plan_counts_a_tile_of_queries_and_may_leave_a_range_empty():
+    """128 keys and 15 more in pages of 64: three, cut in two and one; no key is in the last."""
+    w = decoding(heads=16, kv_heads=2, seq_kv=4096, batch=64, window=128)
+    split, merge = kernels(w, page_size=64)
+    assert (split.ctas, split.splits, merge.ctas) == (64 * 2 * 2, 2, 64 * 16)
+    keys = np.array([loop.trips(np.arange(split.ctas)) for loop in split.loops[1:-1]]).sum(axis=0)
+    assert keys.tolist() == [1, 0] * 128
+    runs = run([split, merge], H100, w)
+    assert runs[1].hbm_read_bytes == runs[0].hbm_write_bytes == 2 * 64 * 16 * (128 * 2 + 4)
+
+
+def test_a_captured_graph_has_the_results_of_one_range_merged_too():
+    w = decoding(heads=8, kv_heads=8, seq_kv=512, batch=64)
+    (alone,), (split, merge) = kernels(w), kernels(w, captured=True)
+    assert (alone.ctas, split.ctas, split.splits, merge.ctas) == (512, 512, 1, 512)
+    assert [tensor.role for tensor in split.tensors[-2:]] == ["partial", "partial"]
+    with pytest.raises(InputError, match=r'"cuda": captured = true: .* "flashinfer" alone'):
+        make_schedule({"name": "paged", "captured": True}, "a test").program(w, H100)
+
+
 @given(
     st.integers(1, 3),
     st.integers(1, 3),

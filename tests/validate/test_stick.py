@@ -243,6 +243,15 @@ def test_what_the_simulator_refuses_is_left_out_with_its_reason(tmp_path):
     assert 'schedule flash4: hardware.arch = "sm90"' in left.reason
 
 
+def test_a_window_s_few_keys_are_found_in_a_warm_l2_however_long_the_cache_is(tmp_path):
+    row = {"kernel": "vllm vllm_flash_attn", "gpu": "L40S", "batch": 8, "kv_heads": 8}
+    short, long = (
+        simulate(measured_of(figure(tmp_path, seq_kv=keys, **row, extra="warm; window 128")).case)
+        for keys in (1024, 65536)
+    )
+    assert long.kernels[0].dram_read_bytes == short.kernels[0].dram_read_bytes == 0
+
+
 def test_a_warm_case_finds_more_in_l2_than_a_cold_one(tmp_path):
     cold, warm = (
         simulate(measured_of(figure(tmp_path, extra=extra)).case) for extra in ("cold", "warm")

@@ -17,15 +17,19 @@ the four warps share out the keys, so each reads only its own and has an O to it
 with the numbers of the next tile's pages and the addresses made of them, which it waits for, and
 K's buffer is filled again once the softmax is done. The plan lists what there is to do,
 so that sequences of other lengths have as many CTAs as they need; the rows that sequences have in
-the mean say which tile. If any sequence has several ranges, the results of all are merged.
+the mean say which tile. If any sequence has several ranges, the results of all are merged; a plan
+for a captured graph, which is to serve any lengths, merges one range too. Behind a window the plan
+counts the keys that a whole tile of queries would see: of one query's 128 the last range may be
+empty, whose CTA loads Q and stores zeros.
 
 Source: flashinfer-ai/flashinfer, include/flashinfer: the rows of a tile (utils.cuh,
 FA2DetermineCtaTileQ), its warps and keys (attention/prefill.cuh, get_num_warps_q, get_num_warps_kv,
 BatchPrefillWithPagedKVCacheDispatched), the ranges (attention/scheduler.cuh,
 PrefillSplitQOKVIndptr, PrefillBinarySearchKVChunkSize), the merge kernel (attention/cascade.cuh,
 PersistentVariableLengthMergeStatesKernel). Differences: merging is a CTA a row, not a persistent
-grid; that warps add up their rows of O through SRAM is left out; one query head a KV head runs this
-kernel too, where some callers take FlashInfer's decoding on CUDA cores.
+grid; that warps add up their rows of O through SRAM is left out, and so are the CTAs of a captured
+graph that end at once; one query head a KV head runs this kernel too, where some callers take
+FlashInfer's decoding on CUDA cores.
 """
 
 from bisect import bisect_left
@@ -128,13 +132,11 @@ def range_tokens(
     sequence has one range where none are few enough, and where several queries have a window, whose
     ranges begin where each tile's window does.
     """
-    low, high = keys_shown(w)
+    pages = -(-keys_planned(w, tile_q) // page_size)
     if w.window is not None and w.seq_q > 1:
-        return blocks(int((high - low).max()), page_size) * page_size
-    held = high if w.window is None else np.minimum(high, w.window - 1 + tile_q)
-    pages = -(-held // page_size)
+        return int(pages.max()) * page_size
     if splits is not None:
-        return blocks(blocks(int((high - low).max()), page_size), splits) * page_size
+        return blocks(int(pages.max()), splits) * page_size
     tiles = -(-np.array(w.queries) * (w.heads // w.kv_heads) // tile_q)
     most = CTAS_AN_SM * hw.sm.count // w.kv_heads
     least = max(LEAST_RANGE_TOKENS // page_size, 1)
@@ -145,6 +147,14 @@ def range_tokens(
         return int((tiles * -(-pages // length)).sum()) <= most
 
     return (least + bisect_left(lengths, True, key=suffices)) * page_size
+
+
+def keys_planned(w: AttentionWorkload, tile_q: int) -> IntArray:
+    """Keys of each sequence that a plan for tiles of `tile_q` rows cuts in ranges."""
+    low, high = keys_shown(w)
+    if w.window is None or w.seq_q > 1:
+        return high - low
+    return np.minimum(high, w.window - 1 + tile_q)
 
 
 def keys_shown(w: AttentionWorkload) -> tuple[IntArray, IntArray]:
@@ -167,7 +177,8 @@ def check_flashinfer(where: str, w: AttentionWorkload) -> None:
 class PackedAttention:
     """Attention of packed rows over ranges of so many tokens; a CTA each tile of rows and range.
 
-    What it makes is the result unless its keys are only `part` of all.
+    What it makes is the result unless its keys are only `part` of all. A plan for a `captured`
+    graph has all results merged.
     """
 
     w: AttentionWorkload
@@ -175,6 +186,7 @@ class PackedAttention:
     page_size: int
     range_tokens: int
     part: str = ""  # what the tensors are of, as tables show it
+    captured: bool = False
 
     @property
     def group(self) -> int:
@@ -209,8 +221,7 @@ class PackedAttention:
     @cached_property
     def ranges(self) -> IntArray:
         """Ranges of each sequence."""
-        low, high = self.shown
-        return -(-(high - low) // self.range_tokens)
+        return -(-keys_planned(self.w, self.cta.tile.q) // self.range_tokens)
 
     @property
     def splits(self) -> int:
@@ -262,8 +273,8 @@ class PackedAttention:
         return Tensor(name, *shape, element_bytes, role="partial", sizes=None if alike else sizes)
 
     def kernels(self) -> list[Kernel]:
-        """The kernel over all ranges and, of more than one, the merge kernel."""
-        if self.splits == 1:
+        """The kernel over all ranges and, of more than one or of a graph, the merge kernel."""
+        if self.splits == 1 and not self.captured:
             return [self._attention(self._rows_of(self.o), self._rows_of(self.lse))]
         w, tile_q = self.w, self.cta.tile.q
         o = self._partial("O of splits", w.head_dim, w.dtype_bytes)

@@ -20,6 +20,7 @@ cluster launch control, here each is a CTA; merging is a launch of its own.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -70,6 +71,12 @@ def trtllm_gen_range(
 @dataclass(frozen=True, eq=False)
 class ClusterAttention(PackedAttention):
     """The same, whose ranges a cluster of CTAs adds up where there are few enough."""
+
+    @cached_property
+    def ranges(self) -> IntArray:
+        """Ranges of each sequence, of the keys that are seen."""
+        low, high = self.shown
+        return -(-(high - low) // self.range_tokens)
 
     def kernels(self) -> list[Kernel]:
         """The kernel over all ranges; of more than a cluster has also the merge."""
