@@ -31,9 +31,11 @@ or after attention's. By the `beside` of a measured operation:
                    the same, and K is written back beside Q as well, where attention reads the
                    matrix and not the cache (STORE_QKV)
     MLA expanded   the new latents are written to the cache, all are multiplied up to K and V of
-                   every head and the keys' turned part is put beside each:
-                   vllm/v1/attention/backends/mla/common.py (_forward_prefill)
-    MLA filled     the same, and V is filled up to K's width and the results are cut again (_pad_v)
+                   every head, the keys' turned part is put beside each and the results are copied
+                   to where they are asked for: vllm/v1/attention/backends/mla/common.py
+                   (_forward_prefill)
+    MLA filled     the same, and V is filled up to K's width and the results are cut again (_pad_v;
+                   flatten)
     MLA absorbed   the new latents are written to the cache, queries multiplied by each head's W_UK
                    and put beside their turned part, results by W_UV:
                    vllm/v1/attention/backends/mla/common.py (forward, _v_up_proj), cache_kernels.cu
@@ -50,11 +52,15 @@ or after attention's. By the `beside` of a measured operation:
 """
 
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from typing import Literal
 
+from sim.device.run import run_on_device
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import LANES, machine_of
+from sim.schedules.parts.eager import eager_pass
+from sim.tile_program import Tensor, in_order
 
 Kind = Literal[
     "",
@@ -82,20 +88,24 @@ LOADS_IN_A_ROW = 2  # where a token goes, then what goes there: csrc/cache_kerne
 WRITING_THREADS = 512  # the most of a token's CTA there
 QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
+COPIED_BYTES = 2**26  # many waves of CTAs
+STRIDED_DIMS = 2  # tokens' heads, which PyTorch joins, and columns
 
 
 @dataclass(frozen=True)
 class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
-    `matmul_bytes` of the bytes move while matmuls run. `l1_cycles` are those of an SM's L1, of all
-    SMs together. `threads` work on a token each CTA, or warp, and take turns on the SMs; it waits
-    for `further_loads` beyond the usual ones.
+    `matmul_bytes` of the bytes move while matmuls run, `strided_bytes` by PyTorch's copies between
+    tensors that are not contiguous, an element of a thread after the other. `l1_cycles` are those
+    of an SM's L1, of all SMs together. `threads` work on a token each CTA, or warp, and take turns
+    on the SMs; it waits for `further_loads` beyond the usual ones.
     """
 
     bytes: int = 0
     flops: int = 0
     matmul_bytes: int = 0
+    strided_bytes: int = 0
     launches: int = 0
     l1_cycles: int = 0
     threads: int = 0
@@ -133,10 +143,24 @@ class Beside:
         waves = self.threads / (hw.sm.count * hw.sm.max_threads)
         launch_s = calibration.launch.gap + apart_s + fixed_s
         taken_s = self.launches * launch_s + self.further_loads * latency_s
-        passes_s = memory_s(self.bytes - self.matmul_bytes)
+        passes_s = memory_s(self.bytes - self.matmul_bytes - self.strided_bytes)
+        if self.strided_bytes:
+            copied_s = self.strided_bytes / strided_bytes_per_s(hw)
+            passes_s += max(memory_s(self.strided_bytes), copied_s)
         taken_s += max(passes_s, l1_s, (waves - 1) * token_s)
         taken_s += max(flops_s / calibration.tensor.native, memory_s(self.matmul_bytes))
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
+
+
+@lru_cache
+def strided_bytes_per_s(hw: HardwareProfile) -> float:
+    """What PyTorch's copies of 16-bit elements between tensors that are not contiguous move."""
+    read, written = (
+        Tensor(name, 1, COPIED_BYTES // (2 * LATENT), LATENT, 2) for name in ("K", "copy of K")
+    )
+    copy = eager_pass("copy K", [read], [written], dims=STRIDED_DIMS)
+    (launched,) = run_on_device(in_order([copy]), hw, "bf16", "replay", lambda _: None).kernels
+    return (read.bytes + written.bytes) / launched.run.time_s
 
 
 def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Beside:
@@ -194,16 +218,18 @@ def _narrowed(elements: int, from_bytes: int, to_bytes: int) -> Beside:
 
 
 def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:
-    """The write, a matmul, K put together in two copies: four launches."""
+    """The write, a matmul, K put together in two copies, the result copied out: five launches."""
     latents, rows = tokens * (LATENT + K_TURNED), tokens * heads
     written = latents * element_bytes + latents * cached_bits // 8
     made = (LATENT * tokens + (K_PLAIN + V) * rows) * element_bytes
     joined = (K_PLAIN + K_PLAIN + K_TURNED) * rows * element_bytes  # one turned part for all heads
+    copied_out = 2 * V * rows * element_bytes
     return Beside(
-        written + made + joined,
+        written + made + joined + copied_out,
         flops=2 * LATENT * (K_PLAIN + V) * rows,
         matmul_bytes=made,
-        launches=4,
+        strided_bytes=joined,
+        launches=5,
     )
 
 
@@ -211,8 +237,11 @@ def _mla_filled(tokens: int, heads: int, element_bytes: int, kind: Kind) -> Besi
     """V filled up, zeros first (ATen/native/PadNd.cpp), the result cut: three launches."""
     if kind != "MLA filled":
         return Beside()
-    filled, cut = K_PLAIN + K_TURNED + 2 * V, 2 * V
-    return Beside((filled + cut) * tokens * heads * element_bytes, launches=3)
+    row_bytes = tokens * heads * element_bytes
+    zeros, filled, cut = K_PLAIN + K_TURNED, 2 * V, 2 * V
+    return Beside(
+        (zeros + filled + cut) * row_bytes, strided_bytes=(filled + cut) * row_bytes, launches=3
+    )
 
 
 def _mla_written(tokens: int, element_bytes: int, cached_bits: int) -> Beside:

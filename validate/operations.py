@@ -115,7 +115,8 @@ class Operation:
     page tables have room for `cache_tokens`, if stated. `floor_us` is of a call whose host part
     takes longer than usual, `host_us` of one that is timed without a graph: the GPU works beside
     the host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of
-    fp8; where a row says that K and V are written to the cache, at least that.
+    fp8; where a row says that K and V are written to the cache, at least that. Of what its matmuls
+    multiply a share was `zeros`, which draw next to nothing.
     """
 
     kernel: str
@@ -135,6 +136,7 @@ class Operation:
     host_us: float = 0.0
     beside: Kind = ""
     fp8_beside: Kind = ""
+    zeros: float = 0.0
     why: str = ""
 
     def fits(self, figure: Figure, hw: HardwareProfile) -> bool:
@@ -217,14 +219,19 @@ OPERATIONS = (
     ),
     Operation(r"flashinfer .*MLA.*", "MLA decode, FlashInfer", DECODE, FLASHINFER_MLA),
     # vLLM fills V up with zeros to K's 192 but for FlashAttention-3, and calls it call by call here
-    # too (vllm/v1/attention/backends/mla/common.py, _pad_v).
+    # too (vllm/v1/attention/backends/mla/common.py, _pad_v). V, and K but for its turned columns,
+    # are latents times weights that nothing fills (collector/vllm/collect_mla.py, mock_kv_b_proj;
+    # vllm/model_executor/layers/linear.py, torch.empty on the host: new pages, zeros).
     Operation(
         r"vllm MLA vllm_triton_mla",
         "MLA prefill, FA2",
         PREFILL,
         FLASH2,
         head_dim=192,
+        floor_us=450,
+        host_us=340,
         beside="MLA filled",
+        zeros=1 - 64 / (192 + 192),
     ),
     Operation(
         r"vllm MLA .*",
@@ -236,6 +243,7 @@ OPERATIONS = (
         floor_us=220,
         host_us=169,
         beside="MLA expanded",
+        zeros=1 - 64 / (192 + 128),
     ),
     # SGLang's collector runs what its default is for each device: absorbed, K of 576 elements, V of
     # 512 of them, one for all heads, but on Blackwell (aiconfigurator, collector/sglang/
@@ -661,6 +669,9 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         raise NotPredictedError(_first_line(error, figure)) from None
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
+    if operation.zeros and hw.energy:
+        flop_j = hw.energy.tensor_per_flop * (1 - operation.zeros)
+        hw = hw.with_figures({"energy.tensor_per_flop": flop_j})
     dirty = WRITTEN_COLD.search(figure.extra) is not None
     case = Case(
         w, hw, schedule, operation.launches, _is_warm(figure), dirty, figure.metric not in TIMES

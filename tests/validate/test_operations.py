@@ -521,13 +521,46 @@ def test_latents_are_expanded_by_a_matmul_within_vllms_prefill(tmp_path):
     assert measured.beside.flops == 2 * 512 * 256 * rows
     written = 2 * w.batch * w.seq_q * 576
     multiplied, joined = w.batch * w.seq_q * 512 + 256 * rows, (128 + 192) * rows
-    filled, cut = (192 + 2 * 128) * rows, 2 * 128 * rows
-    assert measured.beside.bytes == 2 * (written + multiplied + joined + filled + cut)
-    assert measured.beside.launches == 7
+    zeros, filled, cut, copied_out = (192 * rows, *(3 * (2 * 128 * rows,)))
+    passes = zeros + filled + cut + copied_out
+    assert measured.beside.bytes == 2 * (written + multiplied + joined + passes)
+    assert measured.beside.strided_bytes == 2 * (joined + filled + cut)
+    assert (measured.beside.launches, measured.floor_us) == (8, 450)
     hopper = measured_of(
         figure(tmp_path, **row | {"kernel": "vllm MLA vllm_flashmla", "gpu": "H100"})
     )
-    assert hopper.beside.bytes == 2 * (written + multiplied + joined)
+    assert hopper.beside.bytes == 2 * (written + multiplied + joined + copied_out)
+    assert hopper.beside.strided_bytes == 2 * joined
+
+
+@pytest.mark.parametrize(
+    ("kernel", "gpu", "multiplied"),
+    [
+        ("vllm MLA vllm_triton_mla", "L40S", 64 / (192 + 192)),
+        ("vllm MLA vllm_flashmla", "H200", 64 / (192 + 128)),
+        ("sglang MLA triton", "L40S", 1),
+        ("vllm vllm_flash_attn", "L40S", 1),
+    ],
+)
+def test_matmuls_of_zeros_draw_nothing(tmp_path, kernel, gpu, multiplied):
+    """aiconfigurator, collector/vllm/collect_mla.py: nothing fills the weights of K and V."""
+    row = figure(tmp_path, kernel=kernel, gpu=gpu, head_dim="192")
+    own, usual = measured_of(row).case.hardware, device_of(row)
+    flop_j, usual_flop_j = (hw.energy.tensor_per_flop for hw in (own, usual))
+    assert flop_j == pytest.approx(multiplied * usual_flop_j)
+
+
+@pytest.mark.parametrize(
+    ("profile", "times"),
+    [("a100-sxm-80gb", 1.5), ("h100-sxm", 1.9), ("h200-sxm", 2.6), ("l40s", 1)],
+)
+def test_copies_of_what_is_not_contiguous_go_element_by_element(profile, times):
+    hw, w = load_profile(profile), WorkloadTable(heads=1, head_dim=64, seq_len=64).workload()
+    plain_s, strided_s = (
+        Beside(2**28, strided_bytes=strided, launches=1).times(w, hw)[0] for strided in (0, 2**28)
+    )
+    streamed_s = machine_of(hw).hbm_s(2**27, 2**27)
+    assert 1 + (strided_s - plain_s) / streamed_s == pytest.approx(times, rel=0.05)
 
 
 @pytest.mark.parametrize(
