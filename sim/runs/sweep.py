@@ -52,6 +52,7 @@ def sweep_points(
     tasks = {one.key: one for one in wanted if isinstance(one, Task)}
     known = limits.model_dump_json()
     missing = [task for key, task in tasks.items() if store.get(key, known) is None]
+    missing.sort(key=_flops, reverse=True)  # so that workers end together
     passing: dict[str, str] = {}  # records that are not kept
     replayed = 0
     progress(f"0 of {len(missing):,} points", 0, len(missing))
@@ -69,6 +70,11 @@ def sweep_points(
         return _renamed(json.loads(found), one.case.asked)
 
     return Swept([record_of(one) for one in wanted], replayed)
+
+
+def _flops(task: Task) -> int:
+    """What its attention computes, if nothing of that is left out."""
+    return task.case.point.workload.useful_flops
 
 
 def _renamed(fields: dict[str, Any], asked: Asked) -> Record:

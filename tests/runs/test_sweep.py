@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sim.runs.record import Record
 from sim.runs.scenario import ScenarioText
 from sim.runs.store import Store
 from sim.runs.sweep import sweep_points
-from sim.runs.workers import processes
+from sim.runs.workers import Workers, processes
 from tests.support.commands import assert_one_line, attnsim, called, scenario
 from tests.support.gate import Gate
 from tests.support.waiting import GUARD_S, until
@@ -58,6 +58,23 @@ def test_records_are_those_of_run_to_the_bit_and_asked_twice_are_free():
     assert {record.status for record in expected} == {"ok", "out of memory"}
     assert first.records == again.records == expected
     assert (first.replayed, again.replayed) == (12, 0)
+
+
+def test_the_longest_points_go_first_and_records_come_as_asked():
+    """Else the last worker would be at the longest while the others have nothing left."""
+    lengths, begun = [256, 2048, 512, 1024], []
+
+    class Here(Executor):
+        def submit(self, work, chunk, *how):
+            begun.extend(task.case.point.workload.seq_q for task in chunk)
+            done = Future()
+            done.set_result(work(chunk, *how))
+            return done
+
+    text = ScenarioText({**TABLES, "sweep": {SEQ: lengths}}, "mine", "mine.toml", None)
+    records = sweep_points(text, Store(), Workers(Here(), lambda: 1)).records
+    assert [*dict.fromkeys(begun)] == sorted(lengths, reverse=True)
+    assert [record.workload["seq_q"] for record in records] == lengths
 
 
 def test_workers_keep_replays_and_find_those_of_others(tmp_path):

@@ -8,9 +8,9 @@ from sim.machine import CTA_START
 
 
 @inlined
-def set_time(worker, now_s, target_s):
-    """The worker's next event is at `target_s` (summed as SimPy's clock does, to the same bit)."""
-    worker.time_s = now_s + (target_s - now_s)
+def set_time(r, number, now_s, target_s):
+    """A worker's next event is at `target_s` (summed as SimPy's clock does, to the same bit)."""
+    at(r.due, number).time_s = now_s + (target_s - now_s)
 
 
 @called
@@ -20,19 +20,20 @@ def wake_others(r, slot, worker_number, time_s, status):
     for k in range(slot * workers, (slot + 1) * workers):
         if k != worker_number:
             other = at(r.workers, k)
-            other.status, other.time_s = status, time_s
+            other.status, at(r.due, k).time_s = status, time_s
             set_path(other, at(r.workers, worker_number))
     at(r.slots, slot).arrived = 0
 
 
 @inlined
-def wait_for_store(r, slot, worker, now_s, status):
+def wait_for_store(r, slot, number, now_s, status):
     """Return whether the CTA's last store has left its buffer; else wait for that."""
     buffer = at(r.buffers, (slot + 1) * r.limits[0].buffers - 1)
     if buffer.arrival_s <= now_s:
         return True
+    worker = at(r.workers, number)
     worker.status = status
-    set_time(worker, now_s, buffer.arrival_s)
+    set_time(r, number, now_s, buffer.arrival_s)
     set_path(worker, buffer)
     return False
 
@@ -84,11 +85,11 @@ def place(r, sm, slot, now_s):
         start_s = limits.cta_start_s if works else limits.idle_cta_s
     for k in range(slot * limits.workers, (slot + 1) * limits.workers):
         worker = at(r.workers, k)
-        worker.status, worker.time_s = IDLE, INF
+        worker.status, at(r.due, k).time_s = IDLE, INF
         if placed:
             worker.status = START
             worker.path_s[CTA_START] += start_s
-            set_time(worker, now_s, now_s + start_s)
+            set_time(r, k, now_s, now_s + start_s)
 
 
 @called
@@ -108,7 +109,7 @@ def end_cta(r, sm, slot, worker_number, now_s):
 def end_item(r, sm, slot, worker_number, now_s):
     """A worker has done its share of the item; the CTA's last one goes on to the next, or ends."""
     record, worker = at(r.slots, slot), at(r.workers, worker_number)
-    worker.status, worker.time_s = START, INF
+    worker.status, at(r.due, worker_number).time_s = START, INF
     record.arrived += 1
     if record.arrived < r.limits[0].workers:
         return
@@ -118,7 +119,7 @@ def end_item(r, sm, slot, worker_number, now_s):
         record.item += 1
         setup_s = r.limits[0].item_setup_s if has_trips(r, record.item, record.item) else 0.0
         worker.path_s[CTA_START] += setup_s
-        set_time(worker, now_s, now_s + setup_s)
-        wake_others(r, slot, worker_number, worker.time_s, START)
-    elif wait_for_store(r, slot, worker, now_s, DRAINING):
+        set_time(r, worker_number, now_s, now_s + setup_s)
+        wake_others(r, slot, worker_number, at(r.due, worker_number).time_s, START)
+    elif wait_for_store(r, slot, worker_number, now_s, DRAINING):
         end_cta(r, sm, slot, worker_number, now_s)

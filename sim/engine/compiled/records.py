@@ -79,7 +79,9 @@ LIMITS = aligned(
     + _float64("port_bytes_per_s l2_bytes_per_s hbm_read_bytes_per_s hbm_write_bytes_per_s")
     + _float64("l2_latency_s hbm_latency_s op_latency_s cta_start_s idle_cta_s item_setup_s")
 )
-WORKER = aligned([*_float64("time_s"), *_int64("slot status loop trip trips op"), PATH])
+# When a worker's next event is: beside those of its SM, of which the earliest is looked for.
+DUE = aligned(_float64("time_s"))
+WORKER = aligned([*_int64("slot status loop trip trips op"), PATH])
 SLOT = aligned(_int64("cta item last_item arrived"))
 BUFFER = aligned([*_float64("arrival_s"), *_int64("trip released"), PATH])
 PIPE = aligned([*_float64("free_at_s busy_s"), PATH])
@@ -129,6 +131,7 @@ class Replay(NamedTuple):
     loads: NDArray[np.void]
     loops: NDArray[np.void]
     ops: NDArray[np.void]
+    due: NDArray[np.void]
     workers: NDArray[np.void]
     slots: NDArray[np.void]
     buffers: NDArray[np.void]
@@ -328,7 +331,7 @@ def _limits_of(
 def _idle(slots: int, workers: int) -> NDArray[np.void]:
     """So many workers in each slot, with nothing to do yet."""
     idle = np.zeros(slots * workers, WORKER)
-    idle["status"], idle["time_s"] = IDLE, np.inf
+    idle["status"] = IDLE
     idle["slot"] = np.arange(slots).repeat(workers)
     return idle
 
@@ -359,6 +362,7 @@ def new_replay(
         loads=np.array(program.loads, LOAD),
         loops=np.array(program.loops, LOOP),
         ops=np.array(program.ops, OP),
+        due=np.full(slots * kernel.footprint.workers, INF).view(DUE),
         workers=_idle(slots, kernel.footprint.workers),
         slots=np.zeros(slots, SLOT),
         buffers=np.zeros(slots * int(limits["buffers"][0]), BUFFER),
@@ -377,7 +381,7 @@ def replay_bytes(kernel: Kernel, hw: HardwareProfile) -> int:
     """What `new_replay` takes of this computer's memory, nearly, the L2 apart."""
     workers = kernel.footprint.workers
     buffers = 1 + sum(2 * load.buffers for loop in kernel.loops for load in loop.loads)
-    slot = SLOT.itemsize + workers * WORKER.itemsize + buffers * BUFFER.itemsize
+    slot = SLOT.itemsize + workers * (DUE.itemsize + WORKER.itemsize) + buffers * BUFFER.itemsize
     sm = SM_PIPES * PIPE.itemsize + 4 * MATCH.itemsize + ctas_per_sm(kernel.footprint, hw) * slot
     an_item = 8 * (len(kernel.loops) + 2 * len(kernel.streams))
     items = kernel.ctas * kernel.items_per_cta

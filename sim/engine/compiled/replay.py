@@ -86,10 +86,10 @@ def run_sm(r, sm):
     first = sm * per_sm
     due = True
     while True:
-        number, now_s = first, at(r.workers, first).time_s
+        number, now_s = first, at(r.due, first).time_s
         for k in range(first + 1, first + per_sm):
-            if at(r.workers, k).time_s < now_s:
-                number, now_s = k, at(r.workers, k).time_s
+            if at(r.due, k).time_s < now_s:
+                number, now_s = k, at(r.due, k).time_s
         if now_s == INF or (not due and is_shared(r, at(r.workers, number))):
             return now_s
         due = False
@@ -122,7 +122,7 @@ def begin(r):
     for sm in range(limits.sms):
         next_s = INF
         for k in range(sm * per_sm, (sm + 1) * per_sm):
-            next_s = min(next_s, at(r.workers, k).time_s)
+            next_s = min(next_s, at(r.due, k).time_s)
         play_off(r.matches, limits.leaves, sm, next_s)
 
 

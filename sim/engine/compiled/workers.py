@@ -93,16 +93,17 @@ def release(r, sm, slot, worker, now_s):
     if refilled and workers > 1:
         for k in range(slot * workers, (slot + 1) * workers):
             other = at(r.workers, k)
-            if other.status == WAITING and other.time_s == INF:
+            if other.status == WAITING and at(r.due, k).time_s == INF:
                 row, ready_s = awaited(r, slot, other)
                 if ready_s < INF:
-                    set_time(other, now_s, max(ready_s, now_s))
+                    set_time(r, k, now_s, max(ready_s, now_s))
                     set_path(other, at(r.buffers, row))
 
 
 @inlined
-def compute(r, sm, worker, now_s):
+def compute(r, sm, number, now_s):
     """Take the SM's pipes for the worker's op, all at once; it runs until the slowest is done."""
+    worker = at(r.workers, number)
     op = at(r.ops, worker.op)
     done_s, slowest = now_s, -1
     for k in range(SM_PIPES - 1):  # all but the port
@@ -120,7 +121,7 @@ def compute(r, sm, worker, now_s):
         done_s += op.latency_s
     op.count += 1
     worker.status = RUNNING
-    set_time(worker, now_s, done_s)
+    set_time(r, number, now_s, done_s)
 
 
 @called
@@ -152,8 +153,8 @@ def pass_barrier(r, sm, slot, worker_number, now_s):
     op.count += 1
     worker.status = PASSED
     worker.path_s[OP_LATENCY] += latency_s
-    set_time(worker, now_s, now_s + latency_s)
-    wake_others(r, slot, worker_number, worker.time_s, PASSED)
+    set_time(r, worker_number, now_s, now_s + latency_s)
+    wake_others(r, slot, worker_number, at(r.due, worker_number).time_s, PASSED)
 
 
 @inlined
@@ -164,21 +165,21 @@ def go_on(r, sm, slot, worker_number, now_s):
         if at(r.ops, worker.op).kind == COMPUTE:
             row, ready_s = awaited(r, slot, worker)
             if ready_s <= now_s:
-                compute(r, sm, worker, now_s)
+                compute(r, sm, worker_number, now_s)
                 return
-            worker.status, worker.time_s = WAITING, INF
+            worker.status, at(r.due, worker_number).time_s = WAITING, INF
             if ready_s < INF:
-                set_time(worker, now_s, ready_s)
+                set_time(r, worker_number, now_s, ready_s)
                 set_path(worker, at(r.buffers, row))
             return
         record.arrived += 1
         if record.arrived < r.limits[0].workers:
-            worker.status, worker.time_s = PASSED, INF
+            worker.status, at(r.due, worker_number).time_s = PASSED, INF
             return
         if at(r.ops, worker.op).kind == BARRIER:
             pass_barrier(r, sm, slot, worker_number, now_s)
             return
-        if not wait_for_store(r, slot, worker, now_s, STORING):
+        if not wait_for_store(r, slot, worker_number, now_s, STORING):
             return
         issue_store(r, sm, slot, worker_number, now_s)
         to_next_op(r, slot, worker)
