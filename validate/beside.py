@@ -5,7 +5,12 @@ or after attention's. By the `beside` of a measured operation:
 
     cache write    the new tokens' K and V are read and written to the cache, a CTA a token: vLLM,
                    csrc/cache_kernels.cu (reshape_and_cache_flash: an element a thread, 512 at most;
-                   V is read when K has come, as warps issue in order)
+                   V is read when K has come, as warps issue in order). Where the cache has 8 bits
+                   each element is divided by a scale
+    cache write by heads
+                   the same, where a head's tokens lie together (HND, FlashInfer's on Blackwell): a
+                   warp takes a head, eight elements a lane, so that lanes are idle, and one head
+                   after the other
     cache write by warps
                    the same, a warp a token, K and V cast first where the cache is narrower: SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer) and jit_kernel's store_cache
@@ -58,13 +63,15 @@ from typing import Literal
 from sim.device.run import run_on_device
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
-from sim.machine import LANES, machine_of
+from sim.machine import LANES, SUB_PARTITIONS, machine_of
+from sim.schedules.base import blocks
 from sim.schedules.parts.eager import eager_pass
 from sim.tile_program import Tensor, in_order
 
 Kind = Literal[
     "",
     "cache write",
+    "cache write by heads",
     "cache write by warps",
     "cache write and lengths",
     "packed heads",
@@ -86,6 +93,10 @@ TURNING_BYTES = 512
 PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
 LOADS_IN_A_ROW = 2  # where a token goes, then what goes there: csrc/cache_kernels.cu of vLLM
 WRITING_THREADS = 512  # the most of a token's CTA there
+# Into 8 bits a lane takes eight elements at a time. Of that loop as vLLM 0.24.0's wheel has it (152
+# instructions on sm_100, 154 on sm_90: a division an element), played through, the cycles of a
+# warp's sub-partition among other warps, and of a warp alone.
+ELEMENTS_A_LANE, NARROWING_CYCLES, LONE_NARROWING_CYCLES = 8, 190, 620
 QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 COPIED_BYTES = 2**26  # many waves of CTAs
@@ -97,9 +108,10 @@ class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
     `matmul_bytes` of the bytes move while matmuls run, `strided_bytes` by PyTorch's copies between
-    tensors that are not contiguous, an element of a thread after the other. `l1_cycles` are those
-    of an SM's L1, of all SMs together. `threads` work on a token each CTA, or warp, and take turns
-    on the SMs; it waits for `further_loads` beyond the usual ones.
+    tensors that are not contiguous, an element of a thread after the other. `sm_cycles` are those
+    of the scarcest unit of an SM, of all SMs together. `threads` work on a token each CTA, or warp,
+    and take turns on the SMs; it waits for `further_loads` beyond the usual ones and works
+    `lone_cycles` in a row.
     """
 
     bytes: int = 0
@@ -107,7 +119,8 @@ class Beside:
     matmul_bytes: int = 0
     strided_bytes: int = 0
     launches: int = 0
-    l1_cycles: int = 0
+    sm_cycles: int = 0
+    lone_cycles: int = 0
     threads: int = 0
     further_loads: int = 0
     host_s: float = 0.0
@@ -136,18 +149,19 @@ class Beside:
                 return moved / (hw.l2.bandwidth * calibration.l2.sustained)
             return machine_of(hw).hbm_s(moved / 2, moved / 2)
 
-        l1_s = self.l1_cycles / (hw.sm.count * hw.sm.clock)
+        sm_s = self.sm_cycles / (hw.sm.count * hw.sm.clock)
         latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
         fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
-        token_s = fixed_s + self.further_loads * latency_s
+        further_s = self.further_loads * latency_s + self.lone_cycles / hw.sm.clock
+        token_s = fixed_s + further_s
         waves = self.threads / (hw.sm.count * hw.sm.max_threads)
         launch_s = calibration.launch.gap + apart_s + fixed_s
-        taken_s = self.launches * launch_s + self.further_loads * latency_s
+        taken_s = self.launches * launch_s + further_s
         passes_s = memory_s(self.bytes - self.matmul_bytes - self.strided_bytes)
         if self.strided_bytes:
             copied_s = self.strided_bytes / strided_bytes_per_s(hw)
             passes_s += max(memory_s(self.strided_bytes), copied_s)
-        taken_s += max(passes_s, l1_s, (waves - 1) * token_s)
+        taken_s += max(passes_s, sm_s, (waves - 1) * token_s)
         taken_s += max(flops_s / calibration.tensor.native, memory_s(self.matmul_bytes))
         return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
 
@@ -168,10 +182,8 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     tokens, read_bytes, cached_bits = w.batch * w.seq_q, DTYPE_BYTES[dtype], KV_BITS[kv_dtype]
     kv, q = 2 * tokens * w.kv_heads * w.head_dim, tokens * w.heads * w.head_dim
     match kind:
-        case "cache write":
-            moved = kv * read_bytes + kv * cached_bits // 8
-            row = min(w.kv_heads * w.head_dim, WRITING_THREADS)
-            return Beside(moved, launches=1, threads=tokens * row, further_loads=1)
+        case "cache write" | "cache write by heads":
+            return _cache_written(w, read_bytes, cached_bits // 8, kind == "cache write by heads")
         case "cache write by warps":
             stored = kv * cached_bits // 8
             copied = Beside(2 * stored, launches=1, threads=tokens * LANES)
@@ -191,7 +203,7 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
         case "packed QKV":
             made = q * w.dtype_bytes + kv * cached_bits // 8
             turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
-            return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, l1_cycles=turning)
+            return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, sm_cycles=turning)
         case "packed QKV in place":
             k_again = Beside(kv // 2 * w.dtype_bytes)
             return beside("packed QKV", w, dtype, kv_dtype).and_also(k_again)
@@ -215,6 +227,26 @@ def _narrowed(elements: int, from_bytes: int, to_bytes: int) -> Beside:
     if from_bytes == to_bytes:
         return Beside()
     return Beside(elements * (from_bytes + to_bytes), launches=2)
+
+
+def _cache_written(
+    w: AttentionWorkload, element_bytes: int, cached_bytes: int, by_heads: bool
+) -> Beside:
+    """vLLM's write: a CTA a token, whose lanes take eight elements of K, then of V."""
+    tokens, row = w.batch * w.seq_q, w.kv_heads * w.head_dim
+    threads = min(row, WRITING_THREADS)
+    turns = blocks(w.kv_heads, max(1, threads // LANES)) if by_heads else 1
+    narrows = cached_bytes < element_bytes
+    lanes = min(LANES, w.head_dim // ELEMENTS_A_LANE) if by_heads else LANES
+    of_warps = blocks(2 * tokens * row, ELEMENTS_A_LANE * lanes)
+    return Beside(
+        2 * tokens * row * (element_bytes + cached_bytes),
+        launches=1,
+        sm_cycles=NARROWING_CYCLES * of_warps // SUB_PARTITIONS if narrows else 0,
+        threads=tokens * threads,
+        lone_cycles=2 * turns * LONE_NARROWING_CYCLES if narrows else 0,
+        further_loads=2 * turns - 1,
+    )
 
 
 def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:

@@ -323,7 +323,16 @@ OPERATIONS = (
         beside="cache write and lengths",
     ),
     Operation(r"sglang triton", "Triton prefill", PREFILL, SGLANG),
-    Operation(r"vllm vllm_flashinfer_trtllmprefill", "trtllm-gen prefill", PREFILL, TRTLLM_GEN),
+    # vLLM 0.24.0 has queries of 8 bits wherever the cache has, else no trtllm-gen (utils/
+    # flashinfer.py, use_trtllm_attention).
+    Operation(
+        r"vllm vllm_flashinfer_trtllmprefill",
+        "trtllm-gen prefill",
+        PREFILL,
+        TRTLLM_GEN,
+        in_cache_dtype=True,
+        beside="cache write by heads",
+    ),
     Operation(
         r"sglang trtllm_mha", "trtllm-gen prefill", PREFILL, TRTLLM_GEN, fp8_beside="fp8 queries"
     ),
@@ -384,7 +393,16 @@ OPERATIONS = (
     ),
     Operation(r"sglang triton", "Triton decode", DECODE, SGLANG_SPLIT_KV),
     Operation(
-        r"(vllm vllm_flashinfer_trtllmdecode|flashinfer .*trtllm.*)",
+        r"vllm vllm_flashinfer_trtllmdecode",
+        "trtllm-gen decode",
+        DECODE,
+        TRTLLM_GEN_DECODE,
+        arch=BLACKWELL,
+        in_cache_dtype=True,
+        beside="cache write by heads",
+    ),
+    Operation(
+        r"flashinfer .*trtllm.*",
         "trtllm-gen decode",
         DECODE,
         TRTLLM_GEN_DECODE,

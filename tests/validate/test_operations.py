@@ -220,6 +220,9 @@ def test_of_an_authors_own_loop_bytes_are_judged_and_times_are_not(tmp_path):
 def test_an_fp8_cache_is_multiplied_in_fp8_where_the_kernel_does(tmp_path):
     fa3 = case(tmp_path, kernel="vllm vllm_flash_attn_fa3", kv_dtype="fp8").workload
     assert (fa3.dtype, fa3.kv_dtype) == ("fp8", None)
+    gen = {"kernel": "vllm vllm_flashinfer_trtllmprefill", "gpu": "B200"}
+    assert case(tmp_path, **gen, kv_dtype="fp8").workload.dtype == "fp8"
+    assert case(tmp_path, **gen).workload.dtype == "bf16"
     row = DECODE | {"kernel": "vllm vllm_flashinfer_fidecode", "kv_dtype": "fp8", "gpu": "L40S"}
     row["pass_"] = row.pop("pass")
     decode = case(tmp_path, **row).workload
@@ -480,7 +483,7 @@ def test_a_turned_query_head_reads_cosines_a_sector_at_a_time(tmp_path):
     measured = measured_of(figure(tmp_path, **row))
     w, hw = measured.case.workload, measured.case.hardware
     warps = w.batch * w.seq_q * w.heads * 128 * 2 // 512
-    assert measured.beside.l1_cycles == warps * (6 * 4 + 8 * 16)
+    assert measured.beside.sm_cycles == warps * (6 * 4 + 8 * 16)
     taken_s, roofline_s = measured.beside.times(w, hw)
     assert taken_s == pytest.approx(1.1e-3, rel=0.1)
     assert taken_s > 2 * roofline_s
@@ -637,6 +640,28 @@ def test_vllm_writes_the_cache_a_cta_a_token_and_sglang_a_warp(tmp_path):
         waves * token_s + hw.calibration.launch.gap, rel=0.01
     )
     assert sglang.beside.times(w, hw)[0] < vllm.beside.times(w, hw)[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "gpu", "lanes"),
+    [("vllm vllm_flash_attn_fa3", "H100", 32), ("vllm vllm_flashinfer_trtllmprefill", "B200", 16)],
+)
+def test_vllm_divides_each_element_that_becomes_8_bits_on_lanes_of_a_head_apart_on_blackwell(
+    tmp_path, kernel, gpu, lanes
+):
+    """reshape_and_cache_flash: 190 cycles of a sub-partition for eight elements a lane."""
+    row = {"kernel": kernel, "gpu": gpu, "extra": "KV write included", "heads": "32"}
+    row |= {"kv_heads": "32", "seq_q": "65536", "seq_kv": "65536", "head_dim": "128"}
+    wide, narrow = (
+        measured_of(figure(tmp_path, **row, kv_dtype=kv_dtype)) for kv_dtype in ("bf16", "fp8")
+    )
+    w, hw = narrow.case.workload, narrow.case.hardware
+    assert wide.beside.sm_cycles == wide.beside.lone_cycles == 0
+    assert narrow.beside.sm_cycles == 2 * 65536 * 32 * 128 // (8 * lanes) * 190 // 4
+    assert narrow.beside.further_loads == (3 if gpu == "B200" else 1)  # 32 heads for 16 warps
+    assert narrow.beside.bytes < wide.beside.bytes
+    taken_s = narrow.beside.times(w, hw)[0]
+    assert taken_s > narrow.beside.sm_cycles / (hw.sm.count * hw.sm.clock)
 
 
 @pytest.mark.parametrize(
