@@ -48,17 +48,18 @@ def test_another_order_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("window", "cycles"),
-    [(None, 7_032), (128, 3_739)],  # of a lone CTA, played: a block that is seen; a hidden one
+    ("dtype", "window", "cycles"),
+    # Of a lone CTA, played: a block that is seen, in either dtype; a hidden one.
+    [("bf16", None, 7_032), ("fp8", None, 4_407), ("bf16", 128, 3_739)],
 )
-def test_a_lone_ctas_trip_takes_what_its_machine_code_does_when_played(window, cycles):
+def test_a_lone_ctas_trip_takes_what_its_machine_code_does_when_played(dtype, window, cycles):
     """The tensor cores at their datasheet's rate, and no wait for memory, as when it was played."""
     figures = {"calibration.l2.latency": 0.0, "calibration.hbm.latency": 0.0}
     figures |= {"calibration.tensor.native": 1.0, "calibration.sm.op_latency": 1e-9}
     hw = L40S.with_figures(figures)
     took = {}
     for length in (8192, 16384):
-        w = prompt(seq_q=Q, seq_kv=length, window=window)
+        w = prompt(seq_q=Q, seq_kv=length, window=window, dtype=dtype)
         took[length] = run([kernel_of(w, hw)], hw, w)[0].time_s
     trips = 8192 // KV
     assert (took[16384] - took[8192]) / trips * hw.sm.clock == pytest.approx(cycles, rel=0.05)
