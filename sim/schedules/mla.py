@@ -74,6 +74,7 @@ from sim.schedules.parts.latent_splits import (
     triton_splits,
 )
 from sim.schedules.parts.results import Result
+from sim.schedules.parts.sglang_decode import begun_by, own_setup
 from sim.schedules.parts.sliced_loop import SlicedCta
 from sim.schedules.parts.split_kv import Splits
 from sim.tile_program import (
@@ -153,7 +154,10 @@ class Mla(TiledSchedule):
         casting = [latents.cast_kernel()] if w.kv_dtype else []
         combines = cta.launches_combine or latents.parts.combined.any()
         combining = [latents.combine_kernel()] if combines else []
-        return [*casting, *self._plan(latents.parts, hw), latents.split_kernel(), *combining]
+        split = latents.split_kernel()
+        if self.implementation == "sglang":
+            split = begun_by(own_setup(w, hw, split.footprint, split.ctas), split)
+        return [*casting, *self._plan(latents.parts, hw), split, *combining]
 
     def _check_options(self) -> None:
         if self.splits is not None and self.implementation not in BY_TRITON:

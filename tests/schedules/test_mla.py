@@ -423,15 +423,27 @@ def test_what_no_kernel_does_is_said_in_one_line(options, workload, device, comp
     assert "\n" not in str(caught.value)
 
 
+def test_sglang_sets_up_latents_as_its_machine_code_does():
+    """2,395 cycles and a read of L2, where the architecture's setup is 2.3 us."""
+    w = deepseek(batch=1, heads=16, seq_kv=32)
+    kernel = split_kernel("sglang", w, L40S)
+    (own,), (usual,) = (run([one], L40S, w) for one in (kernel, replace(kernel, sets_up=None)))
+    assert usual.time_s - own.time_s == pytest.approx(L40S.calibration.sm.cta_setup, rel=1e-9)
+    setup = next(one for one in kernel.loops[0].ops if isinstance(one, Compute))
+    waited_s = setup.latencies * L40S.calibration.sm.op_latency
+    waited_s -= L40S.calibration.l2.latency
+    assert waited_s * L40S.sm.clock + setup.other_ops / 32 / 4 == pytest.approx(2_395, rel=0.02)
+
+
 def test_sglang_s_grid_has_all_ranges_that_there_may_be_and_idle_ones_cost_a_start():
     """triton_ops/decode_attention.py: grid (batch, blocks of heads, max_kv_splits)."""
-    w = deepseek(batch=64, seq_kv=1024)
-    kernel = split_kernel("sglang", w, L40S)
+    w, hw = deepseek(batch=64, seq_kv=1024), L40S.with_figures({"sm.clock": 2.22e9})
+    kernel = split_kernel("sglang", w, hw)
     assert kernel.ctas == 64 * 8 * 256  # of 142 SMs
     assert kernel.irregular
     # Nearly all are idle, one an SM at a time.
-    ran = run([kernel], L40S, w)[0]
-    assert ran.time_s > 64 * 8 * 256 / 142 * idle_cta_s(L40S)
+    ran = run([kernel], hw, w)[0]
+    assert ran.time_s > 64 * 8 * 256 / 142 * idle_cta_s(hw)
     assert ran.time_s == pytest.approx(690e-6, rel=0.1)  # measured, `fit`, less what is beside it
 
 

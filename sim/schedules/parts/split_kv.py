@@ -292,7 +292,7 @@ class SplitKv(FlashSchedule):
         split = SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
         if not self._is_sglang:
             return split
-        setup = own_setup(w.head_dim, hw, cta.footprint(w), split.grid.size)
+        setup = own_setup(w, hw, cta.footprint(w), split.grid.size)
         return replace(split, setup=setup)
 
     @property
