@@ -78,9 +78,9 @@ class Cascade(Schedule):
         """Own keys, the prefix, each with a merge kernel if split; then both made one."""
         own = self._level(_behind_prefix(w), hw)
         prefix = self._level(_of_prefix(w), hw, "prefix")
-        attention, *merge = own.kernels()
+        attention, *merge = own.kernels(hw)
         attention = replace(attention, name="own keys")
-        return [attention, *merge, *prefix.kernels(), merge_in_place(own, prefix)]
+        return [attention, *merge, *prefix.kernels(hw), merge_in_place(own, prefix)]
 
     def _level(self, w: AttentionWorkload, hw: HardwareProfile, part: str = "") -> PackedAttention:
         public = flashinfer_cta(w, hw)

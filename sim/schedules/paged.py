@@ -113,7 +113,8 @@ class Paged(SplitKv):
         cta = self.cta(flashinfer_cta(w, hw), w, hw)
         self._checked_tile_kv(cta)
         tokens = range_tokens(w, hw, cta.tile.q, self.page_size, self.splits)
-        return PackedAttention(w, cta, self.page_size, tokens, captured=self.captured).kernels()
+        attention = PackedAttention(w, cta, self.page_size, tokens, captured=self.captured)
+        return attention.kernels(hw)
 
     def _trtllm_gen(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         check_arch(f'{self.name}: implementation = "trtllm-gen"', hw, "sm100")
@@ -126,7 +127,7 @@ class Paged(SplitKv):
         cta = self.cta(trtllm_gen_cta(w), w, hw)
         self._checked_tile_kv(cta)
         tokens = trtllm_gen_range(w, hw, cta, self.splits)
-        return ClusterAttention(w, cta, self.page_size, tokens).kernels()
+        return ClusterAttention(w, cta, self.page_size, tokens).kernels(hw)
 
     def _check_xqa(self, w: AttentionWorkload, hw: HardwareProfile) -> None:
         where = 'schedule paged: implementation = "xqa": '

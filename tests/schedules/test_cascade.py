@@ -82,7 +82,7 @@ def test_a_copy_each_takes_what_flashinfer_s_was_measured_to_take(shared, measur
     )
     assert copies.time_s == pytest.approx(measured_us * 1e-6, rel=0.05)
     # Measured 90, 90, 93 us, the first two of which are Python's four launches.
-    assert once.time_s < 95e-6
+    assert once.time_s < 1.05 * 93e-6
     if shared == 4096:
         assert once.time_s == pytest.approx(93e-6, rel=0.1)
     (told,) = (line for line in notes([copies, once]) if "copy" in line)

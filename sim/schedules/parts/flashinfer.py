@@ -4,10 +4,7 @@
         load Q_i: row r is query head r % group of token r / group
         the loop of parts/paged_keys.py over the range (FlashInfer goes through it first to last)
         store O and log-sum-exp, of one range of several in the dtype of O
-    for each row of O (one CTA of the merge kernel, if keys are in several ranges):
-        load log-sum-exp_s of all s
-        for each few ranges s (8 of head_dim 128), 4 times as many on their way:
-            load O_s;  O += exp(lse_s - lse) O_s
+    merge all ranges' results (parts/flashinfer_merge.py), if keys are in several
 
 A tree of drafted tokens has a mask of a bit a query and key (custom_mask), which all trips apply:
 no key is left out for it, and the rule of ranges does not know of it.
@@ -25,11 +22,9 @@ empty, whose CTA loads Q and stores zeros.
 Source: flashinfer-ai/flashinfer, include/flashinfer: the rows of a tile (utils.cuh,
 FA2DetermineCtaTileQ), its warps and keys (attention/prefill.cuh, get_num_warps_q, get_num_warps_kv,
 BatchPrefillWithPagedKVCacheDispatched), the ranges (attention/scheduler.cuh,
-PrefillSplitQOKVIndptr, PrefillBinarySearchKVChunkSize), the merge kernel (attention/cascade.cuh,
-PersistentVariableLengthMergeStatesKernel). Differences: merging is a CTA a row, not a persistent
-grid; that warps add up their rows of O through SRAM is left out, and so are the CTAs of a captured
-graph that end at once; one query head a KV head runs this kernel too, where some callers take
-FlashInfer's decoding on CUDA cores.
+PrefillSplitQOKVIndptr, PrefillBinarySearchKVChunkSize). Differences: that warps add up their rows
+of O through SRAM is left out, and so are the CTAs of a captured graph that end at once; one query
+head a KV head runs this kernel too, where some callers take FlashInfer's decoding on CUDA cores.
 """
 
 from bisect import bisect_left
@@ -42,20 +37,17 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import KV_BITS, AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, matrix_sizes
-from sim.schedules.parts import registers
-from sim.schedules.parts.combine import reduction
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
+from sim.schedules.parts.flashinfer_merge import merge_kernel
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.instructions import FP32_OPS_A_ROW, LANES, OTHER_OPS_A_ROW
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
+from sim.schedules.parts.results import Result
 from sim.schedules.parts.scores import tree_mask
 from sim.tile_program import (
-    Compute,
-    Footprint,
     IntArray,
     Kernel,
-    Load,
     Loop,
     OfItem,
     Stream,
@@ -70,7 +62,6 @@ MOST_KV_MMAS = 8  # groups of 16 keys a warp, of 16 query rows; of 32 rows half 
 # V, 16 of which the CTA copies at once, and for each copy; an element in fp8 until it is bf16.
 OPS_A_ROW_COPIED, ROWS_AT_ONCE, OPS_A_COPY, OPS_OF_CASTING = 45, 16, 2, 3.5
 COPIED_AT_ONCE = 2048  # bytes, 16 a thread
-MERGE_THREADS, MERGE_STAGES = 128, 4  # cascade.cuh, VariableLengthMergeStates
 
 
 def flashinfer_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
@@ -272,7 +263,7 @@ class PackedAttention:
         alike = bool((sizes == sizes[0]).all())
         return Tensor(name, *shape, element_bytes, role="partial", sizes=None if alike else sizes)
 
-    def kernels(self) -> list[Kernel]:
+    def kernels(self, hw: HardwareProfile) -> list[Kernel]:
         """The kernel over all ranges and, of more than one or of a graph, the merge kernel."""
         if self.splits == 1 and not self.captured:
             return [self._attention(self._rows_of(self.o), self._rows_of(self.lse))]
@@ -287,7 +278,9 @@ class PackedAttention:
         attention = self._attention(
             Stream(o, 1, tile_q * w.head_dim, of_range), Stream(lse, 1, tile_q, of_range)
         )
-        return [attention, self._merge(o, lse)]
+        ranges, rows = (side.repeat(w.kv_heads) for side in (self.ranges, self.rows))
+        whole = Result(self.o, self.lse)
+        return [attention, merge_kernel(Result(o, lse), whole, rows, ranges, hw)]
 
     def _place(self, items: IntArray) -> tuple[IntArray, IntArray, IntArray]:
         """The sequence, the tile of its rows and the range of its keys of each CTA."""
@@ -378,52 +371,3 @@ class PackedAttention:
             return tiles
 
         return Stream(mask, queries, tile.kv // 8, last, stride=-1)
-
-    def _merge(self, o: Tensor, lse: Tensor) -> Kernel:
-        """A CTA a row of O, which a few threads have of each of several ranges."""
-        d, element_bytes = self.w.head_dim, self.w.dtype_bytes
-        held = MERGE_THREADS * max(16 // element_bytes, d // 32) // d  # ranges
-        at_a_time = min(held, self.splits)
-        most_trips = blocks(self.splits, at_a_time)
-        # The rows that there are, of one K/V matrix after the other.
-        rows = self.rows.repeat(self.w.kv_heads)
-        matrix = np.repeat(np.arange(self.matrices), rows)
-        row = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
-        result_row = matrix * self.most_rows + row
-        trips = -(-self.ranges // at_a_time)
-
-        def first(items: IntArray) -> IntArray:
-            tile: IntArray = matrix[items] * most_trips * self.most_rows + row[items]
-            return tile
-
-        def parts(items: IntArray) -> IntArray:
-            own: IntArray = trips[matrix[items] // self.w.kv_heads]
-            return own
-
-        def result(tensor: Tensor) -> Stream:
-            return Stream(tensor, 1, tensor.cols, lambda items: result_row[items])
-
-        weights = Load(Stream(lse, self.splits, 1, lambda items: result_row[items]))
-        load_o = Load(Stream(o, at_a_time, d, first, stride=self.most_rows), MERGE_STAGES)
-        add = Compute(
-            "O += exp(lse_s - lse) O_s",
-            (load_o,),
-            vector_ops=2 * at_a_time * d,  # rescales what is there, adds
-            exp_count=2 * MERGE_THREADS,
-            sram_bytes=2 * at_a_time * d * element_bytes,
-        )
-        kernel = reduction(
-            "merge",
-            parts,
-            add,
-            (result(self.o), result(self.lse)),
-            Footprint(
-                MERGE_STAGES * held * d * element_bytes + MERGE_THREADS * STATISTICS_BYTES,
-                threads=MERGE_THREADS,
-                registers_per_thread=registers.COMBINE,
-            ),
-            before=Compute("wait for log-sum-exps", (weights,)),
-        )
-        if self.w.lengths is not None:
-            kernel = replace(kernel, periods=1, irregular=True)
-        return replace(kernel, ctas=len(row))

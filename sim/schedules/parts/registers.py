@@ -30,6 +30,7 @@ MLA = MOST  # bound: 256 threads, one CTA an SM (FlashMLA, csrc/sm90)
 
 # Kernels beside them
 COMBINE = 64  # estimate: a row's share of O, the weights of its splits
+MERGE = 40  # FlashInfer's, cascade.cuh: by nvcc 13.0 for sm_89, sm_90 and sm_100, 48 at head_dim 64
 COMPRESS = 64  # estimate: a row's share of a weighted sum
 ELEMENTWISE = 32  # estimate: 8 elements a thread of each operand, and their addresses
 SELECT = 32  # estimate: counts of digits are in SRAM

@@ -78,11 +78,11 @@ class ClusterAttention(PackedAttention):
         low, high = self.shown
         return -(-(high - low) // self.range_tokens)
 
-    def kernels(self) -> list[Kernel]:
+    def kernels(self, hw: HardwareProfile) -> list[Kernel]:
         """The kernel over all ranges; of more than a cluster has also the merge."""
         few = 1 < self.splits <= MOST_RANGES_A_CLUSTER
         if not few or self.cta.tile.q > MOST_TURNED_ROWS:
-            return super().kernels()
+            return super().kernels(hw)
         kernel = self._attention(self._rows_of(self.o), self._rows_of(self.lse))
         return [replace(kernel, loops=(*kernel.loops[:-1], self._added_up()))]
 
