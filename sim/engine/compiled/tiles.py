@@ -40,10 +40,13 @@ def corners(sizes, stream, tile):
 
 
 @inlined
-def chunk_at(stream, group, row):
-    """The first chunk of the line of chunks that holds a matrix's row."""
+def first_chunk(stream, group, row, col):
+    """The chunk in which a matrix's row and column are: others are counted up from it.
+
+    To divide for each of them takes as long as to touch it.
+    """
     down = group * stream.chunks_down + row // stream.chunk_rows
-    return stream.first_chunk + down * stream.chunks_across
+    return stream.first_chunk + down * stream.chunks_across + col // stream.chunk_cols
 
 
 @inlined
@@ -63,13 +66,13 @@ def touch_chunks(l2, die, sizes, stream, tile, write, fetch):
     arrives [s]).
     """
     size, passed, read, written, in_flight_s = 0, 0, 0, 0, 0.0
-    group, row_at, row_end, col_at, col_end = corners(sizes, stream, tile)
-    for row in range(row_at, row_end, stream.chunk_rows):
+    group, row, row_end, col_at, col_end = corners(sizes, stream, tile)
+    first = first_chunk(stream, group, row, col_at)
+    while row < row_end:
         height = min(stream.chunk_rows, row_end - row)  # whole chunks, but for the matrix's end
-        first = chunk_at(stream, group, row)
-        for col in range(col_at, col_end, stream.chunk_cols):
+        chunk, col = first, col_at
+        while col < col_end:
             bytes_ = height * min(stream.chunk_cols, col_end - col) * stream.element_bytes
-            chunk = first + col // stream.chunk_cols
             line, fetched, evicted, past = touch_chunk(l2, die, chunk, bytes_, write, fetch)
             size += bytes_
             passed += past
@@ -79,19 +82,24 @@ def touch_chunks(l2, die, sizes, stream, tile, write, fetch):
                 at(l2.lines, line).arrival_s = INF  # set_arrivals says when
             elif line != NO_LINE:
                 in_flight_s = max(in_flight_s, at(l2.lines, line).arrival_s)
+            chunk, col = chunk + 1, col + stream.chunk_cols
+        first, row = first + stream.chunks_across, row + stream.chunk_rows
     return size, passed, read, written, in_flight_s
 
 
 @called
 def set_arrivals(l2, sizes, stream, tile, arrival_s):
     """The chunks of the tile that were fetched arrive then."""
-    group, row_at, row_end, col_at, col_end = corners(sizes, stream, tile)
-    for row in range(row_at, row_end, stream.chunk_rows):
-        first = chunk_at(stream, group, row)
-        for col in range(col_at, col_end, stream.chunk_cols):
-            line = at(l2.line_of, first + col // stream.chunk_cols)
+    group, row, row_end, col_at, col_end = corners(sizes, stream, tile)
+    first = first_chunk(stream, group, row, col_at)
+    while row < row_end:
+        chunk, col = first, col_at
+        while col < col_end:
+            line = at(l2.line_of, chunk)
             if at(l2.lines, line).arrival_s == INF:
                 at(l2.lines, line).arrival_s = arrival_s
+            chunk, col = chunk + 1, col + stream.chunk_cols
+        first, row = first + stream.chunks_across, row + stream.chunk_rows
 
 
 @inlined
