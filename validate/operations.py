@@ -115,8 +115,8 @@ class Operation:
     page tables have room for `cache_tokens`, if stated. `floor_us` is of a call whose host part
     takes longer than usual, `host_us` of one that is timed without a graph: the GPU works beside
     the host, and the longer part counts. `beside` is what else its call does, `fp8_beside` that of
-    fp8; where a row says that K and V are written to the cache, at least that. Of what its matmuls
-    multiply a share was `zeros`, which draw next to nothing.
+    fp8; where a row says that K and V are written to the cache, at least that. Of K and V a
+    share was `zeros`, which draw next to nothing.
     """
 
     kernel: str
@@ -600,6 +600,8 @@ HOST_IN_IT, CALL_HOST_S = re.compile(r"\bnvbench cold\b"), 10e-6
 # Ten calls between two waits for the GPU, which stands idle until the first has been asked for
 # (alibaba/InferSim, kernel_benchmark, benchmark_forward; torch.utils.benchmark, timeit).
 TIMED_TOGETHER, CALLS_TOGETHER = re.compile(r"\btorch Timer\b"), 10
+# Energies that go by the values of operands: multiplied, and moved to where they are.
+OF_OPERANDS = ("energy.tensor_per_flop", "energy.sram_per_byte", "energy.l2_per_byte")
 WARM = re.compile(r"\bwarm\b", re.IGNORECASE)
 BY_PROFILER = re.compile(r"\bncu\b|\bNsight\b|\bCUPTI\b", re.IGNORECASE)  # kernels, no gaps
 NCU = re.compile(r"\bncu\b|\bNsight Compute\b", re.IGNORECASE)
@@ -688,8 +690,8 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
     if w.dtype != "fp32" and hw.tensor_flops_per_s(w.dtype) is None:
         raise NotPredictedError(f"{hw.name} has no tensor rate for {w.dtype}")
     if operation.zeros and hw.energy:
-        flop_j = hw.energy.tensor_per_flop * (1 - operation.zeros)
-        hw = hw.with_figures({"energy.tensor_per_flop": flop_j})
+        drawn = {key: hw.figure(key) * (1 - operation.zeros) for key in OF_OPERANDS}
+        hw = hw.with_figures(drawn)
     dirty = WRITTEN_COLD.search(figure.extra) is not None
     case = Case(
         w, hw, schedule, operation.launches, _is_warm(figure), dirty, figure.metric not in TIMES

@@ -549,8 +549,10 @@ def test_matmuls_of_zeros_draw_nothing(tmp_path, kernel, gpu, multiplied):
     """aiconfigurator, collector/vllm/collect_mla.py: nothing fills the weights of K and V."""
     row = figure(tmp_path, kernel=kernel, gpu=gpu, head_dim="192")
     own, usual = measured_of(row).case.hardware, device_of(row)
-    flop_j, usual_flop_j = (hw.energy.tensor_per_flop for hw in (own, usual))
-    assert flop_j == pytest.approx(multiplied * usual_flop_j)
+    for key in ("tensor_per_flop", "sram_per_byte", "l2_per_byte"):
+        drawn, usually = (hw.figure(f"energy.{key}") for hw in (own, usual))
+        assert drawn == pytest.approx(multiplied * usually)
+    assert own.energy.lane_op == usual.energy.lane_op
 
 
 @pytest.mark.parametrize(
