@@ -95,8 +95,8 @@ PLAN_ON_DEVICE = {"flashmla": False, "fa3": True, "trtllm": True}
 SEVERAL_QUERIES = ("flashmla", "fa3")
 # Lane operations of an element that PyTorch casts from 8 bits: it is fetched by a switch over
 # dtypes (c10/core/DynamicCast.h) and taken apart bit by bit (c10/util/Float8_e4m3fn.h). Fitted to
-# two rows of the split `fit` (SGLang on an H100), which agree on some 350 elements a nanosecond.
-CAST_OPS = 75
+# two rows of the split `fit` (SGLang on an H100), which agree on some 335 elements a nanosecond.
+CAST_OPS = 83
 
 
 class Mla(TiledSchedule):
@@ -277,7 +277,7 @@ class _Latents:
             loops=(
                 begin("Q", load_q, trips=ctas.has_keys, sram_bytes=q_bytes),
                 Loop(ctas.count, (*loads, *self._trip(*loads))),
-                *ctas.stores(self.whole, self.partial, tile.q),
+                *ctas.stores(self.whole, self.partial, tile.q, self.cta.stores_sectors),
             ),
             footprint=self.cta.footprint(w),
             tensor_path=self.cta.tensor_path,

@@ -507,6 +507,20 @@ def test_its_combine_kernel_has_four_ranges_on_their_way_and_flash2s_one():
     assert took["flash_decoding"].threads == 128
 
 
+def test_a_whole_o_goes_out_through_sram_and_one_of_a_range_as_it_lies_in_registers():
+    """hopper/epilogue_fwd.hpp: store_O, store_O_direct (a sector of each of eight rows a warp)."""
+
+    def sram_bytes(splits: int) -> list[int]:
+        w = WorkloadTable(heads=4, head_dim=128, kv_heads=1, seq_kv=65536, phase="decode")
+        schedule = make_schedule({"name": "flash3", "splits": splits}, "a test")
+        kernel, *_ = kernels_of(schedule.program(w.workload(), H100))
+        computes = (op for op in kernel.actions if isinstance(op, Compute))
+        return [op.sram_bytes for op in computes if op.name == "O / l"]
+
+    assert sram_bytes(1) == [2 * 128 * 128 * 2]  # a tile's, written and read in 16 bits
+    assert sram_bytes(8) == [2 * 4 * 128 * 4]  # four rows in fp32: a sector as long as four
+
+
 @pytest.mark.parametrize(
     ("implementation", "changed", "behind"),
     [

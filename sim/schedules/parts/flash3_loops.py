@@ -5,8 +5,8 @@ with the sums of vLLM's fork P V is waited for first. In TensorRT-LLM's kernel a
 after the other, so that only another's matmuls run beside its softmax.
 
 Source: Dao-AILab/flash-attention, hopper/: mainloop_fwd_sm90_tma_gmma_ws.hpp (mma), mask.h,
-paged_kv.h; vllm-project/flash-attention, hopper/utils.h (gemm); NVIDIA/TensorRT-LLM,
-cpp/kernels/fmha_v2/src/fmha/warpspec/compute.h (compute_single_tile).
+paged_kv.h, epilogue_fwd.hpp; vllm-project/flash-attention, hopper/utils.h (gemm);
+NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/src/fmha/warpspec/compute.h (compute_single_tile).
 """
 
 from copy import copy
@@ -16,7 +16,7 @@ import numpy as np
 
 from sim.inputs.workload import Mask
 from sim.schedules.parts.dealing import Dealt
-from sim.schedules.parts.ends import finish
+from sim.schedules.parts.ends import beyond_port_bytes, finish
 from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
 from sim.schedules.parts.instructions import (
     FLASH3_FIXED,
@@ -152,21 +152,22 @@ class Work:
         return self.accumulated(load_v), added
 
     def finishes(self) -> list[Loop]:
-        """O goes out through SRAM by TMA: whole, and of a range.
+        """O goes out: whole through SRAM, of a range as it lies in registers.
 
         Of sequences of which none is split, or all are, there is only one of both.
         """
         # All ranges of a row lie together, tile after tile.
         lse_of_range = Stream(self.partial.lse, 1, self.cta.tile.q, self.dealt.tile)
-        ends: list[tuple[OfItem, Stream, Stream]] = []
+        ends: list[tuple[OfItem, Stream, Stream, int]] = []
         if min(self.rows.of_each) == 1:
-            ends.append((self._is_whole, self._rows_of(self.tensors.o), self._rows_of(self.lse)))
+            o, sram_bytes = self._rows_of(self.tensors.o), 2 * self.o_elements * O_ELEMENT_BYTES
+            ends.append((self._is_whole, o, self._rows_of(self.lse), sram_bytes))
         if self.rows.splits > 1:
-            ends.append((self._is_split, self._rows_of(self.partial.o), lse_of_range))
-        sram_bytes = 2 * self.o_elements * O_ELEMENT_BYTES
+            o = self._rows_of(self.partial.o)
+            ends.append((self._is_split, o, lse_of_range, beyond_port_bytes(o)))
         return [
             finish(self.o_elements, o, lse, trips=trips, sram_bytes=sram_bytes)
-            for trips, o, lse in ends
+            for trips, o, lse, sram_bytes in ends
         ]
 
     def _is_split(self, items: IntArray) -> IntArray:

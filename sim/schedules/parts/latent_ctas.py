@@ -7,7 +7,8 @@
     fa3          Dao-AILab/flash-attention, hopper/: tile_size.h (headdim_v 512: 64 x 64, P in
                  SRAM), flash_fwd_launch_template.h (2 stages), mainloop_fwd_sm90_tma_gmma_ws.hpp
                  (LargeHeadDimV: one warp group has S and the softmax, both have half of V; no
-                 overlap within a block)
+                 overlap within a block), epilogue_fwd.hpp (store_O_direct: partial results leave
+                 registers by 8 bytes a thread, 64 ST.E.64 each in sglang-kernel 0.4.4)
     trtllm       NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/flashMLA/flash_fwd_mla_kernel.h on
                  Hopper: FlashMLA as it was first, with one warp group for S, both for V, no overlap
                  within a block, and a CTA a row to combine; before Hopper `latent_slices`. On
@@ -110,6 +111,7 @@ class LatentCta:
     turns_v: bool = False
     statistics_in_sram: int = 0  # for each row
     partial_bytes: int = STATISTICS_BYTES
+    stores_sectors: bool = False  # partial results, as they lie in registers
     always_combines: bool = False
     launches_combine: bool = False  # where nothing is to be made one, too
     padded_rows: int = 0  # that a matmul takes the time of, where more than the tile's
@@ -170,7 +172,7 @@ def public_latent_cta(
     if implementation == "fa3":
         threads, taken = 3 * WARP_GROUP, registers.FLASH3[2]
         cta = replace(cta, threads=threads, registers_per_thread=taken, tensor_path="native")
-        return replace(cta, combining=FA3_COMBINING)
+        return replace(cta, stores_sectors=True, combining=FA3_COMBINING)
     if implementation == "trtllm" or cta.turns_v:
         cta = replace(cta, launches_combine=True, combining=ROW_BY_ROW)
         return replace(cta, tensor_path="native")

@@ -15,7 +15,7 @@ import numpy as np
 from sim.schedules.base import STATISTICS_BYTES, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.combine import combine_kernel
-from sim.schedules.parts.ends import finish
+from sim.schedules.parts.ends import beyond_port_bytes, finish
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.latent_splits import Piece
 from sim.schedules.parts.results import Result
@@ -162,16 +162,19 @@ class Ctas:
         """1 where its result is O."""
         return self.has_keys(items) - self.is_split(items)
 
-    def stores(self, whole: Result, partial: Result, tile_rows: int) -> tuple[Loop, Loop]:
-        """What an item ends with: so many rows of O, or of a partial one."""
+    def stores(
+        self, whole: Result, partial: Result, tile_rows: int, stores_sectors: bool = False
+    ) -> tuple[Loop, Loop]:
+        """What an item ends with: so many rows of O, or of a partial one, perhaps by sectors."""
 
-        def store(to: Result, trips: OfItem, rows: OfItem) -> Loop:
+        def store(to: Result, trips: OfItem, rows: OfItem, by_sectors: bool) -> Loop:
             o, lse = (Stream(one, tile_rows, one.cols, rows) for one in (to.o, to.lse))
-            return finish(tile_rows * to.o.cols, o, lse, trips=trips)
+            sram_bytes = beyond_port_bytes(o) if by_sectors else 0
+            return finish(tile_rows * to.o.cols, o, lse, trips=trips, sram_bytes=sram_bytes)
 
         return (
-            store(whole, self.is_whole, self.rows_of_sequence),
-            store(partial, self.is_split, self.rows_of_partial),
+            store(whole, self.is_whole, self.rows_of_sequence, False),
+            store(partial, self.is_split, self.rows_of_partial, stores_sectors),
         )
 
 
