@@ -178,6 +178,7 @@ def test_few_query_heads_multiply_16_rows_where_flash_attention_multiplies_64():
         (128, 128, None, 1117 - 264),
         (16, 256, None, 577 - 65),
         (8, 128, "fp8", 3026 - 132),
+        (8, 64, "fp8", 3160 - 136),  # by nvcc 13.0 for sm_90
     ],
 )
 def test_a_trip_has_about_the_instructions_of_the_compiled_loop(group, head_dim, kv_dtype, counted):

@@ -84,7 +84,9 @@ def flashinfer_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
     mmas = next((n for n in (8, 4, 2) if n <= most), 1)
     tile_kv = 16 * mmas * warps_kv
     copies = 2 * tile_kv * w.head_dim * _kv_element_bytes(w) // COPIED_AT_ONCE
-    addresses = OPS_A_ROW_COPIED * tile_kv // ROWS_AT_ONCE + OPS_A_COPY * copies
+    # Four lanes have a row of 64 bytes, eight any other (KernelTraits, KV_THR_LAYOUT_COL).
+    rows_at_once = ROWS_AT_ONCE * (2 if w.head_dim * _kv_element_bytes(w) == 64 else 1)
+    addresses = OPS_A_ROW_COPIED * tile_kv // rows_at_once + OPS_A_COPY * copies
     # Each warp that shares keys has an O of all rows to itself.
     row_ops = w.head_dim + FP32_OPS_A_ROW + OTHER_OPS_A_ROW
     own_o = (warps_kv - 1) * blocks(rows * row_ops, 4 * LANES)
