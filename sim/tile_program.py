@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,6 +232,15 @@ def once(items: IntArray) -> IntArray:
     return np.ones_like(items)
 
 
+class _Trips(NamedTuple):
+    """Trips of each loop over all items and the most in one, of all in the shortest and longest."""
+
+    of_loops: list[int]
+    most_of_loops: list[int]
+    shortest: int
+    longest: int
+
+
 @dataclass(frozen=True)
 class CompiledFrom:
     """The machine code that a kernel's counts are of, and the architecture that it is asked about.
@@ -313,28 +322,32 @@ class Kernel:
     @property
     def loop_trips(self) -> list[int]:
         """Trips of each loop over all items: of a vast grid by items spread evenly over it."""
-        return self._counted[0]
+        return self._counted.of_loops
 
     @property
     def most_trips(self) -> int:
         """Trips of all loops in the longest of the items that are looked at."""
-        return self._counted[2]
+        return self._counted.longest
+
+    @property
+    def most_loop_trips(self) -> list[int]:
+        """The most trips of each loop in any of them."""
+        return self._counted.most_of_loops
 
     @property
     def is_uniform(self) -> bool:
         """Whether all items that do anything have the same trips."""
-        return self._counted[1] == self._counted[2]
+        return self._counted.shortest == self._counted.longest
 
     @cached_property
-    def _counted(self) -> tuple[list[int], int, int]:
-        """Trips of each loop over all items, and of all loops in the shortest and the longest."""
+    def _counted(self) -> _Trips:
         number = self.ctas * self.items_per_cta
         looked_at = spread_over(number, COUNTED_ITEMS)
         trips = self.trips_of(looked_at)
         of_items = trips.sum(axis=0)
         shortest = int(of_items[of_items > 0].min(initial=of_items.max()))
         loop_trips = [int(count) * number // len(looked_at) for count in trips.sum(axis=1)]
-        return loop_trips, shortest, int(of_items.max())
+        return _Trips(loop_trips, trips.max(axis=1).tolist(), shortest, int(of_items.max()))
 
     @property
     def rows_used(self) -> float | None:

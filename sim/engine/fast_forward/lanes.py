@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.tile_program import COUNTED_ITEMS, IntArray, Kernel, Loop, Stream, Tensor, spread_over
+from sim.tile_program import IntArray, Kernel, Loop, Stream, Tensor
 
 MOST_ITEMS = 2**17  # whose tiles are counted
 
 
 def long_loops_of(kernel: Kernel) -> list[Loop]:
     """The loops of more than one trip."""
-    trips = kernel.trips_of(spread_over(kernel.ctas * kernel.items_per_cta, COUNTED_ITEMS))
-    return [loop for loop, own in zip(kernel.loops, trips, strict=True) if own.max() > 1]
+    return [
+        loop for loop, most in zip(kernel.loops, kernel.most_loop_trips, strict=True) if most > 1
+    ]
 
 
 def streams_of(loops: list[Loop]) -> list[Stream]:
