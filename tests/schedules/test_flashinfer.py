@@ -224,6 +224,22 @@ def test_queries_after_a_cached_prefix_are_packed_and_see_no_later_key():
     assert np.all(kernels(whole, page_size=16)[0].trips >= split.trips)
 
 
+@pytest.mark.parametrize("seq_kv", [1024, 4096])
+def test_queries_behind_a_window_have_ranges_of_their_own_window(seq_kv):
+    """A tile of 128 rows is 16 queries: by the plan 255 keys in pages of 64, of two."""
+    w = decoding(heads=16, kv_heads=2, seq_q=1024, seq_kv=seq_kv, window=128, causal=True)
+    split, merge = kernels(w, page_size=64)
+    tiles = 1024 // 16
+    assert range_tokens(w, H100, 128, 64, None) == 128
+    assert (split.ctas, split.splits, merge.items.size >= 1024 * 16) == (tiles * 2 * 2, 2, True)
+    trips = np.array([loop.trips(np.arange(split.ctas)) for loop in split.loops[1:-1]]).sum(axis=0)
+    for cta, visited in enumerate(trips[: 2 * tiles].tolist()):
+        first = seq_kv - 1024 + cta // 2 * 16
+        begin, number = max(0, first - 127), cta % 2
+        end = min(first + 16, begin + (number + 1) * 128)
+        assert visited == ceil(max(0, end - begin - number * 128), 64)
+
+
 def test_merging_has_four_loads_of_eight_ranges_on_their_way():
     """So a turn takes its instructions' cycles, no load's latency: cascade.cuh, num_smem_stages."""
     hw = load_profile("h100-sxm")
@@ -282,11 +298,11 @@ def test_what_it_has_no_kernel_for_is_said_in_one_line(workload, options, compla
 
 
 def test_of_several_queries_behind_a_window_a_tile_visits_the_keys_that_any_of_its_sees():
-    """prefill.cuh, kv_start_idx; here from the beginning of a tile of keys."""
+    """prefill.cuh, kv_start_idx."""
     w = decoding(heads=8, kv_heads=1, seq_kv=1024, seq_q=1024, window=128)
-    (kernel,) = kernels(w)
+    (kernel,) = kernels(w, splits=1)
     trips = kernel.trips[1].tolist()
     queries = 128 // 8
     for row, visited in enumerate(trips):
         low, high = w.visible_keys(row * queries, row * queries + queries - 1)
-        assert visited == -(-high // 64) - low // 64
+        assert visited == ceil(high - low, 64)

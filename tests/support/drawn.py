@@ -284,8 +284,6 @@ def suited(draw: Any, schedule: Schedule, w: AttentionWorkload) -> AttentionWork
     if schedule.name == "cascade":  # all queries stand behind the prefix
         shared = draw(st.integers(1, 300))
         w = replace(w, seq_kv=w.seq_kv + w.seq_q + shared, shared_prefix=shared)
-    if of_flashinfer and w.seq_q > 1:
-        w = replace(w, window=None)
     if of_flashinfer and w.dtype == "fp32":
         w = replace(w, dtype="bf16")
     dropout = "dropout" in schedule.takes and draw(st.booleans())

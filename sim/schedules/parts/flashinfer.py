@@ -122,12 +122,10 @@ def range_tokens(
     """Tokens of a range of keys: whole pages, and as many as `splits` ranges need, if given.
 
     Else the fewest, from LEAST_RANGE_TOKENS on, with which CTAS_AN_SM are enough for all. A
-    sequence has one range where none are few enough, and where several queries have a window, whose
-    ranges begin where each tile's window does.
+    sequence has one range where none are few enough. Of several queries behind a window each tile's
+    ranges begin where its own window does.
     """
     pages = -(-keys_planned(w, tile_q) // page_size)
-    if w.window is not None and w.seq_q > 1:
-        return int(pages.max()) * page_size
     if splits is not None:
         return blocks(int(pages.max()), splits) * page_size
     tiles = -(-np.array(w.queries) * (w.heads // w.kv_heads) // tile_q)
@@ -144,10 +142,8 @@ def range_tokens(
 
 def keys_planned(w: AttentionWorkload, tile_q: int) -> IntArray:
     """Keys of each sequence that a plan for tiles of `tile_q` rows cuts in ranges."""
-    low, high = keys_shown(w)
-    if w.window is None or w.seq_q > 1:
-        return high - low
-    return np.minimum(high, w.window - 1 + tile_q)
+    _, high = keys_shown(w)
+    return high if w.window is None else np.minimum(high, w.window - 1 + tile_q)
 
 
 def keys_shown(w: AttentionWorkload) -> tuple[IntArray, IntArray]:
@@ -302,28 +298,36 @@ class PackedAttention:
             lambda items: self._matrix(items) * self.down + self._place(items)[1],
         )
 
-    def _hidden_tiles(self, items: IntArray) -> IntArray:
-        """Tiles of keys at the beginning of its range that the window hides from all of a CTA."""
-        if self.w.window is None or self.w.seq_q == 1:
-            return np.zeros_like(items)
-        sequence, row, _ = self._place(items)
-        before = np.array(self.w.keys) - np.array(self.w.queries)
-        shown = before[sequence] + row * self.cta.tile.q // self.group + 1 - self.w.window
-        tiles: IntArray = np.maximum(shown, 0) // self.cta.tile.kv
-        return tiles
+    @property
+    def slides(self) -> bool:
+        """Whether ranges begin where each tile's window does, not where the sequence's does."""
+        return self.w.window is not None and self.w.seq_q > 1
+
+    def _keys(self, items: IntArray) -> tuple[IntArray, IntArray]:
+        """The first key that each CTA visits and the end, from its sequence's first shown on."""
+        sequence, row, number = self._place(items)
+        (low, high), tile_q = self.shown, self.cta.tile.q
+        before = (np.array(self.w.keys) - np.array(self.w.queries))[sequence]  # the first query
+        begin = number * self.range_tokens
+        if self.w.window is not None and self.slides:
+            shown = before + row * tile_q // self.group + 1 - self.w.window
+            begin = begin + np.maximum(shown, 0) - low[sequence]
+        end = np.minimum((high - low)[sequence], begin + self.range_tokens)
+        if self.w.causal and not self.w.tree:
+            last = np.minimum((row + 1) * tile_q, self.rows[sequence]) - 1
+            end = np.minimum(end, before + 1 + last // self.group - low[sequence])
+        return begin, np.maximum(begin, end)
 
     def _tiles(self, items: IntArray) -> IntArray:
-        """Tiles of keys of each CTA's range up to the last that its mask shows."""
-        sequence, row, number = self._place(items)
-        last = np.minimum((row + 1) * self.cta.tile.q, self.rows[sequence]) - 1
-        low, high = self.shown
-        first = low[sequence] + number * self.range_tokens
-        end = np.minimum(high[sequence], first + self.range_tokens)
-        if self.w.causal and not self.w.tree:
-            before = np.array(self.w.keys) - np.array(self.w.queries)  # the first query
-            end = np.minimum(end, before[sequence] + 1 + last // self.group)
-        tiles: IntArray = np.maximum(0, -(-(end - first) // self.cta.tile.kv))
+        """Tiles of keys that each CTA visits."""
+        begin, end = self._keys(items)
+        tiles: IntArray = -(-(end - begin) // self.cta.tile.kv)
         return tiles
+
+    def _first_tile(self, items: IntArray) -> IntArray:
+        """The first of them, of those that its range is cut in."""
+        first: IntArray = self._keys(items)[0] // self.cta.tile.kv
+        return first if self.slides else np.zeros_like(items)
 
     def _attention(self, o: Stream, lse: Stream) -> Kernel:
         w = self.w
@@ -333,11 +337,11 @@ class PackedAttention:
         ranges = KeyRanges(
             low,
             high,
-            self.range_tokens,
-            number=lambda items: self._place(items)[2],
+            int((high - low).max()) if self.slides else self.range_tokens,
+            number=lambda items: self._place(items)[2] * (not self.slides),
             matrix=self._matrix,
-            first=self._hidden_tiles,
-            end=self._tiles,
+            first=self._first_tile,
+            end=lambda items: self._first_tile(items) + self._tiles(items),
         )
         tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)
 
