@@ -73,7 +73,8 @@ class Shape(_Part):
     """One point of a campaign: what runs, on what workload, and what the result is used for.
 
     `schedule` is what the simulator predicts it by, None where it has no such schedule; `launches`
-    is a pattern of those of its kernels that were measured, all unless given.
+    is a pattern of those of its kernels that were measured, all unless given. `clock_mhz` is of the
+    SMs, where it was held at one other than the profile's.
     """
 
     runner: Runner
@@ -82,6 +83,7 @@ class Shape(_Part):
     workload: WorkloadTable
     schedule: dict[str, Any] | None
     launches: str | None = None
+    clock_mhz: PositiveFloat | None = None
 
     def parsed_schedule(self, where: str) -> Schedule | None:
         """The schedule that the simulator predicts by; raises InputError."""

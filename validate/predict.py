@@ -12,6 +12,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import CAUSES
 from sim.tile_program import Compute, Kernel, Tensor, in_order
+from validate.devices import at_clock
 from validate.inline_ecc import counted_dram_bytes
 from validate.measurement import Shape
 
@@ -49,6 +50,8 @@ class NotPredictedError(Exception):
 def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
     """Simulate a point; raises NotPredictedError where the simulator cannot, or it does not fit."""
     w = shape.workload.workload()
+    if shape.clock_mhz:
+        hw = at_clock(hw, shape.clock_mhz * 1e6)
     try:
         schedule = shape.parsed_schedule("measurement")
         if schedule is None:

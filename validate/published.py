@@ -50,6 +50,8 @@ LAUNCHES = {
     "nsa_compressed": "compressed attention|scores|.*block.*",
     "nsa_compressed_only": "compressed attention",
 }
+# At which clock [MHz] a source held the SMs of its GPU (appendix C).
+HELD_AT = {"arXiv 2407.08608": 1830.0}
 TO_SI = {"TFLOP/s": 1e12, "GB": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
@@ -96,6 +98,7 @@ def _measurement(row: dict[str, str]) -> Measurement:
         schedule=SCHEDULES.get(algorithm) if forward or trained else None,
         launches=LAUNCHES.get(algorithm),
         source=row["source"],
+        clock_mhz=next((mhz for of, mhz in HELD_AT.items() if row["source"].startswith(of)), None),
         **_figure(row, w.workload()),
     )
 

@@ -180,6 +180,19 @@ def test_published_rates_are_times_by_the_benchmarks_count_of_flops():
     assert trained.warm_s == pytest.approx([3.5 * 4 * 2 * 32 * 8192**2 * 64 / 78.64e12])
 
 
+def test_a_point_is_predicted_at_the_clock_that_its_source_held():
+    of_paper = [p for p in published("h100-sxm").points if "2407.08608" in (p.source or "")]
+    assert {p.clock_mhz for p in of_paper} == {1830}
+    others = [p for p in published("h100-sxm").points if p not in of_paper]
+    assert {p.clock_mhz for p in others} == {None}
+    point = next(p.shape for p in of_paper if p.family == "flash3" and p.workload.seq_q == 2048)
+    as_it_is, halved = (
+        predict(point.model_copy(update={"clock_mhz": mhz}), HW).warm_s for mhz in (None, 915)
+    )
+    assert predict(point, HW).warm_s == pytest.approx(as_it_is)
+    assert 1.7 < halved / as_it_is < 2.1
+
+
 def test_published_times_are_judged_from_the_l2_that_the_benchmark_leaves():
     cleared = published("rtx-3090").points  # all by Triton's do_bench
     assert all(p.cold_s and not p.warm_s for p in cleared)
