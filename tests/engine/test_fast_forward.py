@@ -1,5 +1,6 @@
 """Fast-forward against the exact replay, and what must hold of it where that is too long."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from sim.engine.fast_forward.reduced import (
     smaller_device,
 )
 from sim.engine.fast_forward.run import FILLINGS, run_kernel
+from sim.engine.fast_forward.told import Whole, grown
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import WorkloadTable
 from sim.machine import HBM, L2, TENSOR
@@ -108,6 +110,27 @@ def test_a_smaller_form_is_the_whole_seen_from_further_away(sms):
     assert exactly(form, device).time_s == pytest.approx(
         exactly(kernel).time_s / scale.times, rel=0.06
     )
+
+
+def test_what_forms_tell_is_as_sure_as_two_of_them_tell_a_larger_one():
+    """By the rule, three forms agree, however far the whole is; a third that does not is heard."""
+    kernel = kernel_of("flash2", heads=4, seq_len=32768)
+    scales = scales_of(kernel, H100, kernel.tile_steps // 8)
+    forms = [smaller(kernel, scale) for scale in scales]
+    assert [scale.sms for scale in scales] == [41, 20, 10]
+
+    def told(times: float, touched: int) -> Whole:
+        by_line = (3.0 + 0.1 * times) / times
+        return Whole("whole", by_line, touched + by_line * 1e9)
+
+    of_forms = [told(s.times, touched_bytes(f)) for s, f in zip(scales, forms, strict=True)]
+    whole, exact = grown(kernel, scales, forms, of_forms), told(1.0, touched_bytes(kernel))
+    assert (whole.time_s, whole.hbm_bytes) == pytest.approx((exact.time_s, exact.hbm_bytes))
+    assert (whole.time_scatter, whole.hbm_scatter) == pytest.approx((0.0, 0.0))
+    third = replace(of_forms[2], hbm_bytes=of_forms[2].hbm_bytes * 1.1)
+    unsure = grown(kernel, scales, forms, [*of_forms[:2], third])
+    assert unsure.hbm_bytes == whole.hbm_bytes
+    assert unsure.hbm_scatter > 0.01 > unsure.time_scatter
 
 
 def test_every_matrix_keeps_its_share_of_the_ctas_of_a_smaller_form():
@@ -337,6 +360,7 @@ def test_a_grid_of_a_billion_ctas_and_tensors_beyond_any_memory_are_told_too():
     assert kernel.tile_steps == kernel.ctas * kernel.trips_of(np.array([0])).sum()
     ours = skipping(kernel, 200_000)
     assert hbm_bytes(ours) == pytest.approx(8 * 2 * 2**41, rel=0.01)
+    assert ours.fast_forward.hbm_error < 0.05
 
 
 def test_a_record_says_what_was_skipped_and_exact_skips_nothing():

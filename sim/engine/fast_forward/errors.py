@@ -4,7 +4,7 @@
 `errors.json` the lines `floor + slope * scatter` below which nine in ten of their errors lie. Of
 times there is one for kernels told by smaller forms of them, and one for those told by a part: a
 line for each method would rest on a few questions, and promise less of others (with each schedule
-on a device left out in turn, 81% of its errors lie below such lines, 87% below these two). Of HBM
+on a device left out in turn, 81% of its errors lay below such lines, 89% below these two). Of HBM
 bytes each method has its own, as the same scatter is of little weight in one and all in another.
 """
 

@@ -4,8 +4,9 @@ A grid is replayed in *waves*: the CTAs that run at a time or, of a persistent k
 each CTA. It runs through its periods (the CTAs of a head, head after head). Replayed is, in about
 `most_steps` tile steps,
 
-    two smaller forms   where a CTA goes tile after tile through long matrices: the same kernel of a
-                        shorter sequence on a smaller device, and of one half as long
+    smaller forms       where a CTA goes tile after tile through long matrices: the same kernel of a
+                        shorter sequence on a smaller device, of one half and of one a quarter as
+                        long, which says how well two forms tell a larger one
     its first waves     else, where all items have the same trips
     its first periods   where several fit
     blocks of waves     else, of a pruned kernel or one that goes by waves: spread evenly over the
@@ -31,11 +32,11 @@ from sim.engine.fast_forward.reduced import Grid, Scale, can_be_coarse
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import IntArray, Kernel, Load, Loop, Store
 
-FEWEST_SMS, FEWEST_SHARE = 8, 6  # of the smaller of two forms: so many, or one in so many
+FEWEST_SMS, FEWEST_SHARE = 8, 6  # of the second form: so many, or one in so many
 FEWEST_TRIPS = 16  # of its longest CTA
 FEWEST_UNITS = 2  # of CTAs that go through a matrix
-LEAST_TIMES = 2.0  # smaller is the larger one, or it takes long beside the whole
-BOTH = 1.25  # times the steps of the larger one, as the smaller has a quarter of them
+LEAST_TIMES = 2.0  # smaller is the first form, or it takes long beside the whole
+BOTH = 1.25  # times the steps of the first form: the second has a quarter, the third a sixteenth
 COARSE_TRIPS = 192  # of a CTA, or more
 STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
 WAVES, MOST_WAVES = 8, 128  # for the later half to be past the beginning's transient
@@ -47,14 +48,14 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 
 
 def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scale]:
-    """How much smaller to make it, twice; none where that is no smaller or another kernel."""
+    """How much smaller to make it, thrice; none where that is no smaller or another kernel."""
     if kernel.items_per_cta > 1 and kernel.is_uniform:  # its CTAs keep step, as waves show
         return []
     sms, trips = hw.sm.count, kernel.most_trips
     times = max(LEAST_TIMES, (BOTH * kernel.tile_steps / most_steps) ** 0.5)
-    fewest = max(1, min(FEWEST_SMS, sms // FEWEST_SHARE))
-    larger = max(2 * fewest, int(sms / times))
-    scales = [Scale(sms / fewer, fewer) for fewer in (larger, larger // 2)]
+    fewest = max(2, min(FEWEST_SMS, sms // FEWEST_SHARE))
+    largest = max(2 * fewest, int(sms / times))
+    scales = [Scale(sms / fewer, fewer) for fewer in (largest, largest // 2, largest // 4)]
     if scales[0].times < LEAST_TIMES or trips < FEWEST_TRIPS * scales[1].times:
         return []
     if not can_be_coarse(kernel):

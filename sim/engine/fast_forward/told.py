@@ -53,7 +53,32 @@ class Whole:
 
 
 def grown(kernel: Kernel, scales: list[Scale], forms: list[Kernel], wholes: list[Whole]) -> Whole:
-    """What two smaller forms tell of the kernel itself.
+    """What three smaller forms tell of the kernel itself, the largest first.
+
+    It is told by the first two, as the first is by the two others: how far that is off, of a form
+    that was replayed, tells how far the kernel's may be.
+    """
+    times = [scale.times for scale in scales]
+    # Of very many items what they touch is counted by whole tensors, which may be too much.
+    touched = [min(touched_bytes(f), w.hbm_bytes) for f, w in zip(forms, wholes, strict=True)]
+    time_s, hbm_bytes = _grown(times, wholes, touched, touched_bytes(kernel))
+    beside = [other / times[0] for other in times[1:]]
+    again_s, again_bytes = _grown(beside, wholes[1:], touched[1:], touched[0])
+    first = wholes[0]
+    return Whole(
+        "scales",
+        time_s,
+        hbm_bytes,
+        first.time_scatter + abs(again_s / first.time_s - 1.0),
+        first.hbm_scatter + abs(again_bytes / first.hbm_bytes - 1.0),
+        times[0],
+    )
+
+
+def _grown(
+    times: list[float], wholes: list[Whole], touched: list[float], least_bytes: float
+) -> tuple[float, float]:
+    """Time and HBM bytes by two forms so many times smaller, of what touches `least_bytes`.
 
     Time grows by the scale but for what each CTA takes however short it is: a share that goes with
     the scale, so the line through both is followed to 1. What HBM has to read once is counted. The
@@ -61,39 +86,27 @@ def grown(kernel: Kernel, scales: list[Scale], forms: list[Kernel], wholes: list
     brings its own, again along a line: in between both rules have their share, by the power that
     the forms show.
     """
-    times = scales[0].times
-    time_s = _followed(scales, [whole.time_s for whole in wholes], 1)
-    touched = [touched_bytes(form) for form in forms]
-    more = [max(0.0, w.hbm_bytes - least) for w, least in zip(wholes, touched, strict=True)]
-    grown_bytes = np.array([more[0] * times, more[0] * times**2])
-    followed_bytes = np.array([_followed(scales, more, power) for power in (1, 2)])
-    followed_bytes = followed_bytes.clip(0.0, grown_bytes[1])  # loads ask for no more
-    own = _share_by_square(scales, more)
-    shares = np.array([1.0 - own, own])
-    hbm_bytes = touched_bytes(kernel) + float(shares @ followed_bytes)
-    hbm_moved = float(shares @ np.abs(followed_bytes - grown_bytes))
-    return Whole(
-        "scales",
-        time_s,
-        hbm_bytes,
-        wholes[0].time_scatter + abs(1.0 - wholes[0].time_s * times / time_s),
-        wholes[0].hbm_scatter + hbm_moved / hbm_bytes,
-        times,
-    )
+    first, second, *_ = wholes
+    time_s = _followed(times, (first.time_s, second.time_s), 1)
+    more = first.hbm_bytes - touched[0], second.hbm_bytes - touched[1]
+    by_scale, by_square = (_followed(times, more, power) for power in (1, 2))
+    most = more[0] * times[0] ** 2  # loads ask for no more
+    own = _share_by_square(times, more)
+    told = (1.0 - own) * min(max(by_scale, 0.0), most) + own * min(max(by_square, 0.0), most)
+    return time_s, least_bytes + told
 
 
-def _followed(scales: list[Scale], of_forms: list[float], power: int) -> float:
+def _followed(times: list[float], of_forms: tuple[float, float], power: int) -> float:
     """The line through what both forms come to at the kernel's size, followed to it."""
-    (larger, smaller), (first, second) = scales, of_forms
-    first, second = first * larger.times**power, second * smaller.times**power
-    return first + (first - second) * (larger.times - 1.0) / (smaller.times - larger.times)
+    first, second = (one * by**power for one, by in zip(of_forms, times, strict=False))
+    return first + (first - second) * (times[0] - 1.0) / (times[1] - times[0])
 
 
-def _share_by_square(scales: list[Scale], of_forms: list[float]) -> float:
+def _share_by_square(times: list[float], of_forms: tuple[float, float]) -> float:
     """What is more than 1 of the power with which it grows; of nothing, none."""
     if min(of_forms) <= 0.0:
         return 0.0
-    power = log(of_forms[0] / of_forms[1]) / log(scales[1].times / scales[0].times)
+    power = log(of_forms[0] / of_forms[1]) / log(times[1] / times[0])
     return min(max(power - 1.0, 0.0), 1.0)
 
 
