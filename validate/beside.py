@@ -26,10 +26,11 @@ or after attention's. By the `beside` of a measured operation:
                    written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
                    a scale)
     packed QKV     Q, K and V are read in one matrix, turned, and written, K and V to the cache,
-                   once offsets and scales are made from lengths: TensorRT-LLM,
-                   common/attentionOp.cpp (enqueueContext: invokeBuildDecoderInfo,
-                   invokeQKVPreprocessing) and kernels/unfusedAttentionKernels/
-                   unfusedAttentionKernels_2_template.h (applyBiasRopeUpdateKVCacheV2). A thread has
+                   once offsets and scales are made from lengths, unless a sequence has one query:
+                   TensorRT-LLM, common/attentionOp.cpp (enqueueContext: invokeBuildDecoderInfo,
+                   invokeQKVPreprocessing), xqaDispatcher.cpp (isBuildDecoderInfoKernelNeeded) and
+                   kernels/unfusedAttentionKernels/unfusedAttentionKernels_2_template.h
+                   (applyBiasRopeUpdateKVCacheV2). A thread has
                    16 bytes of a token's query head, and reads as much of K and V, its partner of Q
                    and of K and eight pairs of cosine and sine, 64 bytes from its neighbour's
     packed QKV in place
@@ -201,9 +202,10 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             written = kv * PROJECTED_BYTES + kv * cached_bits // 8
             return Beside(quantised + written, launches=1 + QUANTISING_LAUNCHES)
         case "packed QKV":
+            launches = 1 + (w.seq_q > 1)
             made = q * w.dtype_bytes + kv * cached_bits // 8
             turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
-            return Beside((q + kv) * PROJECTED_BYTES + made, launches=2, sm_cycles=turning)
+            return Beside((q + kv) * PROJECTED_BYTES + made, launches=launches, sm_cycles=turning)
         case "packed QKV in place":
             k_again = Beside(kv // 2 * w.dtype_bytes)
             return beside("packed QKV", w, dtype, kv_dtype).and_also(k_again)

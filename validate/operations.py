@@ -425,8 +425,9 @@ OPERATIONS = (
         TRTLLM_GEN_DECODE,
         arch=BLACKWELL,
         in_cache_dtype=True,
+        beside="packed QKV",
     ),
-    Operation(r"trtllm torch_flow", "XQA decode", DECODE, trtllm_decode),
+    Operation(r"trtllm torch_flow", "XQA decode", DECODE, trtllm_decode, beside="packed QKV"),
     Operation(r"xqa .*", "XQA decode", DECODE, LIKE_PAGED),
     # SGLang's pages have one token (aiconfigurator, collector/sglang/collect_attn.py).
     Operation(r"sglang flashinfer", "FlashInfer decode", DECODE, FLASHINFER | {"page_size": 1}),

@@ -472,6 +472,15 @@ def test_tensorrt_llms_pass_over_packed_qkv_reads_and_writes_all_three(tmp_path)
     assert hopper.beside.bytes == 2 * (q + kv) + 2 * q + 2 * kv
 
 
+@pytest.mark.parametrize("gpu", ["B200", "H100"])
+def test_of_one_query_tensorrt_llms_pass_alone_is_launched_and_divides_nothing(tmp_path, gpu):
+    """xqaDispatcher.cpp: no offsets are made; the pass writes Q, K and V."""
+    row = DECODE | {"kernel": "trtllm torch_flow", "gpu": gpu, "heads": "32", "kv_heads": "8"}
+    row |= {"kv_dtype": "fp8", "extra": "KV write included, warm L2"}
+    own = measured_of(figure(tmp_path, **row)).beside
+    assert (own.launches, own.lone_cycles) == (1, 0)
+
+
 def test_a_turned_query_head_reads_cosines_a_sector_at_a_time(tmp_path):
     """A warp has 512 bytes of Q: 6 accesses of as many, 8 of 16 sectors each.
 
