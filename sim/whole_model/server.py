@@ -121,7 +121,9 @@ class Service:
     @property
     def iterations(self) -> "np.recarray[Any, Any]":
         """All so far, one after the other."""
-        return np.concatenate([np.empty(0, ITERATION), *self.told]).view(np.recarray)
+        told = [np.empty(0, ITERATION), *self.told]
+        # Told their type, NumPy does not work out a common one for each block of them.
+        return np.concatenate(told, dtype=ITERATION).view(np.recarray)
 
     def run(self) -> None:
         """Serve all requests. Each must fit the cache alone, whole."""
