@@ -25,7 +25,7 @@ from sim.report.known_errors import FILE, KnownError, mean_over, shipped
 from validate.compare import WARM, Comparison, compare
 from validate.figures import read_figures
 from validate.measurement import Measurement, Measurements, load_measurements
-from validate.operations import Case
+from validate.measured import Case
 from validate.published import published, published_profiles
 from validate.stick import ANY, DRAM, HITS, TIME, Stick, measure_up, user_store
 from validate.stick_report import markdown

@@ -1,7 +1,7 @@
 """Tables of measured figures: one CSV row a figure, checked and read from files and folders.
 
 The columns are those of `docs/measurements.md`. What a row leaves empty was not stated by who
-measured it; whether it can be predicted all the same is decided later (`validate.operations`).
+measured it; whether it can be predicted all the same is decided later (`validate.measured`).
 """
 
 import csv

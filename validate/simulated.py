@@ -23,7 +23,7 @@ from sim.schedules.parts.elementwise import FOOTPRINT
 from sim.schedules.parts.elementwise import in_order as in_rows
 from sim.tile_program import Kernel, Loop, Store, Tensor, in_order, once
 from validate.inline_ecc import counted_dram_bytes
-from validate.operations import Case
+from validate.measured import Case
 from validate.predict import WARM_BELOW, NotPredictedError, least_hbm_bytes, roofline_s
 
 WRITTEN_A_CTA = 16 * 1024  # bytes, of what is written before the kernels

@@ -22,7 +22,7 @@ from sim.runs.job import Progress
 from sim.runs.store import Entry, Store
 from sim.runs.workers import processes
 from validate.figures import Figure, FigureSplit, must_be_fit
-from validate.operations import Case, Measured, measured_of
+from validate.measured import Case, Measured, measured_of
 from validate.predict import NotPredictedError
 from validate.simulated import Simulated, address_of, simulate
 

@@ -13,7 +13,7 @@ from validate.campaign import load_campaign
 from validate.figures import Figure
 from validate.measure import run_campaign
 from validate.measurement import FORMAT, Device, Measurements, Micro
-from validate.operations import measured_of
+from validate.measured import measured_of
 from validate.published import published
 from validate.samples import RowSample, points_of, rows_of, with_values
 from validate.simulated import simulate

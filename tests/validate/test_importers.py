@@ -13,7 +13,7 @@ from tests.support.commands import assert_one_line, called
 from tests.support.full_disk import files_of_at_most
 from validate.figures import must_be_fit, read_figures
 from validate.importers.run import SOURCES, WRITTEN, save_imported
-from validate.operations import measured_of
+from validate.measured import measured_of
 
 PHASES = {
     "time_stats.attn_prefill.median": "0.0",

@@ -8,14 +8,8 @@ from sim.machine import machine_of
 from tests.support.tables_of_figures import DECODE, figure
 from validate.beside import Beside
 from validate.devices import at_clock, device_of
-from validate.operations import (
-    BETWEEN_GRAPHS_S,
-    IN_A_STREAM_S,
-    OPERATIONS,
-    Case,
-    measured_of,
-    operation_of,
-)
+from validate.measured import BETWEEN_GRAPHS_S, IN_A_STREAM_S, Case, measured_of
+from validate.operations import OPERATIONS, operation_of
 from validate.predict import NotPredictedError
 from validate.simulated import simulate
 

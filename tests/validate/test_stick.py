@@ -14,7 +14,7 @@ from sim.runs.store import Store
 from tests.support.commands import assert_one_line, called
 from tests.support.tables_of_figures import DECODE, figure, write
 from validate.figures import read_figures
-from validate.operations import IN_A_STREAM_S, measured_of
+from validate.measured import IN_A_STREAM_S, measured_of
 from validate.predict import NotPredictedError
 from validate.simulated import KernelFigures, Simulated, address_of, simulate
 from validate.stick import (
