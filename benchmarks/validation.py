@@ -24,8 +24,8 @@ from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.report.known_errors import FILE, KnownError, mean_over, shipped
 from validate.compare import WARM, Comparison, compare
 from validate.figures import read_figures
-from validate.measurement import Measurement, Measurements, load_measurements
 from validate.measured import Case
+from validate.measurement import Measurement, Measurements, load_measurements
 from validate.published import published, published_profiles
 from validate.stick import ANY, DRAM, HITS, TIME, Stick, measure_up, user_store
 from validate.stick_report import markdown

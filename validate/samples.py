@@ -14,8 +14,8 @@ from sim.device.program import kernels_of
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile, load_profile
 from validate.figures import Figure, must_be_fit
-from validate.measurement import Measurement, Measurements
 from validate.measured import Measured, measured_of
+from validate.measurement import Measurement, Measurements
 from validate.predict import NotPredictedError, predict
 from validate.simulated import simulate
 from validate.stick import TIME, judge, quantity_of

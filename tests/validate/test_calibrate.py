@@ -12,8 +12,8 @@ from validate.calibrate import BY_NAME, calibrate, profile_toml, value_of
 from validate.campaign import load_campaign
 from validate.figures import Figure
 from validate.measure import run_campaign
-from validate.measurement import FORMAT, Device, Measurements, Micro
 from validate.measured import measured_of
+from validate.measurement import FORMAT, Device, Measurements, Micro
 from validate.published import published
 from validate.samples import RowSample, points_of, rows_of, with_values
 from validate.simulated import simulate
