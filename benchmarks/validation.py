@@ -5,8 +5,8 @@ validate/measurements) is judged on their test split. It takes a minute. With --
 and the tables of README.md and docs/validation.md are renewed; what their text says is left alone.
 
 Given a folder of tables of figures (docs/measurements.md), these are judged too, all splits: what
-comes of them stands between two marks in docs/validation.md and, by family, in README.md, and in
-the data file under "measured".
+comes of them stands between two marks in docs/errors.md and, by family, in README.md, and in the
+data file under "measured".
 """
 
 import argparse
@@ -221,7 +221,7 @@ def _schedules(cases: Iterable[Case]) -> list[dict[str, Any]]:
     return [dict(kernel) for kernel in sorted(kernels)]
 
 
-LEAST_POINTS = 20  # of a family in the README; docs/validation.md has all
+LEAST_POINTS = 20  # of a family in the README; docs/errors.md has all
 OTHER_QUANTITIES = {DRAM: "DRAM bytes, all kernels", HITS: "L2 hit rate, all kernels"}
 
 
@@ -287,7 +287,7 @@ def main() -> None:
         save_text(text, DATA)
         renew(ROOT / "docs" / "validation.md", docs_table(of_others))
         if stick is not None:
-            renew_between(ROOT / "docs" / "validation.md", markdown(stick))
+            renew_between(ROOT / "docs" / "errors.md", markdown(stick))
         if "measured" in data:
             renew_between(ROOT / "README.md", readme_measured(data["measured"]))
     if asked.json:
