@@ -24,7 +24,8 @@ def main() -> None:
             printed.flush()
             sys.stderr.flush()
             os._exit(code)
-    leave_all()
+    if "triton" not in sys.modules:  # its bindings report what is left as leaks
+        leave_all()
     sys.exit(code)
 
 
