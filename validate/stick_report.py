@@ -210,7 +210,7 @@ def markdown(stick: Stick, by_regime: bool = False) -> str:
 
 def _titled(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [_line(columns), "|" + "---|" * len(columns), *map(_line, rows)]
-    return f"**{title}**\n\n" + "\n".join(lines) + "\n"
+    return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
 def _with_regime(score: Score) -> tuple[str, ...]:
