@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import explore, init, kernel, lists, run, schema, validate
+from sim.cli import explore, fit, init, kernel, lists, run, schema, validate
 
 
 def _version(asked: bool) -> None:
@@ -49,7 +49,7 @@ def options(
 
 app.command()(run.run)
 app.command()(run.sweep)
-app.command()(run.fit)
+app.command()(fit.fit)
 app.command("compare")(run.compare_results)
 app.command()(init.init)
 app.command()(lists.models)

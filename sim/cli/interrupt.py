@@ -2,8 +2,9 @@
 
 A KeyboardInterrupt comes first, so that workers end, files are closed, and what is written in part
 is removed. It may come late, as compiled code and threads are waited for, or be lost in a library's
-callback: a thread that the signal wakes ends the process then. What is kept is as after a kill:
-stores are transactions, and files are written whole or not at all.
+callback, which Python would tell with a traceback: a thread that the signal wakes ends the process
+then. What is kept is as after a kill: stores are transactions, and files are written whole or not
+at all.
 """
 
 import os
@@ -43,12 +44,14 @@ def watched() -> Iterator[None]:
         if handler in AT_FIRST:  # else a shell's job in the background: it stays so
             signal.signal(number, _once)
     wakes = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    told, sys.unraisablehook = sys.unraisablehook, _tell_others
     threading.Thread(target=_end_when_interrupted, args=(read_end,), daemon=True).start()
     try:
         yield
     except KeyboardInterrupt:
         _end()
     finally:
+        sys.unraisablehook = told
         signal.set_wakeup_fd(wakes)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -60,6 +63,11 @@ def _once(number: int, _: Any) -> None:
         signal.signal(each, signal.SIG_IGN)  # pressed again, it ends nothing sooner
     _by.append(number)
     raise KeyboardInterrupt
+
+
+def _tell_others(lost: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
 
 
 def _end_when_interrupted(read_end: int) -> None:

@@ -1,13 +1,12 @@
-"""Commands that answer a question: run, sweep, fit and compare."""
+"""Commands that run scenarios and compare what came out: run, sweep and compare."""
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli import complete
 from sim.cli.options import (
     AllowCodeOption,
     CacheOption,
@@ -230,93 +229,6 @@ def sweep_file(
         found_again = f"{len(kept.damaged):,} damaged records were left out and run again"
         print(f"attnsim: {store}: {found_again}", file=sys.stderr)
     return swept
-
-
-def fit(
-    model: Annotated[
-        str,
-        typer.Option(help="A model's name, such as llama-3-8b.", autocompletion=complete.models),
-    ],
-    hardware: Annotated[
-        str,
-        typer.Option(
-            help="A profile's name or path; several, with commas, side by side.",
-            autocompletion=complete.profiles,
-        ),
-    ],
-    weights: Annotated[
-        str, typer.Option(help="fp16, bf16, fp8, int8, int4, mxfp4: how parameters are stored.")
-    ] = "bf16",
-    kv_dtype: Annotated[
-        str, typer.Option(help="fp16, bf16, fp8, int8 or int4: the KV cache's.")
-    ] = "bf16",
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="The attention of all uses; a usual library's for each otherwise.",
-            autocompletion=complete.schedules,
-        ),
-    ] = None,
-    batch: Annotated[str, typer.Option(metavar="N", help="Sequences.")] = "1",
-    context: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N", help="Tokens to ask about and tell the parts of; the model's otherwise."
-        ),
-    ] = None,
-    uses: Annotated[
-        str | None,
-        typer.Option(help="Of prefill, decode, training, training with checkpointing: those."),
-    ] = None,
-    gpus: Annotated[str, typer.Option(metavar="N", help="How many GPUs share the work.")] = "1",
-    parallel: Annotated[
-        str, typer.Option(help="tensor, pipeline or context: how they share it.")
-    ] = "tensor",
-    chunk: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Tokens of a prefill chunk (2048); 0: the whole prompt."),
-    ] = None,
-    reserve: Annotated[
-        str | None, typer.Option(help='What the framework takes of each GPU ("1 GiB").')
-    ] = None,
-    utilisation: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", help="Of each GPU's memory, what may be used (1)."),
-    ] = None,
-    dropout: Annotated[bool, typer.Option("--dropout", help="Train with dropout.")] = False,
-    out: FiguresOption = None,
-    format: FormatOption = None,
-    size: SizeOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Does it fit: what lives in a GPU's memory, and the longest context there is room for."""
-    from sim.whole_model.fit import FitQuestion
-
-    cards = hardware.split(",")
-    given = {
-        "model": model,
-        "hardware": cards,
-        "weights": weights,
-        "kv_dtype": kv_dtype,
-        "schedule": schedule,
-        "batch": batch,
-        "context": context,
-        "gpus": gpus,
-        "parallel": parallel,
-        "chunk": chunk,
-        "reserve": reserve,
-        "utilisation": utilisation,
-        "dropout": dropout,
-    }
-    row = {key: value for key, value in given.items() if value is not None}
-    file: dict[str, Any] = {"title": f"Does {model} fit on {', '.join(cards)}?", "fit": [row]}
-    if uses is not None:
-        file["uses"] = [use.strip() for use in uses.split(",")]
-    question = FitQuestion.from_tables(file, "fit", "fit")
-    sheet = sheet_for(out, format, size)
-    with a_bar(engine=None) as update:
-        answer = question.answer(update)
-    give(answer, out, json, sheet=sheet)
 
 
 def compare_results(

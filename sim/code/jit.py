@@ -24,7 +24,7 @@ import numpy as np
 
 from sim.code.sources import stamp_of
 from sim.inputs.files import InputError
-from sim.inputs.kept_table import folder_beside, write_whole
+from sim.inputs.kept import folder_beside, write_whole
 
 # Without wrappers a quarter less to compile; Python that called such a function would crash.
 _OPTIONS: dict[str, Any] = {

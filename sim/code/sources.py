@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from sim.inputs.kept_table import KeptTable, folder_beside
+from sim.inputs.kept import KeptTable, folder_beside
 
 _ROOT = Path(__file__).parents[2]  # where the package `sim` lies
 _MOST_KEPT = 1000  # sources: some versions of attnsim

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.inputs.kept_table import KeptTable, folder_beside
+from sim.inputs.kept import KeptTable, folder_beside
 
 if TYPE_CHECKING:
     import pint

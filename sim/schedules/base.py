@@ -136,12 +136,8 @@ class Schedule(BaseModel):
                 f"schedule {self.name}: workload.tree = true: it has no mask of a tree; "
                 f"{that_take('tree')} takes one"
             )
-        if w.has_two_sides and "two sides" not in self.takes:
-            raise InputError(
-                f"schedule {self.name}: workload.window = {w.window} of causal = false: a window "
-                f"of the latest keys was expected (causal = true); {that_take('two sides')} take "
-                "those to both sides"
-            )
+        if "two sides" not in self.takes:
+            check_latest_keys(f"schedule {self.name}", w)
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         self._check_scores(w)
@@ -204,6 +200,15 @@ def changes_asked(w: AttentionWorkload) -> dict[Taken, str]:
     if w.bias:
         asked["bias"] = f'"{w.bias}"'
     return asked
+
+
+def check_latest_keys(where: str, w: AttentionWorkload) -> None:
+    """Raises InputError where a window reaches to both sides of a query."""
+    if w.has_two_sides:
+        raise InputError(
+            f"{where}: workload.window = {w.window}: one of the latest keys was expected (causal = "
+            f"true); by default {that_take('two sides')} take those to both sides"
+        )
 
 
 def that_take(what: Taken) -> str:

@@ -25,7 +25,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import ctas_per_sm
-from sim.schedules.base import QKVO, blocks, qkvo, visible_blocks
+from sim.schedules.base import QKVO, blocks, check_latest_keys, qkvo, visible_blocks
 from sim.schedules.parts.flash2_backward import Saved, backward_kernels
 from sim.schedules.parts.flash3_sm8x import check_sm8x, packed_attention, sm8x_cta
 from sim.schedules.parts.flash_cta import FlashCta
@@ -102,12 +102,8 @@ class Flash2(FlashSchedule):
             )
         if self.implementation in ("fa3", "mem-efficient", "trtllm"):
             self._check_of_its_own(w)
-        if w.has_two_sides and self.implementation not in ("cuda", "triton"):
-            raise InputError(
-                f'schedule flash2: implementation = "{self.implementation}": workload.window = '
-                f'{w.window}: one of the latest keys was expected (causal = true); "cuda" and '
-                '"triton" have those to both sides'
-            )
+        if self.implementation not in ("cuda", "triton"):
+            check_latest_keys(f'schedule flash2: implementation = "{self.implementation}"', w)
         if w.value_dim is not None:
             self._check_value_dim(w)
         if self.implementation == "sglang" and not self._is_usual:

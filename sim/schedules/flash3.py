@@ -62,7 +62,7 @@ from typing import ClassVar, Literal
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import Tile, TiledSchedule, check_arch
+from sim.schedules.base import Tile, TiledSchedule, check_arch, check_latest_keys
 from sim.schedules.parts.flash3_cta import (
     HEAD_DIMS,
     OWN_VALUE_DIMS,
@@ -128,11 +128,8 @@ class Flash3(TiledSchedule):
                 f"schedule flash3: {key}: it is of sequences of one length; lists of lengths go "
                 'with call = "varlen" or "paged" of the other implementations'
             )
-        if w.has_two_sides and self.implementation == "trtllm":
-            raise InputError(
-                f"schedule flash3: workload.window = {w.window}: TensorRT-LLM's has windows of the "
-                "latest keys (causal = true)"
-            )
+        if self.implementation == "trtllm":
+            check_latest_keys('schedule flash3: implementation = "trtllm"', w)
         if w.head_dim > HEAD_DIMS[-1]:
             raise InputError(
                 f"schedule flash3: workload.head_dim = {w.head_dim}: it takes up to {HEAD_DIMS[-1]}"

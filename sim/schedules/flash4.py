@@ -55,7 +55,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Phase
-from sim.schedules.base import QKVO, Schedule, check_arch
+from sim.schedules.base import QKVO, Schedule, check_arch, check_latest_keys
 from sim.schedules.parts.dealing import (
     Dealt,
     dealt_by_plan,
@@ -122,11 +122,8 @@ class Flash4(Schedule):
                 f'schedule flash4: workload.dtype = "{w.dtype}": implementation = '
                 f'"{self.implementation}" takes {", ".join(taken)}'
             )
-        if w.has_two_sides and self.implementation != "fa4":
-            raise InputError(
-                f'schedule flash4: implementation = "{self.implementation}": workload.window = '
-                f"{w.window}: one of the latest keys was expected (causal = true)"
-            )
+        if self.implementation != "fa4":
+            check_latest_keys(f'schedule flash4: implementation = "{self.implementation}"', w)
         self._check_head_dims(w)
         if w.phase == "training":
             self._check_training(w)

@@ -190,11 +190,11 @@ class ModelQuestion:
         if one.is_training:
             use: Use = "training with checkpointing" if one.checkpointing else "training"
             cache, needed = 0, memory(alone, use, seq_len).bytes
+        elif record.status == "failed":  # what cannot be caches nothing
+            cache, needed = 0, weights
         else:
-            cache = 0
-            if record.status != "failed":  # what cannot be allocates nothing
-                layer = cached_layer(alone, whole, one.workload.phase, seq_len)
-                cache = cached_bytes(alone, whole, layer, seq_len)
+            layer = cached_layer(alone, whole, one.workload.phase, seq_len)
+            cache = cached_bytes(alone, whole, layer, seq_len)
             needed = weights + cache
         gpus_s = time.time_s * setting.gpus if time else 0.0
         price = self.hardware.price_of_million(gpus_s, one.tokens) if time else None

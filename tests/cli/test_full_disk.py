@@ -7,7 +7,7 @@ import pytest
 from sim import simulate
 from sim.explore.search import Search
 from sim.inputs.files import InputError, save_texts, whole_file
-from sim.inputs.kept_table import write_whole
+from sim.inputs.kept import write_whole
 from sim.report.frame import export_frame
 from sim.report.search import save_search
 from sim.runs.scenario import ScenarioText

@@ -31,6 +31,14 @@ IN = {
             except BaseException:
                 threading.Event().wait()
     """,
+    "a callback whose errors Python tells of": """
+            import weakref
+            class Held: pass
+            held = Held()
+            heard = weakref.ref(held, lambda _: (ctrl_c(), threading.Event().wait()))
+            del held
+            threading.Event().wait()
+    """,
     "threads that are waited for": """
             from concurrent.futures import ThreadPoolExecutor
             with ThreadPoolExecutor() as threads:

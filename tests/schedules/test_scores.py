@@ -15,6 +15,7 @@ from sim.inputs.hardware import load_profile
 from sim.inputs.workload import Bias
 from sim.schedules import make_schedule
 from sim.schedules.base import Tile
+from sim.schedules.parts.public_tiles import public_split_kv_cta
 from sim.schedules.parts.scores import masked
 from tests.support.drawn import devices, lowered, schedules, workloads
 from tests.support.formulas import run, tile_of, visited, workload
@@ -151,7 +152,8 @@ def test_flash2_compares_every_score_with_its_window_s_edges(causal):
 def test_split_kv_compares_a_score_in_five_cycles_behind_a_window():
     """Its kernel of 64 x 128 has registers left: 3.6 instructions, 5 cycles when played through."""
     w = workload(heads=16, head_dim=128, seq_len=2048, window=256, causal=True)
-    assert masked(w, Tile(q=64, kv=128), 128).other == 5
+    cta = public_split_kv_cta(w, H100, "cuda")
+    assert masked(w, cta.tile, cta.in_window).other == 5
 
 
 @pytest.mark.parametrize(("seq_len", "share"), [(128, 1), (2048, 2 * 16 / (16 * 17))])

@@ -76,6 +76,7 @@ class FlashCta:
     sharing_instructions: int = 0  # beside those, of a warp that shares keys
     shared_keys: int = 1  # that S is multiplied for, of a warp that shares them: so many or more
     a_score: OpsAScore = PLAIN
+    in_window: float = 5  # cycles of a warp a score that is compared with a window's edges
     angles: Angles | None = None  # by which Q and K are rotated in the kernel
     head_dim_of: Callable[[int], int] = compiled_head_dim  # of the kernel that runs, by the own one
     producer_threads: int = 0  # beside the warps, which take room but no share of the work

@@ -202,8 +202,7 @@ class FlashSchedule(TiledSchedule):
                 readers = triton_kv_readers(hw, tile.q, warps)
         a_score = public.a_score + changes(w, by_column=self.implementation in BY_CUDA)
         if self.implementation in MASKED_BY_DIAGONAL:
-            own = public.filled(w).head_dim if self.implementation == "cuda" else None
-            a_score += masked(w, tile, own)
+            a_score += masked(w, tile, public.in_window)
         return replace(
             public,
             warps=warps,

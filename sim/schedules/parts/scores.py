@@ -16,10 +16,8 @@ feed no matmul, so that Triton issues them in the trip that needs them). flashin
 include/flashinfer/attention/variants.cuh (use_custom_mask; prefill.cuh applies it on every trip).
 Operations of ALiBi and of a tree are counted by hand: estimates. Of a masked score of
 FlashAttention-2: the machine code of its kernel of 128 x 64 and head_dim 128 (nvcc 13.0, sm_80),
-6.1 beyond the dense loop's on a causal trip. Behind a window, what its loops take longer than the
-dense ones, played through (vLLM 0.24.0's wheel, sm_80; as many CTAs on an SM as fit): those whose
-accumulators leave no registers for the comparisons' results (head_dim 64, 96 and 128) spill, and
-wait for what they compare; the split-KV kernel of 64 rows takes its 3.6 instructions and 5 cycles.
+6.1 beyond the dense loop's on a causal trip. What a window costs is of each kernel's own loop
+(public_tiles.py).
 """
 
 import numpy as np
@@ -35,19 +33,8 @@ ALIBI_BY_COLUMN = OpsAScore(fp32=1, other=0.5, exps=0)  # a conversion and its i
 ALIBI_BY_SCORE = OpsAScore(fp32=1, other=3, exps=0)  # difference, absolute value, conversion
 BIAS = OpsAScore(fp32=1, other=0, exps=0)
 TREE = OpsAScore(fp32=0, other=12, exps=0)
-# Operations of a score that is compared with both edges, with one; of the first by the kernel's
-# head_dim and tile, where it is another.
-IN_WINDOW, BY_DIAGONAL = 5, 6
-IN_WINDOW_OF: dict[tuple[int, int, int], float] = {
-    (32, 128, 128): 5.7,
-    (64, 128, 128): 13.8,
-    (96, 128, 64): 12.5,
-    (128, 128, 64): 12.0,
-    (128, 128, 32): 3.9,
-    (192, 128, 64): 7.5,
-    (256, 128, 64): 4.1,
-}
-BEFORE_THE_LOOP = 8  # at most, on the trips that a diagonal may cross: they come first, unrolled
+BY_DIAGONAL = 6  # operations of a score that is compared with the causal edge
+BEFORE_THE_LOOP = 8  # at most, with a window's, on the first trips, which are unrolled
 
 
 def changes(w: AttentionWorkload, by_column: bool) -> OpsAScore:
@@ -67,10 +54,10 @@ def changes(w: AttentionWorkload, by_column: bool) -> OpsAScore:
     return ops
 
 
-def masked(w: AttentionWorkload, tile: Tile, head_dim: int | None = None) -> OpsAScore:
+def masked(w: AttentionWorkload, tile: Tile, in_window: float) -> OpsAScore:
     """FlashAttention-2's lane operations of a score, over all trips, that hide what is not seen.
 
-    `head_dim` is its kernel's; None where another's, told as its split-KV kernel.
+    Behind a window its loop takes `in_window` for them.
     Source: csrc/flash_attn/src/flash_fwd_kernel.h (n_masking_steps, apply_mask) and mask.h.
     """
     if w.mask == "full":
@@ -80,8 +67,7 @@ def masked(w: AttentionWorkload, tile: Tile, head_dim: int | None = None) -> Ops
     crossed = float(np.minimum(trips, blocks(tile.q, tile.kv)).sum() / max(trips.sum(), 1))
     if w.mask == "causal":
         return OpsAScore(fp32=0, other=BY_DIAGONAL * crossed, exps=0)
-    in_loop = IN_WINDOW_OF.get((head_dim or 0, tile.q, tile.kv), IN_WINDOW)
-    ops = min(in_loop, BEFORE_THE_LOOP) * crossed + in_loop * (1 - crossed)
+    ops = min(in_window, BEFORE_THE_LOOP) * crossed + in_window * (1 - crossed)
     return OpsAScore(fp32=0, other=ops, exps=0)
 
 

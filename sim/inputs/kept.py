@@ -1,4 +1,4 @@
-"""A table of what texts came to, kept from one process to the next."""
+"""What was worked out, kept from one process to the next: a table, and where it lies."""
 
 import json
 import os
