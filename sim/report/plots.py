@@ -275,8 +275,8 @@ def roofline(records: Sequence[Record], title: str = "") -> "Figure":
     _roofs(ax, roofs, (min(intensities) / 4, max(intensities) * 4))
     log_axis(ax.xaxis, "FLOPs a byte of HBM traffic")
     log_axis(ax.yaxis, "TFLOP/s")
-    for schedule, style in styles.items():
-        ax.plot([], [], linestyle="none", label=schedule, **style)
+    for schedule in dict.fromkeys(record.schedule for record in ran):
+        ax.plot([], [], linestyle="none", label=schedule, **styles[schedule])
     ax.legend(frameon=False)
     return figure
 

@@ -116,6 +116,12 @@ def test_a_legend_of_several_lines_stands_above_its_panels_name(tmp_path):
     assert not name.get_window_extent().overlaps(ax.get_legend().get_window_extent())
 
 
+def test_a_legend_of_a_roofline_names_what_ran(records):
+    assert {record.schedule for record in records} == {"naive", "flash2", "hip"}
+    legend = plots.roofline(records).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["naive", "flash2"]
+
+
 def test_a_run_saves_its_figures_so(tmp_path):
     path = scenario(tmp_path)
     done = called("run", path, "--out", "o", "--format", "svg", "--size", "8x6cm", cwd=tmp_path)
