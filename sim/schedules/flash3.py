@@ -63,6 +63,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import Tile, TiledSchedule, check_arch, check_latest_keys
+from sim.schedules.parts.combine_splits import Splits
 from sim.schedules.parts.flash3_cta import (
     HEAD_DIMS,
     OWN_VALUE_DIMS,
@@ -81,7 +82,6 @@ from sim.schedules.parts.flash3_kernels import (
     split_kernels,
 )
 from sim.schedules.parts.query_rows import QueryRows
-from sim.schedules.parts.split_kv import Splits
 from sim.schedules.parts.traversal import (
     GridOrder,
     KeyOrder,

@@ -26,8 +26,9 @@ from typing import ClassVar, Literal
 
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
+from sim.schedules.parts.combine_splits import Splits
 from sim.schedules.parts.results import Attention
-from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_attention
+from sim.schedules.parts.split_kv import SplitKv, contiguous_attention
 from sim.tile_program import Kernel
 
 

@@ -27,10 +27,11 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.combine_splits import Splits
 from sim.schedules.parts.elementwise import elementwise, in_order
 from sim.schedules.parts.grid import Grid
 from sim.schedules.parts.kv_cache import cache_tensors
-from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, contiguous, split_attention
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, contiguous, split_attention
 from sim.schedules.parts.top_k import INDEX_BYTES
 from sim.tile_program import Footprint, IntArray, Kernel, Store, Stream, Tensor
 

@@ -44,6 +44,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, VECTOR_OPS_PER_SCORE, TiledSchedule, blocks
+from sim.schedules.parts.combine_splits import Splits
 from sim.schedules.parts.elementwise import elementwise, in_order, rows_of
 from sim.schedules.parts.ends import begin
 from sim.schedules.parts.flash_cta import power_of_two
@@ -76,7 +77,6 @@ from sim.schedules.parts.latent_splits import (
 from sim.schedules.parts.results import Result
 from sim.schedules.parts.sglang_decode import begun_by, own_setup
 from sim.schedules.parts.sliced_loop import SlicedCta
-from sim.schedules.parts.split_kv import Splits
 from sim.tile_program import (
     Barrier,
     Compute,

@@ -23,17 +23,12 @@ PyTorch (aten/src/ATen/native/cuda: SoftMax.cu, also softmax_backward_cuda_out,
 PersistentSoftmax.cuh, CUDALoops.cuh, Dropout.cu). The mask is a matrix of the workload's dtype that
 is added to the scores of every head and sequence, as FlashAttention's own benchmark of PyTorch has
 it (benchmarks/benchmark_flash_attention.py, attention_pytorch) and eager attention in Transformers;
-its gradient needs no pass. Heads that share a KV head read it in place, not from a copy. cuBLAS
-chooses its tile unseen; profiles of Ampere often show 128 x 128 x 64 in 3 stages, by the kernel's
-name (ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_64x3), of Turing the same tile without
-stages (turing_fp16_s1688gemm_fp16_128x128_ldg8_f2f), in fp32 volta_sgemm_128x128. CUTLASS gives
-that tile 4 warps (generator.py, GenerateSM80_TensorOp_16816). `depth`, `stages` and `sweeps` are
-for kernels that someone wrote himself. With `framework = "pytorch"` the passes are all those that
-this benchmark's code runs, copies among them; with "transformers" those of that library's eager
-attention, which copies K and V for every query head: see eager.py; with "sdpa" those of PyTorch's
-scaled_dot_product_attention where no fused kernel runs: see sdpa.py. Deviation: in fp32, on CUDA
-cores, cuBLAS reaches half of an H100's peak and 57 to 73% of a T4's in such matmuls, less than the
-pipes alone say.
+its gradient needs no pass. Heads that share a KV head read it in place, not from a copy. The
+matmuls are those of parts/gemm.py; `depth`, `stages` and `sweeps` are for kernels that someone
+wrote himself. With `framework = "pytorch"` the passes are all those that this benchmark's code
+runs, copies among them; with "transformers" those of that library's eager attention, which copies K
+and V for every query head: see eager.py; with "sdpa" those of PyTorch's
+scaled_dot_product_attention where no fused kernel runs: see sdpa.py.
 """
 
 from dataclasses import dataclass, replace
@@ -45,16 +40,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import whole
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import (
-    SramBytes,
-    Tile,
-    TiledSchedule,
-    blocks,
-    kv_matrix,
-    of_constant,
-    qkvo,
-)
-from sim.schedules.parts import registers
+from sim.schedules.base import Tile, TiledSchedule, qkvo
 from sim.schedules.parts.backward import gradients, of_backward, sums_over_groups
 from sim.schedules.parts.eager import (
     copy,
@@ -65,32 +51,18 @@ from sim.schedules.parts.eager import (
     with_mask,
 )
 from sim.schedules.parts.eager_softmax import softmax_kernel
-from sim.schedules.parts.elementwise import in_order
-from sim.schedules.parts.grid import Grid
+from sim.schedules.parts.gemm import (
+    Gemm,
+    output_kernel,
+    scores_kernel,
+    slices_of,
+    transposed_kernel,
+)
 from sim.schedules.parts.rope import with_passes
 from sim.schedules.parts.scores import bias_matrix, bias_tensor
 from sim.schedules.parts.sdpa import causal_mask, narrowed, rows_without_keys, scaled_operands
-from sim.tile_program import (
-    Compute,
-    Footprint,
-    IntArray,
-    Kernel,
-    Load,
-    Loop,
-    Store,
-    Stream,
-    Tensor,
-    once,
-)
-
-# Depth of a slice and its buffers: by cp.async; through registers, before sm80; of fp32 on CUDA
-# cores, of which the names tell the tile alone: two slices of eight as in CUTLASS's SIMT matmuls
-# (NVIDIA/cutlass, include/cutlass/gemm/device/default_gemm_configuration.h).
-GEMM_SLICES, SLICES_BEFORE_SM80, SIMT_SLICES = (64, 3), (32, 2), (8, 2)
-# SoftMax.cu, host_softmax_backward: up to so many columns and bytes one warp a row, 4 rows a block
-# of 128 threads, its row in fp32 registers; above, a block of 1024 threads a row.
-SOFTMAX_BACKWARD_WARP = (1024, 4096)
-LONG_ROW_COLS = 4096  # of a pass over a row that does not fit a CTA: an estimate
+from sim.schedules.parts.softmax_sweeps import softmax_backward_kernel, swept_softmax
+from sim.tile_program import Kernel, Tensor
 
 
 class GemmTile(Tile):
@@ -168,8 +140,8 @@ class Naive(TiledSchedule):
 
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
         """Three kernels, and one for each extra pass; in training those of backward after them."""
-        depth, stages = _slices(w, hw)
-        gemm = _Gemm(Tile(q=128, kv=128), self.depth or depth, self.stages or stages)
+        depth, stages = slices_of(w, hw)
+        gemm = Gemm(Tile(q=128, kv=128), self.depth or depth, self.stages or stages)
         gemm = replace(gemm, tile=self.fit_tile(gemm.tile, gemm.sram_bytes(w), w, hw))
         if self.framework == "transformers":
             kernels = self._of_transformers(w, hw, gemm)
@@ -187,7 +159,7 @@ class Naive(TiledSchedule):
             (copy_q, q), (copy_k, k) = copy(q), transposed_copy(w, k)
             kernels += [copy_q, copy_k]
         alone = replace(w, kv_heads=k.groups // w.batch)
-        product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
+        product = scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
         kernels.append(replace(product, kind="scores"))
         if self.scale:
             kernels.append(eager_pass("scale", [scores], [scores]))
@@ -210,38 +182,38 @@ class Naive(TiledSchedule):
         if copies:
             copy_v, v = copy(v) if v.groups == q.groups else repeated(w, v)
             kernels.append(copy_v)
-        output = _output_kernel("O = P V", alone, gemm, dropped, v, o)
+        output = output_kernel("O = P V", alone, gemm, dropped, v, o)
         kernels.append(replace(output, kind="output"))
         if w.phase == "training":
             saved = _Saved(q, k, v, probabilities, dropped, kept)
             kernels += of_backward(self._backward(w, hw, gemm, saved))
         return with_passes(w, self.name, kernels) if self.rope else kernels
 
-    def _of_sdpa(self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm") -> list[Kernel]:
+    def _of_sdpa(self, w: AttentionWorkload, hw: HardwareProfile, gemm: Gemm) -> list[Kernel]:
         """Every kernel of PyTorch's math backend, in order."""
         kernels, (q, k, v, o) = scaled_operands(w, upcast=self.upcast)
         scores, p = _matrix(w, "S"), _matrix(w, "P")
         alone = replace(w, kv_heads=w.heads)
-        product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
+        product = scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
         kernels.append(replace(product, kind="scores"))
         if w.mask != "full":
             kernels += causal_mask(w, scores)
         kernels.append(self._softmax_kernel(scores, p, hw))
         checks, safe = rows_without_keys(scores, p)
-        output = replace(_output_kernel("O = P V", alone, gemm, safe, v, o), kind="output")
+        output = replace(output_kernel("O = P V", alone, gemm, safe, v, o), kind="output")
         if self.upcast:
             return [*kernels, *checks, narrowed(safe), output, narrowed(o)]
         return [*kernels, *checks, output]
 
     def _of_transformers(
-        self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm"
+        self, w: AttentionWorkload, hw: HardwareProfile, gemm: Gemm
     ) -> list[Kernel]:
         """Every kernel of eager_attention_forward, in order."""
         inputs = _for_matmuls(w)
         q, k, v = inputs.matrices
         scores, p = _matrix(w, "S"), _matrix(w, "P")
         alone = replace(w, kv_heads=k.groups // w.batch)
-        product = _scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
+        product = scores_kernel("S = Q K^T", alone, gemm, q, k, scores)
         kernels = [*inputs.before_scores, replace(product, kind="scores")]
         kernels.append(eager_pass("scale", [scores], [scores]))
         kernels += _changes(w, scores)
@@ -262,50 +234,38 @@ class Naive(TiledSchedule):
         by_head = replace(o, name="O by head", lifetime="workspace", role="other")
         by_tokens = min(w.heads, w.seq_q) == 1  # then O has that order already
         made = o if by_tokens else by_head
-        output = replace(_output_kernel("O = P V", alone, gemm, p, v, made), kind="output")
+        output = replace(output_kernel("O = P V", alone, gemm, p, v, made), kind="output")
         last = [] if by_tokens else [eager_pass("copy O", [by_head], [o])]
         return [*kernels, *inputs.before_output, output, *last]
 
     def _softmax_kernel(self, scores: Tensor, p: Tensor, hw: HardwareProfile) -> Kernel:
-        """PyTorch's; of long rows, which are read three times, a block of 1024 threads has one.
-
-        Where `sweeps` says three times of all, a block of 256 threads has a row.
-        """
-        kernel = softmax_kernel(scores, p, hw, self.release) if self.sweeps == 1 else None
-        if kernel is None:
-            of, read = _ByRows.of(scores, hw, (0, 0)), (scores,)
-            if self.sweeps > 1:
-                of = _ByRows(scores, 1, False, Footprint(0, 256, registers.LONG_ROWS))
-            kernel = of.kernel(
-                "P = softmax(S)",
-                of.sweep("row maximum", read, 1, 0),
-                of.sweep("row sum", read, 2, 1),
-                of.sweep("normalise", read, 2, 1, p),
-            )
-        return replace(kernel, kind="softmax")
+        """PyTorch's, unless `sweeps` says that it is someone's own."""
+        own = self.sweeps > 1
+        kernel = None if own else softmax_kernel(scores, p, hw, self.release)
+        return replace(kernel or swept_softmax(scores, p, hw, own=own), kind="softmax")
 
     def _backward(
-        self, w: AttentionWorkload, hw: HardwareProfile, gemm: "_Gemm", saved: "_Saved"
+        self, w: AttentionWorkload, hw: HardwareProfile, gemm: Gemm, saved: "_Saved"
     ) -> list[Kernel]:
         g, dp, ds = gradients(w), _matrix(w, "dP"), _matrix(w, "dS")
         dropped = _matrix(w, "dP'") if w.dropout else dp
         kernels = [
-            _transposed_kernel("dV = P^T dO", w, gemm, saved.dropped, g.do, g.dv_of_heads),
-            _scores_kernel("dP = dO V^T", w, gemm, g.do, saved.v, dropped),
+            transposed_kernel("dV = P^T dO", w, gemm, saved.dropped, g.do, g.dv_of_heads),
+            scores_kernel("dP = dO V^T", w, gemm, g.do, saved.v, dropped),
         ]
         if w.dropout:
             kernels.append(eager_pass("dropout backward", [dropped, saved.kept], [dp]))
         product = _matrix(w, "P dP")
         kernels += [
             eager_pass("P dP", [dp, saved.p], [product]),
-            _softmax_backward_kernel(saved.p, product, ds, hw),
+            softmax_backward_kernel(saved.p, product, ds, hw),
         ]
         if self.scale:
             kernels.append(eager_pass("scale backward", [ds], [ds]))
         return [
             *kernels,
-            _output_kernel("dQ = dS K", w, gemm, ds, saved.k, g.dq),
-            _transposed_kernel("dK = dS^T Q", w, gemm, ds, saved.q, g.dk_of_heads),
+            output_kernel("dQ = dS K", w, gemm, ds, saved.k, g.dq),
+            transposed_kernel("dK = dS^T Q", w, gemm, ds, saved.q, g.dk_of_heads),
             *sums_over_groups(g),
         ]
 
@@ -373,208 +333,3 @@ def _changes(w: AttentionWorkload, scores: Tensor) -> list[Kernel]:
 def _matrix(w: AttentionWorkload, name: str, element_bytes: int | None = None) -> Tensor:
     """A matrix as large as the scores, of the workload's dtype unless told otherwise."""
     return Tensor(name, w.batch * w.heads, w.seq_q, w.seq_kv, element_bytes or w.dtype_bytes)
-
-
-def _slices(w: AttentionWorkload, hw: HardwareProfile) -> tuple[int, int]:
-    """How deep cuBLAS's slices are, and in how many buffers."""
-    if hw.tensor_flops_per_s(w.dtype) is None:
-        return SIMT_SLICES
-    return SLICES_BEFORE_SM80 if hw.arch in ("sm70", "sm75") else GEMM_SLICES
-
-
-@dataclass(frozen=True)
-class _Gemm:
-    """How a CTA multiplies: its tile, the depth of a slice of both operands, buffers of it."""
-
-    tile: Tile
-    depth: int
-    stages: int
-
-    def sram_bytes(self, w: AttentionWorkload) -> SramBytes:
-        """SRAM of the larger of the two matmuls: the stages of both operands' slices."""
-
-        def bytes_of(tile: Tile) -> int:
-            scores = min(self.depth, w.head_dim) * (tile.q + tile.kv)
-            output = self.depth * (tile.q + min(tile.kv, w.head_dim))
-            return self.stages * w.dtype_bytes * max(scores, output)
-
-        return bytes_of
-
-
-def _gemm_footprint(sram_bytes: int, elements: int) -> Footprint:
-    """4 warps, so many accumulators in registers."""
-    return Footprint(sram_bytes, 128, registers.gemm(elements))
-
-
-def _matmul(name: str, rows: int, cols: int, depth: int, a: Load, b: Load) -> Compute:
-    """rows x cols += (rows x depth)(depth x cols); 2 x 2 warps read each operand twice."""
-    operand_bytes = a.stream.tile_bytes + b.stream.tile_bytes
-    return Compute(name, (a, b), mma_flops=2 * rows * cols * depth, sram_bytes=3 * operand_bytes)
-
-
-def _scores_kernel(
-    name: str, w: AttentionWorkload, gemm: _Gemm, q: Tensor, k: Tensor, scores: Tensor
-) -> Kernel:
-    """`scores` = Q K^T of every head, or what stands in for Q and K."""
-    tile = gemm.tile
-    down, across = blocks(w.seq_q, tile.q), blocks(w.seq_kv, tile.kv)
-    grid = Grid(across, down, q.groups)  # key blocks, blocks of query rows, matrices
-    depth = min(gemm.depth, w.head_dim)
-    slices = blocks(w.head_dim, depth)
-
-    def q_slice(items: IntArray) -> IntArray:
-        _, row, matrix = grid.at(items)
-        return (matrix * down + row) * slices
-
-    def k_slice(items: IntArray) -> IntArray:
-        col, _, matrix = grid.at(items)
-        return (kv_matrix(w, matrix) * across + col) * slices
-
-    a = Load(Stream(q, tile.q, depth, q_slice, 1), gemm.stages)
-    b = Load(Stream(k, tile.kv, depth, k_slice, 1), gemm.stages)
-    return Kernel(
-        name=name,
-        ctas=grid.size,
-        loops=(
-            Loop(
-                of_constant(slices),
-                (a, b, _matmul(name, tile.q, tile.kv, depth, a, b)),
-            ),
-            Loop(once, (Store(in_order(scores, tile.q, tile.kv)),)),
-        ),
-        footprint=_gemm_footprint(gemm.sram_bytes(w)(tile), tile.q * tile.kv),
-        periods=q.groups,
-        sharing=w.heads // w.kv_heads,
-    )
-
-
-def _output_kernel(
-    name: str, w: AttentionWorkload, gemm: _Gemm, p: Tensor, v: Tensor, o: Tensor
-) -> Kernel:
-    """`o` = P V of every head, or what stands in for P and V."""
-    tile = gemm.tile
-    down, steps = blocks(w.seq_q, tile.q), blocks(w.seq_kv, gemm.depth)
-    across = blocks(w.head_dim, tile.kv)
-    width = min(tile.kv, w.head_dim)
-    grid = Grid(across, down, p.groups)  # blocks of head_dim, blocks of query rows, matrices
-
-    def p_slice(items: IntArray) -> IntArray:
-        _, row, matrix = grid.at(items)
-        return (matrix * down + row) * steps
-
-    def v_slice(items: IntArray) -> IntArray:
-        col, _, matrix = grid.at(items)
-        return kv_matrix(w, matrix) * steps * across + col
-
-    a = Load(Stream(p, tile.q, gemm.depth, p_slice, 1), gemm.stages)
-    b = Load(Stream(v, gemm.depth, width, v_slice, across), gemm.stages)
-    kernel = _tall_kernel(name, gemm, steps, a, b, in_order(o, tile.q, width))
-    return replace(kernel, sharing=w.heads // w.kv_heads)
-
-
-def _transposed_kernel(
-    name: str, w: AttentionWorkload, gemm: _Gemm, p: Tensor, do: Tensor, dv: Tensor
-) -> Kernel:
-    """`dv` = P^T dO of every head, or what stands in for P and dO."""
-    tile = gemm.tile
-    down, steps = blocks(w.seq_kv, tile.q), blocks(w.seq_q, gemm.depth)
-    across = blocks(w.head_dim, tile.kv)
-    width = min(tile.kv, w.head_dim)
-    grid = Grid(across, down, p.groups)  # blocks of head_dim, blocks of keys, matrices
-
-    def p_slice(items: IntArray) -> IntArray:
-        _, row, matrix = grid.at(items)
-        return matrix * steps * down + row
-
-    def do_slice(items: IntArray) -> IntArray:
-        col, _, matrix = grid.at(items)
-        return matrix * steps * across + col
-
-    a = Load(Stream(p, gemm.depth, tile.q, p_slice, down), gemm.stages)
-    b = Load(Stream(do, gemm.depth, width, do_slice, across), gemm.stages)
-    return _tall_kernel(name, gemm, steps, a, b, in_order(dv, tile.q, width))
-
-
-def _tall_kernel(name: str, gemm: _Gemm, steps: int, a: Load, b: Load, result: Stream) -> Kernel:
-    """A CTA a tile of the result, in `steps` slices of the depth."""
-    rows, width, tensor = result.tile_rows, result.tile_cols, result.tensor
-    return Kernel(
-        name=name,
-        ctas=tensor.groups * result.tiles_down * result.tiles_across,
-        loops=(
-            Loop(of_constant(steps), (a, b, _matmul(name, rows, width, gemm.depth, a, b))),
-            Loop(once, (Store(result),)),
-        ),
-        footprint=_gemm_footprint(
-            gemm.stages * (a.stream.tile_bytes + b.stream.tile_bytes), rows * width
-        ),
-        periods=tensor.groups,
-    )
-
-
-@dataclass(frozen=True)
-class _ByRows:
-    """How eager softmax goes through matrices: so many rows a CTA, whole if they fit it."""
-
-    matrix: Tensor
-    rows: int
-    whole: bool
-    footprint: Footprint
-
-    @classmethod
-    def of(
-        cls, matrix: Tensor, hw: HardwareProfile, most: tuple[int, int], tensors: int = 1
-    ) -> "_ByRows":
-        """A warp a row of up to so many columns and bytes, which holds it of so many tensors.
-
-        Above that a block a row, which has it in SRAM if it fits.
-        """
-        cols, row_bytes = matrix.cols, matrix.cols * matrix.element_bytes
-        if cols <= most[0] and row_bytes <= most[1]:
-            taken = registers.rows_by_warp(cols, tensors)
-            return cls(matrix, 4, True, Footprint(0, 128, taken))
-        fits = row_bytes <= hw.sram.max_per_cta
-        footprint = Footprint(row_bytes if fits else 0, 1024, registers.LONG_ROWS)
-        return cls(matrix, 1, fits, footprint)
-
-    @property
-    def width(self) -> int:
-        """Columns of a trip."""
-        return self.matrix.cols if self.whole else LONG_ROW_COLS
-
-    @property
-    def across(self) -> int:
-        """Trips of a sweep over the CTA's rows."""
-        return blocks(self.matrix.cols, self.width)
-
-    def stream(self, tensor: Tensor) -> Stream:
-        """A sweep over the CTA's rows of a tensor of that shape."""
-        return Stream(tensor, self.rows, self.width, lambda items: items * self.across, 1)
-
-    def sweep(self, name: str, reads: tuple[Tensor, ...], ops: int, exps: int, *to: Tensor) -> Loop:
-        """A loop over the rows, with so many operations an element, that stores `to`."""
-        loads = tuple(Load(self.stream(tensor)) for tensor in reads)
-        elements = self.rows * self.width
-        work = Compute(name, loads, vector_ops=ops * elements, exp_count=exps * elements)
-        stores = (Store(self.stream(tensor)) for tensor in to)
-        return Loop(of_constant(self.across), (*loads, work, *stores))
-
-    def kernel(self, name: str, *sweeps: Loop) -> Kernel:
-        """The kernel of these sweeps."""
-        return Kernel(
-            name=name,
-            ctas=self.matrix.groups * blocks(self.matrix.rows, self.rows),
-            loops=sweeps,
-            footprint=self.footprint,
-            periods=self.matrix.groups,
-        )
-
-
-def _softmax_backward_kernel(p: Tensor, product: Tensor, ds: Tensor, hw: HardwareProfile) -> Kernel:
-    """dS = P dP - P rowsum(P dP): whole rows as in forward, else P dP is read a second time."""
-    of = _ByRows.of(p, hw, SOFTMAX_BACKWARD_WARP, tensors=2)
-    # Sum; multiply and subtract (one FMA), convert.
-    sweeps = [of.sweep("dS", (p, product), 3 if of.whole else 2, 0, ds)]
-    if not of.whole:
-        sweeps.insert(0, of.sweep("row sum", (product,), 1, 0))
-    return of.kernel("dS = softmax backward", *sweeps)

@@ -30,6 +30,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload, Phase
 from sim.schedules.base import check_arch
+from sim.schedules.parts.combine_splits import Splits
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import (
     PackedAttention,
@@ -40,7 +41,7 @@ from sim.schedules.parts.flashinfer import (
 from sim.schedules.parts.instructions import FLASH2_PAGED_FIXED
 from sim.schedules.parts.kv_cache import PageSize
 from sim.schedules.parts.paged_keys import KeyRanges, loops_over_pages
-from sim.schedules.parts.split_kv import SplitKeys, SplitKv, Splits, split_attention
+from sim.schedules.parts.split_kv import SplitKeys, SplitKv, split_attention
 from sim.schedules.parts.trtllm_gen import ClusterAttention, trtllm_gen_cta, trtllm_gen_range
 from sim.schedules.parts.xqa import why_not
 from sim.tile_program import IntArray, Kernel

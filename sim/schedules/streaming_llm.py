@@ -24,8 +24,9 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import Count, whole
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.block_sparse import BlockSparse
+from sim.schedules.parts.combine_splits import Splits
 from sim.schedules.parts.rope import angles_of
-from sim.schedules.parts.split_kv import SplitKv, Splits, contiguous_attention
+from sim.schedules.parts.split_kv import SplitKv, contiguous_attention
 from sim.tile_program import Kernel
 
 

@@ -97,7 +97,6 @@ def end_cta(r, sm, slot, worker_number, now_s):
     """The CTA is over: its slot takes the next one."""
     total = r.total[0]
     at(r.ctas, at(r.slots, slot).cta).end_s = now_s
-    total.ctas_done += 1
     if now_s >= total.end_s:
         total.end_s = now_s
         set_path(total, at(r.workers, worker_number))

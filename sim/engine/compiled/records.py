@@ -92,7 +92,7 @@ CTA = aligned([*_int64("sm"), *_float64("start_s end_s")])
 TOTAL = aligned(
     [
         *_int64("hbm_read_bytes hbm_write_bytes l2_read_bytes l2_write_bytes l2_hit_bytes"),
-        *_int64("die_hit_bytes ctas_done steps_done"),
+        *_int64("die_hit_bytes steps_done"),
         *_float64("end_s"),
         PATH,
     ]

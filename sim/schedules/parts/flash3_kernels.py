@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from sim.inputs.workload import AttentionWorkload
+from sim.schedules.parts.combine_splits import FLASH3_COMBINE, combine_of_splits
 from sim.schedules.parts.dealing import (
     Dealt,
     by_sequence,
@@ -25,7 +26,6 @@ from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
 from sim.schedules.parts.flash3_loops import Work, loops
 from sim.schedules.parts.query_rows import QueryRows
 from sim.schedules.parts.results import Result
-from sim.schedules.parts.split_kv import FLASH3_COMBINE, combine_of_splits
 from sim.schedules.parts.traversal import GridOrder, KeyOrder, directions
 from sim.tile_program import IntArray, Kernel, Tensor
 

@@ -87,9 +87,8 @@ class LatentCta:
     itself. `scored_by` groups of warps have all of S each. S is summed in `sum_steps`, each of
     which waits for the last. A copy of 16 bytes takes `ops_a_copy` of addresses, for which a trip
     reads its pages' numbers first and waits `number_waits` times more; only then K and V are
-    loaded. Partial results
-    have `partial_bytes` an element, and are made one even where there is one if it
-    `always_combines`, by `combining` CTAs.
+    loaded. Partial results have `partial_bytes` an element, and are made one by `combining` CTAs;
+    if it `launches_combine`, there is that kernel even where nothing is to be made one.
     """
 
     tile: Tile
@@ -112,8 +111,7 @@ class LatentCta:
     statistics_in_sram: int = 0  # for each row
     partial_bytes: int = STATISTICS_BYTES
     stores_sectors: bool = False  # partial results, as they lie in registers
-    always_combines: bool = False
-    launches_combine: bool = False  # where nothing is to be made one, too
+    launches_combine: bool = False
     padded_rows: int = 0  # that a matmul takes the time of, where more than the tile's
     shared_by: int = 1  # CTAs of a cluster, each of which loads its part of the keys for all
     combining: Combining = ALL_COLUMNS
@@ -165,7 +163,6 @@ def public_latent_cta(
             ops_a_copy=TRITON_OPS_A_COPY,
             number_waits=TRITON_NUMBER_WAITS[implementation],
             sharing_latencies=TRITON_SHARING_LATENCIES,
-            always_combines=True,
             combining=ROW_BY_ROW,
         )
     cta = LatentCta(Tile(q=64, kv=64), turns_v=hw.arch == "sm90" and w.dtype_bytes == 1)

@@ -130,10 +130,8 @@ def _scores_kernel(
 
     if w.phase == "decode":
         trips = 1
-        q_stream = Stream(
-            of.q, 1, of.group * w.head_dim, lambda items: part.number(grid.at(items)[0])
-        )
-        lse_stream = Stream(lse, of.group, 1, lambda items: part.number(grid.at(items)[0]))
+        q_stream = Stream(of.q, 1, of.group * w.head_dim, group_of_heads)
+        lse_stream = Stream(lse, of.group, 1, group_of_heads)
     else:
         trips = of.group
         q_stream = Stream(of.q, tile.q, w.head_dim, first_head, 1)

@@ -190,11 +190,6 @@ class BackwardOfTurns:
             for name, one in self.turn.items()
         }
 
-    @property
-    def travelling_bytes(self) -> int:
-        """Of dK and dV in a hop."""
-        return self.sums["dK"].bytes + self.sums["dV"].bytes
-
     def kernels(self, part: Part, w: AttentionWorkload, cta: BackwardCta) -> Backward:
         """Of a turn's part: what is not in it is neither computed nor added."""
         held, chunks = self.held, self.held.chunks

@@ -3,9 +3,7 @@
     for each KV head of each sequence, for each of `splits` ranges of its key blocks (one CTA):
         load the query rows of all heads that share the KV head
         O_s, log-sum-exp_s = the FlashAttention-2 loop over the range, last block first
-    for each few rows of O (one CTA of the combine kernel, unless there is one range):
-        load log-sum-exp_s of all s;  lse of all,  w_s = exp(lse_s - lse)
-        for each s:  load O_s;  O += w_s O_s
+    combine the ranges, unless there is one
 
 Of one query a sequence the heads of a KV head are packed as rows. Of several (append), and of one
 behind a window, each head's queries are rows of their own, tile.q of them a CTA, so that every head
@@ -22,11 +20,7 @@ Where K and V of a block lie the schedule says: in a matrix a KV head (`contiguo
 Source: Dao-AILab/flash-attention, csrc/flash_attn: the number of splits (flash_api.cpp,
 num_splits_heuristic, set_params_splitkv), query heads packed as rows of one matrix
 (mha_fwd_kvcache, seqlenq_ngroups_swapped), the grid and what the mask leaves of a range
-(run_flash_splitkv_fwd, compute_attn_1rowblock_splitkv), rows a CTA of the combine kernel
-(flash_fwd_launch_template.h, run_flash_splitkv_fwd), its order (flash_fwd_kernel.h,
-combine_attn_seqk_parallel). One O_s is on its way at a time: the loads do not depend on each other,
-but as compiled (the wheel of xformers 0.0.24, sm_90) each goes into the registers of the
-one before, after it was added. O_s is fp32.
+(run_flash_splitkv_fwd, compute_attn_1rowblock_splitkv). Combine is told in combine_splits.py.
 """
 
 from dataclasses import dataclass, replace
@@ -47,11 +41,10 @@ from sim.schedules.base import (
     matrix_sizes,
     visible_blocks,
 )
-from sim.schedules.parts import registers
-from sim.schedules.parts.combine import fewest_filling, reduction
-from sim.schedules.parts.elementwise import in_order
+from sim.schedules.parts.combine import fewest_filling
+from sim.schedules.parts.combine_splits import MOST_SPLITS, combine_of_splits
 from sim.schedules.parts.flash3_sm8x import check_sm8x, decoding_sm8x
-from sim.schedules.parts.flash_cta import FlashCta, compiled_head_dim
+from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand, QueryTiles, flash_kernel, key_loop
 from sim.schedules.parts.flash_schedule import FlashSchedule
 from sim.schedules.parts.grid import Grid
@@ -64,21 +57,17 @@ from sim.schedules.parts.xqa import Xqa, merged_by_last, xqa_of
 from sim.schedules.parts.xqa import suits as xqa_suits
 from sim.tile_program import (
     Compute,
-    Footprint,
     IntArray,
     Kernel,
     Kind,
-    Load,
     Loop,
     OfItem,
     Stream,
     Tensor,
 )
 
-MOST_SPLITS = 128
-VECTOR_OPS_PER_WEIGHT = 4  # running maximum, difference, sum; difference from their log-sum-exp
 SPLIT_ROWS = 64  # of the public kernel's tile
-Splits = Annotated[int, Field(ge=1, le=MOST_SPLITS), whole(1, MOST_SPLITS)]
+BlockEnds = tuple[IntArray, IntArray]  # of each sequence: its first key block, and the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +79,8 @@ class SplitKeys:
 
     w: AttentionWorkload
     cta: FlashCta
-    shown: tuple[IntArray, IntArray]  # the blocks that any query of each sequence sees: first, end
-    cut: tuple[IntArray, IntArray]  # those that the ranges of each are cut of
+    shown: BlockEnds  # the blocks that any query of each sequence sees
+    cut: BlockEnds  # those that the ranges of each are cut of
     splits: int
     packed: bool = True  # the heads of a KV head, if they have one query each
     combine_sets_up: bool = False
@@ -235,6 +224,36 @@ class SplitKv(FlashSchedule):
 
     def split(self, w: AttentionWorkload, hw: HardwareProfile, splits: int | None) -> SplitKeys:
         """How the keys are cut, by the public heuristic unless `splits` says; raises InputError."""
+        self._check_split(w)
+        packed = self.packs(w)
+        xqa = self._xqa(w, hw, packed)
+        cta, ranges = self._public(w, hw, xqa)
+        rows = query_rows(w, packed)[1]
+        if w.seq_q == 1 and rows > cta.tile.q:
+            raise InputError(
+                f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
+                "are its rows; give tile.q at least as many"
+            )
+        shown, cut = self._blocks(w, cta.tile.kv, xqa, packed)
+        key_blocks = cut[1] - cut[0]
+        keys = int(key_blocks.max())
+        splits = splits or ranges
+        if self._is_sglang and splits is None:
+            splits = max(triton_splits((key_blocks * cta.tile.kv).tolist(), w.kv_heads, hw))
+        splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
+        # As many as ranges of that size need.
+        splits = blocks(keys, blocks(keys, splits))
+        # FlashAttention-2's combine reckons where its rows lie before its first load: some thousand
+        # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
+        # as the split kernel's own setup.
+        sets_up = self.implementation == "cuda" or self._is_fa3
+        split = SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
+        if not self._is_sglang:
+            return split
+        setup = own_setup(w, hw, cta.footprint(w), split.grid.size)
+        return replace(split, setup=setup)
+
+    def _check_split(self, w: AttentionWorkload) -> None:
         if w.kv_dtype is not None and w.kv_dtype not in QUANTISATIONS:
             raise InputError(
                 f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": '
@@ -250,50 +269,39 @@ class SplitKv(FlashSchedule):
                 f'schedule {self.name}: implementation = "{self.implementation}": workload.seq_q = '
                 f"{w.seq_q}: one query a sequence was expected; of several it is that of flash2"
             )
-        packed = self.packs(w)
-        rows = query_rows(w, packed)[1]
+
+    def _xqa(self, w: AttentionWorkload, hw: HardwareProfile, packed: bool) -> Xqa | None:
+        """XQA's kernel, where it is asked for or what reads such a cache."""
         asked = str(self.implementation) == "xqa"  # of those that widen the literal
-        is_xqa = asked or (packed and self._may_be_xqa and xqa_suits(w, hw))
-        xqa = xqa_of(w, hw) if is_xqa else None
+        suits = packed and self._may_be_xqa and xqa_suits(w, hw)
+        return xqa_of(w, hw) if asked or suits else None
+
+    def _public(
+        self, w: AttentionWorkload, hw: HardwareProfile, xqa: Xqa | None
+    ) -> tuple[FlashCta, int | None]:
+        """The CTA, and how many ranges its kernel's own rule makes; None of the common rule."""
         if xqa:
-            cta, splits = xqa.cta, splits or xqa.splits
-        elif self._is_fa3:
+            return xqa.cta, xqa.splits
+        if self._is_fa3:
             check_sm8x(self.name, hw)
             public, ranges = decoding_sm8x(w, hw)
-            cta, splits = self.cta(public, w, hw), splits or ranges
-        else:
-            cta = self.cta(self.public_cta(w, hw), w, hw)
-        if w.seq_q == 1 and rows > cta.tile.q:
-            raise InputError(
-                f"schedule {self.name}: tile.q = {cta.tile.q}: the {rows} query heads of a KV head "
-                "are its rows; give tile.q at least as many"
-            )
+            return self.cta(public, w, hw), ranges
+        return self.cta(self.public_cta(w, hw), w, hw), None
+
+    def _blocks(
+        self, w: AttentionWorkload, tile_keys: int, xqa: Xqa | None, packed: bool
+    ) -> tuple[BlockEnds, BlockEnds]:
+        """The key blocks of each sequence that queries see, and those that ranges are cut of."""
         low, high = np.array(
             [one.visible_keys(0, one.seq_q - 1) for one in w.sequences], np.int64
         ).T
-        low -= low % (xqa.tile_keys if xqa else cta.tile.kv)
-        shown = low // cta.tile.kv, -(-high // cta.tile.kv)
-        room = blocks(self.room_tokens or w.seq_kv, cta.tile.kv)
-        cut = np.zeros_like(low), np.full_like(low, room)
-        # Neither FlashAttention-2's nor XQA's: these cut what is shown.
+        low -= low % (xqa.tile_keys if xqa else tile_keys)
+        shown = low // tile_keys, -(-high // tile_keys)
+        # Behind a window FlashAttention-2 packs no heads: kernels that do cut what is shown.
         if packed and w.window is not None and not xqa:
-            cut = shown
-        key_blocks = cut[1] - cut[0]
-        keys = int(key_blocks.max())
-        if self._is_sglang and splits is None:
-            splits = max(triton_splits((key_blocks * cta.tile.kv).tolist(), w.kv_heads, hw))
-        splits = min(splits or splits_of(w, hw, keys, cta.tile.q, packed), keys)
-        # As many as ranges of that size need.
-        splits = blocks(keys, blocks(keys, splits))
-        # FlashAttention-2's combine reckons where its rows lie before its first load: some thousand
-        # instructions with 14 divisions of 64 bits (vllm-flash-attn 2.6.2, disassembled), as many
-        # as the split kernel's own setup.
-        sets_up = self.implementation == "cuda" or self._is_fa3
-        split = SplitKeys(w, cta, shown, cut, splits, packed, sets_up, xqa)
-        if not self._is_sglang:
-            return split
-        setup = own_setup(w, hw, cta.footprint(w), split.grid.size)
-        return replace(split, setup=setup)
+            return shown, shown
+        room = blocks(self.room_tokens or w.seq_kv, tile_keys)
+        return shown, (np.zeros_like(low), np.full_like(low, room))
 
     @property
     def _is_sglang(self) -> bool:
@@ -428,76 +436,3 @@ def splits_of(
         if n == 1 or blocks(key_blocks, n) != blocks(key_blocks, n - 1)
     ]
     return fewest_filling(counts, ctas, slots)
-
-
-@dataclass(frozen=True)
-class CombineCta:
-    """A CTA of a combine kernel: threads, and a tile of O that each reads 16 bytes of.
-
-    Of so many ranges at a time O_s is on its way, of more than one to SRAM.
-    """
-
-    threads: int
-    ranges_at_once: int
-
-
-# csrc/flash_attn/src/flash_fwd_kernel.h, combine_attn_seqk_parallel: its loads do not depend on
-# each other, but in machine code (nvcc 13.0, sm_90) each goes to the registers of the one before.
-FLASH2_COMBINE = CombineCta(threads=128, ranges_at_once=1)
-# hopper/flash_fwd_combine_launch_template.h, flash_fwd_combine_kernel.h (kStages).
-FLASH3_COMBINE = CombineCta(threads=256, ranges_at_once=4)
-
-
-def combine_of_splits(
-    parts: Result,
-    whole: Result,
-    each: IntArray | None = None,
-    cta: CombineCta = FLASH2_COMBINE,
-) -> Kernel:
-    """The combine kernel; of each range O lies like the whole, of each row all log-sum-exps.
-
-    `each` is how many ranges each matrix is in, where they differ: a CTA of one that is whole ends
-    at once (flash_fwd_combine_kernel.h, num_splits_dynamic_ptr). 4, 8 or 16 rows a CTA of 128
-    threads, by head_dim (run_flash_splitkv_fwd).
-    """
-    splits, head_dim = parts.lse.rows, compiled_head_dim(whole.o.cols)
-    rows = (4 if head_dim % 128 == 0 else 8 if head_dim % 64 == 0 else 16) * cta.threads // 128
-    weights, tiles = splits * rows, whole.o.groups * blocks(whole.o.rows, rows)
-    weigh = Compute(
-        "w_s = exp(lse_s - lse)",
-        (Load(Stream(parts.lse, splits, rows, lambda items: items)),),
-        vector_ops=VECTOR_OPS_PER_WEIGHT * weights,
-        exp_count=2 * weights,  # for their sum, then for the weights
-        sram_bytes=3 * STATISTICS_BYTES * weights,  # they come in, are transposed, go back
-    )
-    at_once = cta.ranges_at_once
-    o = Load(Stream(parts.o, rows, head_dim, lambda items: items, stride=tiles), at_once)
-    o_bytes = rows * head_dim * STATISTICS_BYTES if at_once > 1 else 0  # in SRAM, of a range
-    add = Compute("O += w_s O_s", (o,), vector_ops=rows * head_dim, sram_bytes=2 * o_bytes)
-    down = blocks(whole.o.rows, rows)
-
-    def several(items: IntArray) -> IntArray:
-        """Ranges of each CTA's matrix."""
-        if each is None:
-            return np.full_like(items, splits)
-        matrix, row = items // down, items % down
-        there = (
-            row * rows < np.array([whole.o.size_of(n)[0] for n in range(whole.o.groups)])[matrix]
-        )
-        return np.where(there & (each[matrix] > 1), each[matrix], 0)
-
-    kernel = reduction(
-        "combine",
-        several,
-        add,
-        (in_order(whole.o, rows), in_order(whole.lse, rows)),
-        Footprint(
-            rows * STATISTICS_BYTES * MOST_SPLITS + at_once * o_bytes,
-            threads=cta.threads,
-            registers_per_thread=registers.COMBINE,
-        ),
-        before=weigh,
-    )
-    if each is not None:
-        kernel = replace(kernel, periods=1, irregular=True)
-    return replace(kernel, kind="combine")
