@@ -56,6 +56,12 @@ Taken = Literal[
     "dropout", "kv_dtype", "latents", "append", "lengths", "query lengths", "shared prefix", "tree",
     "softcap", "alibi", "bias", "value_dim", "two sides",
 ]  # fmt: skip
+# What a file says to have a mask.
+MASK_ASKED: dict[Mask, str] = {
+    "full": "causal = false",
+    "causal": "causal = true",
+    "window": "a window",
+}
 SramBytes = Callable[[Tile], int]  # what a CTA needs for tiles of that size
 
 
@@ -116,15 +122,12 @@ class Schedule(BaseModel):
 
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
-        for key, given, accepted in (
-            ("phase", w.phase, self.phases),
-            ("mask", w.mask, self.masks),
-        ):
-            if given not in accepted:
-                raise InputError(
-                    f'schedule {self.name}: the workload\'s {key} is "{given}": it takes '
-                    f"{', '.join(accepted)}"
-                )
+        if w.phase not in self.phases:
+            raise InputError(
+                f'schedule {self.name}: workload.phase = "{w.phase}": '
+                f"{' or '.join(self.phases)} was expected"
+            )
+        self._check_mask(w)
         if w.phase == "decode" and w.seq_q > 1 and "append" not in self.takes:
             raise InputError(
                 f"schedule {self.name}: workload.seq_q = {w.seq_q}: it decodes one query (seq_q = "
@@ -151,6 +154,17 @@ class Schedule(BaseModel):
                 f'schedule {self.name}: workload.kv_dtype = "{w.kv_dtype}": its K and V are of '
                 f'workload.dtype ("{w.dtype}")'
             )
+
+    def _check_mask(self, w: AttentionWorkload) -> None:
+        """Raises InputError for a mask that is none of the schedule's, in the words of a file."""
+        if w.mask in self.masks:
+            return
+        given = f"window = {w.window}" if w.mask == "window" else MASK_ASKED[w.mask]
+        none = "" if "window" in self.masks else ", without a window,"
+        raise InputError(
+            f"schedule {self.name}: workload.{given}: "
+            f"{' or '.join(MASK_ASKED[mask] for mask in self.masks)}{none} was expected"
+        )
 
     def _check_scores(self, w: AttentionWorkload) -> None:
         """Raises InputError where scores are changed as no kernel of the schedule does."""
@@ -206,8 +220,8 @@ def check_latest_keys(where: str, w: AttentionWorkload) -> None:
     """Raises InputError where a window reaches to both sides of a query."""
     if w.has_two_sides:
         raise InputError(
-            f"{where}: workload.window = {w.window}: one of the latest keys was expected (causal = "
-            f"true); by default {that_take('two sides')} take those to both sides"
+            f"{where}: workload.window = {w.window}, to both sides (causal = false): causal = true "
+            f"was expected; by default {that_take('two sides')} take both sides"
         )
 
 

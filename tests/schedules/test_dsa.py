@@ -160,7 +160,7 @@ def test_a_query_is_given_different_keys_all_of_which_it_sees(seq_kv, queries):
         ({"phase": "decode"}, 'workload.kv_dtype = "bf16": "fp8"'),
         ({"kv_dtype": "int8"}, 'workload.kv_dtype = "int8": "fp8"'),
         ({"phase": "decode", "kv_dtype": "fp8", "seq_q": 3}, "workload.seq_q = 3: up to 2"),
-        ({"phase": "training"}, "it takes prefill, decode"),
+        ({"phase": "training"}, 'phase = "training": prefill or decode was expected'),
     ],
 )
 def test_what_its_kernels_do_not_have_is_told_in_a_line(given, told):

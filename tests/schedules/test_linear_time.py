@@ -190,8 +190,14 @@ def test_both_engines_agree_on_gated_delta_net(case, hw):
     [
         ({"dtype": "fp8", "head_dim": 64}, 'workload.dtype = "fp8"'),
         ({"head_dim": 512}, "head_dim of at most 256"),
-        ({"head_dim": 64, "phase": "training"}, "it takes prefill, decode"),
-        ({"head_dim": 64, "causal": False}, "it takes causal"),
+        (
+            {"head_dim": 64, "phase": "training"},
+            'phase = "training": prefill or decode was',
+        ),
+        (
+            {"head_dim": 64, "causal": False},
+            "causal = false: causal = true, without a window, was",
+        ),
     ],
 )
 def test_gated_delta_net_says_what_its_kernels_take(workload, told):

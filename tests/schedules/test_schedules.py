@@ -95,8 +95,9 @@ def test_the_steps_of_a_schedule_run_its_kernels(case, hw):
 @pytest.mark.parametrize(
     ("schedule", "workload", "complaint"),
     [
-        ("hip", {"causal": False}, 'mask is "full": it takes causal, window'),
-        ("hip", {"causal": True, "phase": "training"}, 'phase is "training"'),
+        ("hip", {"causal": False}, "causal = false: causal = true or a window was"),
+        ("hip", {"causal": True, "phase": "training"}, 'workload.phase = "training": prefill or'),
+        ("nsa", {"window": 64}, "workload.window = 64: causal = true, without a window, was"),
         ("block_sparse", {"dropout": True}, "workload.dropout = true"),
         ("flash2", {"kv_dtype": "int4", "phase": "decode"}, 'workload.kv_dtype = "int4"'),
         ("flash1", {"window": 64, "causal": False}, "flash2, flash3, flash4, flex, naive take"),
@@ -127,7 +128,7 @@ SCHEDULES["flash3"](name="flash3").check(w)
 def test_kernels_with_windows_of_the_latest_keys_alone_say_so(options):
     w = WorkloadTable(heads=4, head_dim=64, seq_len=256, causal=False, window=64).workload()
     schedule = make_schedule({"name": "flash2", **options}, "a test")
-    with pytest.raises(InputError, match="window = 64: one of the latest keys was expected"):
+    with pytest.raises(InputError, match="window = 64, to both sides"):
         schedule.program(w, load_profile("l40s"))
 
 

@@ -734,7 +734,7 @@ def test_the_commands_run_what_lower_says(case):
             {"name": "tree_decoding", "gpus": 2},
             {},
             "h100-sxm",
-            'phase is "prefill": it takes decode',
+            'phase = "prefill": decode was expected',
         ),
         (
             {"name": "tree_decoding", "gpus": 3},

@@ -473,7 +473,7 @@ def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
         ({"tokens": 3}, ["model.0.tokens: unknown key; known: batch, checkpointing, gpus"]),
         ({"logit": "all"}, ["model.0.logit: unknown key; did you mean 'logits'?"]),
         ({"phase": "train"}, ['model.0.phase = "train"', "'training'"]),
-        ({"phase": "training", "schedule": "flash3"}, ["schedule flash3: the workload's phase"]),
+        ({"phase": "training", "schedule": "flash3"}, ["schedule flash3: workload.phase"]),
         ({"gpus": 5}, ["gpus = 5: gpt2 has 12 heads"]),
         ({"gpus": 2, "parallel": "context"}, ['model.0.parallel = "context"', "'pipeline'"]),
         ({"logits": "none"}, ["model.0.logits", "'last' or 'all'"]),
@@ -485,7 +485,7 @@ def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
             ["schedule ring: a schedule of one GPU was expected, shared by gpus"],
         ),
         ({"schedule": {"name": "mamba2"}}, ["models of another kind"]),
-        ({"schedule": "decode"}, ["schedule decode: the workload's phase"]),
+        ({"schedule": "decode"}, ["schedule decode: workload.phase"]),
         ({"schedule": {"name": "flash2", "tile": {"q": 1024, "kv": 1024}}}, ["needs"]),
     ],
 )
