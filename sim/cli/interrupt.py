@@ -40,13 +40,13 @@ def watched() -> Iterator[None]:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     before = {number: signal.getsignal(number) for number in CODES}
-    for number, handler in before.items():
-        if handler in AT_FIRST:  # else a shell's job in the background: it stays so
-            signal.signal(number, _once)
     wakes = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     told, sys.unraisablehook = sys.unraisablehook, _tell_others
-    threading.Thread(target=_end_when_interrupted, args=(read_end,), daemon=True).start()
     try:
+        for number, handler in before.items():
+            if handler in AT_FIRST:  # else a shell's job in the background: it stays so
+                signal.signal(number, _once)
+        threading.Thread(target=_end_when_interrupted, args=(read_end,), daemon=True).start()
         yield
     except KeyboardInterrupt:
         _end()

@@ -62,7 +62,11 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 
 def _digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest() if os.path.isfile(path) else ""
+    """Empty of what cannot be read, which whoever reads the kernel in it tells."""
+    try:
+        return sha256(path.read_bytes()).hexdigest() if os.path.isfile(path) else ""
+    except OSError:
+        return ""
 
 
 @lru_cache(64)  # a sweep asks for the same at every point

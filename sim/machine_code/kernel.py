@@ -171,8 +171,7 @@ def _product(sizes: Iterable[int]) -> int:
 
 def tritons_description(path: Path) -> dict[str, Any] | None:
     """What stands beside a cubin in Triton's cache (FILE.json), if it does."""
-    beside = path.with_suffix(".json")
-    if path.suffix != ".cubin" or not os.path.exists(beside):
+    if path.suffix != ".cubin" or not os.path.exists(beside := path.with_suffix(".json")):
         return None
     try:
         described = json.loads(beside.read_text(encoding="utf-8"))

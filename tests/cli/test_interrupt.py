@@ -146,3 +146,16 @@ def test_a_job_in_the_background_hears_no_ctrl_c():
     ignoring = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     asked = [sys.executable, "-c", ignoring + textwrap.dedent(code)]
     assert subprocess.run(asked, check=False).returncode == 0
+
+
+def test_a_signal_that_comes_as_a_command_starts_is_one_line():
+    code = """
+        import signal, threading
+        from sim.cli.interrupt import watched
+        threading.Thread.start = lambda _: signal.raise_signal(signal.SIGTERM)
+        with watched():
+            pass
+    """
+    asked = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (143, "attnsim: interrupted\n")

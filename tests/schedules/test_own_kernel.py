@@ -367,7 +367,8 @@ def test_an_older_architectures_code_is_said_to_be_slower(mine):
 
 def test_bad_files_are_one_line(mine):
     asked = question(mine)
-    for code, part in (("none.cubin", "no such file"), ("mine.toml", "no ELF file")):
+    bad = {"none.cubin": "no such", "mine.toml": "no ELF", "/": "read", "/proc/self/mem": "/mem: "}
+    for code, part in bad.items():
         done = called("run", asked, "--set", f"schedule.flash2.machine_code={code}")
         assert_one_line(done, part, "schedule flash2: machine_code")
 
