@@ -81,6 +81,22 @@ def test_a_cluster_reads_each_key_once_and_writes_the_result_alone(batch, group,
     assert_engines_agree([kernel], NO_L2, w.dtype)
 
 
+@given(st.integers(75, 120), st.integers(1, 700))
+@settings(max_examples=10)
+def test_unsplit_tiles_are_taken_one_after_the_other_by_ctas_that_set_up_once(batch, seq_kv):
+    """Cluster launch control (UGETNEXTWORKID in its machine code): tiles beyond 148 wait for it."""
+    w = decoding(batch=batch, heads=8, kv_heads=2, seq_kv=seq_kv, head_dim=64, dtype="fp16")
+    (kernel,) = kernels(w, NO_L2)
+    assert (kernel.ctas, kernel.dealt_tiles, kernel.splits) == (148, 2 * batch, 1)
+    assert not kernel.sets_up_items
+    (ran,) = run([kernel], NO_L2, w)
+    keys, queries = 2 * batch * 2 * seq_kv * 64 * 2, batch * 8 * 64 * 2
+    numbers = ran.hbm_read_bytes - keys - queries
+    assert 0 < numbers <= 2 * batch * (1 + ceil(seq_kv, 256)) * 32
+    assert ran.hbm_write_bytes == queries + batch * 8 * 4
+    assert_engines_agree([kernel], NO_L2, w.dtype)
+
+
 def test_its_matmuls_read_each_tile_once_and_softmax_groups_wait_for_no_page_number():
     trip = kernels(decoding(heads=16, kv_heads=2, seq_kv=4096, batch=64))[0].loops[1]
     assert not any(isinstance(action, Barrier) for action in trip.actions)  # nor for each other

@@ -52,6 +52,7 @@ from sim.tile_program import (
     OfItem,
     Stream,
     Tensor,
+    once,
 )
 
 CTAS_AN_SM = 2  # that a plan counts on (scheduler.cuh, PrefillPlanImpl)
@@ -280,14 +281,22 @@ class PackedAttention:
         whole = Result(self.o, self.lse)
         return [attention, merge_kernel(Result(o, lse), whole, rows, ranges, hw)]
 
+    def _listed(self, items: IntArray) -> tuple[IntArray, ...]:
+        """Where in the plan each item stands, and its KV head: an item is a CTA's."""
+        return self.grid.at(items)
+
+    def _has_tile(self, items: IntArray) -> IntArray:
+        """1 where an item has a tile."""
+        return once(items)
+
     def _place(self, items: IntArray) -> tuple[IntArray, IntArray, IntArray]:
         """The sequence, the tile of its rows and the range of its keys of each CTA."""
-        listed = self.grid.at(items)[0]
+        listed = self._listed(items)[0]
         sequence, row, number = (side[listed] for side in self.plan)
         return sequence, row, number
 
     def _matrix(self, items: IntArray) -> IntArray:
-        return self._place(items)[0] * self.w.kv_heads + self.grid.at(items)[1]
+        return self._place(items)[0] * self.w.kv_heads + self._listed(items)[1]
 
     def _rows_of(self, tensor: Tensor) -> Stream:
         """Each CTA's tile of packed rows."""
@@ -322,7 +331,7 @@ class PackedAttention:
         """Tiles of keys that each CTA visits."""
         begin, end = self._keys(items)
         tiles: IntArray = -(-(end - begin) // self.cta.tile.kv)
-        return tiles
+        return tiles * self._has_tile(items)
 
     def _first_tile(self, items: IntArray) -> IntArray:
         """The first of them, of those that its range is cut in."""
@@ -343,7 +352,15 @@ class PackedAttention:
             first=self._first_tile,
             end=lambda items: self._first_tile(items) + self._tiles(items),
         )
-        tiles = QueryTiles(self.grid.size, self._rows_of(q), o, lse, self.matrices, sharing=1)
+        tiles = QueryTiles(
+            self.grid.size,
+            self._rows_of(q),
+            o,
+            lse,
+            self.matrices,
+            sharing=1,
+            has_rows=self._has_tile,
+        )
 
         def loop(trips: OfItem, k: Operand, v: Operand) -> Loop:
             if self.cta.address_instructions:  # by the warps that multiply

@@ -5,6 +5,7 @@
         the loop of parts/paged_keys.py over the range (the kernel goes through it first to last)
         of up to 16 ranges of at most 32 rows: CTAs of a cluster add up O through each other's SRAM
         else: store O and log-sum-exp; the last CTA of a sequence merges them
+    of one range:  the next tile that no CTA has yet, by cluster launch control
 
 The rows of a tile are the fewest of 8, 16, 32, 64 and 128 that hold a sequence's; below 64 the
 matmuls are turned round, keys being the rows of tcgen05 (SwapsMmaAb). A CTA has two softmax warp
@@ -15,8 +16,8 @@ Source: flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh
 (selectGqGenerationKernel, computeCtaAndClusterConfig), csrc/trtllm_fmha_kernel_launcher.cu; tiles,
 steps, threads and shared memory of each kernel: flashInferMetaInfo.h in flashinfer-cubin 0.6.13
 (...PagedKvCausalP64...ForGen). Differences: 16 rows stand for 8; where several queries are decoded
-the kernel may take a smaller tile (selectTileSizeQForGqaGeneration); unsplit, tiles are dealt by
-cluster launch control, here each is a CTA; merging is a launch of its own.
+the kernel may take a smaller tile (selectTileSizeQForGqaGeneration); merging is a launch of its
+own.
 """
 
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.dealing import Dealt, dealt_on_demand
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention
@@ -70,7 +72,12 @@ def trtllm_gen_range(
 
 @dataclass(frozen=True, eq=False)
 class ClusterAttention(PackedAttention):
-    """The same, whose ranges a cluster of CTAs adds up where there are few enough."""
+    """The same, whose ranges a cluster of CTAs adds up where there are few enough.
+
+    Of unsplit keys a CTA takes one tile after the other, as `dealt`.
+    """
+
+    dealt: Dealt | None = None
 
     @cached_property
     def ranges(self) -> IntArray:
@@ -80,11 +87,33 @@ class ClusterAttention(PackedAttention):
 
     def kernels(self, hw: HardwareProfile) -> list[Kernel]:
         """The kernel over all ranges; of more than a cluster has also the merge."""
+        if self.splits == 1 and self.grid.size > hw.sm.count:
+            return [self._persistent(hw.sm.count)]
         few = 1 < self.splits <= MOST_RANGES_A_CLUSTER
         if not few or self.cta.tile.q > MOST_TURNED_ROWS:
             return super().kernels(hw)
         kernel = self._attention(self._rows_of(self.o), self._rows_of(self.lse))
         return [replace(kernel, loops=(*kernel.loops[:-1], self._added_up()))]
+
+    def _persistent(self, sms: int) -> Kernel:
+        """The kernel of a CTA an SM, each of which takes the next tile that none has yet."""
+        every = np.arange(self.grid.size, dtype=np.int64)
+        dealt = dealt_on_demand(every, self._tiles(every), sms, self.cta.stages, early=True)
+        of_dealt = replace(self, dealt=dealt)
+        kernel = of_dealt._attention(of_dealt._rows_of(self.o), of_dealt._rows_of(self.lse))
+        return replace(
+            kernel,
+            ctas=dealt.ctas,
+            items_per_cta=dealt.items_per_cta,
+            periods=1,
+            dealt_tiles=dealt.dealt_tiles,
+        )
+
+    def _listed(self, items: IntArray) -> tuple[IntArray, ...]:
+        return super()._listed(items if self.dealt is None else self.dealt.tile(items))
+
+    def _has_tile(self, items: IntArray) -> IntArray:
+        return super()._has_tile(items) if self.dealt is None else self.dealt.has_tile(items)
 
     def _added_up(self) -> Loop:
         """The first CTA of a cluster has read the others' O, and stores it."""
