@@ -10,7 +10,7 @@ from sim.inputs.files import InputError
 from sim.inputs.hardware import load_profile
 from sim.inputs.workload import AttentionWorkload, WorkloadTable
 from sim.schedules import make_schedule
-from sim.schedules.parts.xqa import OPS_A_TILE, OPS_AN_ELEMENT
+from sim.schedules.parts.xqa import Played
 from sim.tile_program import Compute
 from tests.support.formulas import run
 from tests.support.same_runs import assert_engines_agree
@@ -154,13 +154,44 @@ def test_behind_a_window_as_many_ctas_begin_and_one_reads_whole_tiles():
 
 
 @pytest.mark.parametrize(
-    ("compiled", "head_dim"),
-    # Instructions of one warp of each kind and tile, by nvcc 13.0: csrc/xqa/mha.cu, bf16 for sm_89
-    # and sm_90, fp8 for sm_89 twice.
-    [(1810 + 2248, 128), (1284 + 954, 64), (1230 + 680 + 2538, 128), (1211 + 1319, 64)],
+    ("hw", "kv_dtype", "head_dim", "cycles", "last"),
+    # Played through, as nvcc 13.0 compiles csrc/xqa/mha.cu: a tile, and its P V alone.
+    [
+        ("h100-sxm", None, 64, 2303, 1376),
+        ("h100-sxm", None, 128, 3684, 2648),
+        ("l40s", None, 64, 2855, 2258),
+        ("l40s", None, 128, 5261, 4386),
+        ("l40s", "fp8", 64, 4219, 3065),
+        ("l40s", "fp8", 128, 8478, 6436),
+    ],
 )
-def test_a_tile_takes_the_instructions_that_were_compiled(compiled, head_dim):
-    assert OPS_AN_ELEMENT * head_dim + OPS_A_TILE == pytest.approx(compiled, rel=0.09)
+def test_a_tile_and_its_last_matmul_take_what_their_code_does(hw, kv_dtype, head_dim, cycles, last):
+    w = decoding(**SIXTEEN | {"kv_dtype": kv_dtype, "head_dim": head_dim}, seq_kv=1024)
+    played = Played.of(w, load_profile(hw))
+    assert (played.tile.cycles, played.last.cycles) == pytest.approx((cycles, last), rel=0.01)
+
+
+def test_each_cta_finds_its_range_and_those_with_keys_wait_for_the_last_tile():
+    w = decoding(**SIXTEEN, batch=2, seq_kv=4096, window=200)
+    (kernel,) = xqa(w)
+    trips = {
+        op.name: loop.trips(np.arange(kernel.ctas)).sum()
+        for loop in kernel.loops
+        for op in loop.actions
+        if isinstance(op, Compute)
+    }
+    assert not kernel.sets_up
+    assert trips["find the range"] == kernel.ctas
+    assert trips["O += P V of the last tile"] == 4  # of 2 sequences' 2 KV heads
+
+
+def test_hoppers_kernel_cuts_what_a_window_shows():
+    """nbTilesInUse (mha_sm90.cu): of 64 keys each, and other CTAs return."""
+    whole, behind = (
+        xqa(decoding(heads=8, kv_heads=1, batch=2, seq_kv=4096, **table), H100)[0]
+        for table in ({}, {"window": 100})
+    )
+    assert (behind.ctas, whole.ctas) == (2 * 2, 2 * 16)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,10 @@ class SplitKeys:
         first, end = self.ends(items)
         return end - first
 
+    def has_keys(self, items: IntArray) -> IntArray:
+        """1 where a CTA has any."""
+        return np.minimum(1, self.trips(items))
+
     def last_tile(self, items: IntArray) -> IntArray:
         """Each CTA's last tile in a tensor of a matrix a KV head: the first that it visits."""
         return self.matrix(items) * self.across + self.ends(items)[1] - 1
@@ -297,8 +301,9 @@ class SplitKv(FlashSchedule):
         ).T
         low -= low % (xqa.tile_keys if xqa else tile_keys)
         shown = low // tile_keys, -(-high // tile_keys)
-        # Behind a window FlashAttention-2 packs no heads: kernels that do cut what is shown.
-        if packed and w.window is not None and not xqa:
+        # Behind a window FlashAttention-2 packs no heads. Kernels that do cut what is shown, but
+        # for one of XQA's.
+        if packed and w.window is not None and (xqa is None or xqa.cuts_shown):
             return shown, shown
         room = blocks(self.room_tokens or w.seq_kv, tile_keys)
         return shown, (np.zeros_like(low), np.full_like(low, room))
@@ -397,6 +402,8 @@ def split_attention(
     split = replace(_or_zeros(flash_kernel(title, w, cta, tiles, *key_loops), keys), kind=kind)
     if keys.setup:
         split = begun_by(keys.setup, split)
+    if keys.xqa and keys.xqa.ends:
+        split = keys.xqa.ends(keys.splits).around(split, keys.has_keys)
     if keys.splits == 1:
         return Attention([split], result)
     if keys.xqa:
@@ -409,7 +416,7 @@ def split_attention(
 def _or_zeros(kernel: Kernel, keys: SplitKeys) -> Kernel:
     """The kernel, of which a CTA that has no keys to see loads no queries."""
     prologue, *rest = kernel.loops
-    seeing = replace(prologue, trips=lambda items: np.minimum(1, keys.trips(items)))
+    seeing = replace(prologue, trips=keys.has_keys)
     return replace(kernel, loops=(seeing, *rest), splits=keys.splits)
 
 

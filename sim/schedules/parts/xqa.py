@@ -22,18 +22,22 @@ Everywhere else, and over a cache of 16 bits (mha.cu), by mma.sync:
         for each 256 keys:
             four warps, 64 keys each, K in slices of 64 or 128 bytes:  S = Q K^T, softmax, P to SRAM
             four others, 64 columns of O each, V a few keys at a time:  O += P V
+        the last tile's P V, with nothing beside it
         store O and log-sum-exp; the last CTA merges
 
 A trip here is as many keys as a buffer of V holds, which slices of K come to as well. Its buffers
 leave room for one CTA an SM. A window's first tile is read whole. Ranges are cut of all keys, shown
-or not, so that behind a window most CTAs begin and have nothing to do; an fp8 cache is not split
-before Hopper (common/attentionOp.cpp: multi_block_mode).
+or not, so that behind a window most CTAs begin, have nothing to do and store that; an fp8 cache is
+not split before Hopper (common/attentionOp.cpp: multi_block_mode). Hopper's kernel cuts the tiles
+that are shown: its other CTAs return as soon as they know.
 
 Source: flashinfer-ai/flashinfer, csrc/xqa/mha_sm90.cu: the tile (gemm0CtaTileNbTokens), buffers
 (SharedMem), registers (kernel_mha's launch bounds), the merge (MultiBlockSMem); how many ranges:
 NVIDIA/TensorRT-LLM, decoderXQAImplJIT (FlashInfer's launcher takes far fewer, a quarter of what
-three CTAs an SM would be). Differences: the second warp group, which is a tile behind the first, is
-not so at either end of the loop. The last CTA does not wait for the others.
+three CTAs an SM would be). Differences: the second warp group of Hopper's, which is a tile behind
+the first, is not so at either end of the loop. The last CTA does not wait for the others. CTAs that
+return at once are not there. A CTA's tiles lie as far apart as there are ranges, here one after the
+other.
 csrc/xqa/mha.cu: tiles (ctaTile, cacheVTileSeqLen, preferedKHeadPartBytes), buffers (SharedMem).
 """
 
@@ -47,12 +51,13 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import Tile
 from sim.schedules.parts import registers
+from sim.schedules.parts.counted import Counted
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import Operand
 from sim.schedules.parts.instructions import LANES, online_softmax
 from sim.schedules.parts.results import Result
-from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, OfItem, Stream
+from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, OfItem, Stream, once
 
 KEYS, STAGES, GROUP_ROWS, MOST_ROWS = 64, 2, 8, 32
 THREADS, WARPS = 3 * 128, 4  # two warp groups that compute, one that loads; see above
@@ -72,33 +77,68 @@ HEAD_DIMS = (64, 128, 256)
 # on larger ones; columns of O of a warp.
 TILE_KEYS, V_KEYS, K_BYTES, COLUMNS = 256, (32, 64), (64, 128), 64
 SMALL_SRAM = ("sm86", "sm89", "sm120")
-# Instructions of a warp of either kind and tile together: 32 an element of head_dim and 300, within
-# 8% of four compiled by nvcc 13.0 for sm_89 and sm_90, of bf16 and fp8, head_dim 64 and 128.
-OPS_AN_ELEMENT, OPS_A_TILE = 32, 300
-# Results that a warp of the first kind waits for: for each 16 of head_dim an LDSM and a matmul; K,
-# a barrier, the maximum so far, 2 shuffles of maxima and what comes back, exp, sums by a matmul, P
-# stored, a barrier.
-LATENCIES_A_TILE, DEPTH_A_WARP_MATMUL = 10, 16
+# Its code, compiled by nvcc 13.0 and played through (sim/machine_code/played.py; one side of each
+# branch), in 16 bits with larger slices, in 16 bits with smaller ones, and in 8. Of a tile and an
+# element of head_dim, both kinds of warps side by side: of sm_90 2,303 and 3,684 cycles at head_dim
+# 64 and 128 (sm_80: 4,168 at 128), of sm_89 2,855 and 5,261, in 8 bits, where each element is cast
+# twice, 4,219 and 8,478. The second kind alone takes 1,376 and 2,648; 2,258 and 4,386; 3,065 and
+# 6,436: so long goes on the last tile's P V, whose instructions are counted in its trip.
+OF_MATMULS = 8  # cycles of a sub-partition an element that a tile's matmuls hold issue slots for
+LARGE_TILE = (Counted(538, 920), Counted(12.9, 21.6, multiplied=OF_MATMULS))
+SMALL_TILE = (Counted(573, 450), Counted(15.6, 37.6, multiplied=OF_MATMULS))
+FP8_TILE = (Counted(509, -40), Counted(31.2, 66.5, multiplied=OF_MATMULS))
+LARGE_LAST, SMALL_LAST, FP8_LAST = (
+    (Counted(1, 104), Counted(0, 19.9)),
+    (Counted(1, 130), Counted(0, 33.3)),
+    (Counted(1, -306), Counted(0, 52.7)),
+)
+# Outside its loop a CTA finds out how long the sequence is and where its first page lies (a read of
+# L2 each) and copies its first tile; then sums of four warps, O by way of SRAM; of one range of
+# several, that all see what it stored, and a counter (two more round trips to L2). The way of a
+# warp of the second kind that has no keys: of sm_90 868 and 762 instructions in 2,094 and 1,970
+# cycles at head_dim 64 and 128, of sm_89, in 16 bits and in 8, 440 to 570 in 1,280 to 1,480.
+LARGE_OUTSIDE, SMALL_OUTSIDE = Counted(820, 2_030), Counted(520, 1_400)
+READS_BEFORE, READS_OF_A_RANGE = 2, 2
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What each CTA begins with, and what one that had keys waits for when they are read."""
+
+    outside: Compute
+    last: Compute
+
+    def around(self, kernel: Kernel, has_keys: OfItem) -> Kernel:
+        """The kernel with them, in place of its architecture's setup."""
+        *loops, end = kernel.loops
+        begin, last = Loop(once, (self.outside,)), Loop(has_keys, (self.last,))
+        return replace(kernel, loops=(begin, *loops, last, end), sets_up=False)
 
 
 @dataclass(frozen=True)
 class Xqa:
-    """One of XQA's two kernels: its CTA, ranges, loop, and the keys at which it begins to read."""
+    """One of XQA's two kernels: its CTA, ranges, loop, and the keys at which it begins to read.
+
+    It cuts what is shown or all keys; `ends` are by how many ranges there are, if it has its own.
+    """
 
     cta: FlashCta
     splits: int
     tile_keys: int
     loop: Callable[[AttentionWorkload, OfItem, Operand, Operand], Loop]
+    cuts_shown: bool
+    ends: Callable[[int], Ends] | None = None
 
 
 def xqa_of(w: AttentionWorkload, hw: HardwareProfile) -> Xqa:
     """The kernel that reads such a cache on such a device, cut as TensorRT-LLM cuts it."""
     splits = xqa_splits(w, hw)
     if hw.arch == "sm90" and w.kv_dtype == "fp8":
-        return Xqa(xqa_cta(w), splits, KEYS, xqa_loop)
-    cta = _warp_cta(w, hw)
-    is_split = w.kv_dtype is None or hw.arch == "sm100"
-    return Xqa(cta, splits if is_split else 1, TILE_KEYS, _warp_loop(cta.tile.kv))
+        return Xqa(xqa_cta(w), splits, KEYS, xqa_loop, cuts_shown=True)
+    cta, played = _warp_cta(w, hw), Played.of(w, hw)
+    splits = splits if w.kv_dtype is None or hw.arch == "sm100" else 1
+    loop = _warp_loop(cta.tile.kv, played.tile, hw)
+    return Xqa(cta, splits, TILE_KEYS, loop, cuts_shown=False, ends=lambda n: played.ends(n, hw))
 
 
 def why_not(w: AttentionWorkload) -> str | None:
@@ -191,7 +231,39 @@ def _warp_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
     )
 
 
-def _warp_loop(keys: int) -> Callable[[AttentionWorkload, OfItem, Operand, Operand], Loop]:
+@dataclass(frozen=True)
+class Played:
+    """What its code takes: a tile, the last tile's P V, and all outside the loop."""
+
+    tile: Counted
+    last: Counted
+    outside: Counted
+
+    @staticmethod
+    def of(w: AttentionWorkload, hw: HardwareProfile) -> "Played":
+        """Of such a cache on such a device."""
+        is_small = hw.arch in SMALL_SRAM
+        tile, last = (SMALL_TILE, SMALL_LAST) if is_small else (LARGE_TILE, LARGE_LAST)
+        if w.kv_dtype:
+            tile, last = FP8_TILE, FP8_LAST
+        of_tile, of_last = (
+            base + an_element.times(w.head_dim) for base, an_element in (tile, last)
+        )
+        return Played(of_tile, of_last, SMALL_OUTSIDE if is_small else LARGE_OUTSIDE)
+
+    def ends(self, splits: int, hw: HardwareProfile) -> Ends:
+        """Of a CTA, where the keys are in so many ranges."""
+        reads = READS_BEFORE + (READS_OF_A_RANGE if splits > 1 else 0)
+        outside = replace(self.outside, l2_reads=reads)
+        return Ends(
+            outside.compute("find the range", (), hw, resident=1),
+            self.last.compute("O += P V of the last tile", (), hw, resident=1),
+        )
+
+
+def _warp_loop(
+    keys: int, tile: Counted, hw: HardwareProfile
+) -> Callable[[AttentionWorkload, OfItem, Operand, Operand], Loop]:
     """The loop of trips of so many keys, both kinds of warps at work in each."""
 
     def loop(w: AttentionWorkload, trips: OfItem, k: Operand, v: Operand) -> Loop:
@@ -199,17 +271,12 @@ def _warp_loop(keys: int) -> Callable[[AttentionWorkload, OfItem, Operand, Opera
         numbers = (k.numbers,) if k.numbers else ()
         loads = tuple(Load(stream, STAGES) for stream in (*numbers, *k.streams, *v.streams))
         row_bytes = w.head_dim * (1 if w.kv_dtype else w.dtype_bytes)
-        instructions = WARPS * (OPS_AN_ELEMENT * w.head_dim + OPS_A_TILE)
-        waits = 2 * w.head_dim // DEPTH_A_WARP_MATMUL + LATENCIES_A_TILE
-        both = Compute(
-            "S = Q K^T, softmax; O += P V",
-            loads,
-            mma_flops=4 * rows * keys * w.head_dim,
-            exp_count=rows * keys,
-            sram_bytes=4 * keys * row_bytes + 2 * rows * keys * w.dtype_bytes,
-            other_ops=instructions * LANES * keys // TILE_KEYS,
-            latencies=max(1, waits * keys // TILE_KEYS),
+        sram_bytes = 4 * keys * row_bytes + 2 * rows * keys * w.dtype_bytes
+        counted = replace(
+            tile.times(keys / TILE_KEYS), sram_cycles=sram_bytes / hw.sram.bytes_per_clock
         )
+        flops = 4 * rows * keys * w.head_dim
+        both = counted.compute("S = Q K^T, softmax; O += P V", loads, hw, 1, flops)
         return Loop(trips, (*loads, both))
 
     return loop
