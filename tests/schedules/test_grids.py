@@ -166,3 +166,15 @@ def test_registers_of_a_thread_are_an_option_and_fewer_let_more_ctas_share_an_sm
 def test_registers_of_a_kernel_that_has_its_own_are_refused(implementation):
     with pytest.raises(InputError, match="it has its own registers: none was expected"):
         with_registers(implementation=implementation, registers=40)
+
+
+@pytest.mark.parametrize(("window", "ctas"), [(None, 3), (128, 2)])
+def test_masks_of_a_window_take_registers_of_tensorrt_llms_narrow_kernel(window, ctas):
+    """168 and 193 a thread: FlashInfer's copy of fmha_v2, by nvcc 13.0 for sm_89."""
+    (record,) = simulate(
+        workload={"heads": 8, "head_dim": 64, "seq_len": 2048, "dtype": "bf16", "causal": True}
+        | ({"window": window} if window else {}),
+        hardware="l40s",
+        schedule=[{"name": "flash2", "implementation": "trtllm"}],
+    )
+    assert record.kernels[0].ctas_per_sm == ctas

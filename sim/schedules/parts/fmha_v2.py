@@ -50,10 +50,11 @@ def fmha_v2_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
         return FlashCta(Tile(q=128, kv=128), warps=4, a_score=FMHA_V2)
     kv = 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
     of_few = w.head_dim <= SLICE
+    narrow = registers.FMHA_V2_WINDOW if w.mask == "window" else registers.FMHA_V2_NARROW
     return FlashCta(
         Tile(q=64, kv=kv),
         warps=4,
-        registers_per_thread=registers.FMHA_V2_NARROW if of_few else registers.FLASH_CUDA,
+        registers_per_thread=narrow if of_few else registers.FLASH_CUDA,
         fixed_instructions=FIXED[64 if of_few else 128],
         a_score=FMHA_V2,
         operands_first=True,

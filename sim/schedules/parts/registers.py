@@ -17,6 +17,7 @@ MOST = 255  # that a thread can have (CUDA C++ Programming Guide, "Compute Capab
 # 167 to 255 of split-KV. The most stands for all.
 FLASH_CUDA = MOST
 FMHA_V2_NARROW = 168  # measured: nvcc 13.0, sm_89, 64 x 32 at head_dim 64; 255 at 128
+FMHA_V2_WINDOW = 193  # the same behind a window, which leaves room for two CTAs an SM, not three
 FLASH1 = MOST  # estimate: as FlashAttention-2, whose loop it has inside out
 FLASH_BACKWARD = MOST  # estimate: two accumulators of keys x head_dim, S and dP
 BACKWARD_ROWS = 64  # estimate: a few rows of two tensors and a sum
