@@ -1,5 +1,7 @@
 """What a row measured: its device, its schedule with options, and what else is in its time."""
 
+from dataclasses import replace
+
 import pytest
 
 from sim.inputs.hardware import load_profile
@@ -490,6 +492,16 @@ def test_a_turned_query_head_reads_cosines_a_sector_at_a_time(tmp_path):
     taken_s, roofline_s = measured.beside.times(w, hw)
     assert taken_s == pytest.approx(1.1e-3, rel=0.1)
     assert taken_s > 2 * roofline_s
+
+
+def test_one_token_s_turning_takes_a_warp_s_instructions(tmp_path):
+    """1,900 cycles in a row (validate/beside.py), 1.04 us on an H100, beside a launch and reads."""
+    row = figure(tmp_path, **DECODE | {"kernel": "trtllm torch_flow", "batch": "1"})
+    measured = measured_of(row)
+    turned, hw = measured.beside, measured.case.hardware
+    without = replace(turned, lone_cycles=0)
+    w = measured.case.workload
+    assert turned.times(w, hw)[0] - without.times(w, hw)[0] == pytest.approx(1900 / hw.sm.clock)
 
 
 def test_sglang_quantises_the_queries_of_fp8_by_their_own_maximum(tmp_path):
