@@ -212,7 +212,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError, prefix: str) 
     problems = error.errors(include_url=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     problem = next(iter(unknown or problems))  # a key that is misspelt is also missing
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) or '""' for part in problem["loc"]]
     key = ".".join(filter(None, [prefix, *location]))
     if unknown:
         return f"{key}: unknown key; {nearest(location[-1], _keys_at(model, location[:-1]))}"
@@ -252,6 +252,8 @@ _EXPECTED = {
     "less_than": "it must be below {lt}",
     "less_than_equal": "it must be at most {le}",
     "too_long": "at most {max_length} were expected",
+    "too_short": "at least {min_length} was expected",
+    "string_too_short": "a text that is not empty was expected",
     "multiple_of": "it must be a multiple of {multiple_of}",
     "literal_error": "{expected} was expected",
 }

@@ -184,8 +184,16 @@ WRONG = {
         {"sweep": {"workload.batch": {"from": 1, "too": 2}}},
         "sweep.workload.batch.too: unknown key; did you mean 'to'?",
     ),
+    "a key without a name": ({"workload": {"": 1}}, 'workload."": unknown key; known: '),
+    "a list of nothing": ({"workload": {"seq_len": []}}, "workload.seq_len = []: a whole number"),
     "a line break": ({"workload": {"dtype": "fp\n16"}}, 'workload.dtype = "fp\\n16": '),
 }
+
+
+def test_a_file_without_schedules_is_told_in_words_of_the_file():
+    tables = {"workload": {}, "hardware": {}, "schedule": []}
+    with pytest.raises(InputError, match=r"^a.toml: schedule = \[\]: at least 1 was expected$"):
+        make_scenario(tables, "a test", "a.toml")
 
 
 @pytest.mark.parametrize("wrong", WRONG)
