@@ -288,7 +288,7 @@ def _held_back(records: list[Record]) -> list[str]:
             which = f"{kernel.name} " if len(record.kernels) > 1 else ""
             text = (
                 f"{which}held back by power: {kernel.clock_hz / 1e9:.2f} of "
-                f"{nominal_hz / 1e9:.2f} GHz, as a load that lasts is"
+                f"{nominal_hz / 1e9:.2f} GHz, as under a sustained load"
             )
             told.append(_Told(record, 1 - kernel.clock_share, text))
     return _most_of_each(told)

@@ -114,7 +114,7 @@ def test_notes_of_a_sweep_are_a_line_a_schedule_of_the_point_that_has_most():
     assert line.startswith("flash2 power.tdp 200 W: ")
     assert line.endswith("(the most of 3 such points)")
     (line,) = (line for line in notes(records[:1]) if "held back by power" in line)
-    assert line.endswith("as a load that lasts is")
+    assert line.endswith("as under a sustained load")
 
 
 def test_the_same_reason_of_many_points_is_told_once(capsys):
