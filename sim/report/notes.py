@@ -317,5 +317,6 @@ def _left_as_they_were(records: list[Record]) -> list[str]:
         overrides = record.overrides or {}
         for key in GO_TOGETHER.keys() & overrides.keys():
             if left := [other for other in GO_TOGETHER[key] if other not in overrides]:
-                lines[f"{key} is changed; as {record.hardware} has it: {', '.join(left)}"] = None
+                told = f"left as {record.hardware} has it: {', '.join(left)}"
+                lines[f"{key} is changed; {told}"] = None
     return sorted(lines)

@@ -29,12 +29,12 @@ def said(found: Answer) -> str:
 def _against(found: Answer) -> list[str]:
     """How long each schedule takes on one device, of what it takes on the other."""
     shares = [
-        f"{(row.changed.time_s or 0) / row.beside.time_s:.3g} for {row.title}"
+        f"{row.title} {(row.changed.time_s or 0) / row.beside.time_s:.3g}"
         for row in found.rows
         if isinstance(row.changed, Record) and isinstance(row.beside, Record) and row.beside.time_s
     ]
     other = found.names[1]
-    told = f"Beside {other}, the time is times {', '.join(shares)}."
+    told = f"In units of the time on {other}: {', '.join(shares)}."
     return [told] if found.differs and shares else []
 
 

@@ -50,11 +50,11 @@ def test_a_changed_figure_that_leaves_others_as_they_were_is_noted_once():
     assert told() == []
     assert told(tensor={"fp16": "2048 FLOP/clock"}) == []
     assert told(hbm={"bandwidth": "8 TB/s"}) == [
-        "hbm.bandwidth is changed; as h100-sxm has it: l2.bandwidth"
+        "hbm.bandwidth is changed; left as h100-sxm has it: l2.bandwidth"
     ]
     assert told(hbm={"bandwidth": "8 TB/s"}, l2={"bandwidth": "20 TB/s"}) == []
     assert told(sm={"count": 66}, power={"tdp": "350 W"}) == [
-        "sm.count is changed; as h100-sxm has it: l2.bandwidth"
+        "sm.count is changed; left as h100-sxm has it: l2.bandwidth"
     ]
 
 

@@ -702,7 +702,12 @@ def test_the_commands_run_what_lower_says(case):
             "h100-sxm",
             "16",
         ),
-        ({"name": "ring", "gpus": 2}, {"window": 100}, "h100-sxm", 'mask is "window"'),
+        (
+            {"name": "ring", "gpus": 2},
+            {"window": 100},
+            "h100-sxm",
+            "workload.window = 100: causal = false or causal = true",
+        ),
         (
             {"name": "ring", "gpus": 2, "attention": "flash3"},
             {"phase": "training"},

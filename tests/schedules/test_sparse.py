@@ -628,10 +628,10 @@ def test_patterns_visit_as_many_blocks_a_row_however_long_the_sequence(name):
     ("name", "change", "message"),
     [
         ("bigbird", {"seq_q": 64}, "seq_q = seq_kv = 256"),
-        ("longformer", {"phase": "decode"}, 'phase is "decode"'),
-        ("minference", {"causal": False}, 'mask is "full"'),
-        ("quest", {}, 'phase is "prefill"'),
-        ("nsa", {"window": 32}, 'mask is "window"'),
+        ("longformer", {"phase": "decode"}, 'workload.phase = "decode"'),
+        ("minference", {"causal": False}, "workload.causal = false: causal = true"),
+        ("quest", {}, 'workload.phase = "prefill": decode was expected'),
+        ("nsa", {"window": 32}, "workload.window = 32: causal = true, without a window"),
         ("nsa", {"dtype": "fp32"}, 'dtype = "fp32", head_dim = 64: fp16 or bf16'),
     ],
 )
