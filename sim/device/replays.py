@@ -13,6 +13,7 @@ from sim.engine.kernel_run import KernelRun
 from sim.engine.power import held_back
 from sim.engine.protocol import Engine, L2State
 from sim.inputs.hardware import HardwareProfile
+from sim.machine import machine_of
 from sim.tile_program import Command, Kernel
 
 Ran = Future[KernelRun]
@@ -44,7 +45,8 @@ class Replays(Generic[L2State]):
         self.of_command: dict[Command, tuple[Ran, Iterator[None]]] = {}
         self.launched: dict[tuple[Command, Kernel], KernelRun] = {}  # on several GPUs
         self.steps_done: dict[Ran, int] = {}  # of the cost of what has begun
-        self.dirty_bytes = {"shared": 0, "own": 0}  # in the L2 of one GPU, and of the last in part
+        self.shared_dirty_bytes = 0  # in the L2 of those replayed whole on one GPU
+        self.dirty_bytes = 0  # when the last kernel ended, as told
         self._start(commands)
 
     def _start(self, commands: list[Command]) -> None:
@@ -130,12 +132,18 @@ class Replays(Generic[L2State]):
         return run
 
     def _with_what_was_dirty(self, run: KernelRun, *, in_part: bool) -> KernelRun:
-        """The run after those before it, so that each byte is written once or dirty at the end."""
-        dirty_bytes, left = self.dirty_bytes, run.l2_dirty_bytes
-        written = run.hbm_write_bytes + dirty_bytes["own"]
+        """The run after those before it, so that each byte is written once or dirty at the end.
+
+        What two L2s leave dirty of which one would hold less, the later of both has written.
+        """
+        made_dirty = run.hbm_write_bytes + run.l2_dirty_bytes
+        left = run.l2_dirty_bytes
         if in_part:
-            self.dirty_bytes = {**dirty_bytes, "own": left}
-            left += dirty_bytes["shared"]
+            left += self.shared_dirty_bytes
         else:
-            self.dirty_bytes = {"shared": left, "own": 0}
+            made_dirty -= self.shared_dirty_bytes
+            self.shared_dirty_bytes = left
+        left = min(left, machine_of(self.hw).l2_capacity_bytes)
+        written = self.dirty_bytes + made_dirty - left
+        self.dirty_bytes = left
         return replace(run, hbm_write_bytes=written, l2_dirty_bytes=left)

@@ -179,7 +179,7 @@ def completed(
     whole = replace(whole, time_s=max(whole.time_s, roof_s))
     longer = whole.time_s / run.time_s
     totals = {
-        HBM_BYTES: whole.hbm_bytes,
+        HBM_BYTES: float(hbm_bytes_of(run)),
         L2_BYTES: float(run.l2_read_bytes + run.l2_write_bytes),
         L2_HIT_BYTES: float(run.l2_hit_bytes),
         HBM_IN_FLIGHT: float(run.bins[HBM_IN_FLIGHT].sum()) * longer * whole.times_smaller,
@@ -210,8 +210,9 @@ def _with_all_bytes(run: KernelRun, kernel: Kernel, whole: Whole) -> KernelRun:
         hbm_write_bytes = max(0, l2_write_bytes - l2_dirty_bytes)
     else:
         hbm_write_bytes = int(whole.hbm_bytes * run.hbm_write_bytes / hbm_bytes_of(run))
-    hbm_read_bytes = int(whole.hbm_bytes) - hbm_write_bytes
     for_loads = (run.l2_read_bytes - run.l2_hit_bytes) / max(run.hbm_read_bytes, 1)
+    most = int(l2_read_bytes / for_loads) if for_loads else l2_write_bytes  # asked for
+    hbm_read_bytes = min(max(0, int(whole.hbm_bytes) - hbm_write_bytes), most)
     return replace(
         run,
         hbm_read_bytes=hbm_read_bytes,
