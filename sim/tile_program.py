@@ -142,7 +142,8 @@ class Compute:
     `sram_bytes` what is read from or written to shared memory. All amounts zero: only a wait for
     the loads it reads. Of its instructions so many `latencies` come one after the other, in which
     the worker waits for a result: that of the last, and those of a chain within. Of the
-    exponentials `exps_beside` run while the worker's own matmul does: for these nothing else waits.
+    exponentials `exps_beside` run while the worker's own matmul does, or another worker's
+    instructions: for these nothing else waits.
     """
 
     name: str

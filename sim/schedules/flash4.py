@@ -6,14 +6,15 @@
             S = Q_i K_j^T                 (tcgen05, S, P and O stay in tensor memory)
             m = row maximum of S;  O_i is rescaled only where m has grown much
             P = exp(S - m), its sum
-            O_i += P V_j
+            O_i += P V_j                  (fa4: from three quarters of P on, trtllm-gen: a half)
         O_i = O_i / l_i;  store O_i through SRAM by TMA, and the log-sum-exp
 
 P takes S's place in tensor memory, so a tile's next S follows its own P V: what overlaps is one
-tile's softmax with the other's matmuls. Each of the four waits for the one before it by a barrier
-between warps, and reads tensor memory: `op_latency` of the device's calibration. One warp issues
-all matmuls, one all loads; a correction warp group rescales O. `emulated` is the share of
-exponentials that are computed on the FMA units instead, as 2^x by a polynomial of degree 3.
+tile's softmax with the other's matmuls, and with the other's maxima, sums and masks. Each of the
+four waits for the one before it by a barrier between warps, S's softmax for its load from tensor
+memory too: `op_latency` of the device's calibration. One warp issues all matmuls, one all loads; a
+correction warp group rescales O. `emulated` is the share of exponentials that are computed on the
+FMA units instead, as 2^x by a polynomial of degree 3.
 
 By `implementation` (parts/flash4_cta.py) tiles are dealt so:
 
@@ -30,21 +31,21 @@ interface.py (pack_gqa, is_persistent), tile_scheduler.py. Paper: arXiv 2603.054
 the machine code in flashinfer-cubin 0.6.13: a softmax thread's 128 scores take 65 maxima of three,
 64 packed FMAs, 128 exponentials, 64 conversions of two and 67 packed sums.
 
-What differs: tensor memory has room and bandwidth enough; a tile's matmul starts when its softmax
-is done, where fa4 starts it at three quarters and trtllm-gen at half (an op of the tile program for
-it, with a latency of its own, brings nothing); fa4's and trtllm-gen's K and V have rings of their
-own, where the kernels have one for both; of an odd number of blocks of query rows no two CTAs of
-fa4 share keys, where the kernel adds an empty one; keys are not split for decoding; masking a score
-costs nothing; trtllm-gen, which goes through the keys from the first on and stores O from
-registers, does neither here; matmuls of the kernel of head_dim 256 and the softmax beside them are
-one step, as long as the slower of both. That one block in ten rescales O is an estimate after fa4's
-authors' "avoid 90% of softmax rescaling"; trtllm-gen does wherever a maximum of 32 rows has grown,
-beside the exponentials. Training (parts/flash4_backward.py, of head_dim 256
-parts/flash4_backward_256.py) packs no heads in forward here; CUTLASS's fp8 is left out.
+What differs: tensor memory has room and bandwidth enough; what of P V begins before all of P is
+there is taken with the softmax from its first exponential on; fa4's and trtllm-gen's K and V have
+rings of their own, where the kernels have one for both; of an odd number of blocks of query rows no
+two CTAs of fa4 share keys, where the kernel adds an empty one; keys are not split for decoding; the
+blocks that a mask cuts cost what they do in the mean over all trips; trtllm-gen, which goes through
+the keys from the first on and stores O from registers, does neither here; matmuls of the kernel of
+head_dim 256 and the softmax beside them are one step, as long as the slower of both. That one block
+in ten rescales O is an estimate after fa4's authors' "avoid 90% of softmax rescaling"; trtllm-gen
+does wherever a maximum of 32 rows has grown, beside the exponentials. Training
+(parts/flash4_backward.py, of head_dim 256 parts/flash4_backward_256.py) packs no heads in forward
+here; CUTLASS's fp8 is left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -70,6 +71,7 @@ from sim.schedules.parts.flash2_backward import Saved
 from sim.schedules.parts.flash4_backward import Flash4Backward
 from sim.schedules.parts.flash4_backward_256 import Flash4Backward256
 from sim.schedules.parts.flash4_cta import DEDICATED, Flash4Cta, Implementation
+from sim.schedules.parts.instructions import TENSOR_MEMORY_WAITS
 from sim.schedules.parts.query_rows import O_ELEMENT_BYTES, QueryRows
 from sim.schedules.parts.traversal import Direction, GridOrder, KeyOrder, directions
 from sim.tile_program import Compute, IntArray, Kernel, Load, Loop, Stream, Tensor
@@ -265,8 +267,9 @@ def _loops(
     (q, k, v, o), lse = tensors
     o_elements, scores = tile.q * cta.value_dim, tile.q * tile.kv
     # A part of a key block is written once by TMA, then read by the matmul of each tile.
-    k_sram_bytes, v_sram_bytes = ((1 + cta.workers) * part for part in (cta.k_bytes, cta.v_bytes))
+    k_read_bytes, v_read_bytes = (cta.workers * part for part in (cta.k_bytes, cta.v_bytes))
     emulations = round(emulated * scores)
+    masked = rows.cut_share(cta.code.least_masked) * scores
 
     def rows_of(tensor: Tensor) -> Stream:
         return Stream(tensor, tile.q, tensor.cols, dealt.tile)
@@ -278,37 +281,65 @@ def _loops(
         return dealt.has_tile(items) * rows.key_blocks(dealt.tile(items))
 
     def loop(way: Direction) -> Loop:
-        load_k, load_v = (
-            Load(keys_of(k, way), -(-cta.ring // 2)),
-            Load(keys_of(v, way), cta.ring // 2),
-        )
+        # Of a ring of three K's block is asked for once the last V is free, V's a matmul earlier.
+        load_k = Load(keys_of(k, way), cta.ring // 2)
+        load_v = Load(keys_of(v, way), -(-cta.ring // 2))
+        exps = scores - emulations + tile.q
         softmax = Compute(
             "softmax",
             vector_ops=FP32_OPS_A_SCORE * scores
             + OPS_PER_EMULATED_EXP * emulations
             + round(RESCALED_SHARE * o_elements),
-            exp_count=scores - emulations + tile.q,
+            exp_count=exps,
+            sram_bytes=cta.k_bytes + cta.v_bytes,
             other_ops=scores // SCORES_A_CONVERSION,
+            exps_beside=exps,
         )
         multiply = Compute(
             "S = Q K^T",
             (load_k,),
             2 * scores * cta.head_dim,
-            sram_bytes=cta.q_bytes + k_sram_bytes,
+            sram_bytes=cta.q_bytes + k_read_bytes,
         )
-        maximum = Compute("row maximum", other_ops=scores // SCORES_A_MAXIMUM)
-        add = Compute("O += P V", (load_v,), 2 * scores * cta.value_dim, sram_bytes=v_sram_bytes)
+        maximum = Compute(
+            "mask S, row maximum",
+            other_ops=scores // SCORES_A_MAXIMUM + round(cta.code.mask_ops * masked),
+            latencies=1 + TENSOR_MEMORY_WAITS,
+        )
+        add = Compute("O += P V", (load_v,), 2 * scores * cta.value_dim, sram_bytes=v_read_bytes)
         each: tuple[Compute, ...] = (multiply, maximum, softmax, add)
+        if cta.code.p_ahead:
+            each = (multiply, maximum, *_overlapped(softmax, add, cta.code.p_ahead))
         if cta.dedicated:
-            each = (_together("S = Q K^T, softmax, O += P V", each),)
+            each = (_together("S = Q K^T, softmax, O += P V", (multiply, maximum, softmax, add)),)
         return Loop(way.trips(key_blocks), (load_k, load_v, *each))
 
     has_tile, results = dealt.has_tile, (rows_of(o), rows_of(lse))
     return (
         begin("Q", Load(rows_of(q)), trips=has_tile),
         *map(loop, ways),
-        finish(o_elements, *results, trips=has_tile, sram_bytes=2 * o_elements * O_ELEMENT_BYTES),
+        finish(
+            o_elements,
+            *results,
+            trips=has_tile,
+            sram_bytes=2 * o_elements * O_ELEMENT_BYTES,
+            other_ops=cta.code.out_ops * o_elements,
+        ),
     )
+
+
+def _overlapped(softmax: Compute, add: Compute, share: float) -> tuple[Compute, Compute]:
+    """The softmax beside so much of P V, then the rest of that."""
+    flops, sram_bytes = round(share * add.mma_flops), round(share * add.sram_bytes)
+    begun = replace(
+        softmax,
+        name="softmax, O += P V",
+        reads=add.reads,
+        mma_flops=flops,
+        sram_bytes=softmax.sram_bytes + sram_bytes,
+    )
+    rest = replace(add, mma_flops=add.mma_flops - flops, sram_bytes=add.sram_bytes - sram_bytes)
+    return begun, rest
 
 
 def _together(name: str, ops: Sequence[Compute]) -> Compute:

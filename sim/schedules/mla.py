@@ -346,7 +346,7 @@ class _Latents:
                 vector_ops=VECTOR_OPS_PER_SCORE * scores + outputs,
                 exp_count=scores + tile.q,
                 sram_bytes=2 * tile.q * tile.kv * element_bytes,  # P to the other warps
-                latencies=1 + cta.sharing_latencies,
+                latencies=1 + cta.softmax_waits,
             ),
             *self._turned(v_bytes),
             Compute(

@@ -96,7 +96,7 @@ def test_the_public_share_of_emulated_exponentials():
     for table, often in (({"causal": False}, 10), ({"causal": True}, 16)):
         w = workload(heads=8, head_dim=128, seq_len=4096, **table)
         (kernel,) = kernels_of(FLASH4.program(w, B200))
-        (softmax,) = [s for s in kernel.loops[1].actions if s.name == "softmax"]
+        (softmax,) = [s for s in kernel.loops[1].actions if "softmax" in s.name]
         scores = 256 * 128
         assert scores + 256 - softmax.exp_count == pytest.approx(share(often) * scores)
 
@@ -170,15 +170,49 @@ def test_trtllm_gen_asks_for_a_tile_when_it_begins_to_load_the_one_before():
 def test_longest_last_costs_a_short_grid_a_third():
     """256 causal tiles on 148 SMs; a B200 takes 110 us with trtllm-gen beside 5 of other launches.
 
-    NVIDIA's aiconfigurator, trtllm 1.3.0rc20, heads 16/2, 4,096 tokens: 118 us with them.
+    NVIDIA's aiconfigurator, heads 16/2, 4,096 tokens: trtllm 1.3.0rc20 takes 118 us with them,
+    SGLang 0.5.14 by CUTLASS's kernel, whose plan deals better and whose code is slower, 126 with 4.
     """
     times = {}
     for implementation in ("fa4", "trtllm-gen", "cutlass"):
         kernel, w = launched(implementation, heads=16, seq_len=4096, head_dim=128, causal=True)
         times[implementation] = run([kernel], B200, w)[0].time_s
-    assert times["trtllm-gen"] > times["cutlass"] > times["fa4"]
     assert times["trtllm-gen"] / times["fa4"] > 1.4
     assert times["trtllm-gen"] == pytest.approx(113e-6, rel=0.1)
+    assert times["cutlass"] == pytest.approx(122e-6, rel=0.17)
+
+
+def ops_of(kernel, name):
+    """The computes of a trip whose name holds that."""
+    return [action for action in kernel.loops[1].actions if name in action.name]
+
+
+@pytest.mark.parametrize(
+    ("implementation", "mask", "cut"),
+    [
+        ("trtllm-gen", {}, 0),
+        ("trtllm-gen", {"causal": True}, 2 * 4 / 20),  # of 2, 4, 6, 8 blocks the last two
+        ("trtllm-gen", {"causal": True, "window": 128}, 1),
+        ("cutlass", {"causal": True}, (2 + 3 * 3) / 20),  # get_masked_trip_count: three if there
+        ("fa4", {"causal": True}, 2 * 4 / 20),
+    ],
+)
+def test_blocks_that_a_masks_edge_cuts_take_what_machine_code_does_there(implementation, mask, cut):
+    kernel, _ = launched(implementation, heads=4, seq_len=1024, head_dim=128, **mask)
+    (maximum,) = ops_of(kernel, "maximum")
+    scores, ops = 256 * 128, 10 if implementation == "cutlass" else 3.5
+    assert maximum.other_ops == round(scores / 2 + cut * ops * scores)
+
+
+@pytest.mark.parametrize(("implementation", "begun"), [("trtllm-gen", 0.5), ("cutlass", 0)])
+def test_p_v_begins_when_so_much_of_p_is_there(implementation, begun):
+    """trtllm-gen's softmax warps tell the matmuls of the first 64 keys of 128 apart."""
+    kernel, _ = launched(implementation, heads=4, seq_len=1024, head_dim=128)
+    (softmax,) = ops_of(kernel, "softmax")
+    rest = ops_of(kernel, "P V")[-1]
+    whole = 2 * 256 * 128 * 128
+    assert (softmax.mma_flops, rest.mma_flops) == (begun * whole, (1 - begun) * whole)
+    assert softmax.exps_beside == softmax.exp_count  # another tile's warps go on beside them
 
 
 def test_a_plan_gives_each_tile_to_the_cta_with_fewest_key_blocks():
@@ -201,11 +235,13 @@ def test_others_kernels_emulate_no_exponential_and_pack_no_heads():
         kernel, _ = launched(
             implementation, heads=8, kv_heads=2, seq_len=1024, head_dim=80, causal=True
         )
-        (softmax,) = [s for s in kernel.loops[1].actions if s.name == "softmax"]
+        (softmax,) = [s for s in kernel.loops[1].actions if "softmax" in s.name]
         assert softmax.exp_count == 256 * 128 + 256
         assert kernel.tensors[0].groups == 8
-        # the metadata's 165,152 and 164,080 bytes are of 160 KiB and barriers; CUTLASS has as many
-        assert kernel.footprint.sram_bytes == 160 * 1024
+        # the metadata's 165,152 and 164,080 bytes are of 160 KiB and barriers; CUTLASS, compiled,
+        # has Q, two buffers of keys and two of values up to byte 0x30000
+        kib = {"trtllm-gen": 160, "cutlass": 192}[implementation]
+        assert kernel.footprint.sram_bytes == kib * 1024
 
 
 def test_in_fp8_exponentials_hold_trtllm_gen_back():

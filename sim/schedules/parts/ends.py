@@ -24,10 +24,16 @@ def beyond_port_bytes(stored: Stream) -> int:
     return SRAM_BYTES_A_CYCLE * (stored.tile_bytes // SECTOR_BYTES) // 2
 
 
-def finish(elements: int, *results: Stream, trips: OfItem = once, sram_bytes: int = 0) -> Loop:
+def finish(
+    elements: int,
+    *results: Stream,
+    trips: OfItem = once,
+    sram_bytes: int = 0,
+    other_ops: int = 0,
+) -> Loop:
     """The loop that divides so many elements of O by their row's sum and stores `results`.
 
-    O goes out through `sram_bytes` of SRAM.
+    O goes out through `sram_bytes` of SRAM, by `other_ops` beside the division.
     """
-    divide = Compute("O / l", vector_ops=elements, sram_bytes=sram_bytes)
+    divide = Compute("O / l", vector_ops=elements, sram_bytes=sram_bytes, other_ops=other_ops)
     return Loop(trips, (divide, *map(Store, results)))

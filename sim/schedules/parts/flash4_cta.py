@@ -12,9 +12,12 @@ trtllm-gen   TensorRT-LLM's, which vLLM, SGLang and FlashInfer launch too: a hea
              flashinfer-cubin 0.6.13, fmhaSm100fKernel_...PersistentContext, its metadata
              (tile 128 x 128, 256 rows a step, 512 threads, bytes of shared memory) and
              flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh
-cutlass      CUTLASS's example 77 as FlashInfer has it: as trtllm-gen in 16 bits.
+cutlass      CUTLASS's example 77 as FlashInfer has it: as trtllm-gen in 16 bits, but two buffers of
+             keys and two of values, P V after all of P, masks by comparing each score's place, of
+             three blocks at least, and O that goes out with its addresses one by one and spills.
              flashinfer-ai/flashinfer, include/flashinfer/attention/blackwell/collective/
-             sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp (StageCountQ, StageCountKV)
+             sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp (StageCountQ, StageCountKV,
+             softmax_step, correction_epilogue), fmha_fusion.hpp (get_masked_trip_count)
 """
 
 from dataclasses import dataclass
@@ -32,9 +35,36 @@ TILE_ROWS, KEYS = 128, 128
 THREADS = 512  # 16 warps: 4 of softmax a tile, 4 that rescale O, others that issue and wait
 DEDICATED, DEDICATED_THREADS = 256, 384  # the head_dim that has a kernel of its own
 SRAM_BUDGET_BYTES = 224 * 2**10  # fa4's, for Q, O and the ring of K and V
-BUFFERS = 3  # of trtllm-gen and CUTLASS, each a block of K or of V
+# Of trtllm-gen and CUTLASS, each a block of K or of V.
+BUFFERS: dict[Implementation, int] = {"trtllm-gen": 3, "cutlass": 4}
 COMPILED_HEAD_DIMS = (64, 128, 192)  # of trtllm-gen and CUTLASS; 192 of trtllm-gen's K
 FRAGMENT = 32  # scores of a row (apply_exp2_convert: frg_tile)
+
+
+class Code(NamedTuple):
+    """What an implementation's code does otherwise than others'.
+
+    P V begins when so much of P is there (`p_ahead`). A score of a block of keys that a mask's edge
+    cuts takes `mask_ops`, and so many of a tile's blocks are taken to be cut at least; an element
+    of O that goes out `out_ops` beside its division. What holds its pipe for two cycles, as
+    selections and comparisons do, counts twice.
+    """
+
+    p_ahead: float
+    mask_ops: float
+    least_masked: int = 0
+    out_ops: int = 0
+
+
+# fa4: flash_fwd_sm100.py (split_P_arrive), mask.py (mask_r2p_lambda: bits in a register, as
+# trtllm-gen). Machine code of a softmax thread's 128 masked scores: trtllm-gen 128 selections, 16
+# comparisons, 16 times eight bits to predicates; cutlass (nvcc 13.0) 256 comparisons, 256
+# selections, 128 sums, and of what sends 256 rows of O out 2,100 instructions a warp, 420 spills.
+CODE: dict[Implementation, Code] = {
+    "fa4": Code(0.75, 3.5),
+    "trtllm-gen": Code(0.5, 3.5),
+    "cutlass": Code(0, 10, least_masked=3, out_ops=8),
+}
 
 
 class Emulation(NamedTuple):
@@ -73,6 +103,11 @@ class Flash4Cta:
     def dedicated(self) -> bool:
         """Whether it is the kernel of head_dim 256: a tile a CTA, in pairs."""
         return self.of_authors and self.w.head_dim == DEDICATED
+
+    @property
+    def code(self) -> Code:
+        """What its code does otherwise than others'."""
+        return CODE[self.implementation]
 
     @property
     def packed(self) -> int:
@@ -178,7 +213,7 @@ class Flash4Cta:
         """
         room = self.most_sram_bytes - self.q_bytes - self.o_bytes
         if not self.of_authors:
-            return min(BUFFERS, int(room // self.k_bytes))
+            return min(BUFFERS[self.implementation], int(room // self.k_bytes))
         if self.dedicated:
             return min(2, int(room // self.k_bytes))  # four of half the columns
         room = min(room, SRAM_BUDGET_BYTES - self.q_bytes - self.o_bytes)

@@ -41,6 +41,9 @@ TRITON_SHARING = 236
 # one value after the other goes to the other warps: a write, a barrier and a read for two barriers
 # (the second frees the place), each with the latency of a dependent instruction.
 SHARING_LATENCIES = 3 * 11 // 2
+# What a softmax of scores that tcgen05 made waits for beside the barrier that tells that they are
+# there: their load from tensor memory (LDTM).
+TENSOR_MEMORY_WAITS = 1
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.schedules.base import STATISTICS_BYTES, Tile, blocks
 from sim.schedules.parts import registers
+from sim.schedules.parts.instructions import TENSOR_MEMORY_WAITS
 from sim.schedules.parts.latent_parts import Combining
 from sim.schedules.parts.operands import MMA_DEPTH
 from sim.tile_program import Footprint, TensorPath
@@ -105,7 +106,7 @@ class LatentCta:
     sum_steps: int = 1
     ops_a_copy: int = 0
     number_waits: int = 0
-    sharing_latencies: int = 0  # in the softmax of warps that share keys
+    softmax_waits: int = 0  # for results one after the other, beside the last
     p_in_sram: bool = True
     turns_v: bool = False
     statistics_in_sram: int = 0  # for each row
@@ -162,7 +163,7 @@ def public_latent_cta(
             sum_steps=blocks(width, MMA_DEPTH),
             ops_a_copy=TRITON_OPS_A_COPY,
             number_waits=TRITON_NUMBER_WAITS[implementation],
-            sharing_latencies=TRITON_SHARING_LATENCIES,
+            softmax_waits=TRITON_SHARING_LATENCIES,
             combining=ROW_BY_ROW,
         )
     cta = LatentCta(Tile(q=64, kv=64), turns_v=hw.arch == "sm90" and w.dtype_bytes == 1)
@@ -187,6 +188,7 @@ def _trtllm_gen(w: AttentionWorkload, hw: HardwareProfile) -> LatentCta:
         chains=2,
         registers_per_thread=registers.FLASH3[2],
         tensor_path="asynchronous",
+        softmax_waits=TENSOR_MEMORY_WAITS,
         p_in_sram=False,
         partial_bytes=2,
         combining=TRTLLM_GEN_COMBINING,

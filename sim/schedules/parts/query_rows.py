@@ -141,9 +141,16 @@ class QueryRows:
         firsts = first + np.arange(splits)[:, None] * share
         return np.minimum(firsts, end), np.minimum(firsts + share, end)
 
+    def cut_share(self, least: int = 0) -> float:
+        """Of the visited key blocks those that a mask's edge cuts; of a tile's at least so many."""
+        return self._cut(0, least)
+
     @cached_property
     def masked_share(self) -> float:
         """Of the visited key blocks, but for each tile's first, those that a mask's edge cuts."""
+        return self._cut(1, 0)
+
+    def _cut(self, skipped: int, least: int) -> float:
         whole = masked = 0
         tables = (side.reshape(len(self._each), self.splits, self.down) for side in self.visited)
         for (w, splits), *own in zip(self._each, *tables, strict=True):
@@ -156,10 +163,11 @@ class QueryRows:
                 w.visible_ranges(row // self.packed, row // self.packed)[side]
                 for side, row in enumerate((last, top))
             )
-            trips = np.maximum(0, end - begin - 1)
-            uncut = np.minimum(high // self.tile.kv, end - 1)
+            trips = np.maximum(0, end - begin - skipped)
+            uncut = np.minimum(high // self.tile.kv, end - skipped)
             uncut = uncut - np.maximum(-(-low // self.tile.kv), begin)
-            masked += int((trips - uncut.clip(0, trips)).sum())
+            cut = np.minimum(np.maximum(trips - uncut.clip(0, trips), least), trips)
+            masked += int(cut.sum())
             whole += int(trips.sum())
         return masked / whole if whole else 0.0
 

@@ -33,6 +33,7 @@ from sim.schedules.parts.dealing import Dealt, dealt_on_demand
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flashinfer import PackedAttention
+from sim.schedules.parts.instructions import TENSOR_MEMORY_WAITS
 from sim.tile_program import IntArray, Kernel, Loop
 
 TILE_ROWS = (16, 32, 64, 128)
@@ -54,6 +55,7 @@ def trtllm_gen_cta(w: AttentionWorkload) -> FlashCta:
         tensor_path="asynchronous",
         registers_per_thread=registers.FLASH4,
         kv_readers=1,
+        own_latencies=TENSOR_MEMORY_WAITS,
         meetings=0,  # each softmax group waits for its own block of S alone
         head_dim_of=lambda head_dim: head_dim,
     )
