@@ -1,6 +1,7 @@
 """What every schedule is: options from a scenario file, and a lowering to kernels."""
 
 import re
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.lengths import in_words
 from sim.inputs.units import show_binary
 from sim.inputs.workload import AttentionWorkload, Mask, Phase
+from sim.schedules.own_program import looked_over
 from sim.tile_program import Command, IntArray, Kernel, OfItem, Tensor, in_order
 
 # fp32 lane operations of softmax per score: running maximum, scale and subtract (one FMA), sum, and
@@ -103,7 +105,11 @@ class Schedule(BaseModel):
         the workload and the device do not go together.
         """
         self.check(w)
-        return self.commands(w, hw)
+        module = type(self).__module__
+        if module.startswith("sim."):
+            return self.commands(w, hw)
+        file = getattr(sys.modules[module], "__file__", None)
+        return looked_over(lambda: self.commands(w, hw), f"schedule {self.title}", file)
 
     @abstractmethod
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:

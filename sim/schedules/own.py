@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from sim.inputs.files import InputError, nearest
 from sim.schedules.base import Schedule
+from sim.schedules.own_program import in_a_line
 
 _GROUP = "attnsim.schedules"
 _IN_FILE = re.compile(r"(.*\.py)(?::(.*))?")  # such as two_pass.py:TwoPass
@@ -58,7 +59,7 @@ def of_package(name: str) -> type[Schedule]:
     try:
         kind = point.load()
     except Exception as error:
-        raise InputError(f"{here}: cannot be loaded: {_in_a_line(error)}") from None
+        raise InputError(f"{here}: cannot be loaded: {in_a_line(error)}") from None
     problem = _why_no_schedule(kind)
     if not problem and not all(hasattr(kind, said) for said in ("summary", "source")):
         problem = "does not say its summary and source"
@@ -83,10 +84,6 @@ def _why_no_schedule(kind: Any) -> str:
         return "is no class made of sim.schedules.base.Schedule"
     missing = sorted(kind.__abstractmethods__) if isabstract(kind) else []
     return f"has no {' and no '.join(missing)}" if missing else ""
-
-
-def _in_a_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def is_in_file(name: str) -> bool:
@@ -169,7 +166,7 @@ def _module(path: str, source: bytes) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         lines = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == path]
-        raise InputError(f"{path}:{lines[-1]}: {_in_a_line(error)}") from None
+        raise InputError(f"{path}:{lines[-1]}: {in_a_line(error)}") from None
     _FILES[name] = _File(path, source)
     return module
 
