@@ -19,13 +19,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import ctas_per_sm
-from sim.schedules.base import QKVO, blocks, check_latest_keys, qkvo, visible_blocks
+from sim.schedules.base import QKVO, blocks, check_latest_keys, qkvo
 from sim.schedules.parts.flash2_backward import Saved, backward_kernels
 from sim.schedules.parts.flash3_sm8x import check_sm8x, packed_attention, sm8x_cta
 from sim.schedules.parts.flash_cta import FlashCta
@@ -224,16 +222,10 @@ def flash_attention(
     lse = log_sum_exp(q)
     grid = grid or QueryBlocks(w, cta.tile)
     rows = grid.tiles(q, o, lse)
-    first, end = visible_blocks(w, cta.tile)
     added = bias_tensor(w) if w.bias else None
 
-    def trips(items: IntArray) -> IntArray:
-        """How many key blocks the mask shows to each block of query rows."""
-        shown: IntArray = np.maximum(end - first, 0)
-        return shown[grid.row(items)]
-
     def loop(way: Direction) -> Loop:
-        begin = way.first_visited(first, end)
+        begin = way.first_visited(*grid.shown)
 
         def keys(tensor: Tensor) -> Operand:
             return Operand((Stream(tensor, cta.tile.kv, tensor.cols, base, way.stride),))
@@ -247,7 +239,7 @@ def flash_attention(
             return grid.first_key_block(items) + begin[grid.row(items)]
 
         bias = Stream(added, cta.tile.q, cta.tile.kv, of_bias, way.stride) if added else None
-        return key_loop(w, cta, way.trips(trips), rows.q.tile_bytes, keys(k), keys(v), bias)
+        return key_loop(w, cta, way.trips(grid.trips), rows.q.tile_bytes, keys(k), keys(v), bias)
 
     kernel = flash_kernel(name, w, cta, rows, *before, *map(loop, ways))
     if len(ways) > 1:  # waves alternate, heads do not; and no launcher has such a kernel

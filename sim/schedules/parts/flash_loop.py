@@ -26,7 +26,7 @@ import numpy as np
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import machine_of
-from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix
+from sim.schedules.base import STATISTICS_BYTES, Tile, blocks, kv_matrix, visible_blocks
 from sim.schedules.parts.backward import DROPOUT_OPS_PER_SCORE
 from sim.schedules.parts.ends import begin, finish
 from sim.schedules.parts.flash_cta import FlashCta
@@ -137,6 +137,21 @@ class QueryBlocks:
     def first_key_block(self, items: IntArray) -> IntArray:
         """The first block of tile.kv keys of the K/V matrix of each CTA."""
         return kv_matrix(self.w, self.matrix(items)) * blocks(self.w.seq_kv, self.tile.kv)
+
+    @cached_property
+    def shown(self) -> tuple[IntArray, IntArray]:
+        """The first and the end of the key blocks that the mask shows to each `row`."""
+        return visible_blocks(self.w, self.tile)
+
+    def trips(self, items: IntArray) -> IntArray:
+        """How many key blocks the mask shows to each CTA."""
+        first, end = self.shown
+        shown: IntArray = np.maximum(end - first, 0)[self.row(items)]
+        return shown
+
+    def first_shown(self, items: IntArray) -> IntArray:
+        """The first of them."""
+        return self.first_key_block(items) + self.shown[0][self.row(items)]
 
     def tiles(self, q: Tensor, o: Tensor, lse: Tensor) -> QueryTiles:
         """The tiles of Q, O and the log-sum-exp; heads are alike, groups share K and V."""

@@ -15,11 +15,9 @@ which of them runs: cpp/tensorrt_llm/kernels/contextFusedMultiHeadAttention/fmha
 
 from dataclasses import replace
 
-import numpy as np
-
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
-from sim.schedules.base import QKVO, Tile, blocks, visible_blocks
+from sim.schedules.base import QKVO, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_cta import FlashCta
@@ -69,31 +67,21 @@ def sliced_attention(w: AttentionWorkload, tensors: QKVO) -> Attention:
     tile, lse = cta.tile, log_sum_exp(q)
     grid = QueryBlocks(w, tile)
     rows = grid.tiles(q, o, lse)
-    first, end = visible_blocks(w, tile)
     across = blocks(w.head_dim, SLICE)
-
-    def trips(items: IntArray) -> IntArray:
-        """How many key blocks the mask shows."""
-        shown: IntArray = np.maximum(end - first, 0)[grid.row(items)]
-        return shown
-
-    def block(items: IntArray) -> IntArray:
-        start: IntArray = grid.first_key_block(items) + first[grid.row(items)]
-        return start
 
     def of_rows(number: int) -> Load:
         stream = Stream(q, tile.q, SLICE, lambda items: grid.tile_of(items) * across + number)
         return Load(stream, stages=int(number == 0))
 
     def of_keys(number: int) -> Load:
-        stream = Stream(
-            k, tile.kv, SLICE, lambda items: block(items) * across + number, stride=across
-        )
-        return Load(stream, stages=int(number == 0))
+        def base(items: IntArray) -> IntArray:
+            return grid.first_shown(items) * across + number
+
+        return Load(Stream(k, tile.kv, SLICE, base, stride=across), stages=int(number == 0))
 
     def of_values(number: int) -> Load:
         def base(items: IntArray) -> IntArray:
-            return block(items) * cta.parts + number
+            return grid.first_shown(items) * cta.parts + number
 
         return Load(Stream(v, cta.keys, w.value_columns, base, stride=cta.parts), 0)
 
@@ -105,7 +93,7 @@ def sliced_attention(w: AttentionWorkload, tensors: QKVO) -> Attention:
         name="fmha_v2",
         ctas=rows.ctas,
         loops=(
-            Loop(trips, (*loads, *cta.trip(slices, parts, w.head_dim))),
+            Loop(grid.trips, (*loads, *cta.trip(slices, parts, w.head_dim))),
             finish(
                 o_elements,
                 rows.o,

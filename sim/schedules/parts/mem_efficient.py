@@ -26,12 +26,10 @@ Masks cost nothing.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
 from sim.machine import MATMUL_OPERAND_BYTES
-from sim.schedules.base import QKVO, Tile, blocks, visible_blocks
+from sim.schedules.base import QKVO, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.counted import Counted, resident
 from sim.schedules.parts.ends import finish
@@ -117,13 +115,6 @@ def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: 
     tile, lse = mem_efficient_tile(w, hw), log_sum_exp(q)
     grid = QueryBlocks(w, tile)
     rows = grid.tiles(q, o, lse)
-    first, end = visible_blocks(w, tile)
-
-    def trips(items: IntArray) -> IntArray:
-        """How many key blocks the mask shows."""
-        shown: IntArray = np.maximum(end - first, 0)[grid.row(items)]
-        return shown
-
     across = blocks(w.head_dim, SLICE)
 
     def of_rows(number: int) -> Load:
@@ -132,8 +123,7 @@ def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: 
 
     def of_keys(tensor: Tensor, number: int) -> Load:
         def base(items: IntArray) -> IntArray:
-            block: IntArray = grid.first_key_block(items) + first[grid.row(items)]
-            return block * across + number
+            return grid.first_shown(items) * across + number
 
         return Load(Stream(tensor, tile.kv, SLICE, base, stride=across), 0)
 
@@ -143,13 +133,13 @@ def mem_efficient_attention(w: AttentionWorkload, hw: HardwareProfile, tensors: 
     def of_bias(items: IntArray) -> IntArray:
         row = grid.row(items)
         block: IntArray = bias_matrix(w, grid.matrix(items)) * grid.down + row
-        return block * blocks(w.seq_kv, tile.kv) + first[row]
+        return block * blocks(w.seq_kv, tile.kv) + grid.shown[0][row]
 
     bias = (Load(Stream(bias_tensor(w), tile.q, tile.kv, of_bias, 1), 0),) if w.bias else ()
     loads = [load for each in (*slices_of_s, bias, *slices_of_o) for load in each]
     footprint = _footprint(w, hw, tile)
     on = _Sm(hw, resident(footprint, rows.ctas, hw), _code(w, hw, tile))
-    loop = Loop(trips, (*loads, *_trip(w, tile, on, slices_of_s, slices_of_o, bias)))
+    loop = Loop(grid.trips, (*loads, *_trip(w, tile, on, slices_of_s, slices_of_o, bias)))
     o_bytes = 2 * tile.q * w.head_dim * w.dtype_bytes
     kernel = Kernel(
         name="mem_efficient",
