@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sim.inputs.files import InputError, checked
 from sim.inputs.hardware import HardwareProfile, load_profile
@@ -13,7 +13,15 @@ from sim.schedules import SCHEDULES, make_schedule
 from sim.schedules.base import Schedule
 
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-ScheduleTable = str | dict[str, Any]
+
+
+def _name_or_table(given: Any) -> Any:
+    if not isinstance(given, str | Mapping):
+        raise ValueError("the name of a schedule, or its table, was expected")
+    return given
+
+
+ScheduleTable = Annotated[str | dict[str, Any], BeforeValidator(_name_or_table)]
 
 
 class PricedHardware(BaseModel):

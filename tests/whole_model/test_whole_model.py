@@ -479,6 +479,10 @@ def test_a_model_whose_schedule_cannot_be_does_not_stop_the_others(capsys):
         ({"logits": "none"}, ["model.0.logits", "'last' or 'all'"]),
         ({"seq_len": 0}, ["model.0.seq_len = 0"]),
         ({"schedule": "flash9"}, ["no such schedule", "did you mean"]),
+        (
+            {"schedule": True},
+            ["model.0.schedule = true: the name of a schedule, or its"],
+        ),
         ({"schedule": {"name": "ring", "gpus": 2}}, ["a schedule of one GPU was expected"]),
         (
             {"schedule": "ring"},
