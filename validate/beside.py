@@ -95,6 +95,10 @@ TURNING_BYTES = 512
 # the source does, written again, compiled by nvcc 13.0 and played through: 1,930 and 2,030 cycles
 # on sm_90 (a cache of 16 bits, of 8), 1,640 and 1,900 on sm_89.
 LONE_TURNING_CYCLES = 1_900
+# And of the CTA that makes a sequence's offsets (computeSeqAndPaddingOffsets, gptKernels.cu): three
+# sums over sequences, scales; then for each token, 256 at a time, where it belongs. Played through
+# as well: 2,514 cycles at 256 tokens, 7,240 at 16,384.
+OFFSETS_CYCLES, OFFSETS_A_TURN_CYCLES, OFFSETS_THREADS = 2_440, 75, 256
 PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
 LOADS_IN_A_ROW = 2  # where a token goes, then what goes there: csrc/cache_kernels.cu of vLLM
 WRITING_THREADS = 512  # the most of a token's CTA there
@@ -206,15 +210,15 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             written = kv * PROJECTED_BYTES + kv * cached_bits // 8
             return Beside(quantised + written, launches=1 + QUANTISING_LAUNCHES)
         case "packed QKV":
-            launches = 1 + (w.seq_q > 1)
             made = q * w.dtype_bytes + kv * cached_bits // 8
             turning = TURNING_CYCLES * q * PROJECTED_BYTES // TURNING_BYTES
-            return Beside(
+            turned = Beside(
                 (q + kv) * PROJECTED_BYTES + made,
-                launches=launches,
+                launches=1,
                 sm_cycles=turning,
                 lone_cycles=LONE_TURNING_CYCLES,
             )
+            return turned.and_also(_offsets(w)) if w.seq_q > 1 else turned
         case "packed QKV in place":
             k_again = Beside(kv // 2 * w.dtype_bytes)
             return beside("packed QKV", w, dtype, kv_dtype).and_also(k_again)
@@ -319,7 +323,14 @@ def _mla_turned(w: AttentionWorkload, element_bytes: int, cached_bits: int) -> B
         return Beside(written + (quantised or turned), launches=1)
     turned = (2 + 1) * K_TURNED * rows * element_bytes  # the keys' one part becomes every head's
     quantised = (2 * w.head_dim + w.value_columns) * rows * narrowed_bytes
-    return Beside(written + turned + quantised, launches=2 + (quantised > 0))
+    passes = Beside(written + turned + quantised, launches=1 + (quantised > 0))
+    return passes.and_also(_offsets(w))
+
+
+def _offsets(w: AttentionWorkload) -> Beside:
+    """TensorRT-LLM's launch that makes offsets from lengths, a CTA a sequence."""
+    turns = blocks(w.seq_q, OFFSETS_THREADS)
+    return Beside(launches=1, lone_cycles=OFFSETS_CYCLES + turns * OFFSETS_A_TURN_CYCLES)
 
 
 def _mla_absorbed(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:

@@ -469,12 +469,12 @@ def test_tensorrt_llms_pass_over_packed_qkv_reads_and_writes_all_three(tmp_path)
 
 
 @pytest.mark.parametrize("gpu", ["B200", "H100"])
-def test_of_one_query_tensorrt_llms_pass_alone_is_launched_and_divides_nothing(tmp_path, gpu):
-    """xqaDispatcher.cpp: no offsets are made; the pass writes Q, K and V."""
+def test_of_one_query_tensorrt_llms_pass_alone_is_launched(tmp_path, gpu):
+    """xqaDispatcher.cpp: no offsets are made; the pass takes a lone warp 1,900 cycles."""
     row = DECODE | {"kernel": "trtllm torch_flow", "gpu": gpu, "heads": "32", "kv_heads": "8"}
     row |= {"kv_dtype": "fp8", "extra": "KV write included, warm L2"}
     own = measured_of(figure(tmp_path, **row)).beside
-    assert (own.launches, own.lone_cycles) == (1, 0)
+    assert (own.launches, own.lone_cycles) == (1, 1900)
 
 
 def test_a_turned_query_head_reads_cosines_a_sector_at_a_time(tmp_path):
@@ -502,6 +502,16 @@ def test_one_token_s_turning_takes_a_warp_s_instructions(tmp_path):
     without = replace(turned, lone_cycles=0)
     w = measured.case.workload
     assert turned.times(w, hw)[0] - without.times(w, hw)[0] == pytest.approx(1900 / hw.sm.clock)
+
+
+@pytest.mark.parametrize("tokens", [256, 4096])
+def test_offsets_of_a_prefill_take_a_cta_a_turn_for_256_tokens(tmp_path, tokens):
+    """75 cycles each, beside 2,440 (validate/beside.py), before the pass that turns Q and K."""
+    row = {"kernel": "trtllm torch_flow", "head_dim": "128", "batch": "2"}
+    row |= {"seq_q": str(tokens), "seq_kv": str(tokens)}
+    beside = measured_of(figure(tmp_path, **row)).beside
+    assert beside.launches == 2
+    assert beside.lone_cycles == 1900 + 2440 + 75 * tokens // 256
 
 
 def test_sglang_quantises_the_queries_of_fp8_by_their_own_maximum(tmp_path):
