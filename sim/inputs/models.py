@@ -1,36 +1,58 @@
 """Models by name (models.toml), or by a hub's `config.json` that a user has."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator
 
 from sim.inputs.files import InputError, file_of, meant
-from sim.inputs.hub_config import config_of, read_config
 from sim.inputs.shapes import ModelShape
 
 TABLES = "models.toml"
 PUBLISHED = ("parameters", "active_parameters")  # which a table may state beside a config's keys
+ALSO_CALLED = {"llama-3-405b": "llama-3.1-405b"}
 
 
-def _published(name: str, table: dict[str, Any]) -> ModelShape:
-    """The shape that a table of models.toml tells."""
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    """Those of models.toml."""
+    text = resources.files(__package__).joinpath(TABLES).read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _published(name: str) -> ModelShape:
+    """The shape that a table of models.toml tells; raises KeyError."""
+    from sim.inputs.hub_config import config_of
+
+    table = _tables()[name]
     shape = config_of(table, f"{TABLES}: {name}").shape(name, table["source"])
     stated = {key: table[key] for key in PUBLISHED if key in table}
     return replace(shape, **stated)
 
 
-def _read() -> dict[str, ModelShape]:
-    text = resources.files(__package__).joinpath(TABLES).read_text(encoding="utf-8")
-    return {name: _published(name, table) for name, table in tomllib.loads(text).items()}
+class _Models(Mapping[str, ModelShape]):
+    """The models of models.toml by name, and by names that people often use.
+
+    Most commands ask for one or none: each is read when it is asked for.
+    """
+
+    def __getitem__(self, name: str) -> ModelShape:
+        return _published(ALSO_CALLED.get(name, name))
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*_tables(), *ALSO_CALLED)
+
+    def __len__(self) -> int:
+        return len(_tables()) + len(ALSO_CALLED)
 
 
-MODELS = _read()
-MODELS["llama-3-405b"] = MODELS["llama-3.1-405b"]  # the name that people often use
+MODELS: Mapping[str, ModelShape] = _Models()
 
 
 def is_config(model: str) -> bool:
@@ -59,6 +81,8 @@ def model_of(model: str) -> ModelShape:
     """
     if not is_config(model):
         return MODELS[meant(model.rpartition("/")[2], MODELS, "model")]
+    from sim.inputs.hub_config import read_config
+
     try:
         return read_config(Path(model))
     except InputError as error:
@@ -70,8 +94,11 @@ def _known(model: str) -> str:
     return model
 
 
-ModelName = Annotated[
-    str,
-    AfterValidator(_known),
-    WithJsonSchema({"anyOf": [{"enum": [*MODELS]}, {"type": "string"}]}),
-]  # in a file
+class _Names:
+    """That a schema offers the names of models."""
+
+    def __get_pydantic_json_schema__(self, *_: Any) -> dict[str, Any]:
+        return {"anyOf": [{"enum": [*MODELS]}, {"type": "string"}]}
+
+
+ModelName = Annotated[str, AfterValidator(_known), _Names()]  # in a file

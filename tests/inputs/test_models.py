@@ -1,6 +1,8 @@
 """Models by name, and by a hub's config.json."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -260,3 +262,20 @@ def test_the_list_has_every_model(tmp_path):
     assert all(shape.source.split()[0] in printed for shape in MODELS.values())
     assert "117 G parameters (5.71 G a token), 36 layers of 2,880, 64 heads of 64" in printed
     assert "72 KiB; 131,072 tokens, 128 in 18 of the layers" in printed
+
+
+def test_who_asks_for_no_model_reads_none():
+    code = (
+        "import sys; from sim import simulate; "
+        "simulate(workload={'heads': 1, 'head_dim': 64, 'seq_len': 64}, "
+        "hardware={'profile': 'h100-sxm'}, schedule='flash2'); "
+        "sys.exit('sim.inputs.hub_config' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_people_often_use_is_the_same_model():
+    assert MODELS["llama-3-405b"] is MODELS["llama-3.1-405b"]
+    assert {"llama-3-405b", "llama-3.1-405b"} < set(MODELS)
+    assert len(MODELS) == len(set(MODELS))
+    assert "llama-3-4b" not in MODELS
