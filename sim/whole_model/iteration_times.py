@@ -10,9 +10,9 @@ Two things are approximations. Prompts that one iteration prefills attend one af
 Requests that decode together count as all of their mean length; what is read is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import exp, log
 
 import numpy as np
@@ -83,17 +83,21 @@ class IterationTimes:
 
         `mean_lengths` are of their caches, in one iteration after the other; a time for each.
         """
-        at_lengths = self._log_decode_s_of(batch)
+        at_lengths, matrices_s = self._of_batch(batch)
         attention_s = np.exp(np.interp(np.log(mean_lengths), self._log_lengths, at_lengths))
-        return attention_s + self._matrices.time_s(batch, batch)
+        return attention_s + matrices_s
 
-    def _log_decode_s_of(self, batch: int) -> NDArray[np.float64]:
-        """Of so many requests at each of `lengths`."""
+    @cached_property
+    def _of_batch(self) -> Callable[[int], tuple[NDArray[np.float64], float]]:
+        """`_told_of_batch`, once each: a server decodes the same batches over and over."""
+        return cache(self._told_of_batch)
+
+    def _told_of_batch(self, batch: int) -> tuple[NDArray[np.float64], float]:
+        """Of so many requests attention's log time at each of `lengths`, and the matrices' time."""
         row = float(np.interp(log(batch), np.log(self.batches), np.arange(len(self.batches))))
         lower = min(int(row), len(self.batches) - 2)
         low, high = self._log_decode_s[lower], self._log_decode_s[lower + 1]
-        log_s: NDArray[np.float64] = low + (row - lower) * (high - low)
-        return log_s
+        return low + (row - lower) * (high - low), self._matrices.time_s(batch, batch)
 
     def _prompt_attention_s(self, tokens: int) -> float:
         return exp(np.interp(log(tokens), self._log_lengths, self._log_prefill_s))

@@ -168,12 +168,10 @@ class Service:
             if request.made == 0:
                 request.first_s = self.now_s
             request.made += 1
-        running = self.running + admitted
-        cached = np.append(self.cached, [request.tokens - 1 for request in admitted])
-        left = np.append(self.left, [request.output - request.made for request in admitted])
-        order = np.argsort([request.arrival_s for request in running], kind="stable")
-        self.running = [running[number] for number in order]
-        self.cached, self.left = cached[order], left[order]
+        # All who wait came after those who run: whoever is preempted came last.
+        self.running += admitted
+        self.cached = np.append(self.cached, [request.tokens - 1 for request in admitted])
+        self.left = np.append(self.left, [request.output - request.made for request in admitted])
 
     def _find_pages(self) -> None:
         """Pages for the tokens that running requests are about to cache, as many as can go on."""
