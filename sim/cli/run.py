@@ -171,6 +171,11 @@ def sweep(
     cache: CacheOption = True,
 ) -> None:
     """Run many points of a scenario side by side; one that was stopped goes on where it was."""
+    if dask is None:
+        from sim.runs import fork_server
+
+        fork_server.start()  # which takes as long to import as this process does
+
     from sim.cli.kinds import WHOLE_MODEL, refuse
     from sim.inputs.files import InputError
     from sim.runs.scenario import read_scenario

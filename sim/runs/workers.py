@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sim.code.garbage import look_seldom
 from sim.device.run import keep_replays
 from sim.engine.compiled.replay import advance
 from sim.inputs.files import InputError
+from sim.runs import fork_server
 from sim.runs.job import run_scenario
 from sim.runs.scenario import make_scenario
 
@@ -38,20 +38,16 @@ def processes(workers: int | None = None, replays: Path | None = None) -> Iterat
     """So many worker processes here, as many as there are cores by default.
 
     They keep `replays` in that folder, and look there (`keep_replays`); in none by default.
-    They come from a fork server, which has no threads and imports attnsim once for all of them.
-    They die with this process, however it ends. They import nothing from the current folder that
-    this process would not: their interpreters start as `python -c`, which would look there first.
-    What starts is mute until it works: where this process ends meanwhile, Python would tell of
-    every pipe and semaphore that is gone.
+    They come from a fork server, which has no threads. They die with this process, however it ends.
+    They are mute until they work, as the server is.
     """
     count = workers or len(os.sched_getaffinity(0))
-    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    context = get_context(method)
-    context.set_forkserver_preload(["sim.runs.work", "llvmlite.binding"])
+    context = fork_server.start()
     compile_engine()
     lifeline, alive = context.Pipe(duplex=False)
-    with _without_the_current_folder():
-        told = _start_mute_fork_server() if method == "forkserver" else None
+    with fork_server.without_the_current_folder():
+        forked = context.get_start_method() == "forkserver"
+        told = Connection(os.dup(2), readable=False) if forked else None
         executor = ProcessPoolExecutor(count, context, _live_on, (lifeline, told, replays))
         try:
             yield Workers(executor, lambda: count)
@@ -62,32 +58,6 @@ def processes(workers: int | None = None, replays: Path | None = None) -> Iterat
             executor.shutdown(cancel_futures=True)
             alive.close()
             lifeline.close()
-
-
-@contextmanager
-def _without_the_current_folder() -> Iterator[None]:
-    """Interpreters that start meanwhile look for no module there."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
-
-
-def _start_mute_fork_server() -> Connection:
-    """Gives this process's standard error, which workers have once they work."""
-    told, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.dup2(told, 2)
-        os.close(nowhere)
-    return Connection(told, readable=False)
 
 
 def compile_engine() -> None:
