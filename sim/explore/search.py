@@ -48,7 +48,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sim.explore.cost import COUNTED, die_area_mm2, die_of, price_dollars
 from sim.inputs.axes import Axis, Range, axis_of, values_of
-from sim.inputs.files import InputError, checked, find_toml
+from sim.inputs.files import InputError, checked, find_toml, shown
 from sim.inputs.hardware import variation_toml
 from sim.inputs.units import Count
 from sim.runs.cases import Case
@@ -91,7 +91,7 @@ def _axis(key: str, given: Any, where: str) -> Axis:
     axis = axis_of(given, where, here)
     if isinstance(axis, list) and not all(isinstance(v, bool | int | float | str) for v in axis):
         raise InputError(
-            f"{where}: {here} = {given}: numbers, texts or true and false were expected"
+            f"{where}: {here} = {shown(given)}: numbers, texts or true and false were expected"
         )
     return axis
 

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
-from sim.inputs.files import InputError, checked
+from sim.inputs.files import InputError, checked, shown
 from sim.inputs.quantities import LONGEST_QUANTITY
 from sim.inputs.units import CountOrNone
 
@@ -149,7 +149,7 @@ def axis_of(given: Any, where: str, key: str) -> Axis:
         return checked(Range, given, where, key)
     if not isinstance(given, list):
         raise InputError(
-            f"{where}: {key} = {given}: a list of values or a range was expected, such as "
+            f"{where}: {key} = {shown(given)}: a list of values or a range was expected, such as "
             "{ from = 1, to = 64, steps = 7 }"
         )
     if not given:
@@ -208,7 +208,7 @@ def design_of(sweep: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     for key, given in sweep.items():
         if key == "sample":
             if not isinstance(given, Mapping):
-                raise InputError(f"{where}: sweep.sample = {given}: a table was expected")
+                raise InputError(f"{where}: sweep.sample = {shown(given)}: a table was expected")
             axes.append(checked(Sample, given, where, "sweep.sample").draw(where))
             points *= len(axes[-1])
             continue

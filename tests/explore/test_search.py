@@ -293,6 +293,10 @@ BAD = {
         GIVEN + '[search.space]\n"hardware.sm.count" = 3',
         ["search.space.hardware.sm.count = 3: a list of values or a range"],
     ),
+    "a list in a list": (
+        GIVEN + '[search.space]\n"hardware.sm.count" = ["a", [true]]',
+        ['search.space.hardware.sm.count = ["a", [true]]: numbers, texts or true'],
+    ),
     "free figure": (
         GIVEN + '[search.space]\n"hardware.sm.clock" = ["1 GHz", "2 GHz"]',
         ["hardware.sm.clock: would be free", "sm.count"],

@@ -134,6 +134,8 @@ BAD_SWEEPS = {
     "no table": ({"sample": 3}, ["sweep.sample = 3: a table"]),
     "misspelt": ({SEQ: {"from": 1, "to": 2, "steps": 3, "lg": True}}, ["unknown key"]),
     "neither": ({SEQ: 4096}, ["a list of values or a range"]),
+    "no text": ({SEQ: ""}, ['seq_len = "": a list of values']),
+    "neither, as a file has it": ({SEQ: True}, ["seq_len = true: a list of values"]),
     "method": (
         {"sample": {"method": "halton", "points": 4, "bounds": {SEQ: [1]}}},
         ["sweep.sample.method", "'sobol' or 'latin_hypercube'"],
