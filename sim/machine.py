@@ -47,6 +47,10 @@ SRAM_BYTES_AN_INSTRUCTION = 512  # of a warp's widest access: 16 bytes a lane (L
 # A CTA that finds nothing to do ends sooner than others come to their first load: on an L40S in
 # 0.35 us, by `fit` rows of SGLang's latent decoding, whose grids of 131,072 CTAs nearly all do so.
 IDLE_SHARE = 0.5
+# Of its bytes an L2 leaves so many dirty, and writes others before it needs their room: seven
+# softmaxes of 42 MB on an RTX A6000 (6 MiB) end with 2.9 to 3.4 MB not yet written, 0.45 to 0.53
+# (fmh66/kernel-opt-skill, demo/*/softmax/*/ncu_summary.md, with what the profiler left before).
+MOST_DIRTY = 0.5
 ISSUED = ("matmuls", "fp32", "other", "exp", "sram")  # what fills issue slots, by amounts
 
 
@@ -60,6 +64,7 @@ class Machine:
     l2_bytes_per_s: float
     port_bytes_per_s: float
     l2_capacity_bytes: int
+    l2_most_dirty_bytes: int
     die_capacities_bytes: tuple[int, ...]  # of each die's own cache, none where there is one die
     l2_latency_s: float
     hbm_latency_s: float
@@ -75,13 +80,15 @@ def machine_of(hw: HardwareProfile) -> Machine:
     """The machine that a profile describes."""
     calibration = hw.calibration
     dies = min(hw.l2.dies, hw.sm.count)
+    l2_capacity_bytes = int(hw.l2.capacity * calibration.l2.effective_capacity)
     return Machine(
         sms=hw.sm.count,
         hbm_read_bytes_per_s=hw.hbm.data_bytes_per_s * calibration.hbm.read,
         hbm_write_bytes_per_s=hw.hbm.data_bytes_per_s * calibration.hbm.write,
         l2_bytes_per_s=hw.l2.bandwidth * calibration.l2.sustained,
         port_bytes_per_s=hw.sm.l2_bytes_per_clock * hw.sm.clock,
-        l2_capacity_bytes=int(hw.l2.capacity * calibration.l2.effective_capacity),
+        l2_capacity_bytes=l2_capacity_bytes,
+        l2_most_dirty_bytes=min(int(hw.l2.capacity * MOST_DIRTY), l2_capacity_bytes),
         die_capacities_bytes=(int(hw.l2.die_capacity),) * dies if dies > 1 else (),
         l2_latency_s=calibration.l2.latency,
         hbm_latency_s=calibration.hbm.latency,

@@ -134,7 +134,7 @@ class Replays(Generic[L2State]):
     def _with_what_was_dirty(self, run: KernelRun, *, in_part: bool) -> KernelRun:
         """The run after those before it, so that each byte is written once or dirty at the end.
 
-        What two L2s leave dirty of which one would hold less, the later of both has written.
+        What two L2s leave dirty, of which one would leave less, the later of both has written.
         """
         made_dirty = run.hbm_write_bytes + run.l2_dirty_bytes
         left = run.l2_dirty_bytes
@@ -143,7 +143,7 @@ class Replays(Generic[L2State]):
         else:
             made_dirty -= self.shared_dirty_bytes
             self.shared_dirty_bytes = left
-        left = min(left, machine_of(self.hw).l2_capacity_bytes)
+        left = min(left, machine_of(self.hw).l2_most_dirty_bytes)
         written = self.dirty_bytes + made_dirty - left
         self.dirty_bytes = left
         return replace(run, hbm_write_bytes=written, l2_dirty_bytes=left)

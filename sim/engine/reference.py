@@ -94,30 +94,28 @@ class Chunk:
 class L2Cache:
     """Chunks, write-back; of a few drawn at random (`candidates`) the longest unused is evicted.
 
-    `dies` are the caches below it, of copies that are clean.
+    Where more than `most_dirty` bytes are dirty, some drawn at random are written, and stay. `dies`
+    are the caches below it, of copies that are clean.
     """
 
-    def __init__(self, capacity_bytes: int, candidates: int, *die_bytes: int) -> None:
-        self.capacity_bytes, self.candidates = capacity_bytes, candidates
-        self.dies = [L2Cache(own_bytes, candidates) for own_bytes in die_bytes]
-        self.used_bytes = self.touches = self.reread_bytes = 0
+    def __init__(
+        self, capacity_bytes: int, most_dirty: int, candidates: int, *die_bytes: int
+    ) -> None:
+        self.capacity_bytes, self.most_dirty = capacity_bytes, most_dirty
+        self.candidates = candidates
+        self.dies = [L2Cache(own_bytes, most_dirty, candidates) for own_bytes in die_bytes]
+        self.used_bytes = self.dirty_bytes = self.touches = self.reread_bytes = 0
         self.draw = FIRST_DRAW
         self.lines: list[Chunk] = []
         self.chunks: dict[int, Chunk] = {}
         self.known: set[int] = set()  # chunks that were used before
-
-    @property
-    def dirty_bytes(self) -> int:
-        """Bytes that HBM does not have yet."""
-        return sum(chunk.size for chunk in self.lines if chunk.dirty)
 
     def touch(self, number: int, size: int, write: bool, fetch: bool) -> tuple[int, int]:
         """Use a chunk; return (bytes read from HBM, bytes written to HBM)."""
         self.touches += 1
         if number in self.chunks:
             self.chunks[number].used_at = self.touches
-            self.chunks[number].dirty |= write
-            return 0, 0
+            return 0, self.dirtied(self.chunks[number]) if write else 0
         read = size if fetch else 0
         self.reread_bytes += read if number in self.known else 0
         self.known.add(number)
@@ -127,10 +125,25 @@ class L2Cache:
         while self.used_bytes + size > self.capacity_bytes:
             victim = self.remove(self.oldest())
             written += victim.size if victim.dirty else 0
-        self.chunks[number] = Chunk(number, size, write, self.touches)
+        self.chunks[number] = Chunk(number, size, False, self.touches)
         self.lines.append(self.chunks[number])
         self.used_bytes += size
-        return read, written
+        return read, written + (self.dirtied(self.chunks[number]) if write else 0)
+
+    def dirtied(self, chunk: Chunk) -> int:
+        """HBM does not have it yet; return the bytes of those that are written for that."""
+        if chunk.dirty:
+            return 0
+        chunk.dirty = True
+        self.dirty_bytes += chunk.size
+        written = 0
+        while self.dirty_bytes > self.most_dirty:
+            drawn = self.lines[self.drawn()]
+            if drawn.dirty:
+                drawn.dirty = False
+                self.dirty_bytes -= drawn.size
+                written += drawn.size
+        return written
 
     def touch_from(
         self, die: int, number: int, size: int, write: bool, fetch: bool
@@ -156,6 +169,7 @@ class L2Cache:
         self.lines.pop()
         del self.chunks[victim.number]
         self.used_bytes -= victim.size
+        self.dirty_bytes -= victim.size if victim.dirty else 0
         return victim
 
     def drawn(self) -> int:
@@ -167,7 +181,8 @@ class L2Cache:
 def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Cache:
     """A device's L2, empty."""
     machine, candidates = mc.machine_of(hw), hw.calibration.l2.candidates
-    return L2Cache(machine.l2_capacity_bytes, candidates, *machine.die_capacities_bytes)
+    capacities = machine.l2_capacity_bytes, machine.l2_most_dirty_bytes
+    return L2Cache(*capacities, candidates, *machine.die_capacities_bytes)
 
 
 def chunks_of(stream: Stream, chunking: Chunking, tile: int) -> list[tuple[int, int]]:

@@ -41,7 +41,7 @@ def cyclic_misses(chunks_per_line: float, candidates: int) -> float:
 @pytest.mark.parametrize("chunks_per_line", [1.1, 1.3, 1.6])
 def test_a_cyclic_read_that_outgrows_the_l2_slides_and_does_not_fall(candidates, chunks_per_line):
     lines = 1000
-    l2 = L2Cache(lines * LINE_BYTES, candidates)
+    l2 = L2Cache(lines * LINE_BYTES, lines * LINE_BYTES, candidates)
     chunks = int(chunks_per_line * lines)
     missed = [read(l2, number) for _ in range(40) for number in range(chunks)]
     settled = missed[20 * chunks :]
@@ -53,7 +53,7 @@ def test_a_cyclic_read_that_outgrows_the_l2_slides_and_does_not_fall(candidates,
 @given(st.lists(st.integers(0, 12), max_size=200), st.integers(1, 8))
 def test_very_many_candidates_are_an_lru(numbers, lines):
     """A line that is not drawn 300 times in a row is not the oldest: one in 10^17."""
-    l2, lru = L2Cache(lines * LINE_BYTES, 300), OrderedDict[int, None]()
+    l2, lru = L2Cache(lines * LINE_BYTES, lines * LINE_BYTES, 300), OrderedDict[int, None]()
     for number in numbers:
         assert read(l2, number) == (number not in lru)
         lru[number] = None
@@ -65,20 +65,22 @@ def test_very_many_candidates_are_an_lru(numbers, lines):
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=200),
     st.integers(0, 40),
+    st.integers(0, 40),
     st.integers(1, 4),
 )
 def test_it_holds_no_more_than_fits_and_what_was_written_is_dirty_or_in_hbm(
-    touches, capacity, candidates
+    touches, capacity, most_dirty, candidates
 ):
-    l2, written, stored = L2Cache(capacity, candidates), 0, set()
+    l2, written, stored = L2Cache(capacity, most_dirty, candidates), 0, set()
     for number, write in touches:
         if write:
             stored.add(number)
         written += l2.touch(number, number + 1, write, not write)[1]
         assert l2.used_bytes == sum(chunk.size for chunk in l2.lines) <= capacity
+        assert l2.dirty_bytes == sum(chunk.size for chunk in l2.lines if chunk.dirty) <= most_dirty
         assert [l2.chunks[chunk.number] for chunk in l2.lines] == l2.lines
     assert written + l2.dirty_bytes >= sum(number + 1 for number in stored)
-    if capacity >= sum(range(1, 22)):
+    if min(capacity, most_dirty) >= sum(range(1, 22)):
         assert written == 0
 
 
@@ -114,7 +116,7 @@ def test_published_bandwidths_fall_as_with_so_many_candidates(
 
 
 def test_a_die_keeps_copies_of_what_it_reads_until_another_writes_it():
-    l2 = L2Cache(100 * LINE_BYTES, 2, 4 * LINE_BYTES, 4 * LINE_BYTES)
+    l2 = L2Cache(100 * LINE_BYTES, 50 * LINE_BYTES, 2, 4 * LINE_BYTES, 4 * LINE_BYTES)
 
     def past(die: int, write: bool = False) -> tuple[int, int]:
         """(HBM reads, bytes past the die's cache) of a touch of one chunk."""

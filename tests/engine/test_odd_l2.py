@@ -46,7 +46,7 @@ def check_bounds(runs: list[KernelRun], hw: HardwareProfile, off_by: float = 0.0
         assert 0 <= ran.hbm_reread_bytes <= ran.hbm_read_bytes
         if not any(isinstance(step, Store) and step.atomic for step in ran.kernel.actions):
             assert ran.hbm_read_bytes == ran.l2_read_bytes - ran.l2_hit_bytes
-        assert 0 <= ran.l2_dirty_bytes <= machine_of(hw).l2_capacity_bytes
+        assert 0 <= ran.l2_dirty_bytes <= machine_of(hw).l2_most_dirty_bytes
         assert ran.hbm_write_bytes >= 0
         written += ran.hbm_write_bytes
         stored += ran.l2_write_bytes

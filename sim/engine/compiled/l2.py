@@ -3,7 +3,8 @@
 Chunks are numbered from 0. One that is present has a line, and lines 1 up to the number of chunks
 present are in use, so that a random one costs a multiplication. To make room some are drawn, the
 *candidates*, and the one used longest ago goes. One candidate is random replacement, very many are
-LRU. What is absent costs five bytes. A chunk larger than the cache passes it by.
+LRU. What is absent costs five bytes. A chunk larger than the cache passes it by. Where more are
+dirty than may be, dirty lines drawn at random are written, and stay.
 
 Where each die has a cache below the one that all share, they are kept alike, one behind the other
 in the same arrays. A load asks its die's first; a store goes to the shared one, and the dies'
@@ -36,10 +37,11 @@ LINE = aligned(
         ("arrival_s", "f8"),  # when the load that fetched it brings it
     ]
 )
-# Bytes present, of what capacity, how many of them dirty; the lines in use; how many an eviction
-# draws; touches so far; the last draw; bytes fetched of chunks that had been there; where its
-# chunks and its lines begin.
-LEVEL_FIELDS = ("used", "capacity", "dirty", "lines", "candidates", "touches", "draw", "reread")
+# Bytes present, of what capacity, how many of them dirty, of how many that may be; the lines in
+# use; how many an eviction draws; touches so far; the last draw; bytes fetched of chunks that had
+# been there; where its chunks and its lines begin.
+OF_BYTES = ("used", "capacity", "dirty", "most_dirty")
+LEVEL_FIELDS = (*OF_BYTES, "lines", "candidates", "touches", "draw", "reread")
 LEVEL = aligned([(name, "i8") for name in (*LEVEL_FIELDS, "first_chunk", "first_line")])
 SHARED = 0  # the cache that all SMs share; those of dies come after it
 DRAW_FACTOR, DRAW_MODULUS, FIRST_DRAW = 48_271, 2**31 - 1, 1
@@ -82,6 +84,7 @@ def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:
     chunks, lines = (np.cumsum([0, *of]) for of in zip(*sizes, strict=True))
     level = np.zeros(len(capacities), LEVEL)
     level["capacity"], level["draw"] = capacities, FIRST_DRAW
+    level["most_dirty"] = machine_of(hw).l2_most_dirty_bytes
     level["candidates"] = hw.calibration.l2.candidates
     level["first_chunk"], level["first_line"] = chunks[:-1], lines[:-1]
     line_of, known = np.zeros(chunks[-1], np.int32), np.zeros(chunks[-1], np.uint8)
@@ -143,6 +146,20 @@ def make_room(l2, cache, size):
     return written
 
 
+@called
+def clean(l2, cache):
+    """Write dirty lines, which stay, until no more are dirty than may be; return their bytes."""
+    level = at(l2.level, cache)
+    written = 0
+    while level.dirty > level.most_dirty:
+        line = at(l2.lines, drawn(level))
+        if line.dirty:
+            line.dirty = 0
+            level.dirty -= line.size
+            written += line.size
+    return written
+
+
 @inlined
 def touch(l2, cache, chunk, size, write, fetch):
     """Use a chunk of `size` bytes; return (its line, bytes fetched, dirty bytes evicted).
@@ -155,10 +172,12 @@ def touch(l2, cache, chunk, size, write, fetch):
     if line != NO_LINE:
         present = at(lines, line)
         present.used_at = level.touches
+        cleaned = 0
         if write and not present.dirty:
             present.dirty = 1
             level.dirty += size
-        return line, 0, 0
+            cleaned = clean(l2, cache)
+        return line, 0, cleaned
     read = size if fetch else 0
     if at(l2.known, level.first_chunk + chunk):
         level.reread += read
@@ -178,6 +197,7 @@ def touch(l2, cache, chunk, size, write, fetch):
     if write:
         arrived.dirty = 1
         level.dirty += size
+        written += clean(l2, cache)
     return line, read, written
 
 
