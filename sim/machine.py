@@ -137,6 +137,17 @@ def service_times_s(
     return service_s / kernel.footprint.workers
 
 
+def latency_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> float:
+    """Seconds from when the slowest pipe has served `op` until its worker goes on."""
+    one_s = hw.calibration.sm.op_latency
+    if not op.operand_waits:
+        return op.latencies * one_s
+    service_s = service_times_s(op, kernel, hw, dtype)
+    read_s = float(service_s[SRAM]) + op.operand_waits * one_s
+    beside_s = kernel.footprint.workers * float(service_s.max())  # by all of its CTA's workers
+    return op.latencies * one_s + max(0.0, read_s - beside_s)
+
+
 def _vector_ops(op: Compute, hw: HardwareProfile, dtype: str) -> float:
     """Operations of fp32 lanes, which multiply where tensor cores cannot."""
     multiplied = op.mma_flops / 2 if hw.tensor_flops_per_clock(dtype) is None else 0.0

@@ -143,7 +143,9 @@ class Compute:
     the loads it reads. Of its instructions so many `latencies` come one after the other, in which
     the worker waits for a result: that of the last, and those of a chain within. Of the
     exponentials `exps_beside` run while the worker's own matmul does, or another worker's
-    instructions: for these nothing else waits.
+    instructions: for these nothing else waits. Of a matmul whose operands come step by step, each
+    read beside the step before, `operand_waits` are its steps: where reading takes longer than
+    multiplying, each waits a latency more.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Compute:
     other_ops: int = 0
     latencies: int = 1
     exps_beside: int = 0
+    operand_waits: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
 from sim.machine import LANES, SUB_PARTITIONS, machine_of
 from sim.schedules.base import blocks
-from sim.schedules.parts.eager import eager_pass
+from sim.schedules.parts.eager import OF_TOKENS, eager_pass
 from sim.tile_program import Tensor, in_order
 
 Kind = Literal[
@@ -110,6 +110,10 @@ QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scal
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 COPIED_BYTES = 2**26  # many waves of CTAs
 STRIDED_DIMS = 2  # tokens' heads, which PyTorch joins, and columns
+FEW_ROWS = 16
+# What reshape_and_cache_flash executes for a token in 227 instructions, a division among them:
+# cycles in a row of a CTA of 4 warps beside its loads (vLLM 0.24.0's wheel, sm_90, played through).
+LONE_WRITING_CYCLES = 910
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class Beside:
     """Bytes that the other launches move, their FLOPs, how many they are; the host's time [s].
 
     `matmul_bytes` of the bytes move while matmuls run, `strided_bytes` by PyTorch's copies between
-    tensors that are not contiguous, an element of a thread after the other. `sm_cycles` are those
+    tensors that are not contiguous, an element of a thread after the other, `turned_copies` of
+    which turn two dimensions of heads. `sm_cycles` are those
     of the scarcest unit of an SM, of all SMs together. `threads` work on a token each CTA, or warp,
     and take turns on the SMs; it waits for `further_loads` beyond the usual ones and works
     `lone_cycles` in a row.
@@ -127,6 +132,7 @@ class Beside:
     flops: int = 0
     matmul_bytes: int = 0
     strided_bytes: int = 0
+    turned_copies: int = 0
     launches: int = 0
     sm_cycles: int = 0
     lone_cycles: int = 0
@@ -162,6 +168,9 @@ class Beside:
         latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
         fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
         further_s = self.further_loads * latency_s + self.lone_cycles / hw.sm.clock
+        if self.turned_copies:
+            usual_s = calibration.sm.cta_start + LOADS_IN_A_ROW * calibration.l2.latency
+            further_s += self.turned_copies * (turned_copy_s(hw) - usual_s)
         token_s = fixed_s + further_s
         waves = self.threads / (hw.sm.count * hw.sm.max_threads)
         launch_s = calibration.launch.gap + apart_s + fixed_s
@@ -186,6 +195,15 @@ def strided_bytes_per_s(hw: HardwareProfile) -> float:
     return (read.bytes + written.bytes) / launched.run.time_s
 
 
+@lru_cache
+def turned_copy_s(hw: HardwareProfile) -> float:
+    """What such a copy of a few heads takes whose operands are in L2, element after element."""
+    heads = [Tensor(name, 1, FEW_ROWS, K_PLAIN, 2) for name in ("Q", "Q by KV heads")]
+    copy = eager_pass("copy Q", heads[:1], heads[1:], dims=OF_TOKENS)
+    run = run_on_device(in_order([copy, copy]), hw, "bf16", "replay", lambda _: None)
+    return float(run.kernels[-1].run.time_s)
+
+
 def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Beside:
     """What is done beside attention on new tokens of `dtype`, whose cache has `kv_dtype`."""
     tokens, read_bytes, cached_bits = w.batch * w.seq_q, DTYPE_BYTES[dtype], KV_BITS[kv_dtype]
@@ -203,7 +221,8 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
-            copies = Beside(times * 2 * q * read_bytes, launches=times)
+            moved = times * 2 * q * read_bytes
+            copies = Beside(moved, strided_bytes=moved, turned_copies=times, launches=times)
             return copies.and_also(beside("cache write", w, dtype, kv_dtype))
         case "fp8 queries":
             quantised = q * (2 * PROJECTED_BYTES + w.dtype_bytes)
@@ -259,7 +278,7 @@ def _cache_written(
         launches=1,
         sm_cycles=NARROWING_CYCLES * of_warps // SUB_PARTITIONS if narrows else 0,
         threads=tokens * threads,
-        lone_cycles=2 * turns * LONE_NARROWING_CYCLES if narrows else 0,
+        lone_cycles=LONE_WRITING_CYCLES + 2 * turns * LONE_NARROWING_CYCLES * narrows,
         further_loads=2 * turns - 1,
     )
 

@@ -403,7 +403,7 @@ class Worker:
                     done_s, slowest = pipe_done_s, pipe
         if slowest is not None:
             self.path = slowest.path.copy()
-            latency_s = op.latencies * self.replay.machine.op_latency_s
+            latency_s = self.replay.latency_s[op]
             self.path[mc.OP_LATENCY] += latency_s
             done_s += latency_s
         yield self.until(done_s)
@@ -462,12 +462,9 @@ class ReferenceReplay:
         self.item_setup_s = mc.item_setup_s(kernel, hw)
         self.sm_pipes = [[Pipe(k) for k in range(mc.SM_PIPES)] for _ in range(machine.sms)]
         self.l2_pipe, self.hbm_pipe = Pipe(mc.L2), Pipe(mc.HBM)
-        self.service_s = {
-            op: mc.service_times_s(op, kernel, hw, dtype)
-            for loop in kernel.loops
-            for op in loop.actions
-            if isinstance(op, Compute)
-        }
+        computes = [op for loop in kernel.loops for op in loop.actions if isinstance(op, Compute)]
+        self.service_s = {op: mc.service_times_s(op, kernel, hw, dtype) for op in computes}
+        self.latency_s = {op: mc.latency_s(op, kernel, hw, dtype) for op in computes}
         self.ctas_per_sm = mc.ctas_per_sm(kernel.footprint, hw)
         self.slot_paths = [np.zeros(mc.N_CAUSES) for _ in range(machine.sms * self.ctas_per_sm)]
         self.bases = {stream: stream.base(kernel.items) for stream in kernel.streams}

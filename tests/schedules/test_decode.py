@@ -338,6 +338,19 @@ def test_sglang_decodes_16_rows_and_32_keys_in_as_many_ranges_as_it_reckons(
     assert split.footprint.sram_bytes == (16 + 2 * 32) * 64 * 2
 
 
+@pytest.mark.parametrize(("heads", "cycles"), [(1, 2660), (2 * 108, 3745)], ids=["lone", "two"])
+def test_flash_attention_2s_split_kernel_sets_up_what_its_machine_code_does(heads, cycles):
+    """2,660 cycles of a lone CTA, 3,745 beside another, where the architecture's are 5,800."""
+    hw = load_profile("a100-sxm-80gb")
+    w = WorkloadTable(heads=heads, head_dim=128, seq_kv=128, phase="decode").workload()
+    (kernel,) = kernels_of(make_schedule({"name": "decode"}, "a test").program(w, hw))
+    assert not kernel.sets_up
+    setup = kernel.loops[0].ops[0]
+    waited_s = setup.latencies * hw.calibration.sm.op_latency - 2 * hw.calibration.l2.latency
+    issued = setup.other_ops / 32 / 4  # of a warp on each sub-partition
+    assert waited_s * hw.sm.clock + issued == pytest.approx(cycles, rel=0.02)
+
+
 def test_sglangs_decoding_sets_up_what_its_machine_code_does():
     """Half a microsecond and a read of L2, where the architecture's setup takes 2.3."""
     w = WorkloadTable(heads=8, kv_heads=1, head_dim=64, seq_kv=32, phase="decode").workload()

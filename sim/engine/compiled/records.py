@@ -17,7 +17,7 @@ from sim.machine import (
     ctas_per_sm,
     idle_cta_s,
     item_setup_s,
-    machine_of,
+    latency_s,
     service_times_s,
 )
 from sim.tile_program import (
@@ -238,7 +238,7 @@ class _Program:
                 "frees": frees,
                 "shared": bool(frees) or fields["shared"],
                 "service_s": service_times_s(action, self.kernel, self.hw, self.dtype),
-                "latency_s": action.latencies * machine_of(self.hw).op_latency_s,
+                "latency_s": latency_s(action, self.kernel, self.hw, self.dtype),
             }
         self.ops.append(_record(OP, **fields))
 

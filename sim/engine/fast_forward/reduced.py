@@ -265,6 +265,7 @@ def _remade(
             op.other_ops * amounts,
             op.latencies,
             op.exps_beside * amounts,
+            op.operand_waits,
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))

@@ -3,10 +3,16 @@
     read the operands of the first mma.sync:  nothing is multiplied yet
     for each 16 elements that it sums over:   mma.sync;  the next operands are read beside it
 
-Before Hopper all matmuls are of that kind. Played through, a trip of FlashAttention-2's (128 x 64,
-head_dim 128) takes 3,192 cycles of an SM alone and 5,292 of two CTAs, one of its split-KV kernel's
-(64 x 128) 4,170 and 6,660; with the first operands read beside the rest 2,880, 5,440, 3,670 and
-5,970 came out, with them apart 3,190, 5,540, 3,740 and 6,300.
+Before Hopper all matmuls are of that kind. Registers hold the operands of one step ahead. Where
+SRAM takes longer to bring those than tensor cores to multiply, each step waits until they are there
+(Compute.operand_waits), unless other warps of the CTA read meanwhile.
+
+Played through, a trip takes so many cycles of an SM, of a lone CTA and of two, on an A100 (sm_80,
+vLLM 0.24.0's wheel, from pages: split-KV):
+
+    FlashAttention-2      played          here            without waits
+    128 x 64              3,192, 5,278    3,250, 5,540    3,190, 5,540
+    split-KV, 64 x 128    4,322, 6,900    4,240, 6,800    3,750, 6,310
 """
 
 from sim.tile_program import Compute, Load
@@ -31,7 +37,8 @@ def multiplied(
     """
     first = read_bytes * min(MMA_DEPTH, summed) // summed
     rest = read_bytes - first + written_bytes
-    matmul = Compute(name, reads, flops, sram_bytes=rest, other_ops=other_ops)
+    waits = -(-summed // MMA_DEPTH) - 1
+    matmul = Compute(name, reads, flops, sram_bytes=rest, other_ops=other_ops, operand_waits=waits)
     if not first:
         return (matmul,)
     return Compute(f"{name}: first operands", reads, sram_bytes=first), matmul
