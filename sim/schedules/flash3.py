@@ -23,7 +23,8 @@ Other kernels of its kind, by `implementation`:
 
 vllm     vLLM's fork sums P V of fp8 apart, waits for it and adds it to O: no softmax runs beside it
          within a warp group, which waits for each of its wgmma, and tiles are smaller; up to 64
-         rows have one warp group
+         rows have one warp group; decoding has room for 32 ranges, as it is captured as a graph,
+         and is cut by whole lengths, whatever a window hides
 sglang   SGLang's fork: up to 64 rows of 16 bits have one warp group
 trtllm   TensorRT-LLM's fmha_v2 takes any lengths, and pages by TMA, in tiles of its own; a warp
          group waits for each matmul, its softmax runs beside the other group's alone; heads are
@@ -155,7 +156,7 @@ class Flash3(TiledSchedule):
         splits = (self.splits or 1,) * w.batch
         appends = w.queries != w.keys and self.implementation != "trtllm"
         if self.splits is None and appends:
-            splits = public_splits(w, self.call, hw.sm.count)
+            splits = public_splits(w, self.call, hw.sm.count, self.implementation)
         chosen = self.cta(w, hw, max(splits))
         if chosen.splits == 1:
             rows = QueryRows(w, chosen.tile, chosen.packed)
@@ -171,14 +172,17 @@ class Flash3(TiledSchedule):
     def _behind(self, cta: Flash3Cta, sms: int, *, appends: bool) -> list[Kernel]:
         """What a call launches behind a kernel that splits nothing.
 
-        Combine, where the longest sequence alone would be split; else vLLM, which plans once for
-        all layers, sets the counter of tiles back that combine would (flash_api.cpp, mha_fwd).
+        Combine, where there is room for ranges; else whoever plans ahead sets the counter of tiles
+        back that combine would (flash_api.cpp, mha_fwd): vLLM for all layers at once, SGLang those
+        of steps of decoding without a window (flashattention_backend.py, forward_decode).
         """
         if self.call == "batch" or self.implementation == "trtllm":
             return []
-        if self.splits is None and appends and most_of_any(cta.w, self.call, sms) > 1:
+        room = most_of_any(cta.w, self.call, sms, self.implementation) if appends else 1
+        if self.splits is None and room > 1:
             return [combine_of_none(cta)]
-        plans = self.implementation == "vllm" and self.call == "paged"
+        ahead = {"vllm": True, "sglang": cta.w.phase == "decode" and cta.w.window is None}
+        plans = self.call == "paged" and ahead.get(self.implementation, False)
         return [counter_set_to_zero()] if plans else []
 
     def cta(self, w: AttentionWorkload, hw: HardwareProfile, splits: int = 1) -> Flash3Cta:

@@ -317,6 +317,18 @@ def test_exponentials_beside_a_matmul_take_their_unit_and_hold_up_nothing_else()
     assert with_beside[ISSUE] < alone[ISSUE]
 
 
+@pytest.mark.parametrize(("implementation", "splits"), [("vllm", 2), ("sglang", 1)])
+def test_vllm_s_captured_steps_are_split_by_whole_lengths_behind_windows_too(
+    implementation, splits
+):
+    """flash_prepare_scheduler.cu: 8 heads of 8 x 8 blocks and a tenth are 5 blocks an SM of 132."""
+    table = {"name": "flash3", "call": "paged", "implementation": implementation}
+    shape = {"heads": 64, "kv_heads": 8, "head_dim": 128, "batch": 8, "seq_kv": 1024}
+    w = workload(dtype="bf16", window=128, phase="decode", causal=True, **shape)
+    kernel, *_ = kernels_of(make_schedule(table, "a test").program(w, H100))
+    assert kernel.splits == splits
+
+
 @pytest.mark.parametrize(("implementation", "workers"), [("fa3", 2), ("vllm", 1)])
 def test_decoding_packs_the_query_heads_that_share_a_cache(implementation, workers):
     """heuristics.h, should_pack_gqa, and in vLLM's fork use_one_mma_wg."""
@@ -526,8 +538,10 @@ def test_a_whole_o_goes_out_through_sram_and_one_of_a_range_as_it_lies_in_regist
     [
         ("vllm", {}, ["combine"]),
         ("sglang", {}, ["combine"]),
-        ("vllm", {"seq_kv": 512}, ["zero"]),  # 4 key blocks or fewer are never split
-        ("sglang", {"seq_kv": 512}, []),
+        ("vllm", {"seq_kv": 512}, ["combine"]),  # of a captured step there is room for 32 ranges
+        ("vllm", {"seq_kv": 512, "batch": 600}, ["zero"]),  # else 4 key blocks are never split
+        ("sglang", {"seq_kv": 512}, ["zero"]),
+        ("sglang", {"seq_kv": 512, "window": 128}, []),  # planned in the call, which sets it to 0
         ("vllm", {"batch": 1000}, ["zero"]),  # nor are more sequences than one CTA plans
         ("trtllm", {}, []),
     ],

@@ -46,6 +46,9 @@ Implementation = Literal["fa3", "vllm", "sglang", "trtllm"]
 # Of heuristics.h, num_splits_heuristic.
 MOST_SPLITS = 128
 MOST_PLANNED, SPLIT_MARGIN = 992, 1.1  # flash_prepare_scheduler.cu
+# vLLM 0.24: config/attention.py (flash_attn_max_num_splits_for_cuda_graph), config/vllm.py
+# (max_cudagraph_capture_size), v1/attention/backends/flash_attn.py (max_num_splits).
+CAPTURED_SPLITS, CAPTURED_TOKENS = 32, 512
 UNSPLIT_BLOCKS = 4
 SPLIT_L2_BYTES = 50 * 2**20
 
@@ -184,28 +187,35 @@ def public_tile(
     return Tile(q=q, kv=kv), packed
 
 
-def public_splits(w: AttentionWorkload, call: Call, sms: int) -> tuple[int, ...]:
+def public_splits(
+    w: AttentionWorkload, call: Call, sms: int, implementation: Implementation
+) -> tuple[int, ...]:
     """Ranges that the keys of each sequence are split in.
 
     On a batch as many for all (flash_api.cpp, get_num_splits). Of sequences of any lengths that
     says, as of the longest alone, how many at most (`planned_splits`).
     """
     if call == "batch":
-        return (most_splits(w, call, sms),) * w.batch
-    most = most_of_any(w, call, sms)
-    tile, packed = public_tile(w, call, packs=True)
+        return (most_splits(w, call, sms, implementation),) * w.batch
+    most = most_of_any(w, call, sms, implementation)
+    tile, packed = public_tile(w, call, packs=True, implementation=implementation)
     key_blocks = [blocks(keys, tile.kv) for keys in w.keys]
     down = [blocks(queries * packed, tile.q) for queries in w.queries]
     return planned_splits(key_blocks, down, w.kv_heads, most, sms)
 
 
-def most_of_any(w: AttentionWorkload, call: Call, sms: int) -> int:
+def most_of_any(w: AttentionWorkload, call: Call, sms: int, implementation: Implementation) -> int:
     """Ranges that a call on sequences of any lengths has room for: as of the longest alone.
 
-    Of very many none is split (flash_prepare_scheduler.cu).
+    Of very many none is split (flash_prepare_scheduler.cu). vLLM captures steps of decoding as
+    graphs, in which any lengths are to find room.
     """
-    alone = replace(w, batch=1, lengths=None)
-    return most_splits(alone, call, sms) if w.batch <= MOST_PLANNED else 1
+    if w.batch > MOST_PLANNED:
+        return 1
+    captured = w.phase == "decode" and sum(w.queries) <= CAPTURED_TOKENS
+    if implementation == "vllm" and captured:
+        return CAPTURED_SPLITS
+    return most_splits(replace(w, batch=1, lengths=None), call, sms, implementation)
 
 
 def planned_splits(
@@ -223,12 +233,12 @@ def planned_splits(
     return tuple(max(1, min(blocks(keys, blocks_an_sm), most)) for keys in key_blocks)
 
 
-def most_splits(w: AttentionWorkload, call: Call, sms: int) -> int:
+def most_splits(w: AttentionWorkload, call: Call, sms: int, implementation: Implementation) -> int:
     """Ranges that the keys of each block of rows are split in (heuristics.h, num_splits_heuristic).
 
     Of more than fill 80% of the SMs none is split, but where K and V of a head exceed the L2.
     """
-    tile, packed = public_tile(w, call, packs=True)
+    tile, packed = public_tile(w, call, packs=True, implementation=implementation)
     down = blocks(w.seq_q * packed, tile.q)
     loaded = w.seq_kv if w.window is None else min(w.seq_kv, w.window + tile.q)
     key_blocks = blocks(loaded, tile.kv)
