@@ -18,10 +18,13 @@ or after attention's. By the `beside` of a measured operation:
                    to lie so, and O back: vLLM's flash-attention, csrc/flash_attn/flash_api.cpp
                    (mha_varlen_fwd, seqlenq_ngroups_swapped)
     cache write and lengths
-                   the write, and FlashAttention-3 counts each sequence's blocks before it begins,
-                   where nobody did ahead of the call: SGLang; Dao-AILab/flash-attention,
-                   hopper/flash_api.cpp (prepare_varlen_num_blocks). Casts to 8 bits, here of Q too,
-                   are left out: FlashAttention-3's short kernels are as much too slow
+                   the write, and FlashAttention-3 counts each sequence's blocks before it begins;
+                   Dao-AILab/flash-attention, hopper/flash_api.cpp (prepare_varlen_num_blocks)
+    cache write, lengths ahead
+                   the same, but that SGLang 0.5.14 counts them ahead of a step of decoding without
+                   a window (flashattention_backend.py, _compute_scheduler_metadata). Casts of Q, K
+                   and V to a cache of 8 bits, three launches, are told as one: FlashAttention-3's
+                   short kernels are as much too slow
     fp8 queries    the write, and Q is quantised by its own largest element: read, read again and
                    written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
                    a scale)
@@ -57,7 +60,7 @@ or after attention's. By the `beside` of a measured operation:
                    TensorRT-LLM, kernels/mlaKernels.cu, common/attentionOp.cpp
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -75,6 +78,7 @@ Kind = Literal[
     "cache write by heads",
     "cache write by warps",
     "cache write and lengths",
+    "cache write, lengths ahead",
     "packed heads",
     "fp8 queries",
     "packed QKV",
@@ -218,6 +222,10 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
         case "cache write and lengths":
             moved = kv * read_bytes + kv * cached_bits // 8
             return Beside(moved, launches=2, threads=tokens * LANES)
+        case "cache write, lengths ahead":
+            counted = w.window is not None or cached_bits // 8 < read_bytes
+            both = beside("cache write and lengths", w, dtype, kv_dtype)
+            return both if counted else replace(both, launches=1)
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2

@@ -383,7 +383,7 @@ OPERATIONS = (
         DECODE,
         FLASH3_SGLANG,
         in_cache_dtype=True,
-        beside="cache write and lengths",
+        beside="cache write, lengths ahead",
     ),
     Operation(r"sglang triton", "Triton decode", DECODE, SGLANG_SPLIT_KV),
     Operation(
