@@ -36,12 +36,13 @@ COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines
 # before a graph is captured (helper.py, benchmark_with_power), and all; collect_mla.py of vLLM has
 # no graph. The first name that a kernel's begins with counts.
 COLLECTED = {"vllm MLA": (3, 9), "trtllm": (20, 26), "vllm": (6, 12), "sglang": (6, 26)}
-# All others' calls are graphs of one call each, replayed one after the other (repeat_n = 1). What
-# stands between two such graphs beyond a gap: an nvfp4 linear layer of up to 512 elements takes a
-# B200 6.8 us in a graph of its own and 4.5 in one of six (systems/data/b200_sxm/gemm, vllm 0.24.0
-# and sglang 0.5.14: both FlashInfer's CuteDSL), a small bf16 matmul an H100 3.9 us alone (mla_bmm)
-# and 2.6 of six (gemm); less what the first waits for the host, that is 1.3 to 2.2 us.
-NO_GRAPH, BETWEEN_GRAPHS_S = "vllm MLA ", 1.6e-6
+# All others' calls are graphs of one call each, replayed one after the other (repeat_n = 1): what
+# stands between two beyond a gap, and for how long the first waits for the host. Of the same small
+# kernels, alone in a graph and six in one: an nvfp4 linear layer takes a B200 6.8 and 4.5 us a call
+# of six replays (systems/data/b200_sxm/gemm, vllm 0.24.0 and sglang 0.5.14: both FlashInfer's
+# CuteDSL), a bf16 matmul an H100 3.9 of ten (mla_bmm) and 2.6 of six (gemm). So 5/6 of the former
+# and 5/36 of the latter are 2.3 us, 5/6 and 13/180 are 1.3.
+NO_GRAPH, BETWEEN_GRAPHS_S, FIRST_GRAPH_S = "vllm MLA ", 0.3e-6, 15e-6
 # How much longer a gap is between kernels that are launched one by one: an estimate, below the 0.7
 # to 1.4 us by which RRZE-HPC/gpu-benches (gpu-small-kernels: l40, a40, h200, a100_80) has them
 # further apart than in a graph, of which some part is the host's.
@@ -307,7 +308,7 @@ def _host_s(figure: Figure, operation: Operation, hw: HardwareProfile) -> float:
     """
     collected = _collected(figure)
     if collected and _in_graphs(figure):
-        return BETWEEN_GRAPHS_S + hw.calibration.launch.latency / (collected[1] - collected[0])
+        return BETWEEN_GRAPHS_S + FIRST_GRAPH_S / (collected[1] - collected[0])
     if figure.pass_ == "decode" and HOST_IN_IT.search(figure.extra):
         return CALL_HOST_S
     if TIMED_TOGETHER.search(figure.extra):
