@@ -93,7 +93,7 @@ def test_kernels_that_both_have_are_compared_with_one_another():
     assert [record.longest_kernel.name for record in records] == ["flash_decoding", "combine"]
     assert " in 1 " not in answer(records)
     assert answer(records).endswith(
-        "as long: held back by L2 latency for 19.2 µs instead of 9.6 µs."
+        "as long: held back by L2 latency for 18 µs instead of 9.02 µs."
     )
 
 

@@ -338,7 +338,7 @@ def test_dropout_costs_random_numbers_for_each_score_and_no_bytes(name):
         ({"name": "flash2", "tile": {"q": 128, "kv": 128}}, {"head_dim": 128}, "needs 192 KiB"),
         ({"name": "flash2"}, {"head_dim": 256, "dropout": True}, "with dropout on rtx-4090"),
         ({"name": "flash2", "rope": "fused"}, {}, 'rope = "fused"'),
-        ({"name": "block_sparse"}, {}, "prefill, decode"),
+        ({"name": "block_sparse"}, {}, "prefill or decode"),
     ],
 )
 def test_what_cannot_be_trained_is_said(schedule, workload, complaint):
