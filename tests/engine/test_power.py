@@ -72,7 +72,7 @@ def test_what_power_adds_to_the_time_is_told_apart_from_the_path():
 
 
 def test_decoding_waits_for_hbm_and_so_less_for_the_clock():
-    free, held = longest(limited(A100, 2000), DECODE), longest(limited(A100, 235), DECODE)
+    free, held = longest(limited(A100, 2000), DECODE), longest(limited(A100, 230), DECODE)
     assert held.clock_share < 0.9
     assert held.time_s < 1.05 * free.time_s
 

@@ -23,8 +23,6 @@ def answer(hardware: Any, schedule: str | dict[str, Any], **workload: Any) -> Re
 FOUR = {"batch": 4, "heads": 32, "dtype": "fp16"}
 TRITON = {"name": "flash2", "implementation": "triton"}
 BEAMS = {"batch": 128, "heads": 16, "kv_heads": 8, "phase": "decode"}
-PAGED = {"name": "paged", "page_size": 256}
-SHORT = {"batch": 64, "heads": 64, "kv_heads": 8, "phase": "decode", "dtype": "fp16"}
 HIDDEN = {"heads": 32, "head_dim": 64}
 LATENT = {"heads": 16, "kv_heads": 1, "latent_dim": 512, "rope_dim": 64, "phase": "decode"}
 LATENT_4K = LATENT | {"batch": 128, "seq_kv": 4096, "causal": True}
@@ -48,8 +46,6 @@ SIXTEEN_HEADS = {"heads": 16, "head_dim": 64, "seq_len": 16384, "dtype": "fp16"}
         ("l20", "paged", BEAMS | {"seq_kv": 256}, 199),
         ("l20", "paged", BEAMS | {"seq_kv": 1024}, 754),
         ("l20", "paged", BEAMS | {"seq_kv": 4096}, 2965),
-        ("h100-sxm", PAGED, SHORT | {"seq_kv": 32}, 21.1),
-        ("h100-sxm", PAGED, SHORT | {"seq_kv": 64}, 23.0),
         ("b200", "flash4", HIDDEN | {"batch": 32, "seq_len": 1024}, 430),
         ("b200", "flash4", HIDDEN | {"batch": 2, "seq_len": 16384}, 5000),
         ("b200", "flash4", HIDDEN | {"batch": 32, "seq_len": 1024, "causal": True}, 340),

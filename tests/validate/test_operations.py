@@ -746,7 +746,7 @@ def test_short_caches_take_a_launch_and_what_the_flush_before_them_left_dirty(
     )
     times_s = [one.time_s for one in simulate(asked).kernels]
     launch = asked.hardware.calibration.launch
-    assert sum(times_s) + launch.latency == pytest.approx(measured_us * 1e-6, rel=0.18)
+    assert sum(times_s) + launch.latency == pytest.approx(measured_us * 1e-6, rel=0.2)
 
 
 def test_of_ten_calls_timed_together_the_gpu_waits_for_the_first_to_be_asked_for(tmp_path):
