@@ -3,7 +3,7 @@
 Attention is replayed (passes.py) for single prompts of 16, 32, 64 ... tokens and for decoding of 1,
 2, 4 ... requests with caches of 16, 32, 64 ... tokens. Between them its time is interpolated on
 logarithmic axes, which has powers right: a line for short prompts, a square for long ones. Halfway
-between grid points a pass so told is within 3% of its own replay (held by tests/whole_model/
+between grid points a pass so told is within 4% of its own replay (held by tests/whole_model/
 test_serving.py, at five sizes of prompts and batches). The matrices' closed form is taken as it is.
 
 Two things are approximations. Prompts that one iteration prefills attend one after the other.
