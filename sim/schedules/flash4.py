@@ -265,11 +265,8 @@ def _loops(
     """Prologue, key blocks and epilogue of each item that has a tile."""
     tile = cta.tile
     (q, k, v, o), lse = tensors
-    o_elements, scores = tile.q * cta.value_dim, tile.q * tile.kv
-    # A part of a key block is written once by TMA, then read by the matmul of each tile.
-    k_read_bytes, v_read_bytes = (cta.workers * part for part in (cta.k_bytes, cta.v_bytes))
-    emulations = round(emulated * scores)
-    masked = rows.cut_share(cta.code.least_masked) * scores
+    o_elements = tile.q * cta.value_dim
+    masked_share = rows.cut_share(cta.code.least_masked)
 
     def rows_of(tensor: Tensor) -> Stream:
         return Stream(tensor, tile.q, tensor.cols, dealt.tile)
@@ -284,34 +281,7 @@ def _loops(
         # Of a ring of three K's block is asked for once the last V is free, V's a matmul earlier.
         load_k = Load(keys_of(k, way), cta.ring // 2)
         load_v = Load(keys_of(v, way), -(-cta.ring // 2))
-        exps = scores - emulations + tile.q
-        softmax = Compute(
-            "softmax",
-            vector_ops=FP32_OPS_A_SCORE * scores
-            + OPS_PER_EMULATED_EXP * emulations
-            + round(RESCALED_SHARE * o_elements),
-            exp_count=exps,
-            sram_bytes=cta.k_bytes + cta.v_bytes,
-            other_ops=scores // SCORES_A_CONVERSION,
-            exps_beside=exps,
-        )
-        multiply = Compute(
-            "S = Q K^T",
-            (load_k,),
-            2 * scores * cta.head_dim,
-            sram_bytes=cta.q_bytes + k_read_bytes,
-        )
-        maximum = Compute(
-            "mask S, row maximum",
-            other_ops=scores // SCORES_A_MAXIMUM + round(cta.code.mask_ops * masked),
-            latencies=1 + TENSOR_MEMORY_WAITS,
-        )
-        add = Compute("O += P V", (load_v,), 2 * scores * cta.value_dim, sram_bytes=v_read_bytes)
-        each: tuple[Compute, ...] = (multiply, maximum, softmax, add)
-        if cta.code.p_ahead:
-            each = (multiply, maximum, *_overlapped(softmax, add, cta.code.p_ahead))
-        if cta.dedicated:
-            each = (_together("S = Q K^T, softmax, O += P V", (multiply, maximum, softmax, add)),)
+        each = _of_a_key_block(cta, load_k, load_v, emulated, masked_share)
         return Loop(way.trips(key_blocks), (load_k, load_v, *each))
 
     has_tile, results = dealt.has_tile, (rows_of(o), rows_of(lse))
@@ -326,6 +296,44 @@ def _loops(
             other_ops=cta.code.out_ops * o_elements,
         ),
     )
+
+
+def _of_a_key_block(
+    cta: Flash4Cta, load_k: Load, load_v: Load, emulated: float, masked_share: float
+) -> tuple[Compute, ...]:
+    """S, its maxima, the softmax and P V, of which such shares are emulated and masked."""
+    scores, o_elements = cta.tile.q * cta.tile.kv, cta.tile.q * cta.value_dim
+    # A part of a key block is written once by TMA, then read by the matmul of each tile.
+    k_read_bytes, v_read_bytes = (cta.workers * part for part in (cta.k_bytes, cta.v_bytes))
+    emulations = round(emulated * scores)
+    exps = scores - emulations + cta.tile.q
+    multiply = Compute(
+        "S = Q K^T",
+        (load_k,),
+        2 * scores * cta.head_dim,
+        sram_bytes=cta.q_bytes + k_read_bytes,
+    )
+    maximum = Compute(
+        "mask S, row maximum",
+        other_ops=scores // SCORES_A_MAXIMUM + round(cta.code.mask_ops * masked_share * scores),
+        latencies=1 + TENSOR_MEMORY_WAITS,
+    )
+    softmax = Compute(
+        "softmax",
+        vector_ops=FP32_OPS_A_SCORE * scores
+        + OPS_PER_EMULATED_EXP * emulations
+        + round(RESCALED_SHARE * o_elements),
+        exp_count=exps,
+        sram_bytes=cta.k_bytes + cta.v_bytes,
+        other_ops=scores // SCORES_A_CONVERSION,
+        exps_beside=exps,
+    )
+    add = Compute("O += P V", (load_v,), 2 * scores * cta.value_dim, sram_bytes=v_read_bytes)
+    if cta.dedicated:
+        return (_together("S = Q K^T, softmax, O += P V", (multiply, maximum, softmax, add)),)
+    if cta.code.p_ahead:
+        return (multiply, maximum, *_overlapped(softmax, add, cta.code.p_ahead))
+    return (multiply, maximum, softmax, add)
 
 
 def _overlapped(softmax: Compute, add: Compute, share: float) -> tuple[Compute, Compute]:

@@ -152,7 +152,7 @@ def test_nothing_to_calibrate_on_is_said():
 
 
 def figure(**columns):
-    row = {"gpu": "L40S", "kernel": "vllm vllm_flash_attn", "pass": "fwd", "dtype": "bf16"}
+    row = {"gpu": "L40S", "kernel": "sglang triton", "pass": "fwd", "dtype": "bf16"}
     row |= {"batch": 4, "heads": 16, "kv_heads": 16, "causal": "1", "metric": "time_us"}
     return Figure.model_validate(row | {"value": 1000.0, "where": "a table"} | columns)
 
@@ -172,7 +172,7 @@ def table(truth, split="fit"):
 
 
 def test_rows_of_all_devices_of_an_architecture_give_its_figures_and_others_are_not_looked_at():
-    truth = {"tensor.mma_sync": 0.5}
+    truth = {"tensor.native": 0.5, "sm.cta_setup": 5e-6}
     spoilt = [row.model_copy(update={"value": 9e9, "split": "test"}) for row in table({})]
     ampere = figure(gpu="A100", seq_q=512, seq_kv=512, head_dim=64, split="fit")
     samples = rows_of([*table(truth), *spoilt, ampere], "l40s")
