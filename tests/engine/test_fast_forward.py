@@ -74,7 +74,7 @@ CASES = {
     "each head has its keys": ({"heads": 8, "kv_heads": 8, "causal": False}, 400_000, 0.005, 0.04),
     "few steps": ({"heads": 8, "kv_heads": 8, "causal": False}, 130_000, 0.02, 0.05),
     "a triangle": ({"heads": 16, "kv_heads": 16}, 400_000, 0.025, 0.04),
-    "heads that share keys": ({"heads": 16, "kv_heads": 4}, 300_000, 0.01, 0.04),
+    "heads that share keys": ({"heads": 16, "kv_heads": 4}, 400_000, 0.01, 0.04),
     "heads in turn": ({"heads": 8, "kv_heads": 8, "grid_order": "head_fast"}, 250_000, 0.01, 0.05),
 }
 

@@ -75,6 +75,11 @@ def test_steps_wait_for_operands_that_take_longer_than_multiplying():
     assert waited_s(fast, 4) == 0
 
 
+def test_a_warp_of_more_rows_multiplies_each_operand_again_while_the_next_come():
+    _, matmul = multiplied("S", (), 2 * 128 * 128 * 128, 2**18, 128, rows_a_warp=32)
+    assert waited_s(matmul, 4) == 0
+
+
 def test_nothing_is_waited_for_while_a_ctas_other_warps_read():
     _, matmul = multiplied("S", (), 2 * 64 * 128 * 128, 2**18, 128)
     assert waited_s(matmul, 8) == 0

@@ -364,7 +364,15 @@ def _matmul(
 ) -> tuple[Compute, ...]:
     """A matmul that reads so many bytes of SRAM, whose every sum is of `summed` products a warp."""
     if cta.tensor_path == "mma_sync":
-        return multiplied(name, reads, flops, read_bytes, summed, written_bytes=written_bytes)
+        return multiplied(
+            name,
+            reads,
+            flops,
+            read_bytes,
+            summed,
+            rows_a_warp=cta.tile.q // cta.warps,
+            written_bytes=written_bytes,
+        )
     return (Compute(name, reads, flops, sram_bytes=read_bytes + written_bytes),)
 
 
