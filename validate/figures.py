@@ -139,9 +139,10 @@ def _read(file: Path) -> Iterator[Figure]:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: not a CSV file (it is not UTF-8 text)") from None
-    header = next(lines, [])
+    header = [column.strip() for column in next(lines, [])]
     _check_header(file, header)
-    for cells in lines:
+    for line in lines:
+        cells = [cell.strip() for cell in line]
         where = f"{file}, line {lines.line_num}"
         if not any(cells):
             continue

@@ -132,12 +132,12 @@ def shipped_names(package: str) -> list[str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The contents of a TOML file.
+    """The contents of a TOML file, with or without a byte order mark, as Windows' editors write.
 
     Raises InputError for a missing or unreadable file, one that is not text, or a syntax error.
     """
     try:
-        return deepcopy(_parsed(path.read_bytes().decode("utf-8")))
+        return deepcopy(_parsed(path.read_bytes().decode("utf-8-sig")))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

@@ -287,7 +287,10 @@ class HardwareProfile(BaseModel):
     @model_validator(mode="after")
     def _reserve_fits(self) -> "HardwareProfile":
         if self.sram.max_per_cta <= 0:
-            raise ValueError("sram.capacity must exceed sram.reserved_per_cta")
+            raise ValueError(
+                f"sram.capacity = {self.sram.capacity:,.0f} B must exceed sram.reserved_per_cta = "
+                f"{self.sram.reserved_per_cta:,.0f} B"
+            )
         return self
 
     def tensor_flops_per_s(self, dtype: str) -> float | None:

@@ -325,7 +325,7 @@ def config_of(tables: Mapping[str, Any], where: str) -> HubConfig:
 def read_config(path: Path) -> ModelShape:
     """The shape that a `config.json` tells, named after its folder; raises InputError."""
     try:
-        tables = json.loads(path.read_text(encoding="utf-8"))
+        tables = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

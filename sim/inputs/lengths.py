@@ -1,7 +1,7 @@
 """Lengths of the sequences of a batch: one for all, a list, or a file with one a line.
 
-A text or CSV file holds a whole number a line; blank lines are skipped, as is a first line that is
-no number (a column's name).
+A text or CSV file holds a whole number a line; blank lines are skipped, as is a first line that
+begins with a letter (a column's name).
 """
 
 import os
@@ -79,14 +79,14 @@ def _told(text: str, key: str, folder: Path | None) -> int | list[int]:
 def _read(name: str, key: str, folder: Path | None) -> list[int]:
     path = file_of(name, folder)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         is_file = name != "" and ("." in name or os.path.exists(path))  # else no file was meant
         reason = f"cannot be read: {why}; " if is_file else ""
         raise InputError(f"{key} = {shown(name)}: {reason}{EXPECTED}") from None
     told = [(number, text) for number, line in enumerate(lines, 1) if (text := line.strip())]
-    if told and not told[0][1].isdecimal():
+    if told and told[0][1].lstrip('"')[:1].isalpha():
         told = told[1:]
     for number, text in told:
         if not text.isdecimal() or int(text) == 0:

@@ -275,6 +275,12 @@ def test_a_profile_that_lacks_its_architecture_is_told_of_extends(tmp_path):
         load_profile(str(mine))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    path = tmp_path / "windows.toml"
+    path.write_text('title = "a device"\r\n', encoding="utf-8-sig")
+    assert read_toml(path) == {"title": "a device"}
+
+
 @pytest.mark.parametrize(
     ("text"),
     ["a = " + "[" * 10**5, "a." * 5000 + "b = 1", f"a = {'9' * 5000}"],

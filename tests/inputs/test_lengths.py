@@ -80,6 +80,9 @@ def test_a_file_has_a_length_a_line_and_may_stand_beside_the_scenario(tmp_path):
     [
         ("1\n-4\n", 'line 2: "-4"'),
         ("a\n2\n0\n", 'line 3: "0"'),
+        ("-4\n1\n", 'line 1: "-4"'),
+        ("1,024\n300\n", 'line 1: "1,024"'),
+        ('"1024"\n300\n', "line 1: "),
         ("", "no lengths"),
         ("n\n", "no len"),
     ],
@@ -91,6 +94,12 @@ def test_a_file_of_anything_else_is_refused_by_its_line(tmp_path, text, says):
         with_files_read({"seq_len": str(path)}, "a test")
     with pytest.raises(InputError, match=r'"none\.csv": cannot be read'):
         with_files_read({"seq_len": "none.csv"}, "a test")
+
+
+def test_a_byte_order_mark_hides_no_length(tmp_path):
+    path = tmp_path / "lengths.csv"
+    path.write_text("1024\n300\n", encoding="utf-8-sig")
+    assert with_files_read({"seq_len": str(path)}, "a test")["seq_len"] == [1024, 300]
 
 
 def test_lists_are_told_in_a_few_words():

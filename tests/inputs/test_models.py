@@ -231,7 +231,7 @@ def asked(tmp_path):
     """A folder with a model's config.json and a scenario about it."""
     folder = tmp_path / "my-model"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8-sig")  # as on Windows
     (tmp_path / "layer.toml").write_text(
         '[workload]\nmodel = "my-model/config.json"\nphase = "decode"\n'
         '[hardware]\nprofile = "l4"\n[[schedule]]\nname = "decode"\n'

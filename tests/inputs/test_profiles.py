@@ -245,6 +245,14 @@ def test_a_device_overrides_its_architecture_and_a_child_its_parent(tmp_path):
     }
 
 
+def test_an_sram_below_its_reserve_is_told_with_both(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text('title = "tiny"\nextends = "h100-sxm"\n[sram]\ncapacity = "1 KiB"\n')
+    says = "sram.capacity = 1,024 B must exceed sram.reserved_per_cta = 1,024 B"
+    with pytest.raises(InputError, match=says):
+        load_profile(str(path))
+
+
 def test_codes_in_line_take_their_share_of_the_bus():
     plain = load_profile("l40s", {"hbm": {"inline_ecc": False}}, "here")
     coded = load_profile("l40s")

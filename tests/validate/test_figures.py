@@ -29,6 +29,14 @@ def test_a_table_of_ones_own_needs_the_required_columns_alone(tmp_path):
     assert (one.kv_heads, one.kv_dtype, one.split) == (one.heads, one.dtype, "test")
 
 
+def test_spaces_beside_commas_and_a_byte_order_mark_are_no_part_of_a_cell(tmp_path):
+    path = tmp_path / "mine.csv"
+    lines = [", ".join(REQUIRED), ", ".join(ROW[column] for column in REQUIRED)]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    (one,) = read_figures([path])
+    assert (one.kernel, one.metric) == (ROW["kernel"], ROW["metric"])
+
+
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
