@@ -27,8 +27,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.fast_forward.lanes import units_of
-from sim.engine.fast_forward.reduced import Grid, Scale, can_be_coarse
+from sim.engine.fast_forward.lanes import long_loops_of, units_of
+from sim.engine.fast_forward.reduced import GOLDEN, Grid, Scale, can_be_coarse
 from sim.inputs.hardware import HardwareProfile
 from sim.tile_program import IntArray, Kernel, Load, Loop, Store
 
@@ -39,12 +39,12 @@ LEAST_TIMES = 2.0  # smaller is the first form, or it takes long beside the whol
 BOTH = 1.25  # times the steps of the first form: the second has a quarter, the third a sixteenth
 COARSE_TRIPS = 192  # of a CTA, or more
 STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
+KEPT_TRIPS = 16  # at least, whose loads L2 has room for where CTAs are not in step
 WAVES, MOST_WAVES = 8, 128  # for the later half to be past the beginning's transient
 PERIODS = 3  # at least: the first, which starts from an empty L2, and two to compare
 THIN_WAVES = 4  # of a period, at least
 BLOCKS = 4  # at least
 BLOCK_WAVES = 4  # two to get going, two that are measured
-GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 
 
 def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scale]:
@@ -70,11 +70,12 @@ def _period(kernel: Kernel) -> int:
     return kernel.ctas if kernel.items_per_cta > 1 else kernel.ctas // kernel.periods
 
 
-def grain_of(grid: Grid, most_steps: int) -> int:
+def grain_of(grid: Grid, hw: HardwareProfile, most_steps: int) -> int:
     """How many trips to make one.
 
     CTAs of different trips run staggered: each reads what the one before read a while ago. That
-    while must stay long beside a trip, or they find in L2 what they would not.
+    while must stay long beside a trip, or they find in L2 what they would not; and L2 must have
+    room for many trips, or they do not find what they would.
     """
     kernel = grid.kernel
     if not can_be_coarse(kernel):
@@ -85,6 +86,8 @@ def grain_of(grid: Grid, most_steps: int) -> int:
         needed = waves * kernel.tile_steps // (grid.waves * most_steps)
     else:
         needed = PERIODS * kernel.tile_steps * _period(kernel) // kernel.ctas // most_steps
+        loaded_bytes = max((trip_bytes(loop)[0] for loop in long_loops_of(kernel)), default=0)
+        coarsest = min(coarsest, int(hw.l2.capacity) // max(1, KEPT_TRIPS * loaded_bytes))
         if not grid.persistent:
             spread = kernel.ctas * grid.wide * STAGGER
             coarsest = min(coarsest, kernel.tile_steps // spread)

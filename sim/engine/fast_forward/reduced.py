@@ -26,6 +26,8 @@ from sim.tile_program import (
     Tensor,
 )
 
+GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -124,9 +126,10 @@ def can_be_coarse(kernel: Kernel) -> bool:
 
 
 def coarse(kernel: Kernel, grain: int) -> Kernel:
-    """The kernel with `grain` trips of its long loops made one; rounded to the nearest."""
+    """The kernel with `grain` trips of its long loops made one."""
     if grain == 1:
         return kernel
+    rounded = _fewer if kernel.is_uniform else _spread
     long_loops = long_loops_of(kernel)
     by_rows = {stream.tensor: goes_down(stream) for stream in streams_of(long_loops)}
 
@@ -140,7 +143,7 @@ def coarse(kernel: Kernel, grain: int) -> Kernel:
         return _on_fewer_tiles(fine, made, grain, by_rows[fine.tensor])
 
     loops = tuple(
-        _remade(loop, stream, _fewer(loop.trips, grain), grain)
+        _remade(loop, stream, rounded(loop.trips, grain), grain)
         if loop in long_loops
         else _remade(loop, stream, loop.trips)
         for loop in kernel.loops
@@ -170,6 +173,21 @@ def _on_fewer_tiles(stream: Stream, made: Stream, times: float, by_rows: bool) -
 def _fewer(of: OfItem, times: float) -> OfItem:
     """So many times fewer trips, to the nearest: one, at least, where there are any."""
     return lambda items: np.maximum(np.rint(of(items) / times).astype(np.int64), of(items) > 0)
+
+
+def _spread(of: OfItem, times: float) -> OfItem:
+    """So many times fewer trips, up or down by a phase of their number: one, at least, of any.
+
+    To the nearest, neighbours of nearly as many trips come to the same: CTAs that drift apart would
+    keep step from wave to wave, and find in L2 what each has to bring.
+    """
+
+    def fewer(items: IntArray) -> IntArray:
+        trips = of(items)
+        rounded = np.floor(trips / times + trips * GOLDEN % 1.0).astype(np.int64)
+        return np.maximum(rounded, trips > 0)
+
+    return fewer
 
 
 @dataclass(frozen=True)

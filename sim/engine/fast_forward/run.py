@@ -91,7 +91,7 @@ def _told(
     is not replayed.
     """
     while most_steps < kernel.tile_steps:
-        grain = grain_of(Grid.of(kernel, hw), most_steps)
+        grain = grain_of(Grid.of(kernel, hw), hw, most_steps)
         form, device = coarse(kernel, grain), slower(hw, grain)
         plan = plan_of(Grid.of(form, hw), hw, most_steps)
         if 2 * plan.part.tile_steps > kernel.tile_steps:
