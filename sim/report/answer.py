@@ -1,7 +1,7 @@
 """What a run came to, in a sentence or two."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from math import log
 from statistics import median
@@ -84,11 +84,12 @@ def _of_sweep(ran: list[list[Record]], points: int) -> str:
     return " ".join(told + compared)
 
 
-def _of_wins(
-    ran: list[list[Record]], points: int, wins: Mapping[str, int], schedules: list[str]
-) -> str:
-    """How often each schedule is fastest, how far the first is ahead, and why where it is most."""
-    (first, count), *others = wins.items()
+def _of_wins(ran: list[list[Record]], points: int, wins: Counter[str], schedules: list[str]) -> str:
+    """How often each schedule is fastest, how far the first is ahead, and why where it is most.
+
+    Where it is behind by more, that is told instead.
+    """
+    (first, count), *others = wins.most_common()
     of = f"{len(ran):,} points" if len(ran) == points else f"the {len(ran):,} points where one ran"
     text = f"{first} is fastest at {count:,} of {of}"
     text += "".join(f", {schedule} at {often:,}" for schedule, often in others)
@@ -102,14 +103,16 @@ def _of_wins(
     if not pairs:
         return text
     least, most = (pick(pairs, key=lambda pair: _ratio(*pair)) for pick in (min, max))
-    if _ratio(*most) < LEVEL:
+    behind, ahead = least[::-1], most
+    slow, fast = max(ahead, behind, key=lambda pair: _ratio(*pair))
+    if _ratio(slow, fast) < LEVEL:
         return f"{text} It is within 2% of the others."
     rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest"
     span = dict.fromkeys(f"{_ratio(*pair):.3g}" for pair in (least, most))
     text += f" It is {' to '.join(span)} times as fast as {rival}."
-    slow, fast = most
     at = ", ".join(_name(key, value) for key, value in fast.point.items())
-    times = f"{_times_as_long(slow, fast)} as long{_because(slow, fast)}"
+    than = f" as {fast.schedule}" if slow.schedule == first else ""
+    times = f"{_times_as_long(slow, fast)} as long{than}{_because(slow, fast)}"
     return f"{text} At {at} {slow.schedule} takes {times}."
 
 

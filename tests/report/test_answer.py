@@ -103,6 +103,21 @@ def test_a_sweep_of_several_schedules_is_told_why_the_others_are_behind_where_th
     assert "through HBM instead of" in text
 
 
+def test_of_a_sweep_who_wins_most_is_told_and_where_it_is_far_behind():
+    """A batch that one long sequence holds up: fastest by little where all are of one length."""
+    names, times_s = ("first", "second"), ((1.0, 1.01), (5.0, 1.0), (1.0, 1.01))
+    (record,) = simulate(workload=PREFILL, hardware="l4", schedule="flash2")
+    records = [
+        replace(record, schedule=name, point={"workload.batch": batch}, time_s=time_s)
+        for batch, both in enumerate(times_s, 1)
+        for name, time_s in zip(names, both, strict=True)
+    ]
+    text = answer(records[2:] + records[:2])
+    assert text.startswith("first is fastest at 2 of 3 points, second at 1 ")
+    assert "It is 0.2 to 1.01 times as fast as second. At batch 2 first takes 5 times as " in text
+    assert "as long as second" in text
+
+
 def test_a_lead_that_is_the_same_at_all_points_is_told_once():
     text = said(["flash2", "flash3"], "h100-sxm", PREFILL, **{"workload.softcap": [30, 50]})
     assert re.search(r"It is [\d.]+ times as fast as flash2\.", text)
