@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES
-from sim.tile_program import Action, Compute, Footprint, Kernel, Transfer
+from sim.tile_program import Action, Compute, Footprint, Kernel, Load, Transfer
 
 TENSOR, VECTOR, EXP, SRAM, ISSUE, PORT = range(6)
 SM_PIPES = 6
@@ -112,6 +112,11 @@ def idle_cta_s(hw: HardwareProfile) -> float:
 def item_setup_s(kernel: Kernel, hw: HardwareProfile) -> float:
     """What each item of a CTA but its first begins with, if it has trips [s]."""
     return hw.calibration.sm.cta_setup if kernel.sets_up_items else 0.0
+
+
+def held_s(load: Load, hw: HardwareProfile) -> float:
+    """For how long a load holds its SM's port beyond what its bytes take [s]."""
+    return load.held_cycles / hw.sm.clock
 
 
 def service_times_s(

@@ -121,11 +121,14 @@ class Stream:
 class Load:
     """Bring the trip's tile of `stream` to SRAM, up to `stages` trips ahead.
 
-    Of 0 stages it is brought when a barrier of the trip issues it, to a buffer of its own.
+    Of 0 stages it is brought when a barrier of the trip issues it, to a buffer of its own. A
+    producer that works on it before it brings anything else holds the SM's port so long, for
+    `held_cycles` beyond what the bytes take.
     """
 
     stream: Stream
     stages: int = 1
+    held_cycles: int = 0
 
     @property
     def buffers(self) -> int:
@@ -441,13 +444,13 @@ def some_of(kernel: Kernel, ctas: int, number: OfItem) -> Kernel:
         return replace(stream, base=taken(stream.base), start=taken(stream.start))
 
     def ops(loop: Loop) -> tuple[Op, ...]:
-        loads = {load: Load(of(load.stream), load.stages) for load in loop.loads}
+        loads = {load: replace(load, stream=of(load.stream)) for load in loop.loads}
 
         def same(op: Op) -> Op:
             if isinstance(op, Load):
                 return loads[op]
             if isinstance(op, Store):
-                return Store(of(op.stream), op.atomic)
+                return replace(op, stream=of(op.stream))
             if isinstance(op, Barrier):
                 return Barrier(tuple(loads[load] for load in op.issues))
             return replace(op, reads=tuple(loads[load] for load in op.reads))

@@ -244,7 +244,7 @@ class RunningCta:
         """Bring the trip's tile to its buffer."""
         buffer = self.buffer(load, trip)
         tile = self.replay.tile(load.stream, self.item, trip)
-        buffer.arrival_s, buffer.path = self.replay.load(self.sm, load.stream, tile, path)
+        buffer.arrival_s, buffer.path = self.replay.load(self.sm, load, tile, path)
         buffer.trip, buffer.released = trip, 0
 
     def begin_item(self, path: Path) -> None:
@@ -465,6 +465,7 @@ class ReferenceReplay:
         computes = [op for loop in kernel.loops for op in loop.actions if isinstance(op, Compute)]
         self.service_s = {op: mc.service_times_s(op, kernel, hw, dtype) for op in computes}
         self.latency_s = {op: mc.latency_s(op, kernel, hw, dtype) for op in computes}
+        self.held_s = {load: mc.held_s(load, hw) for loop in kernel.loops for load in loop.loads}
         self.ctas_per_sm = mc.ctas_per_sm(kernel.footprint, hw)
         self.slot_paths = [np.zeros(mc.N_CAUSES) for _ in range(machine.sms * self.ctas_per_sm)]
         self.bases = {stream: stream.base(kernel.items) for stream in kernel.streams}
@@ -537,16 +538,25 @@ class ReferenceReplay:
         self.place(cta.sm, cta.slot)
 
     def cross(
-        self, sm: int, size: int, passed: int, read: int, written: int, path: Path
+        self,
+        sm: int,
+        size: int,
+        held_s: float,
+        passed: int,
+        read: int,
+        written: int,
+        path: Path,
     ) -> tuple[float, float, Path]:
         """Reserve every pipe between an SM and where the tile is.
 
-        L2 serves the bytes that passed the die's cache. Returns when the slowest is done, when L2
+        The port is held for `held_s` beyond what the bytes take; L2 serves those that passed the
+        die's cache. Returns when the slowest is done, when L2
         is, and the critical path.
         """
         now_s, machine = self.env.now, self.machine
         slowest = self.sm_pipes[sm][mc.PORT]
-        l2_done_s, service_s = slowest.reserve(now_s, size / machine.port_bytes_per_s, path), 0.0
+        port_s = size / machine.port_bytes_per_s + held_s
+        l2_done_s, service_s = slowest.reserve(now_s, port_s, path), 0.0
         if passed:
             service_s = passed / machine.l2_bytes_per_s
             l2_done_s = self.l2_pipe.reserve(now_s, service_s, path)
@@ -584,12 +594,14 @@ class ReferenceReplay:
         self.hbm_write_bytes += writes
         return size, passed, reads, writes, in_flight_s, fetched
 
-    def load(self, sm: int, stream: Stream, tile: int, path: Path) -> tuple[float, Path]:
+    def load(self, sm: int, load: Load, tile: int, path: Path) -> tuple[float, Path]:
         """Load a tile; return when it is in SRAM, and the critical path of that."""
         size, passed, reads, writes, in_flight_s, fetched = self.touch(
-            sm, stream, tile, False, True
+            sm, load.stream, tile, False, True
         )
-        done_s, l2_done_s, path = self.cross(sm, size, passed, reads, writes, path)
+        done_s, l2_done_s, path = self.cross(
+            sm, size, self.held_s[load], passed, reads, writes, path
+        )
         self.l2_read_bytes += size
         self.l2_hit_bytes += size - reads
         self.die_hit_bytes += size - passed
@@ -612,7 +624,7 @@ class ReferenceReplay:
         """Store a tile; return when it has left the SM, and the critical path of that."""
         size, _, reads, writes, _, _ = self.touch(sm, op.stream, tile, True, op.atomic)
         self.l2_write_bytes += size
-        done_s, _, path = self.cross(sm, size, size, reads, writes, path)
+        done_s, _, path = self.cross(sm, size, 0.0, size, reads, writes, path)
         return done_s, path
 
 

@@ -165,7 +165,14 @@ class _WatchedReplay(ReferenceReplay):
         self.seen.own.setdefault(mc.CAUSES[cause], []).append(interval)
 
     def cross(
-        self, sm: int, size: int, passed: int, read: int, written: int, path: Path
+        self,
+        sm: int,
+        size: int,
+        held_s: float,
+        passed: int,
+        read: int,
+        written: int,
+        path: Path,
     ) -> tuple[float, float, Path]:
         """As it is, told when each pipe served, and what took the longest."""
         pipes = [self.sm_pipes[sm][mc.PORT]]
@@ -173,7 +180,7 @@ class _WatchedReplay(ReferenceReplay):
         pipes += [self.hbm_pipe] if read or written else []
         now_s = float(self.env.now)
         starts_s = [max(now_s, pipe.free_at_s) for pipe in pipes]
-        crossed = super().cross(sm, size, passed, read, written, path)
+        crossed = super().cross(sm, size, held_s, passed, read, written, path)
         for pipe, start_s in zip(pipes, starts_s, strict=True):
             interval = (start_s, pipe.free_at_s)
             if pipe.cause != mc.PORT:
@@ -193,9 +200,9 @@ class _WatchedReplay(ReferenceReplay):
         self.touched = super().touch(sm, stream, tile, write, fetch)
         return self.touched
 
-    def load(self, sm: int, stream: Stream, tile: int, path: Path) -> tuple[float, Path]:
+    def load(self, sm: int, load: Load, tile: int, path: Path) -> tuple[float, Path]:
         """As it is, told where the tile was, and what took the longest."""
-        done_s, path = super().load(sm, stream, tile, path)
+        done_s, path = super().load(sm, load, tile, path)
         _, _, reads, _, in_flight_s, _ = self.touched
         machine, parts_s = self.machine, self.parts_s
         if reads:

@@ -10,7 +10,8 @@
         O_i += P_1 V_1;  O_i = O_i / l_i;  store O_i through SRAM by TMA, and the log-sum-exp
 
 A worker's softmax runs while the tensor pipe serves its own second matmul and the other workers'
-matmuls: the paper's overlap within a warp group, and its ping-pong between them.
+matmuls: the paper's overlap within a warp group, and its ping-pong between them. A V of 8 bits is
+transposed by the producer, which loads nothing meanwhile.
 
 Sequences of one length run one kernel; of any lengths (`call = "varlen"`) another, whose query
 heads are always packed, whose CTAs share no loads and are dealt tiles on demand, sequence after
@@ -53,8 +54,7 @@ producer runs ahead; K_n and V_1 have buffers of their own besides the two stage
 keys stores nothing, where the kernel stores zeros; masks of key blocks that an edge cuts are spread
 over a tile's trips but for the first; the page table is not read, nor is the kernel run that counts
 the blocks of each sequence before a varlen call; ranges are a CTA each, not dealt; fmha_v2's
-head_dims between FlashAttention-3's run the next larger of these, and its transposition of an fp8
-V, one after the other with V's load, is counted, not waited for.
+head_dims between FlashAttention-3's run the next larger of these.
 """
 
 from sys import maxsize

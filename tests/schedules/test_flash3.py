@@ -488,6 +488,25 @@ def test_fp8_transposes_v_and_writes_bf16():
 
 
 @pytest.mark.parametrize(
+    ("implementation", "dtype", "cycles"),
+    [
+        ("vllm", "fp8", 450 + 46 * 24),
+        ("sglang", "fp8", 1090 + 46 * 20),
+        ("trtllm", "fp8", 1310 + 46 * 32),
+        ("sglang", "bf16", 0),
+    ],
+)
+def test_a_producer_that_transposes_v_copies_nothing_meanwhile(implementation, dtype, cycles):
+    """128 columns of 192, 160 and 256 keys (copy_Vt_to_V; fmha_v2, warpspec/dma.h)."""
+    table = {"name": "flash3", "call": "paged", "implementation": implementation}
+    w = workload(dtype=dtype, heads=4, head_dim=128, seq_len=4096, causal=True)
+    kernel, *_ = kernels_of(make_schedule(table, "a test").program(w, H100))
+    loads = [load for loop in kernel.loops for load in loop.loads]
+    held = {load.stream.tensor.name: load.held_cycles for load in loads}
+    assert held == {"Q": 0, "K": 0, "V": cycles}
+
+
+@pytest.mark.parametrize(
     ("table", "profile", "options", "complaint"),
     [
         ({}, "a100-sxm-80gb", {}, 'hardware.arch = "sm80"'),

@@ -382,7 +382,11 @@ def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
     def a_stream() -> Stream:
         return draw(streams(draw(st.sampled_from(drawn_tensors)), items, trips))
 
-    loads = [Load(a_stream(), draw(st.integers(0, 5))) for _ in range(draw(st.integers(0, 3)))]
+    held = st.sampled_from([0, 0, 700])
+    loads = [
+        Load(a_stream(), draw(st.integers(0, 5)), draw(held))
+        for _ in range(draw(st.integers(0, 3)))
+    ]
     awaiting = [load for load in loads if not load.stages]
     amount = st.sampled_from((0, 10**4, 10**6))
     ops: list[Any] = [

@@ -15,6 +15,7 @@ from sim.machine import (
     Machine,
     cta_start_s,
     ctas_per_sm,
+    held_s,
     idle_cta_s,
     item_setup_s,
     latency_s,
@@ -60,7 +61,7 @@ STREAM = aligned(
 )
 # A load has a ring of buffers from `ring_at` on among its CTA's. A trip's place in it is
 # trip & ring_mask: a ring is a power of two long, for speed, though no more than `stages` are used.
-LOAD = aligned(_int64("stream stages ring_at ring_mask"))
+LOAD = aligned(_int64("stream stages ring_at ring_mask") + _float64("held_s"))
 LOOP = aligned(_int64("load_at load_end op_at"))
 # An op is an action. Bit masks of the loop's loads: `reads`, those that a compute waits for or a
 # barrier issues, and `frees`. `shared` says whether what comes after it may touch more than the SM,
@@ -207,6 +208,7 @@ class _Program:
                 stages=load.stages,
                 ring_at=self.buffers,
                 ring_mask=length - 1,
+                held_s=held_s(load, self.hw),
             )
         )
         self.buffers += length

@@ -8,14 +8,15 @@ from sim.machine import HBM, HBM_LATENCY, L2, L2_LATENCY, PORT, SM_PIPES
 
 
 @inlined
-def cross(r, sm, worker, now_s, size, passed, read, written, buffer):
+def cross(r, sm, worker, now_s, size, held_s, passed, read, written, buffer):
     """Reserve every pipe between an SM and where a tile is; `buffer` takes the slowest's path.
 
-    L2 serves the bytes that passed the die's cache. Returns when all are done, and when L2 is [s].
+    The port is held for `held_s` beyond what the bytes take; L2 serves those that passed the die's
+    cache. Returns when all are done, and when L2 is [s].
     """
     limits = r.limits[0]
     slowest = at(r.pipes, sm * SM_PIPES + PORT)
-    done_s = reserve(slowest, PORT, worker, now_s, size / limits.port_bytes_per_s)
+    done_s = reserve(slowest, PORT, worker, now_s, size / limits.port_bytes_per_s + held_s)
     service_s, l2_done_s = 0.0, done_s
     if passed:
         l2, service_s = at(r.pipes, limits.sms * SM_PIPES), passed / limits.l2_bytes_per_s
@@ -35,11 +36,11 @@ def cross(r, sm, worker, now_s, size, passed, read, written, buffer):
 
 
 @inlined
-def load_tile(r, sm, worker, now_s, stream, tile, buffer):
+def load_tile(r, sm, worker, now_s, stream, tile, held_s, buffer):
     """Load a tile, with the latency of the farthest level; `buffer` learns when it arrives."""
     limits, total = r.limits[0], r.total[0]
     size, passed, read, written, in_flight_s, line = touch_tile(r, sm, stream, tile, False, True)
-    done_s, l2_done_s = cross(r, sm, worker, now_s, size, passed, read, written, buffer)
+    done_s, l2_done_s = cross(r, sm, worker, now_s, size, held_s, passed, read, written, buffer)
     total.l2_read_bytes += size
     total.die_hit_bytes += size - passed
     total.l2_hit_bytes += size - read
@@ -68,6 +69,6 @@ def issue_load(r, sm, slot, worker, now_s, number, trip):
     load, item = at(r.loads, number), at(r.slots, slot).item
     buffer = at(r.buffers, slot * r.limits[0].buffers + load.ring_at + (trip & load.ring_mask))
     tile = tile_at(r, load.stream, item, trip)
-    load_tile(r, sm, worker, now_s, at(r.streams, load.stream), tile, buffer)
+    load_tile(r, sm, worker, now_s, at(r.streams, load.stream), tile, load.held_s, buffer)
     buffer.trip = trip
     buffer.released = 0

@@ -133,7 +133,7 @@ def issue_store(r, sm, slot, worker_number, now_s):
     tile = tile_at(r, op.stream, at(r.slots, slot).item, worker.trip)
     fetch = op.kind == ATOMIC
     size, _, read, written, _, _ = touch_tile(r, sm, at(r.streams, op.stream), tile, True, fetch)
-    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, size, read, written, buffer)
+    buffer.arrival_s, _ = cross(r, sm, worker, now_s, size, 0.0, size, read, written, buffer)
     r.total[0].l2_write_bytes += size
     op.count += 1
     wake_others(r, slot, worker_number, now_s, PASSED)

@@ -264,13 +264,16 @@ def _remade(
     loop: Loop, stream: Callable[[Stream], Stream], trips: OfItem, amounts: int = 1
 ) -> Loop:
     """A loop with other streams and trips, and so many times the work in each."""
-    loads = {load: Load(stream(load.stream), load.stages) for load in loop.loads}
+    loads = {
+        load: replace(load, stream=stream(load.stream), held_cycles=load.held_cycles * amounts)
+        for load in loop.loads
+    }
 
     def op_of(op: Op) -> Op:
         if isinstance(op, Load):
             return loads[op]
         if isinstance(op, Store):
-            return Store(stream(op.stream), op.atomic)
+            return replace(op, stream=stream(op.stream))
         if isinstance(op, Barrier):
             return Barrier(tuple(loads[load] for load in op.issues))
         return Compute(

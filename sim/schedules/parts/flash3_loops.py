@@ -17,7 +17,7 @@ import numpy as np
 from sim.inputs.workload import Mask
 from sim.schedules.parts.dealing import Dealt
 from sim.schedules.parts.ends import beyond_port_bytes, finish
-from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta
+from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta, Implementation
 from sim.schedules.parts.instructions import (
     FLASH3_FIXED,
     PLAIN,
@@ -48,6 +48,12 @@ EXPS_A_BESIDE = 4
 # to wait for each, of S too (all 78 fp8 loops that were read of vLLM 0.24.0's wheel, head_dim 64 to
 # 256, from pages and not: as many waits, WARPGROUP.DEPBAR, as QGMMA).
 DEPTH_A_MATMUL = 32
+# Cycles of the producer's chain for a block of an fp8 V, and of each KiB: it reads the page table,
+# waits for V, transposes it (LDSM.T, PRMT, STSM). Played through (sim/machine_code/played.py): of
+# vLLM 0.24.0's wheel 1,000 for 12 KiB to 1,570 for 24, of SGLang 0.5.14's (sglang-kernel 0.4.4)
+# 2,010 for 20, of FlashInfer's copy of fmha_v2 (warpspec/dma.h) 2,785 for 32.
+TRANSPOSING: dict[Implementation, int] = {"fa3": 1090, "sglang": 1090, "vllm": 450, "trtllm": 1310}
+TRANSPOSING_A_KIB = 46
 NO_SOFTMAX = Softmax(0, 0, 0)
 
 
@@ -103,7 +109,14 @@ class Work:
 
     def load(self, tensor: Tensor, skipped: int = 0, stages: int = STAGES) -> Load:
         """K's or V's blocks, all but so many of the first."""
-        return Load(self._keys_of(tensor, skipped), stages)
+        return Load(self._keys_of(tensor, skipped), stages, self._held_cycles(tensor))
+
+    def _held_cycles(self, tensor: Tensor) -> int:
+        """Of a producer that transposes V, which copies nothing meanwhile."""
+        if tensor is not self.tensors.v or self.cta.w.dtype_bytes > 1:
+            return 0
+        kib = self.cta.tile.kv * self.cta.value_dim // 1024
+        return TRANSPOSING[self.cta.implementation] + TRANSPOSING_A_KIB * kib
 
     def load_first_of(self, tensor: Tensor) -> Load:
         """The block that is visited last."""
@@ -113,7 +126,8 @@ class Work:
             return visited.base(items) + visited.stride * trips
 
         visited = self._keys_of(tensor, 0)
-        return Load(Stream(tensor, visited.tile_rows, visited.tile_cols, base))
+        stream = Stream(tensor, visited.tile_rows, visited.tile_cols, base)
+        return Load(stream, held_cycles=self._held_cycles(tensor))
 
     def scored(self, *reads: Load, vector_ops: int = 0) -> Compute:
         """S = Q K^T, and so much beside it."""
