@@ -135,7 +135,7 @@ def search(
         if (out / EARLIER).exists() and not (out / KEPT).exists():
             left = "an earlier version's trials are not read: the search begins anew"
             print(f"attnsim: {out / EARLIER}: {left}", file=sys.stderr)
-    kept = f"its trials are in {out}: run again to go on" if out else "nothing was written"
+    kept = f"its trials are in {out}: run again to go on" if out else None
     with a_bar(kept=kept) as update:
         answer = question.run(out, update)
     give(answer, out, json, sheet=sheet)

@@ -93,13 +93,22 @@ def check_writable(option: str, path: Path) -> None:
         raise InputError(f"{option} {path}: a file in a writable folder was expected")
 
 
+def _replays_kept(engine: "EngineName | None") -> str:
+    """What an interrupted command leaves that writes nothing before its end."""
+    if engine == "replay":
+        from sim.device.run import REMEMBERED
+
+        if REMEMBERED.disk is not None and REMEMBERED.disk.is_open:
+            return "finished replays are kept: run again to go on"
+    return "nothing was written"
+
+
 @contextmanager
-def a_bar(
-    engine: "EngineName | None" = "replay", kept: str = "nothing was written"
-) -> "Iterator[Progress]":
+def a_bar(engine: "EngineName | None" = "replay", kept: str | None = None) -> "Iterator[Progress]":
     """A progress bar, to be told (what runs, done, total); only where standard error is a terminal.
 
-    Says first if the engine is yet to be compiled, and to whoever interrupts what is `kept`.
+    Says first if the engine is yet to be compiled, and to whoever interrupts what is `kept`: by
+    default the replays that are finished, where the user's cache has them.
     """
     from rich.console import Console
     from rich.progress import (
@@ -139,7 +148,7 @@ def a_bar(
         disable=not console.is_terminal,
     )
     task = bar.add_task("reading and lowering", total=None)
-    with keeping(kept), bar:
+    with keeping(kept or _replays_kept(engine)), bar:
         if engine == "replay":
             _compile_beside(console.print)
         yield lambda what, done, total: bar.update(

@@ -331,4 +331,4 @@ def _timeline(
 
 
 def _rounded(values: Bins) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+    return [float(f"{value:.5g}") for value in values.tolist()]

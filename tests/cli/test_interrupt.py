@@ -77,7 +77,16 @@ LONG = {
         "trial 1",
         "its trials are in kept: run again to go on",
     ),
-    "a ring": (("run", "ten_million_tokens_ring"), "contiguous", "nothing was written"),
+    "a ring": (
+        ("run", "ten_million_tokens_ring"),
+        "contiguous",
+        "finished replays are kept: run again to go on",
+    ),
+    "a ring that keeps nothing": (
+        ("run", "ten_million_tokens_ring", "--no-cache"),
+        "contiguous",
+        "nothing was written",
+    ),
 }
 
 

@@ -7,7 +7,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine.compiled.records import gone_through
+from sim.device.program import kernels_of
+from sim.engine.compiled.l2 import new_l2
+from sim.engine.compiled.records import gone_through, new_replay
+from sim.inputs.hardware import load_profile
+from sim.inputs.workload import WorkloadTable
+from sim.machine import machine_of
+from sim.schedules import make_schedule
+from sim.tile_program import chunk_tensors
 from tests.support.drawn import cases, devices, kernel_sequences, lowered
 from tests.support.same_runs import assert_engines_agree
 
@@ -45,3 +52,16 @@ def test_what_items_touch_of_a_table_is_theirs_wherever_it_begins(table, items):
     assert len(touched) <= max(len(table), 1)
     for start, begin, count in zip(starts, begins, trips, strict=True):
         assert touched[begin : begin + count].tolist() == table[start : start + count].tolist()
+
+
+def test_streams_that_go_through_a_table_alike_have_it_once():
+    hw = load_profile("h100-sxm")
+    w = WorkloadTable(heads=2, kv_heads=1, head_dim=64, causal=True, seq_len=2048).workload()
+    (kernel,) = kernels_of(make_schedule({"name": "block_sparse"}, "a test").program(w, hw))
+    chunkings = chunk_tensors([kernel])
+    l2 = new_l2(chunkings, hw)
+    replay = new_replay(kernel, chunkings, hw, machine_of(hw), l2, w.dtype)
+    of_k_and_v = [stream["table_at"] for stream in replay.streams if stream["table_at"] >= 0]
+    assert of_k_and_v == [0, 0]
+    (table,) = {id(s.table): s.table for s in kernel.streams if s.table is not None}.values()
+    assert replay.table.tolist() == table.tolist()

@@ -64,7 +64,7 @@ def test_another_process_finds_what_one_left_on_disk(tmp_path):
     assert other.replayed == 0
 
 
-@pytest.mark.parametrize("damage", ["no database", "no arrays"])
+@pytest.mark.parametrize("damage", ["no database", "no arrays", "a bit"])
 def test_a_damaged_file_is_as_if_there_were_none(tmp_path, damage):
     path, of = tmp_path / "kept.sqlite", kernels()
     disk = Disk(path)
@@ -72,9 +72,15 @@ def test_a_damaged_file_is_as_if_there_were_none(tmp_path, damage):
     if damage == "no database":
         disk._db.close()
         path.write_bytes(b"not SQLite" * 1000)
-    else:
+    elif damage == "no arrays":
         with disk._db:
             disk._db.execute("UPDATE replays SET arrays = x'00'")
+    else:
+        rows = disk._db.execute("SELECT key, arrays FROM replays").fetchall()
+        with disk._db:
+            for key, arrays in rows:
+                damaged = arrays[:-1] + bytes([arrays[-1] ^ 1])
+                disk._db.execute("UPDATE replays SET arrays = ? WHERE key = ?", (damaged, key))
     other = Remembered(Disk(path))
     assert ran(other, of) == truth
     assert other.replayed == len(of)

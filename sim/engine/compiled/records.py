@@ -26,6 +26,7 @@ from sim.tile_program import (
     Barrier,
     Chunking,
     Compute,
+    IntArray,
     Kernel,
     Load,
     Loop,
@@ -180,6 +181,9 @@ class _Program:
         self.bases: list[NDArray[np.int64]] = []
         self.starts: list[NDArray[np.int64]] = []
         self.tables: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        # Through a table, from where for how many trips; where what is touched of it begins among
+        # `tables`, and where in that each item starts.
+        self.ways: list[tuple[IntArray, tuple[IntArray, IntArray], int, IntArray]] = []
         self.sizes: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
         self.loads: list[Fields] = []
         self.ops: list[Fields] = []
@@ -256,9 +260,7 @@ class _Program:
         )
         table_at, starts = -1, stream.start(self.kernel.items)
         if stream.table is not None:
-            table_at = sum(len(table) for table in self.tables)
-            table, starts = gone_through(stream.table, starts, trips)
-            self.tables.append(table)
+            table_at, starts = self.add_table(stream.table, starts, trips)
         sizes_at = -1
         if tensor.sizes is not None:
             sizes_at = sum(len(sizes) for sizes in self.sizes)
@@ -288,19 +290,34 @@ class _Program:
         self.starts.append(starts)
         return len(self.bases) - 1
 
+    def add_table(self, table: IntArray, starts: IntArray, trips: IntArray) -> tuple[int, IntArray]:
+        """Collect what items touch of a table, once for streams that go through it alike, as K, V.
+
+        Returns where it begins among the tables, and where in it each item starts.
+        """
+        way = starts, trips
+        for known, its_way, at, touched_at in self.ways:
+            if known is table and all(map(np.array_equal, its_way, way)):
+                return at, touched_at
+        at = sum(len(touched) for touched in self.tables)
+        touched, touched_at = gone_through(table, starts, trips)
+        self.tables.append(touched)
+        self.ways.append((table, way, at, touched_at))
+        return at, touched_at
+
 
 def gone_through(
     table: NDArray[np.int64], starts: NDArray[np.int64], trips: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What items touch of a table of which they touch little, and where in it each begins."""
+    """What items touch of a table, one after the other, and where in it each begins.
+
+    The table itself where that is no longer.
+    """
     if len(table) <= trips.sum():
         return table, starts
-    begins, item = np.unique(starts, return_inverse=True)
-    longest = np.zeros_like(begins)
-    np.maximum.at(longest, item, trips)
-    at = np.cumsum(longest) - longest
-    touched = np.repeat(begins - at, longest) + np.arange(longest.sum())
-    return table[touched], at[item]
+    at = np.cumsum(trips) - trips
+    touched = np.repeat(starts - at, trips) + np.arange(trips.sum())
+    return table[touched], at
 
 
 def _limits_of(
