@@ -199,7 +199,7 @@ class Service:
         mean_length = (int(self.cached.sum()) + batch) / batch
         mean_lengths = mean_length + np.arange(len(pages), dtype=np.float64)
         seconds = self.server.decode_s(batch, mean_lengths)
-        ends_s = np.cumsum([self.now_s, *seconds])[1:]
+        ends_s = np.cumsum(np.concatenate(([self.now_s], seconds)))[1:]
         if self.coming and not self.waiting:
             ends_s = ends_s[: 1 + int(np.searchsorted(ends_s, self.coming[0].arrival_s))]
         self._iterate(batch, ends_s, pages[: len(ends_s)], prefill=False)
