@@ -55,18 +55,20 @@ def fitted_to(measurements, hw=HW):
     return calibrate(points_of(measurements, hw), hw, measurements.micro)
 
 
-# What 18 noisy shapes say of the issue share is vague: its 95% interval is some 15 to 20% wide.
+# What 18 noisy shapes say of both shares is vague: the issue share's 95% interval is some 15 to 20%
+# wide, and one makes up for the other.
 @pytest.mark.parametrize(
-    ("head_dims", "noise", "issue_error"), [([128], 0.0, 0.05), ([64, 128], 0.02, 0.25)]
+    ("head_dims", "noise", "tensor_error", "issue_error"),
+    [([128], 0.0, 0.05, 0.05), ([64, 128], 0.02, 0.1, 0.25)],
 )
 def test_the_true_rates_are_found_again_and_times_come_right(
-    tmp_path, head_dims, noise, issue_error
+    tmp_path, head_dims, noise, tensor_error, issue_error
 ):
     calibration = fitted_to(measured(tmp_path, head_dims, noise), A_TENTH)
     assert calibration.error_after < 0.02 + noise < 0.1 < calibration.error_before
     found = {one.parameter.name: one for one in calibration.parameters}
     most_errors = {
-        "tensor.native": 0.05,
+        "tensor.native": tensor_error,
         "sm.mma_issue_cycles": issue_error,
     }
     for name, most in most_errors.items():
