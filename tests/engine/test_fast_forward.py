@@ -142,6 +142,16 @@ def test_every_matrix_keeps_its_share_of_the_ctas_of_a_smaller_form():
     assert set(np.bincount(heads)) == {len(heads) // 4}
 
 
+def test_query_heads_that_share_keys_go_together_where_heads_take_turns():
+    """They find what one of them brings, while other blocks of rows are many trips away."""
+    kernel = kernel_of("flash2", {"grid_order": "head_fast"}, heads=8, kv_heads=2, seq_len=16384)
+    form = smaller(kernel, Scale(2.0, 66))
+    q, k = form.loops[0].streams[0], form.loops[1].streams[0]
+    row, head = q.base(form.items) % q.tiles_down, k.base(form.items) // k.tiles_down
+    _, counts = np.unique(np.stack([row, head]), axis=1, return_counts=True)
+    assert set(counts) == {4}
+
+
 NARROW = {"tile": {"q": 32, "kv": 32}, "depth": 32, "stages": 1}
 
 

@@ -36,14 +36,21 @@ def units_of(kernel: Kernel, items: IntArray) -> tuple[IntArray, IntArray]:
 
     Units are numbered matrix by matrix. Where the items of a matrix go along different lanes of a
     tensor, as the blocks of a matmul's result do along the rows of P, those of a lane are a unit;
-    else each is its own.
+    else those that go the same way through it, such as the query heads of a KV head; where all do,
+    each is its own.
     """
-    streams = streams_of(long_loops_of(kernel))
+    long_loops = long_loops_of(kernel)
+    streams = streams_of(long_loops)
     matrix = streams[0].base(items) // (streams[0].tiles_down * streams[0].tiles_across)
     lanes = (_lane_of(stream, stream.base(items), goes_down(stream)) for stream in streams)
     pairs = [_pairs(matrix, lane) for lane in lanes]
     of_units, unit = max(pairs, key=lambda pair: len(pair[0]))
-    if len(of_units) == np.unique(matrix).size:
+    matrices = np.unique(matrix).size
+    if len(of_units) == matrices:
+        trips = np.sum([loop.trips(items) for loop in long_loops], axis=0)
+        _, way = _pairs(streams[0].base(items), trips)
+        of_units, unit = _pairs(matrix, way)
+    if len(of_units) == matrices:
         of_units, unit = _pairs(matrix, np.arange(len(items)))
     return unit, of_units
 
