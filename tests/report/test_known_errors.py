@@ -426,7 +426,7 @@ def test_what_published_tables_say_of_pruned_attention_is_known():
     assert nsa is not None
     assert nsa.is_off
     assert (
-        nsa.sentence() == "predicted times of nsa are 40% off on h100-sxm, too fast (12 measured)"
+        nsa.sentence() == "predicted times of nsa are 41% off on h100-sxm, too fast (12 measured)"
     )
     hip = known_time_error({"name": "hip"}, "rtx-4090", PREFILL)
     assert hip is not None
