@@ -37,7 +37,7 @@ def units_of(kernel: Kernel, items: IntArray) -> tuple[IntArray, IntArray]:
     Units are numbered matrix by matrix. Where the items of a matrix go along different lanes of a
     tensor, as the blocks of a matmul's result do along the rows of P, those of a lane are a unit;
     else those that go the same way through it, such as the query heads of a KV head; where all do,
-    each is its own.
+    or CTAs have several items, each is its own.
     """
     long_loops = long_loops_of(kernel)
     streams = streams_of(long_loops)
@@ -46,7 +46,7 @@ def units_of(kernel: Kernel, items: IntArray) -> tuple[IntArray, IntArray]:
     pairs = [_pairs(matrix, lane) for lane in lanes]
     of_units, unit = max(pairs, key=lambda pair: len(pair[0]))
     matrices = np.unique(matrix).size
-    if len(of_units) == matrices:
+    if len(of_units) == matrices and kernel.items_per_cta == 1:
         trips = np.sum([loop.trips(items) for loop in long_loops], axis=0)
         _, way = _pairs(streams[0].base(items), trips)
         of_units, unit = _pairs(matrix, way)
