@@ -444,6 +444,21 @@ class Worker:
             yield self.until(self.cta.stored.arrival_s)
 
 
+@dataclass(frozen=True)
+class Touched:
+    """A tile's bytes: all, those past the die's cache, what HBM reads and writes for it.
+
+    `in_flight_s` is the last arrival of its chunks that are present, `fetched` numbers the others.
+    """
+
+    size: int
+    passed: int
+    reads: int
+    writes: int
+    in_flight_s: float
+    fetched: list[int]
+
+
 class ReferenceReplay:
     """One kernel on the machine: its pipes, its L2, and the grid's queue of CTAs."""
 
@@ -538,93 +553,76 @@ class ReferenceReplay:
         self.place(cta.sm, cta.slot)
 
     def cross(
-        self,
-        sm: int,
-        size: int,
-        held_s: float,
-        passed: int,
-        read: int,
-        written: int,
-        path: Path,
+        self, sm: int, tile: Touched, path: Path, held_s: float = 0.0
     ) -> tuple[float, float, Path]:
         """Reserve every pipe between an SM and where the tile is.
 
         The port is held for `held_s` beyond what the bytes take; L2 serves those that passed the
-        die's cache. Returns when the slowest is done, when L2
-        is, and the critical path.
+        die's cache. Returns when the slowest is done, when L2 is, and the critical path.
         """
         now_s, machine = self.env.now, self.machine
         slowest = self.sm_pipes[sm][mc.PORT]
-        port_s = size / machine.port_bytes_per_s + held_s
+        port_s = tile.size / machine.port_bytes_per_s + held_s
         l2_done_s, service_s = slowest.reserve(now_s, port_s, path), 0.0
-        if passed:
-            service_s = passed / machine.l2_bytes_per_s
+        if tile.passed:
+            service_s = tile.passed / machine.l2_bytes_per_s
             l2_done_s = self.l2_pipe.reserve(now_s, service_s, path)
             if self.l2_pipe.free_at_s > slowest.free_at_s:
                 slowest = self.l2_pipe
-        self.record(L2_BYTES, l2_done_s - service_s, l2_done_s, size)
-        if read or written:
-            service_s = machine.hbm_s(read, written)
+        self.record(L2_BYTES, l2_done_s - service_s, l2_done_s, tile.size)
+        if moved := tile.reads + tile.writes:
+            service_s = machine.hbm_s(tile.reads, tile.writes)
             done_s = self.hbm_pipe.reserve(now_s, service_s, path)
-            self.record(HBM_BYTES, done_s - service_s, done_s, read + written)
+            self.record(HBM_BYTES, done_s - service_s, done_s, moved)
             if self.hbm_pipe.free_at_s > slowest.free_at_s:
                 slowest = self.hbm_pipe
         return slowest.free_at_s, l2_done_s, slowest.path.copy()
 
-    def touch(
-        self, sm: int, stream: Stream, tile: int, write: bool, fetch: bool
-    ) -> tuple[int, int, int, int, float, list[int]]:
-        """Touch a tile's chunks.
-
-        Returns (bytes, those past the die, HBM reads, HBM writes, last arrival of those present,
-        numbers fetched).
-        """
+    def touch(self, sm: int, stream: Stream, tile: int, write: bool, fetch: bool) -> Touched:
+        """Touch a tile's chunks; what is written passes the die's cache."""
         size = passed = reads = writes = 0
         die = sm % self.machine.dies
         in_flight_s, fetched = 0.0, []
         for number, chunk_bytes in chunks_of(stream, self.chunkings[stream.tensor], tile):
             read, written, past = self.l2.touch_from(die, number, chunk_bytes, write, fetch)
             size, reads, writes = size + chunk_bytes, reads + read, writes + written
-            passed += past
+            passed += chunk_bytes if write else past
             if read:
                 fetched.append(number)
             elif number in self.l2.chunks:
                 in_flight_s = max(in_flight_s, self.l2.chunks[number].arrival_s)
         self.hbm_read_bytes += reads
         self.hbm_write_bytes += writes
-        return size, passed, reads, writes, in_flight_s, fetched
+        return Touched(size, passed, reads, writes, in_flight_s, fetched)
 
     def load(self, sm: int, load: Load, tile: int, path: Path) -> tuple[float, Path]:
         """Load a tile; return when it is in SRAM, and the critical path of that."""
-        size, passed, reads, writes, in_flight_s, fetched = self.touch(
-            sm, load.stream, tile, False, True
-        )
-        done_s, l2_done_s, path = self.cross(
-            sm, size, self.held_s[load], passed, reads, writes, path
-        )
+        touched = self.touch(sm, load.stream, tile, False, True)
+        done_s, l2_done_s, path = self.cross(sm, touched, path, self.held_s[load])
+        size, reads = touched.size, touched.reads
         self.l2_read_bytes += size
         self.l2_hit_bytes += size - reads
-        self.die_hit_bytes += size - passed
+        self.die_hit_bytes += size - touched.passed
         self.record(L2_HIT_BYTES, l2_done_s, l2_done_s, size - reads)
         latency_s = self.machine.hbm_latency_s if reads else self.machine.l2_latency_s
         done_s += latency_s
         path[mc.HBM_LATENCY if reads else mc.L2_LATENCY] += latency_s
-        if in_flight_s > done_s:
-            path[mc.HBM_LATENCY] += in_flight_s - done_s
-            done_s = in_flight_s
+        if touched.in_flight_s > done_s:
+            path[mc.HBM_LATENCY] += touched.in_flight_s - done_s
+            done_s = touched.in_flight_s
         if reads:
             now_s = self.env.now
             self.record(HBM_IN_FLIGHT, now_s, done_s, reads * (done_s - now_s))
-        for number in fetched:
+        for number in touched.fetched:
             if number in self.l2.chunks:
                 self.l2.chunks[number].arrival_s = done_s
         return done_s, path
 
     def store(self, sm: int, op: Store, tile: int, path: Path) -> tuple[float, Path]:
         """Store a tile; return when it has left the SM, and the critical path of that."""
-        size, _, reads, writes, _, _ = self.touch(sm, op.stream, tile, True, op.atomic)
-        self.l2_write_bytes += size
-        done_s, _, path = self.cross(sm, size, 0.0, size, reads, writes, path)
+        touched = self.touch(sm, op.stream, tile, True, op.atomic)
+        self.l2_write_bytes += touched.size
+        done_s, _, path = self.cross(sm, touched, path)
         return done_s, path
 
 

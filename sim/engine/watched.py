@@ -16,6 +16,7 @@ from sim.engine.reference import (
     Path,
     ReferenceReplay,
     RunningCta,
+    Touched,
     Worker,
     new_l2,
 )
@@ -165,22 +166,15 @@ class _WatchedReplay(ReferenceReplay):
         self.seen.own.setdefault(mc.CAUSES[cause], []).append(interval)
 
     def cross(
-        self,
-        sm: int,
-        size: int,
-        held_s: float,
-        passed: int,
-        read: int,
-        written: int,
-        path: Path,
+        self, sm: int, tile: Touched, path: Path, held_s: float = 0.0
     ) -> tuple[float, float, Path]:
         """As it is, told when each pipe served, and what took the longest."""
         pipes = [self.sm_pipes[sm][mc.PORT]]
-        pipes += [self.l2_pipe] if passed else []
-        pipes += [self.hbm_pipe] if read or written else []
+        pipes += [self.l2_pipe] if tile.passed else []
+        pipes += [self.hbm_pipe] if tile.reads or tile.writes else []
         now_s = float(self.env.now)
         starts_s = [max(now_s, pipe.free_at_s) for pipe in pipes]
-        crossed = super().cross(sm, size, held_s, passed, read, written, path)
+        crossed = super().cross(sm, tile, path, held_s)
         for pipe, start_s in zip(pipes, starts_s, strict=True):
             interval = (start_s, pipe.free_at_s)
             if pipe.cause != mc.PORT:
@@ -193,9 +187,7 @@ class _WatchedReplay(ReferenceReplay):
         self.parts_s = {f"{name} in use": waited_s, name: served_s}
         return crossed
 
-    def touch(
-        self, sm: int, stream: Stream, tile: int, write: bool, fetch: bool
-    ) -> tuple[int, int, int, int, float, list[int]]:
+    def touch(self, sm: int, stream: Stream, tile: int, write: bool, fetch: bool) -> Touched:
         """As it is, kept for `load`."""
         self.touched = super().touch(sm, stream, tile, write, fetch)
         return self.touched
@@ -203,7 +195,7 @@ class _WatchedReplay(ReferenceReplay):
     def load(self, sm: int, load: Load, tile: int, path: Path) -> tuple[float, Path]:
         """As it is, told where the tile was, and what took the longest."""
         done_s, path = super().load(sm, load, tile, path)
-        _, _, reads, _, in_flight_s, _ = self.touched
+        reads, in_flight_s = self.touched.reads, self.touched.in_flight_s
         machine, parts_s = self.machine, self.parts_s
         if reads:
             parts_s["hbm_latency"] = machine.hbm_latency_s

@@ -334,8 +334,9 @@ def test_a_persistent_kernel_is_told_by_a_smaller_form_or_by_its_first_items(cau
     assert ours.fast_forward.steps_skipped > kernel.tile_steps / 2
     assert ours.time_s == pytest.approx(whole.time_s, rel=0.02)
     assert abs(ours.time_s / whole.time_s - 1) < ours.fast_forward.time_error + 0.005
-    # Nine in ten errors lie below their estimates; of a full mask bytes swing from wave to wave.
-    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < 2 * ours.fast_forward.hbm_error
+    # Of a full mask bytes swing from wave to wave: one in ten errors is beyond its estimate.
+    most = (1 if causal else 2) * ours.fast_forward.hbm_error
+    assert abs(hbm_bytes(ours) / hbm_bytes(whole) - 1) < most
     assert ours.counts == whole.counts
 
 
@@ -344,7 +345,8 @@ def test_a_single_head_is_told_by_its_coarse_form_where_that_fits(name):
     kernel = kernel_of(name, heads=1, seq_len=131072)
     whole, ours = exactly(kernel), skipping(kernel, kernel.tile_steps)
     assert ours.time_s == pytest.approx(whole.time_s, rel=0.01)
-    assert hbm_bytes(ours) == pytest.approx(hbm_bytes(whole), rel=0.025)
+    hbm_off = abs(hbm_bytes(ours) / hbm_bytes(whole) - 1)
+    assert hbm_off < min(0.025, ours.fast_forward.hbm_error)
 
 
 def test_a_short_kernel_is_replayed_whole():
