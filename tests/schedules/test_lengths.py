@@ -82,6 +82,16 @@ def test_both_engines_agree_on_sequences_of_several_lengths(case, hw):
     assert_engines_agree(lowered(schedule, w, hw), hw, w.dtype)
 
 
+def test_a_combine_kernel_that_finds_no_range_runs():
+    """vLLM launches it though its sequences are too short to be split: they have no partial O."""
+    w = workload(heads=1, head_dim=64, dtype="fp16", phase="decode", seq_kv=[2, 3])
+    schedule = SCHEDULES["flash3"].model_validate({"implementation": "vllm", "call": "varlen"})
+    hw = load_profile("h100-sxm")
+    combine = run(lowered(schedule, w, hw), hw, w)[-1]
+    assert combine.kernel.name == "combine"
+    assert combine.l2_read_bytes == 0
+
+
 @given(ragged(*(name for name in TAKING if name not in ("mla", "cascade"))), devices(l2="64 MiB"))
 @settings(max_examples=100)
 def test_an_infinite_l2_leaves_each_sequence_s_own_tokens(case, hw):

@@ -64,17 +64,18 @@ def sizes_of(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> tuple[in
     chunks, smallest_bytes = 0, capacity_bytes + 1
     for tensor, chunking in chunkings.items():
         chunks += prod((tensor.groups, chunking.down, chunking.across))
-        smallest_bytes = min(smallest_bytes, _smallest_chunk(tensor, chunking))
+        last_bytes = _last_chunks(tensor, chunking)
+        smallest_bytes = int(last_bytes.min(initial=smallest_bytes))
     return chunks, min(chunks, capacity_bytes // smallest_bytes)
 
 
-def _smallest_chunk(tensor: Tensor, chunking: Chunking) -> int:
-    """Bytes of the smallest chunk, in the last corner of a matrix."""
+def _last_chunks(tensor: Tensor, chunking: Chunking) -> NDArray[np.int64]:
+    """Bytes of the smallest chunk, in the last corner, of each matrix that has any."""
     whole = np.array((chunking.rows, chunking.cols))
     sizes = np.array([(tensor.rows, tensor.cols)]) if tensor.sizes is None else tensor.sizes
     there = sizes[sizes.all(axis=1)]
     corners = there - (-(-there // whole) - 1) * whole
-    return int(corners.prod(axis=1).min()) * tensor.element_bytes
+    return corners.prod(axis=1) * tensor.element_bytes
 
 
 def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:
