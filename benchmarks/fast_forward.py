@@ -309,7 +309,7 @@ def show(answer: Answer) -> None:
 
 def summary(found: list[Answer]) -> None:
     """By method: errors against estimates."""
-    print("method      kernels            of time                        of HBM bytes")
+    print("method      kernels             of time                          of HBM bytes")
     for method in [*sorted({answer.method for answer in found}), "all"]:
         own = [answer for answer in found if method in ("all", answer.method)]
         cells = [f"{method:10} {len(own):8}"]
@@ -324,7 +324,7 @@ def summary(found: list[Answer]) -> None:
                 ]
             )
             cells.append(
-                f"median {np.median(error):6.2%}, estimate {np.median(estimate):6.2%}, "
+                f"median {np.median(error):7.3%}, estimate {np.median(estimate):7.3%}, "
                 f"within {np.mean(error <= estimate):4.0%}"
             )
         print("   ".join(cells))
