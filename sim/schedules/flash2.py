@@ -85,6 +85,11 @@ class Flash2(FlashSchedule):
         "two sides",
     })  # fmt: skip
 
+    @property
+    def multiplies_fp8(self) -> bool:
+        """TensorRT-LLM's does."""
+        return self.implementation == "trtllm"
+
     def check(self, w: AttentionWorkload) -> None:
         """Raises InputError where the schedule does not take such a workload."""
         super().check(w)

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import pytest
 
-from sim.schedules.parts.fmha_v2 import FIXED
+from sim.schedules.parts.fmha_v2 import FIXED, FIXED_FP8
 from sim.schedules.parts.instructions import (
     FLASH2_FIXED,
     FLASH2_PAGED_FIXED,
     FLASH3_FIXED,
     FLASH3_SM8X_FIXED,
     FMHA_V2,
+    FMHA_V2_FP8,
     LANES,
     SGLANG,
     SGLANG_FIXED,
@@ -178,15 +179,19 @@ def test_what_else_sglangs_trip_executes_is_the_mean_of_its_loops():
 # fp32; MUFU, minima, conversions and shuffles; the rest but for matmuls.
 WHOLE = ((64, 64, 32, 16, 104, 54, 65), (128, 64, 32, 32, 136, 54, 117))  # sm_89
 IN_SLICES = (128, 64, 128, 136, 328, 174, 306)  # sm_80
+# The same in 8 bits (sm_89, FMHA_ENABLE_SM89_QMMA); of the first 377 are of spilled registers.
+WHOLE_FP8 = ((64, 128, 128, 48, 724, 348, 661), (128, 64, 32, 24, 154, 54, 114))
 
 
-@pytest.mark.parametrize("loop", [*WHOLE, IN_SLICES], ids=str)
+@pytest.mark.parametrize("loop", [*WHOLE, *WHOLE_FP8, IN_SLICES], ids=str)
 def test_tensorrt_llms_arithmetic_follows_from_the_tile(loop):
     head_dim, tile_q, tile_kv, _, fp32, others, _ = loop
-    rule = online_softmax(tile_q, tile_kv, head_dim, 4, 0, FMHA_V2)
+    a_score = FMHA_V2_FP8 if loop in WHOLE_FP8 else FMHA_V2
+    rule = online_softmax(tile_q, tile_kv, head_dim, 4, 0, a_score)
     assert rule.fp32_ops / LANES / 4 == pytest.approx(fp32, rel=0.03)
     assert (rule.exps + rule.other_ops) / LANES / 4 == pytest.approx(others, rel=0.03)
 
 
 def test_what_else_tensorrt_llms_whole_trip_executes():
     assert {head_dim: rest for head_dim, *_, rest in WHOLE} == FIXED
+    assert {head_dim: rest for head_dim, *_, rest in WHOLE_FP8} == FIXED_FP8

@@ -75,7 +75,8 @@ def _last_chunks(tensor: Tensor, chunking: Chunking) -> NDArray[np.int64]:
     sizes = np.array([(tensor.rows, tensor.cols)]) if tensor.sizes is None else tensor.sizes
     there = sizes[sizes.all(axis=1)]
     corners = there - (-(-there // whole) - 1) * whole
-    return corners.prod(axis=1) * tensor.element_bytes
+    last_bytes: NDArray[np.int64] = corners.prod(axis=1) * tensor.element_bytes
+    return last_bytes
 
 
 def new_l2(chunkings: dict[Tensor, Chunking], hw: HardwareProfile) -> L2Lines:

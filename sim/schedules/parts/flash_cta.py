@@ -24,6 +24,7 @@ from sim.schedules.parts.instructions import (
 from sim.schedules.parts.kv_cache import row_bytes
 from sim.schedules.parts.own_kernel import OwnTrip
 from sim.schedules.parts.rope import Angles
+from sim.schedules.parts.spilled import Spilled
 from sim.tile_program import Footprint, TensorPath
 
 TCGEN05_ROWS = 128
@@ -82,6 +83,7 @@ class FlashCta:
     producer_threads: int = 0  # beside the warps, which take room but no share of the work
     own: OwnTrip | None = None  # of machine code, in place of what the rest says
     counted: CountedTrip | None = None  # in place of what the rest says of a trip's computes
+    spilled: Spilled | None = None  # of each trip
 
     @property
     def shares_keys(self) -> bool:

@@ -332,7 +332,8 @@ def key_loop(
     s = _matmul(cta, "S = Q K^T", loads_k, s_flops, moved.for_s, filled.head_dim, moved.beside_s)
     keys = tile.kv // cta.sharers
     o = _matmul(cta, "O += P V", loads_v, pv_flops, moved.for_o, keys, moved.beside_o)
-    softmax = _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added))
+    spilled, again = (cta.spilled.ops, (cta.spilled.again,)) if cta.spilled else ((), ())
+    softmax = _softmax(w, cta, (*(loads_k if cta.k_until_softmax else ()), *added, *again))
     return Loop(
         trips,
         (
@@ -345,6 +346,7 @@ def key_loop(
             *k.made_ready("K", loads_k, moved.k_bytes, cta.kv_readers),
             *s,
             *after_s,
+            *spilled,
             softmax,
             *after_softmax,
             *v.made_ready("V", loads_v, moved.v_bytes, cta.kv_readers),

@@ -67,7 +67,6 @@ class FlashSchedule(TiledSchedule):
     dynamic_sram: BytesOrNone | None = None
 
     rotates: ClassVar[bool] = True
-    multiplies_fp8: ClassVar[bool] = False  # a schedule that stands for more than FlashAttention-2
 
     @model_validator(mode="after")
     def _of_machine_code(self) -> Self:
@@ -88,6 +87,11 @@ class FlashSchedule(TiledSchedule):
     def files(self) -> tuple[Path, ...]:
         """Triton's description beside the machine code."""
         return files_read(self.machine_code)[1:] if self.machine_code else ()
+
+    @property
+    def multiplies_fp8(self) -> bool:
+        """Whether its kernel does, as FlashAttention-2's does not."""
+        return False
 
     @property
     def compiled_by_triton(self) -> bool:

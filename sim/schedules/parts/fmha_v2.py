@@ -3,29 +3,33 @@
     in slices    (sliced_loop.py): on sm80, elsewhere of a head_dim of 256 and of DeepSeek's K of
                  192 columns and V of 128; a CTA has 64 query rows of a head
     whole        a trip has all of a block of K and V in registers before it multiplies, and their
-                 place in SRAM fills up again meanwhile: 64 query rows, 32 keys up to head_dim 128
+                 place in SRAM fills up again meanwhile: 64 query rows, 32 keys up to head_dim 128;
+                 in 8 bits, on sm89 and sm120, 128 of both up to 64, where registers spill
 
 Blocks of a head go one after the other, keys from the first one on.
 
 Source: NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/setup.py (enumerate_hmma_flash_kernels_base,
-tiled_params_q_kv_step), src/fused_multihead_flash_attention_kernel_noloop.h and _noloop_tiled.h;
-which of them runs: cpp/tensorrt_llm/kernels/contextFusedMultiHeadAttention/fmhaRunner.cpp
-(granular_tiling).
+enumerate_qmma_flash_kernels, tiled_params_q_kv_step),
+src/fused_multihead_flash_attention_kernel_noloop.h and _noloop_tiled.h; which of them runs:
+cpp/tensorrt_llm/kernels/contextFusedMultiHeadAttention/fmhaRunner.cpp (granular_tiling).
 """
 
 from dataclasses import replace
 
+from sim.inputs.files import InputError
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import AttentionWorkload
+from sim.machine import ctas_per_sm
 from sim.schedules.base import QKVO, Tile, blocks
 from sim.schedules.parts import registers
 from sim.schedules.parts.ends import finish
 from sim.schedules.parts.flash_cta import FlashCta
 from sim.schedules.parts.flash_loop import QueryBlocks, log_sum_exp
-from sim.schedules.parts.instructions import FMHA_V2
+from sim.schedules.parts.instructions import FMHA_V2, FMHA_V2_FP8
 from sim.schedules.parts.results import Attention, Result
 from sim.schedules.parts.scores import changes
 from sim.schedules.parts.sliced_loop import SLICE, SlicedCta
+from sim.schedules.parts.spilled import Spilled
 from sim.tile_program import IntArray, Kernel, Load, Loop, Stream
 
 WIDTHS = (192, 128)  # columns of K and V that differ
@@ -34,16 +38,27 @@ TILED_FROM = 64  # keys, on sm80
 # Of the kernel that is whole, beyond the rule, and its registers: machine code of 64 x 32 (nvcc
 # 13.0, sm_89) at head_dim 64 and 128.
 FIXED = {64: 65, 128: 117}
+# In 8 bits, without what a trip jumps over, as TensorRT-LLM compiles it (FMHA_ENABLE_SM89_QMMA): V
+# is turned (PRMT); the first with 377 accesses to spilled registers. Of each thread 196 words are
+# written and 221 read, 150 of these from L2: the loop's accesses, of the eight warps of two CTAs in
+# turn, played through an LRU of the 64 KiB that Ada's L1 has beside 64 of shared memory.
+FIXED_FP8 = {64: 661, 128: 114}
+SPILLED_WORDS = (196 + 150) / 2
+FP8_ARCHS, FP8_HEAD_DIM = ("sm89", "sm120"), 128  # and up to which it was counted
 
 
 def comes_in_slices(w: AttentionWorkload, hw: HardwareProfile) -> bool:
     """Whether the kernel does; of few columns a tile of slices is one slice, with Q in SRAM."""
+    if w.dtype == "fp8":
+        return False
     tiled = hw.arch == "sm80" and w.seq_kv > TILED_FROM
     return w.value_dim is not None or w.head_dim >= 256 or (tiled and w.head_dim > SLICE)
 
 
 def fmha_v2_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
     """The kernel that does not."""
+    if w.dtype == "fp8":
+        return _fp8_cta(w, hw)
     if hw.arch == "sm80" and w.seq_kv > TILED_FROM:
         return FlashCta(Tile(q=128, kv=128), warps=4, a_score=FMHA_V2)
     kv = 64 if w.head_dim <= 32 else 32 if w.head_dim <= 128 else 16
@@ -57,6 +72,28 @@ def fmha_v2_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
         a_score=FMHA_V2,
         operands_first=True,
     )
+
+
+def _fp8_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
+    """The kernel of QMMA; raises InputError where there is none, or none that was counted."""
+    where = 'schedule flash2: implementation = "trtllm": workload.dtype = "fp8": '
+    if hw.arch not in FP8_ARCHS:
+        raise InputError(f"{where}it has kernels for {' and '.join(FP8_ARCHS)}, not {hw.arch}")
+    if w.head_dim > FP8_HEAD_DIM or w.value_dim is not None:
+        raise InputError(f"{where}K and V of up to {FP8_HEAD_DIM} columns were expected")
+    of_few = w.head_dim <= SLICE
+    cta = FlashCta(
+        Tile(q=128, kv=128) if of_few else Tile(q=64, kv=32),
+        warps=4,
+        fixed_instructions=FIXED_FP8[64 if of_few else 128],
+        a_score=FMHA_V2_FP8,
+        operands_first=True,
+    )
+    if not of_few:
+        return cta
+    footprint = cta.footprint(w)
+    resident = hw.sm.count * ctas_per_sm(footprint, hw)
+    return replace(cta, spilled=Spilled(SPILLED_WORDS, footprint.threads, resident))
 
 
 def sliced_attention(w: AttentionWorkload, tensors: QKVO) -> Attention:

@@ -64,6 +64,7 @@ SGLANG = OpsAScore(fp32=6, other=8)
 # TensorRT-LLM's fmha_v2, compiled with -use_fast_math as its Makefile does (nvcc 13.0, FlashInfer's
 # copy of its source): scaled apart, the maximum subtracted, to base 2, and summed.
 FMHA_V2 = OpsAScore(fp32=4, other=1.5)
+FMHA_V2_FP8 = OpsAScore(fp32=5, other=1.5)  # P is scaled before it is converted
 # FlexAttention's: scaled apart before what is done to them, and to base 2 after it (PRESCALE_QK is
 # off), then the maximum subtracted, and summed.
 FLEX = OpsAScore(fp32=4, other=1.5)

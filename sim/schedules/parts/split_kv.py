@@ -229,7 +229,11 @@ class SplitKv(FlashSchedule):
     phases: ClassVar[tuple[Phase, ...]] = ("decode",)
     takes = frozenset({"kv_dtype", "softcap", "alibi"})
     reads_by_xqa: ClassVar[bool] = False
-    multiplies_fp8 = True  # as FlashAttention-3's and FlashInfer's decoding, whose place it takes
+
+    @property
+    def multiplies_fp8(self) -> bool:
+        """As FlashAttention-3's and FlashInfer's decoding, whose place it takes."""
+        return True
 
     def split(self, w: AttentionWorkload, hw: HardwareProfile, splits: int | None) -> SplitKeys:
         """How the keys are cut, by the public heuristic unless `splits` says; raises InputError."""
