@@ -488,17 +488,19 @@ def test_fp8_transposes_v_and_writes_bf16():
 
 
 @pytest.mark.parametrize(
-    ("implementation", "dtype", "cycles"),
+    ("implementation", "call", "dtype", "cycles"),
     [
-        ("vllm", "fp8", 450 + 46 * 24),
-        ("sglang", "fp8", 1090 + 46 * 20),
-        ("trtllm", "fp8", 1310 + 46 * 32),
-        ("sglang", "bf16", 0),
+        ("vllm", "paged", "fp8", 450 + 46 * 24 + 230),
+        ("sglang", "paged", "fp8", 1090 + 46 * 20 + 230),
+        ("sglang", "varlen", "fp8", 1090 + 46 * 28),
+        ("trtllm", "paged", "fp8", 1310 + 46 * 32),
+        ("sglang", "paged", "bf16", 0),
     ],
 )
-def test_a_producer_that_transposes_v_copies_nothing_meanwhile(implementation, dtype, cycles):
-    """128 columns of 192, 160 and 256 keys (copy_Vt_to_V; fmha_v2, warpspec/dma.h)."""
-    table = {"name": "flash3", "call": "paged", "implementation": implementation}
+def test_a_producer_that_transposes_v_copies_nothing_meanwhile(implementation, call, dtype, cycles):
+    """128 columns of 192, 160, 224 and 256 keys (copy_Vt_to_V; fmha_v2, warpspec/dma.h), and where
+    it copies pages their numbers are read from L2."""
+    table = {"name": "flash3", "call": call, "implementation": implementation}
     w = workload(dtype=dtype, heads=4, head_dim=128, seq_len=4096, causal=True)
     kernel, *_ = kernels_of(make_schedule(table, "a test").program(w, H100))
     loads = [load for loop in kernel.loops for load in loop.loads]

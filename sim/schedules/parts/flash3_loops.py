@@ -54,6 +54,9 @@ DEPTH_A_MATMUL = 32
 # 2,010 for 20, of FlashInfer's copy of fmha_v2 (warpspec/dma.h) 2,785 for 32.
 TRANSPOSING: dict[Implementation, int] = {"fa3": 1090, "sglang": 1090, "vllm": 450, "trtllm": 1310}
 TRANSPOSING_A_KIB = 46
+# Play takes what it reads first, the numbers of pages, to come from L1 in 35 cycles: an H100's L2
+# takes 265 (RRZE-HPC/gpu-benches, gpu-latency/h100_pcie.txt).
+PAGE_NUMBERS = 265 - 35
 NO_SOFTMAX = Softmax(0, 0, 0)
 
 
@@ -116,7 +119,8 @@ class Work:
         if tensor is not self.tensors.v or self.cta.w.dtype_bytes > 1:
             return 0
         kib = self.cta.tile.kv * self.cta.value_dim // 1024
-        return TRANSPOSING[self.cta.implementation] + TRANSPOSING_A_KIB * kib
+        numbers = PAGE_NUMBERS * self.cta.copies
+        return TRANSPOSING[self.cta.implementation] + TRANSPOSING_A_KIB * kib + numbers
 
     def load_first_of(self, tensor: Tensor) -> Load:
         """The block that is visited last."""
