@@ -28,10 +28,10 @@ Lifetime = Literal["input", "output", "workspace"]
 # What a tensor is to attention, by which whoever needs it finds it. Of what outlives a token's
 # attention, "key" and "value" are K and V, "cache" what else is kept of the tokens (latents, page
 # tables, minima of K). "statistics" are a softmax's (log-sum-exp, maximum, sum), "partial" the
-# results of part of the keys, "angles" RoPE's table.
+# results of part of the keys, "angles" RoPE's table, "spilled" registers in local memory.
 Role = Literal[
     "query", "key", "value", "cache", "result", "statistics", "partial", "mask", "angles",
-    "query gradient", "key gradient", "other",
+    "query gradient", "key gradient", "spilled", "other",
 ]  # fmt: skip
 TensorPath = Literal["native", "mma_sync", "asynchronous"]
 Kind = Literal["scores", "softmax", "output", "flash", "combine", "block search"]

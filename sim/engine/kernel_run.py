@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.tile_program import Action, Compute, Kernel
+from sim.tile_program import Action, Compute, Kernel, Store
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,13 @@ class KernelRun:
             getattr(action, amount) * count // workers
             for action, count in self.counts.items()
             if isinstance(action, Compute)
+        )
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Bytes of registers that spilled: written through to L2, and read from there again."""
+        return 2 * sum(
+            action.stream.tile_bytes * count
+            for action, count in self.counts.items()
+            if isinstance(action, Store) and action.stream.tensor.role == "spilled"
         )

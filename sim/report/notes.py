@@ -57,6 +57,7 @@ def notes(records: list[Record]) -> list[str]:
         *_skipped(records),
         *_compiled(records),
         *_issue_slots(records),
+        *_spilled(records),
         *_held_back(records),
         *_caches_of_dies(records),
         *_left_as_they_were(records),
@@ -276,6 +277,21 @@ def filled_by(kernel: KernelResult) -> str:
     """What fills a kernel's issue slots, most first: "matmuls 54%, fp32 23%, ..."."""
     filled = sorted(kernel.issue_filled_by.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{ISSUED_IN_WORDS[what]} {share:.0%}" for what, share in filled)
+
+
+def _spilled(records: list[Record]) -> list[str]:
+    """A line a schedule whose longest kernel spills registers: how much of L2's bytes these are."""
+    told = []
+    for record in records:
+        kernel = record.longest_kernel
+        if kernel and kernel.spilled_bytes:
+            moved_bytes = kernel.l2_read_bytes + kernel.l2_write_bytes
+            text = (
+                f"{show(kernel.spilled_bytes, 'B')} of the {show(moved_bytes, 'B')} that L2 "
+                "moves are registers that spill"
+            )
+            told.append(_Told(record, kernel.spilled_bytes / moved_bytes, text))
+    return _most_of_each(told)
 
 
 def _held_back(records: list[Record]) -> list[str]:

@@ -32,6 +32,7 @@ class KernelResult:
     the compulsory. These four are None in files that attnsim wrote before it kept them.
     `compiled_from` tells the machine code whose counts it has, as `sim.tile_program.CompiledFrom`.
     `issue_filled_by` are shares of the issue slots' busy time, by the instructions that took it.
+    `spilled_bytes` of what L2 moves are registers that did not fit.
 
     Of several GPUs, a kernel that runs `launches` times stands here once, with its first start;
     its other figures are of one launch.
@@ -69,6 +70,7 @@ class KernelResult:
     waves: float | None = None
     splits: int | None = None
     hbm_reread_bytes: int | None = None
+    spilled_bytes: int = 0
 
     @property
     def all_launches_s(self) -> float:

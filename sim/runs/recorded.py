@@ -208,6 +208,7 @@ def kernel_result(
         waves=waves(kernel, hw),
         splits=kernel.splits,
         hbm_reread_bytes=run.hbm_reread_bytes,
+        spilled_bytes=run.spilled_bytes,
     )
 
 

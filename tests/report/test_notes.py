@@ -41,6 +41,16 @@ def test_what_the_caches_of_dies_serve_is_said_where_there_are_any():
     assert "(8 dies; L2 is the cache that they share)" in line
 
 
+def test_registers_that_spill_are_said_where_they_do():
+    trtllm = {"name": "flash2", "implementation": "trtllm"}
+    spills, fits = (
+        simulate(workload=WORKLOAD | {"dtype": dtype}, hardware="l40s", schedule=trtllm)
+        for dtype in ("fp8", "fp16")
+    )
+    (line,) = (told for told in notes([*spills, *fits]) if "spill" in told)
+    assert line == "flash2: 5.67 MB of the 6.33 MB that L2 moves are registers that spill"
+
+
 def test_a_changed_figure_that_leaves_others_as_they_were_is_noted_once():
     def told(**overrides):
         hardware = {"profile": "h100-sxm", **overrides}

@@ -30,6 +30,7 @@ def test_what_spills_goes_through_l2_twice_a_trip_and_stays_there():
     trips = w.batch * w.heads * tiles * (tiles + 1) // 2
     spilled_bytes = trips * 128 * round(4 * SPILLED_WORDS)
     q_bytes = w.batch * w.heads * w.seq_q * w.head_dim
+    assert one.spilled_bytes == 2 * spilled_bytes
     assert one.l2_read_bytes == q_bytes + trips * 2 * 128 * w.head_dim + spilled_bytes
     written = one.l2_write_bytes - spilled_bytes
     assert written < 3 * q_bytes  # O in 16 bits and the log-sum-exps
@@ -46,6 +47,7 @@ def test_a_wider_tile_in_8_bits_takes_longer_than_in_16_where_registers_spill():
         for dtype in ("fp8", "bf16")
     }
     assert times_s[64, "fp8"] / times_s[64, "bf16"] == pytest.approx(78.1 / 59.8, rel=0.3)
+    assert ran(prefill(128, "fp8")).spilled_bytes == 0
     assert times_s[128, "fp8"] < 0.8 * times_s[128, "bf16"]
 
 

@@ -25,7 +25,7 @@ class Spilled:
     @cached_property
     def _stream(self) -> Stream:
         row_bytes = round(self.words * self.threads) * WORD_BYTES
-        tensor = Tensor("spilled registers", 1, self.resident, row_bytes, 1)
+        tensor = Tensor("spilled registers", 1, self.resident, row_bytes, 1, role="spilled")
 
         def own(items: IntArray) -> IntArray:
             return items % self.resident
