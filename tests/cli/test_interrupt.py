@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from tests.support.tables_of_figures import write
 from tests.support.typed_at import typed_at
 
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
 BEGUN = """
     import os, signal, threading
     from sim.cli.app import main
@@ -73,8 +75,8 @@ LONG = {
         "what was simulated is kept: run again to go on",
     ),
     "a search": (
-        ("explore", "search", "search_tiles", "--out", "kept"),
-        "trial 1",
+        ("explore", "search", "endless.toml", "--out", "kept"),
+        "trial ",
         "its trials are in kept: run again to go on",
     ),
     "a ring": (
@@ -95,6 +97,8 @@ def test_so_does_one_at_a_terminal(tmp_path, monkeypatch, long):
     """Ctrl-C interrupts all processes of a command; a signal may reach the first one alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(tmp_path / "figures.csv", {})
+    search = (SCENARIOS / "search_h100_successor.toml").read_text()
+    (tmp_path / "endless.toml").write_text(search.replace("trials = 100", "trials = 100_000"))
     command, within, kept = LONG[long]
     with typed_at(*command, cwd=tmp_path) as terminal:
         terminal.until_it_shows(within)
