@@ -116,7 +116,7 @@ def item_setup_s(kernel: Kernel, hw: HardwareProfile) -> float:
 
 def held_s(load: Load, hw: HardwareProfile) -> float:
     """For how long a load holds its SM's port beyond what its bytes take [s]."""
-    return load.held_cycles / hw.sm.clock
+    return load.held_cycles / hw.sm.clock + load.held_reads * hw.calibration.l2.latency
 
 
 def service_times_s(

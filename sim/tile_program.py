@@ -123,12 +123,14 @@ class Load:
 
     Of 0 stages it is brought when a barrier of the trip issues it, to a buffer of its own. A
     producer that works on it before it brings anything else holds the SM's port so long, for
-    `held_cycles` beyond what the bytes take.
+    `held_cycles` beyond what the bytes take, and for as many reads of L2, one after the other, as
+    `held_reads` says.
     """
 
     stream: Stream
     stages: int = 1
     held_cycles: int = 0
+    held_reads: int = 0
 
     @property
     def buffers(self) -> int:

@@ -64,12 +64,12 @@ def sizes_of(chunkings: dict[Tensor, Chunking], capacity_bytes: int) -> tuple[in
     chunks, smallest_bytes = 0, capacity_bytes + 1
     for tensor, chunking in chunkings.items():
         chunks += prod((tensor.groups, chunking.down, chunking.across))
-        last_bytes = _last_chunks(tensor, chunking)
+        last_bytes = _last_chunk_bytes(tensor, chunking)
         smallest_bytes = int(last_bytes.min(initial=smallest_bytes))
     return chunks, min(chunks, capacity_bytes // smallest_bytes)
 
 
-def _last_chunks(tensor: Tensor, chunking: Chunking) -> NDArray[np.int64]:
+def _last_chunk_bytes(tensor: Tensor, chunking: Chunking) -> NDArray[np.int64]:
     """Bytes of the smallest chunk, in the last corner, of each matrix that has any."""
     whole = np.array((chunking.rows, chunking.cols))
     sizes = np.array([(tensor.rows, tensor.cols)]) if tensor.sizes is None else tensor.sizes

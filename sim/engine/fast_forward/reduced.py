@@ -265,7 +265,12 @@ def _remade(
 ) -> Loop:
     """A loop with other streams and trips, and so many times the work in each."""
     loads = {
-        load: replace(load, stream=stream(load.stream), held_cycles=load.held_cycles * amounts)
+        load: replace(
+            load,
+            stream=stream(load.stream),
+            held_cycles=load.held_cycles * amounts,
+            held_reads=load.held_reads * amounts,
+        )
         for load in loop.loads
     }
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from sim.inputs.workload import Mask
+from sim.machine_code.played import L1_CYCLES
 from sim.schedules.parts.dealing import Dealt
 from sim.schedules.parts.ends import beyond_port_bytes, finish
 from sim.schedules.parts.flash3_cta import STAGES, Flash3Cta, Implementation
@@ -49,14 +50,17 @@ EXPS_A_BESIDE = 4
 # 256, from pages and not: as many waits, WARPGROUP.DEPBAR, as QGMMA).
 DEPTH_A_MATMUL = 32
 # Cycles of the producer's chain for a block of an fp8 V, and of each KiB: it reads the page table,
-# waits for V, transposes it (LDSM.T, PRMT, STSM). Played through (sim/machine_code/played.py): of
-# vLLM 0.24.0's wheel 1,000 for 12 KiB to 1,570 for 24, of SGLang 0.5.14's (sglang-kernel 0.4.4)
-# 2,010 for 20, of FlashInfer's copy of fmha_v2 (warpspec/dma.h) 2,785 for 32.
-TRANSPOSING: dict[Implementation, int] = {"fa3": 1090, "sglang": 1090, "vllm": 450, "trtllm": 1310}
-TRANSPOSING_A_KIB = 46
-# Play takes what it reads first, the numbers of pages, to come from L1 in 35 cycles: an H100's L2
-# takes 265 (RRZE-HPC/gpu-benches, gpu-latency/h100_pcie.txt).
-PAGE_NUMBERS = 265 - 35
+# waits for V, transposes it (LDSM.T, PRMT, STSM). Played through (sim/machine_code/played.py), with
+# the numbers of pages from L1: of vLLM 0.24.0's wheel 1,000 for 12 KiB to 1,570 for 24, of SGLang
+# 0.5.14's (sglang-kernel 0.4.4) 2,010 for 20, of FlashInfer's copy of fmha_v2 (warpspec/dma.h)
+# 2,785 for 32.
+TRANSPOSING_CYCLES: dict[Implementation, int] = {
+    "fa3": 1090,
+    "sglang": 1090,
+    "vllm": 450,
+    "trtllm": 1310,
+}
+TRANSPOSING_CYCLES_A_KIB = 46
 NO_SOFTMAX = Softmax(0, 0, 0)
 
 
@@ -112,15 +116,17 @@ class Work:
 
     def load(self, tensor: Tensor, skipped: int = 0, stages: int = STAGES) -> Load:
         """K's or V's blocks, all but so many of the first."""
-        return Load(self._keys_of(tensor, skipped), stages, self._held_cycles(tensor))
+        return self._brought(tensor, self._keys_of(tensor, skipped), stages)
 
-    def _held_cycles(self, tensor: Tensor) -> int:
-        """Of a producer that transposes V, which copies nothing meanwhile."""
+    def _brought(self, tensor: Tensor, stream: Stream, stages: int) -> Load:
+        """A load of K or V, by a producer that copies nothing while it transposes V."""
         if tensor is not self.tensors.v or self.cta.w.dtype_bytes > 1:
-            return 0
+            return Load(stream, stages)
         kib = self.cta.tile.kv * self.cta.value_dim // 1024
-        numbers = PAGE_NUMBERS * self.cta.copies
-        return TRANSPOSING[self.cta.implementation] + TRANSPOSING_A_KIB * kib + numbers
+        cycles = TRANSPOSING_CYCLES[self.cta.implementation] + TRANSPOSING_CYCLES_A_KIB * kib
+        if not self.cta.copies:
+            return Load(stream, stages, cycles)
+        return Load(stream, stages, cycles - L1_CYCLES, held_reads=1)
 
     def load_first_of(self, tensor: Tensor) -> Load:
         """The block that is visited last."""
@@ -131,7 +137,7 @@ class Work:
 
         visited = self._keys_of(tensor, 0)
         stream = Stream(tensor, visited.tile_rows, visited.tile_cols, base)
-        return Load(stream, held_cycles=self._held_cycles(tensor))
+        return self._brought(tensor, stream, stages=1)
 
     def scored(self, *reads: Load, vector_ops: int = 0) -> Compute:
         """S = Q K^T, and so much beside it."""

@@ -44,7 +44,7 @@ FIXED = {64: 65, 128: 117}
 # turn, played through an LRU of the 64 KiB that Ada's L1 has beside 64 of shared memory.
 FIXED_FP8 = {64: 661, 128: 114}
 SPILLED_WORDS = (196 + 150) / 2
-FP8_ARCHS, FP8_HEAD_DIM = ("sm89", "sm120"), 128  # and up to which it was counted
+FP8_ARCHS, MOST_FP8_COLUMNS = ("sm89", "sm120"), 128
 
 
 def comes_in_slices(w: AttentionWorkload, hw: HardwareProfile) -> bool:
@@ -79,8 +79,8 @@ def _fp8_cta(w: AttentionWorkload, hw: HardwareProfile) -> FlashCta:
     where = 'schedule flash2: implementation = "trtllm": workload.dtype = "fp8": '
     if hw.arch not in FP8_ARCHS:
         raise InputError(f"{where}it has kernels for {' and '.join(FP8_ARCHS)}, not {hw.arch}")
-    if w.head_dim > FP8_HEAD_DIM or w.value_dim is not None:
-        raise InputError(f"{where}K and V of up to {FP8_HEAD_DIM} columns were expected")
+    if w.head_dim > MOST_FP8_COLUMNS or w.value_dim is not None:
+        raise InputError(f"{where}K and V of up to {MOST_FP8_COLUMNS} columns were expected")
     of_few = w.head_dim <= SLICE
     cta = FlashCta(
         Tile(q=128, kv=128) if of_few else Tile(q=64, kv=32),
