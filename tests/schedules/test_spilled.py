@@ -46,7 +46,7 @@ def test_a_wider_tile_in_8_bits_takes_longer_than_in_16_where_registers_spill():
         for head_dim in (64, 128)
         for dtype in ("fp8", "bf16")
     }
-    assert times_s[64, "fp8"] / times_s[64, "bf16"] == pytest.approx(78.1 / 59.8, rel=0.3)
+    assert times_s[64, "fp8"] / times_s[64, "bf16"] == pytest.approx(78.1 / 59.8, rel=0.2)
     assert ran(prefill(128, "fp8")).spilled_bytes == 0
     assert times_s[128, "fp8"] < 0.8 * times_s[128, "bf16"]
 
