@@ -134,6 +134,7 @@ def service_times_s(
         by_warp = kernel.tensor_path == "mma_sync"
         sustained = calibration.tensor.mma_sync if by_warp else calibration.tensor.native
         service_s[TENSOR] = op.mma_flops / (flops_per_clock * sm.clock * sustained)
+        service_s[TENSOR] += op.held_cycles / sm.clock
     vector_ops = _vector_ops(op, hw, dtype)
     service_s[VECTOR] = vector_ops / (sm.fp32_lanes * sm.clock * calibration.sm.vector)
     service_s[EXP] = op.exp_count / (sm.exp_per_clock * sm.clock * calibration.sm.exp)
@@ -162,10 +163,11 @@ def _vector_ops(op: Compute, hw: HardwareProfile, dtype: str) -> float:
 def _issue_s(op: Compute, kernel: Kernel, hw: HardwareProfile, dtype: str) -> dict[str, float]:
     """Seconds of an SM's issue slots that `op` takes, by what fills them, or leaves them empty."""
     multiplies = hw.tensor_flops_per_clock(dtype) is not None
+    holds = multiplies and kernel.tensor_path != "waited"
     by_group = kernel.tensor_path != "mma_sync" and hw.matmul_by_warp_group
     by_itself = by_group and op.mma_flops  # a warp group's matmul reads SRAM without a load
     slots = {
-        "matmuls": _held_cycles(op.mma_flops, by_group, hw, dtype) if multiplies else 0.0,
+        "matmuls": _held_cycles(op.mma_flops, by_group, hw, dtype) if holds else 0.0,
         "fp32": _vector_ops(op, hw, dtype) / LANES,
         "other": op.other_ops / LANES,
         "exp": op.exp_count / LANES,

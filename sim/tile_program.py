@@ -33,7 +33,7 @@ Role = Literal[
     "query", "key", "value", "cache", "result", "statistics", "partial", "mask", "angles",
     "query gradient", "key gradient", "spilled", "other",
 ]  # fmt: skip
-TensorPath = Literal["native", "mma_sync", "asynchronous"]
+TensorPath = Literal["native", "mma_sync", "asynchronous", "waited"]
 Kind = Literal["scores", "softmax", "output", "flash", "combine", "block search"]
 OfItem = Callable[[IntArray], IntArray]  # an integer for each of the items asked for
 COUNTED_ITEMS = 2**20  # of a larger grid so many items are looked at to count its trips
@@ -150,7 +150,8 @@ class Compute:
     exponentials `exps_beside` run while the worker's own matmul does, or another worker's
     instructions: for these nothing else waits. Of a matmul whose operands come step by step, each
     read beside the step before, `operand_waits` are its steps: where reading takes longer than
-    multiplying, each waits a latency more.
+    multiplying, each waits a latency more. Matmuls of warp groups that take turns hold the tensor
+    cores for `held_cycles` beyond what they take, all workers' together: then the turn is passed.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Compute:
     latencies: int = 1
     exps_beside: int = 0
     operand_waits: int = 0
+    held_cycles: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,20 +275,21 @@ class Kernel:
     touch is computed only when the kernel runs, so that lowering costs nothing. `tensor_path` is
     how its matmuls are issued: `mma_sync` by the warp, `native` by the device's best instruction,
     waited for before anything else; `asynchronous` is native, and leaves other
-    workers' instructions more of the issue slots meanwhile (both as a profile's calibration says).
+    workers' instructions more of the issue slots meanwhile (both as a profile's calibration says);
+    `waited` is native too, each part of a matmul waited for, which leaves them all.
 
     The grid goes through `periods` like parts one after the other, such as the heads of all
     sequences; `sharing` of them in a row read the same K and V. Of an `irregular` one, as of
     sequences of several lengths, no part tells of the rest. `in_waves` says that only whole waves
     of it stand for others: left without some of its CTAs, a wave would find other things in L2.
     `kind` says which real kernel it is, for whoever launches those; `backward` that it is one of
-    the backward pass; `compiled_from` the machine code whose counts it has, where it has any.
-    A CTA that `sets_up` begins with its architecture's setup, one of a kernel that multiplies
-    unless that says no: its loops then tell its own. With `sets_up_items` every item does. `splits`
-    is how many ranges the keys of a sequence are cut in, the most of any; `dealt_tiles` how many
-    tiles the CTAs of a persistent kernel take one after the other (0: each CTA has its own).
-    `matmul_dtype` is that of its matmuls where it is not the workload's. `like` is the first of the
-    kernels that do the same, each to other matrices.
+    the backward pass; `compiled_from` the machine code whose counts it has, where it has any. A CTA
+    that `sets_up` begins with its architecture's setup, one of a kernel that multiplies unless that
+    says no: its loops then tell their own. With `sets_up_items` every item does.
+    `splits` is how many ranges the keys of a sequence are cut in, the most of any; `dealt_tiles`
+    how many tiles the CTAs of a persistent kernel take one after the other (0: each CTA has its
+    own). `matmul_dtype` is that of its matmuls where it is not the workload's. `like` is the first
+    of the kernels that do the same, each to other matrices.
     """
 
     name: str

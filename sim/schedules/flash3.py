@@ -159,7 +159,7 @@ class Flash3(TiledSchedule):
             splits = public_splits(w, self.call, hw.sm.count, self.implementation)
         chosen = self.cta(w, hw, max(splits))
         if chosen.splits == 1:
-            rows = QueryRows(w, chosen.tile, chosen.packed)
+            rows = QueryRows(w, chosen.tile, chosen.packed, (), chosen.from_first_key)
             kernel = forward_kernel(chosen, rows, hw.sm.count, self.grid_order, self.key_order)
             return [kernel, *self._behind(chosen, hw.sm.count, appends=appends)]
         if self.grid_order or self.key_order != "descending":

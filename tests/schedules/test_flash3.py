@@ -18,7 +18,7 @@ from sim.schedules.base import Tile
 from sim.schedules.parts.instructions import FLASH3_FIXED, online_softmax
 from sim.tile_program import Compute
 from tests.support.drawn import cases, devices, lowered
-from tests.support.formulas import run, tile_of, visible, visits, workload
+from tests.support.formulas import first_key, run, tile_of, visible, visits, workload
 from tests.support.same_runs import assert_engines_agree
 
 HOPPER = ("h100-sxm",)
@@ -39,7 +39,7 @@ def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, hea
     w = replace(w, head_dim=head_dim or w.head_dim)
     kernel, *_ = kernels = lowered(schedule, w, hw)
     ran, *_ = run(kernels, hw, w)
-    seen, tile, q = visits(w, kernel), tile_of(kernels), kernel.tensors[0]
+    seen, tile, q = visits(w, kernel, schedule=schedule), tile_of(kernels), kernel.tensors[0]
     keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(seen.shape[1]))
     wide = kernel_head_dim(w) == 192 or (kernel_head_dim(w) >= 128 and w.dtype != "fp8")
     in_pairs = schedule.call == "batch" and w.mask == "full" and wide and seen.shape[0] % 2 == 0
@@ -56,7 +56,8 @@ def test_flops_and_exps_are_those_of_the_visited_blocks(case, head_dim, hw):
     w = replace(w, head_dim=head_dim or w.head_dim)
     kernel, *_ = kernels = lowered(schedule, w, hw)
     ran, *_ = run(kernels, hw, w)
-    seen, tile, matrices = visits(w, kernel), tile_of(kernels), kernel.tensors[0].groups
+    seen, tile = visits(w, kernel, schedule=schedule), tile_of(kernels)
+    matrices = kernel.tensors[0].groups
     steps = matrices * int(seen.sum())
     assert ran.executed("mma_flops") == 4 * kernel_head_dim(w) * steps * tile.q * tile.kv
     # A row's sum is rescaled by one exponential a step, but for the peeled first one.
@@ -173,10 +174,11 @@ def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     kernel, *_ = kernels = lowered(schedule, w, hw)
     ran, *_ = run(kernels, hw, w)
     tile, packed = tile_of(kernels), w.batch * w.heads // kernel.tensors[0].groups
-    shown, seen = np.repeat(visible(w), packed, axis=0), visits(w, kernel)
+    shown, seen = np.repeat(visible(w), packed, axis=0), visits(w, kernel, schedule=schedule)
     masked = 0
     for number, blocks in enumerate(seen):
         rows = shown[number * tile.q : (number + 1) * tile.q]
+        rows = rows[:, first_key(w, rows, schedule) % tile.kv :]
         uncut = [rows[:, tile.kv * b : tile.kv * (b + 1)].all() for b in np.flatnonzero(blocks)]
         masked += len(uncut) - sum(uncut[:-1])
     scores, d, groups = tile.q * tile.kv, kernel_head_dim(w), kernel.tensors[0].groups
@@ -188,7 +190,9 @@ def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     a_step += added
     if schedule.call == "paged" and schedule.implementation != "trtllm":
         a_step += 2 * 3 * tile.kv * d * w.dtype_bytes // 16
-    per_score = 3 if w.window is not None else 2
+    per_score = 2
+    if w.window is not None:  # as compiled
+        per_score = {"fa3": 6, "sglang": 6, "vllm": 4, "trtllm": 7}[schedule.implementation]
     expected = groups * (steps * a_step + per_score * masked * scores)
     assert ran.executed("other_ops") == pytest.approx(expected, rel=1e-4)
     # O is rescaled each step but the first, and divided at last.
@@ -283,24 +287,79 @@ def test_as_compiled_a_trip_s_first_exponentials_run_beside_p_v_where_no_pages_a
 
 
 @pytest.mark.parametrize(
-    ("implementation", "dtype", "head_dim", "waits"),
+    ("implementation", "dtype", "packed", "tile", "blocks"),
     [
-        ("vllm", "fp8", 128, 10),
-        ("vllm", "fp8", 64, 6),
-        ("vllm", "fp8", 96, 7),
-        ("vllm", "fp8", 256, 12),
-        ("vllm", "bf16", 128, 2),
-        ("sglang", "fp8", 128, 2),
+        ("fa3", "bf16", 8, (192, 128), 2),  # 24 queries see 151 keys, counted from 0
+        ("vllm", "bf16", 8, (192, 160), 1),
+        ("sglang", "bf16", 8, (192, 192), 1),
+        ("vllm", "bf16", 1, (192, 160), 2),  # 192 queries see 319
+        ("sglang", "fp8", 8, (192, 160), 1),
     ],
 )
-def test_sums_apart_are_waited_for_matmul_by_matmul(implementation, dtype, head_dim, waits):
-    """WARPGROUP.DEPBAR in the loops of vLLM 0.24.0's wheel, sm_90a: one for each QGMMA."""
+def test_forks_count_key_blocks_from_the_first_key_that_a_tile_sees(
+    implementation, dtype, packed, tile, blocks
+):
+    """Head_dim 64 behind a window of 128: vLLM 0.24.0's and sglang-kernel 0.4.4's wheels."""
     options = {"name": "flash3", "call": "paged", "implementation": implementation}
-    schedule = make_schedule(options, "a test")
-    w = workload(heads=4, head_dim=head_dim, seq_len=2048, dtype=dtype, causal=True)
-    kernel, *_ = kernels_of(schedule.program(w, H100))
-    trip = [op for op in kernel.loops[1].actions if isinstance(op, Compute)]
-    assert sum(op.latencies for op in trip if op.mma_flops) == waits
+    table = {"heads": 8, "kv_heads": 8 // packed, "head_dim": 64, "seq_len": 4096}
+    w = workload(**table, window=128, causal=True, dtype=dtype)
+    kernels = kernels_of(make_schedule(options, "a test").program(w, H100))
+    assert (tile_of(kernels).q, tile_of(kernels).kv) == tile
+    trips = kernels[0].trips[:2].sum(axis=0)[kernels[0].trips[0] > 0]
+    assert np.median(trips) == blocks
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "rows", "waits"), [(64, 192, 6), (96, 128, 7), (64, 64, 6), (128, 64, 7)]
+)
+def test_sums_apart_are_waited_for_matmul_by_matmul(head_dim, rows, waits):
+    """WARPGROUP.DEPBAR in the loops of vLLM 0.24.0's wheel, sm_90a: one for each QGMMA."""
+    _, kernel = vllm_s_fp8(head_dim, rows)
+    trip = [op for op in kernel.loops[1].actions if isinstance(op, Compute) and op.mma_flops]
+    assert kernel.tensor_path == "waited"
+    waited_s = sum(op.latencies for op in trip) * H100.calibration.sm.op_latency
+    assert waited_s * H100.sm.clock == pytest.approx(60 * waits, rel=0.05)
+    assert not any(op.held_cycles for op in trip)
+
+
+@pytest.mark.parametrize("head_dim", [128, 192, 256])
+def test_in_turns_a_warp_group_holds_the_tensor_cores_until_it_has_its_maxima(head_dim):
+    """UseSchedulerBarrier; a wait for each matmul (of 32 columns), 9 cycles a score of a thread."""
+    _, kernel = vllm_s_fp8(head_dim, rows=128)
+    (turn,) = (op for op in kernel.loops[1].actions if isinstance(op, Compute) and op.mma_flops)
+    kv = tile_of([kernel]).kv
+    assert turn.held_cycles == 2 * ((head_dim + kv) // 32 * 60 + 9 * kv // 2)
+    assert {load.stream.tensor.name for load in turn.reads} == {"K", "V"}
+    pipes_s = service_times_s(turn, kernel, H100, "fp8")
+    multiplied_s = service_times_s(replace(turn, held_cycles=0), kernel, H100, "fp8")[TENSOR]
+    held_s = turn.held_cycles / 2 / H100.sm.clock
+    assert pipes_s[TENSOR] == pytest.approx(multiplied_s + held_s)
+    assert pipes_s[ISSUE] < pipes_s[TENSOR]
+
+
+@pytest.mark.parametrize(("head_dim", "cycles"), [(64, 2_450), (128, 4_580)])
+def test_a_trip_of_vllm_s_fp8_takes_what_its_machine_code_does(head_dim, cycles):
+    """Played through: all warp groups of a CTA, whose wgmma are waited for 60 cycles each."""
+    times = []
+    for seq_len in (4096, 8192):
+        w, kernel = vllm_s_fp8(head_dim, 192 if head_dim == 64 else 128, seq_len, heads=132)
+        tiles, trips = kernel.trips[0].sum() / 132, kernel.trips[1].sum() / 132
+        times.append((run([kernel], H100, w)[0].time_s, tiles, trips))
+    (short_s, *a), (long_s, *b) = times
+    _, trip_s = np.linalg.solve([a, b], [short_s, long_s])
+    assert trip_s * H100.sm.clock == pytest.approx(cycles, rel=0.05)
+
+
+def vllm_s_fp8(head_dim, rows, seq_len=2048, heads=4):
+    """Its kernel of so many rows of fp8, without a mask."""
+    options = {"name": "flash3", "call": "paged", "implementation": "vllm"}
+    w = workload(heads=heads, kv_heads=4, head_dim=head_dim, seq_len=seq_len, dtype="fp8")
+    if rows == 64:
+        w = replace(w, seq_q=1, phase="decode")
+        options |= {"splits": 1}
+    kernel, *_ = kernels_of(make_schedule(options, "a test").program(w, H100))
+    assert tile_of([kernel]).q == rows
+    return w, kernel
 
 
 def test_exponentials_beside_a_matmul_take_their_unit_and_hold_up_nothing_else():
@@ -376,7 +435,7 @@ def test_vllm_s_fork_has_tiles_of_its_own(dtype, head_dim, tile, few):
         ("sglang", {}, 64),
         ("sglang", {"window": 100}, 64),  # sgl-project/sgl-flash-attn, pull request 37
         ("vllm", {"window": 100}, 192),
-        ("sglang", {"dtype": "fp8"}, 192),
+        ("sglang", {"dtype": "fp8"}, 64),  # of sglang-kernel 0.4.4's wheel
         ("sglang", {"heads": 130, "kv_heads": 2}, 192),
         ("fa3", {}, 192),
     ],

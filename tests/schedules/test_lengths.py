@@ -131,7 +131,9 @@ def test_flops_are_those_of_each_sequence_alone(case, hw):
         multiply = next(s for s in kernel.actions if s.name == "S = Q K^T")
         groups = kernel.tensors[0].groups // w.batch
         packed = w.heads // groups
-        shown = sum(int(visits(one, kernel, packed).sum()) for one in w.sequences) * groups
+        shown = (
+            sum(int(visits(one, kernel, packed, schedule).sum()) for one in w.sequences) * groups
+        )
         assert ran.executed("mma_flops") == 2 * multiply.mma_flops * shown
     assert ran.executed("mma_flops") >= w.useful_flops
 

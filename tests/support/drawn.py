@@ -395,6 +395,7 @@ def loops(draw: Any, drawn_tensors: list[Tensor], items: int) -> Loop:
             tuple(load for load in loads if draw(st.booleans())),
             *(draw(amount) for _ in range(4)),
             latencies=draw(st.integers(1, 9)),
+            held_cycles=draw(held),
         )
         for _ in range(draw(st.integers(1, 3)))
     ]

@@ -72,13 +72,31 @@ def blocks_with_any(shown: np.ndarray, tile: Tile) -> np.ndarray:
     )
 
 
-def visits(w, kernel, packed: int | None = None) -> np.ndarray:
+def visits(w, kernel, packed: int | None = None, schedule=None) -> np.ndarray:
     """Which key blocks each block of query rows of one matrix visits, heads packed as the kernel's.
 
-    A packed matrix has the heads of a query one below the other.
+    A packed matrix has the heads of a query one below the other. A fork's blocks begin, behind a
+    window, at the first key that the rows see: as many are told from where that one lies.
     """
     packed = packed or w.batch * w.heads // kernel.tensors[0].groups
-    return blocks_with_any(np.repeat(visible(w), packed, axis=0), tile_of([kernel]))
+    shown, tile = np.repeat(visible(w), packed, axis=0), tile_of([kernel])
+    found = blocks_with_any(shown, tile)
+    for number, blocks in enumerate(found):
+        rows = shown[number * tile.q : (number + 1) * tile.q]
+        beyond = first_key(w, rows, schedule) % tile.kv
+        if beyond:
+            counted = blocks_with_any(rows[:, beyond:], tile)[0]
+            blocks[:] = False
+            blocks[: len(counted)] = counted
+    return found
+
+
+def first_key(w: AttentionWorkload, rows: np.ndarray, schedule) -> int:
+    """Where the key blocks of a tile's rows begin: 0 but for the forks of FlashAttention-3."""
+    forked = getattr(schedule, "implementation", None) in ("vllm", "sglang")
+    if not forked or w.window is None or not rows.any():
+        return 0
+    return int(np.flatnonzero(rows.any(axis=0))[0])
 
 
 def compulsory_bytes(w: AttentionWorkload) -> tuple[int, int]:

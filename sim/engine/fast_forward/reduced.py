@@ -292,6 +292,7 @@ def _remade(
             op.latencies,
             op.exps_beside * amounts,
             op.operand_waits,
+            op.held_cycles * amounts,
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))

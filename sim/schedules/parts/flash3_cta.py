@@ -4,8 +4,9 @@ Source: Dao-AILab/flash-attention, hopper/: tile_size.h, mainloop_fwd_sm90_tma_g
 flash_fwd_launch_template.h (2 stages, clusters), flash_fwd_kernel_sm90.h (SRAM, registers),
 heuristics.h (PackGQA, num_splits_heuristic), flash_api.cpp (get_pack_gqa, get_pagedkv_tma,
 get_num_splits); vllm-project/flash-attention, hopper/heuristics.h (use_one_mma_wg), which
-sgl-project/sgl-flash-attn took over, for windows too (pull request 37: 64 rows in place of 192; of
-fp8 it says nothing, so those are as before). TensorRT-LLM's kernel, fmha_v2: see flash3.
+sgl-project/sgl-flash-attn took over (pull request 34), for windows too (37: 64 rows in place of
+192), and in 8 bits, as the kernels of sglang-kernel 0.4.4's wheel have it. TensorRT-LLM's kernel,
+fmha_v2: see flash3.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from sim.schedules.parts.public_tiles import (
     FLASH3_192_128_PAGED,
     FLASH3_PAGED,
     FLASH3_TWO_LEVEL,
+    FLASH3_WINDOW_64,
     FMHA_V2,
     FMHA_V2_192_128,
 )
@@ -66,8 +68,22 @@ class Flash3Cta:
 
     @property
     def in_order(self) -> bool:
-        """Whether a warp group waits for each matmul before it goes on."""
-        return self.implementation == "trtllm"
+        """Whether a warp group waits for each matmul before it goes on (no IntraWGOverlap)."""
+        return self.implementation == "trtllm" or self._window_64 == "vllm"
+
+    @property
+    def _window_64(self) -> Implementation | None:
+        """Whose kernel of 16 bits at head_dim 64 it is, where it is one behind a window."""
+        narrow = self.head_dim == 64 and self.w.dtype_bytes == 2
+        return self.implementation if narrow and self.w.mask == "window" else None
+
+    @property
+    def from_first_key(self) -> bool:
+        """Whether key blocks are counted from the first key that a tile sees.
+
+        vLLM's block.h (n_offset); sgl-project/sgl-flash-attn, pull request 37.
+        """
+        return self.implementation in ("vllm", "sglang") and self.w.mask == "window"
 
     @property
     def of_one_length(self) -> bool:
@@ -90,6 +106,16 @@ class Flash3Cta:
         return self.implementation == "vllm" and self.w.dtype_bytes == 1
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether its warp groups multiply in turns, where each waits (UseSchedulerBarrier)."""
+        return self.adds_apart and self.workers > 1 and self.head_dim >= 128
+
+    @property
+    def scores_a_thread(self) -> int:
+        """Of a key block, of a warp group's 64 rows."""
+        return self.tile.kv // 2
+
+    @property
     def head_dim(self) -> int:
         """Of the kernel that runs: the next larger one, its tiles filled up with zeros."""
         return kernel_head_dim(self.w)
@@ -108,8 +134,9 @@ class Flash3Cta:
     def p_in_sram(self) -> bool:
         """Whether P V reads P from SRAM, not from registers (MmaPV_is_RS)."""
         full_64 = self.head_dim == 64 and self.w.mask == "full" and self.call != "paged"
+        window_64 = self._window_64 == "sglang" and self.workers > 1
         overlapped = self.w.dtype_bytes == 2 and not self.in_order
-        return overlapped and (self.head_dim == 96 or full_64)
+        return overlapped and (self.head_dim == 96 or full_64 or window_64)
 
     @property
     def begins_beside_pv(self) -> bool:
@@ -178,9 +205,11 @@ def public_tile(
     if w.value_dim is not None and w.dtype_bytes == 2:
         by_mask = FLASH3_192_128_PAGED if call == "paged" else FLASH3_192_128
     q, kv = by_mask[w.mask]
+    if (head_dim, w.dtype_bytes, w.mask) == (64, 2, "window"):
+        q, kv = FLASH3_WINDOW_64.get(implementation, (q, kv))
     packs |= call != "batch"
     packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
-    by_fork = {"vllm": w.mask != "window", "sglang": w.dtype_bytes == 2}  # use_one_mma_wg
+    by_fork = {"vllm": w.mask != "window", "sglang": True}  # use_one_mma_wg
     alone = w.head_dim in (64, 128) and w.seq_q * packed <= WORKER_ROWS
     if alone and by_fork.get(implementation, False):
         q, kv = WORKER_ROWS, ONE_WORKER_KEYS.get((w.head_dim, w.dtype_bytes), kv)

@@ -96,7 +96,7 @@ def _section(cta: Flash3Cta, rows: QueryRows) -> int:
 
 def split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     """The kernel over all ranges, a CTA each, and combine."""
-    rows = QueryRows(cta.w, cta.tile, cta.packed, splits)
+    rows = QueryRows(cta.w, cta.tile, cta.packed, splits, cta.from_first_key)
     order = np.arange(rows.grid.size) if rows.are_alike else by_sequence(rows)
     work = Work(cta, rows, Dealt(len(order), order))
     whole = Result(work.tensors.o, work.lse)
@@ -127,7 +127,7 @@ def _kernel(works: list[Work], periods: int, sharing: int) -> Kernel:
         ctas=work.dealt.ctas,
         loops=tuple(loop for one in works for loop in loops(one)),
         footprint=work.cta.footprint,
-        tensor_path="asynchronous",
+        tensor_path="waited" if work.cta.adds_apart else "asynchronous",
         items_per_cta=work.dealt.items_per_cta,
         periods=periods if work.rows.are_alike else 1,
         sharing=sharing if work.rows.are_alike else 1,

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.inputs.workload import Mask
 from sim.machine_code.played import L1_CYCLES
 from sim.schedules.parts.dealing import Dealt
 from sim.schedules.parts.ends import beyond_port_bytes, finish
@@ -32,9 +31,19 @@ from sim.tile_program import Compute, IntArray, Load, Loop, OfItem, Op, Stream, 
 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
 CONVERTED_A_SCORE = 2
-# Of a masked score: a comparison with each edge, a selection (mask.h, apply; of the first block
-# always, for the end of the keys).
-MASK_OPS: dict[Mask, int] = {"full": 2, "causal": 2, "window": 3}
+# Of a masked score: a comparison, a selection (mask.h, apply; of the first block always, for the
+# end of the keys). Behind a window, which has two edges, instructions, and cycles that a warp waits
+# for itself, as no registers are left for what comparisons come to. Masked loops less plain ones
+# (SGLang 0.5.14's wheel, vLLM 0.24.0's, FlashInfer's copy of fmha_v2 compiled for sm_90a): 5.7, 3.9
+# and 2.3 instructions a score, by play 15, 7 and 7 cycles of a warp alone on its sub-partition.
+MASK_OPS = 2
+WINDOW_MASK: dict[Implementation, tuple[int, int]] = {
+    "fa3": (6, 9),  # taken to be as its fork's
+    "sglang": (6, 9),
+    "vllm": (4, 3),
+    "trtllm": (7, 0),
+}
+LATENCY_CYCLES = 36.6  # of calibration.sm.op_latency: Hopper's 20 ns at 1.83 GHz
 # Of 16 bytes that the producer copies from a page: the copy, half of shuffling the row's pointer,
 # its address (paged_kv.h, load_K). The last is an estimate.
 COPY_OPS, COPY_BYTES = 3, 16
@@ -61,6 +70,13 @@ TRANSPOSING_CYCLES: dict[Implementation, int] = {
     "trtllm": 1310,
 }
 TRANSPOSING_CYCLES_A_KIB = 46
+# Such a wait: with it loops of vLLM's wheel played through take 2,450 cycles a trip (head_dim 64,
+# three warp groups) and 4,330 to 4,930 (128, two), which its `fit` rows of 4,096 and 16,384 tokens
+# ask for; with 20, what a matmul alone takes beyond its operands' time, 2,300 and 3,540 to 4,310.
+MATMUL_WAIT_CYCLES = 60
+# What a warp group does in its turn beside its matmuls, for each score of a thread: O's sum set to
+# zero, maxima, differences to them (played through: 880 cycles for 96, 390 for 48).
+TURN_CYCLES_A_SCORE = 9
 NO_SOFTMAX = Softmax(0, 0, 0)
 
 
@@ -81,15 +97,14 @@ class Work:
         p_bytes = self.scores * w.dtype_bytes if cta.p_in_sram else 0
         self.qk_sram_bytes = tile.q * d * w.dtype_bytes + read * k_bytes
         self.pv_sram_bytes = read * v_bytes + 2 * p_bytes
-        self.transpose_ops = 0
+        self.transpose_ops = self.transposed_bytes = 0
         self.k_copy_ops, self.v_copy_ops = (
             COPY_OPS * copied // COPY_BYTES if cta.copies else 0 for copied in (k_bytes, v_bytes)
         )
         if w.dtype_bytes == 1:
             # The producer transposes V, by LDSM.T and STSM with a permutation of bytes for every 4.
-            # Its amounts are taken with those of the matmul that it works ahead of.
             self.transpose_ops = tile.kv * d_v // 4
-            self.pv_sram_bytes += 2 * v_bytes
+            self.transposed_bytes = 2 * v_bytes
 
     def going(self, way: Direction) -> "Work":
         """The same of the items that go this way through their keys."""
@@ -153,6 +168,10 @@ class Work:
 
     def accumulated(self, load_v: Load, softmax: Softmax = NO_SOFTMAX) -> Compute:
         """O += P V, and so much of a softmax while the tensor pipe serves it."""
+        return self.beside_producer(self.multiplied(load_v, softmax))
+
+    def multiplied(self, load_v: Load, softmax: Softmax = NO_SOFTMAX) -> Compute:
+        """The same, without what the producer does meanwhile."""
         return Compute(
             "O += P V",
             (load_v,),
@@ -160,20 +179,33 @@ class Work:
             softmax.fp32_ops,
             softmax.exps,
             self.pv_sram_bytes,
-            softmax.other_ops + self.transpose_ops + self.v_copy_ops,
+            softmax.other_ops + self.v_copy_ops,
             exps_beside=softmax.exps // EXPS_A_BESIDE if self.cta.begins_beside_pv else 0,
             latencies=self._waits(self.cta.tile.kv),
         )
 
-    def _waits(self, depth: int) -> int:
-        """How often a warp group waits in a matmul that sums over so many columns."""
-        return depth // DEPTH_A_MATMUL if self.cta.adds_apart else 1
+    def beside_producer(self, op: Compute) -> Compute:
+        """The op, and the producer's transposing of a block of V for a trip to come."""
+        return replace(
+            op,
+            other_ops=op.other_ops + self.transpose_ops,
+            sram_bytes=op.sram_bytes + self.transposed_bytes,
+        )
 
-    def added(self, load_v: Load) -> tuple[Compute, Compute]:
-        """P V summed from zeros, then added to O."""
+    def _waits(self, depth: int) -> int:
+        """The latencies that a warp group waits in a matmul that sums over so many columns."""
+        if not self.cta.adds_apart:
+            return 1
+        return round(self.waited_cycles(depth) / LATENCY_CYCLES)
+
+    def waited_cycles(self, depth: int) -> int:
+        """For how long it waits where it does for each part of such a matmul."""
+        return depth // DEPTH_A_MATMUL * MATMUL_WAIT_CYCLES
+
+    def added(self) -> Compute:
+        """P V, summed from zeros, is added to O."""
         of_o = self.o_elements
-        added = Compute("O += sum, sum = 0", vector_ops=of_o, other_ops=of_o)
-        return self.accumulated(load_v), added
+        return Compute("O += sum, sum = 0", vector_ops=of_o, other_ops=of_o)
 
     def finishes(self) -> list[Loop]:
         """O goes out: whole through SRAM, of a range as it lies in registers.
@@ -234,30 +266,35 @@ class _Softmax:
 
     def __init__(self, work: Work) -> None:
         cta, scores, of_o = work.cta, work.scores, work.o_elements
-        warps, mask_ops = WARPS_A_GROUP * cta.workers, MASK_OPS[cta.w.mask] * scores
+        window = cta.w.mask == "window"
+        ops, waited_cycles = WINDOW_MASK[cta.implementation] if window else (MASK_OPS, 0)
+        warps, mask_ops = WARPS_A_GROUP * cta.workers, ops * scores
+        waited = waited_cycles * cta.scores_a_thread / LATENCY_CYCLES
         a_score = PLAIN + changes(cta.w, by_column=True)
         whole = online_softmax(cta.tile.q, cta.tile.kv, cta.value_dim, warps, FLASH3_FIXED, a_score)
         self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
         first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, whole.exps - cta.tile.q)
         one_step: tuple[Compute, ...] = (_in_one_step(first),)
-        self.first = one_step if cta.of_one_length else self._alone(first, mask_ops)
+        self.first = one_step if cta.of_one_length else self._alone(first, mask_ops, waited)
         converted = scores // CONVERTED_A_SCORE
-        masked = round(work.rows.masked_share * mask_ops)
+        share = work.rows.masked_share
+        masked, self.waits = round(share * mask_ops), round(share * waited)
         self.beside = replace(
             whole,
             fp32_ops=whole.fp32_ops - of_o,
             other_ops=whole.other_ops - converted + masked,
         )
-        self.alone = self._alone(self.beside, masked)
+        self.alone = self._alone(self.beside, masked, self.waits)
         after = 0 if cta.rescales_first else of_o
         self.convert = Compute("convert P, rescale O", vector_ops=after, other_ops=converted)
         self.rescaled_first = of_o - after
 
-    def _alone(self, softmax: Softmax, mask_ops: int) -> tuple[Compute, ...]:
+    def _alone(self, softmax: Softmax, mask_ops: int, waits: float) -> tuple[Compute, Compute]:
         before = self.maxima_ops + mask_ops
         after = replace(softmax, other_ops=softmax.other_ops - before)
-        return Compute("mask S, maxima", other_ops=before), _in_one_step(after)
+        masked = Compute("mask S, maxima", other_ops=before, latencies=1 + round(waits))
+        return masked, _in_one_step(after)
 
 
 def loops(work: Work) -> tuple[Loop, ...]:
@@ -285,16 +322,46 @@ def _overlapped(work: Work) -> tuple[Loop, ...]:
     prologue: tuple[Op, ...] = (load_q, first_k, work.scored(load_q, first_k), *softmax.first)
 
     load_k, load_v = work.load(k, skipped=1), work.load(v)
-    scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
-    middle: tuple[Op, ...] = (work.accumulated(load_v, softmax.beside),)
-    if work.cta.adds_apart:
-        middle = (*work.added(load_v), *softmax.alone)
-    trip: tuple[Op, ...] = (load_k, load_v, scored, *middle, softmax.convert)
+    trip = _summed_apart if work.cta.adds_apart else _summed
     epilogues = []
     for end in work.finishes():
         last_v = work.load_first_of(v)
         last: tuple[Op, ...] = (work.accumulated(last_v),)
         if work.cta.adds_apart:
-            last = work.added(last_v)
+            last = (*last, work.added())
         epilogues.append(Loop(end.trips, (last_v, *last, *end.ops)))
-    return (Loop(work.has_keys, prologue), Loop(work.trips, trip), *epilogues)
+    trips = Loop(work.trips, (load_k, load_v, *trip(work, softmax, load_k, load_v)))
+    return (Loop(work.has_keys, prologue), trips, *epilogues)
+
+
+def _summed(work: Work, softmax: _Softmax, load_k: Load, load_v: Load) -> tuple[Op, ...]:
+    """The softmax runs while the tensor pipe serves P V, which is summed on O."""
+    scored = work.scored(load_k, vector_ops=softmax.rescaled_first)
+    pv = work.accumulated(load_v, softmax.beside)
+    return scored, replace(pv, latencies=pv.latencies + softmax.waits), softmax.convert
+
+
+def _summed_apart(work: Work, softmax: _Softmax, load_k: Load, load_v: Load) -> tuple[Op, ...]:
+    """Each part of a matmul is waited for; P V is added to O then."""
+    scored, pv = work.scored(load_k), work.multiplied(load_v)
+    masked, rest = softmax.alone
+    until_maxima: tuple[Op, ...] = (scored, pv, masked)
+    if work.cta.takes_turns:
+        until_maxima = (_turn(work, scored, pv, masked),)
+    return (*until_maxima, work.added(), work.beside_producer(rest), softmax.convert)
+
+
+def _turn(work: Work, scored: Compute, pv: Compute, masked: Compute) -> Compute:
+    """All three, while a warp group holds the tensor cores for itself."""
+    cta = work.cta
+    held_cycles = work.waited_cycles(cta.head_dim) + work.waited_cycles(cta.tile.kv)
+    held_cycles += TURN_CYCLES_A_SCORE * cta.scores_a_thread
+    return replace(
+        masked,
+        name="S = Q K^T; O += P V; maxima",
+        reads=(*scored.reads, *pv.reads),
+        mma_flops=scored.mma_flops + pv.mma_flops,
+        sram_bytes=scored.sram_bytes + pv.sram_bytes,
+        other_ops=scored.other_ops + pv.other_ops + masked.other_ops,
+        held_cycles=cta.workers * held_cycles,
+    )

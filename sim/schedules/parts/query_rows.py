@@ -24,13 +24,16 @@ class QueryRows:
     the heads of a query together. With several `splits` a tile is a block of rows with a range of
     the keys that it sees, each a like share of its key blocks, of which the last may have none.
     Tiles are numbered block by block, then range, then head, then sequence; where sequences differ,
-    in length or in `splits_each`, as if all were the largest.
+    in length or in `splits_each`, as if all were the largest. Key blocks of a tile that counts them
+    `from_first_key` begin at the first key that it sees: as many as it then visits, they are taken
+    to lie where those counted from key 0 do, so that what they bring is off by less than a block.
     """
 
     w: AttentionWorkload
     tile: Tile
     packed: int
     splits_each: tuple[int, ...] = ()  # of each sequence; none: 1
+    from_first_key: bool = False
 
     @property
     def splits(self) -> int:
@@ -132,11 +135,10 @@ class QueryRows:
 
     def _visited_of(self, w: AttentionWorkload, splits: int) -> tuple[IntArray, IntArray]:
         """Of one sequence: arrays of (ranges, blocks of rows)."""
-        rows = w.seq_q * self.packed
-        top = np.arange(0, rows, self.tile.q, dtype=np.int64)
-        last = np.minimum(top + self.tile.q, rows) - 1
-        low, high = w.visible_ranges(top // self.packed, last // self.packed)
-        first, end = low // self.tile.kv, -(-high // self.tile.kv)
+        top, last = self._edges(w)
+        low, high = w.visible_ranges(top, last)
+        beyond = self._beyond(low)
+        first, end = (low - beyond) // self.tile.kv, -(-(high - beyond) // self.tile.kv)
         share = -(-(end - first) // splits)
         firsts = first + np.arange(splits)[:, None] * share
         return np.minimum(firsts, end), np.minimum(firsts + share, end)
@@ -154,14 +156,12 @@ class QueryRows:
         whole = masked = 0
         tables = (side.reshape(len(self._each), self.splits, self.down) for side in self.visited)
         for (w, splits), *own in zip(self._each, *tables, strict=True):
-            rows = w.seq_q * self.packed
-            top = np.arange(0, rows, self.tile.q, dtype=np.int64)
-            last = np.minimum(top + self.tile.q, rows) - 1
+            top, last = self._edges(w)
+            beyond = self._beyond(w.visible_ranges(top, last)[0])
             begin, end = (side[:splits, : len(top)] for side in own)
             # keys that all rows of a tile see: from the last's first to the first's last
             low, high = (
-                w.visible_ranges(row // self.packed, row // self.packed)[side]
-                for side, row in enumerate((last, top))
+                w.visible_ranges(row, row)[side] - beyond for side, row in enumerate((last, top))
             )
             trips = np.maximum(0, end - begin - skipped)
             uncut = np.minimum(high // self.tile.kv, end - skipped)
@@ -170,6 +170,17 @@ class QueryRows:
             masked += int(cut.sum())
             whole += int(trips.sum())
         return masked / whole if whole else 0.0
+
+    def _edges(self, w: AttentionWorkload) -> tuple[IntArray, IntArray]:
+        """The first and the last query of each block of rows of a sequence."""
+        rows = w.seq_q * self.packed
+        top = np.arange(0, rows, self.tile.q, dtype=np.int64)
+        last = np.minimum(top + self.tile.q, rows) - 1
+        return top // self.packed, last // self.packed
+
+    def _beyond(self, low: IntArray) -> IntArray:
+        """By how much the first key of a tile lies beyond the block that is counted for it."""
+        return low % self.tile.kv if self.from_first_key else np.zeros_like(low)
 
     def key_blocks(self, tiles: IntArray) -> IntArray:
         """How many key blocks each of these tiles visits."""
