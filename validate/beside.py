@@ -3,14 +3,9 @@
 A table that times a framework's layer has these in its figure. Each is a launch of its own, before
 or after attention's. By the `beside` of a measured operation:
 
-    cache write    the new tokens' K and V are read and written to the cache, a CTA a token: vLLM,
-                   csrc/cache_kernels.cu (reshape_and_cache_flash: an element a thread, 512 at most;
-                   V is read when K has come, as warps issue in order). Where the cache has 8 bits
-                   each element is divided by a scale
+    cache write    the new tokens' K and V are read and written to the cache (validate/cache_write)
     cache write by heads
-                   the same, where a head's tokens lie together (HND, FlashInfer's on Blackwell): a
-                   warp takes a head, eight elements a lane, so that lanes are idle, and one head
-                   after the other
+                   the same, where a head's tokens lie together (HND, FlashInfer's on Blackwell)
     cache write by warps
                    the same, a warp a token, K and V cast first where the cache is narrower: SGLang,
                    mem_cache/memory_pool.py (set_kv_buffer) and jit_kernel's store_cache
@@ -22,9 +17,8 @@ or after attention's. By the `beside` of a measured operation:
                    Dao-AILab/flash-attention, hopper/flash_api.cpp (prepare_varlen_num_blocks)
     cache write, lengths ahead
                    the same, but that SGLang 0.5.14 counts them ahead of a step of decoding without
-                   a window (flashattention_backend.py, _compute_scheduler_metadata). Casts of Q, K
-                   and V to a cache of 8 bits, three launches, are told as one: FlashAttention-3's
-                   short kernels are as much too slow
+                   a window (flashattention_backend.py, _compute_scheduler_metadata), and casts Q, K
+                   and V to a cache of 8 bits in three launches
     fp8 queries    the write, and Q is quantised by its own largest element: read, read again and
                    written: SGLang, layers/attention/trtllm_mha_backend.py (scaled_fp8_quant without
                    a scale)
@@ -60,17 +54,18 @@ or after attention's. By the `beside` of a measured operation:
                    TensorRT-LLM, kernels/mlaKernels.cu, common/attentionOp.cpp
 """
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal
 
 from sim.device.run import run_on_device
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.workload import DTYPE_BYTES, KV_BITS, AttentionWorkload
-from sim.machine import LANES, SUB_PARTITIONS, machine_of
+from sim.machine import LANES, machine_of
 from sim.schedules.base import blocks
 from sim.schedules.parts.eager import OF_TOKENS, eager_pass
 from sim.tile_program import Tensor, in_order
+from validate.cache_write import CacheWrite, time_s
 
 Kind = Literal[
     "",
@@ -104,20 +99,13 @@ LONE_TURNING_CYCLES = 1_900
 # as well: 2,514 cycles at 256 tokens, 7,240 at 16,384.
 OFFSETS_CYCLES, OFFSETS_A_TURN_CYCLES, OFFSETS_THREADS = 2_440, 75, 256
 PROJECTED_BYTES = 2  # an element of Q, K and V as projections make them
-LOADS_IN_A_ROW = 2  # where a token goes, then what goes there: csrc/cache_kernels.cu of vLLM
-WRITING_THREADS = 512  # the most of a token's CTA there
-# Into 8 bits a lane takes eight elements at a time. Of that loop as vLLM 0.24.0's wheel has it (152
-# instructions on sm_100, 154 on sm_90: a division an element), played through, the cycles of a
-# warp's sub-partition among other warps, and of a warp alone.
-ELEMENTS_A_LANE, NARROWING_CYCLES, LONE_NARROWING_CYCLES = 8, 190, 620
+CASTS = 3  # of Q, K and V
+LOADS_IN_A_ROW = 2  # where a token goes, then what goes there
 QUANTISING_LAUNCHES = 5  # the maximum set to zero, found, Q quantised; its scale times two others
 LATENT, K_PLAIN, K_TURNED, V = 512, 128, 64, 128  # elements of DeepSeek-V2's and V3's heads
 COPIED_BYTES = 2**26  # many waves of CTAs
 STRIDED_DIMS = 2  # tokens' heads, which PyTorch joins, and columns
 FEW_ROWS = 16
-# What reshape_and_cache_flash executes for a token in 227 instructions, a division among them:
-# cycles in a row of a CTA of 4 warps beside its loads (vLLM 0.24.0's wheel, sm_90, played through).
-LONE_WRITING_CYCLES = 910
 
 
 @dataclass(frozen=True)
@@ -127,9 +115,8 @@ class Beside:
     `matmul_bytes` of the bytes move while matmuls run, `strided_bytes` by PyTorch's copies between
     tensors that are not contiguous, an element of a thread after the other, `turned_copies` of
     which turn two dimensions of heads. `sm_cycles` are those
-    of the scarcest unit of an SM, of all SMs together. `threads` work on a token each CTA, or warp,
-    and take turns on the SMs; it waits for `further_loads` beyond the usual ones and works
-    `lone_cycles` in a row.
+    of the scarcest unit of an SM, of all SMs together. `threads` work on a token each warp and take
+    turns on the SMs; it works `lone_cycles` in a row. `writes` are launches of their own, played.
     """
 
     bytes: int = 0
@@ -141,13 +128,13 @@ class Beside:
     sm_cycles: int = 0
     lone_cycles: int = 0
     threads: int = 0
-    further_loads: int = 0
+    writes: tuple[CacheWrite, ...] = ()
     host_s: float = 0.0
 
     def and_also(self, other: "Beside") -> "Beside":
         """Both."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Beside(*(ours + theirs for ours, theirs in pairs))
+        names = [one.name for one in fields(self)]
+        return Beside(*(getattr(self, name) + getattr(other, name) for name in names))
 
     def times(
         self, w: AttentionWorkload, hw: HardwareProfile, apart_s: float = 0.0
@@ -157,9 +144,11 @@ class Beside:
         Launches stand so much further apart than in a graph.
         What one writes the next finds in L2 where all of it fits there. As much is written as read.
         """
+        calibration, gap_s = hw.calibration, hw.calibration.launch.gap + apart_s
+        written_s = sum(gap_s + time_s(write, hw) for write in self.writes)
+        written_roofline_s = sum(write.bytes for write in self.writes) / hw.hbm.bandwidth
         if not self.launches:
-            return self.host_s, 0.0
-        calibration = hw.calibration
+            return self.host_s + written_s, written_roofline_s
         flops_s = self.flops / hw.matmul_flops_per_s(w.dtype)
         in_l2 = self.bytes < hw.l2.capacity * calibration.l2.effective_capacity
 
@@ -171,21 +160,21 @@ class Beside:
         sm_s = self.sm_cycles / (hw.sm.count * hw.sm.clock)
         latency_s = calibration.l2.latency if in_l2 else calibration.hbm.latency
         fixed_s = calibration.sm.cta_start + LOADS_IN_A_ROW * latency_s
-        further_s = self.further_loads * latency_s + self.lone_cycles / hw.sm.clock
+        further_s = self.lone_cycles / hw.sm.clock
         if self.turned_copies:
             usual_s = calibration.sm.cta_start + LOADS_IN_A_ROW * calibration.l2.latency
             further_s += self.turned_copies * (turned_copy_s(hw) - usual_s)
         token_s = fixed_s + further_s
         waves = self.threads / (hw.sm.count * hw.sm.max_threads)
-        launch_s = calibration.launch.gap + apart_s + fixed_s
-        taken_s = self.launches * launch_s + further_s
+        taken_s = self.launches * (gap_s + fixed_s) + further_s
         passes_s = memory_s(self.bytes - self.matmul_bytes - self.strided_bytes)
         if self.strided_bytes:
             copied_s = self.strided_bytes / strided_bytes_per_s(hw)
             passes_s += max(memory_s(self.strided_bytes), copied_s)
         taken_s += max(passes_s, sm_s, (waves - 1) * token_s)
         taken_s += max(flops_s / calibration.tensor.native, memory_s(self.matmul_bytes))
-        return self.host_s + taken_s, max(self.bytes / hw.hbm.bandwidth, flops_s)
+        roofline_s = max(self.bytes / hw.hbm.bandwidth, flops_s) + written_roofline_s
+        return self.host_s + written_s + taken_s, roofline_s
 
 
 @lru_cache
@@ -214,7 +203,9 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
     kv, q = 2 * tokens * w.kv_heads * w.head_dim, tokens * w.heads * w.head_dim
     match kind:
         case "cache write" | "cache write by heads":
-            return _cache_written(w, read_bytes, cached_bits // 8, kind == "cache write by heads")
+            by_heads, narrowed = kind == "cache write by heads", cached_bits // 8
+            write = CacheWrite(tokens, w.kv_heads, w.head_dim, read_bytes, narrowed, by_heads)
+            return Beside(writes=(write,))
         case "cache write by warps":
             stored = kv * cached_bits // 8
             copied = Beside(2 * stored, launches=1, threads=tokens * LANES)
@@ -223,9 +214,8 @@ def beside(kind: Kind, w: AttentionWorkload, dtype: str, kv_dtype: str) -> Besid
             moved = kv * read_bytes + kv * cached_bits // 8
             return Beside(moved, launches=2, threads=tokens * LANES)
         case "cache write, lengths ahead":
-            counted = w.window is not None or cached_bits // 8 < read_bytes
-            both = beside("cache write and lengths", w, dtype, kv_dtype)
-            return both if counted else replace(both, launches=1)
+            launches = 1 + (w.window is not None) + CASTS * (cached_bits // 8 < read_bytes)
+            return replace(beside("cache write and lengths", w, dtype, kv_dtype), launches=launches)
         case "packed heads":
             # Of one KV head Q lies so already; of one query head there is nothing to pack.
             times = 0 if w.heads == w.kv_heads else 1 if w.kv_heads == 1 else 2
@@ -269,26 +259,6 @@ def _narrowed(elements: int, from_bytes: int, to_bytes: int) -> Beside:
     if from_bytes == to_bytes:
         return Beside()
     return Beside(elements * (from_bytes + to_bytes), launches=2)
-
-
-def _cache_written(
-    w: AttentionWorkload, element_bytes: int, cached_bytes: int, by_heads: bool
-) -> Beside:
-    """vLLM's write: a CTA a token, whose lanes take eight elements of K, then of V."""
-    tokens, row = w.batch * w.seq_q, w.kv_heads * w.head_dim
-    threads = min(row, WRITING_THREADS)
-    turns = blocks(w.kv_heads, max(1, threads // LANES)) if by_heads else 1
-    narrows = cached_bytes < element_bytes
-    lanes = min(LANES, w.head_dim // ELEMENTS_A_LANE) if by_heads else LANES
-    of_warps = blocks(2 * tokens * row, ELEMENTS_A_LANE * lanes)
-    return Beside(
-        2 * tokens * row * (element_bytes + cached_bytes),
-        launches=1,
-        sm_cycles=NARROWING_CYCLES * of_warps // SUB_PARTITIONS if narrows else 0,
-        threads=tokens * threads,
-        lone_cycles=LONE_WRITING_CYCLES + 2 * turns * LONE_NARROWING_CYCLES * narrows,
-        further_loads=2 * turns - 1,
-    )
 
 
 def _mla_expanded(tokens: int, heads: int, element_bytes: int, cached_bits: int) -> Beside:
