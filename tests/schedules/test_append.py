@@ -101,7 +101,7 @@ def test_flash3_s_splits_share_out_the_key_blocks_and_read_q_again(case, hw):
         named = {stream.tensor.name: stream for stream in kernel.streams}
         q, o = named["Q"], named["O of splits"]
         multiply = next(s for s in kernel.actions if s.name == "S = Q K^T")
-        shown = int(visits(w, kernel).sum()) * q.tensor.groups
+        shown = int(visits(w, kernel, schedule=schedule).sum()) * q.tensor.groups
         assert ran.executed("mma_flops") == 2 * multiply.mma_flops * shown
         assert o.tensor.groups == splits * q.tensor.groups == splits * w.batch * w.kv_heads
         rows = q.tensor.groups * q.tensor.rows

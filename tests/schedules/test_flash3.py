@@ -310,6 +310,29 @@ def test_forks_count_key_blocks_from_the_first_key_that_a_tile_sees(
 
 
 @pytest.mark.parametrize(
+    ("implementation", "call", "window", "tile", "in_sram"),
+    [
+        ("fa3", "paged", None, (192, 128), False),
+        ("vllm", "paged", None, (192, 160), True),
+        ("vllm", "varlen", None, (192, 192), True),
+        ("vllm", "paged", 128, (192, 160), False),
+        ("sglang", "paged", None, (192, 128), False),
+        ("sglang", "paged", 128, (192, 192), True),
+        ("fa3", "batch", None, (192, 192), True),
+    ],
+)
+def test_where_p_goes_at_head_dim_64_hangs_on_who_compiled_it(
+    implementation, call, window, tile, in_sram
+):
+    """MmaPV_is_RS in the names of the wheels' kernels: vLLM 0.24.0, sglang-kernel 0.4.4."""
+    w = workload(heads=4, head_dim=64, seq_len=2048, window=window, dtype="bf16")
+    options = {"name": "flash3", "call": call, "implementation": implementation}
+    cta = make_schedule(options, "a test").cta(w, H100)
+    assert (cta.tile.q, cta.tile.kv) == tile
+    assert cta.p_in_sram == in_sram
+
+
+@pytest.mark.parametrize(
     ("head_dim", "rows", "waits"), [(64, 192, 6), (96, 128, 7), (64, 64, 6), (128, 64, 7)]
 )
 def test_sums_apart_are_waited_for_matmul_by_matmul(head_dim, rows, waits):

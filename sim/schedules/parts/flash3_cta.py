@@ -22,9 +22,9 @@ from sim.schedules.parts.public_tiles import (
     FLASH3,
     FLASH3_192_128,
     FLASH3_192_128_PAGED,
+    FLASH3_FORKS_64,
     FLASH3_PAGED,
     FLASH3_TWO_LEVEL,
-    FLASH3_WINDOW_64,
     FMHA_V2,
     FMHA_V2_192_128,
 )
@@ -133,10 +133,12 @@ class Flash3Cta:
     @property
     def p_in_sram(self) -> bool:
         """Whether P V reads P from SRAM, not from registers (MmaPV_is_RS)."""
-        full_64 = self.head_dim == 64 and self.w.mask == "full" and self.call != "paged"
-        window_64 = self._window_64 == "sglang" and self.workers > 1
         overlapped = self.w.dtype_bytes == 2 and not self.in_order
-        return overlapped and (self.head_dim == 96 or full_64 or window_64)
+        if self.head_dim != 64 or not overlapped:
+            return overlapped and self.head_dim == 96
+        forks = {"vllm": "full", "sglang": "window"}
+        whole = self.w.mask == "full" and self.call != "paged"
+        return self.workers > 1 and (whole or self.w.mask == forks.get(self.implementation))
 
     @property
     def begins_beside_pv(self) -> bool:
@@ -205,8 +207,8 @@ def public_tile(
     if w.value_dim is not None and w.dtype_bytes == 2:
         by_mask = FLASH3_192_128_PAGED if call == "paged" else FLASH3_192_128
     q, kv = by_mask[w.mask]
-    if (head_dim, w.dtype_bytes, w.mask) == (64, 2, "window"):
-        q, kv = FLASH3_WINDOW_64.get(implementation, (q, kv))
+    if (head_dim, w.dtype_bytes) == (64, 2) and (call == "paged" or w.mask == "window"):
+        q, kv = FLASH3_FORKS_64.get((implementation, w.mask), (q, kv))
     packs |= call != "batch"
     packed = w.heads // w.kv_heads if packs else packed_heads(w, q)
     by_fork = {"vllm": w.mask != "window", "sglang": True}  # use_one_mma_wg

@@ -70,9 +70,9 @@ TRANSPOSING_CYCLES: dict[Implementation, int] = {
     "trtllm": 1310,
 }
 TRANSPOSING_CYCLES_A_KIB = 46
-# Such a wait: with it loops of vLLM's wheel played through take 2,450 cycles a trip (head_dim 64,
-# three warp groups) and 4,330 to 4,930 (128, two), which its `fit` rows of 4,096 and 16,384 tokens
-# ask for; with 20, what a matmul alone takes beyond its operands' time, 2,300 and 3,540 to 4,310.
+# Of a wait for a part of a matmul: with 60 loops of vLLM's wheel played through take 2,450 cycles a
+# trip (head_dim 64, three warp groups) and 4,330 to 4,930 (128, two), which its `fit` rows of 4,096
+# and 16,384 tokens ask for; with 20 they would take 2,300 and 3,540 to 4,310.
 MATMUL_WAIT_CYCLES = 60
 # What a warp group does in its turn beside its matmuls, for each score of a thread: O's sum set to
 # zero, maxima, differences to them (played through: 880 cycles for 96, 390 for 48).

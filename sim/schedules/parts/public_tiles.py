@@ -268,9 +268,13 @@ FLASH3_TWO_LEVEL: dict[int, dict[Mask, tuple[int, int]]] = {
     192: dict.fromkeys(("full", "causal", "window"), (128, 96)),
     256: {"full": (128, 128), "causal": (128, 128), "window": (128, 64)},
 }
-# Behind a window, of 16 bits at head_dim 64: the forks' (vLLM's tile_size.h; sglang-kernel 0.4.4's
-# wheel).
-FLASH3_WINDOW_64 = {"vllm": (192, 160), "sglang": (192, 192)}
+# Of 16 bits at head_dim 64, the forks' where they have their own (vLLM's tile_size.h;
+# sglang-kernel 0.4.4's wheel): without a mask from pages alone.
+FLASH3_FORKS_64: dict[tuple[str, Mask], tuple[int, int]] = {
+    ("vllm", "full"): (192, 160),
+    ("vllm", "window"): (192, 160),
+    ("sglang", "window"): (192, 192),
+}
 # TensorRT-LLM's on Hopper: two warp groups of 64 rows each (names of its kernels, such as
 # fmha_v2_flash_attention_e4m3_64_256_S_q_paged_kv_128_tma_ws_sm90).
 FMHA_V2: dict[tuple[int, int], tuple[int, int]] = {
