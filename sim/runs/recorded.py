@@ -168,7 +168,7 @@ def kernel_result(
     """What is said of one kernel."""
     run, kernel = launched.run, launched.run.kernel
     slots = issue_slots(run.counts, kernel, hw, w.dtype)
-    critical = _critical_s(run, slots)
+    critical = _critical_s(run, slots, hw)
     issued_s = sum(slots.filled_s.values())
     resident_s = float((run.cta_end_s - run.cta_start_s).sum())
     if run.fast_forward is not None:  # of the CTAs that were replayed
@@ -212,14 +212,22 @@ def kernel_result(
     )
 
 
-def _critical_s(run: KernelRun, slots: IssueSlots) -> dict[str, float]:
-    """What was critical for how long; what the exponentials' unit sets the pace of is its."""
+def _critical_s(run: KernelRun, slots: IssueSlots, hw: HardwareProfile) -> dict[str, float]:
+    """What was critical for how long; what the exponentials' unit sets the pace of is its.
+
+    Tensor cores that a warp group holds through what it waits for in its turn are such a wait.
+    """
     path_s = (*run.path_s, run.power_s)
     critical = {c: float(s) for c, s in zip((*CAUSES, "power"), path_s, strict=True) if s > 0}
     if "issue" in critical and slots.exp_bound_s:
         of_exp_s = critical["issue"] * slots.exp_bound_s / slots.busy_s
         critical["issue"] -= of_exp_s
         critical["exp"] = critical.get("exp", 0.0) + of_exp_s
+    held_s = run.executed("held_cycles") / hw.sm.clock
+    if held_s and "tensor" in critical:
+        of_waits_s = critical["tensor"] * held_s / float(run.busy_s[TENSOR])
+        critical["tensor"] -= of_waits_s
+        critical["op_latency"] = critical.get("op_latency", 0.0) + of_waits_s
     return critical
 
 

@@ -77,6 +77,18 @@ def kernel_of(schedule: dict[str, object], device: str, **workload: object) -> K
     return outcome.record.longest_kernel
 
 
+def test_a_turn_s_waits_are_told_as_waits_and_not_as_tensor_time():
+    """Of 1,536 + 2 x (600 + 864) cycles of both warp groups' turns a third are matmuls."""
+    schedule = {"name": "flash3", "call": "paged", "implementation": "vllm"}
+    shape = {"heads": 16, "kv_heads": 2, "seq_len": 8192, "dtype": "fp8"}
+    kernel = kernel_of(schedule, "h100-sxm", **shape)
+    waits_s, tensor_s = (kernel.critical_time_s[cause] for cause in ("op_latency", "tensor"))
+    assert kernel.bottleneck == "op_latency"
+    multiplied = 1536 / 0.95  # calibration.tensor.native
+    assert tensor_s / waits_s == pytest.approx(multiplied / (2 * (600 + 864)), rel=0.1)
+    assert sum(kernel.critical_time_s.values()) == pytest.approx(kernel.time_s)
+
+
 @pytest.mark.parametrize(("heads", "waves"), [(27, 1.0), (28, 28 / 27)])
 def test_waves_are_of_the_ctas_that_sms_hold_at_once(heads, waves):
     kernel = kernel_of({"name": "flash2"}, "a100-sxm-80gb", heads=heads * 2, seq_len=512)
