@@ -115,8 +115,9 @@ class Beside:
     `matmul_bytes` of the bytes move while matmuls run, `strided_bytes` by PyTorch's copies between
     tensors that are not contiguous, an element of a thread after the other, `turned_copies` of
     which turn two dimensions of heads. `sm_cycles` are those
-    of the scarcest unit of an SM, of all SMs together. `threads` work on a token each warp and take
-    turns on the SMs; it works `lone_cycles` in a row. `writes` are launches of their own, played.
+    of the scarcest unit of an SM, of all SMs together. `threads` are those of all warps, each of
+    which works on a token, `lone_cycles` in a row, and which take turns on the SMs. `writes` are
+    launches of their own, played.
     """
 
     bytes: int = 0

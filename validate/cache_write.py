@@ -49,7 +49,7 @@ NARROWING_BESIDE_CYCLES = 150
 
 @dataclass(frozen=True)
 class CacheWrite:
-    """The write of so many tokens, of elements of so many bytes to so many."""
+    """The write of so many tokens' KV heads, of elements of so many bytes to so many."""
 
     tokens: int
     heads: int
@@ -96,7 +96,7 @@ class CacheWrite:
 
     def _moving(self, narrows: bool) -> Counted:
         """What the warps that have elements execute of K, or of V, a turn."""
-        lanes = min(LANES, self.head_dim // ELEMENTS_A_LANE) if self.by_heads else LANES
+        lanes = min(LANES, blocks(self.head_dim, ELEMENTS_A_LANE)) if self.by_heads else LANES
         warps = blocks(self.heads_a_turn * self.head_dim, ELEMENTS_A_LANE * lanes)
         trips = replace(TRIPS, warps=warps)
         if not narrows:
@@ -121,7 +121,7 @@ class CacheWrite:
 
 @lru_cache
 def time_s(write: CacheWrite, hw: HardwareProfile) -> float:
-    """Seconds that it takes behind one of its like.
+    """Seconds that it takes behind one of its like, which leaves in L2 what fits there.
 
     Its first CTAs start as any kernel's, those that follow in their slots as soon as such as find
     nothing to do.

@@ -23,10 +23,13 @@ Q is copied and O stored by threads.
 Other kernels of its kind, by `implementation`:
 
 vllm     vLLM's fork sums P V of fp8 apart, waits for it and adds it to O: no softmax runs beside it
-         within a warp group, which waits for each of its wgmma, and tiles are smaller; up to 64
-         rows have one warp group; decoding has room for 32 ranges, as it is captured as a graph,
-         and is cut by whole lengths, whatever a window hides
-sglang   SGLang's fork: up to 64 rows of 16 bits have one warp group
+         within a warp group, which waits for each of its wgmma, from head_dim 128 in turns that
+         hold the tensor cores, and tiles are smaller; up to 64 rows have one warp group unless
+         behind a window, and at head_dim 64 in 16 bits tiles of their own behind one; key blocks
+         are counted from the first key that a tile sees; decoding has room for 32 ranges, as it is
+         captured as a graph, and is cut by whole lengths, whatever a window hides
+sglang   SGLang's fork: up to 64 rows have one warp group, key blocks are counted from the first
+         key that a tile sees
 trtllm   TensorRT-LLM's fmha_v2 takes any lengths, and pages by TMA, in tiles of its own; a warp
          group waits for each matmul, its softmax runs beside the other group's alone; heads are
          not packed, keys not split, causal tiles of all heads and sequences come longest first
@@ -52,9 +55,12 @@ traced on an H20 (ai-dynamo/aiconfigurator, collector/facts/results/sm90/trtllm.
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
 producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; a range without
 keys stores nothing, where the kernel stores zeros; masks of key blocks that an edge cuts are spread
-over a tile's trips but for the first; the page table is not read, nor is the kernel run that counts
-the blocks of each sequence before a varlen call; ranges are a CTA each, not dealt; fmha_v2's
-head_dims between FlashAttention-3's run the next larger of these.
+over a tile's trips but for the first, and do not lengthen a turn; key blocks that a fork counts
+from a tile's first key are loaded from where those counted from key 0 lie, so that decoding behind
+a window of about a block is told up to half too many of HBM's bytes, and 3% too long; the page
+table is not read, nor is the kernel run that counts the blocks of each sequence before a varlen
+call; ranges are a CTA each, not dealt; fmha_v2's head_dims between FlashAttention-3's run the next
+larger of these.
 """
 
 from sys import maxsize

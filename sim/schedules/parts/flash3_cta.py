@@ -138,7 +138,9 @@ class Flash3Cta:
             return overlapped and self.head_dim == 96
         forks = {"vllm": "full", "sglang": "window"}
         whole = self.w.mask == "full" and self.call != "paged"
-        return self.workers > 1 and (whole or self.w.mask == forks.get(self.implementation))
+        if self.implementation in forks and self.workers == 1:
+            return False
+        return whole or self.w.mask == forks.get(self.implementation)
 
     @property
     def begins_beside_pv(self) -> bool:

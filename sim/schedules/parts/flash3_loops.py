@@ -32,10 +32,12 @@ from sim.tile_program import Compute, IntArray, Load, Loop, OfItem, Op, Stream, 
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
 CONVERTED_A_SCORE = 2
 # Of a masked score: a comparison, a selection (mask.h, apply; of the first block always, for the
-# end of the keys). Behind a window, which has two edges, instructions, and cycles that a warp waits
-# for itself, as no registers are left for what comparisons come to. Masked loops less plain ones
-# (SGLang 0.5.14's wheel, vLLM 0.24.0's, FlashInfer's copy of fmha_v2 compiled for sm_90a): 5.7, 3.9
-# and 2.3 instructions a score, by play 15, 7 and 7 cycles of a warp alone on its sub-partition.
+# end of the keys). Behind a window, which has two edges, issue slots, and cycles that a warp waits
+# for itself, as no registers are left for what comparisons come to. Masked loops less plain ones:
+# SGLang 0.5.14's wheel and vLLM 0.24.0's have 5.7 and 3.9 instructions a score more and by play
+# take 15 and 7 cycles of a warp alone on its sub-partition. FlashInfer's copy of fmha_v2, compiled
+# for sm_90a, has 3.5 more, most for the ALU, half as fast as they are issued: by play two warps
+# that share a sub-partition take 14 cycles for a score of each, as if each were issued for 7.
 MASK_OPS = 2
 WINDOW_MASK: dict[Implementation, tuple[int, int]] = {
     "fa3": (6, 9),  # taken to be as its fork's

@@ -26,7 +26,8 @@ class QueryRows:
     Tiles are numbered block by block, then range, then head, then sequence; where sequences differ,
     in length or in `splits_each`, as if all were the largest. Key blocks of a tile that counts them
     `from_first_key` begin at the first key that it sees: as many as it then visits, they are taken
-    to lie where those counted from key 0 do, so that what they bring is off by less than a block.
+    to lie where those counted from key 0 do, so that what they bring is off by less than a block:
+    of a tile that sees but one, by up to half of its bytes.
     """
 
     w: AttentionWorkload
