@@ -69,13 +69,9 @@ class Flash3Cta:
     @property
     def in_order(self) -> bool:
         """Whether a warp group waits for each matmul before it goes on (no IntraWGOverlap)."""
-        return self.implementation == "trtllm" or self._window_64 == "vllm"
-
-    @property
-    def _window_64(self) -> Implementation | None:
-        """Whose kernel of 16 bits at head_dim 64 it is, where it is one behind a window."""
         narrow = self.head_dim == 64 and self.w.dtype_bytes == 2
-        return self.implementation if narrow and self.w.mask == "window" else None
+        of_vllm = self.implementation == "vllm" and self.w.mask == "window"
+        return self.implementation == "trtllm" or (of_vllm and narrow)
 
     @property
     def from_first_key(self) -> bool:
@@ -133,14 +129,15 @@ class Flash3Cta:
     @property
     def p_in_sram(self) -> bool:
         """Whether P V reads P from SRAM, not from registers (MmaPV_is_RS)."""
-        overlapped = self.w.dtype_bytes == 2 and not self.in_order
-        if self.head_dim != 64 or not overlapped:
-            return overlapped and self.head_dim == 96
-        forks = {"vllm": "full", "sglang": "window"}
-        whole = self.w.mask == "full" and self.call != "paged"
-        if self.implementation in forks and self.workers == 1:
+        if self.w.dtype_bytes == 1 or self.in_order:
             return False
-        return whole or self.w.mask == forks.get(self.implementation)
+        if self.head_dim != 64:
+            return self.head_dim == 96
+        by_fork = {"vllm": "full", "sglang": "window"}
+        if self.workers == 1 and self.implementation in by_fork:
+            return False
+        upstream = self.w.mask == "full" and self.call != "paged"
+        return upstream or self.w.mask == by_fork.get(self.implementation)
 
     @property
     def begins_beside_pv(self) -> bool:

@@ -11,6 +11,7 @@ NVIDIA/TensorRT-LLM, cpp/kernels/fmha_v2/src/fmha/warpspec/compute.h (compute_si
 
 from copy import copy
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,14 @@ from sim.schedules.parts.scores import changes
 from sim.schedules.parts.traversal import LAST_TO_FIRST, Direction
 from sim.tile_program import Compute, IntArray, Load, Loop, OfItem, Op, Stream, Tensor
 
+
+class MaskedScore(NamedTuple):
+    """What masking a score takes of a thread."""
+
+    ops: int
+    waited_cycles: int
+
+
 # Packed by two, P is converted once O += P V is done (convert_type_out in the main loop).
 CONVERTED_A_SCORE = 2
 # Of a masked score: a comparison, a selection (mask.h, apply; of the first block always, for the
@@ -38,12 +47,12 @@ CONVERTED_A_SCORE = 2
 # take 15 and 7 cycles of a warp alone on its sub-partition. FlashInfer's copy of fmha_v2, compiled
 # for sm_90a, has 3.5 more, most for the ALU, half as fast as they are issued: by play two warps
 # that share a sub-partition take 14 cycles for a score of each, as if each were issued for 7.
-MASK_OPS = 2
-WINDOW_MASK: dict[Implementation, tuple[int, int]] = {
-    "fa3": (6, 9),  # taken to be as its fork's
-    "sglang": (6, 9),
-    "vllm": (4, 3),
-    "trtllm": (7, 0),
+MASK = MaskedScore(ops=2, waited_cycles=0)
+WINDOW_MASK: dict[Implementation, MaskedScore] = {
+    "fa3": MaskedScore(6, 9),  # taken to be as its fork's
+    "sglang": MaskedScore(6, 9),
+    "vllm": MaskedScore(4, 3),
+    "trtllm": MaskedScore(7, 0),
 }
 LATENCY_CYCLES = 36.6  # of calibration.sm.op_latency: Hopper's 20 ns at 1.83 GHz
 # Of 16 bytes that the producer copies from a page: the copy, half of shuffling the row's pointer,
@@ -268,20 +277,21 @@ class _Softmax:
 
     def __init__(self, work: Work) -> None:
         cta, scores, of_o = work.cta, work.scores, work.o_elements
-        window = cta.w.mask == "window"
-        ops, waited_cycles = WINDOW_MASK[cta.implementation] if window else (MASK_OPS, 0)
-        warps, mask_ops = WARPS_A_GROUP * cta.workers, ops * scores
-        waited = waited_cycles * cta.scores_a_thread / LATENCY_CYCLES
+        mask = WINDOW_MASK[cta.implementation] if cta.w.mask == "window" else MASK
+        warps, mask_ops = WARPS_A_GROUP * cta.workers, mask.ops * scores
+        mask_waits = mask.waited_cycles * cta.scores_a_thread / LATENCY_CYCLES
         a_score = PLAIN + changes(cta.w, by_column=True)
         whole = online_softmax(cta.tile.q, cta.tile.kv, cta.value_dim, warps, FLASH3_FIXED, a_score)
         self.maxima_ops = scores + MAXIMUM_OPS_A_ROW * cta.tile.q
         # There is no O yet, and nothing to rescale.
         first = Softmax(whole.fp32_ops - of_o, whole.other_ops + mask_ops, whole.exps - cta.tile.q)
         one_step: tuple[Compute, ...] = (_in_one_step(first),)
-        self.first = one_step if cta.of_one_length else self._alone(first, mask_ops, waited)
+        self.first = (
+            one_step if cta.of_one_length else self._alone(first, mask_ops, round(mask_waits))
+        )
         converted = scores // CONVERTED_A_SCORE
         share = work.rows.masked_share
-        masked, self.waits = round(share * mask_ops), round(share * waited)
+        masked, self.waits = round(share * mask_ops), round(share * mask_waits)
         self.beside = replace(
             whole,
             fp32_ops=whole.fp32_ops - of_o,
@@ -292,10 +302,10 @@ class _Softmax:
         self.convert = Compute("convert P, rescale O", vector_ops=after, other_ops=converted)
         self.rescaled_first = of_o - after
 
-    def _alone(self, softmax: Softmax, mask_ops: int, waits: float) -> tuple[Compute, Compute]:
+    def _alone(self, softmax: Softmax, mask_ops: int, waits: int) -> tuple[Compute, Compute]:
         before = self.maxima_ops + mask_ops
         after = replace(softmax, other_ops=softmax.other_ops - before)
-        masked = Compute("mask S, maxima", other_ops=before, latencies=1 + round(waits))
+        masked = Compute("mask S, maxima", other_ops=before, latencies=1 + waits)
         return masked, _in_one_step(after)
 
 
