@@ -47,6 +47,8 @@ class Tensor:
     the last. `role` is what it is to attention. Where matrices differ, as those of sequences of
     other lengths do, `sizes` has the rows and columns of each, shape (groups, 2), and `rows` and
     `cols` are the most of any; tiles are numbered as if all had these, and cut where theirs end.
+    Where tiles do not begin at a matrix's first row, `rows_before`, shape (groups,), is how many
+    lie before: they are none of its `rows`, and nothing touches them.
     """
 
     name: str
@@ -57,13 +59,17 @@ class Tensor:
     lifetime: Lifetime = "workspace"
     role: Role = "other"
     sizes: IntArray | None = None
+    rows_before: IntArray | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole tensor."""
+        elements = self.groups * self.rows * self.cols
         if self.sizes is not None:
-            return int(self.sizes.prod(axis=1).sum()) * self.element_bytes
-        return self.groups * self.rows * self.cols * self.element_bytes
+            elements = int(self.sizes.prod(axis=1).sum())
+        if self.rows_before is not None:
+            elements += int(self.rows_before.sum()) * self.cols
+        return elements * self.element_bytes
 
     def size_of(self, group: int) -> tuple[int, int]:
         """Rows and columns of one of its matrices."""

@@ -120,9 +120,12 @@ class _Places:
 
 def _rows_of(stream: Stream, tile: int) -> tuple[int, int, int]:
     """A tile's matrix, its first row there and the one after its last."""
+    tensor = stream.tensor
     group, down = divmod(tile // stream.tiles_across, stream.tiles_down)
+    before = 0 if tensor.rows_before is None else int(tensor.rows_before[group])
     first = down * stream.tile_rows
-    return group, first, min(first + stream.tile_rows, stream.tensor.size_of(group)[0])
+    end = min(first + stream.tile_rows, tensor.size_of(group)[0])
+    return group, before + first, before + end
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,11 @@ traced on an H20 (ai-dynamo/aiconfigurator, collector/facts/results/sm90/trtllm.
 What differs: a CTA's next block of query rows is loaded when the one before is done, where the
 producer runs ahead; K_n and V_1 have buffers of their own besides the two stages; a range without
 keys stores nothing, where the kernel stores zeros; masks of key blocks that an edge cuts are spread
-over a tile's trips but for the first, and do not lengthen a turn; key blocks that a fork counts
-from a tile's first key are loaded from where those counted from key 0 lie, so that decoding behind
-a window of about a block is told up to half too many of HBM's bytes, and 3% too long; the page
-table is not read, nor is the kernel run that counts the blocks of each sequence before a varlen
-call; ranges are a CTA each, not dealt; fmha_v2's head_dims between FlashAttention-3's run the next
-larger of these.
+over a tile's trips but for the first, and do not lengthen a turn; where a sequence has several
+blocks of query rows, key blocks that a fork counts from a tile's first key are loaded from where
+those counted from key 0 lie; the page table is not read, nor is the kernel run that counts the
+blocks of each sequence before a varlen call; ranges are a CTA each, not dealt; fmha_v2's head_dims
+between FlashAttention-3's run the next larger of these.
 """
 
 from sys import maxsize

@@ -18,7 +18,7 @@ from sim.schedules.base import Tile
 from sim.schedules.parts.instructions import FLASH3_FIXED, online_softmax
 from sim.tile_program import Compute
 from tests.support.drawn import cases, devices, lowered
-from tests.support.formulas import first_key, run, tile_of, visible, visits, workload
+from tests.support.formulas import keys_before, run, tile_of, visible, visits, workload
 from tests.support.same_runs import assert_engines_agree
 
 HOPPER = ("h100-sxm",)
@@ -40,9 +40,11 @@ def test_without_l2_k_and_v_are_read_once_a_visited_block_of_a_cluster(case, hea
     kernel, *_ = kernels = lowered(schedule, w, hw)
     ran, *_ = run(kernels, hw, w)
     seen, tile, q = visits(w, kernel, schedule=schedule), tile_of(kernels), kernel.tensors[0]
-    keys = np.minimum(tile.kv, w.seq_kv - tile.kv * np.arange(seen.shape[1]))
+    down, across = seen.shape
+    before = keys_before(w, visible(w), schedule, tile, down) if down == 1 else 0
+    keys = np.minimum(tile.kv, w.seq_kv - before - tile.kv * np.arange(across))
     wide = kernel_head_dim(w) == 192 or (kernel_head_dim(w) >= 128 and w.dtype != "fp8")
-    in_pairs = schedule.call == "batch" and w.mask == "full" and wide and seen.shape[0] % 2 == 0
+    in_pairs = schedule.call == "batch" and w.mask == "full" and wide and down % 2 == 0
     kv_rows = 2 * q.groups * int((seen * keys).sum()) // (2 if in_pairs else 1)
     query_rows = w.batch * w.heads * w.seq_q
     assert ran.hbm_read_bytes == (query_rows + kv_rows) * w.head_dim * w.dtype_bytes
@@ -178,7 +180,7 @@ def test_a_key_block_is_masked_where_an_edge_cuts_it_and_first(case, hw):
     masked = 0
     for number, blocks in enumerate(seen):
         rows = shown[number * tile.q : (number + 1) * tile.q]
-        rows = rows[:, first_key(w, rows, schedule) % tile.kv :]
+        rows = rows[:, keys_before(w, rows, schedule, tile, len(seen)) :]
         uncut = [rows[:, tile.kv * b : tile.kv * (b + 1)].all() for b in np.flatnonzero(blocks)]
         masked += len(uncut) - sum(uncut[:-1])
     scores, d, groups = tile.q * tile.kv, kernel_head_dim(w), kernel.tensors[0].groups
@@ -409,6 +411,22 @@ def test_vllm_s_captured_steps_are_split_by_whole_lengths_behind_windows_too(
     w = workload(dtype="bf16", window=128, phase="decode", causal=True, **shape)
     kernel, *_ = kernels_of(make_schedule(table, "a test").program(w, H100))
     assert kernel.splits == splits
+
+
+@pytest.mark.parametrize("implementation", ["vllm", "sglang"])
+@pytest.mark.parametrize("seq_kv", [100, 8192, 8193, 4000, [4000, 100, 129]])
+def test_a_fork_s_decoding_reads_what_a_window_shows_and_no_more(implementation, seq_kv):
+    """hopper/block.h, n_offset; sgl-project/sgl-flash-attn, pull request 37."""
+    table = {"name": "flash3", "call": "paged", "splits": 1, "implementation": implementation}
+    shape = {"heads": 16, "kv_heads": 2, "head_dim": 64, "seq_kv": seq_kv}
+    w = workload(window=128, causal=True, phase="decode", dtype="bf16", **shape)
+    kernel, *_ = kernels = kernels_of(make_schedule(table, "a test").program(w, H100))
+    ran, *_ = run(kernels, H100, w)
+    shown = sum(min(keys, 128) for keys in w.keys)
+    assert ran.hbm_read_bytes == (w.batch * 16 + 2 * 2 * shown) * 64 * 2
+    kept = sum(tensor.bytes for tensor in kernel.tensors if tensor.role in ("key", "value"))
+    assert kept == 2 * 2 * sum(w.keys) * 64 * 2
+    assert_engines_agree([kernel], H100, w.dtype)
 
 
 @pytest.mark.parametrize(("implementation", "workers"), [("fa3", 2), ("vllm", 1)])

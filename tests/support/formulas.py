@@ -75,15 +75,15 @@ def blocks_with_any(shown: np.ndarray, tile: Tile) -> np.ndarray:
 def visits(w, kernel, packed: int | None = None, schedule=None) -> np.ndarray:
     """Which key blocks each block of query rows of one matrix visits, heads packed as the kernel's.
 
-    A packed matrix has the heads of a query one below the other. A fork's blocks begin, behind a
-    window, at the first key that the rows see: as many are told from where that one lies.
+    A packed matrix has the heads of a query one below the other. Key blocks of a fork of
+    FlashAttention-3 are counted from `keys_before` on.
     """
     packed = packed or w.batch * w.heads // kernel.tensors[0].groups
     shown, tile = np.repeat(visible(w), packed, axis=0), tile_of([kernel])
     found = blocks_with_any(shown, tile)
     for number, blocks in enumerate(found):
         rows = shown[number * tile.q : (number + 1) * tile.q]
-        beyond = first_key(w, rows, schedule) % tile.kv
+        beyond = keys_before(w, rows, schedule, tile, len(found))
         if beyond:
             counted = blocks_with_any(rows[:, beyond:], tile)[0]
             blocks[:] = False
@@ -91,12 +91,17 @@ def visits(w, kernel, packed: int | None = None, schedule=None) -> np.ndarray:
     return found
 
 
-def first_key(w: AttentionWorkload, rows: np.ndarray, schedule) -> int:
-    """Where the key blocks of a tile's rows begin: 0 but for the forks of FlashAttention-3."""
+def keys_before(w: AttentionWorkload, rows: np.ndarray, schedule, tile: Tile, down: int) -> int:
+    """How many keys lie before the key blocks of a tile's rows, of so many blocks of rows.
+
+    Those of FlashAttention-3's forks begin, behind a window, at the first key that the rows see; of
+    several blocks of rows each is told to begin less than a key block before.
+    """
     forked = getattr(schedule, "implementation", None) in ("vllm", "sglang")
     if not forked or w.window is None or not rows.any():
         return 0
-    return int(np.flatnonzero(rows.any(axis=0))[0])
+    first = int(np.flatnonzero(rows.any(axis=0))[0])
+    return first if down == 1 else first % tile.kv
 
 
 def compulsory_bytes(w: AttentionWorkload) -> tuple[int, int]:

@@ -25,9 +25,10 @@ class QueryRows:
     the keys that it sees, each a like share of its key blocks, of which the last may have none.
     Tiles are numbered block by block, then range, then head, then sequence; where sequences differ,
     in length or in `splits_each`, as if all were the largest. Key blocks of a tile that counts them
-    `from_first_key` begin at the first key that it sees: as many as it then visits, they are taken
-    to lie where those counted from key 0 do, so that what they bring is off by less than a block:
-    of a tile that sees but one, by up to half of its bytes.
+    `from_first_key` begin at the first key that it sees, before which K and V of a sequence of one
+    block of rows have nothing that is touched. Of several blocks, which begin at keys of their own,
+    as many key blocks are taken to lie where those counted from key 0 do: what a tile brings is off
+    by less than a block.
     """
 
     w: AttentionWorkload
@@ -181,7 +182,18 @@ class QueryRows:
 
     def _beyond(self, low: IntArray) -> IntArray:
         """By how much the first key of a tile lies beyond the block that is counted for it."""
-        return low % self.tile.kv if self.from_first_key else np.zeros_like(low)
+        if not self.from_first_key:
+            return np.zeros_like(low)
+        return low if self.down == 1 else low % self.tile.kv
+
+    @cached_property
+    def first_keys(self) -> IntArray:
+        """The key of each sequence at which the first of its key blocks begins."""
+        firsts = np.zeros(self.w.batch, np.int64)
+        if self.from_first_key and self.down == 1:
+            lows = [w.visible_ranges(*self._edges(w))[0] for w, _ in self._each]
+            firsts[:] = np.concatenate(lows)
+        return firsts
 
     def key_blocks(self, tiles: IntArray) -> IntArray:
         """How many key blocks each of these tiles visits."""
@@ -191,19 +203,20 @@ class QueryRows:
 
     def tensors(self) -> tuple[QKVO, Tensor]:
         """Q, K, V and O, and the log-sum-exp, in HBM."""
-        w = self.w
-        of_q, of_kv = (self.matrices, self.rows), (w.batch * w.kv_heads, w.seq_kv)
-        size = w.dtype_bytes
+        w, of_q = self.w, (self.matrices, self.rows)
+        keys = np.array(w.keys) - self.first_keys
+        of_kv, size = (w.batch * w.kv_heads, int(keys.max())), w.dtype_bytes
+        before = self.first_keys.repeat(w.kv_heads) if self.first_keys.any() else None
 
-        def of_keys(cols: int) -> IntArray | None:
-            return matrix_sizes(w.keys, cols, w.kv_heads)
+        def of_keys(cols: int) -> tuple[IntArray | None, IntArray | None]:
+            return matrix_sizes(keys.tolist(), cols, w.kv_heads), before
 
         d, d_v = w.head_dim, w.value_columns
         return (
             QKVO(
                 Tensor("Q", *of_q, d, size, "input", "query", self.sizes(d)),
-                Tensor("K", *of_kv, d, size, "input", "key", of_keys(d)),
-                Tensor("V", *of_kv, d_v, size, "input", "value", of_keys(d_v)),
+                Tensor("K", *of_kv, d, size, "input", "key", *of_keys(d)),
+                Tensor("V", *of_kv, d_v, size, "input", "value", *of_keys(d_v)),
                 Tensor("O", *of_q, d_v, O_ELEMENT_BYTES, "output", "result", self.sizes(d_v)),
             ),
             Tensor("LSE", *of_q, 1, STATISTICS_BYTES, "output", "statistics", self.sizes(1)),
@@ -246,7 +259,7 @@ class QueryRows:
 
         A block that a cluster of CTAs shares comes in as many parts, one by each: here by columns.
         """
-        across = blocks(self.w.seq_kv, self.tile.kv)
+        across = blocks(tensor.rows, self.tile.kv)
         begin = way.first_visited(*self.visited) + way.stride * skipped
 
         def part(items: IntArray) -> IntArray:
