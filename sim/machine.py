@@ -83,8 +83,8 @@ def machine_of(hw: HardwareProfile) -> Machine:
     l2_capacity_bytes = int(hw.l2.capacity * calibration.l2.effective_capacity)
     return Machine(
         sms=hw.sm.count,
-        hbm_read_bytes_per_s=hw.hbm.data_bytes_per_s * calibration.hbm.read,
-        hbm_write_bytes_per_s=hw.hbm.data_bytes_per_s * calibration.hbm.write,
+        hbm_read_bytes_per_s=hw.hbm.read_bytes_per_s * calibration.hbm.read,
+        hbm_write_bytes_per_s=hw.hbm.write_bytes_per_s * calibration.hbm.write,
         l2_bytes_per_s=hw.l2.bandwidth * calibration.l2.sustained,
         port_bytes_per_s=hw.sm.l2_bytes_per_clock * hw.sm.clock,
         l2_capacity_bytes=l2_capacity_bytes,

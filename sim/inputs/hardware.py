@@ -74,6 +74,12 @@ class Section(BaseModel):
 
 # Of a bus that carries ECC bits too: 2 bytes of them for 32 (NVIDIA's IGX user guide, "DRAM-ECC").
 INLINE_ECC_DATA_SHARE = 32 / 34
+# Of its rate without, at which such a bus writes: bits of more data than is written are read and
+# written again. A T4 sums at 290 GB/s, adds vectors at 252 and copies at 240 (sylvia-ymlin/
+# CUDA-Kernel-Optimization, docs/performance_report.md; router-gao/cuda-demo, 02-cuda-bandwidth.md):
+# it writes at 200 to 210, 0.7 of what it reads at; an A10G, which sums at 492, adds at 471 and
+# copies at 468 (tungsheng/cuda-kernel-lab), 0.9. An L40S's `fit` rows are nearest at 0.6 to 0.7.
+INLINE_ECC_WRITE_SHARE = 0.75
 
 
 class Hbm(Section):
@@ -88,9 +94,14 @@ class Hbm(Section):
     inline_ecc: bool = False
 
     @property
-    def data_bytes_per_s(self) -> float:
-        """What the bus leaves for data, reads and writes alike."""
+    def read_bytes_per_s(self) -> float:
+        """What the bus leaves for data that is read."""
         return self.bandwidth * (INLINE_ECC_DATA_SHARE if self.inline_ecc else 1.0)
+
+    @property
+    def write_bytes_per_s(self) -> float:
+        """What it leaves for data that is written."""
+        return self.read_bytes_per_s * (INLINE_ECC_WRITE_SHARE if self.inline_ecc else 1.0)
 
 
 class L2(Section):
