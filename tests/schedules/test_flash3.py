@@ -429,6 +429,20 @@ def test_a_fork_s_decoding_reads_what_a_window_shows_and_no_more(implementation,
     assert_engines_agree([kernel], H100, w.dtype)
 
 
+@pytest.mark.parametrize("implementation", ["vllm", "sglang"])
+def test_a_chunk_in_a_fork_s_batch_leaves_the_others_what_their_windows_show(implementation):
+    table = {"name": "flash3", "call": "paged", "splits": 1, "implementation": implementation}
+    shape = {"heads": 16, "kv_heads": 2, "head_dim": 64, "window": 128, "causal": True}
+    read = []
+    for queries, keys in (([64], [8074]), ([1, 1, 64], [8000, 8037, 8074])):
+        w = workload(seq_q=queries, seq_kv=keys, dtype="bf16", **shape)
+        kernels = kernels_of(make_schedule(table, "a test").program(w, H100))
+        ran, *_ = run(kernels, H100, w)
+        read.append(ran.hbm_read_bytes)
+    chunk, together = read
+    assert together - chunk == 2 * (16 + 2 * 2 * 128) * 64 * 2
+
+
 @pytest.mark.parametrize(("implementation", "workers"), [("fa3", 2), ("vllm", 1)])
 def test_decoding_packs_the_query_heads_that_share_a_cache(implementation, workers):
     """heuristics.h, should_pack_gqa, and in vLLM's fork use_one_mma_wg."""

@@ -184,15 +184,14 @@ class QueryRows:
         """By how much the first key of a tile lies beyond the block that is counted for it."""
         if not self.from_first_key:
             return np.zeros_like(low)
-        return low if self.down == 1 else low % self.tile.kv
+        return low if len(low) == 1 else low % self.tile.kv
 
     @cached_property
     def first_keys(self) -> IntArray:
         """The key of each sequence at which the first of its key blocks begins."""
         firsts = np.zeros(self.w.batch, np.int64)
-        if self.from_first_key and self.down == 1:
-            lows = [w.visible_ranges(*self._edges(w))[0] for w, _ in self._each]
-            firsts[:] = np.concatenate(lows)
+        lows = (w.visible_ranges(*self._edges(w))[0] for w, _ in self._each)
+        firsts[:] = [self._beyond(low)[0] if len(low) == 1 else 0 for low in lows]
         return firsts
 
     def key_blocks(self, tiles: IntArray) -> IntArray:
