@@ -1,10 +1,10 @@
 """Predictions held against measurements: errors by schedule family, and which is faster."""
 
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
@@ -13,13 +13,13 @@ from scipy.stats import spearmanr
 from sim.inputs.hardware import HardwareProfile
 from sim.runs.job import Progress
 from sim.runs.workers import processes
+from validate.judging import HITS, Pairs, Timed, error_of, pairs_of
 from validate.measurement import Measurement, Measurements, Split
 from validate.predict import NotPredictedError, Prediction, predict
 
-COLD, WARM, HBM, HITS = "time, cold L2", "time, warm L2", "HBM bytes", "L2 hit rate"
+COLD, WARM, HBM = "time, cold L2", "time, warm L2", "HBM bytes"
 QUANTITIES = (COLD, WARM, HBM, HITS)
 _UNSAID = ("name", "label", "implementation", "mask")  # of a schedule's options, about a point
-PAIR_DIFFERS = 0.05  # schedules whose times differ by less are not ranked
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,14 @@ class Judged:
     @property
     def error(self) -> float:
         """Predicted over measured less one; of hit rates the difference."""
-        return _error(self.quantity, self.predicted, self.measured)
+        return error_of(self.quantity, self.predicted, self.measured)
 
     @property
     def roofline_error(self) -> float | None:
         """The same for the roofline."""
         if self.roofline is None:
             return None
-        return _error(self.quantity, self.roofline, self.measured)
-
-
-def _error(quantity: str, predicted: float, measured: float) -> float:
-    return predicted - measured if quantity == HITS else predicted / measured - 1
+        return error_of(self.quantity, self.roofline, self.measured)
 
 
 @dataclass(frozen=True)
@@ -73,15 +69,6 @@ class Score:
     bias: float
     rank_correlation: float | None
     roofline_error: float | None
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of schedules of one workload whose times differ: how many, how many ordered right."""
-
-    total: int
-    right: int
-    roofline_right: int
 
 
 @dataclass(frozen=True)
@@ -173,8 +160,9 @@ def judge(point: Measurement, prediction: Prediction) -> list[Judged]:
         (HBM, point.hbm_bytes, p.hbm_bytes, p.roofline_hbm_bytes),
     ]
     if hits and len(hits) == len(point.counters):
-        read = sum(c.l2_read_bytes or 0.0 for c in hits)
-        rate = sum((c.l2_hit_rate or 0.0) * (c.l2_read_bytes or 0.0) for c in hits) / read
+        looked_up = [(c.l2_read_bytes or 0.0) + (c.l2_write_bytes or 0.0) for c in hits]
+        rates = [c.l2_hit_rate or 0.0 for c in hits]
+        rate = sum(map(operator.mul, rates, looked_up)) / sum(looked_up)
         quantities.append((HITS, rate, p.l2_hit_rate, None))
     return [
         Judged(point, quantity, measured, predicted, roofline, p)
@@ -213,23 +201,13 @@ def _score(family: str, quantity: str, group: list[Judged]) -> Score:
 
 def pairs(judged: Iterable[Judged]) -> Pairs:
     """Pairs of families on one workload whose times differ: are they named in the right order?"""
-    groups: dict[tuple[str, str], list[Judged]] = {}
+    groups: dict[tuple[str, str], list[Timed]] = {}
     for one in judged:
         if one.quantity in (COLD, WARM):
-            workload = one.point.workload.model_dump_json()
-            groups.setdefault((workload, one.quantity), []).append(one)
-    total = right = roofline_right = 0
-    for group in groups.values():
-        for a, b in combinations(group, 2):
-            near = max(a.measured, b.measured) <= (1 + PAIR_DIFFERS) * min(a.measured, b.measured)
-            if near or a.point.family == b.point.family:
-                continue
-            total += 1
-            faster = a.measured < b.measured
-            right += a.predicted != b.predicted and (a.predicted < b.predicted) == faster
-            ours, theirs = a.roofline or 0.0, b.roofline or 0.0
-            roofline_right += ours != theirs and (ours < theirs) == faster
-    return Pairs(total, right, roofline_right)
+            shape = (one.point.workload.model_dump_json(), one.quantity)
+            timed = Timed(one.point.family, one.measured, one.predicted, one.roofline or 0.0)
+            groups.setdefault(shape, []).append(timed)
+    return sum(map(pairs_of, groups.values()), Pairs())
 
 
 def worst(judged: Iterable[Judged], count: int = 5) -> list[Judged]:

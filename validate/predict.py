@@ -14,6 +14,7 @@ from sim.machine import CAUSES
 from sim.tile_program import Compute, Kernel, Tensor, in_order
 from validate.devices import at_clock
 from validate.inline_ecc import counted_dram_bytes
+from validate.judging import counted_hit_rate
 from validate.measurement import Shape
 
 # Repetitions of a benchmark: 30 in Dao-AILab/flash-attention,
@@ -67,13 +68,15 @@ def predict(shape: Shape, hw: HardwareProfile) -> Prediction:
     runs = 2 if least_hbm_bytes(*kernels) < WARM_BELOW * hw.l2.capacity else 1
     run = run_on_device(in_order(kernels * runs), hw, w.dtype, "replay", lambda _: None)
     cold, last = run.kernels[: len(kernels)], run.kernels[-len(kernels) :]
-    read_bytes = sum(k.run.l2_read_bytes for k in cold)
+    read, write, hits = (
+        sum(getattr(k.run, f"l2_{way}_bytes") for k in cold) for way in ("read", "write", "hit")
+    )
     longest = max(cold, key=lambda launched: launched.run.time_s).run
     return Prediction(
         cold_s=_stream_s(cold, hw),
         warm_s=_stream_s(last, hw),
         hbm_bytes=sum(sum(counted_dram_bytes(k.run, hw)) for k in cold),
-        l2_hit_rate=sum(k.run.l2_hit_bytes for k in cold) / max(read_bytes, 1),
+        l2_hit_rate=counted_hit_rate(read, write, hits),
         roofline_s=sum(roofline_s(kernel, w, hw) for kernel in kernels),
         roofline_hbm_bytes=sum(least_hbm_bytes(kernel) for kernel in kernels),
         shares=_shares(cold, hw),
@@ -96,8 +99,9 @@ def _shares(kernels: list[Launched], hw: HardwareProfile) -> dict[str, float]:
         for number, cause in enumerate(CAUSES)
     }
     gaps_s = len(kernels) * hw.calibration.launch.gap
-    shares["power"] = total_s - float(sum(k.run.path_s.sum() for k in kernels)) - gaps_s
-    shares["launch"] = len(kernels) * hw.calibration.launch.gap / total_s
+    critical_s = float(sum(k.run.path_s.sum() for k in kernels))
+    shares["power"] = (total_s - critical_s - gaps_s) / total_s
+    shares["launch"] = gaps_s / total_s
     return dict(sorted(shares.items(), key=lambda entry: -entry[1]))
 
 

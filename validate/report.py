@@ -15,7 +15,6 @@ from validate.calibrate import Calibration
 from validate.compare import (
     COLD,
     HBM,
-    HITS,
     QUANTITIES,
     WARM,
     Comparison,
@@ -24,6 +23,7 @@ from validate.compare import (
     why,
     worst,
 )
+from validate.judging import HITS, PAIR_DIFFERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def show_comparison(comparison: Comparison) -> None:
     if pairs.total:
         print(
             f"The faster of two schedules: right in {pairs.right} of {pairs.total} pairs that "
-            f"differ by more than 5% (a roofline: {pairs.roofline_right})."
+            f"differ by more than {PAIR_DIFFERS:.0%} (a roofline: {pairs.roofline_right})."
         )
     print("Worst points:" if comparison.judged else "No point could be judged.")
     for one in worst(comparison.judged):

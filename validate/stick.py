@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
@@ -22,13 +21,13 @@ from sim.runs.job import Progress
 from sim.runs.store import Entry, Store
 from sim.runs.workers import processes
 from validate.figures import Figure, FigureSplit, must_be_fit
+from validate.judging import HITS, Pairs, Timed, counted_hit_rate, error_of, pairs_of
 from validate.measured import Case, Measured, measured_of
 from validate.predict import NotPredictedError
 from validate.simulated import Simulated, address_of, simulate
 
-TIME, DRAM, L2, HITS, RATE = "time", "DRAM bytes", "L2 bytes", "L2 hit rate", "DRAM rate"
+TIME, DRAM, L2, RATE = "time", "DRAM bytes", "L2 bytes", "DRAM rate"
 QUANTITIES = (TIME, DRAM, L2, HITS, RATE)
-PAIR_DIFFERS = 0.10  # kernels whose times differ by less are not ranked
 ANY = "all"  # regimes together
 # Hit rates of fewer bytes are not judged: L2's counters hold what other units ask for too
 # (instructions, constants, the profiler; NVIDIA's developer forum, topic 120341). Of 55,000 sectors
@@ -51,7 +50,7 @@ class Judged:
     @property
     def error(self) -> float:
         """Predicted over measured less one; of hit rates the difference."""
-        return _error(self.quantity, self.predicted, self.value)
+        return error_of(self.quantity, self.predicted, self.value)
 
     @property
     def is_host(self) -> bool:
@@ -73,10 +72,6 @@ class Judged:
         """How many tokens, and whether of one sequence, such as "middle, batch 1"."""
         w = self.measured.case.workload
         return regime_of(w.batch, w.seq_kv if w.phase == "decode" else w.seq_q)
-
-
-def _error(quantity: str, predicted: float, measured: float) -> float:
-    return predicted - measured if quantity == HITS else predicted / measured - 1
 
 
 @dataclass(frozen=True)
@@ -116,27 +111,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs of kernels on one shape and device whose times differ: how many, and ordered right.
-
-    `alike` are those that one schedule stands for, so that neither is predicted to be faster.
-    """
-
-    device: str
-    total: int
-    right: int
-    alike: int
-    roofline_right: int
-
-
-@dataclass(frozen=True)
 class Stick:
     """All that is said of tables of figures."""
 
     judged: list[Judged]
     left: list[Left]
     scores: list[Score]
-    pairs: list[Pairs]
+    pairs: dict[str, Pairs]  # by device
     constants: dict[str, float]  # by family: measured time over the roofline's
     simulated: int  # cases that were not in the store
     cases: int
@@ -145,7 +126,7 @@ class Stick:
         """Scores, pairs, every judged figure and every one that is not, as JSON."""
         whole: dict[str, Any] = {
             "scores": [asdict(score) for score in self.scores],
-            "pairs": [asdict(one) for one in self.pairs],
+            "pairs": [{"device": one, **asdict(own)} for one, own in self.pairs.items()],
             "constants": self.constants,
             "figures": [_figure_json(one) for one in self.judged],
             "left_out": [
@@ -269,7 +250,6 @@ def judge(measured: Measured, simulated: Simulated) -> Judged:
         sum(getattr(k, f"l2_{way}_bytes") for k in kernels) for way in ("read", "write")
     )
     least = sum(kernel.roofline_dram_bytes for kernel in kernels)
-    # A counter of hits (lts__t_sector_hit_rate) counts writes too, which always hit.
     hits = sum(kernel.l2_hit_bytes for kernel in kernels)
     quantity, value = quantity_of(measured.figure)
     if value == 0 and quantity != HITS:
@@ -280,7 +260,7 @@ def judge(measured: Measured, simulated: Simulated) -> Judged:
     predicted: dict[str, tuple[float, float | None]] = {
         TIME: (seconds, roofline_s),
         L2: (l2_read + (l2_write if everything else 0), None),
-        HITS: ((hits + l2_write) / max(l2_read + l2_write, 1), None),
+        HITS: (counted_hit_rate(l2_read, l2_write, hits), None),
         RATE: ((read + write) / seconds if seconds else 0.0, None),
         DRAM: {
             "dram_read_bytes": (read, None),
@@ -392,25 +372,16 @@ def _score(
     )
 
 
-def pairs(judged: Iterable[Judged]) -> list[Pairs]:
+def pairs(judged: Iterable[Judged]) -> dict[str, Pairs]:
     """By device, kernels on one shape whose times differ: are they named in the right order?"""
-    groups: dict[tuple[object, ...], list[Judged]] = {}
+    groups: dict[tuple[object, ...], list[Timed]] = {}
     for one in judged:
         if one.quantity == TIME and not one.is_host:
             case = one.measured.case
-            shape = (case.workload, case.hardware.sm.clock, case.warm, one.split)
-            groups.setdefault((one.device, *shape), []).append(one)
-    counts: dict[str, list[int]] = {}
+            shape = (one.device, case.workload, case.hardware.sm.clock, case.warm, one.split)
+            timed = Timed(one.measured.figure.kernel, one.value, one.predicted, one.roofline or 0.0)
+            groups.setdefault(shape, []).append(timed)
+    found: dict[str, Pairs] = {}
     for (device, *_), group in groups.items():
-        for a, b in combinations(group, 2):
-            near = max(a.value, b.value) <= (1 + PAIR_DIFFERS) * min(a.value, b.value)
-            if near or a.measured.figure.kernel == b.measured.figure.kernel:
-                continue
-            faster = a.value < b.value
-            ours, theirs = a.roofline or 0.0, b.roofline or 0.0
-            count = counts.setdefault(str(device), [0, 0, 0, 0])
-            count[0] += 1
-            count[1] += a.predicted != b.predicted and (a.predicted < b.predicted) == faster
-            count[2] += a.predicted == b.predicted
-            count[3] += ours != theirs and (ours < theirs) == faster
-    return [Pairs(device, *count) for device, count in sorted(counts.items())]
+        found[str(device)] = found.get(str(device), Pairs()) + pairs_of(group)
+    return {device: found[device] for device in sorted(found) if found[device].total}

@@ -1,7 +1,7 @@
 """The measuring stick's answer as tables on a terminal, JSON, Markdown and figures."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from sim.report.asked import workload_in_words
 from sim.report.figure import COLOURS, GREY, MARKERS, log_axis, new_figure
 from sim.report.sheet import AS_DRAWN, Sheet, save_figure
 from sim.report.table import new_table, show_table
-from validate.stick import ANY, DRAM, HITS, L2, RATE, TIME, Judged, Left, Pairs, Score, Stick
+from validate.judging import HITS, PAIR_DIFFERS, Pairs
+from validate.stick import ANY, DRAM, L2, RATE, TIME, Judged, Left, Score, Stick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -162,13 +163,13 @@ def _regime_title(split: str) -> str:
     return f"{split}: mean error of times by regime, over devices (points)"
 
 
-def pairs_lines(pairs: Iterable[Pairs]) -> list[str]:
+def pairs_lines(pairs: Mapping[str, Pairs]) -> list[str]:
     """Which of two kernels is faster, a line a device."""
     return [
-        f"{one.device}: the faster of two kernels on one shape is named in {one.right} of "
-        f"{one.total} pairs that differ by more than 10% (a roofline: {one.roofline_right}); in "
-        f"{one.alike} one schedule stands for both."
-        for one in pairs
+        f"{device}: the faster of two kernels on one shape is named in {own.right} of {own.total} "
+        f"pairs that differ by more than {PAIR_DIFFERS:.0%} (a roofline: {own.roofline_right}); in "
+        f"{own.alike} one schedule stands for both."
+        for device, own in pairs.items()
     ]
 
 

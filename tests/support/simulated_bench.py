@@ -6,6 +6,7 @@ import numpy as np
 
 from sim.device.run import run_on_device
 from sim.inputs.hardware import HardwareProfile
+from validate.judging import counted_hit_rate
 from validate.measurement import Counters, Device, Measurement, Micro, Shape
 from validate.predict import predict
 
@@ -48,7 +49,9 @@ class SimulatedBench:
                 hbm_write_bytes=k.run.hbm_write_bytes,
                 l2_read_bytes=k.run.l2_read_bytes,
                 l2_write_bytes=k.run.l2_write_bytes,
-                l2_hit_rate=k.run.l2_hit_bytes / max(k.run.l2_read_bytes, 1),
+                l2_hit_rate=counted_hit_rate(
+                    k.run.l2_read_bytes, k.run.l2_write_bytes, k.run.l2_hit_bytes
+                ),
             )
             for k in run.kernels
         ]

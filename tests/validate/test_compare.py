@@ -8,7 +8,8 @@ from sim.inputs.hardware import load_profile
 from tests.support.commands import assert_one_line, called
 from tests.support.simulated_bench import SimulatedBench
 from validate.campaign import load_campaign
-from validate.compare import COLD, HBM, HITS, WARM, compare, pairs, why, worst
+from validate.compare import COLD, HBM, WARM, compare, pairs, why, worst
+from validate.judging import HITS, counted_hit_rate
 from validate.measure import run_campaign
 from validate.measurement import Measurement, Shape
 from validate.predict import NotPredictedError, predict
@@ -121,6 +122,23 @@ def test_the_roofline_is_bytes_or_flops_of_the_tensors_whichever_takes_longer():
     moved = 2 * 16 * 8192 * 128 * 2 + 2 * 16 * 128 * 2 + 16 * 4
     # All FLOPs of the tile count, whose rows are mostly empty in decoding: still fewer than bytes.
     assert predict(shape, HW).roofline_s == pytest.approx(moved / HW.hbm.bandwidth)
+
+
+def test_shares_of_the_critical_path_with_power_and_launches_are_all_of_it():
+    table = {"heads": 64, "head_dim": 128, "seq_len": 16384, "dtype": "bf16"}
+    shape = Shape(
+        runner="attnsim", family="f", split="test", workload=table, schedule={"name": "flash3"}
+    )
+    for tdp in (700.0, 250.0):
+        prediction = predict(shape, HW.with_figures({"power.tdp": tdp}))
+        assert sum(prediction.shares.values()) == pytest.approx(1.0)
+    assert prediction.shares["power"] > 0.1
+
+
+def test_writes_count_among_the_lookups_that_hit():
+    """Nsight Compute's lts__t_sectors_srcunit_tex_lookup_hit is of reads and writes."""
+    assert counted_hit_rate(read_bytes=300.0, write_bytes=100.0, hit_bytes=200.0) == 0.75
+    assert counted_hit_rate(0.0, 0.0, 0.0) == 0.0
 
 
 def test_a_benchmark_that_is_soon_over_is_little_held_back_by_power():

@@ -205,9 +205,9 @@ def test_the_faster_of_two_kernels_is_counted_where_they_differ(tmp_path):
     right = judged(tmp_path, value="100", kernel="flash2", simulated=faster)
     wrong = judged(tmp_path, value="300", kernel="flash2", simulated=faster)
     alike = judged(tmp_path, value="100", kernel="flash2")
-    assert pairs([first, near]) == []
+    assert pairs([first, near]) == {}
     for other, right_count, alike_count in ((right, 1, 0), (wrong, 0, 0), (alike, 0, 1)):
-        (count,) = pairs([first, other])
+        (count,) = pairs([first, other]).values()
         assert (count.total, count.right, count.alike) == (1, right_count, alike_count)
 
 
