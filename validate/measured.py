@@ -31,7 +31,6 @@ WINDOW = re.compile(r"\bwindow (\d+)\b")
 SIDES = re.compile(r"\bwindow left (-?\d+) right (-?\d+)\b")
 WRITES_CACHE = re.compile(r"\bKV write included\b")
 COLD = re.compile(r"\bcold\b|\bflush|\bKV mostly cold\b|\bL2 full of dirty lines\b", re.IGNORECASE)
-# Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
 # Calls of ai-dynamo/aiconfigurator, collector/*/collect_attn.py: those before timing, half of them
 # before a graph is captured (helper.py, benchmark_with_power), and all; collect_mla.py of vLLM has
 # no graph. The first name that a kernel's begins with counts.
@@ -47,6 +46,7 @@ NO_GRAPH, BETWEEN_GRAPHS_S, FIRST_GRAPH_S = "vllm MLA ", 0.3e-6, 15e-6
 # to 1.4 us by which RRZE-HPC/gpu-benches (gpu-small-kernels: l40, a40, h200, a100_80) has them
 # further apart than in a graph, of which some part is the host's.
 IN_A_STREAM_S = 0.6e-6
+# Flushed by writing: nvbench's cold passes (nvbench/detail/l2flush.cuh, cudaMemsetAsync).
 WRITTEN_COLD = re.compile(r"\bnvbench cold\b|\bzeroed between calls\b")
 # Between the events of a call run with --disable-blocking-kernel stands its host part too
 # (JakeFlasher/benchmark_flash_attention, scripts/run_all.sh), some 10 us where it decodes.
@@ -154,7 +154,7 @@ def measured_of(figure: Figure, profile: str | None = None) -> Measured:
         figure,
         operation.family,
         case,
-        beside=_beside(figure, operation, w, schedule, hw),
+        beside=_beside(figure, operation, w, schedule),
         has_gaps=BY_PROFILER.search(figure.extra) is None,
         apart_s=0.0 if _in_graphs(figure) else IN_A_STREAM_S,
         floor_us=_floor_us(figure, operation),
@@ -286,7 +286,6 @@ def _beside(
     operation: Operation,
     w: AttentionWorkload,
     schedule: Schedule,
-    hw: HardwareProfile,
 ) -> Beside:
     """What the call does beside attention; the new tokens come as wide as the row says."""
     kind: Kind = ""
@@ -297,11 +296,11 @@ def _beside(
         kind = "cache write"
     dtype, kv_dtype = (name.split("/")[0] for name in (figure.dtype, figure.kv_dtype))
     kind = operation.fp8_beside if w.dtype == "fp8" and operation.fp8_beside else kind
-    host_s = _host_s(figure, operation, hw)
+    host_s = _host_s(figure, operation)
     return beside(kind, w, dtype, kv_dtype).and_also(Beside(host_s=host_s))
 
 
-def _host_s(figure: Figure, operation: Operation, hw: HardwareProfile) -> float:
+def _host_s(figure: Figure, operation: Operation) -> float:
     """What of the host's part no kernel runs beside.
 
     Of calls that are timed together the first waits until it has been asked for.

@@ -93,6 +93,19 @@ def check_writable(option: str, path: Path) -> None:
         raise InputError(f"{option} {path}: a file in a writable folder was expected")
 
 
+def check_apart(*named: "tuple[str, Path | None]") -> None:
+    """Raises InputError where two files, each with what it is given as, are one."""
+    from sim.inputs.files import InputError
+
+    known: dict[Path, str] = {}
+    for name, path in named:
+        place = None if path is None else path.resolve()
+        if place is not None and place in known:
+            raise InputError(f"{name} {path}: it is {known[place]}; a file of its own was expected")
+        if place is not None:
+            known[place] = name
+
+
 def _replays_kept(engine: "EngineName | None") -> str:
     """What an interrupted command leaves that writes nothing before its end."""
     if engine == "replay":

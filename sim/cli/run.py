@@ -22,7 +22,7 @@ from sim.cli.options import (
     WideOption,
     replays_folder,
 )
-from sim.cli.output import a_bar, check_writable, give, sheet_for
+from sim.cli.output import a_bar, check_apart, check_writable, give, sheet_for
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -67,6 +67,8 @@ def run(
     refuse(text, ["search"], f"search: attnsim explore search {scenario} runs it")
     sheet = sheet_for(out, format, size)
     if kind_of(text.data) == "scenario":
+        outputs = ("--report", report), ("--trace", trace), ("--export", export)
+        check_apart(("the scenario", Path(scenario)), *outputs)
         run_schedules(text, out, sheet, report, trace, export, engine, wide, json)
         return
     if allow_code:
@@ -184,6 +186,9 @@ def sweep(
     refuse(text, WHOLE_MODEL, "a sweep takes a scenario that has [[schedule]] tables")
     if dask is not None and workers is not None:
         raise InputError("--workers: a Dask cluster has its own; leave it out beside --dask")
+    outputs = ("--export", export), ("--report", report)
+    check_apart(("the scenario", Path(scenario)), *outputs)
+    check_apart(("--store", store), *outputs)
     if not os.path.isfile(store):  # one that cannot be written to can be read
         check_writable("--store", store)
 

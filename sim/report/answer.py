@@ -107,7 +107,7 @@ def _of_wins(ran: list[list[Record]], points: int, wins: Counter[str], schedules
     slow, fast = max(ahead, behind, key=lambda pair: _ratio(*pair))
     if _ratio(slow, fast) < LEVEL:
         return f"{text} It is within 2% of the others."
-    rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest"
+    rival = next(s for s in schedules if s != first) if len(schedules) == 2 else "the slowest other"
     span = dict.fromkeys(f"{_ratio(*pair):.3g}" for pair in (least, most))
     text += f" It is {' to '.join(span)} times as fast as {rival}."
     at = ", ".join(_name(key, value) for key, value in fast.point.items())

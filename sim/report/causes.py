@@ -46,7 +46,8 @@ class Fact:
 
     `words` has a place for the figure, `more` is what else is said of it. `is_loss`: 1 is the best
     there is, so that it is worth telling of one record alone. `is_choice`: a kernel's, which tells
-    times of the same work apart. It is told where time goes to any of `waits`.
+    times of the same work apart. `of_kernel` says that it is no record's. It is told where time
+    goes to any of `waits`.
     """
 
     slows: Callable[[Record, KernelResult], float | None]
@@ -55,6 +56,7 @@ class Fact:
     more: Callable[[KernelResult], str] = lambda _: ""
     is_loss: bool = False
     is_choice: bool = False
+    of_kernel: bool = False
     waits: tuple[str, ...] = ()
 
     def matters(self, record: Record) -> bool:
@@ -89,12 +91,14 @@ FACTS = (
         "{} waves of CTAs",
         more=_last,
         is_loss=True,
+        of_kernel=True,
     ),
     Fact(
         lambda _, kernel: _over(kernel.rows_used),
         lambda _, kernel: f"{kernel.rows_used:.0%}",
         "{} of tiles' rows used, the rest padding",
         is_loss=True,
+        of_kernel=True,
         waits=COMPUTING,
     ),
     Fact(
@@ -141,12 +145,14 @@ FACTS = (
         "CTAs an SM: {}",
         more=lambda kernel: f", limited by {kernel.ctas_limited_by}",
         is_choice=True,
+        of_kernel=True,
     ),
     Fact(
         lambda _, kernel: _over(kernel.splits),
         lambda _, kernel: str(kernel.splits),
         "ranges of keys: {}",
         is_choice=True,
+        of_kernel=True,
     ),
 )
 
@@ -174,6 +180,8 @@ def why(slow: Record, fast: Record) -> list[str]:
     if apart is None:
         return []
     of_slow, of_fast = apart
+    is_one_of_several = of_slow.name == of_fast.name and len(slow.kernels) > 1
+    whose = f"{of_slow.name}: " if is_one_of_several else ""
     same_work = 1 / NOTABLE < (slow.flops or 1) / (fast.flops or 1) < NOTABLE
     found = []
     for fact in FACTS:
@@ -181,7 +189,8 @@ def why(slow: Record, fast: Record) -> list[str]:
         if not (here and there and here > NOTABLE * there and fact.matters(slow)):
             continue
         if same_work or not fact.is_choice:
-            words = fact.words.format(fact.figure(slow, of_slow))
+            words = whose if fact.of_kernel else ""
+            words += fact.words.format(fact.figure(slow, of_slow))
             words += f"{more}," if (more := fact.more(of_slow)) else ""
             found.append((here / there, f"{words} instead of {fact.figure(fast, of_fast)}"))
     return _most(found) or [_held_back_for_longer(slow, fast)]

@@ -254,7 +254,8 @@ def lay_over(data: dict[str, Any], key: str, value: Any, where: str = "--set") -
         name = next((name for name in names if key.startswith(f"schedule.{name}.")), rest[0])
         chosen = [table for table in _schedules(data) if table.get("name") == name]
         if not chosen:
-            raise InputError(f"{where}: {key}: no such schedule here; {nearest(name, names)}")
+            known = nearest(name, list(dict.fromkeys(names)))
+            raise InputError(f"{where}: {key}: no schedule of that name here; {known}")
         for table in chosen:
             path = key.removeprefix(f"schedule.{name}.").split(".")
             _set_in(table, path, value, key, where)

@@ -24,11 +24,11 @@ these rules take sequences of any lengths.
 Frameworks have kernels of their own (`implementation`): FlashAttention-3's, FlashInfer's,
 TensorRT-LLM's and the Triton kernels of vLLM and of SGLang, which has V from K and up to as many
 ranges as SMs, rounded up to a power of two (srt/layers/attention/triton_backend.py,
-_mla_decode_kv_splits_cap; its grid has all of them, of which those without keys end at once and are
-left out here). Their CTAs are told in
-`parts.latent_ctas`, who works on what in `parts.latent_splits`; TensorRT-LLM's before Hopper has a
-loop of its own, in `parts.latent_slices`. FlashInfer combines at the end of its only launch, which
-here is a launch more. That a page cannot be loaded before its number is there is not modelled.
+_mla_decode_kv_splits_cap; its grid has all of them, of which those without keys end at once).
+Their CTAs are told in `parts.latent_ctas`, who works on what in `parts.latent_splits`;
+TensorRT-LLM's before Hopper has a loop of its own, in `parts.latent_slices`. FlashInfer combines at
+the end of its only launch, which here is a launch more. That a page cannot be loaded before its
+number is there is not modelled.
 
 The matmuls by W_UK and W_UV are left out as all projections are: DeepSeek-V2 (arXiv 2405.04434,
 section 2.1.2) absorbs them in those that make the queries and take the output. Prefill is `flash2`

@@ -141,6 +141,27 @@ def test_a_name_longer_than_any_files_is_one_line(tmp_path):
     assert_one_line(called("compare", long, long, cwd=tmp_path), "File name too long")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--report", "mine.toml"], "--report mine.toml: it is the scenario"),
+        (["--trace", "x", "--export", "./x"], "--export x: it is --trace"),
+    ],
+)
+def test_what_is_written_takes_no_other_file_s_place(tmp_path, options, says):
+    path = scenario(tmp_path)
+    before = path.read_bytes()
+    assert_one_line(called("run", path, *options, cwd=tmp_path), says)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_table_does_not_replace_the_store_that_it_is_of(tmp_path):
+    path = scenario(tmp_path)
+    done = called("sweep", path, "--store", "s.csv", "--export", "s.csv", cwd=tmp_path)
+    assert_one_line(done, "--export s.csv: it is --store; a file of its own was expected")
+
+
 def test_run_leaves_figures_results_and_trace(tmp_path):
     done = called(
         "run", scenario(tmp_path), "--out", "out", "--trace", "t.json", "--json", cwd=tmp_path

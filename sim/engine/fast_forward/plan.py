@@ -36,7 +36,7 @@ FEWEST_SMS, FEWEST_SHARE = 8, 6  # of the second form: so many, or one in so man
 FEWEST_TRIPS = 16  # of its longest CTA
 FEWEST_UNITS = 2  # of CTAs that go through a matrix
 LEAST_TIMES = 2.0  # smaller is the first form, or it takes long beside the whole
-BOTH = 1.25  # times the steps of the first form: the second has a quarter, the third a sixteenth
+FIRST_TWO = 1.25  # times the steps of the first form: the third, a sixteenth, is not counted
 COARSE_TRIPS = 192  # of a CTA, or more
 STAGGER = 4  # trips, at least, that lie between CTAs which start one after the other
 KEPT_TRIPS = 16  # at least, whose loads L2 has room for where CTAs are not in step
@@ -52,7 +52,7 @@ def scales_of(kernel: Kernel, hw: HardwareProfile, most_steps: int) -> list[Scal
     if kernel.items_per_cta > 1 and kernel.is_uniform:  # its CTAs keep step, as waves show
         return []
     sms, trips = hw.sm.count, kernel.most_trips
-    times = max(LEAST_TIMES, (BOTH * kernel.tile_steps / most_steps) ** 0.5)
+    times = max(LEAST_TIMES, (FIRST_TWO * kernel.tile_steps / most_steps) ** 0.5)
     fewest = max(2, min(FEWEST_SMS, sms // FEWEST_SHARE))
     largest = max(2 * fewest, int(sms / times))
     scales = [Scale(sms / fewer, fewer) for fewer in (largest, largest // 2, largest // 4)]

@@ -14,7 +14,6 @@ from sim.inputs.hardware import HardwareProfile
 from sim.machine import ctas_per_sm
 from sim.tile_program import (
     Barrier,
-    Compute,
     IntArray,
     Kernel,
     Load,
@@ -27,6 +26,10 @@ from sim.tile_program import (
 )
 
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
+# What of a compute grows with its tiles: not what it waits for, one thing after the other.
+AMOUNTS = (
+    "mma_flops", "vector_ops", "exp_count", "sram_bytes", "other_ops", "exps_beside", "held_cycles",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -281,18 +284,10 @@ def _remade(
             return replace(op, stream=stream(op.stream))
         if isinstance(op, Barrier):
             return Barrier(tuple(loads[load] for load in op.issues))
-        return Compute(
-            op.name,
-            tuple(loads[load] for load in op.reads if load in loads),
-            op.mma_flops * amounts,
-            op.vector_ops * amounts,
-            op.exp_count * amounts,
-            op.sram_bytes * amounts,
-            op.other_ops * amounts,
-            op.latencies,
-            op.exps_beside * amounts,
-            op.operand_waits,
-            op.held_cycles * amounts,
+        return replace(
+            op,
+            reads=tuple(loads[load] for load in op.reads if load in loads),
+            **{amount: getattr(op, amount) * amounts for amount in AMOUNTS},
         )
 
     return Loop(trips, tuple(op_of(op) for op in loop.ops))

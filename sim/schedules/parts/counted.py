@@ -21,7 +21,7 @@ class Counted:
     them on an SM of its own: stall counts that ptxas writes into each, and the latencies of shared
     memory, shuffles, exponentials and barriers. `beside` are those that each further CTA on the SM
     adds, whose instructions come between: by play the pipes' affair, and yet near what kernels of
-    long loops take (docs/validation.md). Of reads of L2 `l2_reads` are waited for one after the
+    long loops take (docs/causes.md). Of reads of L2 `l2_reads` are waited for one after the
     other, apart from those cycles. `sram_cycles` are what all warps hold shared memory for, one an
     access and 128 bytes. Of the cycles so many are `multiplied` in: a warp's matmuls take the issue
     slots of its sub-partition.

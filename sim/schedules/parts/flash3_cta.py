@@ -273,13 +273,21 @@ def most_splits(w: AttentionWorkload, call: Call, sms: int, implementation: Impl
     loaded = w.seq_kv if w.window is None else min(w.seq_kv, w.window + tile.q)
     key_blocks = blocks(loaded, tile.kv)
     tiles = w.batch * w.kv_heads * down
-    if tiles >= 0.8 * sms:
-        head_bytes = w.seq_kv * (w.head_dim + w.value_columns) * w.dtype_bytes
-        reread = head_bytes > SPLIT_L2_BYTES and down >= 2 * sms and w.mask == "full"
-        return min(blocks(head_bytes, SPLIT_L2_BYTES), MOST_SPLITS) if reread else 1
-    if key_blocks <= UNSPLIT_BLOCKS:
+    head_bytes = w.seq_kv * (w.head_dim + w.value_columns) * w.dtype_bytes
+    if _fill(tiles, sms) and head_bytes > SPLIT_L2_BYTES and down >= 2 * sms and w.mask == "full":
+        return min(blocks(head_bytes, SPLIT_L2_BYTES), MOST_SPLITS)
+    return splits_to_fill(tiles, key_blocks, sms)
+
+
+def splits_to_fill(tiles: int, key_blocks: int, sms: int) -> int:
+    """Ranges of each tile's key blocks that fill the SMs: none of so many that do, or of few."""
+    if _fill(tiles, sms) or key_blocks <= UNSPLIT_BLOCKS:
         return 1
     return fewest_filling(range(1, min(MOST_SPLITS, sms, key_blocks) + 1), tiles, sms)
+
+
+def _fill(tiles: int, sms: int) -> bool:
+    return tiles >= 0.8 * sms
 
 
 def packed_heads(w: AttentionWorkload, q: int) -> int:

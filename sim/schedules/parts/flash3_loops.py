@@ -1,8 +1,9 @@
 """What the kernels of FlashAttention-3's kind load, compute and store of each block of query rows.
 
 In FlashAttention-3 a key block's softmax runs while the tensor pipe serves P V of the one before;
-with the sums of vLLM's fork P V is waited for first. In TensorRT-LLM's kernel a warp group does one
-after the other, so that only another's matmuls run beside its softmax.
+with the sums of vLLM's fork P V is waited for first. In TensorRT-LLM's kernel, and in vLLM's behind
+a window at head_dim 64 in 16 bits, a warp group does one after the other, so that only another's
+matmuls run beside its softmax.
 
 Source: Dao-AILab/flash-attention, hopper/: mainloop_fwd_sm90_tma_gmma_ws.hpp (mma), mask.h,
 paged_kv.h, epilogue_fwd.hpp; vllm-project/flash-attention, hopper/utils.h (gemm);
@@ -310,7 +311,7 @@ class _Softmax:
 
 
 def loops(work: Work) -> tuple[Loop, ...]:
-    """Of each tile; TensorRT-LLM's wait for P V."""
+    """Of each tile; of those kernels that go through a key block in order, or overlap two."""
     return _in_order(work) if work.cta.in_order else _overlapped(work)
 
 

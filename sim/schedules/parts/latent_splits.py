@@ -17,16 +17,13 @@ from math import log2
 from sim.inputs.hardware import HardwareProfile
 from sim.schedules.base import Tile, blocks, of_constant
 from sim.schedules.parts import registers
-from sim.schedules.parts.combine import fewest_filling
 from sim.schedules.parts.elementwise import in_order
-from sim.schedules.parts.flash3_cta import planned_splits
+from sim.schedules.parts.flash3_cta import planned_splits, splits_to_fill
 from sim.tile_program import Compute, Footprint, Kernel, Load, Loop, Store, Tensor, once
 
 Piece = tuple[int, int, int]
 MOST_TRITON_SPLITS = 8
-MOST_FA3_SPLITS = 128
 TOKENS_A_STEP = 64
-FEW_BLOCKS = 4
 LENGTH_BYTES = 4
 PLANNED = 8  # numbers of a part (TileSchedulerMetaDataSize)
 WARP = 32
@@ -70,16 +67,9 @@ def fa3_splits(key_blocks: Sequence[int], head_blocks: int, hw: HardwareProfile)
     Source: Dao-AILab/flash-attention, hopper/: heuristics.h (num_splits_heuristic, here for the
     longest sequence alone) says how many at most, flash_prepare_scheduler.cu how many.
     """
-    most = _most_fa3_splits(head_blocks, max(key_blocks), hw.sm.count)
+    most = splits_to_fill(head_blocks, max(key_blocks), hw.sm.count)
     rows = [head_blocks] * len(key_blocks)
     return planned_splits(key_blocks, rows, 1, most, hw.sm.count)
-
-
-def _most_fa3_splits(head_blocks: int, key_blocks: int, sms: int) -> int:
-    if head_blocks >= 0.8 * sms or key_blocks <= FEW_BLOCKS:
-        return 1
-    counts = range(1, min(MOST_FA3_SPLITS, sms, key_blocks) + 1)
-    return fewest_filling(counts, head_blocks, sms)
 
 
 def flashinfer_pieces(
