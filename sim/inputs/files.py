@@ -180,6 +180,7 @@ def _levels(tables: dict[str, Any]) -> int:
 
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of terminals: all but tab and line feed
+_NO_TEXT = re.compile(r"[\ud800-\udfff]")  # bytes of an argument as Python has them
 
 
 def check_texts(value: Any) -> None:
@@ -189,6 +190,8 @@ def check_texts(value: Any) -> None:
     elif isinstance(value, list):
         for one in value:
             check_texts(one)
+    elif isinstance(value, str) and _NO_TEXT.search(value):
+        raise ValueError(f"{shown(value)} is no text (UTF-8)")
     elif isinstance(value, str) and (found := _COMMANDS.search(value)):
         raise ValueError(f"a text has the control character {ord(found[0]):#04x}: {shown(value)}")
 

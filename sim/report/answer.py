@@ -50,11 +50,13 @@ def _of_point(ran: list[Record]) -> str:
     took = f"{show(_time_s(best), 's')} and {show(best.hbm_bytes or 0, 'B')} through HBM"
     if len(ran) == 1:
         return f"{best.schedule} takes {took}{where(ran)}, {held}."
-    slowest = max(ran, key=_time_s)
-    return (
-        f"{best.schedule} is fastest{where(ran)}: {took}, {held}. {slowest.schedule} takes "
-        f"{_times_as_long(slowest, best)} as long{_because(slowest, best)}."
-    )
+    text = f"{best.schedule} is fastest{where(ran)}: {took}, {held}."
+    slowest = max((record for record in ran if record is not best), key=_time_s)
+    if _ratio(slowest, best) < LEVEL:
+        others = "The others are" if len(ran) > 2 else f"{slowest.schedule} is"
+        return f"{text} {others} within 2% of it."
+    times = _times_as_long(slowest, best)
+    return f"{text} {slowest.schedule} takes {times} as long{_because(slowest, best)}."
 
 
 def _because(slow: Record, fast: Record) -> str:

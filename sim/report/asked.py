@@ -40,7 +40,9 @@ def workload_in_words(workloads: list[dict[str, Any]]) -> str:
     w = {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
     parts = [f"batch {w['batch']:,}"] if w.get("batch", 1) > 1 else []
     parts += [*_phase(w), *_heads(w), *_length(w)]
-    parts += ["causal"] if w.get("causal") and not w.get("window") else []
+    parts += [f"{w['tokens']:,} tokens more"] if w.get("tokens", 1) > 1 else []
+    windows = any(workload.get("window") for workload in workloads)
+    parts += ["causal"] if w.get("causal") and not windows else []
     sides = "" if w.get("causal", True) else " to both sides"
     parts += [f"window {w['window']:,}{sides}"] if w.get("window") else []
     parts += [f"{w['latent_dim']} + {w['rope_dim']} cached"] if w.get("latent_dim") else []

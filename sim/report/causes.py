@@ -180,8 +180,7 @@ def why(slow: Record, fast: Record) -> list[str]:
     if apart is None:
         return []
     of_slow, of_fast = apart
-    is_one_of_several = of_slow.name == of_fast.name and len(slow.kernels) > 1
-    whose = f"{of_slow.name}: " if is_one_of_several else ""
+    whose = "" if of_slow == slow.longest_kernel else f"{of_slow.name}: "
     same_work = 1 / NOTABLE < (slow.flops or 1) / (fast.flops or 1) < NOTABLE
     found = []
     for fact in FACTS:

@@ -11,7 +11,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.inputs.axes import RANGE_KEYS, design_of
-from sim.inputs.files import DEEPEST, InputError, checked, find_toml, nearest, read_toml, shown
+from sim.inputs.files import (
+    DEEPEST,
+    InputError,
+    check_texts,
+    checked,
+    find_toml,
+    nearest,
+    read_toml,
+    shown,
+)
 from sim.inputs.hardware import HardwareProfile, load_profile
 from sim.inputs.lengths import name_of, with_files_read
 from sim.inputs.models import with_models_found
@@ -237,6 +246,10 @@ def _split_setting(setting: str) -> tuple[str, Any]:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
         value = text.strip()
+    try:
+        check_texts([key, value])
+    except ValueError as error:
+        raise InputError(f"--set: {error}") from None
     return key.strip(), value
 
 

@@ -166,7 +166,7 @@ class Flash3(TiledSchedule):
         if chosen.splits == 1:
             rows = QueryRows(w, chosen.tile, chosen.packed, (), chosen.from_first_key)
             kernel = forward_kernel(chosen, rows, hw.sm.count, self.grid_order, self.key_order)
-            return [kernel, *self._behind(chosen, hw.sm.count, appends=appends)]
+            return [kernel, *self._behind(kernel, chosen, hw.sm.count, appends=appends)]
         if self.grid_order or self.key_order != "descending":
             raise InputError(
                 f"schedule flash3: splits = {chosen.splits}: a CTA a range has no order of "
@@ -174,7 +174,7 @@ class Flash3(TiledSchedule):
             )
         return split_kernels(chosen, splits)
 
-    def _behind(self, cta: Flash3Cta, sms: int, *, appends: bool) -> list[Kernel]:
+    def _behind(self, forward: Kernel, cta: Flash3Cta, sms: int, *, appends: bool) -> list[Kernel]:
         """What a call launches behind a kernel that splits nothing.
 
         Combine, where there is room for ranges; else whoever plans ahead sets the counter of tiles
@@ -185,7 +185,7 @@ class Flash3(TiledSchedule):
             return []
         room = most_of_any(cta.w, self.call, sms, self.implementation) if appends else 1
         if self.splits is None and room > 1:
-            return [combine_of_none(cta)]
+            return [combine_of_none(cta, forward)]
         ahead = {"vllm": True, "sglang": cta.w.phase == "decode" and cta.w.window is None}
         plans = self.call == "paged" and ahead.get(self.implementation, False)
         return [counter_set_to_zero()] if plans else []

@@ -73,7 +73,16 @@ def test_an_input_whose_name_is_no_text_is_refused(folder):
     (folder / name).write_text('extends = "h100-sxm"')
     for command in (("run", name), ("run", "mine.toml", "--set", f"hardware.profile={name}")):
         done = attnsim(*command, cwd=folder)
-        assert_one_line(done, "mine\\udcff.toml: its name is no text (UTF-8)")
+        assert_one_line(done, "mine\\udcff.toml", "is no text (UTF-8)")
+
+
+@pytest.mark.parametrize(
+    "setting", [os.fsdecode(b"title=\xff"), 'schedule.flash2.label="a\\u001bb"']
+)
+def test_a_setting_has_no_commands_for_a_terminal_and_is_text(folder, setting):
+    done = attnsim("run", "mine.toml", "--set", setting, "--out", "out", cwd=folder)
+    assert_one_line(done, "--set: ")
+    assert not (folder / "out").exists()
 
 
 def test_a_name_that_is_no_text_is_shown_escaped(folder, monkeypatch):

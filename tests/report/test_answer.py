@@ -52,6 +52,13 @@ def test_two_devices_are_told_apart_by_the_figure_that_holds_back():
     assert "as long as h200-sxm: HBM of 3.35 TB/s instead of 4.8 TB/s" in text
 
 
+def test_those_that_take_as_long_are_said_to():
+    twins = [{"name": "flash2", "label": label} for label in "ab"]
+    text = said(twins, "a100-sxm-80gb", PREFILL)
+    assert text.startswith("a is fastest on a100-sxm-80gb")
+    assert text.endswith("b is within 2% of it.")
+
+
 def test_a_bad_choice_of_splits_is_told_by_waves_and_ranges():
     few, enough = ({"name": "flash_decoding", "splits": n, "label": f"{n}"} for n in (2, 16))
     text = said([few, enough], "h100-sxm", DECODE | {"seq_kv": 32768})

@@ -206,7 +206,7 @@ def _thinned(grid: Grid, periods: int, most_steps: int) -> Plan:
     """
     kernel = grid.kernel
     run, a_period = (THIN_WAVES, grid.waves) if grid.persistent else (1, kernel.ctas)
-    a_period //= periods
+    a_period = max(1, a_period // periods)
     most_apart = a_period // (run if grid.persistent else THIN_WAVES * grid.wide)
     apart = -(-2 * kernel.tile_steps // (periods * most_steps))
     apart = max(1, min(apart, most_apart))

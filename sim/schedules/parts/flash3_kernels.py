@@ -105,12 +105,13 @@ def split_kernels(cta: Flash3Cta, splits: tuple[int, ...]) -> list[Kernel]:
     return [kernel, combine_of_splits(work.partial, whole, each, FLASH3_COMBINE)]
 
 
-def combine_of_none(cta: Flash3Cta) -> Kernel:
-    """Combine where no sequence is split: each of its CTAs ends at once."""
+def combine_of_none(cta: Flash3Cta, forward: Kernel) -> Kernel:
+    """Combine behind a kernel of which no sequence is split: each of its CTAs ends at once."""
     rows = QueryRows(cta.w, cta.tile, cta.packed)
-    tensors, lse = rows.tensors()
+    by_role = {tensor.role: tensor for tensor in forward.tensors}
     each = np.ones(rows.matrices, np.int64)
-    return combine_of_splits(rows.partial(), Result(tensors.o, lse), each, FLASH3_COMBINE)
+    whole = Result(by_role["result"], by_role["statistics"])
+    return combine_of_splits(rows.partial(), whole, each, FLASH3_COMBINE)
 
 
 def counter_set_to_zero() -> Kernel:

@@ -68,13 +68,18 @@ def row_bytes(w: AttentionWorkload, cols: int | None = None) -> int:
     return -(-cols * KV_BITS[w.kv_dtype] // 8) + QUANTISATIONS[w.kv_dtype].parameter_bytes
 
 
-def cache_tensors(w: AttentionWorkload, rows: Sequence[int], each: int) -> tuple[Tensor, Tensor]:
-    """K and V: matrices of so many tokens, `each` of in turn; quantised ones of bytes."""
+def cache_tensors(
+    w: AttentionWorkload, rows: Sequence[int], each: int, before: IntArray | None = None
+) -> tuple[Tensor, Tensor]:
+    """K and V: matrices of so many tokens, `each` of in turn; quantised ones of bytes.
+
+    `before` is how many tokens of each matrix lie before those, shape (matrices,).
+    """
     width = (w.head_dim, w.dtype_bytes) if w.kv_dtype is None else (row_bytes(w), 1)
     shape, sizes = (len(rows) * each, max(rows), *width), matrix_sizes(rows, width[0], each)
     return (
-        Tensor("K", *shape, "input", "key", sizes),
-        Tensor("V", *shape, "input", "value", sizes),
+        Tensor("K", *shape, "input", "key", sizes, before),
+        Tensor("V", *shape, "input", "value", sizes, before),
     )
 
 

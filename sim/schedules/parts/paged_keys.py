@@ -64,8 +64,7 @@ def loops_over_pages(
     """
     before = ranges.count - 1
     rest = ranges.high - ranges.low - before * ranges.length
-    hidden = ranges.low // tile_kv  # tiles that a window hides, which are held
-    last = _Part(w, page_size, tile_kv, ranges, before, np.ones_like(before), rest, hidden)
+    last = _Part(w, page_size, tile_kv, ranges, before, np.ones_like(before), rest, ranges.low)
     parts = [last]
     if before.any():
         whole = np.full_like(rest, ranges.length)
@@ -76,9 +75,9 @@ def loops_over_pages(
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """`count` ranges of each sequence from number `first` on: `rows` tokens each, behind `hidden`.
+    """`count` ranges of each sequence from number `first` on, of `rows` tokens each.
 
-    All four are of each sequence.
+    Beside them so many `hidden` tokens are held, which a window hides. All are of each sequence.
     """
 
     w: AttentionWorkload
@@ -88,12 +87,7 @@ class _Part:
     first: IntArray
     count: IntArray
     rows: IntArray
-    hidden: IntArray  # tiles
-
-    @property
-    def held(self) -> IntArray:
-        """Tokens of each range with those behind which they lie."""
-        return self.hidden * self.tile_kv + self.rows
+    hidden: IntArray
 
     def sequence(self, items: IntArray) -> IntArray:
         """The sequence of each CTA."""
@@ -124,17 +118,18 @@ class _Part:
         before = heads * (np.cumsum(self.count) - self.count)  # ranges of the sequences before
         head = self.ranges.matrix(items) % heads
         group = before[sequence] + head * self.count[sequence] + self.number(items)
-        tiles = group * blocks(int(self.held.max()), self.tile_kv)
-        return tiles + self.hidden[sequence] + self.end(items) - 1
+        return group * blocks(int(self.rows.max()), self.tile_kv) + self.end(items) - 1
 
     def operands(self) -> tuple[Operand, Operand]:
         """K, with the numbers of its pages, and V."""
         w = self.w
-        rows = np.repeat(self.held, self.count * w.kv_heads)
+        matrices = self.count * w.kv_heads
+        rows, hidden = (np.repeat(own, matrices) for own in (self.rows, self.hidden))
+        before = hidden if hidden.any() else None
         ops = ops_of_making_ready(w, self.tile_kv)
         k, v = (
             Stream(tensor, self.tile_kv, tensor.cols, self.last, stride=-1)
-            for tensor in cache_tensors(w, rows.tolist(), each=1)
+            for tensor in cache_tensors(w, rows.tolist(), 1, before)
         )
         return Operand((k, self._numbers()), register_ops=ops), Operand((v,), register_ops=ops)
 
