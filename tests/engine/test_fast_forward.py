@@ -55,6 +55,14 @@ def kernel_of(name: str, options: dict[str, Any] | None = None, hw=H100, **workl
     return max(kernels_by(name, options, hw, **workload), key=lambda kernel: kernel.tile_steps)
 
 
+def test_a_persistent_grid_of_fewer_waves_than_heads_is_told_by_any_part():
+    kernel = kernel_of("flash3", heads=8, head_dim=128, seq_len=4096, causal=True)
+    exact = exactly(kernel)
+    for most_steps in (100, 500, 2000):
+        told = run_kernel(replay, kernel, H100, "fp16", lambda _: None, most_steps)
+        assert told.time_s == pytest.approx(exact.time_s, rel=0.5)
+
+
 def exactly(kernel, hw=H100):
     chunkings = chunk_tensors([kernel])
     l2 = replay.new_l2(chunkings, hw)

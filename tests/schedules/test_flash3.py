@@ -644,6 +644,16 @@ def test_what_it_cannot_do_is_one_line(table, profile, options, complaint):
     assert "\n" not in str(raised.value)
 
 
+def test_a_combine_kernel_with_nothing_to_do_has_the_results_of_the_kernel_before():
+    table = {"name": "flash3", "call": "paged", "implementation": "sglang"}
+    shape = {"heads": 64, "kv_heads": 64, "head_dim": 128, "batch": 64, "seq_kv": 1024}
+    w = workload(phase="decode", dtype="bf16", **shape)
+    forward, combine = kernels_of(make_schedule(table, "a test").program(w, H100))
+    assert (forward.splits, combine.name) == (1, "combine")
+    written = [t for t in combine.tensors if t.lifetime == "output"]
+    assert written == [t for t in forward.tensors if t.lifetime == "output"]
+
+
 def test_its_combine_kernel_has_four_ranges_on_their_way_and_flash2s_one():
     """hopper/flash_fwd_combine_kernel.h (kStages), flash_fwd_combine_launch_template.h."""
     w = WorkloadTable(heads=4, head_dim=128, kv_heads=1, seq_kv=65536, phase="decode").workload()

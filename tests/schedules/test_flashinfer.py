@@ -113,6 +113,17 @@ def test_behind_a_window_the_plan_counts_a_tile_of_queries_and_may_leave_a_range
     assert runs[1].hbm_read_bytes == runs[0].hbm_write_bytes == 2 * 64 * 16 * (128 * 2 + 4)
 
 
+@pytest.mark.parametrize("seq_kv", [333, 500, 8192])
+@pytest.mark.parametrize(
+    ("implementation", "profile"), [("flashinfer", "h100-sxm"), ("trtllm-gen", "b200")]
+)
+def test_behind_a_window_all_of_the_cache_is_held(implementation, profile, seq_kv):
+    w = decoding(heads=16, kv_heads=2, seq_kv=seq_kv, batch=4, window=128, dtype="bf16")
+    first, *_ = kernels(w, load_profile(profile), implementation=implementation)
+    held = sum(tensor.bytes for tensor in first.tensors if tensor.role in ("key", "value"))
+    assert held == 4 * 2 * seq_kv * 128 * 2 * 2
+
+
 def test_a_captured_graph_has_the_results_of_one_range_merged_too():
     w = decoding(heads=8, kv_heads=8, seq_kv=512, batch=64)
     (alone,), (split, merge) = kernels(w), kernels(w, captured=True)
