@@ -254,21 +254,28 @@ def _split_setting(setting: str) -> tuple[str, Any]:
 
 
 def lay_over(data: dict[str, Any], key: str, value: Any, where: str = "--set") -> None:
-    """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to schedules of that name.
+    """data[a][b] = value for the key "a.b"; "schedule.NAME.x" goes to the schedules called so.
 
-    Raises InputError, naming `where`, for a schedule that is not there or a key of no table.
+    That is the one with that label, else all of that name. Raises InputError, naming `where`, for
+    a schedule that is not there or a key of no table.
     """
     first, *rest = key.split(".")
     if len(rest) >= DEEPEST:
         raise InputError(f"{where}: {shown(key)}: a key of at most {DEEPEST} names was expected")
     if first == "schedule" and len(rest) >= 2:
-        names = [str(table.get("name")) for table in _schedules(data)]
-        # That of a schedule in a file has a dot.
-        name = next((name for name in names if key.startswith(f"schedule.{name}.")), rest[0])
-        chosen = [table for table in _schedules(data) if table.get("name") == name]
+        called = [
+            str(table[key])
+            for key in ("label", "name")
+            for table in _schedules(data)
+            if key in table
+        ]
+        # The name of a schedule in a file has a dot.
+        name = next((name for name in called if key.startswith(f"schedule.{name}.")), rest[0])
+        labelled = [table for table in _schedules(data) if table.get("label") == name]
+        chosen = labelled or [table for table in _schedules(data) if table.get("name") == name]
         if not chosen:
-            known = nearest(name, list(dict.fromkeys(names)))
-            raise InputError(f"{where}: {key}: no schedule of that name here; {known}")
+            known = nearest(name, dict.fromkeys(called))
+            raise InputError(f"{where}: {key}: no schedule is called so here; {known}")
         for table in chosen:
             path = key.removeprefix(f"schedule.{name}.").split(".")
             _set_in(table, path, value, key, where)

@@ -8,6 +8,8 @@ import tomllib
 
 import pytest
 
+from sim.inputs.files import InputError
+from sim.runs.scenario import lay_over
 from tests.support.commands import GOOD, assert_one_line, attnsim, called, printed_by, scenario
 
 BAD = {
@@ -154,6 +156,18 @@ def test_what_is_written_takes_no_other_file_s_place(tmp_path, options, says):
     assert_one_line(called("run", path, *options, cwd=tmp_path), says)
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_setting_is_of_the_schedule_with_that_label_else_of_all_of_that_name():
+    def tiles(key: str) -> list[object]:
+        tables = [{"name": "flash2", "label": label} for label in ("one", "two")]
+        lay_over({"schedule": tables}, key, 64)
+        return [table.get("tile") for table in tables]
+
+    assert tiles("schedule.two.tile") == [None, 64]
+    assert tiles("schedule.flash2.tile") == [64, 64]
+    with pytest.raises(InputError, match="no schedule is called so here; known: flash2, one, two"):
+        tiles("schedule.xyzzy.tile")
 
 
 def test_a_table_does_not_replace_the_store_that_it_is_of(tmp_path):
