@@ -43,7 +43,7 @@ def test_keys_with_dots_are_laid_over_tables_and_scenarios_that_stay_as_they_are
     records = simulate("flash_vs_naive", **{"workload.seq_len": 256, "schedule.flash2.stages": 1})
     assert {record.workload["seq_kv"] for record in records} == {256}
     assert [r.options.get("stages") for r in records if r.options["name"] == "flash2"] == [1]
-    with pytest.raises(InputError, match=r"schedule\.flash9\.stages: no such schedule"):
+    with pytest.raises(InputError, match=r"schedule\.flash9\.stages: no schedule is called so"):
         simulate("flash_vs_naive", **{"schedule.flash9.stages": 1})
 
 

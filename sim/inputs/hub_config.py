@@ -218,6 +218,7 @@ class HubConfig(BaseModel):
             source=source,
             latent_dim=self.kv_lora_rank,
             rope_dim=self.qk_rope_head_dim if self.kv_lora_rank else 0,
+            value_dim=self.v_head_dim or None if self.kv_lora_rank else None,
             mlp_matrices=self.family.mlp_matrices,
             experts=self.num_experts or 1,
             experts_per_token=experts,

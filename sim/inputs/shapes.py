@@ -11,8 +11,8 @@ class ModelShape:
     of one layer; `head_dim` is in elements. `context` is the published context length and `window`
     the sliding window, both in tokens; `window` is None unless every layer uses one. A model with
     latent attention caches `latent_dim` + `rope_dim` elements a token and layer, for all heads; its
-    K have `head_dim` elements once made of them. Of a model whose layers differ, `local_layers` see
-    `local_window` tokens alone; workloads of it are those of the others.
+    K have `head_dim` elements once made of them, its V `value_dim`. Of a model whose layers differ,
+    `local_layers` see `local_window` tokens alone; workloads of it are those of the others.
 
     `hidden` is the width of the residual stream, `mlp` that of the MLP's inside, of one expert
     where there are several: a token passes through `experts_per_token`, of which all tokens share
@@ -39,6 +39,7 @@ class ModelShape:
     source: str
     latent_dim: int | None = None
     rope_dim: int = 0
+    value_dim: int | None = None
     local_layers: int = 0
     local_window: int | None = None
     mlp_matrices: int = 3

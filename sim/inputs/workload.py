@@ -36,8 +36,9 @@ class AttentionWorkload:
     Query i stands at position seq_kv - seq_q + i, as in decoding with a cache. `training` is a pass
     forward and one backward; `tokens` are decoded one after the other, each with a cache of seq_kv.
     `kv_dtype` is the cache's, where it is not `dtype`. A model with latent attention caches
-    `latent_dim` + `rope_dim` elements a token for all heads; K and V made of them have `head_dim`
-    elements each (V padded to it, or `value_dim` of them where V and O have others than Q and K).
+    `latent_dim` + `rope_dim` elements a token for all heads; K made of them have `head_dim`
+    elements, V and O `value_dim` where these are others: a schedule whose kernels take no narrower
+    V fills it up to the width of K.
     The first `shared_prefix` tokens of all sequences are the same,
     so that one copy of their K and V would do.
 
@@ -232,6 +233,7 @@ class WorkloadTable(BaseModel):
                 'tree = true: drafted tokens, each of which follows others: phase = "decode", '
                 "several queries (seq_q) and a causal mask were expected"
             )
+        value_dim = self.value_dim or (shape.value_dim if shape and not self.head_dim else None)
         seq_q, seq_kv = (max(side) for side in zip(*lengths, strict=True))
         window = window if window is not None and window < seq_kv else None
         self._check_prefix(lengths, window)
@@ -257,7 +259,7 @@ class WorkloadTable(BaseModel):
             alibi=self.alibi,
             bias=self.bias,
             lengths=lengths if len(set(lengths)) > 1 else None,
-            value_dim=self.value_dim if self.value_dim != head_dim else None,
+            value_dim=value_dim if value_dim != head_dim else None,
         )
 
     def _lengths(self, context: int | None) -> tuple[tuple[int, int], ...]:

@@ -4,6 +4,7 @@ import re
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -104,12 +105,18 @@ class Schedule(BaseModel):
         Raises InputError where the schedule does not take such a workload, or where its options,
         the workload and the device do not go together.
         """
+        if w.latent_dim and not self.narrows_v(w):
+            w = replace(w, value_dim=None)  # callers fill V up to the width of K
         self.check(w)
         module = type(self).__module__
         if module.startswith("sim."):
             return self.commands(w, hw)
         file = getattr(sys.modules[module], "__file__", None)
         return looked_over(lambda: self.commands(w, hw), f"schedule {self.title}", file)
+
+    def narrows_v(self, w: AttentionWorkload) -> bool:
+        """Whether V and O may have the columns that they have beside those of Q and K."""
+        return w.value_dim is None or "value_dim" in self.takes
 
     @abstractmethod
     def lower(self, w: AttentionWorkload, hw: HardwareProfile) -> list[Kernel]:
@@ -150,7 +157,7 @@ class Schedule(BaseModel):
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         self._check_scores(w)
-        if w.value_dim is not None and "value_dim" not in self.takes:
+        if w.latent_dim is None and w.value_dim is not None and "value_dim" not in self.takes:
             raise InputError(
                 f"schedule {self.name}: workload.value_dim = {w.value_dim}: V of head_dim = "
                 f"{w.head_dim} was expected; {that_take('value_dim')} take another"

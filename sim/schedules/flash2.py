@@ -121,11 +121,15 @@ class Flash2(FlashSchedule):
                 '"cuda" was expected'
             )
 
-    def _check_value_dim(self, w: AttentionWorkload) -> None:
+    def narrows_v(self, w: AttentionWorkload) -> bool:
+        """Whether V and O may have other columns than Q and K."""
         sides = (w.head_dim, w.value_dim)
         sliced = self.implementation == "trtllm" and sides == WIDTHS and w.lengths is None
         given = self.tile or self.warps or self.stages or self.rope or self.machine_code
-        if not (sliced or self.implementation == "sglang") or given:
+        return (sliced or self.implementation == "sglang") and not given
+
+    def _check_value_dim(self, w: AttentionWorkload) -> None:
+        if not self.narrows_v(w):
             raise InputError(
                 f'schedule flash2: implementation = "{self.implementation}": workload.value_dim = '
                 f"{w.value_dim}: V as wide as K was expected, filled up by the caller; "

@@ -129,3 +129,15 @@ def test_partial_results_of_ranges_are_as_wide_as_v():
 def test_what_no_kernel_has_is_refused_in_a_line(name, implementation, hw, given, complaint):
     with pytest.raises(InputError, match=complaint):
         kernel_of(name, implementation, deepseek(**given), hw)
+
+
+def test_a_model_with_latents_has_its_own_v_which_kernels_without_it_fill_up():
+    """deepseek-ai/DeepSeek-V3, config.json: v_head_dim."""
+    w = WorkloadTable(model="deepseek-v3", seq_len=1024, dtype="bf16").workload()
+    assert (w.head_dim, w.value_dim) == (192, 128)
+    wide = WorkloadTable(model="deepseek-v3", head_dim=192, seq_len=1024, dtype="bf16").workload()
+    assert wide.value_dim is None
+    for name, hw, columns in (("flash3", H100, 128), ("flash2", H100, 192), ("flash4", B200, 128)):
+        kernel, *_ = kernels_of(make_schedule({"name": name}, "a test").program(w, hw))
+        widths = {tensor.name: tensor.cols for tensor in kernel.tensors if tensor.name in "VO"}
+        assert widths == {"V": columns, "O": columns}
