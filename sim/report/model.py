@@ -95,6 +95,11 @@ def show_passes(answer: ModelAnswer) -> None:
             reasons.setdefault(f"{row.status}: {row.reason}", []).append(row.label)
     for reason, labels in reasons.items():
         print(f"{', '.join(labels)}: {reason}")
+    if beyond := [row.label for row in answer.rows if row.time and row.gpus_needed > row.gpus]:
+        print(
+            f"{', '.join(beyond)}: does not fit; its times are those of GPUs that had the memory "
+            "(gpus says over how many it runs)"
+        )
     errors = {row.label: row.time.attention_error for row in answer.rows if row.time}
     if skipped := [label for label, error in errors.items() if error]:
         most = max(errors.values())

@@ -37,7 +37,7 @@ def print_kernels(kind: type[Schedule], hw: HardwareProfile) -> None:
         title = f"On {hw.name}, {w.phase} of {SEQ_LEN:,} tokens{mask}, in the shape of {model}"
         _print_table(title, {kernel.name: kernel for kernel in kernels}, hw)
         return
-    print(f"On {hw.name}: {refusal}")
+    print(f"On {hw.name}: {refusal} (--hardware PROFILE tells of another device)")
 
 
 def _workload(kind: type[Schedule], model: str, hw: HardwareProfile) -> AttentionWorkload:
