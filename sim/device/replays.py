@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Generic
 
+from sim.device.handed_over import HandedOver
 from sim.device.program import gpus_of, kernels_of, told_by
 from sim.device.side_by_side import SideBySide
 from sim.engine.fast_forward import run as fast_forward
@@ -47,6 +48,7 @@ class Replays(Generic[L2State]):
         self.steps_done: dict[Ran, int] = {}  # of the cost of what has begun
         self.shared_dirty_bytes = 0  # in the L2 of those replayed whole on one GPU
         self.dirty_bytes = 0  # when the last kernel ended, as told
+        self.handed_over = HandedOver(hw)
         self._start(commands)
 
     def _start(self, commands: list[Command]) -> None:
@@ -89,7 +91,9 @@ class Replays(Generic[L2State]):
             return self.launched[again]
         if before:
             run = fast_forward.repeated(run, before[0])
-        run = self._with_what_was_dirty(run, in_part=kernel in self.choice.in_part)
+        in_part = kernel in self.choice.in_part
+        run = self._with_what_was_dirty(run, in_part=in_part)
+        run = replace(run, unsure_bytes=self.handed_over.unsure_bytes(run, in_part=in_part))
         return held_back(run, self.hw, self.dtype)
 
     @property

@@ -34,8 +34,9 @@ class KernelRun:
     `hbm_write_bytes` is what was written by the kernel's end, `l2_dirty_bytes` what was then still
     dirty in L2 (of this kernel or an earlier one). `die_hit_bytes` of those that hit were served by
     the cache of the SM's die. `hbm_reread_bytes` of what was read had been in L2 before: an L2 that
-    holds everything would not have read them again. `counts` says how often each action ran, a
-    compute once a worker.
+    holds everything would not have read them again. About `unsure_bytes` more or less may have been
+    read, as kernels before were replayed on another L2 (`sim.device.handed_over`). `counts` says
+    how often each action ran, a compute once a worker.
     `busy_s` holds each pipe's service time in the order of `machine.CAUSES`, summed over SMs;
     `path_s` splits `time_s` by what was critical. `bins` has shape (tracks, bins). With
     `fast_forward` the arrays of CTAs are of those that were replayed.
@@ -63,6 +64,7 @@ class KernelRun:
     bin_width_s: float
     die_hit_bytes: int = 0
     hbm_reread_bytes: int = 0
+    unsure_bytes: int = 0
     fast_forward: FastForward | None = None
     clock_share: float = 1.0
     power_s: float = 0.0

@@ -240,13 +240,13 @@ def _round(count: float) -> int:
 
 
 def _skipped(records: list[Record]) -> list[str]:
-    """A line a schedule that was fast-forwarded."""
+    """A line a schedule that was fast-forwarded, or of which kernels were replayed apart."""
     return _most_of_each(
         [
             _Told(
                 record,
                 errors["time_error"] + errors["hbm_error"],
-                f"fast-forwarded over {_round(errors['steps_skipped']):,} tile steps; estimated "
+                f"{_how_told(errors['steps_skipped'])}; estimated "
                 f"error {errors['time_error']:.1%} of time, {errors['hbm_error']:.1%} of HBM bytes "
                 "(--exact replays all)",
             )
@@ -254,6 +254,12 @@ def _skipped(records: list[Record]) -> list[str]:
             if (errors := record.fast_forward)
         ]
     )
+
+
+def _how_told(steps_skipped: float) -> str:
+    if not steps_skipped:
+        return "long kernels replayed each from an empty L2"
+    return f"fast-forwarded over {_round(steps_skipped):,} tile steps"
 
 
 def _issue_slots(records: list[Record]) -> list[str]:

@@ -143,9 +143,10 @@ class Record:
     how long a GPU's kernels waited for transfers and, once they were done, it for what its outputs
     still lacked, in the mean. `fast_forward` has the tile steps that were not replayed
     (`steps_skipped`) and the relative errors to expect of that (`time_error`, `hbm_error`,
-    `energy_error`); None where all were. What utilisations are shares of, and how much HBM a GPU
-    has, stands in `peak_flops_per_s` (of the workload's dtype), `hbm_bytes_per_s` and
-    `hbm_capacity_bytes`; None in files that attnsim wrote before it kept that.
+    `energy_error`); None where all were, one after the other. No steps are skipped where long
+    kernels were replayed whole, each from an empty L2. What utilisations are shares of, and how
+    much HBM a GPU has, stands in `peak_flops_per_s` (of the workload's dtype), `hbm_bytes_per_s`
+    and `hbm_capacity_bytes`; None in files that attnsim wrote before it kept that.
     """
 
     __pydantic_config__ = _AS_SAVED

@@ -87,7 +87,7 @@ def record_of(
     gpu_s = run.gpus * run.time_s
     hbm_bytes = hbm_read_bytes + hbm_write_bytes
     energy_j = _energy_j(run, hw, w.dtype)
-    skipped = _fast_forward(run)
+    skipped = _fast_forward(run, hw)
     if skipped and energy_j and hw.energy is not None:
         of_time_j = skipped["time_error"] * gpu_s * hw.energy.idle
         of_bytes_j = skipped["hbm_error"] * hbm_bytes * hw.energy.hbm_per_byte
@@ -132,26 +132,33 @@ def record_of(
     )
 
 
-def _fast_forward(run: DeviceRun) -> dict[str, float] | None:
-    """Tile steps that were not replayed, and the estimated relative errors that come of it."""
+def _fast_forward(run: DeviceRun, hw: HardwareProfile) -> dict[str, float] | None:
+    """Tile steps that were not replayed, and the estimated relative errors that come of it.
+
+    What kernels that were replayed apart might have found of each other's in L2 counts in full, as
+    if they had waited for all of it.
+    """
+    runs = distinct(run)
     skipped = [
         (first.run, first.run.fast_forward, launches)
-        for first, launches in distinct(run)
+        for first, launches in runs
         if first.run.fast_forward is not None
     ]
-    if not skipped:
+    unsure_bytes = sum(first.run.unsure_bytes * launches for first, launches in runs)
+    if not skipped and not unsure_bytes:
         return None
-    hbm_bytes = sum(k.run.hbm_read_bytes + k.run.hbm_write_bytes for k in run.kernels)
+    time_s, hbm_bytes = run.gpus * run.time_s, sum(_hbm_bytes(k.run) for k in run.kernels)
+    time_off_s = sum(part.time_error * one.time_s * n for one, part, n in skipped)
+    bytes_off = sum(part.hbm_error * _hbm_bytes(one) * n for one, part, n in skipped)
     return {
         "steps_skipped": sum(part.steps_skipped for _, part, _ in skipped),
-        "time_error": sum(part.time_error * one.time_s * n for one, part, n in skipped)
-        / (run.gpus * run.time_s),
-        "hbm_error": sum(
-            part.hbm_error * (one.hbm_read_bytes + one.hbm_write_bytes) * n
-            for one, part, n in skipped
-        )
-        / max(hbm_bytes, 1),
+        "time_error": (time_off_s + unsure_bytes / hw.hbm.read_bytes_per_s) / time_s,
+        "hbm_error": (bytes_off + unsure_bytes) / max(hbm_bytes, 1),
     }
+
+
+def _hbm_bytes(run: KernelRun) -> int:
+    return run.hbm_read_bytes + run.hbm_write_bytes
 
 
 def distinct(run: DeviceRun) -> list[tuple[Launched, int]]:
