@@ -20,7 +20,7 @@ class HandedOver:
     """
 
     def __init__(self, hw: HardwareProfile) -> None:
-        self.l2_bytes = machine_of(hw).l2_capacity_bytes
+        self.l2_bytes = machine_of(hw).l2_capacity_bytes  # of some devices none
         self.one_l2 = _Fillings()  # were all kernels replayed on one
         self.shared = _Fillings()  # of those that are
 
@@ -31,7 +31,7 @@ class HandedOver:
             abs(self.one_l2.left_of(t) - (0.0 if in_part else self.shared.left_of(t))) * t.bytes
             for t in loaded
         )
-        filled = (run.hbm_read_bytes + run.l2_write_bytes) / self.l2_bytes
+        filled = (run.hbm_read_bytes + run.l2_write_bytes) / max(self.l2_bytes, 1)
         for l2 in (self.one_l2,) if in_part else (self.one_l2, self.shared):
             l2.touched(run.kernel.tensors, filled)
         return int(min(found, self.l2_bytes, run.l2_read_bytes))

@@ -62,6 +62,12 @@ def test_it_is_no_more_than_l2_holds_and_than_is_read():
     assert handed.unsure_bytes(large[1], in_part=True) == L2_BYTES
 
 
+def test_where_there_is_no_l2_nothing_is_handed_over():
+    handed = HandedOver(load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test"))
+    for run in (SCORES, SOFTMAX):
+        assert handed.unsure_bytes(run, in_part=True) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "heads", "kv_heads", "steps"),
     [("nsa", 32, 2, 20_000), ("mamba2", 8, 8, 5_000), ("hip", 16, 4, 20_000)],
