@@ -24,7 +24,7 @@ class HandedOver:
         self.one_l2 = _Fillings()  # were all kernels replayed on one
         self.shared = _Fillings()  # of those that are
 
-    def unsure_bytes(self, run: KernelRun, *, in_part: bool) -> int:
+    def unsure_bytes_of_next(self, run: KernelRun, *, in_part: bool) -> int:
         """By about how much what the next kernel reads from HBM may be off."""
         loaded = {load.stream.tensor for loop in run.kernel.loops for load in loop.loads}
         found = sum(

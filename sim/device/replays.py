@@ -93,7 +93,7 @@ class Replays(Generic[L2State]):
             run = fast_forward.repeated(run, before[0])
         in_part = kernel in self.choice.in_part
         run = self._with_what_was_dirty(run, in_part=in_part)
-        run = replace(run, unsure_bytes=self.handed_over.unsure_bytes(run, in_part=in_part))
+        run = replace(run, unsure_bytes=self.handed_over.unsure_bytes_of_next(run, in_part=in_part))
         return held_back(run, self.hw, self.dtype)
 
     @property

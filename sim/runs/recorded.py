@@ -14,7 +14,7 @@ from sim.engine.power import joules
 from sim.inputs.hardware import HardwareProfile
 from sim.inputs.units import show
 from sim.inputs.workload import AttentionWorkload
-from sim.machine import CAUSES, TENSOR, IssueSlots, issue_slots, room_on_sm, waves
+from sim.machine import CAUSES, TENSOR, IssueSlots, issue_slots, machine_of, room_on_sm, waves
 from sim.runs.record import (
     Asked,
     InMemory,
@@ -152,7 +152,7 @@ def _fast_forward(run: DeviceRun, hw: HardwareProfile) -> dict[str, float] | Non
     bytes_off = sum(part.hbm_error * _hbm_bytes(one) * n for one, part, n in skipped)
     return {
         "steps_skipped": sum(part.steps_skipped for _, part, _ in skipped),
-        "time_error": (time_off_s + unsure_bytes / hw.hbm.read_bytes_per_s) / time_s,
+        "time_error": (time_off_s + unsure_bytes / machine_of(hw).hbm_read_bytes_per_s) / time_s,
         "hbm_error": (bytes_off + unsure_bytes) / max(hbm_bytes, 1),
     }
 

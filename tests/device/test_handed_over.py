@@ -34,38 +34,40 @@ def scores_bytes():
 def test_the_first_kernel_finds_nothing_and_those_of_one_l2_are_sure():
     handed = HandedOver(H100)
     for run in (SCORES, SOFTMAX, SOFTMAX):
-        assert handed.unsure_bytes(run, in_part=False) == 0
+        assert handed.unsure_bytes_of_next(run, in_part=False) == 0
 
 
 def test_what_a_part_does_not_know_of_is_unsure():
     handed = HandedOver(H100)
-    assert handed.unsure_bytes(SCORES, in_part=True) == 0
-    assert handed.unsure_bytes(SOFTMAX, in_part=True) == scores_bytes()  # 8 MiB of 50 MB
+    assert handed.unsure_bytes_of_next(SCORES, in_part=True) == 0
+    assert handed.unsure_bytes_of_next(SOFTMAX, in_part=True) == scores_bytes()  # 8 MiB of 50 MB
 
 
 def test_what_a_part_took_the_place_of_is_unsure_to_those_of_the_shared_l2():
     handed = HandedOver(H100)
-    handed.unsure_bytes(SCORES, in_part=False)
+    handed.unsure_bytes_of_next(SCORES, in_part=False)
     between = replace(SCORES, kernel=replace(SCORES.kernel, loops=()), l2_write_bytes=10 * L2_BYTES)
-    handed.unsure_bytes(between, in_part=True)
-    assert handed.unsure_bytes(SOFTMAX, in_part=False) == pytest.approx(scores_bytes(), rel=1e-3)
+    handed.unsure_bytes_of_next(between, in_part=True)
+    assert handed.unsure_bytes_of_next(SOFTMAX, in_part=False) == pytest.approx(
+        scores_bytes(), rel=1e-3
+    )
 
 
 def test_it_is_no_more_than_l2_holds_and_than_is_read():
     handed = HandedOver(H100)
-    handed.unsure_bytes(SCORES, in_part=True)
+    handed.unsure_bytes_of_next(SCORES, in_part=True)
     little = replace(SOFTMAX, l2_read_bytes=1000)
-    assert handed.unsure_bytes(little, in_part=True) == 1000
+    assert handed.unsure_bytes_of_next(little, in_part=True) == 1000
     large = runs_of("naive", heads=16, seq_len=2048)  # S has 134 MB
     for run in large[:1]:
-        handed.unsure_bytes(replace(run, hbm_read_bytes=0, l2_write_bytes=0), in_part=True)
-    assert handed.unsure_bytes(large[1], in_part=True) == L2_BYTES
+        handed.unsure_bytes_of_next(replace(run, hbm_read_bytes=0, l2_write_bytes=0), in_part=True)
+    assert handed.unsure_bytes_of_next(large[1], in_part=True) == L2_BYTES
 
 
 def test_where_there_is_no_l2_nothing_is_handed_over():
     handed = HandedOver(load_profile("h100-sxm", {"l2": {"capacity": "0 B"}}, "a test"))
     for run in (SCORES, SOFTMAX):
-        assert handed.unsure_bytes(run, in_part=True) == 0
+        assert handed.unsure_bytes_of_next(run, in_part=True) == 0
 
 
 @pytest.mark.parametrize(
