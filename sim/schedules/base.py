@@ -157,7 +157,8 @@ class Schedule(BaseModel):
         if w.dropout and "dropout" not in self.takes:
             raise InputError(f"schedule {self.name}: workload.dropout = true: it has none")
         self._check_scores(w)
-        if w.value_dim is not None and "value_dim" not in self.takes:
+        # Of latents V is filled up where a schedule takes no other (`program`).
+        if w.latent_dim is None and w.value_dim is not None and "value_dim" not in self.takes:
             raise InputError(
                 f"schedule {self.name}: workload.value_dim = {w.value_dim}: V of head_dim = "
                 f"{w.head_dim} was expected; {that_take('value_dim')} take another"
